@@ -1,0 +1,85 @@
+"""Labelled pictures in three parts: training, validation and test.
+
+Pictures stay as they came, in their own size; `Part.pixels` brings them to a network's input by the same code that serves them.
+The test part is for one look at the end. What to stop on or choose by is measured on the validation part.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.contract import InputSpec
+from service.preprocessing import encode_png, resize
+
+DATA = ("digits",)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Pictures uint8[N,h,w] or uint8[N,h,w,3], and their labels int64[N] as indices."""
+
+    pictures: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def pixels(self, spec: InputSpec) -> NDArray[np.uint8]:
+        """uint8[N,H,W,C]: every picture as the server would see it."""
+        return np.stack([resize(picture, spec) for picture in self.pictures])
+
+    def png(self, index: int) -> bytes:
+        """One picture as a client would send it."""
+        return encode_png(self.pictures[index])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A named set of labelled pictures. `labels` are the names of the classes; `input` suits its pictures."""
+
+    name: str
+    labels: tuple[str, ...]
+    input: InputSpec
+    training: Part
+    validation: Part
+    test: Part
+
+
+def load(name: str, seed: int) -> Dataset:
+    """Loads a data set by its name, one of DATA. The same seed gives the same parts."""
+    if name == "digits":
+        return _digits(seed)
+    raise ValueError(f"no data set named {name!r}")
+
+
+def _digits(seed: int) -> Dataset:
+    """1,797 handwritten digits, 8x8, gray, white on black: the UCI test set that ships inside scikit-learn."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    pictures = np.round(bunch.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8), 17 levels of gray to 256
+    training, validation, test = stratified_parts(bunch.target.astype(np.int64), (0.7, 0.1, 0.2), seed)
+    labels = bunch.target.astype(np.int64)
+    return Dataset(
+        name="digits",
+        labels=tuple(str(digit) for digit in range(10)),
+        input=InputSpec(height=28, width=28, channels=1),
+        training=Part(pictures[training], labels[training]),
+        validation=Part(pictures[validation], labels[validation]),
+        test=Part(pictures[test], labels[test]),
+    )
+
+
+def stratified_parts(
+    labels: NDArray[np.int64], fractions: tuple[float, float, float], seed: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
+    """Indices of three disjoint parts that share every class out in the same fractions; together they are everything."""
+    from sklearn.model_selection import train_test_split
+
+    everything = np.arange(len(labels))
+    rest, test = train_test_split(everything, test_size=fractions[2], stratify=labels, random_state=seed)
+    training, validation = train_test_split(
+        rest, test_size=fractions[1] / (fractions[0] + fractions[1]), stratify=labels[rest], random_state=seed
+    )
+    return training, validation, test

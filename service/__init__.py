@@ -1,0 +1,1 @@
+"""Convoy's server: an ONNX classifier answered over gRPC in batches."""

@@ -1,0 +1,251 @@
+"""The threads round the batch queue: who runs a batch, and where its answers go.
+
+Who runs a batch. The transport calls `pump` when it has no more events waiting, and when `submit` says that a batch is full. If
+the model is idle, `pump` takes a batch. A batch that is expected to take at most `INLINE_SECONDS` runs at once on the transport's
+own thread: handing it over would change the GIL twice, which costs more than it gains. A longer one goes to the model's thread,
+which then takes the next batch by itself for as long as there is one. Threads other than the transport's submit and then call
+`hand_over`, which never runs a batch on the caller.
+
+What is promised to whoever submits: `done(work)` is called exactly once for each work that `submit` took in, from any thread,
+with either `work.scores` or `work.error` set. Cancelling or failing one work touches no other work of its batch.
+
+One lock guards the queue and the works' progress. Nothing is computed and no callback is made while it is held.
+"""
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable
+from queue import SimpleQueue
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.batch_queue import BatchQueue, Entry, Part
+from service.errors import ClientGone, DeadlinePassed, ModelFailed, QueueFull, RequestError
+
+log = logging.getLogger(__name__)
+
+Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+"""uint8[N,H,W,C] to float32[N,K]; called by one thread at a time."""
+
+INLINE_SECONDS = 0.001
+
+
+class Work(Entry):
+    """The items of one request on their way through a model. Times are `time.monotonic` seconds, 0 until they happen."""
+
+    __slots__ = ("done", "ended", "error", "finished", "images", "remaining", "scores", "started", "submitted")
+
+    def __init__(
+        self,
+        images: NDArray[np.uint8],
+        done: "Callable[[Work], None]",
+        priority: int = 1,
+        deadline: float = math.inf,
+    ) -> None:
+        """`images` is uint8[n,H,W,C]; `scores` becomes float32[n,K]."""
+        super().__init__(len(images), priority, deadline)
+        self.images = images
+        self.done = done
+        self.scores: NDArray[np.float32] | None = None
+        self.error: RequestError | None = None
+        self.remaining = len(images)
+        self.ended = False
+        self.submitted = self.started = self.finished = 0.0
+
+
+class BatchTimes:
+    """What a batch of so many items takes: a moving average for each power of two, begun with what warm-up measured."""
+
+    _WEIGHT = 0.1
+
+    def __init__(self, measured: dict[int, float]) -> None:
+        """`measured` holds seconds a batch by items; empty means that nothing is known and every batch counts as slow."""
+        largest = max(measured, default=0)
+        self._seconds = [math.inf] * (largest.bit_length() + 1)
+        for items, seconds in sorted(measured.items()):
+            self._seconds[(items - 1).bit_length()] = seconds
+
+    def expected(self, items: int) -> float:
+        """Seconds that a batch of `items` should take."""
+        return self._seconds[min((items - 1).bit_length(), len(self._seconds) - 1)]
+
+    def observe(self, items: int, seconds: float) -> None:
+        """Learns from a batch that ran."""
+        bucket = min((items - 1).bit_length(), len(self._seconds) - 1)
+        known = self._seconds[bucket]
+        self._seconds[bucket] = seconds if known == math.inf else known + self._WEIGHT * (seconds - known)
+
+
+class Batcher:
+    """Batches the works of one model. Construct, `start`, and in the end `close`."""
+
+    def __init__(
+        self,
+        predict: Predict,
+        *,
+        name: str,
+        max_batch_items: int,
+        max_queue_items: int,
+        measured: dict[int, float],
+        on_batch: Callable[[int], None] = lambda items: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`measured` is seconds a batch by items, from warm-up; `on_batch` is told the items of each batch that ran."""
+        self._predict = predict
+        self._name = name
+        self._max_batch_items = max_batch_items
+        self._times = BatchTimes(measured)
+        self._on_batch = on_batch
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._queue: BatchQueue[Work] = BatchQueue(max_queue_items)
+        self._idle = True
+        self._inbox: SimpleQueue[list[Part[Work]] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name=f"batcher-{name}", daemon=True)
+
+    def start(self) -> None:
+        """Starts the model's thread."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends the model's thread. Only when every work has ended."""
+        self._inbox.put(None)
+        self._thread.join()
+
+    @property
+    def queued_items(self) -> int:
+        """Items that wait."""
+        return self._queue.items
+
+    @property
+    def inline(self) -> bool:
+        """Whether a batch of one item would run on the transport's thread."""
+        return self._times.expected(1) <= INLINE_SECONDS
+
+    def submit(self, work: Work) -> bool:
+        """Queues a work; True says that a batch is full now, so that it is not worth waiting for more.
+
+        Raises QueueFull, and the work has not been taken in, if its items do not fit.
+        """
+        work.submitted = self._clock()
+        with self._lock:
+            if self._queue.push(work):
+                return self._queue.items >= self._max_batch_items
+            waiting = self._queue.items
+        raise QueueFull(
+            f"the queue of model {self._name!r} is full: {waiting} of {self._queue.max_items} items wait, {work.items} more came",
+            retry_after_seconds=self._seconds_to_drain(waiting),
+        )
+
+    def cancel(self, work: Work) -> None:
+        """Ends a work with ClientGone, unless it has ended. What of it is in a running batch is computed and dropped."""
+        with self._lock:
+            self._queue.cancel(work)
+        self._end(work, ClientGone("the client cancelled the call"))
+
+    def pump(self) -> float:
+        """For the transport's thread: runs or hands over one batch, if the model is idle and something waits.
+
+        Returns the clock's time at which it wants to be called again: at once if more waits for an idle model, the earliest
+        deadline if what waits has one, infinity if nothing would change by calling.
+        """
+        parts = self._take()
+        if parts:
+            if self._times.expected(_items(parts)) > INLINE_SECONDS:
+                self._inbox.put(parts)
+            else:
+                self._run(parts)
+                with self._lock:
+                    self._idle = True
+                    if self._queue.items:
+                        return -math.inf
+        return self._queue.next_expiry()
+
+    def hand_over(self) -> None:
+        """For any other thread, after `submit`: wakes the model's thread if it is idle."""
+        parts = self._take()
+        if parts:
+            self._inbox.put(parts)
+
+    def _work(self) -> None:
+        while (parts := self._inbox.get()) is not None:
+            while parts:
+                self._run(parts)
+                with self._lock:
+                    self._idle = True
+                parts = self._take()
+
+    def _take(self) -> list[Part[Work]]:
+        """The next batch, with the model marked busy; empty if the model is busy or nothing waits. Ends what has expired."""
+        with self._lock:
+            expired = self._queue.expire(self._clock()) if self._queue.next_expiry() != math.inf else []
+            parts = self._queue.take(self._max_batch_items) if self._idle else []
+            if parts:
+                self._idle = False
+        for work in expired:
+            self._end(work, DeadlinePassed("the deadline passed while the request waited for inference"))
+        return parts
+
+    def _run(self, parts: list[Part[Work]]) -> None:
+        """Runs one batch and ends the works that are complete with it."""
+        parts = [part for part in parts if not part.entry.ended]
+        if not parts:
+            return
+        items = _items(parts)
+        start = self._clock()
+        for part in parts:
+            if not part.entry.started:
+                part.entry.started = start
+        try:
+            if len(parts) == 1:
+                scores = self._predict(parts[0].entry.images[parts[0].start : parts[0].stop])
+            else:
+                scores = self._predict(np.concatenate([part.entry.images[part.start : part.stop] for part in parts]))
+        except Exception:
+            log.exception("model %s failed on a batch of %d items", self._name, items)
+            for part in parts:
+                with self._lock:
+                    self._queue.cancel(part.entry)
+                self._end(part.entry, ModelFailed(f"model {self._name!r} failed on this request"))
+            return
+        end = self._clock()
+        self._times.observe(items, end - start)
+        self._on_batch(items)
+        offset = 0
+        for work, first, last in parts:
+            answers = scores[offset : offset + last - first]
+            offset += last - first
+            if len(answers) == work.items:
+                work.scores = answers
+            else:
+                if work.scores is None:
+                    work.scores = np.empty((work.items, scores.shape[1]), np.float32)
+                work.scores[first:last] = answers
+            work.remaining -= last - first
+            work.finished = end
+            if work.remaining == 0:
+                self._end(work, None)
+
+    def _end(self, work: Work, error: RequestError | None) -> None:
+        with self._lock:
+            if work.ended:
+                return
+            work.ended = True
+        work.error = error
+        try:
+            work.done(work)
+        except Exception:
+            # A reply that cannot be sent is that request's trouble, never its batch mates'.
+            log.exception("model %s: the answer of a request could not be delivered", self._name)
+
+    def _seconds_to_drain(self, items: int) -> float:
+        batches = -(-items // self._max_batch_items)
+        seconds = batches * self._times.expected(self._max_batch_items)
+        return min(max(seconds, 0.01), 30.0)
+
+
+def _items(parts: list[Part[Work]]) -> int:
+    return sum(part.stop - part.start for part in parts)

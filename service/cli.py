@@ -1,0 +1,169 @@
+"""The program `convoy`.
+
+The commands of the export stage join through the entry-point group `convoy.commands` and are imported when they are called, so
+that the server needs none of what they need.
+"""
+
+import json
+import logging
+import os
+import re
+import sys
+from importlib.metadata import entry_points
+from importlib.metadata import version as package_version
+from pathlib import Path
+from typing import Any
+
+import click
+
+from service.errors import ConvoyError, UserError
+
+_EXPORT_PACKAGES = {"torch", "onnx", "onnxscript", "onnx_ir", "sklearn", "matplotlib"}
+_ENGINE_PACKAGES = {"onnxruntime"}
+
+
+class _Program(click.Group):
+    """The commands of this file and those that other parts of Convoy add."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *entry_points(group="convoy.commands").names})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        command = super().get_command(ctx, cmd_name)
+        if command is not None:
+            return command
+        for entry_point in entry_points(group="convoy.commands", name=cmd_name):
+            loaded: click.Command = entry_point.load()
+            return loaded
+        return None
+
+
+@click.group(cls=_Program, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_version("convoy"), prog_name="convoy")
+def program() -> None:
+    """Convoy: from labelled images to answers over gRPC.
+
+    \b
+    A first tour:
+      convoy train --data digits --network article-cnn --output run
+      convoy export run --repository models --name digits
+      convoy serve models
+      convoy classify three.png --model digits
+    """  # noqa: D301 - \b keeps click from re-wrapping the lines
+
+
+@program.command()
+@click.argument("repository", type=click.Path(path_type=Path))
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    envvar="CONVOY_HOST",
+    help="Address to listen on; 0.0.0.0 for all.",
+)
+@click.option("--grpc-port", type=click.IntRange(0, 65535), default=8001, show_default=True, envvar="CONVOY_GRPC_PORT",
+              help="Port for gRPC; 0 takes a free one.")  # fmt: skip
+@click.option("--http-port", type=click.IntRange(0, 65535), default=8002, show_default=True, envvar="CONVOY_HTTP_PORT",
+              help="Port for /metrics, /livez and /readyz; 0 takes a free one.")  # fmt: skip
+@click.option("--provider", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", show_default=True,
+              envvar="CONVOY_PROVIDER", help="ONNX Runtime execution provider; auto takes CUDA where it works.")  # fmt: skip
+@click.option("--ready-file", type=click.Path(path_type=Path), envvar="CONVOY_READY_FILE",
+              help="File to write when ready: JSON with the ports and the pid. Removed at the end.")  # fmt: skip
+@click.option("--max-message-bytes", type=click.IntRange(1024, 2**31 - 1), default=64 * 1024 * 1024, show_default=True,
+              envvar="CONVOY_MAX_MESSAGE_BYTES", help="Largest gRPC message, in and out.")  # fmt: skip
+@click.option("--drain-seconds", type=click.FloatRange(0, 3600), default=30.0, show_default=True, envvar="CONVOY_DRAIN_SECONDS",
+              help="How long requests in hand may take to finish after SIGTERM.")  # fmt: skip
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True,
+              envvar="CONVOY_LOG_LEVEL", help="What to log, to stderr.")  # fmt: skip
+def serve(log_level: str, **settings: Any) -> None:
+    """Serve every model in the folder REPOSITORY (REPOSITORY/<model>/<version>/model.onnx).
+
+    New versions are picked up while serving. SIGTERM or Ctrl-C finishes the requests in hand and ends with exit code 0; a second
+    one ends at once. Each option can be set as an environment variable CONVOY_<OPTION> too; options win.
+    """
+    logging.basicConfig(level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    from service.config import ServerConfig
+    from service.server import serve as run
+
+    run(ServerConfig(**settings))
+
+
+@program.command()
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE...", type=click.Path(path_type=Path))
+@click.option("--model", required=True, help="Name of the model.")
+@click.option("--version", default="", help="Version of the model; the server's default if not given.")
+@click.option(
+    "--server",
+    default="127.0.0.1:8001",
+    show_default=True,
+    envvar="CONVOY_SERVER",
+    metavar="HOST:PORT",
+    help="The server.",
+)
+@click.option("--top-k", type=click.IntRange(1), default=5, show_default=True, help="How many labels to show for an image.")
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), default=30.0, show_default=True, help="Seconds to wait.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line, one line an image.")
+def classify(images: tuple[Path, ...], model: str, version: str, server: str, top_k: int, timeout: float, as_json: bool) -> None:
+    """Classify image files with a model of a running server."""
+    from service.client import CallFailed, Client
+
+    with Client(server, timeout_seconds=timeout) as client:
+        try:
+            answer = client.classify(images, model, version=version, top_k=top_k)
+        except CallFailed as error:
+            raise _explained(error, server, images) from None
+    for path, predictions in zip(images, answer.results, strict=True):
+        if as_json:
+            found = [{"label": p.label, "index": p.index, "probability": p.probability} for p in predictions]
+            click.echo(json.dumps({"image": str(path), "model": answer.model, "version": answer.version, "predictions": found}))
+            continue
+        click.echo(f"{path}  ({answer.model} version {answer.version})")
+        width = max(len(p.label) for p in predictions)
+        for p in predictions:
+            click.echo(f"  {p.label:<{width}}  {p.probability:7.2%}  {'█' * round(p.probability * 40)}")
+
+
+def _explained(error: Any, server: str, images: tuple[Path, ...]) -> ConvoyError:
+    """An error that names the file, where the server named the item."""
+    if error.code == "UNAVAILABLE" and "connect" in error.message.lower():
+        return UserError(f"no server answers at {server}: start one with `convoy serve`, or name it with --server HOST:PORT")
+    item = re.match(r"items\[(\d+)\]", error.field)
+    if item is not None and int(item[1]) < len(images):
+        return UserError(f"{images[int(item[1])]}: {re.sub(r'^item [0-9]+: ', '', error.message)}")
+    return UserError(str(error))
+
+
+def main() -> None:
+    """Runs the program: a user's error is one line on stderr and exit code 2; Ctrl-C is exit code 130."""
+    try:
+        sys.exit(program.main(standalone_mode=False))
+    except click.exceptions.Abort:
+        _leave("interrupted", 130)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help())
+        sys.exit(0)
+    except click.ClickException as error:
+        hint = f" (see `{error.ctx.command_path} --help`)" if isinstance(error, click.UsageError) and error.ctx else ""
+        _leave(error.format_message().replace("\n", " ") + hint, 2)
+    except ConvoyError as error:
+        _leave(str(error), 2)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").split(".")[0]
+        if missing in _EXPORT_PACKAGES:
+            _leave(f"this command needs the package {missing!r}: pip install 'convoy[export]'", 2)
+        if missing in _ENGINE_PACKAGES:
+            _leave("onnxruntime is not installed: pip install 'convoy[cpu]' or 'convoy[gpu]', one of the two", 2)
+        raise
+    except BrokenPipeError:
+        # The reader of our output has left, as `| head` does; Python would complain again while closing stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _leave(message: str, code: int) -> None:
+    click.echo(f"convoy: {message}", err=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""What an operator may set: the server's flags, and the policy of one model (`serving.toml`), both checked at start."""
+
+import tomllib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from service.errors import UserError
+
+Provider = Literal["auto", "cuda", "cpu"]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ServerConfig(_Settings):
+    """The flags of `convoy serve`."""
+
+    repository: Path
+    host: str = "127.0.0.1"
+    grpc_port: int = Field(default=8001, ge=0, le=65535)
+    http_port: int = Field(default=8002, ge=0, le=65535)
+    provider: Provider = "auto"
+    ready_file: Path | None = None
+    max_message_bytes: int = Field(default=64 * 1024 * 1024, ge=1024, le=2**31 - 1)
+    drain_seconds: float = Field(default=30.0, ge=0, le=3600)
+
+
+class Policy(_Settings):
+    """How one model is served. Counts are of items (images), never of requests."""
+
+    max_batch_size: int = Field(default=64, ge=1, le=4096)
+    max_queue_items: int = Field(default=1024, ge=1)
+    max_request_items: int = Field(default=512, ge=1)
+    default_timeout_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    priority_levels: int = Field(default=2, ge=1, le=1000)
+    default_priority: int = Field(default=2, ge=1)
+    provider: Provider | None = None
+    max_image_pixels: int = Field(default=25_000_000, ge=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Policy":
+        if self.max_request_items > self.max_queue_items:
+            raise ValueError(f"max_request_items ({self.max_request_items}) is above max_queue_items ({self.max_queue_items})")
+        if self.default_priority > self.priority_levels:
+            raise ValueError(f"default_priority ({self.default_priority}) is above priority_levels ({self.priority_levels})")
+        return self
+
+
+def read_policy(path: Path) -> Policy:
+    """The policy in a `serving.toml`; the defaults where there is no such file.
+
+    Raises UserError that names the key and what it accepts.
+    """
+    try:
+        settings = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return Policy()
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{path.parent.name}/{path.name}: {error}") from None
+    try:
+        return Policy.model_validate(settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(step) for step in first["loc"])
+        known = f"; the keys are {', '.join(Policy.model_fields)}" if first["type"] == "extra_forbidden" else ""
+        what = "unknown key" if known else first["msg"].removeprefix("Value error, ")
+        raise UserError(f"{path.parent.name}/{path.name}: {key + ': ' if key else ''}{what}{known}") from None

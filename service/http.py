@@ -1,0 +1,72 @@
+"""The HTTP port: `/metrics` for Prometheus, `/livez` and `/readyz` for probes.
+
+Runs on waitress, a small pool of threads beside the gRPC transport, so that a scrape never waits for a batch or holds one up.
+"""
+
+import threading
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+import waitress
+from prometheus_client import CollectorRegistry, make_wsgi_app
+from werkzeug.exceptions import HTTPException
+from werkzeug.routing import Map, Rule
+from werkzeug.wrappers import Request, Response
+
+from service.errors import UserError
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+_ROUTES = Map([Rule("/metrics", endpoint="metrics"), Rule("/livez", endpoint="livez"), Rule("/readyz", endpoint="readyz")])
+
+
+class HttpServer:
+    """Serves the HTTP port. Construct, `start`, and in the end `stop`."""
+
+    def __init__(self, host: str, port: int, registry: CollectorRegistry, why_not_ready: Callable[[], str]) -> None:
+        """Port 0 takes a free one. `why_not_ready` gives an empty text when requests can be answered."""
+        self.port = port
+        self._host = host
+        self._metrics: Callable[..., Iterable[bytes]] = make_wsgi_app(registry)
+        self._why_not_ready = why_not_ready
+        self._thread = threading.Thread(target=self._run, name="http", daemon=True)
+
+    def start(self) -> None:
+        """Binds the port and serves from threads of its own. Raises UserError if the port cannot be had."""
+        try:
+            self._server = waitress.create_server(
+                self._application,
+                host=self._host,
+                port=self.port,
+                threads=4,
+                ident="convoy",
+                clear_untrusted_proxy_headers=True,
+            )
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"cannot listen for HTTP on {self._host}:{self.port}: {getattr(error, 'strerror', None) or error} "
+                "(port 0 takes a free one)"
+            ) from None
+        self.port = int(self._server.effective_port)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Closes the port."""
+        self._server.trigger.pull_trigger(self._server.close)
+        self._thread.join()
+
+    def _run(self) -> None:
+        self._server.run()
+
+    def _application(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        request = Request(environ)
+        try:
+            endpoint, _ = _ROUTES.bind_to_environ(environ).match()
+        except HTTPException as error:
+            return error(environ, start_response)
+        if endpoint == "metrics":
+            return self._metrics(environ, start_response)
+        reason = self._why_not_ready() if endpoint == "readyz" else ""
+        response = Response(f"{reason or 'ok'}\n", status=503 if reason else 200, mimetype="text/plain")
+        return response(request.environ, start_response)

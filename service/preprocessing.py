@@ -1,0 +1,99 @@
+"""From an encoded image to the uint8[H,W,C] that a model takes: the one way, for training and for serving.
+
+Knows nothing of normalisation: that is inside the ONNX graph.
+"""
+
+import io
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from service.contract import InputSpec
+from service.errors import InvalidRequest
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+
+# Pillow's own guard warns at one limit and raises at another; `open_image` keeps the one limit that the operator set.
+Image.MAX_IMAGE_PIXELS = None
+
+_BACKGROUND = (255, 255, 255, 255)
+
+
+def open_image(encoded: bytes, max_pixels: int) -> Image.Image:
+    """Reads an image's header, and nothing more of it.
+
+    Raises:
+        InvalidRequest: not an image in one of FORMATS, or width x height above `max_pixels`.
+    """
+    if not encoded:
+        raise InvalidRequest("the image is empty (0 bytes)")
+    try:
+        image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise InvalidRequest(f"not an image in a format accepted here: {', '.join(FORMATS)}") from None
+    except Exception as error:  # noqa: BLE001 - Pillow's parsers raise whatever broken input makes them raise
+        raise InvalidRequest(f"the image's header is broken ({type(error).__name__})") from None
+    if image.width * image.height > max_pixels:
+        raise InvalidRequest(f"the image has {image.width} x {image.height} pixels; at most {max_pixels} are accepted")
+    return image
+
+
+def to_pixels(image: Image.Image, spec: InputSpec) -> NDArray[np.uint8]:
+    """Decodes an opened image and brings it to the model's size and channels.
+
+    The EXIF orientation is applied, 16-bit gray is scaled to 8 bits, transparency is laid on white, the first frame of an
+    animation is taken. Then gray or RGB, then the contract's `fit` with an antialiased bilinear filter.
+
+    Returns:
+        uint8[H,W,C] of exactly `spec.shape`.
+
+    Raises:
+        InvalidRequest: the image's data are broken or cut short, or its pixels are of a kind that has no 8-bit meaning.
+    """
+    try:
+        image = _to_mode(ImageOps.exif_transpose(image), "L" if spec.channels == 1 else "RGB")
+    except InvalidRequest:
+        raise
+    except Exception as error:  # noqa: BLE001 - as in open_image
+        raise InvalidRequest(f"the image's data are broken or cut short ({type(error).__name__})") from None
+    size = (spec.width, spec.height)
+    if image.size != size:
+        if spec.fit == "stretch":
+            image = image.resize(size, Image.Resampling.BILINEAR)
+        elif spec.fit == "crop":
+            image = ImageOps.fit(image, size, Image.Resampling.BILINEAR)
+        else:
+            image = ImageOps.pad(image, size, Image.Resampling.BILINEAR)
+    return np.asarray(image, dtype=np.uint8).reshape(spec.shape)
+
+
+def decode(encoded: bytes, spec: InputSpec, max_pixels: int) -> NDArray[np.uint8]:
+    """`open_image`, then `to_pixels`."""
+    return to_pixels(open_image(encoded, max_pixels), spec)
+
+
+def resize(pixels: NDArray[np.uint8], spec: InputSpec) -> NDArray[np.uint8]:
+    """Brings decoded pixels, uint8[h,w] or uint8[h,w,3], to the model's shape as `to_pixels` would."""
+    return to_pixels(Image.fromarray(pixels), spec)
+
+
+def encode_png(pixels: NDArray[np.uint8]) -> bytes:
+    """PNG bytes of uint8[h,w], uint8[h,w,1] or uint8[h,w,3]; lossless, so `decode` gives the same pixels back."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _to_mode(image: Image.Image, mode: str) -> Image.Image:
+    if image.mode == mode:
+        image.load()
+        return image
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise InvalidRequest("images with 32-bit pixels are not accepted: their range is not known")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, _BACKGROUND), image)
+    return image if image.mode == mode else image.convert(mode)

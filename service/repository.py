@@ -1,0 +1,241 @@
+"""The models being served: loaded from a folder, swapped while requests are in hand, watched for change.
+
+A version is loaded, warmed and proved on its golden samples by the thread that scans, off the serving path; only then does it
+take the place of the one before, in one assignment. Whoever has acquired a model keeps it until it is released, so requests in
+hand finish on the version they started on, and a model is closed when the last of them is done.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import watchfiles
+
+from service.batcher import Batcher
+from service.config import Policy, Provider, read_policy
+from service.contract import Contract
+from service.errors import LoadError, NotServed, Unavailable, UserError
+from service.metrics import Metrics, ModelMetrics
+from service.model import Model, cpu_budget, load
+from service.repository_layout import POLICY_FILE, model_names, model_path, policy_path, version_numbers
+
+log = logging.getLogger(__name__)
+
+Fingerprint = tuple[tuple[int, int, int] | None, tuple[int, int, int] | None]
+"""What tells that a version has changed: inode, mtime in ns and size, of the model file and of its policy."""
+
+
+@dataclass(eq=False)
+class ServedModel:
+    """One version of one model, ready to answer."""
+
+    name: str
+    version: int
+    model: Model
+    policy: Policy
+    batcher: Batcher
+    metrics: ModelMetrics
+    fingerprint: Fingerprint
+    inflight: int = 0
+    retired: bool = False
+
+    @property
+    def contract(self) -> Contract:
+        """What the model says of itself."""
+        return self.model.contract
+
+
+class Repository:
+    """The models of one folder. Construct, `start`, and in the end `stop`."""
+
+    def __init__(self, folder: Path, provider: Provider, metrics: Metrics, on_change: Callable[[], None] = lambda: None) -> None:
+        """`on_change` is called after the set of served models has changed, by the thread that changed it."""
+        self._folder = folder
+        self._provider = provider
+        self._metrics = metrics
+        self._on_change = on_change
+        self._lock = threading.Lock()
+        self._served: dict[str, ServedModel] = {}  # replaced, never changed: readers need no lock
+        self._failed: dict[tuple[str, int], Fingerprint] = {}  # not tried again until they change
+        self._scanned = False
+        self._stopping = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="repository-watch", daemon=True)
+
+    def start(self) -> None:
+        """Loads what is there, then watches the folder. Raises UserError if there is no such folder."""
+        if not self._folder.is_dir():
+            raise UserError(f"no repository folder {str(self._folder)!r}")
+        self._scan()
+        self._scanned = True
+        if not self._served:
+            log.warning("no model is served yet; watching %s for one", self._folder)
+        self._on_change()
+        self._watcher.start()
+
+    def stop(self) -> None:
+        """Stops watching and closes every model. Only when no request is in hand."""
+        self._stopping.set()
+        if self._watcher.ident is not None:
+            self._watcher.join()
+        for name in list(self._served):
+            self._replace(name, None)
+
+    @property
+    def ready(self) -> bool:
+        """Whether every loadable model has been loaded and at least one serves."""
+        return self._scanned and bool(self._served)
+
+    @property
+    def served(self) -> dict[str, ServedModel]:
+        """The models being served, by name, as of now."""
+        return self._served
+
+    def acquire(self, name: str, version: str) -> ServedModel:
+        """The model to answer a request with; give it back with `release`.
+
+        Raises:
+            NotServed: no such model or version.
+            Unavailable: the server is still loading, so nobody can say yet.
+        """
+        with self._lock:
+            served = self._served.get(name)
+            if served is not None and version in ("", "latest", str(served.version)):
+                served.inflight += 1
+                return served
+        if not self._scanned:
+            raise Unavailable("the server is still loading its models")
+        if served is None:
+            raise NotServed(f"no model named {name[:64]!r}; served are: {', '.join(sorted(self._served)) or 'none'}")
+        raise NotServed(f"model {name!r} has no version {version[:64]!r}; served is: {served.version}")
+
+    def release(self, served: ServedModel) -> None:
+        """Gives a model back; the last one to give back a retired model closes it."""
+        with self._lock:
+            served.inflight -= 1
+            close = served.retired and served.inflight == 0
+        if close:
+            self._close(served)
+
+    def pump(self) -> float:
+        """For the transport's thread: `Batcher.pump` of every model where something waits; the earliest time it wants next."""
+        wanted = float("inf")
+        for served in self._served.values():
+            if served.batcher.queued_items:
+                wanted = min(wanted, served.batcher.pump())
+        return wanted
+
+    def _watch(self) -> None:
+        # Changes inside a debounce window come together; a file still being written shows up again when it has grown.
+        for _ in watchfiles.watch(self._folder, stop_event=self._stopping, step=100, debounce=800, raise_interrupt=False):
+            try:
+                self._scan()
+            except OSError as error:
+                log.warning("repository: cannot scan the folder: %s", error)
+
+    def _scan(self) -> None:
+        names = model_names(self._folder)
+        for name in names:
+            self._refresh(name)
+        for name in self._served.keys() - set(names):
+            self._replace(name, None)
+
+    def _refresh(self, name: str) -> None:
+        """Brings one model to its highest version that loads."""
+        current = self._served.get(name)
+        for version in reversed(version_numbers(self._folder, name)):
+            fingerprint = self._fingerprint(name, version)
+            if fingerprint[0] is None or self._failed.get((name, version)) == fingerprint:
+                continue
+            if current is not None and current.version == version and current.fingerprint == fingerprint:
+                return
+            served = self._load(name, version, fingerprint)
+            if served is not None:
+                self._failed.pop((name, version), None)
+                self._replace(name, served)
+                return
+            self._failed[name, version] = fingerprint
+            if current is not None and version <= current.version:
+                return  # the file was changed for the worse: what is in memory still serves
+        if current is not None and not model_path(self._folder, name, current.version).exists():
+            self._replace(name, None)
+
+    def _load(self, name: str, version: int, fingerprint: Fingerprint) -> ServedModel | None:
+        """Loads and warms one version; None, and the reason in log and metric, if it cannot be served."""
+        start = time.monotonic()
+        outcome = "ready"
+        try:
+            policy = read_policy(policy_path(self._folder, name))
+            model = load(model_path(self._folder, name, version), policy.provider or self._provider, cpu_budget())
+            metrics = self._metrics.model_ready(name, str(version), model.contract.labels)
+            batcher = Batcher(
+                model.predict,
+                name=name,
+                max_batch_items=policy.max_batch_size,
+                max_queue_items=policy.max_queue_items,
+                measured=model.measure(policy.max_batch_size),
+                on_batch=metrics.batch,
+            )
+            batcher.start()
+        except (LoadError, UserError) as error:
+            outcome = error.outcome if isinstance(error, LoadError) else "invalid"
+            log.error("model %s version %d is not served: %s", name, version, error)
+            return None
+        except Exception:
+            outcome = "failed"
+            log.exception("model %s version %d is not served", name, version)
+            return None
+        finally:
+            self._metrics.load_ended(name, outcome, time.monotonic() - start)
+        log.info(
+            "model %s version %d is ready: %s, %s, %d ORT threads, loaded in %.2f s",
+            name, version, model.provider, model.contract.precision, model.threads, time.monotonic() - start,
+        )  # fmt: skip
+        return ServedModel(name, version, model, policy, batcher, metrics, fingerprint)
+
+    def _replace(self, name: str, new: ServedModel | None) -> None:
+        """The atomic swap: from here on requests get `new`, or nothing if it is None."""
+        if new is not None:
+            model = new.model
+            self._metrics.watch_model(name, lambda: new.batcher.queued_items, lambda: new.inflight)
+            self._metrics.model_serving(
+                name, str(new.version), model.provider, model.contract.precision, model.digest, model.threads
+            )
+        with self._lock:
+            old = self._served.get(name)
+            self._served = {key: value for key, value in self._served.items() if key != name} | ({name: new} if new else {})
+            if old is not None:
+                old.retired = True
+                close = old.inflight == 0
+        if old is not None:
+            if new is None or _identity(new) != _identity(old):
+                self._metrics.model_retired(name, *_identity(old))
+            if new is None:
+                self._metrics.model_unloaded(name)
+                log.info("model %s is no longer served", name)
+            if close:
+                self._close(old)
+        if self._scanned:
+            self._on_change()
+
+    def _close(self, served: ServedModel) -> None:
+        # On a thread of its own: the last to let go may be the batcher's own thread, which `close` waits for.
+        threading.Thread(target=served.batcher.close, name=f"close-{served.name}", daemon=True).start()
+
+    def _fingerprint(self, name: str, version: int) -> Fingerprint:
+        return _stat(model_path(self._folder, name, version)), _stat(self._folder / name / POLICY_FILE)
+
+
+def _identity(served: ServedModel) -> tuple[str, str, str, str]:
+    model = served.model
+    return str(served.version), model.provider, model.contract.precision, model.digest
+
+
+def _stat(path: Path) -> tuple[int, int, int] | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size

@@ -1,0 +1,52 @@
+"""Names of folders and files in a model repository: `DIR/<model>/<version>/model.onnx`.
+
+Export writes this layout and the server reads it; neither knows more of the other than this file and `contract.py`.
+"""
+
+import re
+from pathlib import Path
+
+from service.errors import UserError
+
+MODEL_FILE = "model.onnx"
+POLICY_FILE = "serving.toml"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_VERSION = re.compile(r"[1-9][0-9]{0,8}")
+
+
+def check_model_name(name: str) -> str:
+    """Returns `name`; raises UserError if it cannot name a model's folder."""
+    if not _NAME.fullmatch(name):
+        raise UserError(
+            f"model name {name!r}: a name starts with a letter or digit and holds at most 64 letters, digits, '.', '_' and '-'"
+        )
+    return name
+
+
+def model_names(repository: Path) -> list[str]:
+    """The models that have a folder in `repository`, sorted; what cannot be a model's name is passed over."""
+    return sorted(path.name for path in repository.iterdir() if path.is_dir() and _NAME.fullmatch(path.name))
+
+
+def version_numbers(repository: Path, name: str) -> list[int]:
+    """The versions of a model that have a folder, ascending. A folder that is not a positive integer is no version."""
+    folder = repository / name
+    if not folder.is_dir():
+        return []
+    return sorted(int(path.name) for path in folder.iterdir() if path.is_dir() and _VERSION.fullmatch(path.name))
+
+
+def model_path(repository: Path, name: str, version: int) -> Path:
+    """Where the model file of a version lies."""
+    return repository / name / str(version) / MODEL_FILE
+
+
+def policy_path(repository: Path, name: str) -> Path:
+    """Where the policy of a model lies, if it has one."""
+    return repository / name / POLICY_FILE
+
+
+def next_version(repository: Path, name: str) -> int:
+    """The version number that a new export takes: one above the highest, 1 if there is none."""
+    return max(version_numbers(repository, name), default=0) + 1

@@ -1,0 +1,287 @@
+"""The seam between a gRPC transport and everything above it.
+
+A transport is given `Method`s and carries out `Call`s; which transport it is, nobody above can tell. The rules of the seam:
+
+- A `Unary` method's `handle(request, call)` is called on the transport's thread and must not block. It may answer at once or
+  keep the call and answer later, from any thread, with `reply` or `fail`. The first of these wins; later ones return False.
+- A `Stream` method is any RPC with a stream on either side. `open(call)` returns the `Receiver` of the stream's messages.
+  Messages are pulled: each `receive()` lets one more message come, so a receiver that asks for the next when an answer has been
+  sent holds as many messages in memory as it asked for at the start. `send` may be called from any thread; messages go out one
+  by one in the order of the calls, and `sent` is called when the transport has taken the message.
+- When the client cancels, its connection breaks or its deadline passes, the call is over: `gone` callbacks run once, on
+  the transport's thread, and whatever is replied later is dropped.
+- An exception raised by a handler fails its call with the status that `status.py` gives it; the transport goes on.
+- When a transport has no more events waiting it calls `quiet()`, which runs what has been collected and returns the time on
+  `time.monotonic` at which it wants to be called again, events or not (infinity: not for its own sake).
+"""
+
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from google.protobuf.message import DecodeError, Message
+
+from service.errors import ClientGone, ConvoyError, DeadlinePassed, InvalidRequest
+from service.rpc.status import OK, Metadata, Status, status_of
+
+log = logging.getLogger(__name__)
+
+Quiet = Callable[[], float]
+
+
+class Observer(Protocol):
+    """Told of every RPC to a method that is offered, when it starts and when it has ended."""
+
+    def rpc_started(self, kind: str, service: str, method: str) -> None:
+        """The RPC's headers are in."""
+
+    def rpc_handled(self, kind: str, service: str, method: str, code: str, seconds: float) -> None:
+        """The RPC has ended with the status code of this name."""
+
+
+@dataclass(frozen=True)
+class _Method:
+    """What the kinds of methods share. `path` is `/package.Service/Method`."""
+
+    path: str
+    request: type[Message]
+
+    @property
+    def service(self) -> str:
+        """`package.Service`."""
+        return self.path.split("/")[1]
+
+    @property
+    def name(self) -> str:
+        """`Method`."""
+        return self.path.split("/")[2]
+
+
+@dataclass(frozen=True)
+class Unary(_Method):
+    """One message in, one message out."""
+
+    handle: "Callable[[Any, UnaryCall], None]"
+    kind: Literal["unary"] = "unary"
+
+
+@dataclass(frozen=True)
+class Stream(_Method):
+    """A stream of messages in, out, or both."""
+
+    open: "Callable[[StreamCall], Receiver]"
+    kind: Literal["client_stream", "server_stream", "bidi_stream"]
+
+
+Method = Unary | Stream
+
+
+class Receiver(Protocol):
+    """Takes what comes in on one stream, on the transport's thread."""
+
+    def message(self, request: Any) -> None:
+        """One message, in answer to one `receive()`."""
+
+    def half_closed(self) -> None:
+        """The client will send no more messages, in answer to one `receive()`."""
+
+
+class Call:
+    """One RPC in progress. It ends exactly once: by the server's status, or because the client is gone."""
+
+    def __init__(self, method: Method, deadline: float, metadata: Metadata, observer: Observer) -> None:
+        """`deadline` is in `time.monotonic` seconds, infinite if the client set none."""
+        self.method = method
+        self.deadline = deadline
+        self.metadata = metadata
+        self._observer = observer
+        self._started = time.monotonic()
+        self._end = threading.Lock()  # held for good by whoever ends the call
+        self._gone: Callable[[], None] | None = None
+        observer.rpc_started(method.kind, method.service, method.name)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the call's status is settled."""
+        return self._end.locked()
+
+    def on_gone(self, callback: Callable[[], None]) -> None:
+        """Sets what to do when the client is gone; runs it now if it already is, not at all if the call ended otherwise."""
+        self._gone = callback
+
+    def fail(self, error: BaseException) -> bool:
+        """Ends the call with the status of an error; False if it had ended already."""
+        if not isinstance(error, ConvoyError):
+            log.error("%s failed", self.method.path, exc_info=error)
+        return self._finish(status_of(error))
+
+    def client_gone(self) -> None:
+        """For the transport: the client has cancelled, its connection is broken, or its deadline has passed."""
+        late = time.monotonic() >= self.deadline
+        error = DeadlinePassed("the deadline passed") if late else ClientGone("the client cancelled the call")
+        if self._claim(status_of(error)) and self._gone is not None:
+            self._gone()
+
+    def _claim(self, status: Status) -> bool:
+        """True for the one caller that ends the call."""
+        if not self._end.acquire(blocking=False):
+            return False
+        method = self.method
+        seconds = time.monotonic() - self._started
+        self._observer.rpc_handled(method.kind, method.service, method.name, status.code.name, seconds)
+        return True
+
+    def _finish(self, status: Status) -> bool:
+        raise NotImplementedError
+
+
+class UnaryCall(Call):
+    """A call that is answered with one message. Transports implement `_send`."""
+
+    def reply(self, payload: bytes) -> bool:
+        """Ends the call with OK and one serialised message; False if it had ended already."""
+        return self._finish(OK, payload)
+
+    def _finish(self, status: Status, payload: bytes | None = None) -> bool:
+        if not self._claim(status):
+            return False
+        self._send(payload, status)
+        return True
+
+    def _send(self, payload: bytes | None, status: Status) -> None:
+        """For the transport: sends the message, if there is one, and the status. Called at most once, from any thread."""
+        raise NotImplementedError
+
+
+class StreamCall(Call):
+    """A call that is answered with any number of messages. Transports implement `_read`, `_write` and `_close`."""
+
+    def __init__(self, method: Method, deadline: float, metadata: Metadata, observer: Observer) -> None:
+        super().__init__(method, deadline, metadata, observer)
+        self._lock = threading.Lock()
+        self._outgoing: deque[tuple[bytes, Callable[[], None] | None]] = deque()  # the first is being written
+        self._status: Status | None = None
+
+    def receive(self) -> None:
+        """Asks for one more message: `Receiver.message` or `Receiver.half_closed` will be called once for it."""
+        if not self.ended:
+            self._read()
+
+    def send(self, payload: bytes, sent: Callable[[], None] | None = None) -> bool:
+        """Sends one serialised message; False if the call has ended. `sent` is called when the transport has taken it."""
+        with self._lock:
+            if self.ended:
+                return False
+            self._outgoing.append((payload, sent))
+            first = len(self._outgoing) == 1
+        if first:
+            self._write(payload)
+        return True
+
+    def finish(self) -> bool:
+        """Ends the call with OK, after what was sent before; False if it had ended already."""
+        return self._finish(OK)
+
+    def _finish(self, status: Status) -> bool:
+        with self._lock:
+            if not self._claim(status):
+                return False
+            self._status = status
+            idle = not self._outgoing
+        if idle:
+            self._close(status)
+        return True
+
+    def written(self) -> None:
+        """For the transport: the message given to `_write` is out, the next may come."""
+        with self._lock:
+            _, sent = self._outgoing.popleft()
+            following = self._outgoing[0][0] if self._outgoing else None
+            status = self._status
+        if sent is not None:
+            sent()
+        if following is not None:
+            self._write(following)
+        elif status is not None:
+            self._close(status)
+
+    def _read(self) -> None:
+        """For the transport: read one message and pass it to `deliver`."""
+        raise NotImplementedError
+
+    def _write(self, payload: bytes) -> None:
+        """For the transport: write one message, then call `written`. One at a time, from any thread."""
+        raise NotImplementedError
+
+    def _close(self, status: Status) -> None:
+        """For the transport: send the status. Called at most once, after the last `written`, from any thread."""
+        raise NotImplementedError
+
+
+def handle_unary(method: Unary, payload: bytes, call: UnaryCall) -> None:
+    """For the transport: passes a unary call's message to its handler, and what the handler raises to the client."""
+    try:
+        method.handle(_parse(method, payload), call)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it ends this call and nothing else
+        call.fail(error)
+
+
+def open_stream(method: Stream, call: StreamCall) -> Receiver | None:
+    """For the transport: opens a stream; None, and the call has failed, if its handler raised."""
+    try:
+        return method.open(call)
+    except Exception as error:  # noqa: BLE001 - as in handle_unary
+        call.fail(error)
+        return None
+
+
+def deliver(method: Stream, payload: bytes | None, receiver: Receiver, call: StreamCall) -> None:
+    """For the transport: passes a stream's next message, or None for its half-close, to its receiver."""
+    if call.ended:
+        return
+    try:
+        if payload is None:
+            receiver.half_closed()
+        else:
+            receiver.message(_parse(method, payload))
+    except Exception as error:  # noqa: BLE001 - as in handle_unary
+        call.fail(error)
+
+
+def _parse(method: Method, payload: bytes) -> Message:
+    try:
+        return method.request.FromString(payload)
+    except DecodeError:
+        raise InvalidRequest(f"malformed message: not a {method.request.DESCRIPTOR.full_name}") from None
+
+
+class Transport(Protocol):
+    """A gRPC server that carries calls to methods. Construct, `start`, and in the end `stop`."""
+
+    port: int
+
+    def start(self) -> None:
+        """Binds the port and serves from a thread of its own. Raises UserError if the port cannot be had."""
+
+    def stop(self, grace_seconds: float) -> None:
+        """Refuses new calls, waits for those in hand, cancels what is left after the grace, and returns when all is over."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What every transport needs to know. Port 0 takes a free one; `max_message_bytes` bounds messages in and out."""
+
+    host: str
+    port: int
+    max_message_bytes: int
+    methods: Sequence[Method]
+    observer: Observer
+    quiet: Quiet
+
+
+NEVER = math.inf

@@ -1,0 +1,253 @@
+"""The seam of `call.py` on grpcio's public asyncio server.
+
+One thread runs the event loop and is the transport's thread. Each call is a coroutine that hands its message to the seam and, if
+there is no answer yet, waits on a future that any thread may resolve. "No more events waiting" is when the loop has gone through
+everything that was ready: the first call of an iteration schedules one `quiet` behind all the others.
+"""
+
+import asyncio
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import grpc
+
+from service.errors import UserError
+from service.rpc.call import (
+    NEVER,
+    Method,
+    Options,
+    Stream,
+    StreamCall,
+    Unary,
+    UnaryCall,
+    deliver,
+    handle_unary,
+    open_stream,
+)
+from service.rpc.status import Metadata, Status
+
+log = logging.getLogger(__name__)
+
+# Both classes are generic in their type stubs alone, so that they cannot be named with their parameters here.
+Context = Any  # grpc.aio.ServicerContext[bytes, bytes]
+_Handler = Any  # grpc.RpcMethodHandler[bytes, bytes]
+
+
+class PublicServer:
+    """A transport on `grpc.aio.server`."""
+
+    def __init__(self, options: Options) -> None:
+        self.port = options.port
+        self._options = options
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="grpc", daemon=True)
+        self._server: grpc.aio.Server | None = None
+        self._quiet_due = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """See Transport."""
+        self._thread.start()
+        try:
+            self._on_loop(self._start())
+        except BaseException:
+            self._end_loop()
+            raise
+
+    def stop(self, grace_seconds: float) -> None:
+        """See Transport."""
+        server = self._server
+        if server is not None:
+            self._on_loop(server.stop(grace_seconds))
+            self._server = None
+        self._end_loop()
+
+    def _on_loop(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    def _end_loop(self) -> None:
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+    async def _start(self) -> None:
+        limit = self._options.max_message_bytes
+        server = grpc.aio.server(
+            options=[
+                # Two servers on one port would share it silently, each with half of the calls.
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_receive_message_length", limit),
+                ("grpc.max_send_message_length", limit),
+            ]
+        )
+        server.add_generic_rpc_handlers((_Handlers(self._options.methods, self._behaviour),))
+        address = f"[{self._options.host}]" if ":" in self._options.host else self._options.host
+        try:
+            self.port = server.add_insecure_port(f"{address}:{self._options.port}")
+        except RuntimeError:
+            raise UserError(
+                f"cannot listen for gRPC on {self._options.host}:{self._options.port}: "
+                "the port is in use, or the address is not one of this machine (port 0 takes a free one)"
+            ) from None
+        await server.start()
+        self._server = server
+
+    def _behaviour(self, method: Method) -> _Handler:
+        # No (de)serializers: messages cross as bytes, and the seam parses them so that it can say what is wrong.
+        if isinstance(method, Unary):
+
+            async def unary(payload: bytes, context: Context) -> bytes:
+                return await self._serve_unary(method, payload, context)
+
+            return grpc.unary_unary_rpc_method_handler(unary)
+
+        async def stream(_: object, context: Context) -> None:
+            await self._serve_stream(method, context)
+
+        return grpc.stream_stream_rpc_method_handler(stream)
+
+    async def _serve_unary(self, method: Unary, payload: bytes, context: Context) -> bytes:
+        call = _PublicUnaryCall(method, _deadline(context), _metadata(context), self._options.observer)
+        call.loop = self._loop
+        handle_unary(method, payload, call)
+        self._quiet_soon()
+        try:
+            reply, status = await call.outcome
+        except asyncio.CancelledError:
+            call.client_gone()
+            raise
+        if reply is None:
+            await context.abort(status.code, status.message, status.trailing)
+            raise AssertionError("abort returned")
+        return reply
+
+    async def _serve_stream(self, method: Stream, context: Context) -> None:
+        call = _PublicStreamCall(method, _deadline(context), _metadata(context), self._options.observer)
+        call.begin(self._loop, context)
+        receiver = open_stream(method, call)
+        reader = asyncio.ensure_future(self._read(method, call, receiver, context)) if receiver is not None else None
+        try:
+            status = await call.outcome
+        except asyncio.CancelledError:
+            call.client_gone()
+            raise
+        finally:
+            if reader is not None:
+                reader.cancel()
+        if status.code is not grpc.StatusCode.OK:
+            await context.abort(status.code, status.message, status.trailing)
+
+    async def _read(self, method: Stream, call: "_PublicStreamCall", receiver: Any, context: Context) -> None:
+        while True:
+            await call.permits.acquire()
+            payload = await context.read()
+            if payload is grpc.aio.EOF:
+                deliver(method, None, receiver, call)
+                return
+            deliver(method, payload, receiver, call)
+            self._quiet_soon()
+
+    def _quiet_soon(self) -> None:
+        if not self._quiet_due:
+            self._quiet_due = True
+            self._loop.call_soon(self._quiet)
+
+    def _quiet(self) -> None:
+        self._quiet_due = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        wanted = self._options.quiet()
+        if wanted == -math.inf:
+            self._quiet_soon()
+        elif wanted != NEVER:
+            self._timer = self._loop.call_later(max(0.0, wanted - time.monotonic()), self._quiet)
+
+
+class _Handlers(grpc.GenericRpcHandler):
+    """Finds the handler of a method; grpcio answers UNIMPLEMENTED where there is none."""
+
+    def __init__(self, methods: Any, behaviour: Callable[[Method], _Handler]) -> None:
+        self._handlers = {method.path: behaviour(method) for method in methods}
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> _Handler | None:
+        return self._handlers.get(handler_call_details.method)
+
+
+class _PublicUnaryCall(UnaryCall):
+    loop: asyncio.AbstractEventLoop
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.outcome: asyncio.Future[tuple[bytes | None, Status]] = asyncio.get_running_loop().create_future()
+
+    def _send(self, payload: bytes | None, status: Status) -> None:
+        _call_on(self.loop, _resolve, self.outcome, (payload, status))
+
+
+class _PublicStreamCall(StreamCall):
+    def begin(self, loop: asyncio.AbstractEventLoop, context: Context) -> None:
+        self._loop = loop
+        self._context = context
+        self._writes: set[asyncio.Future[None]] = set()
+        self.outcome: asyncio.Future[Status] = loop.create_future()
+        self.permits = asyncio.Semaphore(0)
+
+    def _read(self) -> None:
+        _call_on(self._loop, self.permits.release)
+
+    def _write(self, payload: bytes) -> None:
+        _call_on(self._loop, self._begin_write, payload)
+
+    def _begin_write(self, payload: bytes) -> None:
+        write = asyncio.ensure_future(self._write_out(payload))
+        self._writes.add(write)  # the loop itself keeps only a weak reference to a task
+        write.add_done_callback(self._writes.discard)
+
+    async def _write_out(self, payload: bytes) -> None:
+        try:
+            await self._context.write(payload)
+        except Exception:  # noqa: BLE001 - grpcio raises several kinds once a client has left; the call's coroutine sees to it
+            log.debug("%s: a message could not be written, the client has left", self.method.path)
+            return
+        self.written()
+
+    def _close(self, status: Status) -> None:
+        _call_on(self._loop, _resolve, self.outcome, status)
+
+
+def _resolve(future: "asyncio.Future[Any]", value: Any) -> None:
+    if not future.done():
+        future.set_result(value)
+
+
+def _call_on(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *arguments: Any) -> None:
+    """Calls a function on the loop's thread: at once if that is this thread."""
+    if _running_loop() is loop:
+        function(*arguments)
+        return
+    try:
+        loop.call_soon_threadsafe(function, *arguments)
+    except RuntimeError:
+        log.debug("an answer came after the transport had stopped")
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _deadline(context: Context) -> float:
+    remaining = context.time_remaining()
+    return NEVER if remaining is None else time.monotonic() + remaining
+
+
+def _metadata(context: Context) -> Metadata:
+    return tuple((key, value) for key, value in context.invocation_metadata() or ())

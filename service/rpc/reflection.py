@@ -1,0 +1,49 @@
+"""Server reflection: any gRPC client can list the services and call them without our .proto files.
+
+The answers are grpcio-reflection's own. `grpc.reflection.v1` and `v1alpha` have the same messages on the wire, and clients ask
+for either, so both names are offered.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from grpc_reflection.v1alpha import reflection_pb2 as pb
+from grpc_reflection.v1alpha.reflection import ReflectionServicer as Answers
+
+from service.rpc.call import Method, Receiver, Stream, StreamCall
+
+SERVICES = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
+
+_NO_CONTEXT: Any = None  # the library's answers ask nothing of it
+
+
+class ReflectionServicer:
+    """Answers questions about the services named."""
+
+    def __init__(self, services: Sequence[str]) -> None:
+        self._answers = Answers([*services, SERVICES[1]])
+
+    def methods(self) -> list[Method]:
+        """What this servicer offers."""
+        return [
+            Stream(f"/{service}/ServerReflectionInfo", pb.ServerReflectionRequest, self._open, "bidi_stream")
+            for service in SERVICES
+        ]
+
+    def _open(self, call: StreamCall) -> Receiver:
+        call.receive()
+        return _Conversation(self._answers, call)
+
+
+class _Conversation:
+    def __init__(self, answers: Answers, call: StreamCall) -> None:
+        self._answers = answers
+        self._call = call
+
+    def message(self, request: pb.ServerReflectionRequest) -> None:
+        [answer] = self._answers.ServerReflectionInfo(iter([request]), _NO_CONTEXT)
+        # The next question is read when this answer is out: a client cannot fill the memory by asking faster than it listens.
+        self._call.send(answer.SerializeToString(), sent=self._call.receive)
+
+    def half_closed(self) -> None:
+        self._call.finish()

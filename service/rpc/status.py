@@ -1,0 +1,76 @@
+"""The one place where an error becomes a gRPC status.
+
+Clients see the message of errors that Convoy raises on purpose, with a detail message of google.rpc where one helps a program:
+BadRequest names the field, RetryInfo says when to come back. `grpc-retry-pushback-ms` says the same to gRPC's own retries, which
+obey it. Anything else that was raised becomes INTERNAL without its text, which might hold paths or data.
+"""
+
+from typing import NamedTuple
+
+import grpc
+from google.protobuf.any_pb2 import Any
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc.error_details_pb2 import BadRequest, RetryInfo
+from google.rpc.status_pb2 import Status as StatusProto
+
+from service.errors import (
+    ClientGone,
+    DeadlinePassed,
+    InvalidRequest,
+    ModelFailed,
+    NotOffered,
+    NotServed,
+    QueueFull,
+    Unavailable,
+)
+
+Metadata = tuple[tuple[str, str | bytes], ...]
+
+
+class Status(NamedTuple):
+    """How an RPC ends: a code, a message for people, and trailing metadata for programs."""
+
+    code: grpc.StatusCode
+    message: str = ""
+    trailing: Metadata = ()
+
+
+OK = Status(grpc.StatusCode.OK)
+
+_CODES: dict[type[BaseException], grpc.StatusCode] = {
+    InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    NotServed: grpc.StatusCode.NOT_FOUND,
+    QueueFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    DeadlinePassed: grpc.StatusCode.DEADLINE_EXCEEDED,
+    ClientGone: grpc.StatusCode.CANCELLED,
+    Unavailable: grpc.StatusCode.UNAVAILABLE,
+    NotOffered: grpc.StatusCode.UNIMPLEMENTED,
+    ModelFailed: grpc.StatusCode.INTERNAL,
+}
+
+
+def status_of(error: BaseException) -> Status:
+    """The status that an RPC ends with because of `error`."""
+    code = _CODES.get(type(error))
+    if code is None:
+        return Status(grpc.StatusCode.INTERNAL, "the server failed on this request; its log says why")
+    message = str(error)
+    if isinstance(error, InvalidRequest):
+        violation = BadRequest.FieldViolation(field=error.field, description=message)
+        return Status(code, message, _details(code, message, BadRequest(field_violations=[violation])))
+    if isinstance(error, QueueFull | Unavailable):
+        milliseconds = max(1, round(error.retry_after_seconds * 1000))
+        delay = Duration()
+        delay.FromMilliseconds(milliseconds)
+        trailing = _details(code, message, RetryInfo(retry_delay=delay))
+        return Status(code, message, (*trailing, ("grpc-retry-pushback-ms", str(milliseconds))))
+    return Status(code, message)
+
+
+def _details(code: grpc.StatusCode, message: str, detail: Message) -> Metadata:
+    packed = Any()
+    packed.Pack(detail)
+    number: int = code.value[0]
+    status = StatusProto(code=number, message=message, details=[packed])
+    return (("grpc-status-details-bin", status.SerializeToString()),)

@@ -1,0 +1,159 @@
+"""One server process, from start to end: construct, `start`, `wait`, `stop`.
+
+Start: the ports are bound first, so that a port in use is known at once and probes see a server that is loading; then
+models are loaded; then the ready file is written. Stop: health says NOT_SERVING first, calls in hand are finished, then the
+ports are closed.
+"""
+
+import json
+import logging
+import os
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+
+from prometheus_client import CollectorRegistry
+
+from service.classifier import Classifier
+from service.config import ServerConfig
+from service.errors import UserError
+from service.http import HttpServer
+from service.metrics import Metrics
+from service.model import check_provider
+from service.repository import Repository
+from service.rpc import classify, health, reflection
+from service.rpc.call import Options, Transport
+from service.rpc.public_server import PublicServer
+
+log = logging.getLogger(__name__)
+
+
+class Server:
+    """Serves a repository over gRPC and HTTP."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._config = config
+        self._draining = False
+        metrics = Metrics(CollectorRegistry())
+        self._repository = Repository(config.repository, config.provider, metrics, self._changed)
+        self._classifier = Classifier(self._repository, metrics)
+        self._health = health.HealthServicer(self._serving)
+        servicers = (
+            classify.ClassifyServicer(self._classifier),
+            self._health,
+            reflection.ReflectionServicer([classify.SERVICE, health.SERVICE]),
+        )
+        self._transport: Transport = PublicServer(
+            Options(
+                host=config.host,
+                port=config.grpc_port,
+                max_message_bytes=config.max_message_bytes,
+                methods=[method for servicer in servicers for method in servicer.methods()],
+                observer=metrics,
+                quiet=self._classifier.pump,
+            )
+        )
+        self._http = HttpServer(config.host, config.http_port, metrics.registry, self._why_not_ready)
+        self._ready_file_lock = threading.Lock()
+
+    @property
+    def grpc_port(self) -> int:
+        """The port that gRPC is served on, once started."""
+        return self._transport.port
+
+    @property
+    def http_port(self) -> int:
+        """The port that HTTP is served on, once started."""
+        return self._http.port
+
+    def start(self) -> None:
+        """Binds the ports, loads the models and serves. Raises UserError for what the operator can put right."""
+        if not self._config.repository.is_dir():
+            raise UserError(f"no repository folder {str(self._config.repository)!r}")
+        check_provider(self._config.provider)
+        self._transport.start()
+        try:
+            self._http.start()
+        except BaseException:
+            self._transport.stop(0)
+            raise
+        log.info("listening: gRPC on %s:%d, HTTP on %s:%d",
+                 self._config.host, self.grpc_port, self._config.host, self.http_port)  # fmt: skip
+        self._repository.start()
+
+    def stop(self) -> None:
+        """Drains: finishes what is in hand, at most for the configured time, and closes everything."""
+        self._draining = True
+        log.info("draining: new requests are refused, those in hand are finished")
+        self._health.changed()
+        self._health.end_watches()
+        self._transport.stop(self._config.drain_seconds)
+        self._repository.stop()
+        self._classifier.close()
+        self._http.stop()
+        self._remove_ready_file()
+        log.info("stopped")
+
+    def _serving(self) -> dict[str, bool]:
+        up = not self._draining
+        names = dict.fromkeys(self._repository.served, up)
+        return names | {health.OVERALL: up and self._repository.ready}
+
+    def _why_not_ready(self) -> str:
+        if self._draining:
+            return "draining"
+        return "" if self._repository.ready else "no model is ready"
+
+    def _changed(self) -> None:
+        if self._repository.ready and not self._draining:
+            self._write_ready_file()
+        self._health.changed()
+
+    def _write_ready_file(self) -> None:
+        path = self._config.ready_file
+        if path is None:
+            return
+        ready = {"grpc_port": self.grpc_port, "http_port": self.http_port, "pid": os.getpid()}
+        with self._ready_file_lock:
+            # Whoever polls for the file must never read half of it.
+            partial = path.with_name(f".{path.name}.{os.getpid()}")
+            partial.write_text(json.dumps(ready) + "\n", encoding="utf-8")
+            partial.replace(path)
+
+    def _remove_ready_file(self) -> None:
+        if self._config.ready_file is not None:
+            self._config.ready_file.unlink(missing_ok=True)
+
+
+def serve(config: ServerConfig) -> None:
+    """Serves until SIGTERM or SIGINT, then drains. A second signal ends the process at once, with code 1."""
+    asked_to_stop = threading.Event()
+
+    def on_signal(number: int, _: FrameType | None) -> None:
+        if asked_to_stop.is_set():
+            log.warning("%s again: leaving at once", signal.Signals(number).name)
+            os._exit(1)
+        asked_to_stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
+    _check_ready_file(config.ready_file)
+    server = Server(config)
+    server.start()
+    try:
+        asked_to_stop.wait()
+    finally:
+        server.stop()
+
+
+def _check_ready_file(path: Path | None) -> None:
+    """Fails now rather than after loading if the ready file cannot be written; removes a stale one."""
+    if path is None:
+        return
+    if not path.parent.is_dir() or path.is_dir():
+        raise UserError(f"--ready-file {str(path)!r}: not a file in a folder that exists")
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"--ready-file {str(path)!r}: {error.strerror}") from None

@@ -1,0 +1,154 @@
+"""`make demo`: labelled images to answers over gRPC, with the commands that a user would type.
+
+Trains the tutorials' CNN on scikit-learn's handwritten digits, exports it, serves it on free ports, sends the held-out digits as
+PNG files over gRPC, prints what came back and what it cost, and drains the server. Everything is made in a temporary folder.
+"""
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from prometheus_client.parser import text_string_to_metric_families
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from export import data
+from service.client import Classification, Client
+
+MODEL = "digits"
+EPOCHS = 15
+SEED = 0
+SHOWN = 3
+MINIMUM_ACCURACY = 98.0
+PHASES = ("decode", "queue", "inference", "encode")
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def main() -> int:
+    """Runs the demo; 0 if the held-out accuracy is what it should be and the server stopped cleanly."""
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="convoy-demo-") as folder:
+        run, repository = Path(folder) / "run", Path(folder) / "models"
+        step(1, "train a CNN on handwritten digits")
+        convoy("train", "--data", "digits", "--network", "article-cnn", "--epochs", str(EPOCHS), "--seed", str(SEED), "--output", str(run))
+        step(2, "export it as one ONNX file")
+        convoy("export", str(run), "--repository", str(repository), "--name", MODEL)
+        step(3, "serve it")
+        with serving(repository, Path(folder) / "ready.json") as ready:
+            console.print(f"gRPC on 127.0.0.1:{ready['grpc_port']}, metrics on http://127.0.0.1:{ready['http_port']}/metrics")
+            step(4, "classify the held-out digits over gRPC, one PNG a request")
+            test = data.load("digits", SEED).test
+            with Client(f"127.0.0.1:{ready['grpc_port']}") as client:
+                answers = [
+                    client.classify([test.png(index)], MODEL, top_k=3)
+                    for index in track(range(len(test)), "classifying", console=console, transient=True)
+                ]
+            accuracy = show(test, answers)
+            step(5, "read the latencies back from the server's metrics")
+            show_latencies(ready["http_port"])
+            step(6, "stop the server")
+        console.print("drained and stopped, exit code 0")
+    console.print(f"\nDone in {time.monotonic() - start:.0f} s. The README says how to do the same with your own hands.")
+    if accuracy < MINIMUM_ACCURACY:
+        console.print(f"[red]held-out accuracy is {accuracy:.2f} %, less than {MINIMUM_ACCURACY} %[/red]")
+        return 1
+    return 0
+
+
+def step(number: int, what: str) -> None:
+    console.print(f"\n[bold]{number}. {what}[/bold]")
+
+
+def convoy(*arguments: str) -> None:
+    """Runs a command of the program and shows it as one would type it."""
+    console.print(f"$ convoy {' '.join(arguments)}", style="dim", markup=False)
+    result = subprocess.run([sys.executable, "-m", "service.cli", *arguments], check=False)
+    if result.returncode != 0:
+        sys.exit(result.returncode)
+
+
+@contextlib.contextmanager
+def serving(repository: Path, ready_file: Path) -> Iterator[dict[str, int]]:
+    """A server of the repository on free ports; drained at the end, whatever happens."""
+    arguments = ["serve", str(repository), "--grpc-port", "0", "--http-port", "0", "--ready-file", str(ready_file)]
+    console.print(f"$ convoy {' '.join(arguments)}", style="dim", markup=False)
+    server = subprocess.Popen([sys.executable, "-m", "service.cli", *arguments, "--log-level", "warning"])
+    try:
+        deadline = time.monotonic() + 60
+        while not ready_file.exists():
+            if server.poll() is not None or time.monotonic() > deadline:
+                sys.exit("the server did not become ready")
+            time.sleep(0.02)
+        yield json.loads(ready_file.read_text())
+    finally:
+        server.send_signal(signal.SIGTERM)
+        code = server.wait(timeout=60)
+    if code != 0:
+        sys.exit(f"the server ended with exit code {code}")
+
+
+def show(test: data.Part, answers: list[Classification]) -> float:
+    """Prints a few pictures with their answers, and the accuracy of all; returns it in percent."""
+    right = [answer.results[0][0].index == label for answer, label in zip(answers, test.labels.tolist(), strict=True)]
+    wrong = [index for index, correct in enumerate(right) if not correct]
+    for index in [*range(SHOWN), *wrong[:1]]:
+        answer = answers[index].results[0]
+        lines = [f"true label {test.labels[index]}{'' if right[index] else ': a mistake'}", ""]
+        lines += [f"{found.label}  {found.probability:7.2%}  {'█' * round(found.probability * 30)}" for found in answer]
+        picture = blocks(test.pictures[index])
+        for row, text in zip(picture, [*lines, *[""] * len(picture)], strict=False):
+            console.print(f"  {row}   {text}", markup=False)
+        console.print()
+    accuracy = 100 * sum(right) / len(right)
+    console.print(f"held-out accuracy over gRPC: [bold]{accuracy:.2f} %[/bold] ({sum(right)} of {len(right)})")
+    return accuracy
+
+
+def blocks(picture: NDArray[np.uint8]) -> list[str]:
+    """A gray picture uint8[h,w] as text, two characters a pixel; readable without colours."""
+    shades = " ░▒▓█"
+    return ["".join(shades[value * (len(shades) - 1) // 255] * 2 for value in row) for row in picture.tolist()]
+
+
+def show_latencies(http_port: int) -> None:
+    with urllib.request.urlopen(f"http://127.0.0.1:{http_port}/metrics", timeout=10) as response:
+        families = list(text_string_to_metric_families(response.read().decode()))
+    samples = [sample for family in families for sample in family.samples]
+    table = Table("phase", "p50", "p90", "p99", box=None, header_style="bold", pad_edge=False)
+    for phase in PHASES:
+        buckets = sorted(
+            (float(sample.labels["le"]), sample.value)
+            for sample in samples
+            if sample.name == "convoy_phase_seconds_bucket" and sample.labels["phase"] == phase
+        )
+        table.add_row(phase, *(f"{1000 * quantile(buckets, q):.2f} ms" for q in (0.5, 0.9, 0.99)))
+    console.print(table)
+
+
+def quantile(buckets: list[tuple[float, float]], q: float) -> float:
+    """A quantile of a cumulative histogram [(upper bound, count)], interpolated as PromQL's histogram_quantile does."""
+    rank = q * buckets[-1][1]
+    lower, below = 0.0, 0.0
+    for upper, count in buckets:
+        if count >= rank:
+            return lower if upper == float("inf") else lower + (upper - lower) * (rank - below) / max(count - below, 1)
+        lower, below = upper, count
+    return lower
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
