@@ -63,18 +63,18 @@ class BatchTimes:
 
     def __init__(self, measured: dict[int, float]) -> None:
         """`measured` holds seconds a batch by items; empty means that nothing is known and every batch counts as slow."""
-        largest = max(measured, default=0)
-        self._seconds = [math.inf] * (largest.bit_length() + 1)
-        for items, seconds in sorted(measured.items()):
-            self._seconds[(items - 1).bit_length()] = seconds
+        self._seconds = [math.inf] * (_bucket(max(measured, default=1)) + 1)
+        for items, seconds in sorted(measured.items(), reverse=True):
+            # What was not measured counts as the next larger batch that was.
+            self._seconds[: _bucket(items) + 1] = [seconds] * (_bucket(items) + 1)
 
     def expected(self, items: int) -> float:
         """Seconds that a batch of `items` should take."""
-        return self._seconds[min((items - 1).bit_length(), len(self._seconds) - 1)]
+        return self._seconds[min(_bucket(items), len(self._seconds) - 1)]
 
     def observe(self, items: int, seconds: float) -> None:
         """Learns from a batch that ran."""
-        bucket = min((items - 1).bit_length(), len(self._seconds) - 1)
+        bucket = min(_bucket(items), len(self._seconds) - 1)
         known = self._seconds[bucket]
         self._seconds[bucket] = seconds if known == math.inf else known + self._WEIGHT * (seconds - known)
 
@@ -245,6 +245,11 @@ class Batcher:
         batches = -(-items // self._max_batch_items)
         seconds = batches * self._times.expected(self._max_batch_items)
         return min(max(seconds, 0.01), 30.0)
+
+
+def _bucket(items: int) -> int:
+    """The exponent of the smallest power of two that holds `items`."""
+    return (items - 1).bit_length()
 
 
 def _items(parts: list[Part[Work]]) -> int:

@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Callable
 from importlib.metadata import entry_points
 from importlib.metadata import version as package_version
 from pathlib import Path
@@ -52,29 +53,27 @@ def program() -> None:
     """  # noqa: D301 - \b keeps click from re-wrapping the lines
 
 
+def _setting(flag: str, **options: Any) -> Callable[[Any], Any]:
+    """An option of `serve`, which can be set as CONVOY_<FLAG> too."""
+    variable = "CONVOY_" + flag.removeprefix("--").upper().replace("-", "_")
+    return click.option(flag, envvar=variable, show_envvar=True, show_default=True, **options)
+
+
 @program.command()
 @click.argument("repository", type=click.Path(path_type=Path))
-@click.option(
-    "--host",
-    default="127.0.0.1",
-    show_default=True,
-    envvar="CONVOY_HOST",
-    help="Address to listen on; 0.0.0.0 for all.",
-)
-@click.option("--grpc-port", type=click.IntRange(0, 65535), default=8001, show_default=True, envvar="CONVOY_GRPC_PORT",
-              help="Port for gRPC; 0 takes a free one.")  # fmt: skip
-@click.option("--http-port", type=click.IntRange(0, 65535), default=8002, show_default=True, envvar="CONVOY_HTTP_PORT",
-              help="Port for /metrics, /livez and /readyz; 0 takes a free one.")  # fmt: skip
-@click.option("--provider", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", show_default=True,
-              envvar="CONVOY_PROVIDER", help="ONNX Runtime execution provider; auto takes CUDA where it works.")  # fmt: skip
-@click.option("--ready-file", type=click.Path(path_type=Path), envvar="CONVOY_READY_FILE",
-              help="File to write when ready: JSON with the ports and the pid. Removed at the end.")  # fmt: skip
-@click.option("--max-message-bytes", type=click.IntRange(1024, 2**31 - 1), default=64 * 1024 * 1024, show_default=True,
-              envvar="CONVOY_MAX_MESSAGE_BYTES", help="Largest gRPC message, in and out.")  # fmt: skip
-@click.option("--drain-seconds", type=click.FloatRange(0, 3600), default=30.0, show_default=True, envvar="CONVOY_DRAIN_SECONDS",
-              help="How long requests in hand may take to finish after SIGTERM.")  # fmt: skip
-@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True,
-              envvar="CONVOY_LOG_LEVEL", help="What to log, to stderr.")  # fmt: skip
+@_setting("--host", default="127.0.0.1", help="Address to listen on; 0.0.0.0 for all.")
+@_setting("--grpc-port", type=click.IntRange(0, 65535), default=8001, help="Port for gRPC; 0 takes a free one.")
+@_setting("--http-port", type=click.IntRange(0, 65535), default=8002,
+          help="Port for /metrics, /livez and /readyz; 0 takes a free one.")  # fmt: skip
+@_setting("--provider", type=click.Choice(["auto", "cuda", "cpu"]), default="auto",
+          help="ONNX Runtime execution provider; auto takes CUDA where it works.")  # fmt: skip
+@_setting("--ready-file", type=click.Path(path_type=Path),
+          help="File to write when ready: JSON with the ports and the pid. Removed at the end.")  # fmt: skip
+@_setting("--max-message-bytes", type=click.IntRange(1024, 2**31 - 1), default=64 * 1024 * 1024,
+          help="Largest gRPC message, in and out.")  # fmt: skip
+@_setting("--drain-seconds", type=click.FloatRange(0, 3600), default=30.0,
+          help="How long requests in hand may take to finish after SIGTERM.")  # fmt: skip
+@_setting("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", help="What to log, to stderr.")
 def serve(log_level: str, **settings: Any) -> None:
     """Serve every model in the folder REPOSITORY (REPOSITORY/<model>/<version>/model.onnx).
 
@@ -135,8 +134,10 @@ def _explained(error: Any, server: str, images: tuple[Path, ...]) -> ConvoyError
 
 def main() -> None:
     """Runs the program: a user's error is one line on stderr and exit code 2; Ctrl-C is exit code 130."""
+    # gRPC's C core writes lines of its own to stderr, about what we report or survive. Set the variable to see them.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
-        sys.exit(program.main(standalone_mode=False))
+        sys.exit(program.main(prog_name="convoy", standalone_mode=False))
     except click.exceptions.Abort:
         _leave("interrupted", 130)
     except click.exceptions.NoArgsIsHelpError as error:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import grpc
 from google.rpc.error_details_pb2 import BadRequest
@@ -25,8 +25,13 @@ _MAX_MESSAGE_BYTES = 256 * 1024 * 1024
 class Pixels(Protocol):
     """A numpy array, uint8[H,W,C], without importing numpy."""
 
-    shape: tuple[int, ...]
-    dtype: object
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(H, W, C)."""
+
+    @property
+    def dtype(self) -> Any:
+        """Must be uint8."""
 
     def tobytes(self) -> bytes:
         """The pixels row by row."""
@@ -69,7 +74,8 @@ class Client:
     """A connection to one server. Safe to share between threads; close it, or use it in a `with` statement."""
 
     def __init__(self, server: str = "127.0.0.1:8001", *, timeout_seconds: float = 30.0) -> None:
-        """`timeout_seconds` is the deadline of each call."""
+        """`server` is HOST:PORT; `timeout_seconds` is the deadline of each call."""
+        self.server = server
         self._timeout_seconds = timeout_seconds
         self._channel = grpc.insecure_channel(
             server,

@@ -15,7 +15,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from service.contract import INPUT_NAME, LOGITS_NAME, METADATA_KEY, PROBABILITIES_NAME, Contract, ProviderName
-from service.errors import GoldenMismatch, InvalidModel, LoadError, UserError
+from service.errors import GoldenMismatch, InvalidModel, InvalidRequest, LoadError, UserError
 from service.preprocessing import decode
 
 log = logging.getLogger(__name__)
@@ -145,7 +145,10 @@ def _check_graph(session: ort.InferenceSession, contract: Contract) -> None:
 
 def _replay_golden(model: Model) -> None:
     for index, sample in enumerate(model.contract.golden):
-        image = decode(sample.image_png, model.contract.input, max_pixels=1 << 24)
+        try:
+            image = decode(sample.image_png, model.contract.input, max_pixels=1 << 24)
+        except InvalidRequest as error:
+            raise InvalidModel(f"golden sample {index}: {error}") from None
         try:
             got = model.predict(image[np.newaxis])[0]
         except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors share no base class

@@ -83,7 +83,9 @@ class Server:
         self._repository.start()
 
     def stop(self) -> None:
-        """Drains: finishes what is in hand, at most for the configured time, and closes everything."""
+        """Drains: finishes what is in hand, at most for the configured time, and closes everything. A second call does nothing."""
+        if self._draining:
+            return
         self._draining = True
         log.info("draining: new requests are refused, those in hand are finished")
         self._health.changed()

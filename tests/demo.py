@@ -41,7 +41,19 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="convoy-demo-") as folder:
         run, repository = Path(folder) / "run", Path(folder) / "models"
         step(1, "train a CNN on handwritten digits")
-        convoy("train", "--data", "digits", "--network", "article-cnn", "--epochs", str(EPOCHS), "--seed", str(SEED), "--output", str(run))
+        convoy(
+            "train",
+            "--data",
+            "digits",
+            "--network",
+            "article-cnn",
+            "--epochs",
+            str(EPOCHS),
+            "--seed",
+            str(SEED),
+            "--output",
+            str(run),
+        )
         step(2, "export it as one ONNX file")
         convoy("export", str(run), "--repository", str(repository), "--name", MODEL)
         step(3, "serve it")
@@ -110,7 +122,7 @@ def show(test: data.Part, answers: list[Classification]) -> float:
         for row, text in zip(picture, [*lines, *[""] * len(picture)], strict=False):
             console.print(f"  {row}   {text}", markup=False)
         console.print()
-    accuracy = 100 * sum(right) / len(right)
+    accuracy: float = 100 * sum(right) / len(right)
     console.print(f"held-out accuracy over gRPC: [bold]{accuracy:.2f} %[/bold] ({sum(right)} of {len(right)})")
     return accuracy
 

@@ -1,0 +1,212 @@
+"""What tests share: real trained and exported models, made once a run, and real servers on free ports."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from export import data, onnx_export, training
+from service import model
+from service.config import ServerConfig
+from service.contract import METADATA_KEY, Contract, InputSpec, Training
+from service.server import Server
+
+SEED = 0
+
+
+@pytest.fixture(scope="session")
+def digits() -> data.Dataset:
+    return data.load("digits", SEED)
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory, digits: data.Dataset) -> Path:
+    """The run folder of a short real training."""
+    folder = tmp_path_factory.mktemp("run")
+    training.train(digits, training.Settings("article-cnn", epochs=6, seed=SEED), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model_file(tmp_path_factory: pytest.TempPathFactory, run: Path, digits: data.Dataset) -> Path:
+    """A real exported model. Read it, copy it; do not change it."""
+    repository = tmp_path_factory.mktemp("exported")
+    path, _ = onnx_export.export(training.load(run), digits, repository, "digits")
+    return path
+
+
+@pytest.fixture
+def repository(tmp_path: Path, model_file: Path) -> Path:
+    """A repository of a test's own, with one version of `digits`."""
+    folder = tmp_path / "models"
+    put(model_file, folder, "digits", 1)
+    return folder
+
+
+def put(model_file: Path, repository: Path, name: str, version: int) -> Path:
+    """Puts a model file into a repository as a whole, as an export would."""
+    staging = repository / name / f".staging-{version}"
+    staging.mkdir(parents=True)
+    (staging / "model.onnx").write_bytes(model_file.read_bytes())
+    return staging.rename(repository / name / str(version)) / "model.onnx"
+
+
+def _slow_model(path: Path, products: int) -> None:
+    """Writes a servable model of 2x2 gray pictures that computes for long: `products` of 1000x1000 matrices a batch.
+
+    Its answer is exact all the same: the label is whether the first pixel is below 128.
+    """
+    side = 1000
+    nodes = [
+        helper.make_node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["pixels"], ["mean"], keepdims=0),
+        helper.make_node("Expand", ["mean", "square"], ["m0"]),
+        *(helper.make_node("MatMul", [f"m{i}", "m0"], [f"raw{i}"]) for i in range(products)),
+        *(helper.make_node("Tanh", [f"raw{i}"], [f"m{i + 1}"]) for i in range(products)),
+        helper.make_node("ReduceMean", [f"m{products}"], ["burnt"], keepdims=0),
+        helper.make_node("Mul", ["burnt", "zero"], ["nothing"]),
+        helper.make_node("Reshape", ["pixels", "flat"], ["rows"]),
+        helper.make_node("Gemm", ["rows", "weight", "bias"], ["scaled"]),
+        helper.make_node("Add", ["scaled", "nothing"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+    ]
+    nodes.sort(key=lambda node: _depth(node.output[0]))
+    constants: dict[str, np.ndarray] = {
+        "square": np.array([side, side], np.int64),
+        "zero": np.array(0, np.float32),
+        "flat": np.array([-1, 4], np.int64),
+        "weight": np.array([[-1, 1], [0, 0], [0, 0], [0, 0]], np.float32),
+        "bias": np.array([127.5, -127.5], np.float32),
+    }
+    graph = helper.make_graph(
+        nodes,
+        "slow",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", 2, 2, 1])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 2]) for name in ("probabilities", "logits")],
+        [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    slow = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    contract = Contract(
+        schema=1, name="slow", input=InputSpec(height=2, width=2, channels=1), labels=("dark", "bright"), head="softmax",
+        precision="fp32", training=Training(data="none", network="none", epochs=0, seed=0), golden=(),
+    )  # fmt: skip
+    slow.metadata_props.add(key=METADATA_KEY, value=contract.to_json())
+    onnx.checker.check_model(slow, full_check=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save_model(slow, path)
+
+
+SLOW_SECONDS = 0.25
+
+
+@pytest.fixture(scope="session")
+def slow_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose batches, of any size, take about SLOW_SECONDS on this machine. Read it, copy it; do not change it."""
+    path = tmp_path_factory.mktemp("slow") / "model.onnx"
+    products = 8
+    _slow_model(path, products)
+    seconds = model.load(path, "cpu", model.cpu_budget()).measure(1)[1]
+    _slow_model(path, max(products, round(products * SLOW_SECONDS / seconds)))
+    return path
+
+
+def _depth(output: str) -> float:
+    """Sorts the nodes of `_slow_model` so that each comes after what it reads."""
+    if output.startswith("raw"):
+        return 10 + 2 * int(output[3:])
+    if output[0] == "m" and output[1:].isdigit():
+        return 9 + 2 * int(output[1:])
+    return {"pixels": 0, "mean": 1, "rows": 2, "scaled": 3, "burnt": 1e6, "nothing": 2e6, "logits": 3e6}.get(output, 4e6)
+
+
+Serve = Callable[..., Server]
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Starts servers in this process, on free ports, and stops them at the end."""
+    with contextlib.ExitStack() as stack:
+
+        def start(repository: Path, **settings: object) -> Server:
+            server = Server(ServerConfig.model_validate({"repository": repository, "grpc_port": 0, "http_port": 0, **settings}))
+            server.start()
+            stack.callback(server.stop)
+            return server
+
+        yield start
+
+
+@pytest.fixture
+def channel(repository: Path, serve: Serve) -> Iterator[grpc.Channel]:
+    """A channel to a server of `repository`."""
+    server = serve(repository)
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as opened:
+        yield opened
+
+
+@dataclass
+class ServerProcess:
+    """`convoy serve` as a user runs it."""
+
+    process: subprocess.Popen[str]
+    grpc_port: int
+    http_port: int
+    log: Path
+
+    def terminate(self) -> int:
+        """SIGTERM; returns the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=30)
+
+
+def convoy(*arguments: str | Path, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs the program to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "service.cli", *map(str, arguments)],
+        capture_output=True, text=True, timeout=timeout, check=False, env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+Spawn = Callable[..., ServerProcess]
+
+
+@pytest.fixture
+def spawn(tmp_path: Path) -> Iterator[Spawn]:
+    """Starts `convoy serve` processes on free ports, waits until they are ready, and kills what is left at the end."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(repository: Path, *arguments: str) -> ServerProcess:
+        ready, log = tmp_path / f"ready-{len(started)}.json", tmp_path / f"serve-{len(started)}.log"
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "service.cli", "serve", str(repository), "--grpc-port", "0", "--http-port", "0",
+                 "--ready-file", str(ready), *arguments],
+                stderr=output, stdout=output, text=True,
+            )  # fmt: skip
+        started.append(process)
+        deadline = time.monotonic() + 60
+        while not ready.exists():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.02)
+        ports = json.loads(ready.read_text())
+        assert ports["pid"] == process.pid
+        return ServerProcess(process, ports["grpc_port"], ports["http_port"], log)
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+            process.wait()

@@ -1,0 +1,170 @@
+"""Health, reflection and the HTTP port of a real server."""
+
+import queue
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message_factory import GetMessageClass
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from prometheus_client.parser import text_string_to_metric_families
+
+from export.data import Dataset
+from service.client import CallFailed, Client
+from service.server import Server
+from tests.conftest import Serve, put
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+
+
+@pytest.fixture
+def server(repository: Path, serve: Serve) -> Server:
+    return serve(repository)
+
+
+@pytest.fixture
+def opened(server: Server) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        yield channel
+
+
+def check(channel: grpc.Channel, name: str) -> int:
+    status: int = health_stub(channel).Check(health_pb2.HealthCheckRequest(service=name), timeout=10).status
+    return status
+
+
+def health_stub(channel: grpc.Channel) -> Any:
+    return health_pb2_grpc.HealthStub(channel)
+
+
+def get(server: Server, path: str, **headers: str) -> tuple[int, str, str]:
+    """Status, content type and body."""
+    request = urllib.request.Request(f"http://127.0.0.1:{server.http_port}{path}", headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as response:
+            return response.status, response.headers["Content-Type"], response.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers["Content-Type"], error.read().decode()
+
+
+def samples(server: Server) -> dict[tuple[str, ...], float]:
+    """Metric samples by name and sorted label values."""
+    families = text_string_to_metric_families(get(server, "/metrics")[2])
+    return {
+        (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def test_health_overall_of_each_model_and_liveness(opened: grpc.Channel) -> None:
+    assert [check(opened, name) for name in ("", "digits", "liveness")] == [SERVING] * 3
+    with pytest.raises(grpc.RpcError) as caught:
+        check(opened, "cats")
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+def test_an_empty_repository_is_live_not_serving_and_takes_a_model_when_it_comes(
+    tmp_path: Path, serve: Serve, model_file: Path
+) -> None:
+    (tmp_path / "models").mkdir()
+    server = serve(tmp_path / "models", ready_file=tmp_path / "ready.json")
+    assert get(server, "/livez")[0] == 200
+    assert get(server, "/readyz")[::2] == (503, "no model is ready\n")
+    assert not (tmp_path / "ready.json").exists()
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        assert [check(channel, name) for name in ("", "liveness")] == [NOT_SERVING, SERVING]
+        statuses: queue.SimpleQueue[int] = queue.SimpleQueue()
+        watch = health_stub(channel).Watch(health_pb2.HealthCheckRequest(service="digits"), timeout=60)
+
+        def listen() -> None:
+            for response in watch:
+                statuses.put(response.status)
+
+        listener = threading.Thread(target=listen)
+        listener.start()
+        assert statuses.get(timeout=10) == SERVICE_UNKNOWN
+        put(model_file, tmp_path / "models", "digits", 1)
+        assert statuses.get(timeout=20) == SERVING
+        assert check(channel, "") == SERVING
+        assert get(server, "/readyz")[0] == 200
+        assert (tmp_path / "ready.json").exists()
+        server.stop()
+        assert statuses.get(timeout=10) == NOT_SERVING
+        listener.join(10)
+        assert not listener.is_alive()
+
+
+def test_reflection_lets_a_client_call_without_our_protos(opened: grpc.Channel, digits: Dataset) -> None:
+    database = ProtoReflectionDescriptorDatabase(opened)
+    assert set(database.get_services()) >= {"convoy.v1.Classifier", "grpc.health.v1.Health"}
+    method = DescriptorPool(database).FindServiceByName("convoy.v1.Classifier").FindMethodByName("Classify")
+    request: Any = GetMessageClass(method.input_type)
+    response: Any = GetMessageClass(method.output_type)
+    message = request(model="digits", items=[{"encoded": digits.test.png(0)}])
+    call = opened.unary_unary("/convoy.v1.Classifier/Classify", request.SerializeToString, response.FromString)
+    assert len(call(message, timeout=10).results[0].predictions) == 5
+
+
+def test_reflection_answers_under_its_v1_name_too(opened: grpc.Channel) -> None:
+    from grpc_reflection.v1alpha import reflection_pb2 as pb
+
+    call = opened.stream_stream(
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        pb.ServerReflectionRequest.SerializeToString,
+        pb.ServerReflectionResponse.FromString,
+    )
+    asked = [pb.ServerReflectionRequest(list_services="*"), pb.ServerReflectionRequest(file_containing_symbol="no.such")]
+    listed, missing = call(iter(asked), timeout=10)
+    assert "convoy.v1.Classifier" in [service.name for service in listed.list_services_response.service]
+    assert missing.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
+
+
+def test_http_says_what_there_is(server: Server) -> None:
+    assert get(server, "/livez")[::2] == (200, "ok\n")
+    assert get(server, "/readyz")[::2] == (200, "ok\n")
+    assert get(server, "/nope")[0] == 404
+
+
+def test_metrics_count_what_happened(server: Server, digits: Dataset) -> None:
+    with Client(f"127.0.0.1:{server.grpc_port}") as client:
+        answers = [client.classify([digits.test.png(index)] * 2, "digits") for index in range(5)]
+        for model, image in (("digits", b"nonsense"), ("x" * 50, digits.test.png(0))):
+            with pytest.raises(CallFailed):
+                client.classify([image], model)
+    found = samples(server)
+    classify = ("Classify", "convoy.v1.Classifier", "unary")
+    assert found["grpc_server_started_total", *classify] == 7
+    assert found["grpc_server_handled_total", "OK", *classify] == 5
+    assert found["grpc_server_handled_total", "INVALID_ARGUMENT", *classify] == 1
+    assert found["grpc_server_handled_total", "NOT_FOUND", *classify] == 1
+    assert found["grpc_server_handling_seconds_count", *classify] == 7
+    assert found["convoy_items_total", "digits", "1"] == 10
+    assert found["convoy_batch_items_sum", "digits", "1"] == 10
+    assert found["convoy_confidence_count", "digits", "1"] == 10
+    for phase in ("decode", "queue", "inference", "encode"):
+        assert found["convoy_phase_seconds_count", "digits", phase, "1"] == 5
+    predicted = [answer.results[0][0].label for answer in answers for _ in range(2)]
+    for label in digits.labels:
+        assert found["convoy_predictions_total", label, "digits", "1"] == predicted.count(label)
+    assert found["convoy_rejections_total", "digits", "invalid"] == 1
+    assert found["convoy_inflight_requests", "digits"] == found["convoy_queue_items", "digits"] == 0
+    assert found["convoy_model_loads_total", "digits", "ready"] == 1
+    assert any(key[0] == "convoy_model_info" and "cpu" in key and value == 1 for key, value in found.items())
+    assert not any("x" * 50 in key for key in found), "what a client sends never becomes a label"
+
+
+def test_metrics_come_as_openmetrics_when_asked_for(server: Server) -> None:
+    status, content_type, body = get(server, "/metrics", Accept="application/openmetrics-text; version=1.0.0")
+    assert status == 200
+    assert content_type.startswith("application/openmetrics-text")
+    assert body.endswith("# EOF\n")

@@ -1,0 +1,270 @@
+"""The program `convoy`, as processes."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from export.data import Dataset
+from service.client import CallFailed, Client
+from tests.conftest import Spawn, convoy, put
+
+
+def one_line(result: "subprocess.CompletedProcess[str]") -> str:
+    """The error of a command that must fail as DESIGN says: exit code 2 and one line on stderr."""
+    assert result.returncode == 2, result
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("convoy: ")
+    return lines[0]
+
+
+def test_sigterm_drains_finishes_what_is_in_hand_and_exits_with_0(tmp_path: Path, spawn: Spawn, slow_file: Path) -> None:
+    put(slow_file, tmp_path / "models", "slow", 1)
+    (tmp_path / "models" / "slow" / "serving.toml").write_text("max_batch_size = 1\n")
+    server = spawn(tmp_path / "models")
+    answers: list[str] = []
+
+    def ask() -> None:
+        with Client(f"127.0.0.1:{server.grpc_port}") as client:
+            answers.append(client.classify([bytes_of_dark_png()] * 8, "slow").results[0][0].label)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    time.sleep(0.4)
+    assert answers == [], "the model must still be computing"
+    assert server.terminate() == 0
+    asking.join(10)
+    assert answers == ["dark"]
+    assert "draining" in server.log.read_text()
+    assert not list(tmp_path.glob("ready-*.json"))
+
+
+def bytes_of_dark_png() -> bytes:
+    import numpy as np
+
+    from service.preprocessing import encode_png
+
+    return encode_png(np.zeros((2, 2), np.uint8))
+
+
+def test_a_second_signal_ends_at_once(tmp_path: Path, spawn: Spawn, slow_file: Path) -> None:
+    put(slow_file, tmp_path / "models", "slow", 1)
+    (tmp_path / "models" / "slow" / "serving.toml").write_text("max_batch_size = 1\n")
+    server = spawn(tmp_path / "models")
+    with Client(f"127.0.0.1:{server.grpc_port}") as client:
+
+        def ask() -> None:
+            with pytest.raises(CallFailed, match="UNAVAILABLE"):
+                client.classify([bytes_of_dark_png()] * 100, "slow")
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        time.sleep(0.3)
+        server.process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(5) == 1
+        asking.join(10)
+
+
+def test_ctrl_c_is_as_good_as_sigterm(repository: Path, spawn: Spawn) -> None:
+    server = spawn(repository)
+    server.process.send_signal(signal.SIGINT)
+    assert server.process.wait(30) == 0
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_the_server_needs_neither_torch_nor_onnx(repository: Path) -> None:
+    code = (
+        "import sys\n"
+        "class Refuse:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        assert name.split('.')[0] not in {'torch', 'onnx', 'sklearn', 'matplotlib', 'export'}, name\n"
+        "sys.meta_path.insert(0, Refuse())\n"
+        "from pathlib import Path\n"
+        "from service.config import ServerConfig\n"
+        "from service.server import Server\n"
+        "server = Server(ServerConfig(repository=Path(sys.argv[1]), grpc_port=0, http_port=0))\n"
+        "server.start(); server.stop()\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code, str(repository)], capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_serve_says_what_is_wrong_in_one_line(repository: Path, tmp_path: Path, spawn: Spawn) -> None:
+    running = spawn(repository)
+    ports = ["--grpc-port", "0", "--http-port", "0"]
+    port = str(running.grpc_port)
+    assert "the port is in use" in one_line(convoy("serve", repository, "--grpc-port", port, "--http-port", "0"))
+    port = str(running.http_port)
+    assert "Address already in use" in one_line(convoy("serve", repository, "--grpc-port", "0", "--http-port", port))
+    assert "no repository folder" in one_line(convoy("serve", tmp_path / "nowhere", *ports))
+    assert "99999 is not in the range" in one_line(convoy("serve", repository, "--grpc-port", "99999"))
+    assert "not a file in a folder" in one_line(convoy("serve", repository, *ports, "--ready-file", tmp_path / "no" / "ready"))
+    assert "provider 'cuda' is not in the installed ONNX Runtime" in one_line(
+        convoy("serve", repository, *ports, "--provider", "cuda")
+    )
+    assert "Missing argument 'REPOSITORY'" in one_line(convoy("serve"))
+    assert "No such option" in one_line(convoy("serve", repository, "--nope"))
+    assert "CONVOY_GRPC_PORT" in one_line(convoy("serve", repository, CONVOY_GRPC_PORT="tcp://10.0.0.1:8001"))
+    assert running.process.poll() is None
+    assert running.terminate() == 0
+
+
+def test_every_flag_of_serve_is_an_environment_variable_and_flags_win(
+    repository: Path, spawn: Spawn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    help_text = convoy("serve", "--help").stdout
+    flags = set(re.findall(r"^  (?:-h, )?--([a-z-]+)", help_text, re.M)) - {"help"}
+    assert len(flags) >= 8
+    variables = set(re.findall(r"env\s+var:\s+(CONVOY_[A-Z_]+)", help_text))
+    assert variables == {f"CONVOY_{flag.upper().replace('-', '_')}" for flag in flags}
+    monkeypatch.setenv("CONVOY_GRPC_PORT", "1")
+    monkeypatch.setenv("CONVOY_LOG_LEVEL", "debug")
+    server = spawn(repository)
+    assert server.grpc_port != 1
+    assert server.terminate() == 0
+
+
+def test_classify_prints_for_people_and_for_programs(repository: Path, spawn: Spawn, digits: Dataset, tmp_path: Path) -> None:
+    server = f"127.0.0.1:{spawn(repository).grpc_port}"
+    files = []
+    for index in range(3):
+        files.append(tmp_path / f"{index}.png")
+        files[-1].write_bytes(digits.test.png(index))
+    shown = convoy("classify", *files, "--model", "digits", "--server", server, "--top-k", "2")
+    assert shown.returncode == 0, shown.stderr
+    assert [line.split()[0] for line in shown.stdout.splitlines() if not line.startswith(" ")] == [str(file) for file in files]
+    assert len(shown.stdout.splitlines()) == 9
+    as_json = convoy("classify", *files, "--model", "digits", "--json", CONVOY_SERVER=server)
+    lines = [json.loads(line) for line in as_json.stdout.splitlines()]
+    assert [line["image"] for line in lines] == [str(file) for file in files]
+    assert all(line["version"] == "1" and len(line["predictions"]) == 5 for line in lines)
+
+    text, empty = tmp_path / "text.png", tmp_path / "empty.png"
+    text.write_text("not a picture")
+    empty.write_bytes(b"")
+    at = ["--model", "digits", "--server", server]
+    assert f"{text}: not an image in a format accepted here" in one_line(convoy("classify", files[0], text, *at))
+    assert f"{empty}: the image is empty (0 bytes)" in one_line(convoy("classify", empty, *at))
+    assert "No such file" in one_line(convoy("classify", tmp_path / "none.png", *at))
+    assert "no model named 'cats'; served are: digits" in one_line(
+        convoy("classify", files[0], "--model", "cats", "--server", server)
+    )
+    assert "no server answers at 127.0.0.1:1" in one_line(
+        convoy("classify", files[0], "--model", "digits", "--server", "127.0.0.1:1")
+    )
+
+
+def test_train_export_inspect(tmp_path: Path) -> None:
+    run, models = tmp_path / "run", tmp_path / "models"
+    trained = convoy("train", "--data", "digits", "--epochs", "2", "--output", run)
+    assert trained.returncode == 0, trained.stderr
+    assert "test accuracy" in trained.stdout
+    assert {path.name for path in run.iterdir()} == {"checkpoint.pt", "metrics.jsonl", "curves.png"}
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "nothing is overwritten" in one_line(convoy("train", "--data", "digits", "--output", run))
+
+    refused = one_line(convoy("export", run, "--repository", models, "--minimum-accuracy", "99.99"))
+    assert re.search(r"accuracy gate: [0-9.]+% on 360 pictures is below the minimum of 99.99%", refused)
+    assert not models.exists(), "a failed gate writes nothing to the repository"
+
+    assert "a name starts with" in one_line(convoy("export", run, "--repository", models, "--name", "../up"))
+    for version in (1, 2):
+        exported = convoy("export", run, "--repository", models)
+        assert exported.returncode == 0, exported.stderr
+        assert "same top label on 100%" in exported.stdout
+        assert (models / "digits" / str(version) / "model.onnx").is_file()
+    assert sorted(path.name for path in (models / "digits").iterdir()) == ["1", "2"]
+
+    inspected = convoy("inspect", models / "digits" / "1" / "model.onnx")
+    assert inspected.returncode == 0, inspected.stderr
+    for expected in ("(N, 32, 26, 26)", "93,322", "2,230,272", "sha256", "article-cnn on digits, ", "4 samples"):
+        assert expected in inspected.stdout
+    text = tmp_path / "text.onnx"
+    text.write_text("nonsense")
+    assert "not a valid ONNX model" in one_line(convoy("inspect", text))
+    assert "No such file" in one_line(convoy("inspect", tmp_path / "none.onnx"))
+    assert "has no checkpoint.pt" in one_line(convoy("export", tmp_path, "--repository", models))
+    (run / "checkpoint.pt").write_bytes(b"broken")
+    assert "not a checkpoint" in one_line(convoy("export", run, "--repository", models))
+
+
+def test_train_refuses_what_cannot_be(tmp_path: Path) -> None:
+    assert "'cats' is not 'digits'" in one_line(convoy("train", "--data", "cats", "--output", tmp_path / "a"))
+    assert "the networks are article-cnn" in one_line(
+        convoy("train", "--data", "digits", "--network", "lenet", "--output", tmp_path / "b")
+    )
+    assert not (tmp_path / "b").exists()
+
+
+def test_ctrl_c_while_training_leaves_a_checkpoint(tmp_path: Path, digits: Dataset) -> None:
+    run = tmp_path / "run"
+    arguments = ["train", "--data", "digits", "--epochs", "1000", "--output", str(run)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "service.cli", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not (run / "checkpoint.pt").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=30)
+    finally:
+        if process.poll() is None:
+            process.kill()
+    assert process.returncode == 130
+    assert "holds the best epoch so far" in output
+    assert errors.split("\n") == ["", "convoy: interrupted", ""]  # the first ends the line that ^C was typed on
+    exported = convoy("export", run, "--repository", tmp_path / "models")
+    assert exported.returncode == 0, exported.stderr
+
+
+def test_help_teaches(tmp_path: Path) -> None:
+    shown = convoy("--help")
+    assert shown.returncode == 0
+    for command in ("train", "export", "serve", "classify", "inspect"):
+        assert f"  {command} " in shown.stdout
+        assert convoy(command, "--help").returncode == 0
+    assert re.fullmatch(r"convoy, version \d+\.\d+\.\d+\n", convoy("--version").stdout)
+    assert "No such command 'nope'" in one_line(convoy("nope"))
+
+
+def test_a_command_that_lacks_its_extra_names_it(tmp_path: Path) -> None:
+    """Runs `convoy train` where torch cannot be imported, as where the extra is not installed."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Refuse:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] == 'torch':\n"
+        "            raise ModuleNotFoundError('No module named torch', name=name)\n"
+        "sys.meta_path.insert(0, Refuse())\n"
+    )
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    assert "pip install 'convoy[export]'" in one_line(
+        convoy("train", "--data", "digits", "--output", tmp_path / "run", PYTHONPATH=path)
+    )
+
+
+@pytest.mark.timeout(300)
+def test_the_demo() -> None:
+    result = subprocess.run(
+        [sys.executable, "tests/demo.py"], capture_output=True, text=True, timeout=280, check=False,
+        cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+    accuracy = re.search(r"held-out accuracy over gRPC: ([0-9.]+) %", result.stdout)
+    assert accuracy is not None
+    assert float(accuracy[1]) >= 98.0
+    assert len(re.findall(r"^(?:decode|queue|inference|encode) +[0-9.]+ ms +[0-9.]+ ms +[0-9.]+ ms", result.stdout, re.M)) == 4
+    assert "drained and stopped, exit code 0" in result.stdout

@@ -1,0 +1,173 @@
+"""What a running server does when its repository changes, or holds what cannot be served."""
+
+import base64
+import json
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+
+from export.data import Dataset
+from service.client import CallFailed, Client
+from service.contract import METADATA_KEY
+from service.server import Server
+from tests.conftest import Serve, put
+from tests.integration.test_edges import samples
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)
+
+
+def change_contract(path: Path, change: Callable[[dict], None]) -> None:
+    """Rewrites the contract inside a model file."""
+    model = onnx.load(path)
+    [entry] = model.metadata_props
+    contract = json.loads(entry.value)
+    change(contract)
+    entry.value = json.dumps(contract)
+    onnx.save(model, path)
+
+
+def version_of(server: Server, digits: Dataset) -> str:
+    with Client(f"127.0.0.1:{server.grpc_port}") as client:
+        return client.classify([digits.test.png(0)], "digits").version
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:100_000])
+
+
+def forget_contract(path: Path) -> None:
+    model = onnx.load(path)
+    del model.metadata_props[:]
+    onnx.save(model, path)
+
+
+def wrong_golden(path: Path) -> None:
+    change_contract(path, lambda contract: contract["golden"][0]["probabilities"].reverse())
+
+
+BROKEN: dict[str, tuple[Callable[[Path], object], str, str]] = {
+    "truncated": (truncate, "invalid", "ONNX Runtime cannot load the file"),
+    "empty": (lambda path: path.write_bytes(b""), "invalid", "ONNX Runtime cannot load the file"),
+    "no contract": (forget_contract, "invalid", f"no contract: the file has no {METADATA_KEY!r}"),
+    "contract is not JSON": (lambda path: change_raw(path, "nonsense"), "invalid", "contract: the whole: Invalid JSON"),
+    "unknown schema": (lambda path: change_contract(path, lambda c: c.update(schema=2)), "invalid", "contract: schema: "),
+    "label missing": (lambda path: change_contract(path, lambda c: c["labels"].pop()), "invalid", "10 probabilities for 9 labels"),
+    "other input size": (
+        lambda path: change_contract(path, lambda c: c["input"].update(height=32)), "invalid", "the contract says [N, 32, 28, 1]"),
+    "wrong golden answers": (wrong_golden, "golden_mismatch", "golden sample 0: off by"),
+    "golden is no image": (
+        lambda path: change_contract(path, lambda c: c["golden"][0].update(image_png=base64.b64encode(b"no").decode())),
+        "invalid", "golden sample 0: not an image"),
+}  # fmt: skip
+
+
+def change_raw(path: Path, text: str) -> None:
+    model = onnx.load(path)
+    model.metadata_props[0].value = text
+    onnx.save(model, path)
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_version_never_takes_the_place_of_a_working_one(
+    name: str, repository: Path, model_file: Path, serve: Serve, digits: Dataset, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At start the version below is served; a bad model beside good ones changes nothing for them."""
+    spoil, outcome, message = BROKEN[name]
+    spoil(put(model_file, repository, "digits", 2))
+    spoil(put(model_file, repository, "other", 1))
+    server = serve(repository)
+    assert version_of(server, digits) == "1"
+    assert list(server._repository.served) == ["digits"]
+    found = samples(server)
+    assert found["convoy_model_loads_total", "digits", outcome] == 1
+    assert found["convoy_model_loads_total", "other", outcome] == 1
+    for model in ("digits version 2", "other version 1"):
+        assert re.search(f"model {model} is not served: .*{re.escape(message)}", caplog.text)
+
+
+def test_new_versions_are_swapped_in_under_load_and_bad_ones_are_not(
+    repository: Path, model_file: Path, serve: Serve, digits: Dataset
+) -> None:
+    server = serve(repository)
+    stop = threading.Event()
+    versions: list[str] = []
+    failures: list[CallFailed] = []
+
+    def load() -> None:
+        with Client(f"127.0.0.1:{server.grpc_port}") as client:
+            while not stop.is_set():
+                try:
+                    versions.append(client.classify([digits.test.png(0)], "digits").version)
+                except CallFailed as error:
+                    failures.append(error)
+
+    clients = [threading.Thread(target=load) for _ in range(3)]
+    for client in clients:
+        client.start()
+    put(model_file, repository, "digits", 2)
+    eventually(lambda: versions[-1:] == ["2"])
+    truncate(put(model_file, repository, "digits", 3))
+    eventually(lambda: samples(server).get(("convoy_model_loads_total", "digits", "invalid")) == 1)
+    put(model_file, repository, "digits", 4)
+    eventually(lambda: versions[-1:] == ["4"])
+    stop.set()
+    for client in clients:
+        client.join()
+    assert failures == []
+    assert set(versions) == {"1", "2", "4"}
+    info = [key for key in samples(server) if key[0] == "convoy_model_info"]
+    assert len(info) == 1
+    assert "4" in info[0]
+
+
+def test_a_half_copied_version_is_served_once_it_is_whole(
+    repository: Path, model_file: Path, serve: Serve, digits: Dataset
+) -> None:
+    server = serve(repository)
+    content = model_file.read_bytes()
+    folder = repository / "digits" / "2"
+    folder.mkdir()
+    (folder / "model.onnx").write_bytes(content[: len(content) // 2])
+    eventually(lambda: samples(server).get(("convoy_model_loads_total", "digits", "invalid")) == 1)
+    assert version_of(server, digits) == "1"
+    (folder / "model.onnx").write_bytes(content)
+    eventually(lambda: version_of(server, digits) == "2")
+
+
+def test_a_model_that_is_removed_is_no_longer_served(repository: Path, model_file: Path, serve: Serve, digits: Dataset) -> None:
+    put(model_file, repository, "twin", 1)
+    server = serve(repository)
+    with Client(f"127.0.0.1:{server.grpc_port}") as client:
+        assert client.classify([digits.test.png(0)], "twin").model == "twin"
+        shutil.rmtree(repository / "twin")
+        eventually(lambda: "twin" not in server._repository.served)
+        assert client.classify([digits.test.png(0)], "digits").model == "digits"
+    assert not any("twin" in key and key[0] in ("convoy_model_info", "convoy_queue_items") for key in samples(server))
+
+
+def test_a_bad_policy_is_a_load_failure_that_names_the_key(
+    repository: Path, model_file: Path, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(model_file, repository, "other", 1)
+    (repository / "other" / "serving.toml").write_text("max_bach_size = 4\n")
+    server = serve(repository)
+    assert list(server._repository.served) == ["digits"]
+    assert "other/serving.toml: max_bach_size: unknown key; the keys are max_batch_size" in caplog.text
+
+
+def test_a_policy_that_changes_is_taken_up(repository: Path, serve: Serve) -> None:
+    server = serve(repository)
+    assert server._repository.served["digits"].policy.max_batch_size == 64
+    (repository / "digits" / "serving.toml").write_text("max_batch_size = 4\n")
+    eventually(lambda: server._repository.served["digits"].policy.max_batch_size == 4)

@@ -1,0 +1,416 @@
+"""The seam of rpc/call.py on a real transport, driven by grpcio's own client."""
+
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.wrappers_pb2 import BytesValue
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from service import errors
+from service.rpc.call import Method, Options, Receiver, Stream, StreamCall, Transport, Unary, UnaryCall
+from service.rpc.public_server import PublicServer
+
+LIMIT = 1 << 20
+
+
+class Seen:
+    """What the transport told its observer."""
+
+    def __init__(self) -> None:
+        self.started: list[str] = []
+        self.handled: list[tuple[str, str]] = []
+        self._more = threading.Condition()
+
+    def rpc_started(self, kind: str, service: str, method: str) -> None:
+        self.started.append(f"{kind} {service}/{method}")
+
+    def rpc_handled(self, kind: str, service: str, method: str, code: str, seconds: float) -> None:
+        assert 0 <= seconds < 60
+        with self._more:
+            self.handled.append((method, code))
+            self._more.notify_all()
+
+    def wait_for(self, method: str, code: str) -> None:
+        with self._more:
+            assert self._more.wait_for(lambda: (method, code) in self.handled, timeout=10), self.handled
+
+
+class Service:
+    """Methods that show every move of the seam."""
+
+    def __init__(self) -> None:
+        self.calls: list[UnaryCall] = []
+        self.gone = threading.Event()
+        self.kept = threading.Event()
+        self.received = 0
+        self.permits = threading.Semaphore(0)
+        self.quiet_calls = 0
+        self.wanted = math.inf
+        self.quiet_threads: set[str] = set()
+
+    def quiet(self) -> float:
+        self.quiet_calls += 1
+        self.quiet_threads.add(threading.current_thread().name)
+        wanted, self.wanted = self.wanted, math.inf
+        return wanted
+
+    def methods(self) -> list[Method]:
+        return [
+            Unary("/t.T/Echo", BytesValue, self.echo),
+            Unary("/t.T/Later", BytesValue, self.later),
+            Unary("/t.T/Race", BytesValue, self.race),
+            Unary("/t.T/Keep", BytesValue, self.keep),
+            Unary("/t.T/Fail", BytesValue, self.fail),
+            Unary("/t.T/Metadata", BytesValue, self.metadata),
+            Unary("/t.T/Remaining", BytesValue, self.remaining),
+            Stream("/t.T/EchoStream", BytesValue, lambda call: EchoReceiver(self, call), "bidi_stream"),
+            Stream("/t.T/Count", BytesValue, CountReceiver, "server_stream"),
+            Stream("/t.T/Broken", BytesValue, BrokenReceiver, "bidi_stream"),
+        ]
+
+    def echo(self, request: BytesValue, call: UnaryCall) -> None:
+        assert call.reply(request.SerializeToString())
+        assert not call.reply(b"")
+        assert not call.fail(errors.ModelFailed("too late"))
+
+    def later(self, request: BytesValue, call: UnaryCall) -> None:
+        threading.Timer(0.02, lambda: call.reply(request.SerializeToString())).start()
+
+    def race(self, request: BytesValue, call: UnaryCall) -> None:
+        """Many threads want to answer; one wins."""
+        start = threading.Barrier(9)
+        won: list[bool] = []
+
+        def answer(index: int) -> None:
+            start.wait()
+            won.append(call.reply(request.SerializeToString()) if index % 2 else call.fail(errors.ModelFailed("lost")))
+
+        threads = [threading.Thread(target=answer, args=(index,)) for index in range(8)]
+        for thread in threads:
+            thread.start()
+        start.wait()
+        for thread in threads:
+            thread.join()
+        assert sum(won) == 1
+
+    def keep(self, request: BytesValue, call: UnaryCall) -> None:
+        self.calls.append(call)
+        call.on_gone(self.gone.set)
+        self.kept.set()
+
+    def fail(self, request: BytesValue, call: UnaryCall) -> None:
+        raise ERRORS[request.value.decode()]
+
+    def metadata(self, request: BytesValue, call: UnaryCall) -> None:
+        call.reply(
+            BytesValue(value=repr(sorted(pair for pair in call.metadata if pair[0].startswith("x-"))).encode()).SerializeToString()
+        )
+
+    def remaining(self, request: BytesValue, call: UnaryCall) -> None:
+        call.reply(BytesValue(value=str(call.deadline - time.monotonic()).encode()).SerializeToString())
+
+
+class EchoReceiver:
+    """Answers each message; asks for the next when the answer is out and the test permits."""
+
+    def __init__(self, service: Service, call: StreamCall) -> None:
+        self._service, self._call = service, call
+        call.on_gone(service.gone.set)
+        call.receive()
+
+    def message(self, request: BytesValue) -> None:
+        self._service.received += 1
+        if request.value == b"hold":
+            return
+        self._call.send(request.SerializeToString(), sent=self._call.receive)
+
+    def half_closed(self) -> None:
+        self._call.finish()
+
+
+class CountReceiver:
+    """Sends as many messages as it is told, from another thread, all at once."""
+
+    def __init__(self, call: StreamCall) -> None:
+        self._call = call
+        call.receive()
+
+    def message(self, request: BytesValue) -> None:
+        def count() -> None:
+            for number in range(int(request.value)):
+                self._call.send(BytesValue(value=str(number).encode()).SerializeToString())
+            self._call.finish()
+
+        threading.Thread(target=count).start()
+
+    def half_closed(self) -> None:
+        raise AssertionError("was not asked for")
+
+
+class BrokenReceiver:
+    def __init__(self, call: StreamCall) -> None:
+        call.receive()
+
+    def message(self, request: BytesValue) -> None:
+        raise RuntimeError("secret path /etc/passwd")
+
+    def half_closed(self) -> None:
+        raise AssertionError("was not asked for")
+
+
+ERRORS: dict[str, Exception] = {
+    "INVALID_ARGUMENT": errors.InvalidRequest("no good", "items[3].encoded"),
+    "NOT_FOUND": errors.NotServed("served are: a, b"),
+    "RESOURCE_EXHAUSTED": errors.QueueFull("full", retry_after_seconds=0.25),
+    "DEADLINE_EXCEEDED": errors.DeadlinePassed("late"),
+    "CANCELLED": errors.ClientGone("gone"),
+    "UNAVAILABLE": errors.Unavailable("draining", retry_after_seconds=2),
+    "UNIMPLEMENTED": errors.NotOffered("not here"),
+    "INTERNAL": errors.ModelFailed("it failed"),
+    "bug": RuntimeError("secret path /etc/passwd"),
+}
+
+
+def start(service: Service, seen: Seen) -> Transport:
+    transport = PublicServer(Options("127.0.0.1", 0, LIMIT, service.methods(), seen, service.quiet))
+    transport.start()
+    return transport
+
+
+@pytest.fixture
+def service() -> Service:
+    return Service()
+
+
+@pytest.fixture
+def seen() -> Seen:
+    return Seen()
+
+
+@pytest.fixture
+def transport(service: Service, seen: Seen) -> Iterator[Transport]:
+    transport = start(service, seen)
+    yield transport
+    transport.stop(0)
+
+
+Unaries = Callable[[str], Any]  # grpc's callables, which their stubs type too narrowly for messages as bytes
+
+
+@pytest.fixture
+def channel(transport: Transport) -> Iterator[Any]:
+    options = [("grpc.max_send_message_length", -1), ("grpc.enable_retries", 0)]
+    with grpc.insecure_channel(f"127.0.0.1:{transport.port}", options) as channel:
+        yield channel
+
+
+@pytest.fixture
+def unary(channel: Any) -> Unaries:
+    return lambda name: channel.unary_unary(f"/t.T/{name}", BytesValue.SerializeToString, BytesValue.FromString)
+
+
+def stream(channel: Any, name: str) -> Any:
+    return channel.stream_stream(f"/t.T/{name}", BytesValue.SerializeToString, BytesValue.FromString)
+
+
+@pytest.mark.parametrize("name", ["Echo", "Later"])
+def test_a_unary_call_is_answered_at_once_or_later_from_another_thread(unary: Unaries, seen: Seen, name: str) -> None:
+    assert unary(name)(BytesValue(value=b"hello"), timeout=10).value == b"hello"
+    seen.wait_for(name, "OK")
+    assert seen.started == [f"unary t.T/{name}"]
+    assert seen.handled == [(name, "OK")]
+
+
+def test_many_calls_in_flight_each_get_their_own_answer(unary: Unaries, seen: Seen) -> None:
+    futures = [unary("Later").future(BytesValue(value=str(i).encode()), timeout=20) for i in range(200)]
+    assert [future.result().value for future in futures] == [str(i).encode() for i in range(200)]
+    assert seen.handled.count(("Later", "OK")) == 200
+
+
+def test_of_many_answers_one_wins(unary: Unaries, seen: Seen) -> None:
+    for _ in range(20):
+        future = unary("Race").future(BytesValue(value=b"x"), timeout=10)
+        assert future.code() in (grpc.StatusCode.OK, grpc.StatusCode.INTERNAL)
+    assert len(seen.handled) == 20
+
+
+@pytest.mark.parametrize("code", [name for name in ERRORS if name != "bug"])
+def test_every_error_has_its_status_and_detail(unary: Unaries, seen: Seen, code: str) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        unary("Fail")(BytesValue(value=code.encode()), timeout=10)
+    assert caught.value.code().name == code
+    assert caught.value.details() == str(ERRORS[code])
+    seen.wait_for("Fail", code)
+    error: Any = caught.value
+    status = rpc_status.from_call(error)
+    trailing = dict(error.trailing_metadata())
+    if code == "INVALID_ARGUMENT":
+        detail = error_details_pb2.BadRequest()
+        assert status.details[0].Unpack(detail)
+        assert [(v.field, v.description) for v in detail.field_violations] == [("items[3].encoded", "no good")]
+    elif code in ("RESOURCE_EXHAUSTED", "UNAVAILABLE"):
+        retry = error_details_pb2.RetryInfo()
+        assert status.details[0].Unpack(retry)
+        assert retry.retry_delay.ToMilliseconds() == int(trailing["grpc-retry-pushback-ms"]) in (250, 2000)
+    else:
+        assert status is None
+        assert "grpc-retry-pushback-ms" not in trailing
+
+
+def test_a_bug_is_internal_and_keeps_its_text_to_itself(unary: Unaries, channel: Any, caplog: pytest.LogCaptureFixture) -> None:
+    for attempt in (
+        lambda: unary("Fail")(BytesValue(value=b"bug"), timeout=10),
+        lambda: list(stream(channel, "Broken")(iter([BytesValue()]), timeout=10)),
+    ):
+        with pytest.raises(grpc.RpcError) as caught:
+            attempt()
+        assert caught.value.code() is grpc.StatusCode.INTERNAL
+        assert "secret" not in str(caught.value.details())
+    assert "secret path" in caplog.text
+    assert unary("Echo")(BytesValue(value=b"still here"), timeout=10).value == b"still here"
+
+
+def test_a_malformed_message_is_an_invalid_argument(channel: Any, seen: Seen) -> None:
+    for call in (
+        lambda: channel.unary_unary("/t.T/Echo")(b"\xff\xff\xff", timeout=10),
+        lambda: list(channel.stream_stream("/t.T/EchoStream")(iter([b"\xff\xff\xff"]), timeout=10)),
+    ):
+        with pytest.raises(grpc.RpcError) as caught:
+            call()
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "google.protobuf.BytesValue" in str(caught.value.details())
+
+
+def test_an_unknown_method_is_unimplemented_and_no_label(unary: Unaries, seen: Seen) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        unary("Nope")(BytesValue(), timeout=10)
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert seen.started == []
+
+
+def test_a_message_above_the_limit_is_refused_and_the_next_call_is_answered(unary: Unaries) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        unary("Echo")(BytesValue(value=b"x" * (LIMIT + 1)), timeout=10)
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert unary("Echo")(BytesValue(value=b"x" * (LIMIT - 100)), timeout=10).value == b"x" * (LIMIT - 100)
+
+
+def test_metadata_and_deadline_reach_the_handler(unary: Unaries) -> None:
+    answer = unary("Metadata")(BytesValue(), timeout=10, metadata=(("x-a", "1"), ("x-b-bin", b"\x00\xff")))
+    assert answer.value == b"[('x-a', '1'), ('x-b-bin', b'\\x00\\xff')]"
+    assert 5 < float(unary("Remaining")(BytesValue(), timeout=10).value) < 11  # gRPC rounds timeouts up
+    assert unary("Remaining")(BytesValue()).value == b"inf"
+
+
+def test_a_cancelled_call_tells_its_handler_and_drops_the_late_answer(unary: Unaries, service: Service, seen: Seen) -> None:
+    future = unary("Keep").future(BytesValue(), timeout=10)
+    assert service.kept.wait(10)
+    future.cancel()
+    assert service.gone.wait(10)
+    assert not service.calls[0].reply(b"")
+    assert service.calls[0].ended
+    seen.wait_for("Keep", "CANCELLED")
+
+
+def test_a_deadline_tells_the_handler(unary: Unaries, service: Service, seen: Seen) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        unary("Keep")(BytesValue(), timeout=0.2)
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert service.gone.wait(10)
+    seen.wait_for("Keep", "DEADLINE_EXCEEDED")
+
+
+def test_a_broken_connection_tells_the_handler(transport: Transport, service: Service) -> None:
+    channel: Any = grpc.insecure_channel(f"127.0.0.1:{transport.port}")
+    in_hand = channel.unary_unary("/t.T/Keep").future(b"")
+    assert service.kept.wait(10)
+    channel.close()
+    assert in_hand.code() is grpc.StatusCode.CANCELLED
+    assert service.gone.wait(10)
+
+
+def test_a_stream_answers_each_message_in_order_and_ends_after_the_half_close(channel: Any, seen: Seen) -> None:
+    sent = [BytesValue(value=str(i).encode()) for i in range(300)]
+    assert list(stream(channel, "EchoStream")(iter(sent), timeout=20)) == sent
+    seen.wait_for("EchoStream", "OK")
+
+
+def test_messages_sent_all_at_once_go_out_in_order_before_the_status(channel: Any, seen: Seen) -> None:
+    call = channel.unary_stream("/t.T/Count", BytesValue.SerializeToString, BytesValue.FromString)
+    assert [int(message.value) for message in call(BytesValue(value=b"500"), timeout=20)] == list(range(500))
+    seen.wait_for("Count", "OK")
+
+
+def test_a_stream_that_does_not_ask_for_more_is_not_given_more(channel: Any, service: Service) -> None:
+    messages = iter([BytesValue(value=b"hold")] + [BytesValue(value=b"x" * 10_000)] * 50)
+    call = stream(channel, "EchoStream")(messages, timeout=20)
+    deadline = time.monotonic() + 5
+    while service.received == 0 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    assert service.received == 1
+    call.cancel()
+    assert service.gone.wait(10)
+
+
+def test_a_slow_reader_holds_the_stream_up_not_the_server(channel: Any, unary: Unaries) -> None:
+    """20 MB of answers that nobody reads: the messages wait in HTTP/2's window, other calls are answered."""
+    sent = [BytesValue(value=b"x" * 100_000)] * 200
+    answers = stream(channel, "EchoStream")(iter(sent), timeout=60)
+    assert next(answers) == sent[0]
+    assert unary("Echo")(BytesValue(value=b"in between"), timeout=10).value == b"in between"
+    assert sum(1 for _ in answers) == 199
+
+
+def test_quiet_comes_after_calls_and_at_the_time_it_asked_for(unary: Unaries, service: Service) -> None:
+    service.wanted = time.monotonic() + 0.1
+    unary("Echo")(BytesValue(), timeout=10)
+    deadline = time.monotonic() + 5
+    while service.quiet_calls < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert service.quiet_calls >= 2
+    assert len(service.quiet_threads) == 1
+    assert threading.current_thread().name not in service.quiet_threads
+
+
+def test_stop_finishes_what_is_in_hand_and_refuses_what_comes(unary: Unaries, service: Service, transport: Transport) -> None:
+    in_hand = unary("Keep").future(BytesValue(), timeout=10)
+    assert service.kept.wait(10)
+    stopping = threading.Thread(target=transport.stop, args=(10,))
+    stopping.start()
+    time.sleep(0.2)
+    with pytest.raises(grpc.RpcError) as caught:
+        unary("Echo")(BytesValue(), timeout=5)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert stopping.is_alive()
+    service.calls[0].reply(BytesValue(value=b"finished").SerializeToString())
+    assert in_hand.result().value == b"finished"
+    stopping.join(10)
+    assert not stopping.is_alive()
+
+
+def test_stop_cancels_what_is_left_after_the_grace(unary: Unaries, service: Service, transport: Transport) -> None:
+    in_hand = unary("Keep").future(BytesValue(), timeout=10)
+    assert service.kept.wait(10)
+    start = time.monotonic()
+    transport.stop(0.3)
+    assert 0.2 < time.monotonic() - start < 8
+    assert in_hand.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN)
+    assert service.gone.wait(10)
+
+
+def test_a_port_in_use_is_a_clear_error(transport: Transport) -> None:
+    second = PublicServer(Options("127.0.0.1", transport.port, LIMIT, [], Seen(), lambda: math.inf))
+    with pytest.raises(errors.UserError, match=f"127.0.0.1:{transport.port}: the port is in use"):
+        second.start()
+
+
+def test_receivers_have_the_seams_shape() -> None:
+    receiver: type[Receiver] = EchoReceiver
+    assert receiver.message is EchoReceiver.message

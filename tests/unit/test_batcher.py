@@ -1,0 +1,275 @@
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from service.batcher import Batcher, BatchTimes, Work
+from service.errors import ClientGone, DeadlinePassed, ModelFailed, QueueFull
+
+FAST = {1: 1e-4, 64: 1e-4}
+SLOW = {1: 1.0, 64: 1.0}
+
+
+class Clock:
+    """Made-up time."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Gate:
+    """A model that adds its pixels up, and that can be held in the middle of a batch."""
+
+    def __init__(self) -> None:
+        self.entered = threading.Semaphore(0)
+        self.go_on = threading.Semaphore(0)
+        self.held = False
+        self.threads: list[str] = []
+        self.batches: list[int] = []
+
+    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        self.threads.append(threading.current_thread().name)
+        self.batches.append(len(images))
+        if self.held:
+            self.entered.release()
+            assert self.go_on.acquire(timeout=10)
+        if (images == 255).any():
+            raise RuntimeError("poison in /secret/path")
+        total = images.reshape(len(images), -1).sum(axis=1).astype(np.float32)
+        return np.stack([total, -total], axis=1)
+
+
+class Outcomes:
+    """Collects what `done` is called with."""
+
+    def __init__(self) -> None:
+        self.works: list[Work] = []
+        self._more = threading.Condition()
+
+    def __call__(self, work: Work) -> None:
+        with self._more:
+            self.works.append(work)
+            self._more.notify_all()
+
+    def wait_for(self, count: int) -> None:
+        with self._more:
+            assert self._more.wait_for(lambda: len(self.works) >= count, timeout=10)
+
+
+@pytest.fixture
+def gate() -> Gate:
+    return Gate()
+
+
+@pytest.fixture
+def done() -> Outcomes:
+    return Outcomes()
+
+
+Make = Callable[..., Batcher]
+
+
+@pytest.fixture
+def make(gate: Gate) -> Iterator[Make]:
+    made: list[Batcher] = []
+
+    def build(measured: dict[int, float], max_batch_items: int = 8, max_queue_items: int = 64, **more: object) -> Batcher:
+        batcher = Batcher(
+            gate, name="m", max_batch_items=max_batch_items, max_queue_items=max_queue_items, measured=measured, **more  # type: ignore[arg-type]
+        )  # fmt: skip
+        batcher.start()
+        made.append(batcher)
+        return batcher
+
+    yield build
+    for batcher in made:
+        batcher.close()
+
+
+def images(*values: int) -> NDArray[np.uint8]:
+    return np.array(values, np.uint8).reshape(-1, 1, 1, 1)
+
+
+def test_a_short_batch_runs_on_the_callers_thread_and_a_long_one_on_the_models(make: Make, gate: Gate, done: Outcomes) -> None:
+    fast, slow = make(FAST), make(SLOW)
+    fast.submit(Work(images(1, 2), done))
+    fast.pump()
+    assert len(done.works) == 1
+    slow.submit(Work(images(3), done))
+    slow.pump()
+    done.wait_for(2)
+    assert gate.threads == [threading.current_thread().name, "batcher-m"]
+    assert fast.inline
+    assert not slow.inline
+
+
+def test_hand_over_never_runs_a_batch_on_the_caller(make: Make, gate: Gate, done: Outcomes) -> None:
+    batcher = make(FAST)
+    batcher.submit(Work(images(1), done))
+    batcher.hand_over()
+    done.wait_for(1)
+    assert gate.threads == ["batcher-m"]
+
+
+def test_requests_share_a_batch_and_large_ones_are_put_together_again(make: Make, gate: Gate, done: Outcomes) -> None:
+    batcher = make(FAST, max_batch_items=4)
+    sent = [images(1), images(*range(10, 20)), images(2, 3)]
+    for pixels in sent:
+        batcher.submit(Work(pixels, done))
+    while batcher.pump() == -math.inf:
+        pass
+    assert gate.batches == [4, 4, 4, 1]
+    by_size = {work.items: work for work in done.works}
+    for pixels in sent:
+        scores = by_size[len(pixels)].scores
+        assert scores is not None
+        assert scores[:, 0].tolist() == pixels.ravel().tolist()
+
+
+def test_one_of_four_cancelled_while_the_model_runs_leaves_three_answered(make: Make, gate: Gate, done: Outcomes) -> None:
+    batcher = make(SLOW)
+    gate.held = True
+    works = [Work(images(value), done) for value in (1, 2, 3, 4)]
+    for work in works:
+        batcher.submit(work)
+    batcher.pump()
+    assert gate.entered.acquire(timeout=10)
+    batcher.cancel(works[1])
+    assert isinstance(works[1].error, ClientGone)
+    gate.go_on.release()
+    done.wait_for(4)
+    assert gate.batches == [4]
+    assert len(done.works) == 4
+    for work, value in ((works[0], 1), (works[2], 3), (works[3], 4)):
+        assert work.error is None
+        assert work.scores is not None
+        assert work.scores[0, 0] == value
+
+
+def test_a_cancelled_request_that_still_waits_costs_no_inference(make: Make, gate: Gate, done: Outcomes) -> None:
+    batcher = make(SLOW)
+    gate.held = True
+    batcher.submit(Work(images(1), done))
+    batcher.pump()
+    assert gate.entered.acquire(timeout=10)
+    waiting = Work(images(2, 3), done)
+    batcher.submit(waiting)
+    batcher.cancel(waiting)
+    batcher.cancel(waiting)
+    assert batcher.queued_items == 0
+    gate.go_on.release()
+    done.wait_for(2)
+    assert gate.batches == [1]
+    assert [work is waiting for work in done.works] == [True, False]
+
+
+def test_a_full_queue_refuses_with_a_time_to_come_back(make: Make, gate: Gate, done: Outcomes) -> None:
+    batcher = make(SLOW, max_batch_items=2, max_queue_items=4)
+    assert not batcher.submit(Work(images(1), done))
+    assert batcher.submit(Work(images(2), done))
+    assert batcher.submit(Work(images(3), done))
+    with pytest.raises(QueueFull, match="3 of 4 items wait, 2 more came") as refused:
+        batcher.submit(Work(images(4, 5), done))
+    assert refused.value.retry_after_seconds == pytest.approx(2.0)
+    batcher.pump()
+    done.wait_for(3)
+    assert batcher.queued_items == 0
+
+
+def test_a_request_that_expires_in_the_queue_costs_no_inference(make: Make, gate: Gate, done: Outcomes) -> None:
+    clock = Clock()
+    batcher = make(FAST, clock=clock)
+    late, alive = Work(images(1), done, deadline=clock.now + 1), Work(images(2), done, deadline=clock.now + 3)
+    batcher.submit(late)
+    batcher.submit(alive)
+    clock.now += 1
+    batcher.pump()
+    assert isinstance(late.error, DeadlinePassed)
+    assert alive.scores is not None
+    assert gate.batches == [1]
+
+
+def test_pump_asks_to_be_called_at_the_earliest_deadline_while_the_model_is_busy(make: Make, gate: Gate, done: Outcomes) -> None:
+    clock = Clock()
+    batcher = make(SLOW, clock=clock)
+    gate.held = True
+    batcher.submit(Work(images(1), done))
+    assert batcher.pump() == math.inf
+    assert gate.entered.acquire(timeout=10)
+    expiring = Work(images(2), done, deadline=clock.now + 5)
+    batcher.submit(expiring)
+    assert batcher.pump() == clock.now + 5
+    clock.now += 5
+    assert batcher.pump() == math.inf
+    assert isinstance(expiring.error, DeadlinePassed)
+    gate.held = False
+    gate.go_on.release()
+    done.wait_for(2)
+
+
+def test_a_batch_that_raises_fails_its_requests_without_the_text_and_the_next_is_answered(
+    make: Make, gate: Gate, done: Outcomes
+) -> None:
+    batcher = make(FAST, max_batch_items=2)
+    for value in (255, 1, 2):
+        batcher.submit(Work(images(value), done))
+    while batcher.pump() == -math.inf:
+        pass
+    errors = [work.error for work in done.works]
+    assert [type(error) for error in errors] == [ModelFailed, ModelFailed, type(None)]
+    assert "secret" not in str(errors[0])
+
+
+def test_an_answer_that_cannot_be_delivered_harms_nobody_else(make: Make, done: Outcomes) -> None:
+    def broken(work: Work) -> None:
+        raise RuntimeError("no way to send this")
+
+    batcher = make(FAST)
+    batcher.submit(Work(images(1), broken))
+    batcher.submit(Work(images(2), done))
+    batcher.pump()
+    assert done.works[0].scores is not None
+
+
+def test_every_work_ends_once_under_submissions_and_cancellations_from_many_threads(make: Make, done: Outcomes) -> None:
+    batcher = make(SLOW, max_batch_items=5, max_queue_items=10_000)
+
+    def client(seed: int) -> None:
+        random = np.random.default_rng(seed)
+        for _ in range(100):
+            work = Work(images(*random.integers(0, 200, random.integers(1, 9)).tolist()), done)
+            batcher.submit(work)
+            batcher.hand_over()
+            if random.random() < 0.3:
+                batcher.cancel(work)
+
+    clients = [threading.Thread(target=client, args=(seed,)) for seed in range(4)]
+    for thread in clients:
+        thread.start()
+    for thread in clients:
+        thread.join()
+    done.wait_for(400)
+    time.sleep(0.05)
+    assert len(done.works) == len(set(done.works)) == 400
+    for work in done.works:
+        if work.error is None:
+            assert work.scores is not None
+            assert work.scores[:, 0].tolist() == work.images.ravel().tolist()
+
+
+def test_batch_times_start_from_what_was_measured_and_learn() -> None:
+    times = BatchTimes({1: 0.001, 2: 0.002, 4: 0.004})
+    assert times.expected(3) == 0.004
+    assert times.expected(100) == 0.004
+    for _ in range(100):
+        times.observe(2, 0.010)
+    assert times.expected(2) == pytest.approx(0.010, rel=0.01)
+    assert times.expected(1) == 0.001
+    assert BatchTimes({}).expected(1) == math.inf

@@ -1,0 +1,23 @@
+import inspect
+
+import grpc
+
+from service import errors
+from service.rpc.status import _CODES, status_of
+
+
+def test_every_error_that_ends_a_request_has_a_status() -> None:
+    leaves = {
+        error
+        for _, error in inspect.getmembers(errors, inspect.isclass)
+        if issubclass(error, errors.RequestError) and error is not errors.RequestError
+    }
+    assert set(_CODES) == leaves
+    assert len(set(_CODES.values())) == len(leaves)
+
+
+def test_what_was_not_raised_on_purpose_does_not_show_its_text() -> None:
+    status = status_of(OSError("/var/secret"))
+    assert status.code is grpc.StatusCode.INTERNAL
+    assert "secret" not in status.message
+    assert status.trailing == ()

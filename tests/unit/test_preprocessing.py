@@ -1,0 +1,112 @@
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from service.contract import InputSpec
+from service.errors import InvalidRequest
+from service.preprocessing import decode, encode_png, open_image, resize
+
+LIMIT = 1_000_000
+
+
+def spec(height: int = 4, width: int = 4, channels: int = 1, fit: str = "stretch") -> InputSpec:
+    return InputSpec.model_validate({"height": height, "width": width, "channels": channels, "fit": fit})
+
+
+def file_of(image: Image.Image, file_format: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pixels_of_the_right_size_come_through_unchanged(channels: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (28, 20, channels), np.uint8)
+    assert np.array_equal(decode(encode_png(pixels), spec(28, 20, channels), LIMIT), pixels)
+
+
+@given(
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+    channels=st.sampled_from([1, 3]),
+    fit=st.sampled_from(["stretch", "crop", "pad"]),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_picture_comes_out_in_the_shape_asked_for(height: int, width: int, channels: int, fit: str) -> None:
+    pixels = np.full((height, width, channels), 77, np.uint8)
+    out = decode(encode_png(pixels), spec(9, 13, channels, fit), LIMIT)
+    assert out.shape == (9, 13, channels)
+    assert out.dtype == np.uint8
+    if fit != "pad":
+        assert (out == 77).all()
+
+
+def test_training_and_serving_see_the_same_pixels() -> None:
+    picture = np.random.default_rng(1).integers(0, 256, (8, 8), np.uint8)
+    assert np.array_equal(resize(picture, spec(28, 28)), decode(encode_png(picture), spec(28, 28), LIMIT))
+
+
+def test_crop_takes_the_middle_and_pad_adds_black() -> None:
+    wide = np.zeros((2, 6), np.uint8)
+    wide[:, 2:4] = 200
+    assert (resize(wide, spec(2, 2, fit="crop")) == 200).all()
+    padded = resize(np.full((2, 4), 200, np.uint8), spec(4, 4, fit="pad"))[:, :, 0]
+    assert (padded[1:3] == 200).all()
+    assert (padded[[0, 3]] == 0).all()
+
+
+def test_gray_is_the_luma_of_colour_and_colour_of_gray_is_gray() -> None:
+    red = file_of(Image.new("RGB", (4, 4), (255, 0, 0)))
+    assert (decode(red, spec(), LIMIT) == 76).all()  # 0.299 * 255, ITU-R BT.601
+    assert (decode(file_of(Image.new("L", (4, 4), 9)), spec(channels=3), LIMIT) == 9).all()
+
+
+def test_transparency_is_laid_on_white() -> None:
+    half = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
+    assert (decode(file_of(half), spec(channels=3), LIMIT) == 255).all()
+    palette = Image.new("P", (4, 4), 0)
+    palette.putpalette([10, 20, 30])
+    assert (decode(file_of(palette, "GIF", transparency=0), spec(channels=3), LIMIT) == 255).all()
+    assert (decode(file_of(palette, "GIF"), spec(channels=3), LIMIT) == [10, 20, 30]).all()
+
+
+def test_sixteen_bit_gray_is_scaled_not_clipped() -> None:
+    gray = Image.fromarray(np.full((4, 4), 0x8040, np.uint16))
+    assert (decode(file_of(gray), spec(), LIMIT) == 0x80).all()
+    assert (decode(file_of(gray), spec(channels=3), LIMIT) == 0x80).all()
+
+
+def test_exif_orientation_is_applied() -> None:
+    image = Image.fromarray(np.array([[0, 255]], np.uint8).repeat(8, 0).repeat(8, 1))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # turned by 180 degrees
+    turned = decode(file_of(image, "JPEG", exif=exif, quality=100), spec(8, 16), LIMIT)
+    assert turned[:, :8].min() > 200
+    assert turned[:, 8:].max() < 50
+
+
+def test_only_the_header_is_read_to_refuse_a_picture_that_is_too_large() -> None:
+    large = file_of(Image.new("L", (2000, 1000)))
+    with pytest.raises(InvalidRequest, match="2000 x 1000 pixels; at most 1000000 are accepted"):
+        open_image(large[:60], LIMIT)
+
+
+@given(cut=st.integers(0, 600), seed=st.integers(0, 10_000))
+@settings(max_examples=200, deadline=None)
+def test_broken_files_are_refused_and_nothing_else_is_raised(cut: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    pixels = random.integers(0, 256, (12, 12, 3), np.uint8)
+    file_format = ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM"][seed % 7]
+    content = bytearray(file_of(Image.fromarray(pixels), file_format)[:cut])
+    for at in random.integers(0, max(len(content), 1), 3):
+        if content:
+            content[at] = random.integers(0, 256)
+    try:
+        shape = decode(bytes(content), spec(8, 8, 3), LIMIT).shape
+    except InvalidRequest:
+        return
+    assert shape == (8, 8, 3)
