@@ -73,6 +73,19 @@ def _setting(flag: str, **options: Any) -> Callable[[Any], Any]:
           help="Largest gRPC message, in and out.")  # fmt: skip
 @_setting("--drain-seconds", type=click.FloatRange(0, 3600), default=30.0,
           help="How long requests in hand may take to finish after SIGTERM.")  # fmt: skip
+@_setting("--transport", type=click.Choice(["auto", "fast", "public"]), default="auto",
+          help="How gRPC is served: fast is one thread on gRPC's completion queue, public is grpcio's own asyncio server; "
+               "auto takes fast where it works.")  # fmt: skip
+@_setting("--compression", type=click.Choice(["none", "deflate", "gzip"]), default="none",
+          help="What replies are compressed with, for clients that accept it.")  # fmt: skip
+@_setting("--max-connection-age-seconds", type=click.FloatRange(0, 1e6), default=0.0,
+          help="Ask clients to reconnect after this time, so that balancers spread them; 0 never does.")  # fmt: skip
+@_setting("--keepalive-seconds", type=click.FloatRange(0, 1e6), default=0.0,
+          help="Ping a silent connection after this time; 0 leaves gRPC's default of two hours.")  # fmt: skip
+@_setting("--tls-cert", type=click.Path(path_type=Path), help="Server certificate (PEM); turns TLS on.")
+@_setting("--tls-key", type=click.Path(path_type=Path), help="Private key of the certificate (PEM).")
+@_setting("--tls-client-ca", type=click.Path(path_type=Path),
+          help="CA (PEM) whose clients alone are let in: mutual TLS.")  # fmt: skip
 @_setting("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", help="What to log, to stderr.")
 def serve(log_level: str, **settings: Any) -> None:
     """Serve every model in the folder REPOSITORY (REPOSITORY/<model>/<version>/model.onnx).
@@ -101,12 +114,19 @@ def serve(log_level: str, **settings: Any) -> None:
 )
 @click.option("--top-k", type=click.IntRange(1), default=5, show_default=True, help="How many labels to show for an image.")
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), default=30.0, show_default=True, help="Seconds to wait.")
+@click.option(
+    "--tls-ca", type=click.Path(path_type=Path), help="CA (PEM) that the server's certificate must come from; turns TLS on."
+)
+@click.option("--tls-cert", type=click.Path(path_type=Path), help="Client certificate (PEM), for mutual TLS.")
+@click.option("--tls-key", type=click.Path(path_type=Path), help="Private key of the client certificate (PEM).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line, one line an image.")
-def classify(images: tuple[Path, ...], model: str, version: str, server: str, top_k: int, timeout: float, as_json: bool) -> None:
+def classify(
+    images: tuple[Path, ...], model: str, version: str, server: str, top_k: int, timeout: float, as_json: bool, **tls: Path | None
+) -> None:
     """Classify image files with a model of a running server."""
     from service.client import CallFailed, Client
 
-    with Client(server, timeout_seconds=timeout) as client:
+    with Client(server, timeout_seconds=timeout, **tls) as client:
         try:
             answer = client.classify(images, model, version=version, top_k=top_k)
         except CallFailed as error:

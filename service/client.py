@@ -73,17 +73,41 @@ class CallFailed(ConvoyError):
 class Client:
     """A connection to one server. Safe to share between threads; close it, or use it in a `with` statement."""
 
-    def __init__(self, server: str = "127.0.0.1:8001", *, timeout_seconds: float = 30.0) -> None:
-        """`server` is HOST:PORT; `timeout_seconds` is the deadline of each call."""
+    def __init__(
+        self,
+        server: str = "127.0.0.1:8001",
+        *,
+        timeout_seconds: float = 30.0,
+        tls_ca: Path | None = None,
+        tls_cert: Path | None = None,
+        tls_key: Path | None = None,
+    ) -> None:
+        """Makes a client; it connects with its first call.
+
+        Args:
+            server: HOST:PORT.
+            timeout_seconds: the deadline of each call.
+            tls_ca: PEM file of the CA that the server's certificate must come from; turns TLS on.
+            tls_cert: PEM file of the client's certificate, for mutual TLS.
+            tls_key: PEM file of its private key.
+
+        Raises:
+            UserError: a PEM file cannot be read, or one is missing.
+        """
         self.server = server
         self._timeout_seconds = timeout_seconds
-        self._channel = grpc.insecure_channel(
-            server,
-            options=[
-                ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
-                ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
-            ],
-        )
+        options = [
+            ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+            ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+        ]
+        if tls_ca is None and tls_cert is None and tls_key is None:
+            self._channel = grpc.insecure_channel(server, options)
+        elif tls_ca is None or (tls_cert is None) != (tls_key is None):
+            raise UserError("TLS needs the server's CA, and a client certificate needs its key: --tls-ca, --tls-cert, --tls-key")
+        else:
+            key, certificate = (_read(path) if path is not None else None for path in (tls_key, tls_cert))
+            credentials = grpc.ssl_channel_credentials(_read(tls_ca), key, certificate)
+            self._channel = grpc.secure_channel(server, credentials, options)
         self._classify = self._channel.unary_unary(
             "/convoy.v1.Classifier/Classify",
             request_serializer=pb.ClassifyRequest.SerializeToString,
@@ -152,13 +176,17 @@ def _item(image: Image) -> pb.Item:
     if isinstance(image, bytes):
         return pb.Item(encoded=image)
     if isinstance(image, str | os.PathLike):
-        try:
-            return pb.Item(encoded=Path(image).read_bytes())
-        except OSError as error:
-            raise UserError(f"{os.fspath(image)}: {error.strerror}") from None
+        return pb.Item(encoded=_read(image))
     if str(image.dtype) != "uint8":
         raise UserError(f"pixels must be uint8, not {image.dtype}: send the picture as decoded, not normalised")
     return pb.Item(pixels=image.tobytes())
+
+
+def _read(path: str | os.PathLike[str]) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{os.fspath(path)}: {error.strerror}") from None
 
 
 def _call_failed(error: grpc.RpcError) -> CallFailed:

@@ -26,6 +26,13 @@ class ServerConfig(_Settings):
     ready_file: Path | None = None
     max_message_bytes: int = Field(default=64 * 1024 * 1024, ge=1024, le=2**31 - 1)
     drain_seconds: float = Field(default=30.0, ge=0, le=3600)
+    transport: Literal["auto", "fast", "public"] = "auto"
+    compression: Literal["none", "deflate", "gzip"] = "none"
+    max_connection_age_seconds: float = Field(default=0.0, ge=0, le=1e6)
+    keepalive_seconds: float = Field(default=0.0, ge=0, le=1e6)
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
 
 
 class Policy(_Settings):

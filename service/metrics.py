@@ -86,6 +86,29 @@ class ModelMetrics:
             self._confidence.observe(probability)
 
 
+class RpcMetrics:
+    """The metrics of one method."""
+
+    def __init__(self, started: Counter, handled: Callable[[str], Counter], handling_seconds: Histogram) -> None:
+        """`handled` gives the counter of a code."""
+        self._started = started
+        self._handled = handled
+        self._by_code: dict[str, Counter] = {}
+        self._handling_seconds = handling_seconds
+
+    def started(self) -> None:
+        """An RPC has come in."""
+        self._started.inc()
+
+    def handled(self, code: str, seconds: float) -> None:
+        """An RPC has ended with `code`, a name such as OK or NOT_FOUND."""
+        counter = self._by_code.get(code)
+        if counter is None:
+            counter = self._by_code[code] = self._handled(code)
+        counter.inc()
+        self._handling_seconds.observe(seconds)
+
+
 class Metrics:
     """All metrics of one server, in the registry that is given."""
 
@@ -95,6 +118,8 @@ class Metrics:
         PlatformCollector(registry=registry)
         build = InfoMetric("convoy_build", "Versions of Convoy and of what it runs on", registry=registry)
         build.info({"version": version("convoy"), "python": platform.python_version()} | _versions("grpcio", "onnxruntime"))
+
+        self._transport = Gauge("convoy_transport_info", "1 for the gRPC transport in use", ("transport",), registry=registry)
 
         rpc = ("grpc_type", "grpc_service", "grpc_method")
         self._started = Counter("grpc_server_started", "RPCs started", rpc, registry=registry)
@@ -136,14 +161,15 @@ class Metrics:
             "convoy_ort_threads", "Threads that ONNX Runtime computes a model with", ("model",), registry=registry
         )
 
-    def rpc_started(self, kind: str, service: str, method: str) -> None:
-        """An RPC to a method that the server offers has come in."""
-        self._started.labels(kind, service, method).inc()
+    def transport_chosen(self, name: str) -> None:
+        """This transport carries gRPC: `fast` or `public`."""
+        self._transport.labels(name).set(1)
 
-    def rpc_handled(self, kind: str, service: str, method: str, code: str, seconds: float) -> None:
-        """An RPC has ended with `code`, a name such as OK or NOT_FOUND."""
-        self._handled.labels(kind, service, method, code).inc()
-        self._handling_seconds.labels(kind, service, method).observe(seconds)
+    def rpc_method(self, kind: str, service: str, method: str) -> RpcMetrics:
+        """The metrics of a method that the server offers."""
+        labels = (kind, service, method)
+        handled = lambda code: self._handled.labels(*labels, code)  # noqa: E731 - one expression, used once
+        return RpcMetrics(self._started.labels(*labels), handled, self._handling_seconds.labels(*labels))
 
     def rejected(self, model: str, reason: str) -> None:
         """A request to a served model was not answered."""

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import signal
+import ssl
 import threading
 from pathlib import Path
 from types import FrameType
@@ -23,7 +24,8 @@ from service.metrics import Metrics
 from service.model import check_provider
 from service.repository import Repository
 from service.rpc import classify, health, reflection
-from service.rpc.call import Options, Transport
+from service.rpc.call import Options, Tls, Transport
+from service.rpc.completion_queue import CompletionQueueServer, why_not
 from service.rpc.public_server import PublicServer
 
 log = logging.getLogger(__name__)
@@ -44,7 +46,9 @@ class Server:
             self._health,
             reflection.ReflectionServicer([classify.SERVICE, health.SERVICE]),
         )
-        self._transport: Transport = PublicServer(
+        transport = _transport(config)
+        metrics.transport_chosen(transport.name)
+        self._transport: Transport = transport(
             Options(
                 host=config.host,
                 port=config.grpc_port,
@@ -52,6 +56,9 @@ class Server:
                 methods=[method for servicer in servicers for method in servicer.methods()],
                 observer=metrics,
                 quiet=self._classifier.pump,
+                tls=_tls(config),
+                compression=config.compression,
+                arguments=_channel_arguments(config),
             )
         )
         self._http = HttpServer(config.host, config.http_port, metrics.registry, self._why_not_ready)
@@ -78,8 +85,11 @@ class Server:
         except BaseException:
             self._transport.stop(0)
             raise
-        log.info("listening: gRPC on %s:%d, HTTP on %s:%d",
-                 self._config.host, self.grpc_port, self._config.host, self.http_port)  # fmt: skip
+        log.info(
+            "listening: gRPC on %s:%d (%s transport%s), HTTP on %s:%d",
+            self._config.host, self.grpc_port, self._transport.name, ", TLS" if self._config.tls_cert else "",
+            self._config.host, self.http_port,
+        )  # fmt: skip
         self._repository.start()
 
     def stop(self) -> None:
@@ -147,6 +157,51 @@ def serve(config: ServerConfig) -> None:
         asked_to_stop.wait()
     finally:
         server.stop()
+
+
+def _transport(config: ServerConfig) -> type[CompletionQueueServer] | type[PublicServer]:
+    """The transport asked for; `auto` takes the fast one where it works. Raises UserError if `fast` does not."""
+    if config.transport == "public":
+        return PublicServer
+    reason = why_not()
+    if not reason:
+        return CompletionQueueServer
+    if config.transport == "fast":
+        raise UserError(f"--transport fast cannot be used: {reason}; --transport public can")
+    log.warning("the fast transport cannot be used, taking the public one: %s", reason)
+    return PublicServer
+
+
+def _tls(config: ServerConfig) -> Tls | None:
+    """What the TLS flags name, read and checked. Raises UserError for a file that is not what it should be."""
+    if config.tls_cert is None and config.tls_key is None and config.tls_client_ca is None:
+        return None
+    if config.tls_cert is None or config.tls_key is None:
+        raise UserError("TLS needs both --tls-cert and --tls-key")
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(config.tls_cert, config.tls_key)
+        if config.tls_client_ca is not None:
+            context.load_verify_locations(config.tls_client_ca)
+        client_ca = config.tls_client_ca.read_bytes() if config.tls_client_ca is not None else None
+        return Tls(config.tls_cert.read_bytes(), config.tls_key.read_bytes(), client_ca)
+    except OSError as error:  # ssl's errors are among them
+        raise UserError(
+            f"TLS: --tls-cert, --tls-key and --tls-client-ca must be PEM files that belong together: {error.strerror or error}"
+        ) from None
+
+
+def _channel_arguments(config: ServerConfig) -> list[tuple[str, int]]:
+    """C core's arguments for the connection flags; 0 leaves its own default."""
+    arguments = []
+    if config.max_connection_age_seconds:
+        arguments += [
+            ("grpc.max_connection_age_ms", round(1000 * config.max_connection_age_seconds)),
+            ("grpc.max_connection_age_grace_ms", round(1000 * config.drain_seconds)),
+        ]
+    if config.keepalive_seconds:
+        arguments += [("grpc.keepalive_time_ms", round(1000 * config.keepalive_seconds))]
+    return arguments
 
 
 def _check_ready_file(path: Path | None) -> None:

@@ -131,16 +131,24 @@ def _depth(output: str) -> float:
     return {"pixels": 0, "mean": 1, "rows": 2, "scaled": 3, "burnt": 1e6, "nothing": 2e6, "logits": 3e6}.get(output, 4e6)
 
 
+@pytest.fixture(params=["fast", "public"])
+def transport_name(request: pytest.FixtureRequest) -> str:
+    """Every test that starts a server runs on both transports."""
+    name: str = request.param
+    return name
+
+
 Serve = Callable[..., Server]
 
 
 @pytest.fixture
-def serve() -> Iterator[Serve]:
+def serve(transport_name: str) -> Iterator[Serve]:
     """Starts servers in this process, on free ports, and stops them at the end."""
     with contextlib.ExitStack() as stack:
+        defaults = {"grpc_port": 0, "http_port": 0, "transport": transport_name}
 
         def start(repository: Path, **settings: object) -> Server:
-            server = Server(ServerConfig.model_validate({"repository": repository, "grpc_port": 0, "http_port": 0, **settings}))
+            server = Server(ServerConfig.model_validate({**defaults, "repository": repository, **settings}))
             server.start()
             stack.callback(server.stop)
             return server
@@ -183,7 +191,7 @@ Spawn = Callable[..., ServerProcess]
 
 
 @pytest.fixture
-def spawn(tmp_path: Path) -> Iterator[Spawn]:
+def spawn(tmp_path: Path, transport_name: str) -> Iterator[Spawn]:
     """Starts `convoy serve` processes on free ports, waits until they are ready, and kills what is left at the end."""
     started: list[subprocess.Popen[str]] = []
 
@@ -192,7 +200,7 @@ def spawn(tmp_path: Path) -> Iterator[Spawn]:
         with log.open("w") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", "service.cli", "serve", str(repository), "--grpc-port", "0", "--http-port", "0",
-                 "--ready-file", str(ready), *arguments],
+                 "--transport", transport_name, "--ready-file", str(ready), *arguments],
                 stderr=output, stdout=output, text=True,
             )  # fmt: skip
         started.append(process)

@@ -24,9 +24,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+import grpc
 from google.protobuf.message import DecodeError, Message
 
-from service.errors import ClientGone, ConvoyError, DeadlinePassed, InvalidRequest
+from service.errors import ClientGone, ConvoyError, DeadlinePassed, InvalidRequest, UserError
 from service.rpc.status import OK, Metadata, Status, status_of
 
 log = logging.getLogger(__name__)
@@ -34,14 +35,21 @@ log = logging.getLogger(__name__)
 Quiet = Callable[[], float]
 
 
-class Observer(Protocol):
-    """Told of every RPC to a method that is offered, when it starts and when it has ended."""
+class MethodObserver(Protocol):
+    """Told of every RPC to one method, when it starts and when it has ended."""
 
-    def rpc_started(self, kind: str, service: str, method: str) -> None:
+    def started(self) -> None:
         """The RPC's headers are in."""
 
-    def rpc_handled(self, kind: str, service: str, method: str, code: str, seconds: float) -> None:
+    def handled(self, code: str, seconds: float) -> None:
         """The RPC has ended with the status code of this name."""
+
+
+class Observer(Protocol):
+    """Gives each method that is offered its observer."""
+
+    def rpc_method(self, kind: str, service: str, method: str) -> MethodObserver:
+        """The observer of one method; asked for once, before the transport starts."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +102,9 @@ class Receiver(Protocol):
 class Call:
     """One RPC in progress. It ends exactly once: by the server's status, or because the client is gone."""
 
-    def __init__(self, method: Method, deadline: float, metadata: Metadata, observer: Observer) -> None:
+    __slots__ = ("_end", "_gone", "_observer", "_started", "deadline", "metadata", "method")
+
+    def __init__(self, method: Method, deadline: float, metadata: Metadata, observer: MethodObserver) -> None:
         """`deadline` is in `time.monotonic` seconds, infinite if the client set none."""
         self.method = method
         self.deadline = deadline
@@ -103,7 +113,7 @@ class Call:
         self._started = time.monotonic()
         self._end = threading.Lock()  # held for good by whoever ends the call
         self._gone: Callable[[], None] | None = None
-        observer.rpc_started(method.kind, method.service, method.name)
+        observer.started()
 
     @property
     def ended(self) -> bool:
@@ -125,15 +135,17 @@ class Call:
         late = time.monotonic() >= self.deadline
         error = DeadlinePassed("the deadline passed") if late else ClientGone("the client cancelled the call")
         if self._claim(status_of(error)) and self._gone is not None:
-            self._gone()
+            gone, self._gone = self._gone, None
+            try:
+                gone()
+            except Exception:
+                log.exception("%s: could not be told that its client is gone", self.method.path)
 
     def _claim(self, status: Status) -> bool:
         """True for the one caller that ends the call."""
         if not self._end.acquire(blocking=False):
             return False
-        method = self.method
-        seconds = time.monotonic() - self._started
-        self._observer.rpc_handled(method.kind, method.service, method.name, status.code.name, seconds)
+        self._observer.handled(status.code.name, time.monotonic() - self._started)
         return True
 
     def _finish(self, status: Status) -> bool:
@@ -143,6 +155,8 @@ class Call:
 class UnaryCall(Call):
     """A call that is answered with one message. Transports implement `_send`."""
 
+    __slots__ = ()
+
     def reply(self, payload: bytes) -> bool:
         """Ends the call with OK and one serialised message; False if it had ended already."""
         return self._finish(OK, payload)
@@ -150,6 +164,7 @@ class UnaryCall(Call):
     def _finish(self, status: Status, payload: bytes | None = None) -> bool:
         if not self._claim(status):
             return False
+        self._gone = None
         self._send(payload, status)
         return True
 
@@ -161,7 +176,9 @@ class UnaryCall(Call):
 class StreamCall(Call):
     """A call that is answered with any number of messages. Transports implement `_read`, `_write` and `_close`."""
 
-    def __init__(self, method: Method, deadline: float, metadata: Metadata, observer: Observer) -> None:
+    __slots__ = ("_lock", "_outgoing", "_status")
+
+    def __init__(self, method: Method, deadline: float, metadata: Metadata, observer: MethodObserver) -> None:
         super().__init__(method, deadline, metadata, observer)
         self._lock = threading.Lock()
         self._outgoing: deque[tuple[bytes, Callable[[], None] | None]] = deque()  # the first is being written
@@ -192,6 +209,7 @@ class StreamCall(Call):
             if not self._claim(status):
                 return False
             self._status = status
+            self._gone = None
             idle = not self._outgoing
         if idle:
             self._close(status)
@@ -263,6 +281,7 @@ def _parse(method: Method, payload: bytes) -> Message:
 class Transport(Protocol):
     """A gRPC server that carries calls to methods. Construct, `start`, and in the end `stop`."""
 
+    name: str
     port: int
 
     def start(self) -> None:
@@ -273,8 +292,21 @@ class Transport(Protocol):
 
 
 @dataclass(frozen=True)
+class Tls:
+    """PEM contents. With `client_ca`, only clients with a certificate that it signed are let in (mutual TLS)."""
+
+    certificate: bytes
+    key: bytes
+    client_ca: bytes | None = None
+
+
+@dataclass(frozen=True)
 class Options:
-    """What every transport needs to know. Port 0 takes a free one; `max_message_bytes` bounds messages in and out."""
+    """What every transport needs to know.
+
+    Port 0 takes a free one. `max_message_bytes` bounds a message in and out. `compression` is what replies are compressed with.
+    `arguments` are C core's own channel arguments, such as `grpc.max_connection_age_ms`.
+    """
 
     host: str
     port: int
@@ -282,6 +314,45 @@ class Options:
     methods: Sequence[Method]
     observer: Observer
     quiet: Quiet
+    tls: Tls | None = None
+    compression: Literal["none", "deflate", "gzip"] = "none"
+    arguments: Sequence[tuple[str, int]] = ()
 
+    @property
+    def address(self) -> str:
+        """`HOST:PORT` as C core takes it."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def channel_arguments(self) -> list[tuple[str, int]]:
+        """C core's channel arguments for these options."""
+        return [
+            # Two servers on one port would share it silently, each with half of the calls.
+            ("grpc.so_reuseport", 0),
+            ("grpc.max_receive_message_length", self.max_message_bytes),
+            ("grpc.max_send_message_length", self.max_message_bytes),
+            ("grpc.default_compression_algorithm", _COMPRESSION[self.compression]),
+            *self.arguments,
+        ]
+
+    def credentials(self) -> grpc.ServerCredentials | None:
+        """Credentials for `tls`; None for plain text."""
+        if self.tls is None:
+            return None
+        mutual = self.tls.client_ca is not None
+        return grpc.ssl_server_credentials([(self.tls.key, self.tls.certificate)], self.tls.client_ca, mutual)
+
+    def cannot_listen(self) -> UserError:
+        """The error for a port that C core would not give."""
+        return UserError(
+            f"cannot listen for gRPC on {self.host}:{self.port}: the port is in use, or the address is not one of this machine "
+            "(port 0 takes a free one)"
+        )
+
+
+_COMPRESSION = {
+    "none": grpc.Compression.NoCompression.value,
+    "deflate": grpc.Compression.Deflate.value,
+    "gzip": grpc.Compression.Gzip.value,
+}
 
 NEVER = math.inf

@@ -15,10 +15,10 @@ from typing import Any
 
 import grpc
 
-from service.errors import UserError
 from service.rpc.call import (
     NEVER,
     Method,
+    MethodObserver,
     Options,
     Stream,
     StreamCall,
@@ -39,6 +39,8 @@ _Handler = Any  # grpc.RpcMethodHandler[bytes, bytes]
 
 class PublicServer:
     """A transport on `grpc.aio.server`."""
+
+    name = "public"
 
     def __init__(self, options: Options) -> None:
         self.port = options.port
@@ -76,44 +78,37 @@ class PublicServer:
             self._loop.close()
 
     async def _start(self) -> None:
-        limit = self._options.max_message_bytes
-        server = grpc.aio.server(
-            options=[
-                # Two servers on one port would share it silently, each with half of the calls.
-                ("grpc.so_reuseport", 0),
-                ("grpc.max_receive_message_length", limit),
-                ("grpc.max_send_message_length", limit),
-            ]
-        )
-        server.add_generic_rpc_handlers((_Handlers(self._options.methods, self._behaviour),))
-        address = f"[{self._options.host}]" if ":" in self._options.host else self._options.host
+        options = self._options
+        server = grpc.aio.server(options=options.channel_arguments())
+        server.add_generic_rpc_handlers((_Handlers(options.methods, self._behaviour),))
+        credentials = options.credentials()
         try:
-            self.port = server.add_insecure_port(f"{address}:{self._options.port}")
+            if credentials is None:
+                self.port = server.add_insecure_port(options.address)
+            else:
+                self.port = server.add_secure_port(options.address, credentials)
         except RuntimeError:
-            raise UserError(
-                f"cannot listen for gRPC on {self._options.host}:{self._options.port}: "
-                "the port is in use, or the address is not one of this machine (port 0 takes a free one)"
-            ) from None
+            raise options.cannot_listen() from None
         await server.start()
         self._server = server
 
     def _behaviour(self, method: Method) -> _Handler:
         # No (de)serializers: messages cross as bytes, and the seam parses them so that it can say what is wrong.
+        observer = self._options.observer.rpc_method(method.kind, method.service, method.name)
         if isinstance(method, Unary):
 
             async def unary(payload: bytes, context: Context) -> bytes:
-                return await self._serve_unary(method, payload, context)
+                return await self._serve_unary(method, observer, payload, context)
 
             return grpc.unary_unary_rpc_method_handler(unary)
 
         async def stream(_: object, context: Context) -> None:
-            await self._serve_stream(method, context)
+            await self._serve_stream(method, observer, context)
 
         return grpc.stream_stream_rpc_method_handler(stream)
 
-    async def _serve_unary(self, method: Unary, payload: bytes, context: Context) -> bytes:
-        call = _PublicUnaryCall(method, _deadline(context), _metadata(context), self._options.observer)
-        call.loop = self._loop
+    async def _serve_unary(self, method: Unary, observer: MethodObserver, payload: bytes, context: Context) -> bytes:
+        call = _PublicUnaryCall(method, _deadline(context), _metadata(context), observer)
         handle_unary(method, payload, call)
         self._quiet_soon()
         try:
@@ -126,8 +121,8 @@ class PublicServer:
             raise AssertionError("abort returned")
         return reply
 
-    async def _serve_stream(self, method: Stream, context: Context) -> None:
-        call = _PublicStreamCall(method, _deadline(context), _metadata(context), self._options.observer)
+    async def _serve_stream(self, method: Stream, observer: MethodObserver, context: Context) -> None:
+        call = _PublicStreamCall(method, _deadline(context), _metadata(context), observer)
         call.begin(self._loop, context)
         receiver = open_stream(method, call)
         reader = asyncio.ensure_future(self._read(method, call, receiver, context)) if receiver is not None else None
@@ -180,14 +175,13 @@ class _Handlers(grpc.GenericRpcHandler):
 
 
 class _PublicUnaryCall(UnaryCall):
-    loop: asyncio.AbstractEventLoop
-
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.outcome: asyncio.Future[tuple[bytes | None, Status]] = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self.outcome: asyncio.Future[tuple[bytes | None, Status]] = self._loop.create_future()
 
     def _send(self, payload: bytes | None, status: Status) -> None:
-        _call_on(self.loop, _resolve, self.outcome, (payload, status))
+        _call_on(self._loop, _resolve, self.outcome, (payload, status))
 
 
 class _PublicStreamCall(StreamCall):

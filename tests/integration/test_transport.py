@@ -14,6 +14,7 @@ from grpc_status import rpc_status
 
 from service import errors
 from service.rpc.call import Method, Options, Receiver, Stream, StreamCall, Transport, Unary, UnaryCall
+from service.rpc.completion_queue import CompletionQueueServer
 from service.rpc.public_server import PublicServer
 
 LIMIT = 1 << 20
@@ -27,11 +28,10 @@ class Seen:
         self.handled: list[tuple[str, str]] = []
         self._more = threading.Condition()
 
-    def rpc_started(self, kind: str, service: str, method: str) -> None:
-        self.started.append(f"{kind} {service}/{method}")
+    def rpc_method(self, kind: str, service: str, method: str) -> "SeenMethod":
+        return SeenMethod(self, kind, service, method)
 
-    def rpc_handled(self, kind: str, service: str, method: str, code: str, seconds: float) -> None:
-        assert 0 <= seconds < 60
+    def add(self, method: str, code: str) -> None:
         with self._more:
             self.handled.append((method, code))
             self._more.notify_all()
@@ -39,6 +39,18 @@ class Seen:
     def wait_for(self, method: str, code: str) -> None:
         with self._more:
             assert self._more.wait_for(lambda: (method, code) in self.handled, timeout=10), self.handled
+
+
+class SeenMethod:
+    def __init__(self, seen: Seen, kind: str, service: str, method: str) -> None:
+        self._seen, self._kind, self._service, self._method = seen, kind, service, method
+
+    def started(self) -> None:
+        self._seen.started.append(f"{self._kind} {self._service}/{self._method}")
+
+    def handled(self, code: str, seconds: float) -> None:
+        assert 0 <= seconds < 60
+        self._seen.add(self._method, code)
 
 
 class Service:
@@ -109,7 +121,9 @@ class Service:
 
     def metadata(self, request: BytesValue, call: UnaryCall) -> None:
         call.reply(
-            BytesValue(value=repr(sorted(pair for pair in call.metadata if pair[0].startswith("x-"))).encode()).SerializeToString()
+            BytesValue(
+                value=repr(sorted((key, value) for key, value in call.metadata if key.startswith("x-"))).encode()
+            ).SerializeToString()
         )
 
     def remaining(self, request: BytesValue, call: UnaryCall) -> None:
@@ -177,10 +191,13 @@ ERRORS: dict[str, Exception] = {
 }
 
 
-def start(service: Service, seen: Seen) -> Transport:
-    transport = PublicServer(Options("127.0.0.1", 0, LIMIT, service.methods(), seen, service.quiet))
-    transport.start()
-    return transport
+Kind = type[PublicServer] | type[CompletionQueueServer]
+
+
+@pytest.fixture(params=[PublicServer, CompletionQueueServer], ids=lambda kind: kind.name)
+def kind(request: pytest.FixtureRequest) -> Kind:
+    found: Kind = request.param
+    return found
 
 
 @pytest.fixture
@@ -194,8 +211,9 @@ def seen() -> Seen:
 
 
 @pytest.fixture
-def transport(service: Service, seen: Seen) -> Iterator[Transport]:
-    transport = start(service, seen)
+def transport(kind: Kind, service: Service, seen: Seen) -> Iterator[Transport]:
+    transport = kind(Options("127.0.0.1", 0, LIMIT, service.methods(), seen, service.quiet))
+    transport.start()
     yield transport
     transport.stop(0)
 
@@ -405,8 +423,8 @@ def test_stop_cancels_what_is_left_after_the_grace(unary: Unaries, service: Serv
     assert service.gone.wait(10)
 
 
-def test_a_port_in_use_is_a_clear_error(transport: Transport) -> None:
-    second = PublicServer(Options("127.0.0.1", transport.port, LIMIT, [], Seen(), lambda: math.inf))
+def test_a_port_in_use_is_a_clear_error(kind: Kind, transport: Transport) -> None:
+    second = kind(Options("127.0.0.1", transport.port, LIMIT, [], Seen(), lambda: math.inf))
     with pytest.raises(errors.UserError, match=f"127.0.0.1:{transport.port}: the port is in use"):
         second.start()
 
