@@ -1,10 +1,10 @@
 """The threads round the batch queue: who runs a batch, and where its answers go.
 
 Who runs a batch. The transport calls `pump` when it has no more events waiting, and when `submit` says that a batch is full. If
-the model is idle, `pump` takes a batch. A batch that is expected to take at most `INLINE_SECONDS` runs at once on the transport's
-own thread: handing it over would change the GIL twice, which costs more than it gains. A longer one goes to the model's thread,
-which then takes the next batch by itself for as long as there is one. Threads other than the transport's submit and then call
-`hand_over`, which never runs a batch on the caller.
+the model is idle, `pump` takes a batch. A batch that is expected to take at most `INLINE_SECONDS` runs at once on the
+transport's own thread: handing it over would change the GIL twice, which costs more than it gains. A longer one is cut to that
+time where that costs little, and otherwise goes to the model's thread, which then takes the next batch by itself for as long as
+there is one. Threads other than the transport's submit and then call `hand_over`, which never runs a batch on the caller.
 
 What is promised to whoever submits: `done(work)` is called exactly once for each work that `submit` took in, from any thread,
 with either `work.scores` or `work.error` set. Cancelling or failing one work touches no other work of its batch.
@@ -31,6 +31,8 @@ Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """uint8[N,H,W,C] to float32[N,K]; called by one thread at a time."""
 
 INLINE_SECONDS = 0.001
+SPLIT_COST = 1.25
+"""How much more an item may cost in short batches on the transport's thread than in one long batch on the model's."""
 
 
 class Work(Entry):
@@ -57,9 +59,14 @@ class Work(Entry):
 
 
 class BatchTimes:
-    """What a batch of so many items takes: a moving average for each power of two, begun with what warm-up measured."""
+    """What a batch of so many items takes when nothing gets in its way, for each power of two; begun with what warm-up measured.
 
-    _WEIGHT = 0.1
+    What is measured while serving includes waiting for the GIL and for cores that are busy with something else. Learning fast
+    from short times and slowly from long ones keeps close to the time of the batch itself.
+    """
+
+    _DOWN = 0.5
+    _UP = 0.02
 
     def __init__(self, measured: dict[int, float]) -> None:
         """`measured` holds seconds a batch by items; empty means that nothing is known and every batch counts as slow."""
@@ -76,7 +83,13 @@ class BatchTimes:
         """Learns from a batch that ran."""
         bucket = min(_bucket(items), len(self._seconds) - 1)
         known = self._seconds[bucket]
-        self._seconds[bucket] = seconds if known == math.inf else known + self._WEIGHT * (seconds - known)
+        weight = self._DOWN if seconds < known else self._UP
+        self._seconds[bucket] = seconds if known == math.inf else known + weight * (seconds - known)
+
+    def largest_within(self, seconds: float) -> int:
+        """The most items, a power of two, whose batch should take at most `seconds`; 0 if not even one item's does."""
+        fitting = [1 << bucket for bucket, expected in enumerate(self._seconds) if expected <= seconds]
+        return max(fitting, default=0)
 
 
 class Batcher:
@@ -152,21 +165,21 @@ class Batcher:
         Returns the clock's time at which it wants to be called again: at once if more waits for an idle model, the earliest
         deadline if what waits has one, infinity if nothing would change by calling.
         """
-        parts = self._take()
-        if parts:
-            if self._times.expected(_items(parts)) > INLINE_SECONDS:
-                self._inbox.put(parts)
-            else:
-                self._run(parts)
-                with self._lock:
-                    self._idle = True
-                    if self._queue.items:
-                        return -math.inf
+        most, inline = self._plan()
+        parts = self._take(most)
+        if parts and inline:
+            self._run(parts)
+            with self._lock:
+                self._idle = True
+                if self._queue.items:
+                    return -math.inf
+        elif parts:
+            self._inbox.put(parts)
         return self._queue.next_expiry()
 
     def hand_over(self) -> None:
         """For any other thread, after `submit`: wakes the model's thread if it is idle."""
-        parts = self._take()
+        parts = self._take(self._max_batch_items)
         if parts:
             self._inbox.put(parts)
 
@@ -176,13 +189,29 @@ class Batcher:
                 self._run(parts)
                 with self._lock:
                     self._idle = True
-                parts = self._take()
+                parts = self._take(self._max_batch_items)
 
-    def _take(self) -> list[Part[Work]]:
-        """The next batch, with the model marked busy; empty if the model is busy or nothing waits. Ends what has expired."""
+    def _plan(self) -> tuple[int, bool]:
+        """How many items the next batch may have, and whether it runs on the transport's thread."""
+        times = self._times
+        items = min(max(self._queue.items, 1), self._max_batch_items)
+        seconds = times.expected(items)
+        if seconds <= INLINE_SECONDS:
+            return items, True
+        # Several batches that each run inline are better than one that does not, unless the model gains much from large ones.
+        short = min(times.largest_within(INLINE_SECONDS), items)
+        if short and times.expected(short) / short <= SPLIT_COST * seconds / items:
+            return short, True
+        return self._max_batch_items, False
+
+    def _take(self, most: int) -> list[Part[Work]]:
+        """The next batch of at most `most` items, with the model marked busy; empty if it is busy or nothing waits.
+
+        Ends what has expired.
+        """
         with self._lock:
             expired = self._queue.expire(self._clock()) if self._queue.next_expiry() != math.inf else []
-            parts = self._queue.take(self._max_batch_items) if self._idle else []
+            parts = self._queue.take(most) if self._idle else []
             if parts:
                 self._idle = False
         for work in expired:

@@ -14,13 +14,14 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from service.batcher import Work
+from service.contract import InputSpec
 from service.errors import ClientGone, DeadlinePassed, InvalidRequest, ModelFailed, RequestError
 from service.metrics import Metrics, Phases
 from service.model import cpu_budget
@@ -34,27 +35,18 @@ INLINE_DECODE_ITEMS = 32
 INLINE_DECODE_BYTES = 64 * 1024
 INLINE_DECODE_PIXELS = 64 * 1024
 MAX_TIMEOUT_SECONDS = 1e9
+SMALL_SCORES = 64
+"""Up to so many scores Python sorts faster than numpy is called."""
 
 
-@dataclass(frozen=True, slots=True)
-class EncodedImage:
-    """An image file's bytes."""
-
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class RawPixels:
-    """uint8[H,W,C] of exactly the contract's shape, as bytes."""
+class Item(NamedTuple):
+    """One image: an image file's bytes if `encoded`, else uint8[H,W,C] of exactly the contract's shape, as bytes."""
 
     data: bytes
+    encoded: bool
 
 
-Item = EncodedImage | RawPixels
-
-
-@dataclass(frozen=True, slots=True)
-class Query:
+class Query(NamedTuple):
     """A classify request. `deadline` is in `time.monotonic` seconds, infinite if there is none."""
 
     model: str
@@ -79,16 +71,18 @@ class Answer:
 
     def best(self) -> list[list[tuple[int, float]]]:
         """For each item its `top_k` labels as (index, probability), the most probable first, equal ones by index."""
+        if self.scores.size <= SMALL_SCORES:
+            return [
+                [(index, row[index]) for index in sorted(range(len(row)), key=row.__getitem__, reverse=True)[: self.top_k]]
+                for row in self.scores.tolist()
+            ]
         order = np.argsort(-self.scores, axis=1, kind="stable")[:, : self.top_k]
         probabilities = np.take_along_axis(self.scores, order, axis=1)
         return [list(zip(*pair, strict=True)) for pair in zip(order.tolist(), probabilities.tolist(), strict=True)]
 
     def delivered(self, encode_seconds: float) -> None:
         """To be called once, when the reply has been handed to the transport."""
-        phases = self.phases
-        self.served.metrics.answered(
-            Phases(phases.decode_seconds, phases.queue_seconds, phases.inference_seconds, encode_seconds), self.scores
-        )
+        self.served.metrics.answered(self.phases, encode_seconds, self.scores)
 
 
 Respond = Callable[[Answer | RequestError], None]
@@ -175,8 +169,8 @@ class _Request:
         _check_items(items, policy.max_request_items)
         self._priority = _priority(self._query.priority, policy.priority_levels, policy.default_priority)
         self._deadline = _deadline(self._query, policy.default_timeout_seconds)
-        if not any(isinstance(item, EncodedImage) for item in items):
-            self._submit(self._pixels([None] * len(items)), pool=False)
+        if not any(item.encoded for item in items):
+            self._submit(self._raw_pixels(), pool=False)
         elif self._served.batcher.inline and _few_bytes(items):
             start = time.monotonic()
             opened = self._open()
@@ -217,10 +211,19 @@ class _Request:
         for index, item in enumerate(self._query.items):
             try:
                 limit = self._served.policy.max_image_pixels
-                opened.append(open_image(item.data, limit) if isinstance(item, EncodedImage) else None)
+                opened.append(open_image(item.data, limit) if item.encoded else None)
             except InvalidRequest as error:
                 raise InvalidRequest(f"item {index}: {error}", f"items[{index}].encoded") from None
         return opened
+
+    def _raw_pixels(self) -> NDArray[np.uint8]:
+        """uint8[n,H,W,C] of items that are all raw: one copy at most."""
+        spec = self._served.contract.input
+        items = self._query.items
+        for index, item in enumerate(items):
+            _check_size(index, item, spec)
+        data = items[0].data if len(items) == 1 else b"".join(item.data for item in items)
+        return np.frombuffer(data, np.uint8).reshape(len(items), *spec.shape)
 
     def _pixels(self, opened: Sequence[Image.Image | None]) -> NDArray[np.uint8]:
         """uint8[n,H,W,C] of all items."""
@@ -233,12 +236,9 @@ class _Request:
                     images[index] = to_pixels(image, spec)
                 except InvalidRequest as error:
                     raise InvalidRequest(f"item {index}: {error}", f"items[{index}].encoded") from None
-            elif len(item.data) == spec.size_bytes:
-                images[index] = np.frombuffer(item.data, np.uint8).reshape(spec.shape)
             else:
-                shape = " x ".join(map(str, spec.shape))
-                message = f"item {index}: {len(item.data)} bytes of pixels; the model takes {spec.size_bytes} (uint8 {shape})"
-                raise InvalidRequest(message, f"items[{index}].pixels")
+                _check_size(index, item, spec)
+                images[index] = np.frombuffer(item.data, np.uint8).reshape(spec.shape)
         return images
 
     def _submit(self, images: NDArray[np.uint8], *, pool: bool) -> None:
@@ -275,6 +275,13 @@ def _check_items(items: Sequence[Item], limit: int) -> None:
         raise InvalidRequest("the request has no items; send 1 or more images", "items")
     if len(items) > limit:
         raise InvalidRequest(f"the request has {len(items)} items; at most {limit} are accepted", "items")
+
+
+def _check_size(index: int, item: Item, spec: InputSpec) -> None:
+    if len(item.data) != spec.size_bytes:
+        shape = " x ".join(map(str, spec.shape))
+        message = f"item {index}: {len(item.data)} bytes of pixels; the model takes {spec.size_bytes} (uint8 {shape})"
+        raise InvalidRequest(message, f"items[{index}].pixels")
 
 
 def _priority(asked: int, levels: int, default: int) -> int:

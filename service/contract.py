@@ -4,6 +4,7 @@ Export writes it, the server reads it, and nothing else knows its form. It makes
 preprocessing, labels, where the weights came from, and golden samples that prove a provider computes what training computed.
 """
 
+from functools import cached_property
 from typing import Annotated, Literal
 
 from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -31,12 +32,12 @@ class InputSpec(_Part):
     resize: Literal["bilinear"] = "bilinear"
     fit: Literal["stretch", "crop", "pad"] = "stretch"
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, int, int]:
         """(H, W, C)."""
         return self.height, self.width, self.channels
 
-    @property
+    @cached_property
     def size_bytes(self) -> int:
         """Bytes of one picture as raw pixels."""
         return self.height * self.width * self.channels

@@ -1,22 +1,27 @@
 """Every metric that Convoy has: names, labels, buckets. Nothing here is global: a registry comes in.
 
 Label values are bounded: models, versions and labels are those of models that were loaded from the repository, methods are those
-that the server offers. What a client sends never becomes a label. Children of a metric are looked up when a model is loaded,
-not when a request is answered.
+that the server offers. What a client sends never becomes a label.
+
+What is counted for every request is counted in plain numbers, under one lock a request, and becomes prometheus_client's metric
+families when somebody scrapes: its own histograms take a lock for each number, which came to a tenth of a small request. All
+other metrics are prometheus_client's own.
 """
 
-import logging
 import platform
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import threading
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, PlatformCollector, ProcessCollector
 from prometheus_client import Info as InfoMetric
-
-log = logging.getLogger(__name__)
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 PHASES = ("decode", "queue", "inference", "encode")
 OTHER_LABEL = "other"
@@ -45,68 +50,167 @@ _SECONDS = (
     5.0,
     10.0,
 )
-_ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+_ITEMS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0)
 _CONFIDENCE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0)
 
 
-@dataclass(frozen=True, slots=True)
-class Phases:
-    """Seconds that a request spent in each phase; None for a phase that did not happen."""
+class Phases(NamedTuple):
+    """Seconds that a request spent in each phase up to its answer; None for a phase that did not happen."""
 
-    decode_seconds: float | None = None
-    queue_seconds: float | None = None
-    inference_seconds: float | None = None
-    encode_seconds: float | None = None
+    decode_seconds: float | None
+    queue_seconds: float
+    inference_seconds: float
+
+
+class _Tally:
+    """A histogram in the making. Filled under its owner's lock: one for all that is known of a request, not one for each number."""
+
+    __slots__ = ("_bounds", "_counts", "_sum")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def add_to(self, family: HistogramMetricFamily, labels: tuple[str, ...]) -> None:
+        """Adds the counts so far to what is being exposed."""
+        bounds = [*map(str, self._bounds), "+Inf"]
+        family.add_metric(labels, list(zip(bounds, accumulate(self._counts), strict=True)), self._sum)
 
 
 class ModelMetrics:
-    """The metrics of one loaded version of a model."""
+    """The metrics of one version of a model."""
 
-    def __init__(self, metrics: "Metrics", model: str, version: str, labels: Sequence[str]) -> None:
-        self._phases = [metrics.phase_seconds.labels(model, version, phase) for phase in PHASES]
-        self._batch_items = metrics.batch_items.labels(model, version)
-        self._items = metrics.items.labels(model, version)
-        self._confidence = metrics.confidence.labels(model, version)
-        names = [*labels[:MAX_LABELS], *[OTHER_LABEL] * (len(labels) - MAX_LABELS)]
-        self._predictions = [metrics.predictions.labels(model, version, name) for name in names]
+    def __init__(self, model: str, version: str, labels: Sequence[str]) -> None:
+        self._model_version = (model, version)
+        self._lock = threading.Lock()
+        self._decode, self._queue, self._inference, self._encode = (_Tally(_SECONDS) for _ in PHASES)
+        self._batch_items = _Tally(_ITEMS)
+        self._confidence = _Tally(_CONFIDENCE)
+        self._items = 0
+        self._names = [*labels[:MAX_LABELS], *[OTHER_LABEL] * (len(labels) - MAX_LABELS)]
+        self._predictions = dict.fromkeys(self._names, 0)
 
     def batch(self, items: int) -> None:
         """A batch of `items` ran."""
-        self._batch_items.observe(items)
+        with self._lock:
+            self._batch_items.observe(items)
 
-    def answered(self, phases: Phases, scores: NDArray[np.float32]) -> None:
+    def answered(self, phases: Phases, encode_seconds: float, scores: NDArray[np.float32]) -> None:
         """A request was answered with `scores`, float32[n,K]."""
-        durations = (phases.decode_seconds, phases.queue_seconds, phases.inference_seconds, phases.encode_seconds)
-        for child, seconds in zip(self._phases, durations, strict=True):
-            if seconds is not None:
-                child.observe(seconds)
-        self._items.inc(len(scores))
-        for best, probability in zip(scores.argmax(axis=1).tolist(), scores.max(axis=1).tolist(), strict=True):
-            self._predictions[best].inc()
-            self._confidence.observe(probability)
+        rows = scores.tolist()
+        with self._lock:
+            if phases.decode_seconds is not None:
+                self._decode.observe(phases.decode_seconds)
+            self._queue.observe(phases.queue_seconds)
+            self._inference.observe(phases.inference_seconds)
+            self._encode.observe(encode_seconds)
+            self._items += len(rows)
+            for row in rows:
+                probability = max(row)
+                self._confidence.observe(probability)
+                self._predictions[self._names[row.index(probability)]] += 1
+
+    def add_to(self, families: "_ModelFamilies") -> None:
+        """Adds what happened so far to what is being exposed."""
+        served = self._model_version
+        with self._lock:
+            for phase, tally in zip(PHASES, (self._decode, self._queue, self._inference, self._encode), strict=True):
+                tally.add_to(families.phase_seconds, (*served, phase))
+            self._batch_items.add_to(families.batch_items, served)
+            self._confidence.add_to(families.confidence, served)
+            families.items.add_metric(served, self._items)
+            for name, count in self._predictions.items():
+                families.predictions.add_metric((*served, name), count)
+
+
+class _ModelFamilies:
+    """The metrics of all models as they are exposed."""
+
+    def __init__(self) -> None:
+        served = ("model", "version")
+        self.phase_seconds = HistogramMetricFamily(
+            "convoy_phase_seconds", "Seconds of a request by phase", labels=(*served, "phase")
+        )
+        self.batch_items = HistogramMetricFamily("convoy_batch_items", "Items in a batch", labels=served)
+        self.items = CounterMetricFamily("convoy_items", "Items answered", labels=served)
+        self.predictions = CounterMetricFamily("convoy_predictions", "Items by best label", labels=(*served, "label"))
+        self.confidence = HistogramMetricFamily("convoy_confidence", "Probability of the best label", labels=served)
+
+    def all(self) -> list[Metric]:
+        """In the order in which they are exposed."""
+        return [self.phase_seconds, self.batch_items, self.items, self.predictions, self.confidence]
 
 
 class RpcMetrics:
-    """The metrics of one method."""
+    """The metrics of one method that the server offers."""
 
-    def __init__(self, started: Counter, handled: Callable[[str], Counter], handling_seconds: Histogram) -> None:
-        """`handled` gives the counter of a code."""
-        self._started = started
-        self._handled = handled
-        self._by_code: dict[str, Counter] = {}
-        self._handling_seconds = handling_seconds
+    def __init__(self, kind: str, service: str, method: str) -> None:
+        self._labels = (kind, service, method)
+        self._lock = threading.Lock()
+        self._started = 0
+        self._handled: dict[str, int] = {}
+        self._handling_seconds = _Tally(_SECONDS)
 
     def started(self) -> None:
         """An RPC has come in."""
-        self._started.inc()
+        with self._lock:
+            self._started += 1
 
     def handled(self, code: str, seconds: float) -> None:
         """An RPC has ended with `code`, a name such as OK or NOT_FOUND."""
-        counter = self._by_code.get(code)
-        if counter is None:
-            counter = self._by_code[code] = self._handled(code)
-        counter.inc()
-        self._handling_seconds.observe(seconds)
+        with self._lock:
+            self._handled[code] = self._handled.get(code, 0) + 1
+            self._handling_seconds.observe(seconds)
+
+    def add_to(self, started: CounterMetricFamily, handled: CounterMetricFamily, seconds: HistogramMetricFamily) -> None:
+        """Adds what happened so far to what is being exposed."""
+        with self._lock:
+            started.add_metric(self._labels, self._started)
+            for code, count in self._handled.items():
+                handled.add_metric((*self._labels, code), count)
+            self._handling_seconds.add_to(seconds, self._labels)
+
+
+class _Requests(Collector):
+    """Exposes what is counted for every request and every RPC."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._models: dict[tuple[str, str], ModelMetrics] = {}
+        self._methods: list[RpcMetrics] = []
+
+    def model(self, model: str, version: str, labels: Sequence[str]) -> ModelMetrics:
+        """The metrics of a version, those of before if it has been served already: counters never go back."""
+        with self._lock:
+            key = (model, version)
+            if key not in self._models:
+                self._models[key] = ModelMetrics(model, version, labels)
+            return self._models[key]
+
+    def method(self, kind: str, service: str, method: str) -> RpcMetrics:
+        """The metrics of a method."""
+        with self._lock:
+            self._methods.append(RpcMetrics(kind, service, method))
+            return self._methods[-1]
+
+    def collect(self) -> Iterable[Metric]:
+        """What is exposed, as prometheus_client asks for it."""
+        rpc = ("grpc_type", "grpc_service", "grpc_method")
+        started = CounterMetricFamily("grpc_server_started", "RPCs started", labels=rpc)
+        handled = CounterMetricFamily("grpc_server_handled", "RPCs completed, by code", labels=(*rpc, "grpc_code"))
+        seconds = HistogramMetricFamily("grpc_server_handling_seconds", "Seconds from an RPC's arrival to its end", labels=rpc)
+        models = _ModelFamilies()
+        with self._lock:
+            for method in self._methods:
+                method.add_to(started, handled, seconds)
+            for model in self._models.values():
+                model.add_to(models)
+        return [started, handled, seconds, *models.all()]
 
 
 class Metrics:
@@ -121,31 +225,10 @@ class Metrics:
 
         self._transport = Gauge("convoy_transport_info", "1 for the gRPC transport in use", ("transport",), registry=registry)
 
-        rpc = ("grpc_type", "grpc_service", "grpc_method")
-        self._started = Counter("grpc_server_started", "RPCs started", rpc, registry=registry)
-        self._handled = Counter("grpc_server_handled", "RPCs completed, by code", (*rpc, "grpc_code"), registry=registry)
-        self._handling_seconds = Histogram(
-            "grpc_server_handling_seconds",
-            "Seconds from an RPC's arrival to its end",
-            rpc,
-            buckets=_SECONDS,
-            registry=registry,
-        )
+        self._requests = _Requests()
+        registry.register(self._requests)
 
         served = ("model", "version")
-        self.phase_seconds = Histogram(
-            "convoy_phase_seconds",
-            "Seconds of a request by phase",
-            (*served, "phase"),
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self.batch_items = Histogram("convoy_batch_items", "Items in a batch", served, buckets=_ITEMS, registry=registry)
-        self.items = Counter("convoy_items", "Items answered", served, registry=registry)
-        self.predictions = Counter("convoy_predictions", "Items by best label", (*served, "label"), registry=registry)
-        self.confidence = Histogram(
-            "convoy_confidence", "Probability of the best label", served, buckets=_CONFIDENCE, registry=registry
-        )
         self._queue_items = Gauge("convoy_queue_items", "Items waiting for inference", ("model",), registry=registry)
         self._inflight = Gauge("convoy_inflight_requests", "Requests being worked on", ("model",), registry=registry)
         self._rejections = Counter("convoy_rejections", "Requests not answered, by reason", ("model", "reason"), registry=registry)
@@ -167,9 +250,7 @@ class Metrics:
 
     def rpc_method(self, kind: str, service: str, method: str) -> RpcMetrics:
         """The metrics of a method that the server offers."""
-        labels = (kind, service, method)
-        handled = lambda code: self._handled.labels(*labels, code)  # noqa: E731 - one expression, used once
-        return RpcMetrics(self._started.labels(*labels), handled, self._handling_seconds.labels(*labels))
+        return self._requests.method(kind, service, method)
 
     def rejected(self, model: str, reason: str) -> None:
         """A request to a served model was not answered."""
@@ -177,7 +258,7 @@ class Metrics:
 
     def model_ready(self, model: str, version: str, labels: Sequence[str]) -> ModelMetrics:
         """The metrics of a version that is about to be served."""
-        return ModelMetrics(self, model, version, labels)
+        return self._requests.model(model, version, labels)
 
     def watch_model(self, model: str, queue_items: Callable[[], float], inflight: Callable[[], float]) -> None:
         """Reads the model's gauges from these functions from now on, when somebody scrapes."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import watchfiles
 
-from service.batcher import Batcher
+from service.batcher import INLINE_SECONDS, Batcher
 from service.config import Policy, Provider, read_policy
 from service.contract import Contract
 from service.errors import LoadError, NotServed, Unavailable, UserError
@@ -168,14 +168,14 @@ class Repository:
         outcome = "ready"
         try:
             policy = read_policy(policy_path(self._folder, name))
-            model = load(model_path(self._folder, name, version), policy.provider or self._provider, cpu_budget())
+            model, measured = self._open(model_path(self._folder, name, version), policy)
             metrics = self._metrics.model_ready(name, str(version), model.contract.labels)
             batcher = Batcher(
                 model.predict,
                 name=name,
                 max_batch_items=policy.max_batch_size,
                 max_queue_items=policy.max_queue_items,
-                measured=model.measure(policy.max_batch_size),
+                measured=measured,
                 on_batch=metrics.batch,
             )
             batcher.start()
@@ -194,6 +194,18 @@ class Repository:
             name, version, model.provider, model.contract.precision, model.threads, time.monotonic() - start,
         )  # fmt: skip
         return ServedModel(name, version, model, policy, batcher, metrics, fingerprint)
+
+    def _open(self, path: Path, policy: Policy) -> tuple[Model, dict[int, float]]:
+        """Loads a model with as many threads as it can use, and measures it.
+
+        A model that answers one item within the time of an inline batch is served with one thread: waking a second one costs it
+        more than it gains, and the second core is wanted for the transport.
+        """
+        provider = policy.provider or self._provider
+        model = load(path, provider, threads=1)
+        if model.provider == "cpu" and cpu_budget() > 1 and model.measure(1)[1] > INLINE_SECONDS:
+            model = load(path, provider, cpu_budget())
+        return model, model.measure(policy.max_batch_size)
 
     def _replace(self, name: str, new: ServedModel | None) -> None:
         """The atomic swap: from here on requests get `new`, or nothing if it is None."""

@@ -1,10 +1,15 @@
 """`convoy.v1.Classifier`: protobuf messages to the domain and back."""
 
+import struct
 import time
+from collections.abc import Iterable, Sequence
+from weakref import WeakKeyDictionary
 
-from service.classifier import Answer, Classifier, EncodedImage, Item, Query, RawPixels
+from service.classifier import Answer, Classifier, Item, Query
 from service.errors import InvalidRequest, RequestError
+from service.metrics import Phases
 from service.pb.convoy.v1 import classifier_pb2 as pb
+from service.repository import ServedModel
 from service.rpc.call import Method, Unary, UnaryCall
 
 SERVICE = "convoy.v1.Classifier"
@@ -16,6 +21,7 @@ class ClassifyServicer:
 
     def __init__(self, classifier: Classifier) -> None:
         self._classifier = classifier
+        self._writers: WeakKeyDictionary[ServedModel, ResponseWriter] = WeakKeyDictionary()
 
     def methods(self) -> list[Method]:
         """What this servicer offers."""
@@ -29,10 +35,16 @@ class ClassifyServicer:
                 call.fail(outcome)
                 return
             start = time.monotonic()
-            if call.reply(_response(request.id, outcome).SerializeToString()):
+            if call.reply(self._writer(outcome.served).write(request.id, outcome.phases, outcome.best())):
                 outcome.delivered(time.monotonic() - start)
 
         call.on_gone(self._classifier.classify(query, respond))
+
+    def _writer(self, served: ServedModel) -> "ResponseWriter":
+        writer = self._writers.get(served)
+        if writer is None:
+            writer = self._writers[served] = ResponseWriter(served.name, str(served.version), served.contract.labels)
+        return writer
 
 
 def _query(request: pb.ClassifyRequest, deadline: float) -> Query:
@@ -51,31 +63,57 @@ def _query(request: pb.ClassifyRequest, deadline: float) -> Query:
 
 def _item(index: int, item: pb.Item) -> Item:
     kind = item.WhichOneof("content")
-    if kind == "encoded":
-        return EncodedImage(item.encoded)
     if kind == "pixels":
-        return RawPixels(item.pixels)
+        return Item(item.pixels, False)
+    if kind == "encoded":
+        return Item(item.encoded, True)
     raise InvalidRequest(f"item {index} has neither encoded nor pixels", f"items[{index}]")
 
 
-def _response(request_id: str, answer: Answer) -> pb.ClassifyResponse:
-    labels = answer.served.contract.labels
-    phases = answer.phases
-    return pb.ClassifyResponse(
-        model=answer.served.name,
-        version=str(answer.served.version),
-        id=request_id,
-        results=[
-            pb.ItemResult(
-                predictions=[
-                    pb.Prediction(label=labels[index], index=index, probability=probability) for index, probability in best
-                ]
-            )
-            for best in answer.best()
-        ],
-        phases=pb.Phases(
-            decode_seconds=phases.decode_seconds,
-            queue_seconds=phases.queue_seconds,
-            inference_seconds=phases.inference_seconds,
-        ),
-    )
+class ResponseWriter:
+    """Writes the serialised `ClassifyResponse`s of one model.
+
+    A serialised message is its fields one after the other, so what is the same in every answer of a model is serialised once, and
+    an answer is put together from bytes: a fraction of the time that building the messages takes. The numbers below are the field
+    keys of classifier.proto; a test holds them against protobuf's own serialisation.
+    """
+
+    _PROBABILITY = b"\x1d"  # Prediction.probability, 32 bits
+    _PREDICTION = b"\x0a"  # ItemResult.predictions, a message
+    _RESULT = b"\x22"  # ClassifyResponse.results, a message
+    _PHASES = struct.Struct("<BBBdBd")  # ClassifyResponse.phases with queue_seconds and inference_seconds
+    _PHASES_DECODED = struct.Struct("<BBBdBdBd")  # and decode_seconds
+    _FLOAT = struct.Struct("<f")
+
+    def __init__(self, model: str, version: str, labels: Sequence[str]) -> None:
+        self._head = pb.ClassifyResponse(model=model, version=version).SerializeToString()
+        self._labels = []
+        for index, label in enumerate(labels):
+            prediction = pb.Prediction(label=label, index=index).SerializeToString() + self._PROBABILITY
+            self._labels.append(self._PREDICTION + _varint(len(prediction) + self._FLOAT.size) + prediction)
+
+    def write(self, request_id: str, phases: Phases, results: Iterable[Iterable[tuple[int, float]]]) -> bytes:
+        """One response; `results` has for each item its (label index, probability), best first."""
+        labels, pack = self._labels, self._FLOAT.pack
+        parts = [self._head]
+        if request_id:
+            parts.append(pb.ClassifyResponse(id=request_id).SerializeToString())
+        for predictions in results:
+            result = b"".join([labels[index] + pack(probability) for index, probability in predictions])
+            parts += (self._RESULT, _varint(len(result)), result)
+        decode, queue, inference = phases
+        if decode is None:
+            parts.append(self._PHASES.pack(0x2A, 18, 0x11, queue, 0x19, inference))
+        else:
+            parts.append(self._PHASES_DECODED.pack(0x2A, 27, 0x09, decode, 0x11, queue, 0x19, inference))
+        return b"".join(parts)
+
+
+def _varint(number: int) -> bytes:
+    """A length as protobuf writes it: seven bits a byte, the lowest first."""
+    written = bytearray()
+    while number > 127:
+        written.append(number & 127 | 128)
+        number >>= 7
+    written.append(number)
+    return bytes(written)

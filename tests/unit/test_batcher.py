@@ -110,6 +110,23 @@ def test_a_short_batch_runs_on_the_callers_thread_and_a_long_one_on_the_models(m
     assert not slow.inline
 
 
+def test_a_long_batch_is_cut_to_run_inline_unless_large_batches_gain_much(make: Make, gate: Gate, done: Outcomes) -> None:
+    linear = make({1: 4e-4, 2: 8e-4, 4: 16e-4, 8: 32e-4})
+    for value in range(8):
+        linear.submit(Work(images(value), done))
+    while linear.pump() == -math.inf:
+        pass
+    assert gate.batches == [2, 2, 2, 2]
+    assert set(gate.threads) == {threading.current_thread().name}
+    gaining = make({1: 9e-4, 8: 20e-4})
+    for value in range(8):
+        gaining.submit(Work(images(value), done))
+    gaining.pump()
+    done.wait_for(16)
+    assert gate.batches[4:] == [8]
+    assert gate.threads[-1] == "batcher-m"
+
+
 def test_hand_over_never_runs_a_batch_on_the_caller(make: Make, gate: Gate, done: Outcomes) -> None:
     batcher = make(FAST)
     batcher.submit(Work(images(1), done))
@@ -268,8 +285,14 @@ def test_batch_times_start_from_what_was_measured_and_learn() -> None:
     times = BatchTimes({1: 0.001, 2: 0.002, 4: 0.004})
     assert times.expected(3) == 0.004
     assert times.expected(100) == 0.004
-    for _ in range(100):
+    assert [times.largest_within(seconds) for seconds in (0.0005, 0.001, 0.003, 1)] == [0, 1, 2, 4]
+    times.observe(2, 0.010)
+    assert times.expected(2) < 0.0025, "one slow batch says little: something may have been in its way"
+    for _ in range(400):
         times.observe(2, 0.010)
     assert times.expected(2) == pytest.approx(0.010, rel=0.01)
+    for _ in range(10):
+        times.observe(2, 0.003)
+    assert times.expected(2) == pytest.approx(0.003, rel=0.01)
     assert times.expected(1) == 0.001
     assert BatchTimes({}).expected(1) == math.inf
