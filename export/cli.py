@@ -1,5 +1,6 @@
 """The commands that the export stage adds to the program `convoy`."""
 
+import math
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,13 +20,20 @@ if TYPE_CHECKING:
 console = Console(highlight=False)
 
 
+def _finite(_: click.Context, parameter: click.Parameter, value: float) -> float:
+    """Refuses NaN, which click's ranges let through."""
+    if not math.isfinite(value):
+        raise click.BadParameter(f"{value} is not a finite number.", param=parameter)
+    return value
+
+
 @click.command()
 @click.option("--data", type=click.Choice(DATA), required=True, help="What to train on.")
 @click.option("--network", default="article-cnn", show_default=True, help="Which network to train.")
 @click.option("--epochs", type=click.IntRange(1, 100_000), default=15, show_default=True, help="Passes over the training part.")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder for the run; must be new or empty.")
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Images a step.")
-@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=2e-3, show_default=True,
+@click.option("--learning-rate", type=click.FloatRange(0, 10, min_open=True), callback=_finite, default=2e-3, show_default=True,
               help="Adam's highest learning rate, on a one-cycle schedule.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True,
               help="Seed of the split, the weights and the shuffling.")  # fmt: skip
@@ -89,7 +97,7 @@ def train(data: str, network: str, epochs: int, output: Path, batch_size: int, l
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--repository", type=click.Path(path_type=Path), required=True, help="Folder of models, made if it is missing.")
 @click.option("--name", help="Name of the model; the data's name if not given.")
-@click.option("--minimum-accuracy", type=click.FloatRange(0, 100), default=0.0, metavar="PERCENT",
+@click.option("--minimum-accuracy", type=click.FloatRange(0, 100), callback=_finite, default=0.0, metavar="PERCENT",
               help="Refuse to export below this accuracy on the test part.")  # fmt: skip
 def export(run: Path, repository: Path, name: str | None, minimum_accuracy: float) -> None:
     """Export the checkpoint in the folder RUN as the next version of a model: REPOSITORY/NAME/<version>/model.onnx.

@@ -9,7 +9,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from service.contract import METADATA_KEY, Contract
-from service.errors import UserError
+from service.errors import InvalidModel, UserError
 
 Shape = tuple[int | str, ...]
 
@@ -58,15 +58,24 @@ def inspect(path: Path) -> Inspection:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{path}: not a valid ONNX model ({reason})") from None
     layers = _layers(onnx.shape_inference.infer_shapes(model).graph)
+    if not model.graph.node:
+        raise UserError(f"{path}: an ONNX file without a layer")
     text = next((entry.value for entry in model.metadata_props if entry.key == METADATA_KEY), None)
     return Inspection(
         layers=layers,
         parameters=sum(layer.parameters for layer in layers),
         macs=sum(layer.macs for layer in layers),
-        contract=Contract.from_json(text) if text is not None else None,
+        contract=_contract(path, text) if text is not None else None,
         digest=hashlib.sha256(content).hexdigest(),
         size_bytes=len(content),
     )
+
+
+def _contract(path: Path, text: str) -> Contract:
+    try:
+        return Contract.from_json(text)
+    except InvalidModel as error:
+        raise InvalidModel(f"{path}: {error}") from None
 
 
 def _layers(graph: onnx.GraphProto) -> list[Layer]:

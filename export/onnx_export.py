@@ -101,16 +101,21 @@ def to_onnx(checkpoint: Checkpoint) -> onnx.ModelProto:
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns of its own use of deprecated parts of PyTorch
-        program = torch.onnx.export(
-            served,
-            (example,),
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-            input_names=[INPUT_NAME],
-            output_names=[PROBABILITIES_NAME, LOGITS_NAME],
-            dynamic_shapes={"image": {0: torch.export.Dim("N")}},
-        )
+        try:
+            program = torch.onnx.export(
+                served,
+                (example,),
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+                input_names=[INPUT_NAME],
+                output_names=[PROBABILITIES_NAME, LOGITS_NAME],
+                dynamic_shapes={"image": {0: torch.export.Dim("N")}},
+            )
+        except Exception as error:
+            if _interrupted(error):  # the exporter takes Ctrl-C for a failure of its own
+                raise KeyboardInterrupt from None
+            raise
     if program is None:
         raise RuntimeError("torch.onnx.export gave no program")
     graph = program.model_proto
@@ -176,7 +181,7 @@ def _publish(draft: Path, repository: Path, name: str) -> Path:
                 try:
                     staging.rename(path.parent)
                 except OSError:
-                    if not path.parent.exists():
+                    if not path.parent.is_dir():
                         raise
                     continue  # another export has just taken the number
                 return path
@@ -184,6 +189,12 @@ def _publish(draft: Path, repository: Path, name: str) -> Path:
             shutil.rmtree(staging, ignore_errors=True)
     except OSError as error:
         raise UserError(f"cannot write to the repository {str(repository)!r}: {error.strerror}") from None
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _installed(package: str) -> bool:

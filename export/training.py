@@ -5,6 +5,7 @@ a usable one. The test part is looked at once, by `test_accuracy`, with the chec
 """
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -80,7 +81,7 @@ def train(
     Returns the checkpoint of the epoch with the lowest validation loss.
 
     Raises:
-        UserError: the network does not fit the data.
+        UserError: the network does not fit the data, or the training diverged.
     """
     torch.manual_seed(settings.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -94,7 +95,6 @@ def train(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, total_steps=settings.epochs * batches)
     normalise = _Normalise(mean, std, device)
     best_loss = float("inf")
-    best = None
     history = []
     for epoch in range(1, settings.epochs + 1):
         network.train()
@@ -116,23 +116,18 @@ def train(
         logits = _logits(network, normalise, validation[0])
         validation_loss = functional.cross_entropy(logits, validation[1]).item()
         validation_accuracy = (logits.argmax(1) == validation[1]).float().mean().item()
+        if not math.isfinite(validation_loss):
+            raise UserError(
+                f"the training diverged in epoch {epoch} (validation loss {validation_loss}): try a lower learning rate"
+            )
         history.append(Epoch(epoch, loss_sum / seen, correct / seen, validation_loss, validation_accuracy, speed))
         on_epoch(history[-1])
         with (run / METRICS).open("a", encoding="utf-8") as metrics:
             metrics.write(json.dumps(asdict(history[-1])) + "\n")
-        if validation_loss < best_loss or best is None:
+        if validation_loss < best_loss:
             best_loss = validation_loss
-            best = Checkpoint(
-                network,
-                dataset.input,
-                dataset.labels,
-                dataset.name,
-                tuple(mean.tolist()),
-                tuple(std.tolist()),
-                settings,
-                epoch,
-            )
-            save(best, run / CHECKPOINT)
+            kept = (tuple(mean.tolist()), tuple(std.tolist()), settings, epoch)
+            save(Checkpoint(network, dataset.input, dataset.labels, dataset.name, *kept), run / CHECKPOINT)
     plot_curves(history, run / CURVES)
     return load(run)
 

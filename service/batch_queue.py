@@ -3,7 +3,7 @@
 The rules:
 - A request of n items waits as one entry. It may be taken in several parts, for several batches, and it may share a batch.
 - Order: priority (1 first), then deadline (none comes last), then arrival.
-- The bound counts items that wait, exactly. An entry that does not fit whole is not taken in.
+- The bound counts items that wait and room that is reserved, exactly. An entry that does not fit whole is not taken in.
 - An entry whose deadline has passed, or whose client has left, is out of the queue from that call on: it costs no inference
   and holds no room. Parts of it already taken are the taker's business.
 
@@ -46,13 +46,25 @@ class BatchQueue(Generic[E]):
     def __init__(self, max_items: int) -> None:
         self.max_items = max_items
         self.items = 0
+        self.reserved = 0
         self._arrivals = 0
         self._waiting: list[tuple[int, float, int, E]] = []  # sorted by priority, deadline, arrival; arrival is unique
         self._deadlines: list[tuple[float, int, E]] = []  # those that have a deadline, sorted by it
 
+    def reserve(self, items: int) -> bool:
+        """Keeps room for items that are to come, such as images that are being decoded; False if there is none."""
+        if self.items + self.reserved + items > self.max_items:
+            return False
+        self.reserved += items
+        return True
+
+    def release(self, items: int) -> None:
+        """Gives back room that was reserved."""
+        self.reserved -= items
+
     def push(self, entry: E) -> bool:
         """Takes an entry in; False, and nothing changed, if its items do not fit."""
-        if self.items + entry.items > self.max_items:
+        if self.items + self.reserved + entry.items > self.max_items:
             return False
         self._arrivals += 1
         entry.order = self._arrivals

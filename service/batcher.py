@@ -7,7 +7,8 @@ time where that costs little, and otherwise goes to the model's thread, which th
 there is one. Threads other than the transport's submit and then call `hand_over`, which never runs a batch on the caller.
 
 What is promised to whoever submits: `done(work)` is called exactly once for each work that `submit` took in, from any thread,
-with either `work.scores` or `work.error` set. Cancelling or failing one work touches no other work of its batch.
+with either `work.scores` or `work.error` set. Cancelling or failing one work touches no other work of its batch: a batch on which
+the model raises is run again request by request, so that the poisonous one fails alone.
 
 One lock guards the queue and the works' progress. Nothing is computed and no callback is made while it is held.
 """
@@ -138,26 +139,39 @@ class Batcher:
         """Whether a batch of one item would run on the transport's thread."""
         return self._times.expected(1) <= INLINE_SECONDS
 
-    def submit(self, work: Work) -> bool:
+    def reserve(self, items: int) -> None:
+        """Keeps room in the queue for items that are to be submitted later. Raises QueueFull if there is none."""
+        with self._lock:
+            reserved = self._queue.reserve(items)
+        if not reserved:
+            raise self._full(items)
+
+    def release(self, items: int) -> None:
+        """Gives back room that was reserved."""
+        with self._lock:
+            self._queue.release(items)
+
+    def submit(self, work: Work, *, reserved: bool = False) -> bool:
         """Queues a work; True says that a batch is full now, so that it is not worth waiting for more.
 
-        Raises QueueFull, and the work has not been taken in, if its items do not fit.
+        `reserved` says that room was reserved for it. Raises QueueFull, and the work has not been taken in, if it does not fit.
         """
         work.submitted = self._clock()
         with self._lock:
-            if self._queue.push(work):
-                return self._queue.items >= self._max_batch_items
-            waiting = self._queue.items
-        raise QueueFull(
-            f"the queue of model {self._name!r} is full: {waiting} of {self._queue.max_items} items wait, {work.items} more came",
-            retry_after_seconds=self._seconds_to_drain(waiting),
-        )
+            if reserved:
+                self._queue.release(work.items)
+            pushed = self._queue.push(work)
+            full = self._queue.items >= self._max_batch_items
+        if not pushed:
+            raise self._full(work.items)
+        return full
 
     def cancel(self, work: Work) -> None:
-        """Ends a work with ClientGone, unless it has ended. What of it is in a running batch is computed and dropped."""
+        """Ends a work, unless it has ended: the client is gone. What of it is in a running batch is computed and dropped."""
         with self._lock:
             self._queue.cancel(work)
-        self._end(work, ClientGone("the client cancelled the call"))
+        late = self._clock() >= work.deadline
+        self._end(work, DeadlinePassed("the deadline passed") if late else ClientGone("the client cancelled the call"))
 
     def pump(self) -> float:
         """For the transport's thread: runs or hands over one batch, if the model is idle and something waits.
@@ -169,10 +183,8 @@ class Batcher:
         parts = self._take(most)
         if parts and inline:
             self._run(parts)
-            with self._lock:
-                self._idle = True
-                if self._queue.items:
-                    return -math.inf
+            if self._queue.items:
+                return -math.inf
         elif parts:
             self._inbox.put(parts)
         return self._queue.next_expiry()
@@ -187,8 +199,6 @@ class Batcher:
         while (parts := self._inbox.get()) is not None:
             while parts:
                 self._run(parts)
-                with self._lock:
-                    self._idle = True
                 parts = self._take(self._max_batch_items)
 
     def _plan(self) -> tuple[int, bool]:
@@ -219,35 +229,37 @@ class Batcher:
         return parts
 
     def _run(self, parts: list[Part[Work]]) -> None:
-        """Runs one batch and ends the works that are complete with it."""
+        """Runs a batch that `_take` gave, ends the works that are complete with it, and marks the model idle."""
+        try:
+            for part in parts:
+                if not part.entry.started:
+                    part.entry.started = self._clock()
+            self._compute(parts)
+        finally:
+            with self._lock:
+                self._idle = True
+
+    def _compute(self, parts: list[Part[Work]]) -> None:
         parts = [part for part in parts if not part.entry.ended]
         if not parts:
             return
-        items = _items(parts)
         start = self._clock()
-        for part in parts:
-            if not part.entry.started:
-                part.entry.started = start
         try:
-            if len(parts) == 1:
-                scores = self._predict(parts[0].entry.images[parts[0].start : parts[0].stop])
-            else:
-                scores = self._predict(np.concatenate([part.entry.images[part.start : part.stop] for part in parts]))
+            scores = self._scores(parts)
         except Exception:
-            log.exception("model %s failed on a batch of %d items", self._name, items)
-            for part in parts:
-                with self._lock:
-                    self._queue.cancel(part.entry)
-                self._end(part.entry, ModelFailed(f"model {self._name!r} failed on this request"))
+            log.exception("model %s failed on a batch of %d requests", self._name, len(parts))
+            scores = None
+        if scores is None:
+            self._isolate(parts)
             return
         end = self._clock()
-        self._times.observe(items, end - start)
-        self._on_batch(items)
+        self._times.observe(len(scores), end - start)
+        self._on_batch(len(scores))
         offset = 0
         for work, first, last in parts:
             answers = scores[offset : offset + last - first]
             offset += last - first
-            if len(answers) == work.items:
+            if last - first == work.items:
                 work.scores = answers
             else:
                 if work.scores is None:
@@ -257,6 +269,28 @@ class Batcher:
             work.finished = end
             if work.remaining == 0:
                 self._end(work, None)
+
+    def _isolate(self, parts: list[Part[Work]]) -> None:
+        """After a batch that raised: runs its requests one by one, and fails the one that is alone in it."""
+        if len(parts) > 1:
+            for part in parts:
+                self._compute([part])
+            return
+        work = parts[0].entry
+        with self._lock:
+            self._queue.cancel(work)
+        self._end(work, ModelFailed(f"model {self._name!r} failed on this request"))
+
+    def _scores(self, parts: list[Part[Work]]) -> NDArray[np.float32]:
+        """The model's answers, float32[items,K]."""
+        if len(parts) == 1:
+            images = parts[0].entry.images[parts[0].start : parts[0].stop]
+        else:
+            images = np.concatenate([part.entry.images[part.start : part.stop] for part in parts])
+        scores = self._predict(images)
+        if scores.ndim != 2 or len(scores) != len(images):
+            raise ValueError(f"the model gave {scores.shape} for {len(images)} items")
+        return scores
 
     def _end(self, work: Work, error: RequestError | None) -> None:
         with self._lock:
@@ -270,16 +304,16 @@ class Batcher:
             # A reply that cannot be sent is that request's trouble, never its batch mates'.
             log.exception("model %s: the answer of a request could not be delivered", self._name)
 
-    def _seconds_to_drain(self, items: int) -> float:
-        batches = -(-items // self._max_batch_items)
+    def _full(self, items: int) -> QueueFull:
+        waiting = self._queue.items + self._queue.reserved
+        batches = -(-waiting // self._max_batch_items)
         seconds = batches * self._times.expected(self._max_batch_items)
-        return min(max(seconds, 0.01), 30.0)
+        return QueueFull(
+            f"the queue of model {self._name!r} is full: {waiting} of {self._queue.max_items} items wait, {items} more came",
+            retry_after_seconds=min(max(seconds, 0.01), 30.0),
+        )
 
 
 def _bucket(items: int) -> int:
     """The exponent of the smallest power of two that holds `items`."""
     return (items - 1).bit_length()
-
-
-def _items(parts: list[Part[Work]]) -> int:
-    return sum(part.stop - part.start for part in parts)

@@ -22,7 +22,7 @@ from PIL import Image
 
 from service.batcher import Work
 from service.contract import InputSpec
-from service.errors import ClientGone, DeadlinePassed, InvalidRequest, ModelFailed, RequestError
+from service.errors import ClientGone, DeadlinePassed, InvalidRequest, ModelFailed, RequestError, Unavailable
 from service.metrics import Metrics, Phases
 from service.model import cpu_budget
 from service.preprocessing import open_image, to_pixels
@@ -96,9 +96,15 @@ class Classifier:
         self._repository = repository
         self._metrics = metrics
         self._decoders = ThreadPoolExecutor(cpu_budget(), thread_name_prefix="decode")
+        self._draining = False
+
+    def drain(self, seconds: float) -> bool:
+        """Refuses new queries from now on and waits for those in hand, at most so long; whether all of them ended."""
+        self._draining = True
+        return self._repository.wait_until_idle(seconds)
 
     def close(self) -> None:
-        """Ends the decoding threads. Only when no request is in hand."""
+        """Ends the decoding threads. Only after `drain`."""
         self._decoders.shutdown()
 
     def pump(self) -> float:
@@ -115,136 +121,146 @@ class Classifier:
             RequestError: the query cannot be taken on; `respond` is not called.
         """
         served = self._repository.acquire(query.model, query.version)
-        request = _Request(self, served, query, respond)
         try:
+            if self._draining:
+                raise Unavailable("the server is draining")
+            request = _Request(self, served, query, respond)
             request.begin()
-        except RequestError as error:
-            self.refused(served, error)
+        except BaseException as error:
+            if isinstance(error, RequestError):
+                self._refused(served, error)
             self._repository.release(served)
             raise
         return request.cancel
 
-    def refused(self, served: ServedModel, error: RequestError) -> None:
-        """Counts a request that is not answered."""
-        if error.reason is not None:
-            self._metrics.rejected(served.name, error.reason)
+    def ended(self, served: ServedModel, outcome: Answer | RequestError) -> None:
+        """A request that was taken on has its outcome."""
+        if isinstance(outcome, RequestError):
+            self._refused(served, outcome)
+        self._repository.release(served)
 
     def decode_in_pool(self, job: Callable[[], None]) -> None:
         """Runs a job on a decoding thread."""
         self._decoders.submit(job)
 
-    def release(self, served: ServedModel) -> None:
-        """Gives back the model of a request that has ended."""
-        self._repository.release(served)
+    def _refused(self, served: ServedModel, error: RequestError) -> None:
+        if error.reason is not None:
+            self._metrics.rejected(served.name, error.reason)
 
 
 class _Request:
-    """One query on its way."""
+    """One query on its way. It lets go of its pictures when it has ended: what it refers to may refer to it."""
 
     __slots__ = (
         "_cancelled",
         "_classifier",
         "_deadline",
         "_decode_seconds",
+        "_items",
         "_priority",
-        "_query",
         "_respond",
         "_served",
+        "_top_k",
         "_work",
     )
 
     def __init__(self, classifier: Classifier, served: ServedModel, query: Query, respond: Respond) -> None:
+        policy = served.policy
+        _check_items(query.items, policy.max_request_items)
+        self._priority = _priority(query.priority, policy.priority_levels, policy.default_priority)
+        self._deadline = _deadline(query, policy.default_timeout_seconds)
         self._classifier = classifier
         self._served = served
-        self._query = query
+        self._items = query.items
+        self._top_k = query.top_k or DEFAULT_TOP_K
         self._respond = respond
         self._decode_seconds: float | None = None
         self._work: Work | None = None
         self._cancelled = False
 
     def begin(self) -> None:
-        """Checks the query and sends it on; raises RequestError if it cannot be taken on."""
-        policy = self._served.policy
-        items = self._query.items
-        _check_items(items, policy.max_request_items)
-        self._priority = _priority(self._query.priority, policy.priority_levels, policy.default_priority)
-        self._deadline = _deadline(self._query, policy.default_timeout_seconds)
+        """Sends the request on; raises RequestError if it cannot be taken on."""
+        items = self._items
+        batcher = self._served.batcher
         if not any(item.encoded for item in items):
             self._submit(self._raw_pixels(), pool=False)
-        elif self._served.batcher.inline and _few_bytes(items):
+            return
+        if batcher.inline and _few_bytes(items):
             start = time.monotonic()
-            opened = self._open()
-            if _few_pixels(opened):
+            opened = [self._open(index, item) if item.encoded else None for index, item in enumerate(items)]
+            if _quickly_decoded(opened):
                 pixels = self._pixels(opened)
                 self._decode_seconds = time.monotonic() - start
                 self._submit(pixels, pool=False)
-            else:
-                self._classifier.decode_in_pool(self._decode_then_submit)
-        else:
-            self._classifier.decode_in_pool(self._decode_then_submit)
+                return
+        batcher.reserve(len(items))
+        self._classifier.decode_in_pool(self._decode_then_submit)
 
     def cancel(self) -> None:
         """The client is gone."""
         self._cancelled = True
-        if self._work is not None:
-            self._served.batcher.cancel(self._work)
+        work = self._work
+        if work is not None:
+            self._served.batcher.cancel(work)
 
     def _decode_then_submit(self) -> None:
+        batcher = self._served.batcher
+        start = time.monotonic()
         try:
-            if self._cancelled:
-                raise ClientGone("the client cancelled the call")
-            start = time.monotonic()
             if start >= self._deadline:
                 raise DeadlinePassed("the deadline passed while the request waited to be decoded")
-            pixels = self._pixels(self._open())
+            if self._cancelled:
+                raise ClientGone("the client cancelled the call")
+            pixels = self._pixels([None] * len(self._items))
             self._decode_seconds = time.monotonic() - start
-            self._submit(pixels, pool=True)
         except RequestError as error:
+            batcher.release(len(self._items))
             self._end(error)
         except Exception:
             log.exception("model %s: a request failed while it was decoded", self._served.name)
+            batcher.release(len(self._items))
             self._end(ModelFailed("the request failed inside the server"))
+        else:
+            self._submit(pixels, pool=True)
 
-    def _open(self) -> list[Image.Image | None]:
-        """The headers of the encoded items; None for raw ones."""
-        opened: list[Image.Image | None] = []
-        for index, item in enumerate(self._query.items):
-            try:
-                limit = self._served.policy.max_image_pixels
-                opened.append(open_image(item.data, limit) if item.encoded else None)
-            except InvalidRequest as error:
-                raise InvalidRequest(f"item {index}: {error}", f"items[{index}].encoded") from None
-        return opened
+    def _open(self, index: int, item: Item) -> Image.Image:
+        """The header of one encoded item."""
+        try:
+            return open_image(item.data, self._served.policy.max_image_pixels)
+        except InvalidRequest as error:
+            raise InvalidRequest(f"item {index}: {error}", f"items[{index}].encoded") from None
 
     def _raw_pixels(self) -> NDArray[np.uint8]:
         """uint8[n,H,W,C] of items that are all raw: one copy at most."""
         spec = self._served.contract.input
-        items = self._query.items
+        items = self._items
         for index, item in enumerate(items):
             _check_size(index, item, spec)
         data = items[0].data if len(items) == 1 else b"".join(item.data for item in items)
         return np.frombuffer(data, np.uint8).reshape(len(items), *spec.shape)
 
-    def _pixels(self, opened: Sequence[Image.Image | None]) -> NDArray[np.uint8]:
-        """uint8[n,H,W,C] of all items."""
+    def _pixels(self, opened: list[Image.Image | None]) -> NDArray[np.uint8]:
+        """uint8[n,H,W,C] of all items. Those that are not `opened` yet are, one by one: a decoded picture is large."""
         spec = self._served.contract.input
-        items = self._query.items
-        images = np.empty((len(items), *spec.shape), np.uint8)
-        for index, (item, image) in enumerate(zip(items, opened, strict=True)):
-            if image is not None:
-                try:
-                    images[index] = to_pixels(image, spec)
-                except InvalidRequest as error:
-                    raise InvalidRequest(f"item {index}: {error}", f"items[{index}].encoded") from None
-            else:
+        for index, item in enumerate(self._items):
+            if not item.encoded:
                 _check_size(index, item, spec)
+        images = np.empty((len(self._items), *spec.shape), np.uint8)
+        for index, item in enumerate(self._items):
+            if not item.encoded:
                 images[index] = np.frombuffer(item.data, np.uint8).reshape(spec.shape)
+                continue
+            image = opened[index] or self._open(index, item)
+            try:
+                images[index] = to_pixels(image, spec)
+            except InvalidRequest as error:
+                raise InvalidRequest(f"item {index}: {error}", f"items[{index}].encoded") from None
         return images
 
     def _submit(self, images: NDArray[np.uint8], *, pool: bool) -> None:
         batcher = self._served.batcher
         work = Work(images, self._worked, self._priority, self._deadline)
-        full = batcher.submit(work)
+        full = batcher.submit(work, reserved=pool)
         self._work = work
         if self._cancelled:  # it came between the check before decoding and here
             batcher.cancel(work)
@@ -258,16 +274,16 @@ class _Request:
             self._end(work.error or ModelFailed("the model gave no answer"))
             return
         phases = Phases(self._decode_seconds, work.started - work.submitted, work.finished - work.started)
-        top_k = min(self._query.top_k or DEFAULT_TOP_K, work.scores.shape[1])
-        self._end(Answer(self._served, work.scores, top_k, phases))
+        self._end(Answer(self._served, work.scores, min(self._top_k, work.scores.shape[1]), phases))
 
     def _end(self, outcome: Answer | RequestError) -> None:
-        if isinstance(outcome, RequestError):
-            self._classifier.refused(self._served, outcome)
         try:
             self._respond(outcome)
         finally:
-            self._classifier.release(self._served)
+            self._classifier.ended(self._served, outcome)
+            self._items = ()
+            self._work = None
+            del self._respond
 
 
 def _check_items(items: Sequence[Item], limit: int) -> None:
@@ -303,5 +319,9 @@ def _few_bytes(items: Sequence[Item]) -> bool:
     return len(items) <= INLINE_DECODE_ITEMS and sum(len(item.data) for item in items) <= INLINE_DECODE_BYTES
 
 
-def _few_pixels(opened: Sequence[Image.Image | None]) -> bool:
-    return sum(image.width * image.height for image in opened if image is not None) <= INLINE_DECODE_PIXELS
+def _quickly_decoded(opened: Sequence[Image.Image | None]) -> bool:
+    """Few pixels, and none of it a progressive JPEG, which may hold any number of scans of them."""
+    images = [image for image in opened if image is not None]
+    return sum(image.width * image.height for image in images) <= INLINE_DECODE_PIXELS and not any(
+        "progressive" in image.info for image in images
+    )

@@ -4,8 +4,11 @@ The commands of the export stage join through the entry-point group `convoy.comm
 that the server needs none of what they need.
 """
 
+import errno
+import io
 import json
 import logging
+import math
 import os
 import re
 import sys
@@ -21,6 +24,8 @@ from service.errors import ConvoyError, UserError
 
 _EXPORT_PACKAGES = {"torch", "onnx", "onnxscript", "onnx_ir", "sklearn", "matplotlib"}
 _ENGINE_PACKAGES = {"onnxruntime"}
+
+IMAGES_A_REQUEST = 64
 
 
 class _Program(click.Group):
@@ -53,6 +58,17 @@ def program() -> None:
     """  # noqa: D301 - \b keeps click from re-wrapping the lines
 
 
+class FiniteFloat(click.FloatRange):
+    """A number in a range; click's own range lets NaN through."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Reads a number, or says what is accepted."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
 def _setting(flag: str, **options: Any) -> Callable[[Any], Any]:
     """An option of `serve`, which can be set as CONVOY_<FLAG> too."""
     variable = "CONVOY_" + flag.removeprefix("--").upper().replace("-", "_")
@@ -71,16 +87,16 @@ def _setting(flag: str, **options: Any) -> Callable[[Any], Any]:
           help="File to write when ready: JSON with the ports and the pid. Removed at the end.")  # fmt: skip
 @_setting("--max-message-bytes", type=click.IntRange(1024, 2**31 - 1), default=64 * 1024 * 1024,
           help="Largest gRPC message, in and out.")  # fmt: skip
-@_setting("--drain-seconds", type=click.FloatRange(0, 3600), default=30.0,
+@_setting("--drain-seconds", type=FiniteFloat(0, 3600), default=30.0,
           help="How long requests in hand may take to finish after SIGTERM.")  # fmt: skip
 @_setting("--transport", type=click.Choice(["auto", "fast", "public"]), default="auto",
           help="How gRPC is served: fast is one thread on gRPC's completion queue, public is grpcio's own asyncio server; "
                "auto takes fast where it works.")  # fmt: skip
 @_setting("--compression", type=click.Choice(["none", "deflate", "gzip"]), default="none",
           help="What replies are compressed with, for clients that accept it.")  # fmt: skip
-@_setting("--max-connection-age-seconds", type=click.FloatRange(0, 1e6), default=0.0,
+@_setting("--max-connection-age-seconds", type=FiniteFloat(0, 1e6), default=0.0,
           help="Ask clients to reconnect after this time, so that balancers spread them; 0 never does.")  # fmt: skip
-@_setting("--keepalive-seconds", type=click.FloatRange(0, 1e6), default=0.0,
+@_setting("--keepalive-seconds", type=FiniteFloat(0, 1e6), default=0.0,
           help="Ping a silent connection after this time; 0 leaves gRPC's default of two hours.")  # fmt: skip
 @_setting("--tls-cert", type=click.Path(path_type=Path), help="Server certificate (PEM); turns TLS on.")
 @_setting("--tls-key", type=click.Path(path_type=Path), help="Private key of the certificate (PEM).")
@@ -94,6 +110,7 @@ def serve(log_level: str, **settings: Any) -> None:
     one ends at once. Each option can be set as an environment variable CONVOY_<OPTION> too; options win.
     """
     logging.basicConfig(level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)
     from service.config import ServerConfig
     from service.server import serve as run
 
@@ -112,8 +129,10 @@ def serve(log_level: str, **settings: Any) -> None:
     metavar="HOST:PORT",
     help="The server.",
 )
-@click.option("--top-k", type=click.IntRange(1), default=5, show_default=True, help="How many labels to show for an image.")
-@click.option("--timeout", type=click.FloatRange(0, min_open=True), default=30.0, show_default=True, help="Seconds to wait.")
+@click.option(
+    "--top-k", type=click.IntRange(1, 2**31 - 1), default=5, show_default=True, help="How many labels to show for an image."
+)
+@click.option("--timeout", type=FiniteFloat(0, 1e6, min_open=True), default=30.0, show_default=True, help="Seconds to wait.")
 @click.option(
     "--tls-ca", type=click.Path(path_type=Path), help="CA (PEM) that the server's certificate must come from; turns TLS on."
 )
@@ -127,25 +146,33 @@ def classify(
     from service.client import CallFailed, Client
 
     with Client(server, timeout_seconds=timeout, **tls) as client:
-        try:
-            answer = client.classify(images, model, version=version, top_k=top_k)
-        except CallFailed as error:
-            raise _explained(error, server, images) from None
-    for path, predictions in zip(images, answer.results, strict=True):
-        if as_json:
-            found = [{"label": p.label, "index": p.index, "probability": p.probability} for p in predictions]
-            click.echo(json.dumps({"image": str(path), "model": answer.model, "version": answer.version, "predictions": found}))
-            continue
-        click.echo(f"{path}  ({answer.model} version {answer.version})")
-        width = max(len(p.label) for p in predictions)
-        for p in predictions:
-            click.echo(f"  {p.label:<{width}}  {p.probability:7.2%}  {'█' * round(p.probability * 40)}")
+        for start in range(0, len(images), IMAGES_A_REQUEST):
+            some = images[start : start + IMAGES_A_REQUEST]
+            try:
+                answer = client.classify(some, model, version=version, top_k=top_k)
+            except CallFailed as error:
+                raise _explained(error, server, some) from None
+            for path, predictions in zip(some, answer.results, strict=True):
+                _show(path, answer, predictions, as_json)
+
+
+def _show(path: Path, answer: Any, predictions: Any, as_json: bool) -> None:
+    if as_json:
+        found = [{"label": p.label, "index": p.index, "probability": p.probability} for p in predictions]
+        click.echo(json.dumps({"image": str(path), "model": answer.model, "version": answer.version, "predictions": found}))
+        return
+    click.echo(f"{path}  ({answer.model} version {answer.version})")
+    width = max(len(p.label) for p in predictions)
+    for p in predictions:
+        click.echo(f"  {p.label:<{width}}  {p.probability:7.2%}  {'█' * round(p.probability * 40)}")
 
 
 def _explained(error: Any, server: str, images: tuple[Path, ...]) -> ConvoyError:
     """An error that names the file, where the server named the item."""
     if error.code == "UNAVAILABLE" and "connect" in error.message.lower():
         return UserError(f"no server answers at {server}: start one with `convoy serve`, or name it with --server HOST:PORT")
+    if error.code == "RESOURCE_EXHAUSTED" and "larger than max" in error.message:
+        return UserError(f"{images[0]}{' and others' if len(images) > 1 else ''}: too large for the server's --max-message-bytes")
     item = re.match(r"items\[(\d+)\]", error.field)
     if item is not None and int(item[1]) < len(images):
         return UserError(f"{images[int(item[1])]}: {re.sub(r'^item [0-9]+: ', '', error.message)}")
@@ -156,8 +183,12 @@ def main() -> None:
     """Runs the program: a user's error is one line on stderr and exit code 2; Ctrl-C is exit code 130."""
     # gRPC's C core writes lines of its own to stderr, about what we report or survive. Set the variable to see them.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without the bar's character gets a "?" and not an error
     try:
-        sys.exit(program.main(prog_name="convoy", standalone_mode=False))
+        program.main(prog_name="convoy", standalone_mode=False)
+        sys.stdout.flush()
+        sys.exit(0)
     except click.exceptions.Abort:
         _leave("interrupted", 130)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -171,14 +202,23 @@ def main() -> None:
     except ModuleNotFoundError as error:
         missing = (error.name or "").split(".")[0]
         if missing in _EXPORT_PACKAGES:
-            _leave(f"this command needs the package {missing!r}: pip install 'convoy[export]'", 2)
+            _leave(
+                f"this command needs the package {missing!r}, of Convoy's extra 'export' (in a clone: pip install '.[export]')", 2
+            )
         if missing in _ENGINE_PACKAGES:
-            _leave("onnxruntime is not installed: pip install 'convoy[cpu]' or 'convoy[gpu]', one of the two", 2)
+            _leave(
+                "onnxruntime is missing: install Convoy's extra 'cpu' or 'gpu', one of the two (in a clone: pip install '.[cpu]')",
+                2,
+            )
         raise
-    except BrokenPipeError:
-        # The reader of our output has left, as `| head` does; Python would complain again while closing stdout.
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EIO):
+            raise
+        # The reader of our output has left, as `| head` does, or it cannot be written; Python would try again while closing stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        if error.errno == errno.EPIPE:
+            sys.exit(1)
+        _leave(f"cannot write the output: {error.strerror}", 2)
 
 
 def _leave(message: str, code: int) -> None:

@@ -6,6 +6,7 @@ with Client("127.0.0.1:8001") as client:
 """
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from service.errors import ConvoyError, UserError
 from service.pb.convoy.v1 import classifier_pb2 as pb
 
 _MAX_MESSAGE_BYTES = 256 * 1024 * 1024
+_TARGET = re.compile(r"(dns|unix|ipv4|ipv6|xds):\S+|(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}")
+_LOOPBACK = re.compile(r"127\.|localhost:|\[::1\]")
 
 
 @runtime_checkable
@@ -96,9 +99,13 @@ class Client:
         """
         self.server = server
         self._timeout_seconds = timeout_seconds
+        if not _TARGET.fullmatch(server):
+            raise UserError(f"server {server!r}: give it as HOST:PORT, such as 127.0.0.1:8001 or [::1]:8001")
         options = [
             ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
             ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+            # A proxy in the environment is for other machines; gRPC would send calls to this one through it too.
+            ("grpc.enable_http_proxy", 0 if _LOOPBACK.match(server) else 1),
         ]
         if tls_ca is None and tls_cert is None and tls_key is None:
             self._channel = grpc.insecure_channel(server, options)
@@ -148,14 +155,15 @@ class Client:
             UserError: a file cannot be read, or an array is not uint8.
             CallFailed: the server refused or failed, or cannot be reached.
         """
-        request = pb.ClassifyRequest(
-            model=model,
-            version=version,
-            items=[_item(image) for image in images],
-            top_k=top_k,
-            priority=priority,
-            timeout_seconds=timeout_seconds,
-        )
+        if isinstance(images, str | bytes | os.PathLike) or not isinstance(images, Sequence):
+            raise UserError("images must be a list, even of one image")
+        items = [_item(image) for image in images]
+        try:
+            request = pb.ClassifyRequest(
+                model=model, version=version, items=items, top_k=top_k, priority=priority, timeout_seconds=timeout_seconds
+            )
+        except (TypeError, ValueError) as error:
+            raise UserError(f"a field of the request has a value that it cannot have: {error}") from None
         try:
             response: pb.ClassifyResponse = self._classify(request, timeout=self._timeout_seconds)
         except grpc.RpcError as error:
@@ -177,6 +185,8 @@ def _item(image: Image) -> pb.Item:
         return pb.Item(encoded=image)
     if isinstance(image, str | os.PathLike):
         return pb.Item(encoded=_read(image))
+    if not isinstance(image, Pixels):
+        raise UserError(f"an image is bytes, a path or a uint8 array, not {type(image).__name__}")
     if str(image.dtype) != "uint8":
         raise UserError(f"pixels must be uint8, not {image.dtype}: send the picture as decoded, not normalised")
     return pb.Item(pixels=image.tobytes())

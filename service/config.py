@@ -40,10 +40,10 @@ class Policy(_Settings):
 
     max_batch_size: int = Field(default=64, ge=1, le=4096)
     max_queue_items: int = Field(default=1024, ge=1)
-    max_request_items: int = Field(default=512, ge=1)
+    max_request_items: int = Field(default_factory=lambda given: min(512, given["max_queue_items"]), ge=1)
     default_timeout_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     priority_levels: int = Field(default=2, ge=1, le=1000)
-    default_priority: int = Field(default=2, ge=1)
+    default_priority: int = Field(default_factory=lambda given: given["priority_levels"], ge=1)
     provider: Provider | None = None
     max_image_pixels: int = Field(default=25_000_000, ge=1)
 

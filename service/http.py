@@ -3,9 +3,10 @@
 Runs on waitress, a small pool of threads beside the gRPC transport, so that a scrape never waits for a batch or holds one up.
 """
 
+import socket
 import threading
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import waitress
 from prometheus_client import CollectorRegistry, make_wsgi_app
@@ -30,31 +31,39 @@ class HttpServer:
         self._host = host
         self._metrics: Callable[..., Iterable[bytes]] = make_wsgi_app(registry)
         self._why_not_ready = why_not_ready
+        self._channels: dict[int, Any] = {}  # waitress's own book of what it waits for
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
 
     def start(self) -> None:
         """Binds the port and serves from threads of its own. Raises UserError if the port cannot be had."""
         try:
-            self._server = waitress.create_server(
-                self._application,
-                host=self._host,
-                port=self.port,
-                threads=4,
-                ident="convoy",
-                clear_untrusted_proxy_headers=True,
-            )
-        except (OSError, ValueError) as error:
+            # One address: waitress would listen on all that a name stands for, on a port of its own each.
+            family, *_, address = socket.getaddrinfo(self._host, self.port, type=socket.SOCK_STREAM)[0]
+            listener = socket.socket(family, socket.SOCK_STREAM)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except OSError as error:
             raise UserError(
-                f"cannot listen for HTTP on {self._host}:{self.port}: {getattr(error, 'strerror', None) or error} "
-                "(port 0 takes a free one)"
+                f"cannot listen for HTTP on {self._host}:{self.port}: {error.strerror or error} (port 0 takes a free one)"
             ) from None
-        self.port = int(self._server.effective_port)
+        self.port = listener.getsockname()[1]
+        self._server = waitress.create_server(
+            self._application, sockets=[listener], map=self._channels, threads=4, ident="convoy", clear_untrusted_proxy_headers=True
+        )
         self._thread.start()
 
     def stop(self) -> None:
-        """Closes the port."""
-        self._server.trigger.pull_trigger(self._server.close)
+        """Closes the port and the connections, idle ones too: a scraper keeps its own open for ever."""
+        self._server.trigger.pull_trigger(self._close)
         self._thread.join()
+
+    def _close(self) -> None:
+        # On waitress's thread, which ends when nothing is left to wait for.
+        for channel in list(self._channels.values()):
+            if channel is not self._server.trigger:
+                channel.close()
+        self._server.task_dispatcher.shutdown()
+        self._channels.clear()
 
     def _run(self) -> None:
         self._server.run()

@@ -192,6 +192,11 @@ class _Requests(Collector):
                 self._models[key] = ModelMetrics(model, version, labels)
             return self._models[key]
 
+    def forget(self, model: str, version: str) -> None:
+        """Drops a version."""
+        with self._lock:
+            self._models.pop((model, version), None)
+
     def method(self, kind: str, service: str, method: str) -> RpcMetrics:
         """The metrics of a method."""
         with self._lock:
@@ -256,7 +261,7 @@ class Metrics:
         """A request to a served model was not answered."""
         self._rejections.labels(model, reason).inc()
 
-    def model_ready(self, model: str, version: str, labels: Sequence[str]) -> ModelMetrics:
+    def model_loaded(self, model: str, version: str, labels: Sequence[str]) -> ModelMetrics:
         """The metrics of a version that is about to be served."""
         return self._requests.model(model, version, labels)
 
@@ -264,6 +269,10 @@ class Metrics:
         """Reads the model's gauges from these functions from now on, when somebody scrapes."""
         self._queue_items.labels(model).set_function(queue_items)
         self._inflight.labels(model).set_function(inflight)
+
+    def model_forgotten(self, model: str, version: str) -> None:
+        """Drops the series of a version that is no longer served: a server that lives long sees many versions."""
+        self._requests.forget(model, version)
 
     def model_serving(self, model: str, version: str, provider: str, precision: str, digest: str, threads: int) -> None:
         """A version has begun to serve."""

@@ -97,7 +97,9 @@ def cpu_budget() -> int:
 def check_provider(provider: Literal["auto", "cuda", "cpu"]) -> None:
     """Raises UserError if the installed ONNX Runtime cannot have the provider at all."""
     if provider != "auto" and _PROVIDERS[provider] not in ort.get_available_providers():
-        raise UserError(f"provider {provider!r} is not in the installed ONNX Runtime (for cuda: pip install 'convoy[gpu]')")
+        raise UserError(
+            f"provider {provider!r} is not in the installed ONNX Runtime (cuda needs Convoy's extra 'gpu' instead of 'cpu')"
+        )
 
 
 def _open_session(

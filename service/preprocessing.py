@@ -7,7 +7,7 @@ import io
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from service.contract import InputSpec
 from service.errors import InvalidRequest
@@ -16,6 +16,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 # Pillow's own guard warns at one limit and raises at another; `open_image` keeps the one limit that the operator set.
 Image.MAX_IMAGE_PIXELS = None
+# Compressed text in a PNG is unfolded while its header is read; nobody needs 64 MiB of it, Pillow's own limit.
+PngImagePlugin.MAX_TEXT_MEMORY = 4 * PngImagePlugin.MAX_TEXT_CHUNK
 
 _BACKGROUND = (255, 255, 255, 255)
 
@@ -52,20 +54,11 @@ def to_pixels(image: Image.Image, spec: InputSpec) -> NDArray[np.uint8]:
         InvalidRequest: the image's data are broken or cut short, or its pixels are of a kind that has no 8-bit meaning.
     """
     try:
-        image = _to_mode(ImageOps.exif_transpose(image), "L" if spec.channels == 1 else "RGB")
+        return _fitted(_to_mode(ImageOps.exif_transpose(image), "L" if spec.channels == 1 else "RGB"), spec)
     except InvalidRequest:
         raise
     except Exception as error:  # noqa: BLE001 - as in open_image
         raise InvalidRequest(f"the image's data are broken or cut short ({type(error).__name__})") from None
-    size = (spec.width, spec.height)
-    if image.size != size:
-        if spec.fit == "stretch":
-            image = image.resize(size, Image.Resampling.BILINEAR)
-        elif spec.fit == "crop":
-            image = ImageOps.fit(image, size, Image.Resampling.BILINEAR)
-        else:
-            image = ImageOps.pad(image, size, Image.Resampling.BILINEAR)
-    return np.asarray(image, dtype=np.uint8).reshape(spec.shape)
 
 
 def decode(encoded: bytes, spec: InputSpec, max_pixels: int) -> NDArray[np.uint8]:
@@ -83,6 +76,18 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def _fitted(image: Image.Image, spec: InputSpec) -> NDArray[np.uint8]:
+    size = (spec.width, spec.height)
+    if image.size != size:
+        if spec.fit == "stretch":
+            image = image.resize(size, Image.Resampling.BILINEAR)
+        elif spec.fit == "crop":
+            image = ImageOps.fit(image, size, Image.Resampling.BILINEAR)
+        else:
+            image = ImageOps.pad(image, size, Image.Resampling.BILINEAR)
+    return np.asarray(image, dtype=np.uint8).reshape(spec.shape)
 
 
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:

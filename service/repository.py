@@ -24,6 +24,8 @@ from service.repository_layout import POLICY_FILE, model_names, model_path, poli
 
 log = logging.getLogger(__name__)
 
+RESCAN_MILLISECONDS = 5000
+
 Fingerprint = tuple[tuple[int, int, int] | None, tuple[int, int, int] | None]
 """What tells that a version has changed: inode, mtime in ns and size, of the model file and of its policy."""
 
@@ -58,7 +60,9 @@ class Repository:
         self._metrics = metrics
         self._on_change = on_change
         self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
         self._served: dict[str, ServedModel] = {}  # replaced, never changed: readers need no lock
+        self._retiring: tuple[ServedModel, ...] = ()  # likewise: no longer served, with requests still in hand
         self._failed: dict[tuple[str, int], Fingerprint] = {}  # not tried again until they change
         self._scanned = False
         self._stopping = threading.Event()
@@ -107,6 +111,8 @@ class Repository:
                 return served
         if not self._scanned:
             raise Unavailable("the server is still loading its models")
+        if served is None and any(failed == name for failed, _ in tuple(self._failed)):
+            raise NotServed(f"model {name!r} is in the repository but could not be loaded; the server's log says why")
         if served is None:
             raise NotServed(f"no model named {name[:64]!r}; served are: {', '.join(sorted(self._served)) or 'none'}")
         raise NotServed(f"model {name!r} has no version {version[:64]!r}; served is: {served.version}")
@@ -116,29 +122,54 @@ class Repository:
         with self._lock:
             served.inflight -= 1
             close = served.retired and served.inflight == 0
+            if close:
+                self._retiring = tuple(other for other in self._retiring if other is not served)
+            if served.inflight == 0:
+                self._idle.notify_all()
         if close:
             self._close(served)
+
+    def wait_until_idle(self, seconds: float) -> bool:
+        """Waits until no request is in hand, at most so long; whether it came to that."""
+        with self._lock:
+            return self._idle.wait_for(
+                lambda: not any(served.inflight for served in (*self._served.values(), *self._retiring)), timeout=seconds
+            )
 
     def pump(self) -> float:
         """For the transport's thread: `Batcher.pump` of every model where something waits; the earliest time it wants next."""
         wanted = float("inf")
-        for served in self._served.values():
+        for served in (*self._served.values(), *self._retiring):
             if served.batcher.queued_items:
                 wanted = min(wanted, served.batcher.pump())
         return wanted
 
     def _watch(self) -> None:
-        # Changes inside a debounce window come together; a file still being written shows up again when it has grown.
-        for _ in watchfiles.watch(self._folder, stop_event=self._stopping, step=100, debounce=800, raise_interrupt=False):
+        # Changes inside a debounce window come together; a file still being written shows up again when it has grown. The timeout
+        # finds what no notification tells of: changes on network file systems, those made while the first scan ran, and a folder
+        # that was deleted and made again.
+        while not self._stopping.is_set():
             try:
-                self._scan()
-            except OSError as error:
-                log.warning("repository: cannot scan the folder: %s", error)
+                for _ in watchfiles.watch(
+                    self._folder, stop_event=self._stopping, step=100, debounce=800, rust_timeout=RESCAN_MILLISECONDS,
+                    yield_on_timeout=True, raise_interrupt=False,
+                ):  # fmt: skip
+                    self._scan()
+            except Exception as error:  # noqa: BLE001 - whatever it is, watching must go on
+                log.warning("repository: cannot watch %s: %s", self._folder, error)
+                self._stopping.wait(RESCAN_MILLISECONDS / 1000)
 
     def _scan(self) -> None:
-        names = model_names(self._folder)
+        try:
+            names = model_names(self._folder)
+        except OSError as error:
+            log.warning("repository: cannot read the folder: %s", error.strerror)
+            return
         for name in names:
-            self._refresh(name)
+            try:
+                self._refresh(name)
+            except OSError as error:
+                log.warning("model %s: cannot read its folder: %s", name, error.strerror)
         for name in self._served.keys() - set(names):
             self._replace(name, None)
 
@@ -147,7 +178,11 @@ class Repository:
         current = self._served.get(name)
         for version in reversed(version_numbers(self._folder, name)):
             fingerprint = self._fingerprint(name, version)
-            if fingerprint[0] is None or self._failed.get((name, version)) == fingerprint:
+            if fingerprint[0] is None:
+                continue
+            if self._failed.get((name, version)) == fingerprint:
+                if current is not None and version <= current.version:
+                    return  # as below
                 continue
             if current is not None and current.version == version and current.fingerprint == fingerprint:
                 return
@@ -169,7 +204,7 @@ class Repository:
         try:
             policy = read_policy(policy_path(self._folder, name))
             model, measured = self._open(model_path(self._folder, name, version), policy)
-            metrics = self._metrics.model_ready(name, str(version), model.contract.labels)
+            metrics = self._metrics.model_loaded(name, str(version), model.contract.labels)
             batcher = Batcher(
                 model.predict,
                 name=name,
@@ -181,7 +216,11 @@ class Repository:
             batcher.start()
         except (LoadError, UserError) as error:
             outcome = error.outcome if isinstance(error, LoadError) else "invalid"
-            log.error("model %s version %d is not served: %s", name, version, error)
+            current = self._served.get(name)
+            if current is not None and current.version == version:
+                log.error("model %s version %d: the change is not taken up, it serves as before: %s", name, version, error)
+            else:
+                log.error("model %s version %d is not served: %s", name, version, error)
             return None
         except Exception:
             outcome = "failed"
@@ -221,9 +260,13 @@ class Repository:
             if old is not None:
                 old.retired = True
                 close = old.inflight == 0
+                if not close:
+                    self._retiring = (*self._retiring, old)
         if old is not None:
             if new is None or _identity(new) != _identity(old):
                 self._metrics.model_retired(name, *_identity(old))
+            if new is None or new.version != old.version:
+                self._metrics.model_forgotten(name, str(old.version))
             if new is None:
                 self._metrics.model_unloaded(name)
                 log.info("model %s is no longer served", name)
@@ -234,7 +277,7 @@ class Repository:
 
     def _close(self, served: ServedModel) -> None:
         # On a thread of its own: the last to let go may be the batcher's own thread, which `close` waits for.
-        threading.Thread(target=served.batcher.close, name=f"close-{served.name}", daemon=True).start()
+        threading.Thread(target=served.batcher.close, name=f"close-{served.name}").start()
 
     def _fingerprint(self, name: str, version: int) -> Fingerprint:
         return _stat(model_path(self._folder, name, version)), _stat(self._folder / name / POLICY_FILE)

@@ -12,6 +12,9 @@ MODEL_FILE = "model.onnx"
 POLICY_FILE = "serving.toml"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+RESERVED_NAMES = ("liveness",)
+"""Names that health knows as something else."""
+
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
 
@@ -21,12 +24,18 @@ def check_model_name(name: str) -> str:
         raise UserError(
             f"model name {name!r}: a name starts with a letter or digit and holds at most 64 letters, digits, '.', '_' and '-'"
         )
+    if name in RESERVED_NAMES:
+        raise UserError(f"model name {name!r} is taken: health checks use it for the server itself")
     return name
 
 
 def model_names(repository: Path) -> list[str]:
     """The models that have a folder in `repository`, sorted; what cannot be a model's name is passed over."""
-    return sorted(path.name for path in repository.iterdir() if path.is_dir() and _NAME.fullmatch(path.name))
+    return sorted(path.name for path in repository.iterdir() if _is_model(path))
+
+
+def _is_model(path: Path) -> bool:
+    return path.is_dir() and _NAME.fullmatch(path.name) is not None and path.name not in RESERVED_NAMES
 
 
 def version_numbers(repository: Path, name: str) -> list[int]:

@@ -1,8 +1,8 @@
 """One server process, from start to end: construct, `start`, `wait`, `stop`.
 
 Start: the ports are bound first, so that a port in use is known at once and probes see a server that is loading; then
-models are loaded; then the ready file is written. Stop: health says NOT_SERVING first, calls in hand are finished, then the
-ports are closed.
+models are loaded; then the ready file is written. Stop: health says NOT_SERVING first, new requests are refused with UNAVAILABLE,
+those in hand are finished, and only then are the ports closed, so that probes can read how things stand.
 """
 
 import gc
@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import ssl
 import threading
 from pathlib import Path
@@ -31,6 +32,9 @@ from service.rpc.public_server import PublicServer
 
 log = logging.getLogger(__name__)
 
+STOP_SECONDS = 1.0
+"""What calls may still take when no request is in hand any more: replies under way, health checks."""
+
 
 class Server:
     """Serves a repository over gRPC and HTTP."""
@@ -42,11 +46,8 @@ class Server:
         self._repository = Repository(config.repository, config.provider, metrics, self._changed)
         self._classifier = Classifier(self._repository, metrics)
         self._health = health.HealthServicer(self._serving)
-        servicers = (
-            classify.ClassifyServicer(self._classifier),
-            self._health,
-            reflection.ReflectionServicer([classify.SERVICE, health.SERVICE]),
-        )
+        self._reflection = reflection.ReflectionServicer([classify.SERVICE, health.SERVICE])
+        servicers = (classify.ClassifyServicer(self._classifier), self._health, self._reflection)
         transport = _transport(config)
         metrics.transport_chosen(transport.name)
         self._transport: Transport = transport(
@@ -77,19 +78,26 @@ class Server:
 
     def start(self) -> None:
         """Binds the ports, loads the models and serves. Raises UserError for what the operator can put right."""
-        if not self._config.repository.is_dir():
-            raise UserError(f"no repository folder {str(self._config.repository)!r}")
+        repository = self._config.repository
+        if not repository.is_dir():
+            raise UserError(
+                f"{str(repository)!r} is not a folder" if repository.exists() else f"no repository folder {str(repository)!r}"
+            )
         check_provider(self._config.provider)
+        try:
+            socket.getaddrinfo(self._config.host, None, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError):
+            raise UserError(f"--host {self._config.host!r} is no address or name of a machine") from None
         self._transport.start()
         try:
             self._http.start()
         except BaseException:
             self._transport.stop(0)
             raise
+        host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
         log.info(
             "listening: gRPC on %s:%d (%s transport%s), HTTP on %s:%d",
-            self._config.host, self.grpc_port, self._transport.name, ", TLS" if self._config.tls_cert else "",
-            self._config.host, self.http_port,
+            host, self.grpc_port, self._transport.name, ", TLS" if self._config.tls_cert else "", host, self.http_port,
         )  # fmt: skip
         self._repository.start()
         # What is there now stays: the collector need not look at it again, nor at every few hundred objects of calls in flight.
@@ -104,10 +112,13 @@ class Server:
         self._draining = True
         log.info("draining: new requests are refused, those in hand are finished")
         self._health.changed()
+        if not self._classifier.drain(self._config.drain_seconds):
+            log.warning("some requests were not finished within %g s and are cancelled", self._config.drain_seconds)
         self._health.end_watches()
-        self._transport.stop(self._config.drain_seconds)
-        self._repository.stop()
+        self._reflection.end_conversations()
+        self._transport.stop(STOP_SECONDS)
         self._classifier.close()
+        self._repository.stop()
         self._http.stop()
         self._remove_ready_file()
         log.info("stopped")
@@ -216,6 +227,7 @@ def _check_ready_file(path: Path | None) -> None:
     if not path.parent.is_dir() or path.is_dir():
         raise UserError(f"--ready-file {str(path)!r}: not a file in a folder that exists")
     try:
-        path.unlink(missing_ok=True)
+        path.touch()
+        path.unlink()
     except OSError as error:
         raise UserError(f"--ready-file {str(path)!r}: {error.strerror}") from None

@@ -121,8 +121,9 @@ class Call:
         return self._end.locked()
 
     def on_gone(self, callback: Callable[[], None]) -> None:
-        """Sets what to do when the client is gone; runs it now if it already is, not at all if the call ended otherwise."""
-        self._gone = callback
+        """Sets what to do when the client is gone. For the handler, before it returns: that is before anything can be gone."""
+        if not self.ended:
+            self._gone = callback
 
     def fail(self, error: BaseException) -> bool:
         """Ends the call with the status of an error; False if it had ended already."""
@@ -239,6 +240,37 @@ class StreamCall(Call):
     def _close(self, status: Status) -> None:
         """For the transport: send the status. Called at most once, after the last `written`, from any thread."""
         raise NotImplementedError
+
+
+class OpenStreams:
+    """The open streams of a service that would go on for ever by themselves, so that a server that stops can end them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._calls: set[StreamCall] = set()
+        self._over = False
+
+    def add(self, call: StreamCall) -> None:
+        """Keeps a call until its client has gone; ends it at once if the server is stopping."""
+        with self._lock:
+            over = self._over
+            if not over:
+                self._calls.add(call)
+        if over:
+            call.finish()
+        call.on_gone(lambda: self.discard(call))
+
+    def discard(self, call: StreamCall) -> None:
+        """Forgets a call that has ended."""
+        with self._lock:
+            self._calls.discard(call)
+
+    def finish_all(self) -> None:
+        """Ends all calls with OK, and those that come from now on."""
+        with self._lock:
+            calls, self._calls, self._over = self._calls, set(), True
+        for call in calls:
+            call.finish()
 
 
 def handle_unary(method: Unary, payload: bytes, call: UnaryCall) -> None:

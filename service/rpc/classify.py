@@ -29,13 +29,19 @@ class ClassifyServicer:
 
     def _classify(self, request: pb.ClassifyRequest, call: UnaryCall) -> None:
         query = _query(request, call.deadline)
+        request_id = request.id  # and no more of the request, which holds the pictures
 
         def respond(outcome: Answer | RequestError) -> None:
             if isinstance(outcome, RequestError):
                 call.fail(outcome)
                 return
             start = time.monotonic()
-            if call.reply(self._writer(outcome.served).write(request.id, outcome.phases, outcome.best())):
+            try:
+                payload = self._writer(outcome.served).write(request_id, outcome.phases, outcome.best())
+            except Exception as error:  # noqa: BLE001 - whatever it is, the caller must not wait for ever
+                call.fail(error)
+                return
+            if call.reply(payload):
                 outcome.delivered(time.monotonic() - start)
 
         call.on_gone(self._classifier.classify(query, respond))

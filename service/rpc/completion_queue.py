@@ -78,6 +78,8 @@ TESTED = ((1, 81), (1, 85))
 
 ARMED = 64
 POLL_SECONDS = 0.2
+MOST_EVENTS = 512
+"""After so many events without a pause, what has been collected is run all the same."""
 
 _NAMES = {
     "Server": ("register_completion_queue", "add_http2_port", "start", "request_call", "shutdown", "cancel_all_calls", "destroy"),
@@ -174,8 +176,12 @@ class CompletionQueueServer:
         wanted = NEVER
         while not self._stopped.is_set():
             event = poll(time.time() + max(0.0, min(wanted - time.monotonic(), POLL_SECONDS)))
+            events = 0
             while event.completion_type != timeout:
                 self._take(event)
+                events += 1
+                if events == MOST_EVENTS:
+                    break
                 event = poll(0)
             # An event refers to its call, and C core waits for calls to be let go.
             event = None

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from grpc_health.v1 import health_pb2 as pb
 
 from service.errors import NotServed
-from service.rpc.call import Method, Receiver, Stream, StreamCall, Unary, UnaryCall
+from service.rpc.call import Method, OpenStreams, Receiver, Stream, StreamCall, Unary, UnaryCall
 
 SERVICE = "grpc.health.v1.Health"
 OVERALL = ""
@@ -26,6 +26,7 @@ class HealthServicer:
         self._serving = serving
         self._lock = threading.Lock()
         self._watchers: set[_Watcher] = set()
+        self._streams = OpenStreams()
 
     def methods(self) -> list[Method]:
         """What this servicer offers."""
@@ -39,14 +40,14 @@ class HealthServicer:
         with self._lock:
             watchers = list(self._watchers)
         for watcher in watchers:
-            watcher.look()
+            if watcher.call.ended:
+                self._leave(watcher)
+            else:
+                watcher.look()
 
     def end_watches(self) -> None:
         """Ends every watch, for a server that stops: an open one would hold the stop for its whole grace."""
-        with self._lock:
-            watchers, self._watchers = self._watchers, set()
-        for watcher in watchers:
-            watcher.call.finish()
+        self._streams.finish_all()
 
     def status(self, name: str) -> int:
         """SERVING, NOT_SERVING, or SERVICE_UNKNOWN for a name that nobody knows."""
@@ -65,7 +66,7 @@ class HealthServicer:
 
     def _watch(self, call: StreamCall) -> Receiver:
         watcher = _Watcher(self, call)
-        call.on_gone(lambda: self._leave(watcher))
+        self._streams.add(call)
         call.receive()
         return watcher
 
@@ -77,6 +78,7 @@ class HealthServicer:
     def _leave(self, watcher: "_Watcher") -> None:
         with self._lock:
             self._watchers.discard(watcher)
+        self._streams.discard(watcher.call)
 
 
 class _Watcher:

@@ -10,7 +10,7 @@ from typing import Any
 from grpc_reflection.v1alpha import reflection_pb2 as pb
 from grpc_reflection.v1alpha.reflection import ReflectionServicer as Answers
 
-from service.rpc.call import Method, Receiver, Stream, StreamCall
+from service.rpc.call import Method, OpenStreams, Receiver, Stream, StreamCall
 
 SERVICES = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
 
@@ -22,6 +22,7 @@ class ReflectionServicer:
 
     def __init__(self, services: Sequence[str]) -> None:
         self._answers = Answers([*services, SERVICES[1]])
+        self._streams = OpenStreams()
 
     def methods(self) -> list[Method]:
         """What this servicer offers."""
@@ -31,19 +32,33 @@ class ReflectionServicer:
         ]
 
     def _open(self, call: StreamCall) -> Receiver:
+        self._streams.add(call)
         call.receive()
-        return _Conversation(self._answers, call)
+        return _Conversation(self, call)
+
+    def end_conversations(self) -> None:
+        """Ends every conversation, for a server that stops: an idle one would hold the stop for its whole grace."""
+        self._streams.finish_all()
+
+    def answer(self, request: pb.ServerReflectionRequest) -> pb.ServerReflectionResponse:
+        """One answer to one question."""
+        answers: list[pb.ServerReflectionResponse] = list(self._answers.ServerReflectionInfo(iter([request]), _NO_CONTEXT))
+        return answers[0]
+
+    def ended(self, call: StreamCall) -> None:
+        """A conversation has come to its end."""
+        self._streams.discard(call)
 
 
 class _Conversation:
-    def __init__(self, answers: Answers, call: StreamCall) -> None:
-        self._answers = answers
+    def __init__(self, servicer: ReflectionServicer, call: StreamCall) -> None:
+        self._servicer = servicer
         self._call = call
 
     def message(self, request: pb.ServerReflectionRequest) -> None:
-        [answer] = self._answers.ServerReflectionInfo(iter([request]), _NO_CONTEXT)
         # The next question is read when this answer is out: a client cannot fill the memory by asking faster than it listens.
-        self._call.send(answer.SerializeToString(), sent=self._call.receive)
+        self._call.send(self._servicer.answer(request).SerializeToString(), sent=self._call.receive)
 
     def half_closed(self) -> None:
         self._call.finish()
+        self._servicer.ended(self._call)

@@ -20,7 +20,7 @@ from service.client import CallFailed, Client
 from service.errors import UserError
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.preprocessing import decode
-from tests.conftest import Serve, put
+from tests.conftest import Serve, Spawn, put
 
 Classify = Callable[..., pb.ClassifyResponse]
 
@@ -226,6 +226,41 @@ def test_a_request_that_expires_in_the_queue_is_refused_by_its_deadline(slow: Cl
         assert slow.classify([BRIGHT], "slow", timeout_seconds=30).results[0][0].label == "bright"
 
 
+def test_images_that_are_being_decoded_count_against_the_queue(slow: Client) -> None:
+    with slow, grpc.insecure_channel(slow.server, [("grpc.enable_retries", 0)]) as channel:
+        stub = classify_on(channel)
+        image = picture("RGB", (1500, 1500), "PNG")
+        calls = [stub.future(pb.ClassifyRequest(model="slow", items=encoded(image, image)), timeout=60) for _ in range(12)]
+        codes = [call.code().name for call in calls]
+        assert set(codes) == {"OK", "RESOURCE_EXHAUSTED"}
+        assert codes.count("OK") >= 4
+
+
+def test_many_large_pictures_in_one_request_are_decoded_one_by_one(repository: Path, spawn: Spawn) -> None:
+    """A picture of 25 megapixels is 75 MB when it is decoded: twenty at once would be 1.5 GB."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (5000, 5000)).save(buffer, "PNG")
+    server = spawn(repository)
+    with Client(f"127.0.0.1:{server.grpc_port}", timeout_seconds=120) as client:
+        assert len(client.classify([buffer.getvalue()] * 20, "digits").results) == 20
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    peak_kilobytes = int(status.split("VmHWM:")[1].split()[0])
+    assert peak_kilobytes < 600_000
+
+
+def test_a_large_request_is_let_go_when_it_is_answered(repository: Path, spawn: Spawn, digits: Dataset) -> None:
+    server = spawn(repository)
+    pixels = [digits.test.pixels(digits.input)[0]] * 500  # 392,000 bytes a request
+    with Client(f"127.0.0.1:{server.grpc_port}") as client:
+        resident = []
+        for _ in range(4):
+            for _ in range(50):
+                client.classify(pixels, "digits", top_k=1)
+            status = Path(f"/proc/{server.process.pid}/status").read_text()
+            resident.append(int(status.split("VmRSS:")[1].split()[0]))
+    assert resident[-1] - resident[0] < 20_000, resident
+
+
 def test_a_full_queue_says_so_and_what_was_taken_in_is_answered(slow: Client) -> None:
     with slow, grpc.insecure_channel(slow.server, [("grpc.enable_retries", 0)]) as channel:
         stub = classify_on(channel)
@@ -265,6 +300,9 @@ def test_the_client_takes_paths_bytes_and_arrays(
     server = serve(repository)
     file = tmp_path / "digit.png"
     file.write_bytes(digits.test.png(3))
+    for target in ("", "127.0.0.1", "http://127.0.0.1:8001", "::1:8001", "a b:1"):
+        with pytest.raises(UserError, match="HOST:PORT"):
+            Client(target)
     with Client(f"127.0.0.1:{server.grpc_port}") as client:
         answer = client.classify([file, str(file), digits.test.png(3), digits.test.pixels(digits.input)[3]], "digits")
         assert len(answer.results) == 4
@@ -272,6 +310,13 @@ def test_the_client_takes_paths_bytes_and_arrays(
         assert answer.phases["inference_seconds"] > 0
         with pytest.raises(UserError, match=r"missing\.png: No such file"):
             client.classify([tmp_path / "missing.png"], "digits")
+        with pytest.raises(UserError, match="images must be a list"):
+            client.classify(str(file), "digits")
+        with pytest.raises(UserError, match="not NoneType"):
+            client.classify([None], "digits")  # type: ignore[list-item]
+        for wrong in ({"top_k": -1}, {"top_k": 1 << 40}, {"version": 1}, {"version": "\udcff"}):
+            with pytest.raises(UserError, match="value that it cannot have"):
+                client.classify([file], "digits", **wrong)
         with pytest.raises(UserError, match="must be uint8, not float32"):
             client.classify([np.zeros((28, 28, 1), np.float32)], "digits")
         with pytest.raises(CallFailed) as caught:

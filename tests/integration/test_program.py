@@ -1,5 +1,6 @@
 """The program `convoy`, as processes."""
 
+import http.client
 import json
 import os
 import re
@@ -8,12 +9,17 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from export.data import Dataset
 from service.client import CallFailed, Client
+from service.pb.convoy.v1 import classifier_pb2 as pb
 from tests.conftest import Spawn, convoy, put
 
 
@@ -53,6 +59,61 @@ def bytes_of_dark_png() -> bytes:
     from service.preprocessing import encode_png
 
     return encode_png(np.zeros((2, 2), np.uint8))
+
+
+def test_an_idle_keep_alive_connection_and_open_streams_do_not_hold_the_drain(repository: Path, spawn: Spawn) -> None:
+    server = spawn(repository)
+    scraper = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=10)
+    scraper.request("GET", "/metrics")
+    assert scraper.getresponse().read()
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        streams: list[Any] = [
+            channel.stream_stream("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"),
+            channel.stream_stream("/grpc.health.v1.Health/Watch"),
+        ]
+        release = threading.Event()
+        calls = [stream(_nothing_until(release), timeout=60) for stream in streams]
+        time.sleep(0.3)
+        start = time.monotonic()
+        assert server.terminate() == 0
+        assert time.monotonic() - start < 5
+        release.set()
+        assert [call.code().name for call in calls] == ["OK", "OK"]
+    scraper.close()
+
+
+def _nothing_until(event: threading.Event) -> Iterator[bytes]:
+    event.wait(30)
+    yield from ()
+
+
+def test_while_draining_liveness_holds_health_says_not_serving_and_new_requests_are_told_when_to_come_back(
+    tmp_path: Path, spawn: Spawn, slow_file: Path
+) -> None:
+    put(slow_file, tmp_path / "models", "slow", 1)
+    (tmp_path / "models" / "slow" / "serving.toml").write_text("max_batch_size = 1\n")
+    server = spawn(tmp_path / "models")
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}", [("grpc.enable_retries", 0)]) as channel:
+        classify = channel.unary_unary(
+            "/convoy.v1.Classifier/Classify", pb.ClassifyRequest.SerializeToString, pb.ClassifyResponse.FromString
+        )
+        request = pb.ClassifyRequest(model="slow", items=[pb.Item(encoded=bytes_of_dark_png())] * 12)
+        in_hand = classify.future(request, timeout=60)
+        time.sleep(0.5)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        statuses = [
+            health.Check(health_pb2.HealthCheckRequest(service=name), timeout=5).status for name in ("", "slow", "liveness")
+        ]
+        assert statuses == [2, 2, 1]
+        with pytest.raises(grpc.RpcError) as refused:
+            classify(request, timeout=5)
+        error: Any = refused.value
+        assert (error.code().name, error.details()) == ("UNAVAILABLE", "the server is draining")
+        assert "grpc-retry-pushback-ms" in dict(error.trailing_metadata())
+        assert len(in_hand.result().results) == 12
+    assert server.process.wait(30) == 0
 
 
 def test_a_second_signal_ends_at_once(tmp_path: Path, spawn: Spawn, slow_file: Path) -> None:
@@ -112,6 +173,10 @@ def test_serve_says_what_is_wrong_in_one_line(repository: Path, tmp_path: Path, 
     assert "provider 'cuda' is not in the installed ONNX Runtime" in one_line(
         convoy("serve", repository, *ports, "--provider", "cuda")
     )
+    assert "is not a folder" in one_line(convoy("serve", __file__, *ports))
+    assert "--host 'no such host' is no address" in one_line(convoy("serve", repository, *ports, "--host", "no such host"))
+    assert "nan is not a finite number" in one_line(convoy("serve", repository, *ports, "--drain-seconds", "nan"))
+    assert "--ready-file '/proc/x'" in one_line(convoy("serve", repository, *ports, "--ready-file", "/proc/x"))
     assert "Missing argument 'REPOSITORY'" in one_line(convoy("serve"))
     assert "No such option" in one_line(convoy("serve", repository, "--nope"))
     assert "CONVOY_GRPC_PORT" in one_line(convoy("serve", repository, CONVOY_GRPC_PORT="tcp://10.0.0.1:8001"))
@@ -205,6 +270,14 @@ def test_train_refuses_what_cannot_be(tmp_path: Path) -> None:
         convoy("train", "--data", "digits", "--network", "lenet", "--output", tmp_path / "b")
     )
     assert not (tmp_path / "b").exists()
+    assert "nan is not a finite number" in one_line(
+        convoy("train", "--data", "digits", "--learning-rate", "nan", "--output", tmp_path / "c")
+    )
+    assert "the training diverged in epoch 1" in one_line(
+        convoy(
+            "train", "--data", "digits", "--epochs", "1", "--learning-rate", "10", "--batch-size", "8", "--output", tmp_path / "d"
+        )
+    )
 
 
 def test_ctrl_c_while_training_leaves_a_checkpoint(tmp_path: Path, digits: Dataset) -> None:
@@ -251,9 +324,7 @@ def test_a_command_that_lacks_its_extra_names_it(tmp_path: Path) -> None:
         "sys.meta_path.insert(0, Refuse())\n"
     )
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    assert "pip install 'convoy[export]'" in one_line(
-        convoy("train", "--data", "digits", "--output", tmp_path / "run", PYTHONPATH=path)
-    )
+    assert "extra 'export'" in one_line(convoy("train", "--data", "digits", "--output", tmp_path / "run", PYTHONPATH=path))
 
 
 @pytest.mark.timeout(300)

@@ -11,10 +11,15 @@ from pathlib import Path
 
 import onnx
 import pytest
+from prometheus_client import CollectorRegistry
 
 from export.data import Dataset
+from service.classifier import Answer, Classifier, Item, Query
 from service.client import CallFailed, Client
 from service.contract import METADATA_KEY
+from service.errors import RequestError
+from service.metrics import Metrics
+from service.repository import Repository
 from service.server import Server
 from tests.conftest import Serve, put
 from tests.integration.test_edges import samples
@@ -164,6 +169,49 @@ def test_a_bad_policy_is_a_load_failure_that_names_the_key(
     server = serve(repository)
     assert list(server._repository.served) == ["digits"]
     assert "other/serving.toml: max_bach_size: unknown key; the keys are max_batch_size" in caplog.text
+
+
+def test_a_version_overwritten_with_a_broken_file_serves_on_from_memory(
+    repository: Path, model_file: Path, serve: Serve, digits: Dataset
+) -> None:
+    path = put(model_file, repository, "digits", 2)
+    server = serve(repository)
+    truncate(path)
+    eventually(lambda: samples(server).get(("convoy_model_loads_total", "digits", "invalid")) == 1)
+    server._repository._scan()
+    assert version_of(server, digits) == "2"
+
+
+def test_a_repository_deleted_and_made_again_is_watched_on(
+    repository: Path, model_file: Path, serve: Serve, digits: Dataset
+) -> None:
+    server = serve(repository)
+    shutil.rmtree(repository)
+    time.sleep(1.5)
+    assert version_of(server, digits) == "1", "a folder that is away, such as a mount, takes nothing with it"
+    put(model_file, repository, "digits", 5)
+    eventually(lambda: version_of(server, digits) == "5")
+
+
+def test_a_request_queued_while_its_model_is_swapped_is_answered(repository: Path, model_file: Path, digits: Dataset) -> None:
+    """No transport here: its quiet moment comes after the swap, which is what is tested."""
+    metrics = Metrics(CollectorRegistry())
+    models = Repository(repository, "cpu", metrics)
+    models.start()
+    classifier = Classifier(models, metrics)
+    answers: list[Answer | RequestError] = []
+    pixels = digits.test.pixels(digits.input)[0].tobytes()
+    classifier.classify(Query("digits", [Item(pixels, False)]), answers.append)
+    put(model_file, repository, "digits", 2)
+    models._scan()
+    assert answers == []
+    classifier.pump()
+    [answer] = answers
+    assert isinstance(answer, Answer)
+    assert answer.served.version == 1
+    assert models.wait_until_idle(1)
+    classifier.close()
+    models.stop()
 
 
 def test_a_policy_that_changes_is_taken_up(repository: Path, serve: Serve) -> None:

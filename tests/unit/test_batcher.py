@@ -231,17 +231,42 @@ def test_pump_asks_to_be_called_at_the_earliest_deadline_while_the_model_is_busy
     done.wait_for(2)
 
 
-def test_a_batch_that_raises_fails_its_requests_without_the_text_and_the_next_is_answered(
-    make: Make, gate: Gate, done: Outcomes
-) -> None:
-    batcher = make(FAST, max_batch_items=2)
-    for value in (255, 1, 2):
-        batcher.submit(Work(images(value), done))
+def test_a_poisonous_request_fails_alone_and_without_the_models_words(make: Make, gate: Gate, done: Outcomes) -> None:
+    batcher = make(FAST, max_batch_items=4)
+    works = [Work(images(value), done) for value in (1, 255, 2, 3, 4)]
+    for work in works:
+        batcher.submit(work)
     while batcher.pump() == -math.inf:
         pass
-    errors = [work.error for work in done.works]
-    assert [type(error) for error in errors] == [ModelFailed, ModelFailed, type(None)]
-    assert "secret" not in str(errors[0])
+    assert [type(work.error) for work in works] == [type(None), ModelFailed, type(None), type(None), type(None)]
+    assert "secret" not in str(works[1].error)
+    assert [work.scores[0, 0] for work in works if work.scores is not None] == [1, 2, 3, 4]
+    assert gate.batches == [4, 1, 1, 1, 1, 1]
+
+
+def test_a_model_that_gives_too_few_answers_fails_the_request_and_goes_on(done: Outcomes) -> None:
+    batcher = Batcher(lambda images: np.zeros((1, 2), np.float32), name="m", max_batch_items=8, max_queue_items=8, measured=FAST)
+    wrong, right = Work(images(1, 2), done), Work(images(3), done)
+    for work in (wrong, right):
+        batcher.submit(work)
+        batcher.pump()
+    assert isinstance(wrong.error, ModelFailed)
+    assert right.scores is not None
+
+
+def test_room_reserved_counts_against_the_bound(make: Make, done: Outcomes) -> None:
+    batcher = make(FAST, max_queue_items=4)
+    batcher.reserve(3)
+    with pytest.raises(QueueFull, match="3 of 4 items wait, 2 more came"):
+        batcher.submit(Work(images(1, 2), done))
+    with pytest.raises(QueueFull):
+        batcher.reserve(2)
+    batcher.submit(Work(images(1, 2, 3), done), reserved=True)
+    batcher.pump()
+    assert done.works[0].scores is not None
+    batcher.reserve(4)
+    batcher.release(4)
+    batcher.reserve(4)
 
 
 def test_an_answer_that_cannot_be_delivered_harms_nobody_else(make: Make, done: Outcomes) -> None:

@@ -65,13 +65,19 @@ def test_a_policy_has_defaults_and_is_read_from_toml(tmp_path: Path) -> None:
     assert read_policy(path) == Policy(max_batch_size=8, default_timeout_seconds=1.5, provider="cpu")
 
 
+def test_one_key_alone_is_enough(tmp_path: Path) -> None:
+    assert Policy(max_queue_items=5).max_request_items == 5
+    assert Policy(priority_levels=1).default_priority == 1
+    assert Policy().max_request_items == 512
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("max_batch_size = 0", "pets/serving.toml: max_batch_size: .*greater than or equal to 1"),
         ("max_batch_size = 'many'", "pets/serving.toml: max_batch_size: "),
         ("instances = 2", "pets/serving.toml: instances: unknown key; the keys are max_batch_size, "),
-        ("max_queue_items = 5", r"pets/serving.toml: max_request_items \(512\) is above max_queue_items \(5\)"),
+        ("max_queue_items = 5\nmax_request_items = 6", r"serving.toml: max_request_items \(6\) is above max_queue_items \(5\)"),
         ("default_priority = 3", r"pets/serving.toml: default_priority \(3\) is above priority_levels \(2\)"),
         ("default_timeout_seconds = inf", "pets/serving.toml: default_timeout_seconds: "),
         ("max_batch_size 8", "pets/serving.toml: Expected"),
@@ -96,8 +102,8 @@ def test_versions_are_folders_named_by_positive_integers(tmp_path: Path) -> None
     assert model_path(tmp_path, "a", 9) == tmp_path / "a" / "9" / "model.onnx"
 
 
-@pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "x" * 65, "ünicode", "a b"])
+@pytest.mark.parametrize("name", ["", "liveness", "../up", "a/b", ".hidden", "x" * 65, "ünicode", "a b"])
 def test_names_that_could_leave_the_repository_are_refused(name: str) -> None:
-    with pytest.raises(UserError, match="a name starts with"):
+    with pytest.raises(UserError, match="model name"):
         check_model_name(name)
     assert check_model_name("Pets-v1.2_b") == "Pets-v1.2_b"
