@@ -1,6 +1,8 @@
 """The seam of rpc/call.py on a real transport, driven by grpcio's own client."""
 
+import contextlib
 import math
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -8,13 +10,17 @@ from typing import Any
 
 import grpc
 import pytest
+import trustme
 from google.protobuf.wrappers_pb2 import BytesValue
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 from service import errors
-from service.rpc.call import Method, Options, Receiver, Stream, StreamCall, Transport, Unary, UnaryCall
-from service.rpc.completion_queue import CompletionQueueServer
+from service.rpc.call import Method, Options, Receiver, Stream, StreamCall, Tls, Transport, Unary, UnaryCall
+from service.rpc.completion_queue import CompletionQueueServer, why_not
 from service.rpc.public_server import PublicServer
 
 LIMIT = 1 << 20
@@ -429,6 +435,196 @@ def test_a_port_in_use_is_a_clear_error(kind: Kind, transport: Transport) -> Non
         second.start()
 
 
+class Proxy:
+    """Forwards TCP connections to a port, and counts them and the bytes that come back."""
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.connections = 0
+        self.answered_bytes = 0
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            self.connections += 1
+            threading.Thread(target=self._carry, args=(near,), daemon=True).start()
+
+    def _carry(self, near: socket.socket) -> None:
+        with near, socket.create_connection(("127.0.0.1", self._target)) as far:
+            there = threading.Thread(target=self._copy, args=(near, far, False), daemon=True)
+            there.start()
+            self._copy(far, near, True)
+            there.join()
+
+    def _copy(self, source: socket.socket, target: socket.socket, answers: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                self.answered_bytes += len(data) * answers
+                target.sendall(data)
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+Start = Callable[..., Transport]
+
+
+@pytest.fixture
+def start(kind: Kind, service: Service, seen: Seen) -> Iterator[Start]:
+    """Starts transports with options of a test's own."""
+    started: list[Transport] = []
+
+    def begin(**options: Any) -> Transport:
+        transport = kind(Options("127.0.0.1", 0, LIMIT, service.methods(), seen, service.quiet, **options))
+        transport.start()
+        started.append(transport)
+        return transport
+
+    yield begin
+    for transport in started:
+        transport.stop(0)
+
+
+def echo_on(channel: Any, value: bytes, **options: Any) -> bytes:
+    call = channel.unary_unary("/t.T/Echo", BytesValue.SerializeToString, BytesValue.FromString)
+    answer: bytes = call(BytesValue(value=value), timeout=10, **options).value
+    return answer
+
+
+@pytest.mark.parametrize("compression", ["none", "gzip", "deflate"])
+def test_replies_are_compressed_as_asked_and_requests_as_they_come(start: Start, compression: str) -> None:
+    proxy = Proxy(start(compression=compression).port)
+    value = b"x" * 100_000
+    with grpc.insecure_channel(f"127.0.0.1:{proxy.port}", compression=grpc.Compression.Gzip) as channel:
+        assert echo_on(channel, value) == value
+    proxy.close()
+    assert (proxy.answered_bytes > 100_000) == (compression == "none")
+
+
+def test_a_connection_that_is_old_is_replaced_without_a_failed_call(start: Start) -> None:
+    proxy = Proxy(start(arguments=[("grpc.max_connection_age_ms", 200)]).port)
+    with grpc.insecure_channel(f"127.0.0.1:{proxy.port}") as channel:
+        deadline = time.monotonic() + 10
+        while proxy.connections < 3 and time.monotonic() < deadline:
+            assert echo_on(channel, b"x", wait_for_ready=True) == b"x"
+    proxy.close()
+    assert proxy.connections >= 3
+
+
+def test_tls_and_mutual_tls(start: Start) -> None:
+    authority, stranger = trustme.CA(), trustme.CA()
+    server, client = authority.issue_cert("localhost", "127.0.0.1"), authority.issue_cert("client@example.com")
+    certificate, key = b"".join(blob.bytes() for blob in server.cert_chain_pems), server.private_key_pem.bytes()
+    ca = authority.cert_pem.bytes()
+    own = (client.private_key_pem.bytes(), client.cert_chain_pems[0].bytes())
+    trusting, doubting = grpc.ssl_channel_credentials(ca), grpc.ssl_channel_credentials(stranger.cert_pem.bytes())
+    known = grpc.ssl_channel_credentials(ca, *own)
+
+    def attempt(port: int, credentials: grpc.ChannelCredentials) -> str:
+        with grpc.secure_channel(f"127.0.0.1:{port}", credentials) as channel:
+            try:
+                return echo_on(channel, b"secret").decode()
+            except grpc.RpcError as error:
+                refused: Any = error
+                return str(refused.code().name)
+
+    plain_tls = start(tls=Tls(certificate, key)).port
+    assert [attempt(plain_tls, credentials) for credentials in (trusting, known, doubting)] == ["secret", "secret", "UNAVAILABLE"]
+    mutual = start(tls=Tls(certificate, key, ca)).port
+    assert [attempt(mutual, credentials) for credentials in (known, trusting)] == ["secret", "UNAVAILABLE"]
+
+
+class Interleavings(RuleBasedStateMachine):
+    """Calls that arrive, are answered, failed, cancelled or late in any order, and a stop in the middle of it.
+
+    Whatever happens, each call has one end, the client sees that end, and the transport stops.
+    """
+
+    kind: Kind
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.service, self.seen = Service(), Seen()
+        self.transport = self.kind(Options("127.0.0.1", 0, LIMIT, self.service.methods(), self.seen, self.service.quiet))
+        self.transport.start()
+        self.channel: Any = grpc.insecure_channel(f"127.0.0.1:{self.transport.port}", [("grpc.enable_retries", 0)])
+        self.keep = self.channel.unary_unary("/t.T/Keep", BytesValue.SerializeToString, BytesValue.FromString)
+        self.open: list[tuple[Any, UnaryCall]] = []
+        self.expected: list[tuple[Any, set[str]]] = []
+
+    def arrive(self, timeout: float) -> tuple[Any, UnaryCall]:
+        self.service.kept.clear()
+        future = self.keep.future(BytesValue(), timeout=timeout)
+        assert self.service.kept.wait(10)
+        return future, self.service.calls[-1]
+
+    @rule(count=st.integers(1, 4))
+    def some_arrive(self, count: int) -> None:
+        self.open += [self.arrive(60) for _ in range(count)]
+
+    @rule()
+    def one_is_late(self) -> None:
+        future, _ = self.arrive(0.03)
+        assert future.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+    @precondition(lambda self: self.open)
+    @rule(data=st.data(), how=st.sampled_from(["reply", "fail", "cancel", "reply twice", "race"]))
+    def one_ends(self, data: st.DataObject, how: str) -> None:
+        future, call = self.open.pop(data.draw(st.integers(0, len(self.open) - 1)))
+        payload = BytesValue(value=b"x").SerializeToString()
+        if how == "cancel":
+            future.cancel()
+            self.expected.append((future, {"CANCELLED"}))
+        elif how == "fail":
+            assert call.fail(errors.NotServed("no"))
+            self.expected.append((future, {"NOT_FOUND"}))
+        elif how == "race":
+            answer = threading.Thread(target=call.reply, args=(payload,))
+            answer.start()
+            future.cancel()
+            answer.join()
+            self.expected.append((future, {"OK", "CANCELLED"}))
+        else:
+            assert call.reply(payload)
+            if how == "reply twice":
+                assert not call.reply(payload)
+                assert not call.fail(errors.NotServed("no"))
+            self.expected.append((future, {"OK"}))
+
+    def teardown(self) -> None:
+        stopping = threading.Thread(target=self.transport.stop, args=(0.2 if self.open else 5,))
+        stopping.start()
+        for index, (future, call) in enumerate(self.open):
+            if index % 2 and call.reply(BytesValue(value=b"x").SerializeToString()):
+                self.expected.append((future, {"OK"}))
+            else:
+                self.expected.append((future, {"UNAVAILABLE", "CANCELLED", "UNKNOWN"}))
+        for future, codes in self.expected:
+            assert future.code().name in codes
+        stopping.join(20)
+        assert not stopping.is_alive()
+        assert len(self.seen.handled) == len(self.seen.started) == len(self.service.calls)
+        self.channel.close()
+
+
+@pytest.mark.timeout(300)
+def test_any_interleaving_gives_each_call_one_end(kind: Kind) -> None:
+    machine = type(f"Interleavings_{kind.name}", (Interleavings,), {"kind": kind})
+    run_state_machine_as_test(machine, settings=settings(max_examples=40, stateful_step_count=15, deadline=None))
+
+
 def test_receivers_have_the_seams_shape() -> None:
     receiver: type[Receiver] = EchoReceiver
     assert receiver.message is EchoReceiver.message
+
+
+def test_the_fast_transport_works_with_the_grpcio_that_is_installed() -> None:
+    assert why_not() == ""

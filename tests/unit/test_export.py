@@ -76,6 +76,13 @@ def test_a_seed_gives_the_same_training_and_the_best_epoch_is_kept(tmp_path: Pat
     assert np.array_equal(probabilities[0], probabilities[1])
 
 
+def test_a_training_that_diverges_says_so_and_keeps_nothing(tmp_path: Path, digits: data.Dataset) -> None:
+    settings = training.Settings("article-cnn", epochs=3, learning_rate=1e30)
+    with pytest.raises(UserError, match="the training diverged in epoch 1"):
+        training.train(digits, settings, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_exported_file_is_the_network_with_its_contract(run: Path, model_file: Path, digits: data.Dataset) -> None:
     checkpoint = training.load(run)
     loaded = model.load(model_file, "cpu", 1)

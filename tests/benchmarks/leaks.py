@@ -1,0 +1,136 @@
+"""Whether a server that has served for long holds more than one that has just begun: resident memory, open files and threads of
+`convoy serve` after a million calls, 10,000 cancelled calls and 10,000 connections that broke in the middle of a call.
+
+Usage: python -m tests.benchmarks.leaks [--transport fast] [--calls 1000000] [--model MODEL.onnx]   (h2load: Debian's nghttp2-client)
+"""
+
+import argparse
+import contextlib
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from service.pb.convoy.v1 import classifier_pb2 as pb
+from tests.benchmarks.transport import make_repository, serving
+
+CANCELLED = 10_000
+BROKEN = 10_000
+IN_FLIGHT = 200
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--transport", choices=["fast", "public"], default="fast")
+    parser.add_argument("--calls", type=int, default=1_000_000)
+    parser.add_argument("--model", type=Path, help="a digits model; trained afresh if not given")
+    arguments = parser.parse_args()
+    if shutil.which("h2load") is None:
+        sys.exit("h2load is not installed: apt-get install nghttp2-client")
+    table = Table("after", "RSS MB", "open files", "threads", box=None)
+    with tempfile.TemporaryDirectory() as folder:
+        repository = make_repository(Path(folder), arguments.model)
+        request = pb.ClassifyRequest(model="digits", items=[pb.Item(pixels=bytes(784))])
+        body = Path(folder) / "body"
+        body.write_bytes(framed(request))
+        with serving(f"Convoy {arguments.transport}", repository, Path(folder)) as (port, pid):
+
+            def note(stage: str) -> None:
+                time.sleep(2)  # what is on its way out may leave
+                status = Path(f"/proc/{pid}/status").read_text()
+                field = {name: int(status.split(f"{name}:")[1].split()[0]) for name in ("VmRSS", "Threads")}
+                files = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+                table.add_row(stage, f"{field['VmRSS'] / 1024:.1f}", str(files), str(field["Threads"]))
+                console.print(f"{stage}: {field['VmRSS'] / 1024:.1f} MB, {files} files, {field['Threads']} threads", style="dim")
+
+            note("start")
+            load(port, body, 50_000)
+            note("50,000 calls")
+            load(port, body, arguments.calls)
+            note(f"{arguments.calls:,} calls more")
+            cancelled = cancel(port, request)
+            note(f"{cancelled:,} cancelled calls")
+            break_connections(port, body.read_bytes())
+            note(f"{BROKEN:,} broken connections")
+            load(port, body, 50_000)
+            note("50,000 calls more")
+    console.print(table)
+
+
+def framed(request: pb.ClassifyRequest) -> bytes:
+    """A message as gRPC frames it."""
+    message = request.SerializeToString()
+    return struct.pack(">BI", 0, len(message)) + message
+
+
+def load(port: int, body: Path, calls: int) -> None:
+    """So many calls, 64 in flight; all must be answered."""
+    result = subprocess.run(
+        ["h2load", "-t1", "-c8", "-m8", f"-n{calls}", f"-d{body}", "-Hcontent-type: application/grpc", "-Hte: trailers",
+         f"http://127.0.0.1:{port}/convoy.v1.Classifier/Classify"],
+        capture_output=True, text=True, check=True, timeout=1800,
+    )  # fmt: skip
+    if f"{calls} succeeded" not in result.stdout:
+        sys.exit(f"not every call was answered:\n{result.stdout}")
+
+
+def cancel(port: int, request: pb.ClassifyRequest) -> int:
+    """Cancels calls, half of them requests that are in the model and half of them health watches that stand open."""
+    ended = 0
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        classify = channel.unary_unary("/convoy.v1.Classifier/Classify", pb.ClassifyRequest.SerializeToString)
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        for _ in track(range(CANCELLED // (2 * IN_FLIGHT)), "cancelling", console=console, transient=True):
+            calls: list[Any] = [classify.future(request) for _ in range(IN_FLIGHT)]
+            watches = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(IN_FLIGHT)]
+            for watch in watches:
+                next(watch)
+            for call in [*calls, *watches]:
+                ended += call.cancel() is not False
+            for call in calls:
+                with contextlib.suppress(grpc.FutureCancelledError, grpc.RpcError):
+                    call.result(timeout=30)
+    return ended
+
+
+def break_connections(port: int, body: bytes) -> None:
+    """Opens connections, begins a call on each, sends half of its message and resets the connection."""
+    headers = b"".join(
+        b"\x00" + bytes([len(name)]) + name + bytes([len(value)]) + value  # HPACK: literals that are not indexed
+        for name, value in (
+            (b":method", b"POST"), (b":scheme", b"http"), (b":path", b"/convoy.v1.Classifier/Classify"), (b":authority", b"x"),
+            (b"content-type", b"application/grpc"), (b"te", b"trailers"),
+        )
+    )  # fmt: skip
+
+    def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+        return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
+
+    begun = (
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b"") + frame(1, 4, 1, headers) + frame(0, 0, 1, body[: len(body) // 2])
+    )
+    for _ in track(range(BROKEN // IN_FLIGHT), "breaking", console=console, transient=True):
+        opened = [socket.create_connection(("127.0.0.1", port)) for _ in range(IN_FLIGHT)]
+        for connection in opened:
+            connection.sendall(begun)
+        time.sleep(0.05)
+        for connection in opened:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.close()
+
+
+if __name__ == "__main__":
+    main()
