@@ -58,6 +58,10 @@ class Query(NamedTuple):
     deadline: float = math.inf
 
 
+Results = list[list[tuple[int, float]]]
+"""For each item its (label index, probability), the most probable first."""
+
+
 class Answer:
     """Scores float32[n,K] of a request's n items, by one version of a model."""
 
@@ -69,7 +73,7 @@ class Answer:
         self.top_k = top_k
         self.phases = phases
 
-    def best(self) -> list[list[tuple[int, float]]]:
+    def best(self) -> Results:
         """For each item its `top_k` labels as (index, probability), the most probable first, equal ones by index."""
         if self.scores.size <= SMALL_SCORES:
             return [
@@ -80,9 +84,9 @@ class Answer:
         probabilities = np.take_along_axis(self.scores, order, axis=1)
         return [list(zip(*pair, strict=True)) for pair in zip(order.tolist(), probabilities.tolist(), strict=True)]
 
-    def delivered(self, encode_seconds: float) -> None:
-        """To be called once, when the reply has been handed to the transport."""
-        self.served.metrics.answered(self.phases, encode_seconds, self.scores)
+    def delivered(self, best: Results, encode_seconds: float) -> None:
+        """To be called once, when the reply with what `best` gave has been handed to the transport."""
+        self.served.metrics.answered(self.phases, encode_seconds, best)
 
 
 Respond = Callable[[Answer | RequestError], None]

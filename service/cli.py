@@ -183,6 +183,9 @@ def main() -> None:
     """Runs the program: a user's error is one line on stderr and exit code 2; Ctrl-C is exit code 130."""
     # gRPC's C core writes lines of its own to stderr, about what we report or survive. Set the variable to see them.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    # With its event engine C core reads sockets on threads of its own and wakes ours for each message; without, the thread that
+    # polls reads them itself: a third less CPU for an empty call (tests/benchmarks/RESULTS.md). To be set before gRPC starts.
+    os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without the bar's character gets a "?" and not an error
     try:

@@ -16,8 +16,6 @@ from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, PlatformCollector, ProcessCollector
 from prometheus_client import Info as InfoMetric
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
@@ -100,20 +98,19 @@ class ModelMetrics:
         with self._lock:
             self._batch_items.observe(items)
 
-    def answered(self, phases: Phases, encode_seconds: float, scores: NDArray[np.float32]) -> None:
-        """A request was answered with `scores`, float32[n,K]."""
-        rows = scores.tolist()
+    def answered(self, phases: Phases, encode_seconds: float, results: Sequence[Sequence[tuple[int, float]]]) -> None:
+        """A request was answered; `results` has for each item its (label index, probability), the best first."""
         with self._lock:
             if phases.decode_seconds is not None:
                 self._decode.observe(phases.decode_seconds)
             self._queue.observe(phases.queue_seconds)
             self._inference.observe(phases.inference_seconds)
             self._encode.observe(encode_seconds)
-            self._items += len(rows)
-            for row in rows:
-                probability = max(row)
+            self._items += len(results)
+            for result in results:
+                best, probability = result[0]
                 self._confidence.observe(probability)
-                self._predictions[self._names[row.index(probability)]] += 1
+                self._predictions[self._names[best]] += 1
 
     def add_to(self, families: "_ModelFamilies") -> None:
         """Adds what happened so far to what is being exposed."""
@@ -157,9 +154,8 @@ class RpcMetrics:
         self._handling_seconds = _Tally(_SECONDS)
 
     def started(self) -> None:
-        """An RPC has come in."""
-        with self._lock:
-            self._started += 1
+        """An RPC has come in. Called by the transport's one thread, so no lock is needed."""
+        self._started += 1
 
     def handled(self, code: str, seconds: float) -> None:
         """An RPC has ended with `code`, a name such as OK or NOT_FOUND."""

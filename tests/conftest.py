@@ -1,8 +1,11 @@
 """What tests share: real trained and exported models, made once a run, and real servers on free ports."""
 
+import os
+
+os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")  # as `convoy serve` does; read when gRPC starts
+
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys

@@ -250,15 +250,20 @@ class OpenStreams:
         self._calls: set[StreamCall] = set()
         self._over = False
 
-    def add(self, call: StreamCall) -> None:
-        """Keeps a call until its client has gone; ends it at once if the server is stopping."""
+    def add(self, call: StreamCall, gone: Callable[[], None] = lambda: None) -> None:
+        """Keeps a call until its client has gone, and calls `gone` then; ends it at once if the server is stopping."""
         with self._lock:
             over = self._over
             if not over:
                 self._calls.add(call)
         if over:
             call.finish()
-        call.on_gone(lambda: self.discard(call))
+
+        def leave() -> None:
+            self.discard(call)
+            gone()
+
+        call.on_gone(leave)
 
     def discard(self, call: StreamCall) -> None:
         """Forgets a call that has ended."""

@@ -13,7 +13,7 @@ from service.repository import ServedModel
 from service.rpc.call import Method, Unary, UnaryCall
 
 SERVICE = "convoy.v1.Classifier"
-MAX_ID_BYTES = 256
+MAX_ID_CHARACTERS = 256
 
 
 class ClassifyServicer:
@@ -37,12 +37,13 @@ class ClassifyServicer:
                 return
             start = time.monotonic()
             try:
-                payload = self._writer(outcome.served).write(request_id, outcome.phases, outcome.best())
+                best = outcome.best()
+                payload = self._writer(outcome.served).write(request_id, outcome.phases, best)
             except Exception as error:  # noqa: BLE001 - whatever it is, the caller must not wait for ever
                 call.fail(error)
                 return
             if call.reply(payload):
-                outcome.delivered(time.monotonic() - start)
+                outcome.delivered(best, time.monotonic() - start)
 
         call.on_gone(self._classifier.classify(query, respond))
 
@@ -54,17 +55,12 @@ class ClassifyServicer:
 
 
 def _query(request: pb.ClassifyRequest, deadline: float) -> Query:
-    if len(request.id.encode()) > MAX_ID_BYTES:
-        raise InvalidRequest(f"the id has more than {MAX_ID_BYTES} bytes", "id")
+    if len(request.id) > MAX_ID_CHARACTERS:
+        raise InvalidRequest(f"the id has more than {MAX_ID_CHARACTERS} characters", "id")
+    items = [_item(index, item) for index, item in enumerate(request.items)]
     return Query(
-        model=request.model,
-        version=request.version,
-        items=[_item(index, item) for index, item in enumerate(request.items)],
-        top_k=request.top_k,
-        priority=request.priority,
-        timeout_seconds=request.timeout_seconds,
-        deadline=deadline,
-    )
+        request.model, items, request.version, request.top_k, request.priority, request.timeout_seconds, deadline
+    )  # fmt: skip
 
 
 def _item(index: int, item: pb.Item) -> Item:

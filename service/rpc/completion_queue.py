@@ -20,7 +20,7 @@ The life of a unary call
        ReceiveCloseOnServer, whose event comes when the call is over and says whether it was cancelled, by the client, by
        its deadline (C core watches that) or by a broken connection; and ReceiveMessage.
     3. The message is in: `received` hands it to the seam. None instead of bytes means that none will come, because the client
-       has left or sent nothing.
+       has left or has sent nothing; the close event tells which.
     4. The answer, from whichever thread: one batch of SendInitialMetadata, SendMessage and SendStatusFromServer. Whoever
        starts it has first won the seam's race to end the call, so there is never a second.
     5. The close event: if it says cancelled and nobody had ended the call, the seam tells whoever works on it. In either case
@@ -33,10 +33,11 @@ The life of a stream
     that C core has taken it, which it does only while the client reads. SendInitialMetadata goes with the first.
 
 No more events waiting
-    `poll` with a deadline in the past returns what is ready; `queue_timeout` says that nothing is. At that moment the transport
-    calls `quiet`, which runs a batch of the model, and then polls again: until the time that `quiet` asked for, or not at all if
-    more can be run at once. No other thread ever wakes the poll; because work may come in from the decoding threads meanwhile, it
-    ends by itself after POLL_SECONDS.
+    `poll` with a deadline in the past returns what is ready; `queue_timeout` says that it found nothing. C core looks at one
+    connection a poll, so only when LOOKS of them in a row have found nothing is there nothing. At that moment the transport calls
+    `quiet`, which runs a batch of the model, and then polls again: until the time that `quiet` asked for, or not at all if more can
+    be run at once. No other thread ever wakes the poll; because work may come in from the decoding threads meanwhile, it ends by
+    itself after POLL_SECONDS.
 
 The end
     `stop` starts the server's shutdown, whose event comes when the last call is over; after the grace it cancels what is
@@ -78,6 +79,9 @@ TESTED = ((1, 81), (1, 85))
 
 ARMED = 64
 POLL_SECONDS = 0.2
+LOOKS = 8
+"""So many polls in a row must find nothing before it counts as quiet: one poll looks at one connection."""
+
 MOST_EVENTS = 512
 """After so many events without a pause, what has been collected is run all the same."""
 
@@ -176,11 +180,18 @@ class CompletionQueueServer:
         wanted = NEVER
         while not self._stopped.is_set():
             event = poll(time.time() + max(0.0, min(wanted - time.monotonic(), POLL_SECONDS)))
-            events = 0
-            while event.completion_type != timeout:
-                self._take(event)
-                events += 1
-                if events == MOST_EVENTS:
+            events = found_nothing = 0
+            while True:
+                if event.completion_type != timeout:
+                    try:
+                        event.tag(event)
+                    except Exception:
+                        log.exception("an event of the completion queue could not be handled")
+                    events += 1
+                    found_nothing = 0
+                else:
+                    found_nothing += 1
+                if found_nothing == LOOKS or events == MOST_EVENTS:
                     break
                 event = poll(0)
             # An event refers to its call, and C core waits for calls to be let go.
@@ -192,18 +203,12 @@ class CompletionQueueServer:
                 wanted = NEVER
         self._drain()
 
-    def _take(self, event: Any) -> None:
-        try:
-            event.tag(event)
-        except Exception:
-            log.exception("an event of the completion queue could not be handled")
-
     def _drain(self) -> None:
         """After the last call: hands out what is left in the queue until it is empty."""
         self._server.destroy()
         self._queue.shutdown()
         while (event := self._queue.poll()).completion_type != cygrpc.CompletionType.queue_shutdown:
-            self._take(event)
+            event.tag(event)
 
     def _shut_down(self, _: Any) -> None:
         self._stopped.set()
@@ -241,10 +246,15 @@ class _FastUnaryCall(UnaryCall):
         if self.ended:
             return
         payload = event.batch_operations[0].message()
-        if payload is None:
-            self.fail(InvalidRequest("the call has no message"))
-        else:
+        if payload is not None:
             handle_unary(self.method, payload, self)  # type: ignore[arg-type]
+        elif self._core is not None:
+            # The client has left, or it has sent nothing. If it has left, the close event is in the queue by now: an empty batch's
+            # event comes behind it.
+            self._core.start_server_batch((), self._sent_nothing)
+
+    def _sent_nothing(self, _: Any) -> None:
+        self.fail(InvalidRequest("the call has no message"))
 
     def closed(self, event: Any) -> None:
         """Takes the event of ReceiveCloseOnServer."""

@@ -40,10 +40,7 @@ class HealthServicer:
         with self._lock:
             watchers = list(self._watchers)
         for watcher in watchers:
-            if watcher.call.ended:
-                self._leave(watcher)
-            else:
-                watcher.look()
+            watcher.look()
 
     def end_watches(self) -> None:
         """Ends every watch, for a server that stops: an open one would hold the stop for its whole grace."""
@@ -66,7 +63,7 @@ class HealthServicer:
 
     def _watch(self, call: StreamCall) -> Receiver:
         watcher = _Watcher(self, call)
-        self._streams.add(call)
+        self._streams.add(call, lambda: self._leave(watcher))
         call.receive()
         return watcher
 
@@ -78,7 +75,6 @@ class HealthServicer:
     def _leave(self, watcher: "_Watcher") -> None:
         with self._lock:
             self._watchers.discard(watcher)
-        self._streams.discard(watcher.call)
 
 
 class _Watcher:

@@ -167,7 +167,7 @@ BAD_REQUESTS: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "timeout not a number": ({"timeout_seconds": float("nan")}, "INVALID_ARGUMENT", "nan is not between", "timeout_seconds"),
     "endless timeout": ({"timeout_seconds": float("inf")}, "INVALID_ARGUMENT", "inf is not between", "timeout_seconds"),
     "priority": ({"priority": 3}, "INVALID_ARGUMENT", "priority 3 is above the lowest level of this model, 2", "priority"),
-    "long id": ({"id": "x" * 257}, "INVALID_ARGUMENT", "more than 256 bytes", "id"),
+    "long id": ({"id": "x" * 257}, "INVALID_ARGUMENT", "more than 256 characters", "id"),
     "unknown model": ({"model": "cats"}, "NOT_FOUND", "no model named 'cats'; served are: digits", ""),
     "no model": ({"model": ""}, "NOT_FOUND", "no model named ''; served are: digits", ""),
     "unknown version": ({"version": "2"}, "NOT_FOUND", "model 'digits' has no version '2'; served is: 1", ""),

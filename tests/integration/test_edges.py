@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -102,6 +103,19 @@ def test_an_empty_repository_is_live_not_serving_and_takes_a_model_when_it_comes
         assert statuses.get(timeout=10) == NOT_SERVING
         listener.join(10)
         assert not listener.is_alive()
+
+
+def test_watches_that_were_cancelled_are_forgotten(server: Server, opened: grpc.Channel) -> None:
+    watches = [health_stub(opened).Watch(health_pb2.HealthCheckRequest()) for _ in range(20)]
+    assert [next(watch).status for watch in watches] == [SERVING] * 20
+    assert len(server._health._watchers) == len(server._health._streams._calls) == 20
+    for watch in watches:
+        watch.cancel()
+    deadline = time.monotonic() + 10
+    while server._health._watchers and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not server._health._watchers
+    assert not server._health._streams._calls
 
 
 def test_reflection_lets_a_client_call_without_our_protos(opened: grpc.Channel, digits: Dataset) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from service import errors
 from service.rpc.call import Method, Options, Receiver, Stream, StreamCall, Tls, Transport, Unary, UnaryCall
 from service.rpc.completion_queue import CompletionQueueServer, why_not
 from service.rpc.public_server import PublicServer
+from tests.benchmarks.leaks import half_a_call
 
 LIMIT = 1 << 20
 
@@ -357,6 +359,29 @@ def test_a_broken_connection_tells_the_handler(transport: Transport, service: Se
     channel.close()
     assert in_hand.code() is grpc.StatusCode.CANCELLED
     assert service.gone.wait(10)
+
+
+def test_a_call_without_a_message_is_refused(channel: Any, transport: Transport) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        channel.stream_unary("/t.T/Echo")(iter(()), timeout=1)
+    # grpcio's asyncio server leaves such a call to its deadline.
+    expected = {"fast": grpc.StatusCode.INVALID_ARGUMENT, "public": grpc.StatusCode.DEADLINE_EXCEEDED}
+    assert caught.value.code() is expected[transport.name]
+
+
+def test_a_connection_that_breaks_inside_a_message_is_a_cancelled_call(transport: Transport, seen: Seen) -> None:
+    connection = socket.create_connection(("127.0.0.1", transport.port))
+    connection.sendall(half_a_call("/t.T/Echo", b"x" * 100))
+    deadline = time.monotonic() + 10
+    while not seen.started and time.monotonic() < deadline:
+        time.sleep(0.01)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+    if seen.started:  # grpcio's own server tells of a call only when its message is in
+        seen.wait_for("Echo", "CANCELLED")
+        assert seen.handled == [("Echo", "CANCELLED")]
+    with grpc.insecure_channel(f"127.0.0.1:{transport.port}") as channel:
+        assert echo_on(channel, b"x") == b"x"
 
 
 def test_a_stream_answers_each_message_in_order_and_ends_after_the_half_close(channel: Any, seen: Seen) -> None:
