@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCK := .ci/requirements.lock
 
-.PHONY: help demo test test-system setup check format protos lock clean
+.PHONY: help demo test test-system setup check bench format protos lock clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -35,6 +35,10 @@ check: setup  ## lint, types, import contracts, freshness of generated files
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python .ci/protos.py --check
+
+bench: setup  ## reproduce tests/benchmarks/RESULTS.md (needs h2load: apt-get install nghttp2-client)
+	$(BIN)/python -m tests.benchmarks.transport
+	$(BIN)/python -m tests.benchmarks.leaks
 
 format: setup  ## format the code and fix what lint can fix
 	$(BIN)/ruff check --fix
