@@ -30,7 +30,7 @@ def _finite(_: click.Context, parameter: click.Parameter, value: float) -> float
 @click.command()
 @click.option("--data", type=click.Choice(DATA), required=True, help="What to train on.")
 @click.option("--network", default="article-cnn", show_default=True, help="Which network to train.")
-@click.option("--epochs", type=click.IntRange(1, 100_000), default=15, show_default=True, help="Passes over the training part.")
+@click.option("--epochs", type=click.IntRange(1, 100_000), default=20, show_default=True, help="Passes over the training part.")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder for the run; must be new or empty.")
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Images a step.")
 @click.option("--learning-rate", type=click.FloatRange(0, 10, min_open=True), callback=_finite, default=2e-3, show_default=True,

@@ -145,7 +145,7 @@ class Server:
         ready = {"grpc_port": self.grpc_port, "http_port": self.http_port, "pid": os.getpid()}
         with self._ready_file_lock:
             # Whoever polls for the file must never read half of it.
-            partial = path.with_name(f".{path.name}.{os.getpid()}")
+            partial = _partial(path)
             partial.write_text(json.dumps(ready) + "\n", encoding="utf-8")
             partial.replace(path)
 
@@ -220,6 +220,10 @@ def _channel_arguments(config: ServerConfig) -> list[tuple[str, int]]:
     return arguments
 
 
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}")
+
+
 def _check_ready_file(path: Path | None) -> None:
     """Fails now rather than after loading if the ready file cannot be written; removes a stale one."""
     if path is None:
@@ -227,7 +231,10 @@ def _check_ready_file(path: Path | None) -> None:
     if not path.parent.is_dir() or path.is_dir():
         raise UserError(f"--ready-file {str(path)!r}: not a file in a folder that exists")
     try:
-        path.touch()
-        path.unlink()
+        # Never the file itself: somebody may be waiting for it to appear.
+        probe = _partial(path)
+        probe.touch()
+        probe.unlink()
+        path.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"--ready-file {str(path)!r}: {error.strerror}") from None

@@ -26,7 +26,7 @@ from export import data
 from service.client import Classification, Client
 
 MODEL = "digits"
-EPOCHS = 15
+EPOCHS = 20
 SEED = 0
 SHOWN = 3
 MINIMUM_ACCURACY = 98.0

@@ -186,6 +186,31 @@ def test_serve_says_what_is_wrong_in_one_line(repository: Path, tmp_path: Path, 
     assert running.terminate() == 0
 
 
+def test_the_ready_file_appears_whole_and_a_stale_one_is_gone_first(repository: Path, tmp_path: Path) -> None:
+    """Polls as fast as it can: the file must never be there without its content, nor with that of a server before."""
+    ready = tmp_path / "ready.json"
+    ready.write_text("stale")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "service.cli", "serve", str(repository), "--grpc-port", "0", "--http-port", "0",
+         "--ready-file", str(ready), "--log-level", "warning"],
+    )  # fmt: skip
+    try:
+        seen: set[str] = set()
+        deadline = time.monotonic() + 30
+        while not any("pid" in text for text in seen) and time.monotonic() < deadline:
+            try:
+                seen.add(ready.read_text())
+            except FileNotFoundError:
+                seen.add("absent")
+        contents = seen - {"stale", "absent"}
+        assert [json.loads(text)["pid"] for text in contents] == [process.pid]
+        assert "absent" in seen
+    finally:
+        process.terminate()
+        assert process.wait(30) == 0
+    assert list(tmp_path.glob("*ready*")) == []
+
+
 def test_every_flag_of_serve_is_an_environment_variable_and_flags_win(
     repository: Path, spawn: Spawn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
