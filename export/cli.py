@@ -32,7 +32,7 @@ def _finite(_: click.Context, parameter: click.Parameter, value: float) -> float
 @click.option("--network", default="article-cnn", show_default=True, help="Which network to train.")
 @click.option("--epochs", type=click.IntRange(1, 100_000), default=20, show_default=True, help="Passes over the training part.")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder for the run; must be new or empty.")
-@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Images a step.")
+@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Images a step.")
 @click.option("--learning-rate", type=click.FloatRange(0, 10, min_open=True), callback=_finite, default=2e-3, show_default=True,
               help="Adam's highest learning rate, on a one-cycle schedule.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True,

@@ -34,7 +34,7 @@ class Settings:
 
     network: str
     epochs: int
-    batch_size: int = 64
+    batch_size: int = 32
     learning_rate: float = 2e-3
     seed: int = 0
 
