@@ -264,9 +264,9 @@ class _Request:
     def _submit(self, images: NDArray[np.uint8], *, pool: bool) -> None:
         batcher = self._served.batcher
         work = Work(images, self._worked, self._priority, self._deadline)
+        self._work = work  # before it is submitted: from then on it may end at any moment
         full = batcher.submit(work, reserved=pool)
-        self._work = work
-        if self._cancelled:  # it came between the check before decoding and here
+        if self._cancelled:  # it came while the pictures were decoded
             batcher.cancel(work)
         elif pool:
             batcher.hand_over()

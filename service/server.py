@@ -26,9 +26,9 @@ from service.metrics import Metrics
 from service.model import check_provider
 from service.repository import Repository
 from service.rpc import classify, health, reflection
-from service.rpc.call import Options, Tls, Transport
 from service.rpc.completion_queue import CompletionQueueServer, why_not
 from service.rpc.public_server import PublicServer
+from service.rpc.transport import Options, Tls, Transport
 
 log = logging.getLogger(__name__)
 

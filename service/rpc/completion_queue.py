@@ -55,7 +55,6 @@ from service.errors import InvalidRequest
 from service.rpc.call import (
     NEVER,
     MethodObserver,
-    Options,
     Receiver,
     Stream,
     StreamCall,
@@ -66,6 +65,7 @@ from service.rpc.call import (
     open_stream,
 )
 from service.rpc.status import Metadata, Status
+from service.rpc.transport import Options
 
 try:
     from grpc._cython import cygrpc  # type: ignore[attr-defined]  # noqa: TID251 - this is the file that may

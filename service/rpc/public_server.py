@@ -19,7 +19,6 @@ from service.rpc.call import (
     NEVER,
     Method,
     MethodObserver,
-    Options,
     Stream,
     StreamCall,
     Unary,
@@ -29,6 +28,7 @@ from service.rpc.call import (
     open_stream,
 )
 from service.rpc.status import Metadata, Status
+from service.rpc.transport import Options
 
 log = logging.getLogger(__name__)
 

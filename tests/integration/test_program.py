@@ -377,8 +377,8 @@ def test_tls_from_the_command_line(repository: Path, spawn: Spawn, digits: Datas
     assert server.terminate() == 0
 
 
-def test_a_command_that_lacks_its_extra_names_it(tmp_path: Path) -> None:
-    """Runs `convoy train` where torch cannot be imported, as where the extra is not installed."""
+def test_without_torch_train_names_the_extra_and_inspect_works(tmp_path: Path, model_file: Path) -> None:
+    """Runs commands where torch cannot be imported, as where the extra is not installed."""
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\n"
         "class Refuse:\n"
@@ -389,6 +389,9 @@ def test_a_command_that_lacks_its_extra_names_it(tmp_path: Path) -> None:
     )
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     assert "extra 'export'" in one_line(convoy("train", "--data", "digits", "--output", tmp_path / "run", PYTHONPATH=path))
+    inspected = convoy("inspect", model_file, PYTHONPATH=path)
+    assert inspected.returncode == 0, inspected.stderr
+    assert "93,322" in inspected.stdout
 
 
 @pytest.mark.timeout(300)

@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 from service import errors
-from service.rpc.call import Method, Options, Receiver, Stream, StreamCall, Tls, Transport, Unary, UnaryCall
+from service.rpc.call import Method, Receiver, Stream, StreamCall, Unary, UnaryCall
 from service.rpc.completion_queue import CompletionQueueServer, why_not
 from service.rpc.public_server import PublicServer
+from service.rpc.transport import Options, Tls, Transport
 from tests.benchmarks.leaks import half_a_call
 
 LIMIT = 1 << 20

@@ -1,0 +1,91 @@
+"""What a transport is, and what each of them is given: address, limits, TLS, methods.
+
+What passes between a running transport and the methods above it is in `call.py`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import grpc
+
+from service.errors import UserError
+from service.rpc.call import Method, Observer, Quiet
+
+
+class Transport(Protocol):
+    """A gRPC server that carries calls to methods. Construct, `start`, and in the end `stop`."""
+
+    name: str
+    port: int
+
+    def start(self) -> None:
+        """Binds the port and serves from a thread of its own. Raises UserError if the port cannot be had."""
+
+    def stop(self, grace_seconds: float) -> None:
+        """Refuses new calls, waits for those in hand, cancels what is left after the grace, and returns when all is over."""
+
+
+@dataclass(frozen=True)
+class Tls:
+    """PEM contents. With `client_ca`, only clients with a certificate that it signed are let in (mutual TLS)."""
+
+    certificate: bytes
+    key: bytes
+    client_ca: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Options:
+    """What every transport needs to know.
+
+    Port 0 takes a free one. `max_message_bytes` bounds a message in and out. `compression` is what replies are compressed with.
+    `arguments` are C core's own channel arguments, such as `grpc.max_connection_age_ms`.
+    """
+
+    host: str
+    port: int
+    max_message_bytes: int
+    methods: Sequence[Method]
+    observer: Observer
+    quiet: Quiet
+    tls: Tls | None = None
+    compression: Literal["none", "deflate", "gzip"] = "none"
+    arguments: Sequence[tuple[str, int]] = ()
+
+    @property
+    def address(self) -> str:
+        """`HOST:PORT` as C core takes it."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def channel_arguments(self) -> list[tuple[str, int]]:
+        """C core's channel arguments for these options."""
+        return [
+            # Two servers on one port would share it silently, each with half of the calls.
+            ("grpc.so_reuseport", 0),
+            ("grpc.max_receive_message_length", self.max_message_bytes),
+            ("grpc.max_send_message_length", self.max_message_bytes),
+            ("grpc.default_compression_algorithm", _COMPRESSION[self.compression]),
+            *self.arguments,
+        ]
+
+    def credentials(self) -> grpc.ServerCredentials | None:
+        """Credentials for `tls`; None for plain text."""
+        if self.tls is None:
+            return None
+        mutual = self.tls.client_ca is not None
+        return grpc.ssl_server_credentials([(self.tls.key, self.tls.certificate)], self.tls.client_ca, mutual)
+
+    def cannot_listen(self) -> UserError:
+        """The error for a port that C core would not give."""
+        return UserError(
+            f"cannot listen for gRPC on {self.host}:{self.port}: the port is in use, or the address is not one of this machine "
+            "(port 0 takes a free one)"
+        )
+
+
+_COMPRESSION = {
+    "none": grpc.Compression.NoCompression.value,
+    "deflate": grpc.Compression.Deflate.value,
+    "gzip": grpc.Compression.Gzip.value,
+}
