@@ -26,7 +26,7 @@ from tests.conftest import Spawn, convoy, put
 
 
 def one_line(result: "subprocess.CompletedProcess[str]") -> str:
-    """The error of a command that must fail as DESIGN says: exit code 2 and one line on stderr."""
+    """The error of a command that must fail as every user error does: exit code 2 and one line on stderr."""
     assert result.returncode == 2, result
     lines = result.stderr.splitlines()
     assert len(lines) == 1, result.stderr
