@@ -54,7 +54,7 @@ def program() -> None:
       convoy train --data digits --network article-cnn --output run
       convoy export run --repository models --name digits
       convoy serve models
-      convoy classify three.png --model digits
+      convoy classify digit.png --model digits
     """  # noqa: D301 - \b keeps click from re-wrapping the lines
 
 

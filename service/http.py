@@ -12,7 +12,7 @@ import waitress
 from prometheus_client import CollectorRegistry, make_wsgi_app
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import Map, Rule
-from werkzeug.wrappers import Request, Response
+from werkzeug.wrappers import Response
 
 from service.errors import UserError
 
@@ -36,13 +36,14 @@ class HttpServer:
 
     def start(self) -> None:
         """Binds the port and serves from threads of its own. Raises UserError if the port cannot be had."""
+        # One address: waitress would listen on all that a name stands for, on a port of its own each.
+        family, *_, address = socket.getaddrinfo(self._host, self.port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            # One address: waitress would listen on all that a name stands for, on a port of its own each.
-            family, *_, address = socket.getaddrinfo(self._host, self.port, type=socket.SOCK_STREAM)[0]
-            listener = socket.socket(family, socket.SOCK_STREAM)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
         except OSError as error:
+            listener.close()
             raise UserError(
                 f"cannot listen for HTTP on {self._host}:{self.port}: {error.strerror or error} (port 0 takes a free one)"
             ) from None
@@ -69,7 +70,6 @@ class HttpServer:
         self._server.run()
 
     def _application(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
-        request = Request(environ)
         try:
             endpoint, _ = _ROUTES.bind_to_environ(environ).match()
         except HTTPException as error:
@@ -78,4 +78,4 @@ class HttpServer:
             return self._metrics(environ, start_response)
         reason = self._why_not_ready() if endpoint == "readyz" else ""
         response = Response(f"{reason or 'ok'}\n", status=503 if reason else 200, mimetype="text/plain")
-        return response(request.environ, start_response)
+        return response(environ, start_response)

@@ -27,27 +27,9 @@ MAX_LABELS = 100
 
 # 50 us to 10 s: from a small CNN alone on an idle server to a request that gave up waiting.
 _SECONDS = (
-    5e-5,
-    1e-4,
-    2e-4,
-    3.5e-4,
-    5e-4,
-    7.5e-4,
-    1e-3,
-    1.5e-3,
-    2.5e-3,
-    5e-3,
-    0.01,
-    0.025,
-    0.05,
-    0.1,
-    0.25,
-    0.5,
-    1.0,
-    2.5,
-    5.0,
-    10.0,
-)
+    5e-5, 1e-4, 2e-4, 3.5e-4, 5e-4, 7.5e-4, 1e-3, 1.5e-3, 2.5e-3, 5e-3,
+    0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+)  # fmt: skip
 _ITEMS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0)
 _CONFIDENCE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0)
 
@@ -84,6 +66,7 @@ class ModelMetrics:
     """The metrics of one version of a model."""
 
     def __init__(self, model: str, version: str, labels: Sequence[str]) -> None:
+        self.labels = tuple(labels)
         self._model_version = (model, version)
         self._lock = threading.Lock()
         self._decode, self._queue, self._inference, self._encode = (_Tally(_SECONDS) for _ in PHASES)
@@ -181,12 +164,12 @@ class _Requests(Collector):
         self._methods: list[RpcMetrics] = []
 
     def model(self, model: str, version: str, labels: Sequence[str]) -> ModelMetrics:
-        """The metrics of a version, those of before if it has been served already: counters never go back."""
+        """The metrics of a version; those of before if it is loaded again with the same labels, as for a new policy."""
         with self._lock:
-            key = (model, version)
-            if key not in self._models:
-                self._models[key] = ModelMetrics(model, version, labels)
-            return self._models[key]
+            known = self._models.get((model, version))
+            if known is None or known.labels != tuple(labels):
+                known = self._models[model, version] = ModelMetrics(model, version, labels)
+            return known
 
     def forget(self, model: str, version: str) -> None:
         """Drops a version."""

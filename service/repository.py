@@ -69,9 +69,7 @@ class Repository:
         self._watcher = threading.Thread(target=self._watch, name="repository-watch", daemon=True)
 
     def start(self) -> None:
-        """Loads what is there, then watches the folder. Raises UserError if there is no such folder."""
-        if not self._folder.is_dir():
-            raise UserError(f"no repository folder {str(self._folder)!r}")
+        """Loads what is there, then watches the folder."""
         self._scan()
         self._scanned = True
         if not self._served:
@@ -172,6 +170,7 @@ class Repository:
                 log.warning("model %s: cannot read its folder: %s", name, error.strerror)
         for name in self._served.keys() - set(names):
             self._replace(name, None)
+        self._failed = {key: fingerprint for key, fingerprint in self._failed.items() if key[0] in names}
 
     def _refresh(self, name: str) -> None:
         """Brings one model to its highest version that loads."""

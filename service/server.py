@@ -196,7 +196,8 @@ def _tls(config: ServerConfig) -> Tls | None:
         raise UserError("TLS needs both --tls-cert and --tls-key")
     try:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(config.tls_cert, config.tls_key)
+        # Without a password given, a key that is encrypted would have it asked for on the terminal.
+        context.load_cert_chain(config.tls_cert, config.tls_key, password="")
         if config.tls_client_ca is not None:
             context.load_verify_locations(config.tls_client_ca)
         client_ca = config.tls_client_ca.read_bytes() if config.tls_client_ca is not None else None
@@ -212,11 +213,11 @@ def _channel_arguments(config: ServerConfig) -> list[tuple[str, int]]:
     arguments = []
     if config.max_connection_age_seconds:
         arguments += [
-            ("grpc.max_connection_age_ms", round(1000 * config.max_connection_age_seconds)),
+            ("grpc.max_connection_age_ms", max(1, round(1000 * config.max_connection_age_seconds))),
             ("grpc.max_connection_age_grace_ms", round(1000 * config.drain_seconds)),
         ]
     if config.keepalive_seconds:
-        arguments += [("grpc.keepalive_time_ms", round(1000 * config.keepalive_seconds))]
+        arguments += [("grpc.keepalive_time_ms", max(1, round(1000 * config.keepalive_seconds)))]
     return arguments
 
 

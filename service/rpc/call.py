@@ -19,10 +19,12 @@ import logging
 import math
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
+from weakref import WeakSet
 
 from google.protobuf.message import DecodeError, Message
 
@@ -99,7 +101,7 @@ class Receiver(Protocol):
         """The client will send no more messages, in answer to one `receive()`."""
 
 
-class Call:
+class Call(ABC):
     """One RPC in progress. It ends exactly once: by the server's status, or because the client is gone."""
 
     __slots__ = ("_end", "_gone", "_observer", "_started", "deadline", "metadata", "method")
@@ -149,8 +151,9 @@ class Call:
         self._observer.handled(status.code.name, time.monotonic() - self._started)
         return True
 
+    @abstractmethod
     def _finish(self, status: Status) -> bool:
-        raise NotImplementedError
+        """Ends the call with a status, unless it has ended; whether this did it."""
 
 
 class UnaryCall(Call):
@@ -169,15 +172,15 @@ class UnaryCall(Call):
         self._send(payload, status)
         return True
 
+    @abstractmethod
     def _send(self, payload: bytes | None, status: Status) -> None:
         """For the transport: sends the message, if there is one, and the status. Called at most once, from any thread."""
-        raise NotImplementedError
 
 
 class StreamCall(Call):
     """A call that is answered with any number of messages. Transports implement `_read`, `_write` and `_close`."""
 
-    __slots__ = ("_lock", "_outgoing", "_status")
+    __slots__ = ("__weakref__", "_lock", "_outgoing", "_status")
 
     def __init__(self, method: Method, deadline: float, metadata: Metadata, observer: MethodObserver) -> None:
         super().__init__(method, deadline, metadata, observer)
@@ -229,51 +232,43 @@ class StreamCall(Call):
         elif status is not None:
             self._close(status)
 
+    @abstractmethod
     def _read(self) -> None:
         """For the transport: read one message and pass it to `deliver`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _write(self, payload: bytes) -> None:
         """For the transport: write one message, then call `written`. One at a time, from any thread."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _close(self, status: Status) -> None:
         """For the transport: send the status. Called at most once, after the last `written`, from any thread."""
-        raise NotImplementedError
 
 
 class OpenStreams:
-    """The open streams of a service that would go on for ever by themselves, so that a server that stops can end them."""
+    """The open streams of a service that would go on for ever by themselves, so that a server that stops can end them.
+
+    Held weakly: a transport holds a call for as long as it is open, however it comes to end.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._calls: set[StreamCall] = set()
+        self._calls: WeakSet[StreamCall] = WeakSet()
         self._over = False
 
-    def add(self, call: StreamCall, gone: Callable[[], None] = lambda: None) -> None:
-        """Keeps a call until its client has gone, and calls `gone` then; ends it at once if the server is stopping."""
+    def add(self, call: StreamCall) -> None:
+        """Takes note of a call; ends it at once if the server is stopping."""
         with self._lock:
+            self._calls.add(call)
             over = self._over
-            if not over:
-                self._calls.add(call)
         if over:
             call.finish()
-
-        def leave() -> None:
-            self.discard(call)
-            gone()
-
-        call.on_gone(leave)
-
-    def discard(self, call: StreamCall) -> None:
-        """Forgets a call that has ended."""
-        with self._lock:
-            self._calls.discard(call)
 
     def finish_all(self) -> None:
         """Ends all calls with OK, and those that come from now on."""
         with self._lock:
-            calls, self._calls, self._over = self._calls, set(), True
+            self._over = True
+            calls = list(self._calls)
         for call in calls:
             call.finish()
 

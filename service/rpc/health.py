@@ -7,6 +7,7 @@ tells watchers to look again.
 
 import threading
 from collections.abc import Callable, Mapping
+from weakref import WeakSet
 
 from grpc_health.v1 import health_pb2 as pb
 
@@ -25,7 +26,7 @@ class HealthServicer:
         """`serving` gives True or False by name, `OVERALL` among them; it is called from any thread."""
         self._serving = serving
         self._lock = threading.Lock()
-        self._watchers: set[_Watcher] = set()
+        self._watchers: WeakSet[_Watcher] = WeakSet()  # a transport holds a watcher for as long as its call is open
         self._streams = OpenStreams()
 
     def methods(self) -> list[Method]:
@@ -63,7 +64,7 @@ class HealthServicer:
 
     def _watch(self, call: StreamCall) -> Receiver:
         watcher = _Watcher(self, call)
-        self._streams.add(call, lambda: self._leave(watcher))
+        self._streams.add(call)
         call.receive()
         return watcher
 
@@ -71,10 +72,6 @@ class HealthServicer:
         with self._lock:
             self._watchers.add(watcher)
         watcher.look()
-
-    def _leave(self, watcher: "_Watcher") -> None:
-        with self._lock:
-            self._watchers.discard(watcher)
 
 
 class _Watcher:

@@ -45,10 +45,6 @@ class ReflectionServicer:
         answers: list[pb.ServerReflectionResponse] = list(self._answers.ServerReflectionInfo(iter([request]), _NO_CONTEXT))
         return answers[0]
 
-    def ended(self, call: StreamCall) -> None:
-        """A conversation has come to its end."""
-        self._streams.discard(call)
-
 
 class _Conversation:
     def __init__(self, servicer: ReflectionServicer, call: StreamCall) -> None:
@@ -61,4 +57,3 @@ class _Conversation:
 
     def half_closed(self) -> None:
         self._call.finish()
-        self._servicer.ended(self._call)

@@ -17,6 +17,7 @@ from typing import Any
 import grpc
 import pytest
 import trustme
+from cryptography.hazmat.primitives import serialization
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from export.data import Dataset
@@ -370,6 +371,11 @@ def test_tls_from_the_command_line(repository: Path, spawn: Spawn, digits: Datas
     for missing in ([], own[:2]):
         assert one_line(convoy(*ask, *missing))
     ports = ["--grpc-port", "0", "--http-port", "0"]
+    encrypted = tmp_path / "encrypted.key"
+    loaded = serialization.load_pem_private_key(Path(key).read_bytes(), None)
+    locked = serialization.BestAvailableEncryption(b"password")
+    encrypted.write_bytes(loaded.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, locked))
+    assert "TLS: " in one_line(convoy("serve", repository, *ports, "--tls-cert", pem, "--tls-key", encrypted, timeout=20))
     assert "TLS needs both" in one_line(convoy("serve", repository, *ports, "--tls-cert", pem))
     assert "must be PEM files that belong together" in one_line(
         convoy("serve", repository, *ports, "--tls-cert", ca, "--tls-key", key)

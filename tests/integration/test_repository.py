@@ -214,6 +214,19 @@ def test_a_request_queued_while_its_model_is_swapped_is_answered(repository: Pat
     models.stop()
 
 
+def test_a_version_overwritten_with_other_labels_is_counted_by_them(
+    repository: Path, model_file: Path, serve: Serve, digits: Dataset
+) -> None:
+    server = serve(repository)
+    names = [f"digit {label}" for label in digits.labels]
+    change_contract(repository / "digits" / "1" / "model.onnx", lambda contract: contract.update(labels=names))
+    eventually(lambda: server._repository.served["digits"].contract.labels == tuple(names))
+    with Client(f"127.0.0.1:{server.grpc_port}") as client:
+        found = client.classify([digits.test.png(0)], "digits").results[0][0].label
+    assert found in names
+    assert samples(server)["convoy_predictions_total", found, "digits", "1"] == 1
+
+
 def test_a_policy_that_changes_is_taken_up(repository: Path, serve: Serve) -> None:
     server = serve(repository)
     assert server._repository.served["digits"].policy.max_batch_size == 64

@@ -1,0 +1,183 @@
+"""A service that shows every move of the seam of rpc/call.py, and an observer that remembers what it was told."""
+
+import math
+import threading
+import time
+
+from google.protobuf.wrappers_pb2 import BytesValue
+
+from service import errors
+from service.rpc.call import Method, Stream, StreamCall, Unary, UnaryCall
+
+LIMIT = 1 << 20
+
+
+class Seen:
+    """What the transport told its observer."""
+
+    def __init__(self) -> None:
+        self.started: list[str] = []
+        self.handled: list[tuple[str, str]] = []
+        self._more = threading.Condition()
+
+    def rpc_method(self, kind: str, service: str, method: str) -> "SeenMethod":
+        return SeenMethod(self, kind, service, method)
+
+    def add(self, method: str, code: str) -> None:
+        with self._more:
+            self.handled.append((method, code))
+            self._more.notify_all()
+
+    def wait_for(self, method: str, code: str) -> None:
+        with self._more:
+            assert self._more.wait_for(lambda: (method, code) in self.handled, timeout=10), self.handled
+
+
+class SeenMethod:
+    def __init__(self, seen: Seen, kind: str, service: str, method: str) -> None:
+        self._seen, self._kind, self._service, self._method = seen, kind, service, method
+
+    def started(self) -> None:
+        self._seen.started.append(f"{self._kind} {self._service}/{self._method}")
+
+    def handled(self, code: str, seconds: float) -> None:
+        assert 0 <= seconds < 60
+        self._seen.add(self._method, code)
+
+
+class Service:
+    """Methods that show every move of the seam."""
+
+    def __init__(self) -> None:
+        self.calls: list[UnaryCall] = []
+        self.gone = threading.Event()
+        self.kept = threading.Event()
+        self.received = 0
+        self.permits = threading.Semaphore(0)
+        self.quiet_calls = 0
+        self.wanted = math.inf
+        self.quiet_threads: set[str] = set()
+
+    def quiet(self) -> float:
+        self.quiet_calls += 1
+        self.quiet_threads.add(threading.current_thread().name)
+        wanted, self.wanted = self.wanted, math.inf
+        return wanted
+
+    def methods(self) -> list[Method]:
+        return [
+            Unary("/t.T/Echo", BytesValue, self.echo),
+            Unary("/t.T/Later", BytesValue, self.later),
+            Unary("/t.T/Race", BytesValue, self.race),
+            Unary("/t.T/Keep", BytesValue, self.keep),
+            Unary("/t.T/Fail", BytesValue, self.fail),
+            Unary("/t.T/Metadata", BytesValue, self.metadata),
+            Unary("/t.T/Remaining", BytesValue, self.remaining),
+            Stream("/t.T/EchoStream", BytesValue, lambda call: EchoReceiver(self, call), "bidi_stream"),
+            Stream("/t.T/Count", BytesValue, CountReceiver, "server_stream"),
+            Stream("/t.T/Broken", BytesValue, BrokenReceiver, "bidi_stream"),
+        ]
+
+    def echo(self, request: BytesValue, call: UnaryCall) -> None:
+        assert call.reply(request.SerializeToString())
+        assert not call.reply(b"")
+        assert not call.fail(errors.ModelFailed("too late"))
+
+    def later(self, request: BytesValue, call: UnaryCall) -> None:
+        threading.Timer(0.02, lambda: call.reply(request.SerializeToString())).start()
+
+    def race(self, request: BytesValue, call: UnaryCall) -> None:
+        """Many threads want to answer; one wins."""
+        start = threading.Barrier(9)
+        won: list[bool] = []
+
+        def answer(index: int) -> None:
+            start.wait()
+            won.append(call.reply(request.SerializeToString()) if index % 2 else call.fail(errors.ModelFailed("lost")))
+
+        threads = [threading.Thread(target=answer, args=(index,)) for index in range(8)]
+        for thread in threads:
+            thread.start()
+        start.wait()
+        for thread in threads:
+            thread.join()
+        assert sum(won) == 1
+
+    def keep(self, request: BytesValue, call: UnaryCall) -> None:
+        self.calls.append(call)
+        call.on_gone(self.gone.set)
+        self.kept.set()
+
+    def fail(self, request: BytesValue, call: UnaryCall) -> None:
+        raise ERRORS[request.value.decode()]
+
+    def metadata(self, request: BytesValue, call: UnaryCall) -> None:
+        call.reply(
+            BytesValue(
+                value=repr(sorted((key, value) for key, value in call.metadata if key.startswith("x-"))).encode()
+            ).SerializeToString()
+        )
+
+    def remaining(self, request: BytesValue, call: UnaryCall) -> None:
+        call.reply(BytesValue(value=str(call.deadline - time.monotonic()).encode()).SerializeToString())
+
+
+class EchoReceiver:
+    """Answers each message; asks for the next when the answer is out and the test permits."""
+
+    def __init__(self, service: Service, call: StreamCall) -> None:
+        self._service, self._call = service, call
+        call.on_gone(service.gone.set)
+        call.receive()
+
+    def message(self, request: BytesValue) -> None:
+        self._service.received += 1
+        if request.value == b"hold":
+            return
+        self._call.send(request.SerializeToString(), sent=self._call.receive)
+
+    def half_closed(self) -> None:
+        self._call.finish()
+
+
+class CountReceiver:
+    """Sends as many messages as it is told, from another thread, all at once."""
+
+    def __init__(self, call: StreamCall) -> None:
+        self._call = call
+        call.receive()
+
+    def message(self, request: BytesValue) -> None:
+        def count() -> None:
+            for number in range(int(request.value)):
+                self._call.send(BytesValue(value=str(number).encode()).SerializeToString())
+            self._call.finish()
+
+        threading.Thread(target=count).start()
+
+    def half_closed(self) -> None:
+        raise AssertionError("was not asked for")
+
+
+class BrokenReceiver:
+    def __init__(self, call: StreamCall) -> None:
+        call.receive()
+
+    def message(self, request: BytesValue) -> None:
+        raise RuntimeError("secret path /etc/passwd")
+
+    def half_closed(self) -> None:
+        raise AssertionError("was not asked for")
+
+
+ERRORS: dict[str, Exception] = {
+    "INVALID_ARGUMENT": errors.InvalidRequest("no good", "items[3].encoded"),
+    "NOT_FOUND": errors.NotServed("served are: a, b"),
+    "RESOURCE_EXHAUSTED": errors.QueueFull("full", retry_after_seconds=0.25),
+    "DEADLINE_EXCEEDED": errors.DeadlinePassed("late"),
+    "CANCELLED": errors.ClientGone("gone"),
+    "UNAVAILABLE": errors.Unavailable("draining", retry_after_seconds=2),
+    "UNIMPLEMENTED": errors.NotOffered("not here"),
+    "INTERNAL": errors.ModelFailed("it failed"),
+    "bug": RuntimeError("secret path /etc/passwd"),
+}
