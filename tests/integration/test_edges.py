@@ -121,7 +121,7 @@ def test_watches_that_were_cancelled_or_failed_are_forgotten(server: Server, ope
     while max(len(watchers), len(calls)) > 1 and time.monotonic() < deadline:
         gc.collect()
         time.sleep(0.01)
-    assert max(len(watchers), len(calls)) <= 1, "grpcio's asyncio server may hold on to the last call that it had; no more than that"
+    assert max(len(watchers), len(calls)) <= 1, "grpcio's asyncio server may hold on to its last call, no more"
 
 
 def test_reflection_lets_a_client_call_without_our_protos(opened: grpc.Channel, digits: Dataset) -> None:
