@@ -1,9 +1,11 @@
 """Labelled pictures in three parts: training, validation and test.
 
-Pictures stay as they came, in their own size; `Part.pixels` brings them to a network's input by the same code that serves them.
-The test part is for one look at the end. What to stop on or choose by is measured on the validation part.
+A part holds its pictures twice over: as the pixels that a network takes, brought there by the same code that serves them, and as
+the encoded files that a client would send. The test part is for one look at the end. What to stop on or choose by is measured on
+the validation part.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,21 +19,18 @@ DATA = ("digits",)
 
 @dataclass(frozen=True)
 class Part:
-    """Pictures uint8[N,h,w] or uint8[N,h,w,3], and their labels int64[N] as indices."""
+    """Labelled pictures.
 
-    pictures: NDArray[np.uint8]
+    `pixels` are uint8[N,H,W,C] as the server would see them, `labels` int64[N] indices of classes, and `encoded` gives one picture
+    by its index as a client would send it: the bytes of an image file.
+    """
+
+    pixels: NDArray[np.uint8]
     labels: NDArray[np.int64]
+    encoded: Callable[[int], bytes]
 
     def __len__(self) -> int:
         return len(self.labels)
-
-    def pixels(self, spec: InputSpec) -> NDArray[np.uint8]:
-        """uint8[N,H,W,C]: every picture as the server would see it."""
-        return np.stack([resize(picture, spec) for picture in self.pictures])
-
-    def png(self, index: int) -> bytes:
-        """One picture as a client would send it."""
-        return encode_png(self.pictures[index])
 
 
 @dataclass(frozen=True)
@@ -59,16 +58,17 @@ def _digits(seed: int) -> Dataset:
 
     bunch = load_digits()
     pictures = np.round(bunch.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8), 17 levels of gray to 256
-    training, validation, test = stratified_parts(bunch.target.astype(np.int64), (0.7, 0.1, 0.2), seed)
     labels = bunch.target.astype(np.int64)
-    return Dataset(
-        name="digits",
-        labels=tuple(str(digit) for digit in range(10)),
-        input=InputSpec(height=28, width=28, channels=1),
-        training=Part(pictures[training], labels[training]),
-        validation=Part(pictures[validation], labels[validation]),
-        test=Part(pictures[test], labels[test]),
+    spec = InputSpec(height=28, width=28, channels=1)
+    training, validation, test = (
+        _part(pictures[chosen], labels[chosen], spec) for chosen in stratified_parts(labels, (0.7, 0.1, 0.2), seed)
     )
+    return Dataset("digits", tuple(str(digit) for digit in range(10)), spec, training, validation, test)
+
+
+def _part(pictures: NDArray[np.uint8], labels: NDArray[np.int64], spec: InputSpec) -> Part:
+    """A part of pictures uint8[N,h,w] or uint8[N,h,w,3] that are in memory already."""
+    return Part(np.stack([resize(picture, spec) for picture in pictures]), labels, lambda index: encode_png(pictures[index]))
 
 
 def stratified_parts(

@@ -36,8 +36,8 @@ class Report:
 def compare(served: Model, reference: NDArray[np.float32], test: Part) -> Report:
     """Measures a loaded file against PyTorch's probabilities, float32[N,K], for the same pictures."""
     spec = served.contract.input
-    decoded = predict(served, test.pixels(spec))
-    encoded = predict(served, np.stack([decode(test.png(index), spec, _MAX_PIXELS) for index in range(len(test))]))
+    decoded = predict(served, test.pixels)
+    encoded = predict(served, np.stack([decode(test.encoded(index), spec, _MAX_PIXELS) for index in range(len(test))]))
     correct = int((encoded.argmax(axis=1) == test.labels).sum())
     return Report(
         items=len(test),

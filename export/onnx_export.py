@@ -137,16 +137,16 @@ def evaluate(path: Path, checkpoint: Checkpoint, dataset: Dataset) -> evaluation
         served = model.load(path, "cpu", model.cpu_budget())
     except LoadError as error:
         raise UserError(f"the exported file cannot be served: {error}") from None
-    reference = training.predict(checkpoint, dataset.test.pixels(checkpoint.input))
+    reference = training.predict(checkpoint, dataset.test.pixels)
     return evaluation.compare(served, reference, dataset.test)
 
 
 def _contract(checkpoint: Checkpoint, dataset: Dataset, name: str) -> Contract:
     part = dataset.validation
     chosen = [int(np.flatnonzero(part.labels == label)[0]) for label in np.unique(part.labels)[:GOLDEN_SAMPLES]]
-    expected = training.predict(checkpoint, part.pixels(checkpoint.input)[chosen])
+    expected = training.predict(checkpoint, part.pixels[chosen])
     golden = [
-        Golden.model_construct(image_png=part.png(index), probabilities=tuple(row.tolist()), tolerance=TOLERANCE)
+        Golden.model_construct(image_png=part.encoded(index), probabilities=tuple(row.tolist()), tolerance=TOLERANCE)
         for index, row in zip(chosen, expected, strict=True)
     ]
     return Contract(

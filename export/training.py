@@ -86,9 +86,9 @@ def train(
     torch.manual_seed(settings.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = networks.build(settings.network, dataset.input, len(dataset.labels)).to(device)
-    images, labels = _tensors(dataset.training, dataset.input)  # uint8 (N, C, H, W)
+    images, labels = _tensors(dataset.training)  # uint8 (N, C, H, W)
     mean, std = images.float().mean((0, 2, 3)), images.float().std((0, 2, 3)).clamp(min=1.0)
-    validation = _tensors(dataset.validation, dataset.input)
+    validation = _tensors(dataset.validation)
     cuts = list(range(settings.batch_size, len(labels), settings.batch_size))
     batches = len(cuts) + 1
     optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
@@ -134,7 +134,7 @@ def train(
 
 def test_accuracy(checkpoint: Checkpoint, test: Part) -> tuple[int, int]:
     """How many pictures of the test part the network gets right, and of how many."""
-    predicted = predict(checkpoint, test.pixels(checkpoint.input)).argmax(axis=1)
+    predicted = predict(checkpoint, test.pixels).argmax(axis=1)
     return int((predicted == test.labels).sum()), len(test)
 
 
@@ -223,8 +223,8 @@ class _Normalise:
         return (images.to(self._device).float() - self._mean) / self._std
 
 
-def _tensors(part: Part, spec: InputSpec) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.from_numpy(part.pixels(spec)).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(part.labels)
+def _tensors(part: Part) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.from_numpy(part.pixels).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(part.labels)
 
 
 def _shift(images: torch.Tensor, most: int = 2) -> torch.Tensor:

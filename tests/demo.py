@@ -5,6 +5,7 @@ PNG files over gRPC, prints what came back and what it cost, and drains the serv
 """
 
 import contextlib
+import io
 import json
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from rich.progress import track
@@ -63,7 +65,7 @@ def main() -> int:
             test = data.load("digits", SEED).test
             with Client(f"127.0.0.1:{ready['grpc_port']}") as client:
                 answers = [
-                    client.classify([test.png(index)], MODEL, top_k=3)
+                    client.classify([test.encoded(index)], MODEL, top_k=3)
                     for index in track(range(len(test)), "classifying", console=console, transient=True)
                 ]
             accuracy = show(test, answers)
@@ -118,7 +120,7 @@ def show(test: data.Part, answers: list[Classification]) -> float:
         answer = answers[index].results[0]
         lines = [f"true label {test.labels[index]}{'' if right[index] else ': a mistake'}", ""]
         lines += [f"{found.label}  {found.probability:7.2%}  {'█' * round(found.probability * 30)}" for found in answer]
-        picture = blocks(test.pictures[index])
+        picture = blocks(np.asarray(Image.open(io.BytesIO(test.encoded(index)))))
         for row, text in zip(picture, [*lines, *[""] * len(picture)], strict=False):
             console.print(f"  {row}   {text}", markup=False)
         console.print()

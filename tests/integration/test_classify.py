@@ -55,7 +55,7 @@ def refused(stub: grpc.UnaryUnaryMultiCallable, request: pb.ClassifyRequest) -> 
 
 
 def test_answers_are_those_of_the_model_in_process(stub: grpc.UnaryUnaryMultiCallable, digits: Dataset, model_file: Path) -> None:
-    pngs = [digits.test.png(index) for index in range(40)]
+    pngs = [digits.test.encoded(index) for index in range(40)]
     response = stub(pb.ClassifyRequest(model="digits", items=encoded(*pngs), top_k=10, id="abc"), timeout=10)
     loaded = model.load(model_file, "cpu", 1)
     expected = loaded.predict(np.stack([decode(png, loaded.contract.input, 1 << 20) for png in pngs]))
@@ -71,8 +71,8 @@ def test_answers_are_those_of_the_model_in_process(stub: grpc.UnaryUnaryMultiCal
 
 
 def test_raw_pixels_and_encoded_images_may_be_mixed_and_agree(stub: grpc.UnaryUnaryMultiCallable, digits: Dataset) -> None:
-    pixels = digits.test.pixels(digits.input)[0]
-    items = [pb.Item(pixels=pixels.tobytes()), pb.Item(encoded=digits.test.png(0))]
+    pixels = digits.test.pixels[0]
+    items = [pb.Item(pixels=pixels.tobytes()), pb.Item(encoded=digits.test.encoded(0))]
     raw, png = stub(pb.ClassifyRequest(model="digits", items=items), timeout=10).results
     assert raw == png
     only_raw = stub(pb.ClassifyRequest(model="digits", items=items[:1]), timeout=10)
@@ -82,13 +82,13 @@ def test_raw_pixels_and_encoded_images_may_be_mixed_and_agree(stub: grpc.UnaryUn
 
 @pytest.mark.parametrize(("top_k", "given"), [(0, 5), (1, 1), (10, 10), (4_000_000_000, 10)])
 def test_top_k(stub: grpc.UnaryUnaryMultiCallable, digits: Dataset, top_k: int, given: int) -> None:
-    response = stub(pb.ClassifyRequest(model="digits", items=encoded(digits.test.png(0)), top_k=top_k), timeout=10)
+    response = stub(pb.ClassifyRequest(model="digits", items=encoded(digits.test.encoded(0)), top_k=top_k), timeout=10)
     assert len(response.results[0].predictions) == given
 
 
 def test_a_request_larger_than_a_batch_comes_back_whole_and_in_order(stub: grpc.UnaryUnaryMultiCallable, digits: Dataset) -> None:
     count = 300
-    pixels = digits.test.pixels(digits.input)[:count]
+    pixels = digits.test.pixels[:count]
     whole = stub(pb.ClassifyRequest(model="digits", items=[pb.Item(pixels=p.tobytes()) for p in pixels], top_k=1), timeout=20)
     singles = [
         stub(pb.ClassifyRequest(model="digits", items=[pb.Item(pixels=p.tobytes())], top_k=1), timeout=10).results[0]
@@ -102,7 +102,7 @@ def test_a_request_larger_than_a_batch_comes_back_whole_and_in_order(stub: grpc.
 
 @pytest.mark.parametrize("version", ["", "1", "latest"])
 def test_the_version_may_be_named(stub: grpc.UnaryUnaryMultiCallable, digits: Dataset, version: str) -> None:
-    request = pb.ClassifyRequest(model="digits", version=version, items=encoded(digits.test.png(0)))
+    request = pb.ClassifyRequest(model="digits", version=version, items=encoded(digits.test.encoded(0)))
     assert stub(request, timeout=10).version == "1"
 
 
@@ -250,7 +250,7 @@ def test_many_large_pictures_in_one_request_are_decoded_one_by_one(repository: P
 
 def test_a_large_request_is_let_go_when_it_is_answered(repository: Path, spawn: Spawn, digits: Dataset) -> None:
     server = spawn(repository)
-    pixels = [digits.test.pixels(digits.input)[0]] * 500  # 392,000 bytes a request
+    pixels = [digits.test.pixels[0]] * 500  # 392,000 bytes a request
     with Client(f"127.0.0.1:{server.grpc_port}") as client:
         resident = []
         for _ in range(4):
@@ -299,12 +299,12 @@ def test_the_client_takes_paths_bytes_and_arrays(
 ) -> None:
     server = serve(repository)
     file = tmp_path / "digit.png"
-    file.write_bytes(digits.test.png(3))
+    file.write_bytes(digits.test.encoded(3))
     for target in ("", "127.0.0.1", "http://127.0.0.1:8001", "::1:8001", "a b:1"):
         with pytest.raises(UserError, match="HOST:PORT"):
             Client(target)
     with Client(f"127.0.0.1:{server.grpc_port}") as client:
-        answer = client.classify([file, str(file), digits.test.png(3), digits.test.pixels(digits.input)[3]], "digits")
+        answer = client.classify([file, str(file), digits.test.encoded(3), digits.test.pixels[3]], "digits")
         assert len(answer.results) == 4
         assert all(result == answer.results[0] for result in answer.results)
         assert answer.phases["inference_seconds"] > 0

@@ -130,7 +130,7 @@ def test_reflection_lets_a_client_call_without_our_protos(opened: grpc.Channel, 
     method = DescriptorPool(database).FindServiceByName("convoy.v1.Classifier").FindMethodByName("Classify")
     request: Any = GetMessageClass(method.input_type)
     response: Any = GetMessageClass(method.output_type)
-    message = request(model="digits", items=[{"encoded": digits.test.png(0)}])
+    message = request(model="digits", items=[{"encoded": digits.test.encoded(0)}])
     call = opened.unary_unary("/convoy.v1.Classifier/Classify", request.SerializeToString, response.FromString)
     assert len(call(message, timeout=10).results[0].predictions) == 5
 
@@ -157,8 +157,8 @@ def test_http_says_what_there_is(server: Server) -> None:
 
 def test_metrics_count_what_happened(server: Server, digits: Dataset) -> None:
     with Client(f"127.0.0.1:{server.grpc_port}") as client:
-        answers = [client.classify([digits.test.png(index)] * 2, "digits") for index in range(5)]
-        for model, image in (("digits", b"nonsense"), ("x" * 50, digits.test.png(0))):
+        answers = [client.classify([digits.test.encoded(index)] * 2, "digits") for index in range(5)]
+        for model, image in (("digits", b"nonsense"), ("x" * 50, digits.test.encoded(0))):
             with pytest.raises(CallFailed):
                 client.classify([image], model)
     found = samples(server)

@@ -232,7 +232,7 @@ def test_classify_prints_for_people_and_for_programs(repository: Path, spawn: Sp
     files = []
     for index in range(3):
         files.append(tmp_path / f"{index}.png")
-        files[-1].write_bytes(digits.test.png(index))
+        files[-1].write_bytes(digits.test.encoded(index))
     shown = convoy("classify", *files, "--model", "digits", "--server", server, "--top-k", "2")
     assert shown.returncode == 0, shown.stderr
     assert [line.split()[0] for line in shown.stdout.splitlines() if not line.startswith(" ")] == [str(file) for file in files]
@@ -362,7 +362,7 @@ def test_tls_from_the_command_line(repository: Path, spawn: Spawn, digits: Datas
         issued.cert_chain_pems[0].write_to_path(tmp_path / f"{name}.pem")
         issued.private_key_pem.write_to_path(tmp_path / f"{name}.key")
     image = tmp_path / "digit.png"
-    image.write_bytes(digits.test.png(0))
+    image.write_bytes(digits.test.encoded(0))
     pem, key, ca = (str(tmp_path / name) for name in ("127.0.0.1.pem", "127.0.0.1.key", "ca.pem"))
     server = spawn(repository, "--tls-cert", pem, "--tls-key", key, "--tls-client-ca", ca)
     ask: list[str | Path] = ["classify", image, "--model", "digits", "--server", f"127.0.0.1:{server.grpc_port}", "--timeout", "5"]

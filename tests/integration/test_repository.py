@@ -44,7 +44,7 @@ def change_contract(path: Path, change: Callable[[dict], None]) -> None:
 
 def version_of(server: Server, digits: Dataset) -> str:
     with Client(f"127.0.0.1:{server.grpc_port}") as client:
-        return client.classify([digits.test.png(0)], "digits").version
+        return client.classify([digits.test.encoded(0)], "digits").version
 
 
 def truncate(path: Path) -> None:
@@ -113,7 +113,7 @@ def test_new_versions_are_swapped_in_under_load_and_bad_ones_are_not(
         with Client(f"127.0.0.1:{server.grpc_port}") as client:
             while not stop.is_set():
                 try:
-                    versions.append(client.classify([digits.test.png(0)], "digits").version)
+                    versions.append(client.classify([digits.test.encoded(0)], "digits").version)
                 except CallFailed as error:
                     failures.append(error)
 
@@ -154,10 +154,10 @@ def test_a_model_that_is_removed_is_no_longer_served(repository: Path, model_fil
     put(model_file, repository, "twin", 1)
     server = serve(repository)
     with Client(f"127.0.0.1:{server.grpc_port}") as client:
-        assert client.classify([digits.test.png(0)], "twin").model == "twin"
+        assert client.classify([digits.test.encoded(0)], "twin").model == "twin"
         shutil.rmtree(repository / "twin")
         eventually(lambda: "twin" not in server._repository.served)
-        assert client.classify([digits.test.png(0)], "digits").model == "digits"
+        assert client.classify([digits.test.encoded(0)], "digits").model == "digits"
     assert not any("twin" in key and key[0] in ("convoy_model_info", "convoy_queue_items") for key in samples(server))
 
 
@@ -200,7 +200,7 @@ def test_a_request_queued_while_its_model_is_swapped_is_answered(repository: Pat
     models.start()
     classifier = Classifier(models, metrics)
     answers: list[Answer | RequestError] = []
-    pixels = digits.test.pixels(digits.input)[0].tobytes()
+    pixels = digits.test.pixels[0].tobytes()
     classifier.classify(Query("digits", [Item(pixels, False)]), answers.append)
     put(model_file, repository, "digits", 2)
     models._scan()
@@ -222,7 +222,7 @@ def test_a_version_overwritten_with_other_labels_is_counted_by_them(
     change_contract(repository / "digits" / "1" / "model.onnx", lambda contract: contract.update(labels=names))
     eventually(lambda: server._repository.served["digits"].contract.labels == tuple(names))
     with Client(f"127.0.0.1:{server.grpc_port}") as client:
-        found = client.classify([digits.test.png(0)], "digits").results[0][0].label
+        found = client.classify([digits.test.encoded(0)], "digits").results[0][0].label
     assert found in names
     assert samples(server)["convoy_predictions_total", found, "digits", "1"] == 1
 

@@ -19,7 +19,7 @@ def test_promtool_finds_nothing_to_say(repository: Path, serve: Serve, digits: D
     assert promtool is not None, "promtool is not installed: apt-get install prometheus"
     server = serve(repository)
     with Client(f"127.0.0.1:{server.grpc_port}") as client:
-        client.classify([digits.test.png(0)], "digits")
+        client.classify([digits.test.encoded(0)], "digits")
         with pytest.raises(CallFailed):
             client.classify([b"nonsense"], "digits")
     with urllib.request.urlopen(f"http://127.0.0.1:{server.http_port}/metrics", timeout=10) as response:

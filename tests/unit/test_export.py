@@ -22,9 +22,9 @@ def test_digits_come_in_three_disjoint_stratified_parts(digits: data.Dataset) ->
         shares = np.bincount(part.labels) / len(part)
         assert shares.min() > 0.08
         assert shares.max() < 0.12
-    assert digits.test.pixels(digits.input).shape == (360, 28, 28, 1)
-    assert digits.test.pictures.dtype == np.uint8
-    assert digits.test.pictures.max() == 255
+    assert digits.test.pixels.shape == (360, 28, 28, 1)
+    assert digits.test.pixels.dtype == np.uint8
+    assert digits.test.pixels.max() == 255
 
 
 def test_parts_are_everything_once_and_the_same_for_the_same_seed() -> None:
@@ -72,7 +72,7 @@ def test_a_seed_gives_the_same_training_and_the_best_epoch_is_kept(tmp_path: Pat
     assert checkpoints[0].epoch == best.epoch
     written = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
     assert [line["validation_loss"] for line in written] == [epoch.validation_loss for epoch in histories[0]]
-    probabilities = [training.predict(checkpoint, digits.test.pixels(digits.input)) for checkpoint in checkpoints]
+    probabilities = [training.predict(checkpoint, digits.test.pixels) for checkpoint in checkpoints]
     assert np.array_equal(probabilities[0], probabilities[1])
 
 
@@ -87,7 +87,7 @@ def test_the_exported_file_is_the_network_with_its_contract(run: Path, model_fil
     checkpoint = training.load(run)
     loaded = model.load(model_file, "cpu", 1)
     contract = loaded.contract
-    pixels = digits.test.pixels(digits.input)
+    pixels = digits.test.pixels
     expected = training.predict(checkpoint, pixels)
     found = evaluation.predict(loaded, pixels)
     assert np.abs(found - expected).max() <= 1e-4
