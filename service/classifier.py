@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -76,10 +77,7 @@ class Answer:
     def best(self) -> Results:
         """For each item its `top_k` labels as (index, probability), the most probable first, equal ones by index."""
         if self.scores.size <= SMALL_SCORES:
-            return [
-                [(index, row[index]) for index in sorted(range(len(row)), key=row.__getitem__, reverse=True)[: self.top_k]]
-                for row in self.scores.tolist()
-            ]
+            return [sorted(enumerate(row), key=itemgetter(1), reverse=True)[: self.top_k] for row in self.scores.tolist()]
         order = np.argsort(-self.scores, axis=1, kind="stable")[:, : self.top_k]
         probabilities = np.take_along_axis(self.scores, order, axis=1)
         return [list(zip(*pair, strict=True)) for pair in zip(order.tolist(), probabilities.tolist(), strict=True)]

@@ -104,7 +104,7 @@ class Repository:
         """
         with self._lock:
             served = self._served.get(name)
-            if served is not None and version in ("", "latest", str(served.version)):
+            if served is not None and (not version or version == "latest" or version == str(served.version)):
                 served.inflight += 1
                 return served
         if not self._scanned:

@@ -104,13 +104,17 @@ class Receiver(Protocol):
 class Call(ABC):
     """One RPC in progress. It ends exactly once: by the server's status, or because the client is gone."""
 
-    __slots__ = ("_end", "_gone", "_observer", "_started", "deadline", "metadata", "method")
+    __slots__ = ("_end", "_gone", "_observer", "_started", "deadline", "initial", "metadata", "method")
 
     def __init__(self, method: Method, deadline: float, metadata: Metadata, observer: MethodObserver) -> None:
-        """`deadline` is in `time.monotonic` seconds, infinite if the client set none."""
+        """`deadline` is in `time.monotonic` seconds, infinite if the client set none.
+
+        `metadata` is what the client sent; `initial` is the handler's to set, before it first sends, replies or fails.
+        """
         self.method = method
         self.deadline = deadline
         self.metadata = metadata
+        self.initial: Metadata = ()
         self._observer = observer
         self._started = time.monotonic()
         self._end = threading.Lock()  # held for good by whoever ends the call

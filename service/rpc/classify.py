@@ -57,19 +57,18 @@ class ClassifyServicer:
 def _query(request: pb.ClassifyRequest, deadline: float) -> Query:
     if len(request.id) > MAX_ID_CHARACTERS:
         raise InvalidRequest(f"the id has more than {MAX_ID_CHARACTERS} characters", "id")
-    items = [_item(index, item) for index, item in enumerate(request.items)]
+    items = []
+    for item in request.items:
+        kind = item.WhichOneof("content")
+        if kind == "pixels":
+            items.append(Item(item.pixels, False))
+        elif kind == "encoded":
+            items.append(Item(item.encoded, True))
+        else:
+            raise InvalidRequest(f"item {len(items)} has neither encoded nor pixels", f"items[{len(items)}]")
     return Query(
         request.model, items, request.version, request.top_k, request.priority, request.timeout_seconds, deadline
     )  # fmt: skip
-
-
-def _item(index: int, item: pb.Item) -> Item:
-    kind = item.WhichOneof("content")
-    if kind == "pixels":
-        return Item(item.pixels, False)
-    if kind == "encoded":
-        return Item(item.encoded, True)
-    raise InvalidRequest(f"item {index} has neither encoded nor pixels", f"items[{index}]")
 
 
 class ResponseWriter:

@@ -266,7 +266,7 @@ class _FastUnaryCall(UnaryCall):
         core = self._core
         if core is None:
             return
-        operations = [cygrpc.SendInitialMetadataOperation(_NO_METADATA, 0), _status(status)]
+        operations = [cygrpc.SendInitialMetadataOperation(self.initial, 0), _status(status)]
         if payload is not None:
             operations.append(cygrpc.SendMessageOperation(payload, 0))
         core.start_server_batch(operations, _ignore)
@@ -320,7 +320,7 @@ class _FastStreamCall(StreamCall):
         if self._greeted:
             return ()
         self._greeted = True
-        return (cygrpc.SendInitialMetadataOperation(_NO_METADATA, 0),)
+        return (cygrpc.SendInitialMetadataOperation(self.initial, 0),)
 
 
 def _status(status: Status) -> Any:

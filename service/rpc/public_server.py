@@ -116,6 +116,8 @@ class PublicServer:
         except asyncio.CancelledError:
             call.client_gone()
             raise
+        if call.initial:
+            await context.send_initial_metadata(call.initial)
         if reply is None:
             await context.abort(status.code, status.message, status.trailing)
             raise AssertionError("abort returned")
@@ -134,6 +136,7 @@ class PublicServer:
         finally:
             if reader is not None:
                 reader.cancel()
+        await call.greet()
         if status.code is not grpc.StatusCode.OK:
             await context.abort(status.code, status.message, status.trailing)
 
@@ -189,6 +192,7 @@ class _PublicStreamCall(StreamCall):
         self._loop = loop
         self._context = context
         self._writes: set[asyncio.Future[None]] = set()
+        self._greeted = False
         self.outcome: asyncio.Future[Status] = loop.create_future()
         self.permits = asyncio.Semaphore(0)
 
@@ -205,6 +209,7 @@ class _PublicStreamCall(StreamCall):
 
     async def _write_out(self, payload: bytes) -> None:
         try:
+            await self.greet()
             await self._context.write(payload)
         except Exception:  # noqa: BLE001 - grpcio raises several kinds once a client has left; the call's coroutine sees to it
             log.debug("%s: a message could not be written, the client has left", self.method.path)
@@ -213,6 +218,12 @@ class _PublicStreamCall(StreamCall):
 
     def _close(self, status: Status) -> None:
         _call_on(self._loop, _resolve, self.outcome, status)
+
+    async def greet(self) -> None:
+        """Sends the initial metadata, once. Writes and the close come one after the other, so that there is no race for it."""
+        if self.initial and not self._greeted:
+            self._greeted = True
+            await self._context.send_initial_metadata(self.initial)
 
 
 def _resolve(future: "asyncio.Future[Any]", value: Any) -> None:

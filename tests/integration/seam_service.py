@@ -112,6 +112,9 @@ class Service:
         raise ERRORS[request.value.decode()]
 
     def metadata(self, request: BytesValue, call: UnaryCall) -> None:
+        call.initial = (("x-answer", "42"), ("x-raw-bin", b"\x00\xff"))
+        if request.value == b"fail":
+            raise errors.NotServed("but greeted")
         call.reply(
             BytesValue(
                 value=repr(sorted((key, value) for key, value in call.metadata if key.startswith("x-"))).encode()
@@ -149,6 +152,7 @@ class CountReceiver:
 
     def message(self, request: BytesValue) -> None:
         def count() -> None:
+            self._call.initial = (("x-count", request.value.decode()),)
             for number in range(int(request.value)):
                 self._call.send(BytesValue(value=str(number).encode()).SerializeToString())
             self._call.finish()

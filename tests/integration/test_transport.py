@@ -158,6 +158,21 @@ def test_metadata_and_deadline_reach_the_handler(unary: Unaries) -> None:
     assert unary("Remaining")(BytesValue()).value == b"inf"
 
 
+def test_a_handlers_initial_metadata_goes_ahead_of_its_answer(unary: Unaries, channel: Any) -> None:
+    greeting = {("x-answer", "42"), ("x-raw-bin", b"\x00\xff")}
+    _, call = unary("Metadata").with_call(BytesValue(), timeout=10)
+    assert greeting <= {(key, value) for key, value in call.initial_metadata()}
+    with pytest.raises(grpc.RpcError) as caught:
+        unary("Metadata")(BytesValue(value=b"fail"), timeout=10)
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    refused: Any = caught.value
+    assert greeting <= {(key, value) for key, value in refused.initial_metadata()}
+    for messages in (3, 0):
+        stream = channel.unary_stream("/t.T/Count", BytesValue.SerializeToString)(BytesValue(value=b"%d" % messages), timeout=10)
+        assert ("x-count", str(messages)) in {(key, value) for key, value in stream.initial_metadata()}
+        assert len(list(stream)) == messages
+
+
 def test_a_cancelled_call_tells_its_handler_and_drops_the_late_answer(unary: Unaries, service: Service, seen: Seen) -> None:
     future = unary("Keep").future(BytesValue(), timeout=10)
     assert service.kept.wait(10)
