@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from export.augmentation import Augmentation
 from service.contract import InputSpec
 from service.preprocessing import encode_png, resize
 
@@ -43,6 +44,8 @@ class Dataset:
     training: Part
     validation: Part
     test: Part
+    augmentation: Augmentation = Augmentation()
+    source: str = ""
 
 
 def load(name: str, seed: int) -> Dataset:

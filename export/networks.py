@@ -7,13 +7,14 @@ from collections.abc import Callable
 
 from torch import nn
 
+from export.speed_net import SpeedNet
 from service.contract import InputSpec
 from service.errors import UserError
 
-Builder = Callable[[InputSpec, int], nn.Sequential]
+Builder = Callable[[InputSpec, int], nn.Module]
 
 
-def build(name: str, spec: InputSpec, classes: int) -> nn.Sequential:
+def build(name: str, spec: InputSpec, classes: int) -> nn.Module:
     """A network with fresh weights.
 
     Raises:
@@ -50,4 +51,4 @@ def article_cnn(spec: InputSpec, classes: int) -> nn.Sequential:
     )
 
 
-NETWORKS: dict[str, Builder] = {"article-cnn": article_cnn}
+NETWORKS: dict[str, Builder] = {"article-cnn": article_cnn, "speed-net": SpeedNet}
