@@ -55,7 +55,7 @@ class Epoch:
 class Checkpoint:
     """A trained network with all that its export needs. `mean` and `std` are per channel, on the scale 0 to 255."""
 
-    network: nn.Sequential
+    network: nn.Module
     input: InputSpec
     labels: tuple[str, ...]
     data: str
@@ -127,7 +127,7 @@ def train(
         if validation_loss < best_loss:
             best_loss = validation_loss
             kept = (tuple(mean.tolist()), tuple(std.tolist()), settings, epoch)
-            save(Checkpoint(network, dataset.input, dataset.labels, dataset.name, *kept), run / CHECKPOINT)
+            save(Checkpoint(network, dataset.input, dataset.labels, dataset.source, *kept), run / CHECKPOINT)
     plot_curves(history, run / CURVES)
     return load(run)
 
