@@ -85,16 +85,13 @@ def inspect(path: Path) -> Inspection:
         raise UserError(f"{path}: {error.strerror}") from None
     try:
         model = onnx.load_model_from_string(content)
-        external = _external(model)
-        if not external:
-            onnx.checker.check_model(model)
-    except (DecodeError, onnx.checker.ValidationError, ValueError) as error:
+        if not model.ir_version or not model.graph.node:
+            raise ValueError("there is no layer in it")
+        text = next((entry.value for entry in model.metadata_props if entry.key == METADATA_KEY), None)
+        layers = _layers(model, ours=text is not None)
+    except (DecodeError, ValueError, RuntimeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{path}: not a valid ONNX model ({reason})") from None
-    if not model.graph.node:
-        raise UserError(f"{path}: an ONNX file without a layer")
-    text = next((entry.value for entry in model.metadata_props if entry.key == METADATA_KEY), None)
-    layers = _layers(model, ours=text is not None)
     return Inspection(
         layers=layers,
         parameters=sum(layer.parameters for layer in layers),
@@ -103,7 +100,7 @@ def inspect(path: Path) -> Inspection:
         contract=_contract(path, text) if text is not None else None,
         digest=hashlib.sha256(content).hexdigest(),
         size_bytes=len(content),
-        external=external,
+        external=_external(model),
     )
 
 
