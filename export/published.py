@@ -121,7 +121,7 @@ def read_idx(content: bytes, magic: int, path: Path) -> NDArray[np.uint8]:
         raise UserError(
             f"{path}: {len(content):,} bytes unpacked, but {' x '.join(map(str, shape))} need {expected:,}: cut short or damaged"
         )
-    return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)
+    return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape).copy()  # that one can write to it, as PyTorch asks
 
 
 def cifar10(folder: Path | None, on_progress: Progress) -> Published:

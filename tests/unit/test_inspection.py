@@ -152,11 +152,11 @@ def test_recurrent_layers(tmp_path: Path) -> None:
     assert found.layers[0].shape == (7, 1, 1, 4)
 
 
-class _Random(quantization.CalibrationDataReader):
+class _Random(quantization.CalibrationDataReader):  # type: ignore[misc]
     def __init__(self, shape: tuple[int, ...]) -> None:
         self._left = [{"x": np.random.default_rng(seed).random(shape, np.float32)} for seed in range(3)]
 
-    def get_next(self) -> dict[str, np.ndarray] | None:  # type: ignore[override]
+    def get_next(self) -> dict[str, np.ndarray] | None:
         return self._left.pop() if self._left else None
 
 
