@@ -2,16 +2,17 @@
 
 import math
 import shutil
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from export.data import DATA
-from export.data import load as load_data
+from export import options
 from service.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,9 +28,11 @@ def _finite(_: click.Context, parameter: click.Parameter, value: float) -> float
     return value
 
 
-@click.command()
-@click.option("--data", type=click.Choice(DATA), required=True, help="What to train on.")
-@click.option("--network", default="article-cnn", show_default=True, help="Which network to train.")
+@click.command(cls=options.NetworkHelp)
+@options.data_option
+@options.data_dir_option
+@options.picture_options
+@options.network_option
 @click.option("--epochs", type=click.IntRange(1, 100_000), default=20, show_default=True, help="Passes over the training part.")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder for the run; must be new or empty.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Images a step.")
@@ -37,23 +40,24 @@ def _finite(_: click.Context, parameter: click.Parameter, value: float) -> float
               help="Adam's highest learning rate, on a one-cycle schedule.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True,
               help="Seed of the split, the weights and the shuffling.")  # fmt: skip
-def train(data: str, network: str, epochs: int, output: Path, batch_size: int, learning_rate: float, seed: int) -> None:
+def train(
+    data: str, data_dir: Path | None, network: str, epochs: int, output: Path, batch_size: int, learning_rate: float, seed: int,
+    **pictures: Any,
+) -> None:  # fmt: skip
     """Train a network and write a run folder: checkpoint, metrics by epoch, and curves as a picture.
 
     Kept are the weights of the epoch with the lowest validation loss. The test part is looked at once, at the end. Ctrl-C leaves
     the best checkpoint so far.
     """
-    from export import training
+    from export import networks, training
+    from export.data import Choices
+    from export.data import load as load_data
     from export.evaluation import wilson_interval
 
+    networks.parse(network)  # before the data, which can take minutes
     settings = training.Settings(network, epochs, batch_size, learning_rate, seed)
-    dataset = load_data(data, seed)
+    dataset = options.load(console, partial(load_data, data, seed, data_dir, Choices(**pictures)))
     _new_folder(output)
-    console.print(
-        f"{data}: {len(dataset.training)} training, {len(dataset.validation)} validation, {len(dataset.test)} test pictures, "
-        f"{len(dataset.labels)} classes, {'x'.join(map(str, dataset.input.shape))}",
-        soft_wrap=True,
-    )
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.4f}"),
         TextColumn("accuracy {task.fields[accuracy]:6.2%}"), TimeRemainingColumn(),
@@ -106,9 +110,12 @@ def export(run: Path, repository: Path, name: str | None, minimum_accuracy: floa
     nothing is written to the repository.
     """
     from export import onnx_export, training
+    from export.data import load_again
 
     checkpoint = training.load(run)
-    dataset = load_data(checkpoint.data, checkpoint.settings.seed)
+    dataset = options.load(
+        console, partial(load_again, checkpoint.source, checkpoint.settings.seed, checkpoint.input, checkpoint.labels, None, None)
+    )
     with console.status("exporting") as status:
         path, report = onnx_export.export(
             checkpoint, dataset, repository, name or dataset.name, minimum_accuracy / 100, on_step=status.update
@@ -131,16 +138,26 @@ def inspect(model: Path) -> None:
     from export.inspection import inspect as read
 
     found = read(model)
-    table = Table("layer", "operator", "output shape", "parameters", "MACs", box=None, header_style="bold", pad_edge=False)
-    for column in (3, 4):
+    table = Table("Layer (type)", "Output Shape", "Param #", "MACs", box=None, header_style="bold", pad_edge=False)
+    for column in (2, 3):
         table.columns[column].justify = "right"
     for layer in found.layers:
         shape = "?" if layer.shape is None else f"({', '.join(map(str, layer.shape))})"
-        table.add_row(layer.name, layer.operator, shape, f"{layer.parameters:,}", f"{layer.macs:,}")
-    table.add_section()
-    table.add_row("total", "", "", f"{found.parameters:,}", f"{found.macs:,}", style="bold")
+        macs = "?" if layer.macs is None else f"{layer.macs:,}"
+        table.add_row(escape(f"{layer.name} ({layer.operator})"), escape(shape), f"{layer.parameters:,}", macs)
     console.print(table)
-    console.print(f"\n{found.size_bytes:,} bytes, sha256 {found.digest}", soft_wrap=True)
+    uncounted = sum(layer.macs is None for layer in found.layers)
+    console.print(
+        f"\nTotal params: {found.parameters:,}\nTrainable params: {found.parameters - found.statistics:,}\n"
+        f"Non-trainable params: {found.statistics:,}\n"
+        f"MACs an image: {found.macs:,}{f', and those of {uncounted} layers of unknown shape' if uncounted else ''}\n"
+        f"{found.size_bytes:,} bytes, sha256 {found.digest}",
+        soft_wrap=True,
+    )
+    if found.external:
+        missing = [name for name in found.external if not (model.parent / name).is_file()]
+        where = f"; missing: {', '.join(missing)}" if missing else ""
+        console.print(f"weights are outside the file, in {', '.join(found.external)}{where}", soft_wrap=True, markup=False)
     contract = found.contract
     if contract is None:
         console.print("no contract: this file was not written by Convoy")
