@@ -1,4 +1,4 @@
-"""The run folder's `checkpoint.pt`: the best weights so far, with all that predicting and exporting need, and the state to go on from.
+"""The run folder's `checkpoint.pt`: the best weights so far, ready to predict and to be exported, and the state to go on from.
 
 One file holds both, so that they always belong together, and it is replaced whole after every epoch: a crash at any moment, of the
 process or of the machine, leaves that of the epoch before. A training that ended as it should takes the state out.

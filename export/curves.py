@@ -57,14 +57,14 @@ def tensorboard(folder: Path) -> Callable[[Epoch], None]:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise UserError("--tensorboard needs the package tensorboard, which is not installed (pip install tensorboard)") from None
-    writer = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+    writer = SummaryWriter(str(folder))
 
     def write(epoch: Epoch) -> None:
         for name, value in vars(epoch).items():
             if name != "epoch":
                 part, _, figure = name.partition("_")
                 tag = f"{figure}/{part}" if part in ("training", "validation") else name
-                writer.add_scalar(tag, value, epoch.epoch)  # type: ignore[no-untyped-call]
-        writer.flush()  # type: ignore[no-untyped-call]
+                writer.add_scalar(tag, value, epoch.epoch)
+        writer.flush()
 
     return write

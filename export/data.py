@@ -170,7 +170,7 @@ def _digits(seed: int, choices: Choices) -> Dataset:
 def _published(name: str, where: Path | None, seed: int, choices: Choices, on_progress: Progress) -> Dataset:
     """A set that its authors split into training and test; 5,000 pictures or a tenth of training become validation."""
     read, default = {
-        "mnist": (published.mnist, Augmentation(shift_pixels=2)),
+        "mnist": (published.mnist, Augmentation(shift_pixels=1)),
         "cifar10": (published.cifar10, Augmentation(shift_pixels=4, flip=True, padding="reflect")),
     }[name]
     names, training, test = read(where, on_progress)

@@ -1,5 +1,6 @@
 """The options that choose data and network, as the commands share them, and how the data are loaded before the user's eyes."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,13 @@ class ImageSize(click.ParamType[tuple[int, int]]):
         ):
             self.fail(f"{value!r} is neither N nor HxW, of 1 to {_LARGEST_SIDE} pixels, such as 64 or 48x64.", param, ctx)
         return int(sides[0]), int(sides[-1])
+
+
+def finite(_: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    """Refuses NaN, which click's ranges let through."""
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"{value} is not a finite number.", param=parameter)
+    return value
 
 
 class NetworkHelp(click.Command):
@@ -72,8 +80,8 @@ def picture_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds what `data.Choices` has, but for `channels`: the keywords are `image_size`, `fit`, `flip` and `shift_pixels`."""
     for option in (
         click.option("--shift", "shift_pixels", type=click.IntRange(0, _LARGEST_SIDE), metavar="PIXELS",
-                     help="Move training pictures by up to so much at random. Default: 2 for digits and mnist, else an eighth "
-                          "of the picture."),
+                     help="Move training pictures by up to so much at random. Default: the recipe's, or else 2 for digits, 1 for "
+                          "mnist, an eighth of the picture for others."),
         click.option("--flip/--no-flip", default=None,
                      help="Mirror every other training picture. Default: yes, except for digits and mnist; turn it off for "
                           "pictures of anything that can be read."),

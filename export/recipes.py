@@ -63,6 +63,8 @@ class Recipe:
     weight_decay: float = 0.0
     label_smoothing: float = 0.0
     ema_decay: float = 0.0
+    shift_pixels: int | None = None
+    """How far to move training pictures; None leaves it to the data."""
 
 
 RECIPES = {
@@ -71,7 +73,7 @@ RECIPES = {
     # He and others, arXiv:1512.03385, with the decay and the schedule with which it has since been trained to 95 % on CIFAR-10.
     "resnet18": Recipe(30, 128, "sgd", 0.1, weight_decay=5e-4, label_smoothing=0.1),
     # Keller Jordan's airbench, arXiv:2404.00498, for batches that two CPU cores like.
-    "speed-net": Recipe(12, 256, "sgd", 0.2, weight_decay=5e-4, label_smoothing=0.2, ema_decay=0.995),
+    "speed-net": Recipe(10, 256, "sgd", 0.3, weight_decay=1e-3, label_smoothing=0.2, ema_decay=0.99, shift_pixels=2),
 }
 OTHERS = "article-cnn"
 """The recipe of every network that has none of its own."""
@@ -87,15 +89,29 @@ def settings(network: str, training_items: int, **given: Any) -> Settings:
 
     Below SMALL_ITEMS training pictures a batch is of SMALL_BATCH, so that an epoch still has enough steps. A batch size other than
     the recipe's, for that reason or because it was given, scales the learning rate: by the square root of the ratio for Adam and
-    AdamW (Malladi et al., arXiv:2205.10287), in proportion for SGD (Goyal et al., arXiv:1706.02677).
+    AdamW (Malladi et al., arXiv:2205.10287), in proportion for SGD (Goyal et al., arXiv:1706.02677). For another optimiser than
+    the recipe's the learning rate is that of a recipe that has it.
     """
     base = recipe(network)
-    chosen = {**vars(base), **{name: value for name, value in given.items() if value is not None}}
-    if "batch_size" not in given or given["batch_size"] is None:
-        chosen["batch_size"] = base.batch_size if training_items >= SMALL_ITEMS else min(base.batch_size, SMALL_BATCH)
-    if given.get("learning_rate") is None and chosen["optimizer"] == base.optimizer:
-        ratio = chosen["batch_size"] / base.batch_size
-        chosen["learning_rate"] = float(f"{base.learning_rate * (ratio if base.optimizer == 'sgd' else math.sqrt(ratio)):.3g}")
-    elif given.get("learning_rate") is None:
-        chosen["learning_rate"] = 0.05 if chosen["optimizer"] == "sgd" else 2e-3
+    given = {name: value for name, value in given.items() if value is not None}
+    chosen = {name: value for name, value in vars(base).items() if name != "shift_pixels"} | given
+    if "batch_size" not in given and training_items < SMALL_ITEMS:
+        chosen["batch_size"] = min(base.batch_size, SMALL_BATCH)
+    if "learning_rate" not in given:
+        like = base if chosen["optimizer"] == base.optimizer else RECIPES["resnet18" if chosen["optimizer"] == "sgd" else OTHERS]
+        ratio = chosen["batch_size"] / like.batch_size
+        scale = ratio if chosen["optimizer"] == "sgd" else math.sqrt(ratio)
+        chosen["learning_rate"] = float(f"{like.learning_rate * scale:.3g}")
     return Settings(network, **chosen)
+
+
+def describe() -> str:
+    """The recipes as a table, for `--help`."""
+    row = "  {:<14}{:>7}{:>7}{:>11}{:>15}{:>14}{:>11}{:>9}".format
+    lines = [row("", "epochs", "batch", "optimizer", "learning rate", "weight decay", "smoothing", "average")]
+    for name, each in RECIPES.items():
+        numbers = (each.learning_rate, each.weight_decay, each.label_smoothing, each.ema_decay)
+        lines.append(row(name, each.epochs, each.batch_size, each.optimizer, *(f"{number:g}" for number in numbers)))
+    lines.append(f"  Other networks: as {OTHERS}. Below {SMALL_ITEMS:,} training pictures a batch is of {SMALL_BATCH}.")
+    lines.append("  The learning rate goes with the batch size: with its square root for Adam, in proportion for SGD.")
+    return "\n".join(lines)

@@ -1,6 +1,5 @@
 """The parts of the export stage, on small real work."""
 
-import json
 from pathlib import Path
 from typing import cast
 
@@ -12,30 +11,6 @@ import torch
 from export import data, evaluation, onnx_export, training
 from service import model
 from service.errors import UserError
-
-
-def test_a_seed_gives_the_same_training_and_the_best_epoch_is_kept(tmp_path: Path, digits: data.Dataset) -> None:
-    histories: list[list[training.Epoch]] = []
-    checkpoints = []
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        histories.append([])
-        settings = training.Settings("article-cnn", epochs=2, seed=7)
-        checkpoints.append(training.train(digits, settings, tmp_path / name, on_epoch=histories[-1].append))
-    assert [epoch.training_loss for epoch in histories[0]] == [epoch.training_loss for epoch in histories[1]]
-    best = min(histories[0], key=lambda epoch: epoch.validation_loss)
-    assert checkpoints[0].epoch == best.epoch
-    written = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["validation_loss"] for line in written] == [epoch.validation_loss for epoch in histories[0]]
-    probabilities = [training.predict(checkpoint, digits.test.pixels) for checkpoint in checkpoints]
-    assert np.array_equal(probabilities[0], probabilities[1])
-
-
-def test_a_training_that_diverges_says_so_and_keeps_nothing(tmp_path: Path, digits: data.Dataset) -> None:
-    settings = training.Settings("article-cnn", epochs=3, learning_rate=1e30)
-    with pytest.raises(UserError, match="the training diverged in epoch 1"):
-        training.train(digits, settings, tmp_path)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_exported_file_is_the_network_with_its_contract(run: Path, model_file: Path, digits: data.Dataset) -> None:
