@@ -192,7 +192,7 @@ def _describe(settings: recipes.Settings, group: "Group") -> str:
 
     fields = asdict(settings)
     precision = "bfloat16" if autocasts(settings, group.device) else "float32"
-    where = torch.cuda.get_device_name(group.device) if group.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    where = torch.cuda.get_device_name(group.device) if group.device.type == "cuda" else f"the CPU, threads: {torch.get_num_threads()}"
     processes = f"{group.size} processes, each " if group.size > 1 else ""
     chosen = ", ".join(f"{name.replace('_', '-')} {value:g}" if isinstance(value, float) else f"{name.replace('_', '-')} {value}"
                        for name, value in fields.items() if name not in ("network", "autocast"))  # fmt: skip
