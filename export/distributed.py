@@ -20,7 +20,7 @@ from service.errors import UserError
 
 Result = TypeVar("Result")
 
-_LOST = "another process of this training has ended, so this one ends too; its own message says why"
+_LOST = "another process of this training has ended, so this one ends too; --resume goes on from the last epoch that was finished"
 # How long a process waits for the others while rank 0 loads, or downloads, the data.
 _TIMEOUT = timedelta(hours=1)
 
@@ -87,7 +87,7 @@ def joined() -> Iterator[Group]:
     and an equal share of the cores.
 
     Raises:
-        UserError: the processes cannot meet, or another process has ended.
+        UserError: the processes cannot meet, or, on rank 0, another process has ended.
     """
     size, rank, local_rank = (int(os.environ.get(name, 0)) for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"))
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
@@ -107,9 +107,15 @@ def joined() -> Iterator[Group]:
     try:
         yield Group(rank, size, device)
         dist.barrier()
+    except KeyboardInterrupt:
+        if rank:
+            raise SystemExit(130) from None  # rank 0 has had it too, and speaks
+        raise
     except RuntimeError as error:
         if not _lost(error):
             raise
+        if rank:
+            raise SystemExit(2) from None
         raise UserError(_LOST) from None
     finally:
         dist.destroy_process_group()

@@ -156,10 +156,11 @@ def _train(
                 console.print("interrupted before the first epoch had ended: nothing is kept")
                 _remove_if_empty(output)
             else:
+                program = "convoy" if group.size == 1 else "torchrun ... -m service.cli"
                 again = [argument for argument in sys.argv[1:] if argument != "--resume"]
                 console.print(
                     f"interrupted; {output / training.CHECKPOINT} holds the best epoch so far, ready to export. To go on:\n"
-                    f"  convoy {shlex.join(again)} --resume",
+                    f"  {program} {shlex.join(again)} --resume",
                     soft_wrap=True, markup=False,
                 )  # fmt: skip
             raise
@@ -192,7 +193,9 @@ def _describe(settings: recipes.Settings, group: "Group") -> str:
 
     fields = asdict(settings)
     precision = "bfloat16" if autocasts(settings, group.device) else "float32"
-    where = torch.cuda.get_device_name(group.device) if group.device.type == "cuda" else f"the CPU, threads: {torch.get_num_threads()}"
+    where = (
+        torch.cuda.get_device_name(group.device) if group.device.type == "cuda" else f"the CPU, threads: {torch.get_num_threads()}"
+    )
     processes = f"{group.size} processes, each " if group.size > 1 else ""
     chosen = ", ".join(f"{name.replace('_', '-')} {value:g}" if isinstance(value, float) else f"{name.replace('_', '-')} {value}"
                        for name, value in fields.items() if name not in ("network", "autocast"))  # fmt: skip
