@@ -7,11 +7,13 @@ the validation part.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.contract import InputSpec
+from service.errors import UserError
 from service.preprocessing import encode_png, resize
 
 DATA = ("digits",)
@@ -45,11 +47,11 @@ class Dataset:
     test: Part
 
 
-def load(name: str, seed: int) -> Dataset:
+def load(data: str, seed: int, data_dir: Path | None = None) -> Dataset:  # noqa: ARG001
     """Loads a data set by its name, one of DATA. The same seed gives the same parts."""
-    if name == "digits":
+    if data == "digits":
         return _digits(seed)
-    raise ValueError(f"no data set named {name!r}")
+    raise UserError(f"no data named {data!r}; accepted: {', '.join(DATA)}")
 
 
 def _digits(seed: int) -> Dataset:

@@ -140,10 +140,15 @@ def test_accuracy(checkpoint: Checkpoint, test: Part) -> tuple[int, int]:
 
 def predict(checkpoint: Checkpoint, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Probabilities float32[N,K] for images uint8[N,H,W,C], computed by PyTorch on the CPU."""
-    normalise = _Normalise(torch.tensor(checkpoint.mean), torch.tensor(checkpoint.std), torch.device("cpu"))
-    logits = _logits(checkpoint.network.cpu(), normalise, torch.from_numpy(images).permute(0, 3, 1, 2))
-    probabilities: NDArray[np.float32] = logits.softmax(1).numpy()
+    probabilities: NDArray[np.float32] = torch.from_numpy(logits(checkpoint, images)).softmax(1).numpy()
     return probabilities
+
+
+def logits(checkpoint: Checkpoint, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Logits float32[N,K] for images uint8[N,H,W,C], computed by PyTorch on the CPU."""
+    normalise = _Normalise(torch.tensor(checkpoint.mean), torch.tensor(checkpoint.std), torch.device("cpu"))
+    found: NDArray[np.float32] = _logits(checkpoint.network.cpu(), normalise, torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+    return found
 
 
 def save(checkpoint: Checkpoint, path: Path) -> None:
