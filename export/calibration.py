@@ -60,6 +60,8 @@ def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> f
     the best one is 0 (ever surer), where the logits say less than nothing it is infinite, and where they are all alike any will do.
     """
     scores = logits.astype(np.float64)
+    if (scores.argmax(axis=1) == labels).all():
+        return 1.0
     rows = np.arange(len(labels))
 
     def cross_entropy(log_temperature: float) -> float:  # convex in 1/T, so it has one minimum on this scale too

@@ -55,7 +55,7 @@ class Epoch:
 class Checkpoint:
     """A trained network with all that its export needs. `mean` and `std` are per channel, on the scale 0 to 255."""
 
-    network: nn.Sequential
+    network: nn.Module
     input: InputSpec
     labels: tuple[str, ...]
     data: str
