@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from service.batcher import Batcher, BatchTimes, Work
+from service.batcher import TRUST_SECONDS, Batcher, Work
 from service.errors import ClientGone, DeadlinePassed, ModelFailed, QueueFull
 
 FAST = {1: 1e-4, 64: 1e-4}
@@ -80,9 +80,12 @@ Make = Callable[..., Batcher]
 def make(gate: Gate) -> Iterator[Make]:
     made: list[Batcher] = []
 
-    def build(measured: dict[int, float], max_batch_items: int = 8, max_queue_items: int = 64, **more: object) -> Batcher:
+    def build(
+        measured: dict[int, float], max_batch_items: int = 8, max_queue_items: int = 64, instances: int = 1, **more: object
+    ) -> Batcher:
         batcher = Batcher(
-            gate, name="m", max_batch_items=max_batch_items, max_queue_items=max_queue_items, measured=measured, **more  # type: ignore[arg-type]
+            *[gate] * instances, name="m", max_batch_items=max_batch_items, max_queue_items=max_queue_items,
+            measured=measured, **more,  # type: ignore[arg-type]
         )  # fmt: skip
         batcher.start()
         made.append(batcher)
@@ -105,7 +108,7 @@ def test_a_short_batch_runs_on_the_callers_thread_and_a_long_one_on_the_models(m
     slow.submit(Work(images(3), done))
     slow.pump()
     done.wait_for(2)
-    assert gate.threads == [threading.current_thread().name, "batcher-m"]
+    assert gate.threads == [threading.current_thread().name, "batcher-m-1"]
     assert fast.inline
     assert not slow.inline
 
@@ -124,7 +127,7 @@ def test_a_long_batch_is_cut_to_run_inline_unless_large_batches_gain_much(make: 
     gaining.pump()
     done.wait_for(16)
     assert gate.batches[4:] == [8]
-    assert gate.threads[-1] == "batcher-m"
+    assert gate.threads[-1] == "batcher-m-1"
 
 
 def test_hand_over_never_runs_a_batch_on_the_caller(make: Make, gate: Gate, done: Outcomes) -> None:
@@ -132,7 +135,7 @@ def test_hand_over_never_runs_a_batch_on_the_caller(make: Make, gate: Gate, done
     batcher.submit(Work(images(1), done))
     batcher.hand_over()
     done.wait_for(1)
-    assert gate.threads == ["batcher-m"]
+    assert gate.threads == ["batcher-m-1"]
 
 
 def test_requests_share_a_batch_and_large_ones_are_put_together_again(make: Make, gate: Gate, done: Outcomes) -> None:
@@ -306,18 +309,95 @@ def test_every_work_ends_once_under_submissions_and_cancellations_from_many_thre
             assert work.scores[:, 0].tolist() == work.images.ravel().tolist()
 
 
-def test_batch_times_start_from_what_was_measured_and_learn() -> None:
-    times = BatchTimes({1: 0.001, 2: 0.002, 4: 0.004})
-    assert times.expected(3) == 0.004
-    assert times.expected(100) == 0.004
-    assert [times.largest_within(seconds) for seconds in (0.0005, 0.001, 0.003, 1)] == [0, 1, 2, 4]
-    times.observe(2, 0.010)
-    assert times.expected(2) < 0.0025, "one slow batch says little: something may have been in its way"
-    for _ in range(400):
-        times.observe(2, 0.010)
-    assert times.expected(2) == pytest.approx(0.010, rel=0.01)
-    for _ in range(10):
-        times.observe(2, 0.003)
-    assert times.expected(2) == pytest.approx(0.003, rel=0.01)
-    assert times.expected(1) == 0.001
-    assert BatchTimes({}).expected(1) == math.inf
+def test_instances_run_batches_side_by_side_and_put_one_large_request_together(make: Make, gate: Gate, done: Outcomes) -> None:
+    batcher = make(SLOW, max_batch_items=4, instances=2)
+    gate.held = True
+    large = Work(images(*range(8)), done)
+    batcher.submit(large)
+    assert batcher.pump() == -math.inf
+    assert batcher.pump() == math.inf
+    for _ in range(2):
+        assert gate.entered.acquire(timeout=10), "both halves are in the model at the same time"
+    gate.held = False
+    for _ in range(2):
+        gate.go_on.release()
+    done.wait_for(1)
+    assert large.scores is not None
+    assert large.scores[:, 0].tolist() == list(range(8))
+    assert sorted(gate.threads) == ["batcher-m-1", "batcher-m-2"]
+
+
+def test_with_a_delay_a_batch_waits_for_company_and_no_longer(make: Make, gate: Gate, done: Outcomes) -> None:
+    clock = Clock()
+    batcher = make(FAST, max_batch_items=4, max_delay_seconds=0.5, clock=clock)
+    batcher.submit(Work(images(1), done))
+    assert batcher.pump() == clock.now + 0.5
+    clock.now += 0.3
+    batcher.submit(Work(images(2), done))
+    assert batcher.pump() == pytest.approx(clock.now + 0.2)
+    assert gate.batches == []
+    clock.now += 0.2
+    assert batcher.pump() == math.inf
+    assert gate.batches == [2]
+    for value in range(5):
+        assert batcher.submit(Work(images(value), done)) == (value >= 3), "a full batch does not wait"
+    assert batcher.pump() == clock.now + 0.5, "the one that is left over does"
+    assert gate.batches == [2, 4]
+
+
+def test_what_other_threads_submit_waits_for_company_too(make: Make, gate: Gate, done: Outcomes) -> None:
+    batcher = make(FAST, max_batch_items=4, max_delay_seconds=0.1)
+    for value in (1, 2, 3):
+        batcher.submit(Work(images(value), done))
+        batcher.hand_over()
+    assert gate.batches == []
+    done.wait_for(3)
+    assert gate.batches == [3]
+    assert gate.threads == ["batcher-m-1"]
+
+
+def test_a_deadline_that_cannot_be_met_is_refused_at_once(make: Make, done: Outcomes) -> None:
+    clock = Clock()
+    batcher = make({1: 1.0, 2: 1.1, 4: 1.2}, max_batch_items=4, clock=clock)
+    with pytest.raises(DeadlinePassed, match=r"cannot be met: by the measured times the answer would be 500\.0 ms late"):
+        batcher.submit(Work(images(1), done, deadline=clock.now + 0.5))
+    batcher.submit(Work(images(1, 2, 3, 4), done, deadline=clock.now + 10))  # 1.2 s
+    with pytest.raises(DeadlinePassed):
+        batcher.submit(Work(images(5), done, priority=2, deadline=clock.now + 2))
+    batcher.submit(Work(images(5), done, deadline=clock.now + 2))  # goes ahead: an earlier deadline, the same priority
+    assert batcher.queued_items == 5
+
+
+def test_times_that_are_old_refuse_nobody(make: Make, done: Outcomes) -> None:
+    clock = Clock()
+    batcher = make(SLOW, clock=clock)
+    clock.now += TRUST_SECONDS + 1
+    batcher.submit(Work(images(1), done, deadline=clock.now + 0.5))
+    batcher.pump()
+    done.wait_for(1)
+    assert done.works[0].error is None
+    with pytest.raises(DeadlinePassed):
+        batcher.submit(Work(images(1), done, deadline=clock.now))
+
+
+def test_a_request_that_has_waited_too_long_to_be_in_time_costs_no_inference(make: Make, gate: Gate, done: Outcomes) -> None:
+    clock = Clock()
+    batcher = make(SLOW, clock=clock)
+    hopeless = Work(images(1), done, deadline=clock.now + 1.5)
+    batcher.submit(hopeless)
+    clock.now += 0.6
+    batcher.pump()
+    assert isinstance(hopeless.error, DeadlinePassed)
+    assert gate.batches == []
+
+
+def test_a_batch_is_no_longer_than_the_earliest_deadline_allows(make: Make, gate: Gate, done: Outcomes) -> None:
+    clock = Clock()
+    batcher = make({1: 1.0, 2: 2.0, 4: 4.0, 8: 8.0}, clock=clock)
+    for value in range(6):
+        batcher.submit(Work(images(value), done, deadline=clock.now + 100))
+    batcher.submit(Work(images(9), done, deadline=clock.now + 3))
+    batcher.pump()
+    done.wait_for(7)
+    assert gate.batches[0] == 2
+    assert done.works[0].images.ravel().tolist() == [9]
