@@ -293,7 +293,12 @@ def test_train_export_inspect(tmp_path: Path) -> None:
 
 
 def test_train_refuses_what_cannot_be(tmp_path: Path) -> None:
-    assert "'cats' is not 'digits'" in one_line(convoy("train", "--data", "cats", "--output", tmp_path / "a"))
+    assert "--data 'cats' is not 'digits', 'mnist', 'cifar10', nor a folder of pictures" in one_line(
+        convoy("train", "--data", "cats", "--output", tmp_path / "a")
+    )
+    assert "'0x5' is neither N nor HxW" in one_line(
+        convoy("train", "--data", "digits", "--image-size", "0x5", "--output", tmp_path / "a")
+    )
     assert "the networks are article-cnn" in one_line(
         convoy("train", "--data", "digits", "--network", "lenet", "--output", tmp_path / "b")
     )

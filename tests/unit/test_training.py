@@ -1,0 +1,379 @@
+"""Training, on small real work."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from torch import nn
+
+from export import checkpoint as checkpoints
+from export import cli, curves, data, networks, optimization, recipes, speed_net, training
+from export.augmentation import Augmentation
+from service.contract import InputSpec
+from service.errors import UserError
+
+SETTINGS = training.Settings("article-cnn", epochs=3, batch_size=64, learning_rate=3e-3, seed=7, ema_decay=0.9, patience=2)
+
+
+@pytest.fixture(scope="module")
+def few(digits: data.Dataset) -> data.Dataset:
+    """A third of the digits, for trainings of a second."""
+    part = digits.training
+    return dataclasses.replace(digits, training=dataclasses.replace(part, pixels=part.pixels[:384], labels=part.labels[:384]))
+
+
+def trained(folder: Path, dataset: data.Dataset, settings: training.Settings, **given: Any) -> training.Checkpoint:
+    folder.mkdir(exist_ok=True)
+    return training.train(dataset, settings, folder, **given)
+
+
+def weights(checkpoint: training.Checkpoint) -> torch.Tensor:
+    return torch.cat([tensor.flatten() for tensor in checkpoint.network.state_dict().values()])
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    """Lines of metrics.jsonl without what the clock says."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in ("seconds", "images_per_second")} for line in lines]
+
+
+class Interrupt:
+    """Presses Ctrl-C at the first step reported after `epochs` epochs."""
+
+    def __init__(self, epochs: int) -> None:
+        self._left = epochs
+
+    def on_epoch(self, epoch: training.Epoch) -> None:
+        self._left -= 1
+
+    def on_step(self, step: training.Step) -> None:
+        if self._left <= 0:
+            raise KeyboardInterrupt
+
+
+def interrupted(folder: Path, dataset: data.Dataset, settings: training.Settings, epochs: int) -> None:
+    interrupt = Interrupt(epochs)
+    with pytest.raises(KeyboardInterrupt):
+        trained(folder, dataset, settings, on_step=interrupt.on_step, on_epoch=interrupt.on_epoch)
+
+
+def test_a_seed_gives_the_same_training_and_the_best_epoch_is_kept(tmp_path: Path, few: data.Dataset) -> None:
+    history: list[training.Epoch] = []
+    first = trained(tmp_path / "a", few, SETTINGS, on_epoch=history.append)
+    second = trained(tmp_path / "b", few, SETTINGS)
+    other = trained(tmp_path / "c", few, dataclasses.replace(SETTINGS, seed=8))
+    assert torch.equal(weights(first), weights(second))
+    assert metrics(tmp_path / "a") == metrics(tmp_path / "b")
+    assert not torch.equal(weights(first), weights(other))
+    assert first.epoch == min(history, key=lambda epoch: epoch.validation_loss).epoch
+    assert [line["validation_loss"] for line in metrics(tmp_path / "a")] == [epoch.validation_loss for epoch in history]
+    read = training.load(tmp_path / "a")
+    assert np.array_equal(training.predict(read, few.test.pixels), training.predict(first, few.test.pixels))
+    assert read.settings == SETTINGS
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"checkpoint.pt", "metrics.jsonl", "curves.png"}
+    with Image.open(tmp_path / "a" / "curves.png") as picture:
+        assert picture.size == (1560, 480)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"optimizer": "sgd", "learning_rate": 0.02, "ema_decay": 0.0, "weight_decay": 1e-3},
+        {"optimizer": "adamw", "schedule": "constant", "label_smoothing": 0.1},
+        {"network": "speed-net:width=32", "optimizer": "sgd", "learning_rate": 0.05},  # norms, whose statistics go on too
+    ],
+    ids=["adam", "sgd", "adamw", "speed-net"],
+)
+def test_a_resumed_training_is_the_uninterrupted_one_bit_by_bit(tmp_path: Path, few: data.Dataset, changes: dict[str, Any]) -> None:
+    settings = dataclasses.replace(SETTINGS, **changes)
+    whole = trained(tmp_path / "whole", few, settings)
+    interrupted(tmp_path / "parts", few, settings, epochs=1)
+    assert training.load(tmp_path / "parts").epoch == 1
+    resumed = trained(tmp_path / "parts", few, settings, resume=True)
+    assert torch.equal(weights(resumed), weights(whole))
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+    assert resumed.epoch == whole.epoch
+
+
+def test_resume_refuses_other_settings_or_data_and_a_finished_run(tmp_path: Path, few: data.Dataset, digits: data.Dataset) -> None:
+    run = tmp_path / "run"
+    interrupted(run, few, SETTINGS, epochs=1)
+    with pytest.raises(UserError, match=r"its --learning-rate is 0\.003, and not 0\.004"):
+        trained(run, few, dataclasses.replace(SETTINGS, learning_rate=0.004), resume=True)
+    with pytest.raises(UserError, match="its --epochs is 3, and not 4"):
+        trained(run, few, dataclasses.replace(SETTINGS, epochs=4), resume=True)
+    with pytest.raises(UserError, match="the data are not those"):
+        trained(run, digits, SETTINGS, resume=True)
+    with pytest.raises(UserError, match="the data are not those"):
+        trained(run, dataclasses.replace(few, augmentation=Augmentation(shift_pixels=1)), SETTINGS, resume=True)
+    trained(run, few, SETTINGS, resume=True)
+    with pytest.raises(UserError, match="is finished: there is nothing to resume"):
+        trained(run, few, SETTINGS, resume=True)
+    with pytest.raises(UserError, match=r"has no checkpoint\.pt"):
+        trained(tmp_path / "none", few, SETTINGS, resume=True)
+
+
+def test_a_write_that_breaks_off_leaves_the_older_checkpoint_whole(
+    tmp_path: Path, few: data.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(tmp_path, few, SETTINGS, epochs=1)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    checkpoint = training.load(tmp_path)
+    save = torch.save
+
+    def half(content: object, file: Any) -> None:
+        save(content, file)
+        file.truncate(1000)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(UserError, match="No space left on device"):
+        checkpoints.save(dataclasses.replace(checkpoint, epoch=2), tmp_path)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_ctrl_c_says_how_to_go_on_and_that_works(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = ["train", "--data", "digits", "--epochs", "6", "--output", str(run)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "service.cli", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not (run / "checkpoint.pt").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    said = next(line for line in output.splitlines() if line.startswith("  convoy train "))
+    assert said.endswith("--resume")
+    resumed = CliRunner().invoke(cli.train, said.split()[2:])
+    assert resumed.exit_code == 0, resumed.output
+    assert "epoch 1/6" not in resumed.output
+    assert "epoch 6/6" in resumed.output
+    assert [line["epoch"] for line in metrics(run)] == list(range(1, 7))
+
+
+def test_training_stops_early_and_never_before_it_should(tmp_path: Path, few: data.Dataset) -> None:
+    # At this rate the loss soon jumps about: some epoch is the best for two epochs, long before the hundredth.
+    settings = training.Settings("article-cnn", epochs=100, batch_size=64, learning_rate=0.02, schedule="constant", patience=2)
+    kept = trained(tmp_path, few, settings)
+    losses = [line["validation_loss"] for line in metrics(tmp_path)]
+    assert len(losses) < 100
+    assert kept.epoch == len(losses) - 2
+    assert min(losses) == losses[kept.epoch - 1]
+
+
+def test_a_training_that_diverges_says_so_and_keeps_nothing(tmp_path: Path, few: data.Dataset) -> None:
+    settings = training.Settings("article-cnn", epochs=3, learning_rate=1e30)
+    with pytest.raises(UserError, match="the training diverged in epoch 1"):
+        trained(tmp_path, few, settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_logits_and_probabilities_agree(run: Path, digits: data.Dataset) -> None:
+    checkpoint = training.load(run)
+    logits = training.logits(checkpoint, digits.test.pixels)
+    assert logits.shape == (360, 10)
+    assert logits.dtype == np.float32
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    expected = exponentials / exponentials.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(training.predict(checkpoint, digits.test.pixels), expected, atol=1e-6)
+    correct, items = training.test_accuracy(checkpoint, digits.test)
+    assert (correct, items) == (int((logits.argmax(1) == digits.test.labels).sum()), 360)
+
+
+def test_norms_and_biases_are_not_decayed_and_frozen_weights_not_trained() -> None:
+    network = networks.build("speed-net", InputSpec(height=32, width=32, channels=3), 10)
+    settings = training.Settings("speed-net", 1, optimizer="sgd", weight_decay=0.1)
+    decayed, others = optimization.optimizer(network, settings).param_groups
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
+    convolutions = [layer.weight for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    assert {id(weight) for weight in decayed["params"]} == {id(weight) for weight in convolutions if weight.requires_grad}
+    assert all(parameter.ndim == 1 for parameter in others["params"])
+    assert len(convolutions) == len(decayed["params"]) + 1  # the whitening is not trained
+    assert others["nesterov"]
+
+
+def test_one_cycle_rises_to_the_rate_and_falls_to_nothing() -> None:
+    network = nn.Linear(2, 2)
+    rates = []
+    settings = training.Settings("article-cnn", 1, learning_rate=0.5, optimizer="sgd")
+    optimizer = optimization.optimizer(network, settings)
+    schedule = optimization.schedule(optimizer, settings, 100)
+    for _ in range(100):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert max(rates) == pytest.approx(0.5)
+    assert 20 <= rates.index(max(rates)) <= 40
+    assert rates[-1] < 1e-4
+    constant = optimization.optimizer(network, settings)
+    flat = optimization.schedule(constant, dataclasses.replace(settings, schedule="constant"), 10)
+    for _ in range(10):
+        constant.step()
+        flat.step()
+        assert constant.param_groups[0]["lr"] == 0.5
+
+
+def test_the_moving_average_is_that_of_the_weights() -> None:
+    network = nn.BatchNorm1d(1)
+    average = optimization.MovingAverage(network, 0.9)
+    expected = 1.0
+    for step in range(1, 200):
+        with torch.no_grad():
+            network.weight.fill_(float(step % 7))
+        network.num_batches_tracked.fill_(step)  # type: ignore[union-attr]
+        average.update(step)
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * (step % 7)
+    state = average.network.state_dict()
+    assert state["weight"].item() == pytest.approx(expected, rel=1e-5)
+    assert state["num_batches_tracked"].item() == 199
+
+
+def test_recipes_suit_the_network_and_the_number_of_pictures() -> None:
+    assert recipes.settings("article-cnn", 55_000, epochs=5) == training.Settings("article-cnn", 5, 128, 4e-3, label_smoothing=0.1)
+    small = recipes.settings("article-cnn:kernel=5", 1_257)
+    assert (small.epochs, small.batch_size, small.learning_rate) == (20, 32, 2e-3)
+    assert recipes.settings("article-cnn", 55_000, batch_size=512, epochs=None).learning_rate == pytest.approx(8e-3)
+    assert recipes.settings("resnet18", 50_000, batch_size=64).learning_rate == pytest.approx(0.05)
+    given = recipes.settings("resnet18", 50_000, learning_rate=0.03, batch_size=64, weight_decay=0.0)
+    assert (given.learning_rate, given.batch_size, given.weight_decay, given.optimizer) == (0.03, 64, 0.0, "sgd")
+    assert recipes.settings("resnet18", 50_000, optimizer="adam").learning_rate == pytest.approx(4e-3)
+    assert recipes.settings("article-cnn", 50_000, optimizer="sgd").learning_rate == pytest.approx(0.1)
+    for name in recipes.RECIPES:
+        assert name in networks.NETWORKS
+        assert name in recipes.describe()
+
+
+def test_the_speed_net_whitens_and_learns(tmp_path: Path, few: data.Dataset) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.nn.functional.avg_pool2d(torch.randn(200, 3, 34, 34, generator=generator), 3, stride=1)  # neighbours are alike
+    network = speed_net.SpeedNet(InputSpec(height=32, width=32, channels=3), 10)
+    network.whiten(images)
+    found = network.whitening(images).permute(1, 0, 2, 3).flatten(1)[:12]  # (12, N), the other twelve are their negatives
+    np.testing.assert_allclose((found @ found.T / found.shape[1]).numpy(), np.eye(12), atol=0.05)
+    settings = recipes.settings("speed-net:width=32", len(few.training), epochs=6)
+    checkpoint = trained(tmp_path, few, settings)
+    correct, items = training.test_accuracy(checkpoint, few.test)
+    assert correct / items > 0.8
+    with pytest.raises(UserError, match="at least 9x9; the input is 8x32"):
+        speed_net.SpeedNet(InputSpec(height=8, width=32, channels=3), 10)
+
+
+def test_the_speed_net_survives_export(tmp_path: Path, few: data.Dataset) -> None:
+    from export import onnx_export
+    from service import model
+
+    checkpoint = trained(tmp_path / "run", few, recipes.settings("speed-net:width=32", 384, epochs=1))
+    path, _ = onnx_export.export(checkpoint, few, tmp_path / "models", "fast")
+    served = model.load(path, "cpu", 1)
+    for items in (1, 5):
+        found = served.predict(few.test.pixels[:items])
+        np.testing.assert_allclose(found, training.predict(checkpoint, few.test.pixels[:items]), atol=1e-4)
+
+
+def test_autocast_goes_by_the_processor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, few: data.Dataset) -> None:
+    cpu = torch.device("cpu")
+    for name, able, expected in (("auto", False, False), ("auto", True, True), ("off", True, False), ("bf16", False, True)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: {"amx_bf16": able})
+        assert training.autocasts(training.Settings("article-cnn", 1, autocast=name), cpu) is expected  # type: ignore[arg-type]
+    half = trained(tmp_path / "half", few, dataclasses.replace(SETTINGS, epochs=1, autocast="bf16"))
+    full = trained(tmp_path / "full", few, dataclasses.replace(SETTINGS, epochs=1, autocast="off"))
+    assert weights(half).dtype == torch.float32
+    assert not torch.equal(weights(half), weights(full))
+    assert (weights(half) - weights(full)).abs().max() < 0.1
+
+
+def test_tensorboard_has_the_figures_or_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    write = curves.tensorboard(tmp_path)
+    for number in (1, 2):
+        write(training.Epoch(number, 0.5, 0.8, 0.25 * number, 0.9, 1000.0, 1e-3, 2.0))
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss/validation")] == [(1, 0.25), (2, 0.5)]
+    assert "accuracy/training" in events.Tags()["scalars"]
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard.writer", raising=False)
+    with pytest.raises(UserError, match="needs the package tensorboard"):
+        curves.tensorboard(tmp_path)
+
+
+def torchrun(*arguments: str, **options: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "service.cli", *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, **options,
+    )  # fmt: skip
+
+
+def test_two_processes_agree_with_one(tmp_path: Path) -> None:
+    command = ["train", "--data", "digits", "--epochs", "2", "--shift", "0", "--batch-size", "100", "--output"]
+    alone = CliRunner().invoke(cli.train, [*command[1:], str(tmp_path / "one")])
+    assert alone.exit_code == 0, alone.output
+    process = torchrun(*command, str(tmp_path / "two"))
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert output.count("epoch 1/2") == 1, "rank 0 alone prints"
+    assert "2 processes" in output
+    one, two = training.load(tmp_path / "one"), training.load(tmp_path / "two")
+    assert one.settings == two.settings
+    # The same batches of 100, of which each process saw half: what differs is the order in which floats are added up.
+    np.testing.assert_allclose(weights(two).numpy(), weights(one).numpy(), atol=2e-3)
+    for ours, theirs in zip(metrics(tmp_path / "two"), metrics(tmp_path / "one"), strict=True):
+        assert ours["training_loss"] == pytest.approx(theirs["training_loss"], abs=2e-3)
+        assert ours["validation_loss"] == pytest.approx(theirs["validation_loss"], abs=2e-3)
+        assert ours["learning_rate"] == theirs["learning_rate"], "as many steps"
+
+
+def test_two_processes_refuse_with_one_line_and_end_together_when_one_dies(tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    process = torchrun("train", "--data", "digits", "--output", str(tmp_path / "full"))
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert errors.count("nothing is overwritten") == 1
+
+    run = tmp_path / "run"
+    process = torchrun("train", "--data", "digits", "--epochs", "1000", "--output", str(run))
+    try:
+        deadline = time.monotonic() + 60
+        while not (run / "checkpoint.pt").exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.kill(_rank(process.pid, 1), signal.SIGKILL)
+        process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode != 0
+    assert training.load(run).epoch >= 1
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+
+
+def _rank(parent: int, rank: int) -> int:
+    """The process of that rank, among the children of torchrun."""
+    for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+        if f"\0RANK={rank}\0" in Path(f"/proc/{child}/environ").read_text():
+            return int(child)
+    raise AssertionError(f"no process of rank {rank}")
