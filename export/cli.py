@@ -1,15 +1,24 @@
 """The commands that the export stage adds to the program `convoy`."""
 
+import json
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import click
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from export import options
 from export.train_command import train as train
+from service.errors import LoadError, UserError
+
+if TYPE_CHECKING:
+    from export.data import Part
+
+EVALUATION = "evaluation.json"
 
 console = Console(highlight=False)
 
@@ -20,32 +29,112 @@ console = Console(highlight=False)
 @click.option("--name", help="Name of the model; the data's name if not given.")
 @click.option("--minimum-accuracy", type=click.FloatRange(0, 100), callback=options.finite, default=0.0, metavar="PERCENT",
               help="Refuse to export below this accuracy on the test part.")  # fmt: skip
-def export(run: Path, repository: Path, name: str | None, minimum_accuracy: float) -> None:
+@click.option("--data", metavar="digits|mnist|cifar10|DIR", help="Where the data of the training are now, if they have moved.")
+@options.data_dir_option
+@click.option("--calibration/--no-calibration", default=True, show_default=True,
+              help="Fit a temperature on the validation part, so that the model is as often right as it is sure.")  # fmt: skip
+def export(
+    run: Path, repository: Path, name: str | None, minimum_accuracy: float, data: str | None, data_dir: Path | None,
+    calibration: bool,
+) -> None:  # fmt: skip
     """Export the checkpoint in the folder RUN as the next version of a model: REPOSITORY/NAME/<version>/model.onnx.
 
     The file is compared with PyTorch on the whole test part and measured through the code that serves it; if either disappoints,
-    nothing is written to the repository.
+    nothing is written to the repository. Beside the file come a model card, README.md, and the pictures that it shows.
     """
-    from export import onnx_export, training
+    from export import onnx_export, summary, training
     from export.data import load_again
 
     checkpoint = training.load(run)
-    dataset = options.load(
-        console, partial(load_again, checkpoint.source, checkpoint.settings.seed, checkpoint.input, checkpoint.labels, None, None)
-    )
-    with console.status("exporting") as status:
+    known = (checkpoint.source, checkpoint.settings.seed, checkpoint.input, checkpoint.labels)
+    dataset = options.load(console, partial(load_again, *known, data, data_dir))
+    with _progress() as progress:
+        task = progress.add_task("", total=None)
+
+        def on_step(step: str, done: int, total: int) -> None:
+            progress.update(task, description=step, completed=done, total=total or None)
+
         path, report = onnx_export.export(
-            checkpoint, dataset, repository, name or dataset.name, minimum_accuracy / 100, on_step=status.update
+            checkpoint, dataset, repository, name or dataset.name, minimum_accuracy / 100, calibration, run, on_step
         )
-    low, high = report.accuracy_interval
+    beside = sorted(file.name for file in path.parent.iterdir() if file != path)
     console.print(
-        f"parity with PyTorch on {report.items} test pictures: largest difference {report.max_difference:.1e}, "
-        f"same top label on {report.same_top1:.0%}\n"
-        f"accuracy as served: {report.accuracy:.2%} (95 % interval {low:.1%} to {high:.1%}); "
-        f"PyTorch: {report.reference_accuracy:.2%}\n"
-        f"wrote {path}; next: convoy serve {repository}",
+        f"parity with PyTorch on {report.scores.items} test pictures: largest difference {report.max_difference:.1e}, "
+        f"same top label on {100 * report.same_top1:g}%; PyTorch's accuracy {report.reference_accuracy:.2%}\n"
+        f"{summary.headline(report.scores)}\n"
+        f"wrote {path}, and beside it {', '.join(beside)}; next: convoy serve {repository}",
         soft_wrap=True,
+        markup=False,
     )
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "--data", required=True, metavar="digits|mnist|cifar10|DIR", help="What to measure on; its labels must be the model's."
+)
+@options.data_dir_option
+@click.option("--part", type=click.Choice(["training", "validation", "test"]), default="test", show_default=True,
+              help="Which part of the data, split as for the model's training: test pictures it has never seen.")  # fmt: skip
+@click.option("--provider", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", show_default=True,
+              help="ONNX Runtime execution provider; auto takes CUDA where it works.")  # fmt: skip
+@click.option("--output", type=click.Path(path_type=Path),
+              help="Folder, new or empty, for evaluation.json, the confusion matrix, the reliability diagram and the most "
+                   "confident mistakes as pictures.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+def evaluate(
+    model: Path, data: str, data_dir: Path | None, part: str, provider: Literal["auto", "cuda", "cpu"], output: Path | None,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Measure the file MODEL.onnx through the code that serves it, from the bytes of each picture to its label.
+
+    Shows accuracy with its 95 % confidence interval, precision and recall of every class, how far the confidence can be believed
+    (expected calibration error), and what is taken for what. Needs no PyTorch.
+    """
+    from export import data as datasets
+    from export import evaluation, figures, summary
+    from service.model import check_provider, cpu_budget
+    from service.model import load as load_model
+
+    check_provider(provider)
+    try:
+        served = load_model(model, provider, cpu_budget())
+    except LoadError as error:
+        raise UserError(f"{model}: {error}") from None
+    contract = served.contract
+    spec = contract.input
+    choices = datasets.Choices((spec.height, spec.width), spec.channels, spec.fit)
+    dataset = options.load(Console(stderr=True), partial(datasets.load, data, contract.training.seed, data_dir, choices))
+    evaluation.check_labels(dataset.labels, contract.labels)
+    if output is not None:
+        options.new_folder(output)
+    chosen: Part = getattr(dataset, part)
+    with _progress() as progress:
+        task = progress.add_task(f"{part} part", total=len(chosen))
+        scores = evaluation.measure(
+            served, chosen, dataset.labels, lambda done, total: progress.update(task, completed=done, total=total)
+        )
+    heading = {"model": contract.name, "digest": served.digest, "provider": served.provider, "data": dataset.name, "part": part}
+    content = json.dumps({**heading, **summary.as_json(scores)}, indent=2, ensure_ascii=False)
+    files = []
+    if output is not None:
+        (output / EVALUATION).write_text(content + "\n", encoding="utf-8")
+        files = [EVALUATION, *figures.draw(scores, chosen, contract.input, output)]
+    if as_json:
+        click.echo(content)
+        return
+    console.print(
+        f"{contract.name} (sha256 {served.digest[:12]}, on {served.provider}) on the {part} part of {dataset.name}", soft_wrap=True,
+        markup=False,
+    )  # fmt: skip
+    if dataset.name != contract.training.data:
+        console.print(
+            f"the model was trained on {contract.training.data}: whether these pictures were among them cannot be told",
+            soft_wrap=True, markup=False,
+        )  # fmt: skip
+    summary.show(scores, console)
+    if files:
+        console.print(f"\nwrote {output}: {', '.join(files)}", soft_wrap=True, markup=False)
 
 
 @click.command()
@@ -80,6 +169,8 @@ def inspect(model: Path) -> None:
         console.print("no contract: this file was not written by Convoy")
         return
     training = contract.training
+    calibration = "not measured" if training.calibration_error is None else f"expected error {training.calibration_error:.2%}"
+    calibration += "" if training.temperature == 1.0 else f", with a temperature of {training.temperature:.3f}"
     accuracy = "not measured" if training.accuracy is None else f"{training.accuracy:.2%}"
     if training.accuracy_interval is not None:
         accuracy += " (95 % interval {:.1%} to {:.1%})".format(*training.accuracy_interval)
@@ -91,9 +182,16 @@ def inspect(model: Path) -> None:
         "precision": contract.precision,
         "trained": f"{training.network} on {training.data}, {training.epochs} epochs, seed {training.seed}",
         "accuracy": accuracy,
+        "calibration": calibration,
         "golden": f"{len(contract.golden)} samples",
         "versions": ", ".join(f"{package} {version}" for package, version in training.versions.items()),
         "commit": training.commit or "unknown",
     }
     for key, value in facts.items():
-        console.print(f"{key:<10} {value}", soft_wrap=True, markup=False)
+        console.print(f"{key:<11} {value}", soft_wrap=True, markup=False)
+
+
+def _progress() -> Progress:
+    """A bar on stderr, so that what is printed can be read by a program."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True)

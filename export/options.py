@@ -9,6 +9,8 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from service.errors import UserError
+
 if TYPE_CHECKING:
     from export.data import Dataset
 
@@ -39,6 +41,21 @@ def finite(_: click.Context, parameter: click.Parameter, value: float | None) ->
     if value is not None and not math.isfinite(value):
         raise click.BadParameter(f"{value} is not a finite number.", param=parameter)
     return value
+
+
+def new_folder(folder: Path, hint: str = "") -> None:
+    """Makes the folder of `--output`. Raises UserError if there is something in it, or if it cannot be written."""
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(
+                f"--output {str(folder)!r} exists and is not an empty folder: nothing is overwritten, choose another{hint}"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".convoy-probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"--output {str(folder)!r}: {error.strerror}") from None
 
 
 class NetworkHelp(click.Command):

@@ -121,7 +121,7 @@ def _train(
         dataset = options.load(console, partial(datasets.load, data, given["seed"], data_dir, choices))
         settings = recipes.settings(network, len(dataset.training), **given)
         if group.rank == 0 and not resume:
-            _new_folder(output)
+            options.new_folder(output, " (or --resume, to go on with an interrupted training)")
         return dataset, settings
 
     dataset, settings = group.in_turn(prepare)
@@ -200,21 +200,6 @@ def _describe(settings: recipes.Settings, group: "Group") -> str:
     chosen = ", ".join(f"{name.replace('_', '-')} {value:g}" if isinstance(value, float) else f"{name.replace('_', '-')} {value}"
                        for name, value in fields.items() if name not in ("network", "autocast"))  # fmt: skip
     return f"{settings.network}: {chosen}\n{processes}{precision} on {where}"
-
-
-def _new_folder(folder: Path) -> None:
-    try:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(
-                f"--output {str(folder)!r} exists and is not an empty folder: nothing is overwritten, choose another"
-                " (or --resume, to go on with an interrupted training)"
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".convoy-probe"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"--output {str(folder)!r}: {error.strerror}") from None
 
 
 def _remove_if_empty(folder: Path) -> None:

@@ -44,7 +44,11 @@ class InputSpec(_Part):
 
 
 class Training(_Part):
-    """Where the weights came from. `accuracy` is a fraction of the test part, measured through the file as it is served."""
+    """Where the weights came from, and how good they are.
+
+    `accuracy` is a fraction of the test part and `calibration_error` its expected calibration error, both measured through the
+    file as it is served. `temperature` is what the network's logits were divided by, inside the graph; 1 if nothing was fitted.
+    """
 
     data: str
     network: str
@@ -52,6 +56,8 @@ class Training(_Part):
     seed: int
     accuracy: float | None = Field(default=None, ge=0, le=1)
     accuracy_interval: tuple[float, float] | None = None
+    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    calibration_error: float | None = Field(default=None, ge=0, le=1)
     versions: dict[str, str] = {}
     commit: str | None = None
 
