@@ -17,7 +17,7 @@ comes; one that has waited until it cannot be met any more is dropped before it 
 than its earliest deadline allows. So under overload what is answered is answered in time.
 
 What is promised to whoever submits: `done(work)` is called exactly once for each work that `submit` took in, from any thread,
-with either `work.scores` or `work.error` set. Cancelling or failing one work touches no other work of its batch: a batch on which
+with either `work.outputs` or `work.error` set. Cancelling or failing one work touches no other work of its batch: a batch on which
 the model raises is run again request by request, so that the poisonous one fails alone.
 
 One lock guards the queue and the works' progress. Nothing is computed and no callback is made while it is held.
@@ -27,9 +27,10 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,8 +41,8 @@ from service.errors import ClientGone, DeadlinePassed, ModelFailed, QueueFull, R
 
 log = logging.getLogger(__name__)
 
-Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-"""uint8[N,H,W,C] to float32[N,K]; called by one thread at a time."""
+Predict = Callable[[NDArray[Any]], Sequence[NDArray[Any]]]
+"""One array [n,...] of n items to one array [n,...] an output; called by one thread at a time."""
 
 INLINE_SECONDS = 0.001
 SPLIT_COST = 1.25
@@ -54,20 +55,20 @@ TRUST_SECONDS = 10.0
 class Work(Entry):
     """The items of one request on their way through a model. Times are `time.monotonic` seconds, 0 until they happen."""
 
-    __slots__ = ("done", "ended", "error", "finished", "images", "remaining", "scores", "started", "submitted")
+    __slots__ = ("done", "ended", "error", "finished", "images", "outputs", "remaining", "started", "submitted")
 
     def __init__(
         self,
-        images: NDArray[np.uint8],
+        images: NDArray[Any],
         done: "Callable[[Work], None]",
         priority: int = 1,
         deadline: float = math.inf,
     ) -> None:
-        """`images` is uint8[n,H,W,C]; `scores` becomes float32[n,K]."""
+        """`images` is [n,...], one row an item; `outputs` becomes one array [n,...] for each of the model's."""
         super().__init__(len(images), priority, deadline)
         self.images = images
         self.done = done
-        self.scores: NDArray[np.float32] | None = None
+        self.outputs: Sequence[NDArray[Any]] | None = None
         self.error: RequestError | None = None
         self.remaining = len(images)
         self.ended = False
@@ -308,36 +309,38 @@ class Batcher:
             return
         start = self._clock()
         try:
-            scores = self._scores(predict, parts)
+            outputs = self._outputs(predict, parts)
         except Exception:
             log.exception("model %s failed on a batch of %d requests", self._name, len(parts))
-            scores = None
-        if scores is None:
+            outputs = None
+        if outputs is None:
             self._isolate(predict, parts)
             return
         end = self._clock()
-        self._times.observe(len(scores), end - start)
+        items = len(outputs[0])
+        self._times.observe(items, end - start)
         self._measured_at = end
-        self._on_batch(len(scores))
+        self._on_batch(items)
         offset = 0
         for part in parts:
             work, first, last = part
-            answers = scores[offset : offset + last - first]
+            answers = outputs if len(parts) == 1 else [output[offset : offset + last - first] for output in outputs]
             offset += last - first
             if last - first == work.items:
-                work.scores = answers
+                work.outputs = answers
                 work.finished = end
             elif not self._put_together(part, answers, end):
                 continue
             self._end(work, None)
 
-    def _put_together(self, part: Part[Work], answers: NDArray[np.float32], end: float) -> bool:
+    def _put_together(self, part: Part[Work], answers: Sequence[NDArray[Any]], end: float) -> bool:
         """Takes in the answers to a part of a work; whether they are its last. Other instances may be at other parts of it."""
         work, first, last = part
         with self._lock:
-            if work.scores is None:
-                work.scores = np.empty((work.items, answers.shape[1]), np.float32)
-            work.scores[first:last] = answers
+            if work.outputs is None:
+                work.outputs = [np.empty((work.items, *answer.shape[1:]), answer.dtype) for answer in answers]
+            for output, answer in zip(work.outputs, answers, strict=True):
+                output[first:last] = answer
             work.remaining -= last - first
             work.finished = max(work.finished, end)
             return work.remaining == 0
@@ -353,16 +356,17 @@ class Batcher:
             self._queue.cancel(work)
         self._end(work, ModelFailed(f"model {self._name!r} failed on this request"))
 
-    def _scores(self, predict: Predict, parts: list[Part[Work]]) -> NDArray[np.float32]:
-        """The model's answers, float32[items,K]."""
+    def _outputs(self, predict: Predict, parts: list[Part[Work]]) -> Sequence[NDArray[Any]]:
+        """The model's answers, one array [items,...] an output."""
         if len(parts) == 1:
             images = parts[0].entry.images[parts[0].start : parts[0].stop]
         else:
             images = np.concatenate([part.entry.images[part.start : part.stop] for part in parts])
-        scores = predict(images)
-        if scores.ndim != 2 or len(scores) != len(images):
-            raise ValueError(f"the model gave {scores.shape} for {len(images)} items")
-        return scores
+        outputs = predict(images)
+        for output in outputs:
+            if len(output) != len(images):
+                raise ValueError(f"the model gave {output.shape} for {len(images)} items")
+        return outputs
 
     def _end(self, work: Work, error: RequestError | None) -> None:
         with self._lock:

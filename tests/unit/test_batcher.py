@@ -34,7 +34,7 @@ class Gate:
         self.threads: list[str] = []
         self.batches: list[int] = []
 
-    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def __call__(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
         self.threads.append(threading.current_thread().name)
         self.batches.append(len(images))
         if self.held:
@@ -43,7 +43,7 @@ class Gate:
         if (images == 255).any():
             raise RuntimeError("poison in /secret/path")
         total = images.reshape(len(images), -1).sum(axis=1).astype(np.float32)
-        return np.stack([total, -total], axis=1)
+        return [np.stack([total, -total], axis=1)]
 
 
 class Outcomes:
@@ -148,9 +148,9 @@ def test_requests_share_a_batch_and_large_ones_are_put_together_again(make: Make
     assert gate.batches == [4, 4, 4, 1]
     by_size = {work.items: work for work in done.works}
     for pixels in sent:
-        scores = by_size[len(pixels)].scores
-        assert scores is not None
-        assert scores[:, 0].tolist() == pixels.ravel().tolist()
+        outputs = by_size[len(pixels)].outputs
+        assert outputs is not None
+        assert outputs[0][:, 0].tolist() == pixels.ravel().tolist()
 
 
 def test_one_of_four_cancelled_while_the_model_runs_leaves_three_answered(make: Make, gate: Gate, done: Outcomes) -> None:
@@ -169,8 +169,8 @@ def test_one_of_four_cancelled_while_the_model_runs_leaves_three_answered(make: 
     assert len(done.works) == 4
     for work, value in ((works[0], 1), (works[2], 3), (works[3], 4)):
         assert work.error is None
-        assert work.scores is not None
-        assert work.scores[0, 0] == value
+        assert work.outputs is not None
+        assert work.outputs[0][0, 0] == value
 
 
 def test_a_cancelled_request_that_still_waits_costs_no_inference(make: Make, gate: Gate, done: Outcomes) -> None:
@@ -212,7 +212,7 @@ def test_a_request_that_expires_in_the_queue_costs_no_inference(make: Make, gate
     clock.now += 1
     batcher.pump()
     assert isinstance(late.error, DeadlinePassed)
-    assert alive.scores is not None
+    assert alive.outputs is not None
     assert gate.batches == [1]
 
 
@@ -243,18 +243,18 @@ def test_a_poisonous_request_fails_alone_and_without_the_models_words(make: Make
         pass
     assert [type(work.error) for work in works] == [type(None), ModelFailed, type(None), type(None), type(None)]
     assert "secret" not in str(works[1].error)
-    assert [work.scores[0, 0] for work in works if work.scores is not None] == [1, 2, 3, 4]
+    assert [work.outputs[0][0, 0] for work in works if work.outputs is not None] == [1, 2, 3, 4]
     assert gate.batches == [4, 1, 1, 1, 1, 1]
 
 
 def test_a_model_that_gives_too_few_answers_fails_the_request_and_goes_on(done: Outcomes) -> None:
-    batcher = Batcher(lambda images: np.zeros((1, 2), np.float32), name="m", max_batch_items=8, max_queue_items=8, measured=FAST)
+    batcher = Batcher(lambda images: [np.zeros((1, 2), np.float32)], name="m", max_batch_items=8, max_queue_items=8, measured=FAST)
     wrong, right = Work(images(1, 2), done), Work(images(3), done)
     for work in (wrong, right):
         batcher.submit(work)
         batcher.pump()
     assert isinstance(wrong.error, ModelFailed)
-    assert right.scores is not None
+    assert right.outputs is not None
 
 
 def test_room_reserved_counts_against_the_bound(make: Make, done: Outcomes) -> None:
@@ -266,7 +266,7 @@ def test_room_reserved_counts_against_the_bound(make: Make, done: Outcomes) -> N
         batcher.reserve(2)
     batcher.submit(Work(images(1, 2, 3), done), reserved=True)
     batcher.pump()
-    assert done.works[0].scores is not None
+    assert done.works[0].outputs is not None
     batcher.reserve(4)
     batcher.release(4)
     batcher.reserve(4)
@@ -280,7 +280,7 @@ def test_an_answer_that_cannot_be_delivered_harms_nobody_else(make: Make, done: 
     batcher.submit(Work(images(1), broken))
     batcher.submit(Work(images(2), done))
     batcher.pump()
-    assert done.works[0].scores is not None
+    assert done.works[0].outputs is not None
 
 
 def test_every_work_ends_once_under_submissions_and_cancellations_from_many_threads(make: Make, done: Outcomes) -> None:
@@ -305,8 +305,8 @@ def test_every_work_ends_once_under_submissions_and_cancellations_from_many_thre
     assert len(done.works) == len(set(done.works)) == 400
     for work in done.works:
         if work.error is None:
-            assert work.scores is not None
-            assert work.scores[:, 0].tolist() == work.images.ravel().tolist()
+            assert work.outputs is not None
+            assert work.outputs[0][:, 0].tolist() == work.images.ravel().tolist()
 
 
 def test_instances_run_batches_side_by_side_and_put_one_large_request_together(make: Make, gate: Gate, done: Outcomes) -> None:
@@ -322,8 +322,8 @@ def test_instances_run_batches_side_by_side_and_put_one_large_request_together(m
     for _ in range(2):
         gate.go_on.release()
     done.wait_for(1)
-    assert large.scores is not None
-    assert large.scores[:, 0].tolist() == list(range(8))
+    assert large.outputs is not None
+    assert large.outputs[0][:, 0].tolist() == list(range(8))
     assert sorted(gate.threads) == ["batcher-m-1", "batcher-m-2"]
 
 
