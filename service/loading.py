@@ -7,7 +7,7 @@ from typing import NamedTuple
 from service.batcher import INLINE_SECONDS, Batcher
 from service.config import Policy, Provider
 from service.errors import InvalidModel
-from service.model import Model, cpu_budget, load
+from service.model import Model, load
 
 
 class Loaded(NamedTuple):
@@ -17,7 +17,7 @@ class Loaded(NamedTuple):
     measured: dict[int, float]
 
 
-def load_model(path: Path, labels: tuple[str, ...] | None, policy: Policy, provider: Provider) -> Loaded:
+def load_model(path: Path, labels: tuple[str, ...] | None, policy: Policy, provider: Provider, cpus: int) -> Loaded:
     """Loads a model with as many threads as it can use, and measures it.
 
     A model that answers one item within the time of an inline batch is served with one thread: waking a second one costs it
@@ -28,14 +28,15 @@ def load_model(path: Path, labels: tuple[str, ...] | None, policy: Policy, provi
         labels: names of the classes of a foreign model, if they are given.
         policy: how the model is served.
         provider: where it computes unless the policy says so.
+        cpus: how many threads it can use.
 
     Raises:
         LoadError: it cannot be served.
     """
     provider = policy.provider or provider
     model = load(path, provider, 1, labels)
-    if model.provider == "cpu" and cpu_budget() > 1 and model.measure(1)[1] > INLINE_SECONDS:
-        model = load(path, provider, cpu_budget(), labels)
+    if model.provider == "cpu" and cpus > 1 and model.measure(1)[1] > INLINE_SECONDS:
+        model = load(path, provider, cpus, labels)
     return Loaded(model, model.measure(policy.max_batch_size))
 
 

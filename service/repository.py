@@ -23,7 +23,7 @@ from service.config import Policy, Provider, read_policy
 from service.errors import LoadError, NotServed, Unavailable, UserError
 from service.loading import load_model, read_labels, start_batcher
 from service.metrics import Metrics, ModelMetrics
-from service.model import Model
+from service.model import Model, cpu_budget
 from service.repository_layout import MODEL_FILE, POLICY_FILE, labels_path, model_names, model_path, policy_path, version_numbers
 
 log = logging.getLogger(__name__)
@@ -70,12 +70,23 @@ class _Failure(NamedTuple):
 class Repository:
     """The models of one folder. Construct, `start`, and in the end `stop`."""
 
-    def __init__(self, folder: Path, provider: Provider, metrics: Metrics, on_change: Callable[[], None] = lambda: None) -> None:
-        """`on_change` is called after the set of served models has changed, by the thread that changed it."""
+    def __init__(
+        self,
+        folder: Path,
+        provider: Provider,
+        metrics: Metrics,
+        on_change: Callable[[], None] = lambda: None,
+        cpus: int | None = None,
+    ) -> None:
+        """`on_change` is called after the set of served models has changed, by the thread that changed it.
+
+        A model computes with at most `cpus` threads; as many as there are CPUs for this process if not given.
+        """
         self._folder = folder
         self._provider = provider
         self._metrics = metrics
         self._on_change = on_change
+        self._cpus = cpus or cpu_budget()
         # What readers need no lock for is replaced, never changed.
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
@@ -321,7 +332,7 @@ class Repository:
         start = time.monotonic()
         try:
             labels = read_labels(labels_path(self._folder, name))
-            loaded = load_model(model_path(self._folder, name, version), labels, policy, self._provider)
+            loaded = load_model(model_path(self._folder, name, version), labels, policy, self._provider, self._cpus)
             model = loaded.model
             metrics = self._metrics.model_loaded(name, str(version), model.labels, not model.foreign)
             batcher = start_batcher(name, loaded, policy, metrics.batch)
