@@ -60,7 +60,7 @@ class Channel:
         message = pickle.dumps((number, question, arguments))
         with self._lock:
             if self._waiting is None:
-                future.set_exception(ChannelClosed("the other process has ended"))
+                future.set_exception(ChannelClosed("the process that was asked has ended"))
                 return future
             self._waiting[number] = future
         self._send(message)
@@ -110,7 +110,7 @@ class Channel:
         if waiting is None:
             return
         for future in waiting.values():
-            future.set_exception(ChannelClosed("the other process has ended"))
+            future.set_exception(ChannelClosed("the process that was asked has ended"))
         self._on_closed()
 
 

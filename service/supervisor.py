@@ -131,11 +131,12 @@ class Supervisor(Collector):
         """Why requests cannot be answered now; empty if they can."""
         if self._stopping.is_set():
             return "draining"
-        ready = self._ready_workers()
-        if len(ready) == self._config.workers or (ready and self._was_ready):
+        workers = self._workers
+        reasons = {number: _why_not_ready(workers.get(number)) for number in range(1, self._config.workers + 1)}
+        missing = [f"worker {number}: {reason}" for number, reason in reasons.items() if reason]
+        if self._was_ready and len(missing) < len(reasons):
             return ""
-        reports = [f"worker {worker.number}: {_why_not_ready(worker)}" for worker in self._workers.values() if worker not in ready]
-        return "; ".join(reports) or "no worker is there"
+        return "; ".join(missing)
 
     def collect(self) -> Iterable[Metric]:
         """The metrics of all workers, of those that were, and of the supervisor, as those of one server."""
@@ -187,12 +188,11 @@ class Supervisor(Collector):
             pass  # it has ended by itself
         except TimeoutError:
             limit = HUNG_SECONDS if worker.opened else self._config.worker_start_seconds
-            reason = ConvoyError(f"did not {'answer' if worker.opened else 'load its models'} within {limit:g} s")
-        except (ConvoyError, ImportError) as error:
+            reason = ConvoyError(f"it did not {'answer' if worker.opened else 'load its models'} within {limit:g} s")
+        except Exception as error:  # noqa: BLE001 - whatever it is, there must be a worker
             reason = error
         ending = worker.end()
-        if reason is not None:
-            ending = f"(pid {worker.pid}) is ended: {reason}"
+        ending = f"(pid {worker.pid}) {ending if reason is None else f'is ended: {reason}'}"
         with self._lock:
             self._workers = {other: kept for other, kept in self._workers.items() if other != number}
             self._departed = merge([self._departed, counts(worker.report.metrics)])
@@ -265,8 +265,8 @@ class Supervisor(Collector):
         return response(environ, start_response)
 
 
-def _why_not_ready(worker: WorkerProcess) -> str:
-    return worker.report.why_not_ready if worker.opened else "loading"
+def _why_not_ready(worker: WorkerProcess | None) -> str:
+    return worker.report.why_not_ready if worker is not None and worker.opened else "loading"
 
 
 def _hold_port(config: ServerConfig) -> socket.socket:

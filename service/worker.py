@@ -5,7 +5,7 @@
     report    says whether it is ready, and gives all metrics.
     act       does here what somebody asked of some worker (`control.py`).
     http      answers one HTTP request that came in on the supervisor's port.
-    drain     begins the end, as SIGTERM does: what is in hand is finished, the process leaves.
+    drain     begins the end, as SIGTERM and SIGINT do: what is in hand is finished, the process leaves.
 
 Of its own accord it sends a report when it may have become ready or has ended its work, and passes on what is to be done by all.
 """
@@ -53,8 +53,9 @@ class Worker:
         self._asked_to_stop = threading.Event()
 
     def run(self) -> None:
-        """Serves until the supervisor or SIGTERM ends it."""
-        signal.signal(signal.SIGTERM, lambda *_: self._asked_to_stop.set())
+        """Serves until the supervisor or a signal ends it."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._asked_to_stop.set())
         self._channel.start()
         self._asked_to_stop.wait()
         with self._opening:
