@@ -80,8 +80,8 @@ def _setting(flag: str, **options: Any) -> Callable[[Any], Any]:
 @_setting("--grpc-port", type=click.IntRange(0, 65535), default=8001, help="Port for gRPC; 0 takes a free one.")
 @_setting("--http-port", type=click.IntRange(0, 65535), default=8002,
           help="Port for /metrics, /livez and /readyz; 0 takes a free one.")  # fmt: skip
-@_setting("--provider", type=click.Choice(["auto", "cuda", "cpu"]), default="auto",
-          help="ONNX Runtime execution provider; auto takes CUDA where it works.")  # fmt: skip
+@_setting("--provider", type=click.Choice(["auto", "cuda", "cpu", "tensorrt", "openvino"]), default="auto",
+          help="ONNX Runtime execution provider; auto takes CUDA where it works, else the CPU.")  # fmt: skip
 @_setting("--workers", type=click.IntRange(1, 256), default=1,
           help="Processes that share the gRPC port; each has all models and is given its part of the connections.")  # fmt: skip
 @_setting("--worker-start-seconds", type=FiniteFloat(0, 1e6, min_open=True), default=600.0,

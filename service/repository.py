@@ -333,7 +333,7 @@ class Repository:
         try:
             labels = read_labels(labels_path(self._folder, name))
             loaded = load_model(model_path(self._folder, name, version), labels, policy, self._provider, self._cpus)
-            model = loaded.model
+            model = loaded.instances[0]
             metrics = self._metrics.model_loaded(name, str(version), model.labels, not model.foreign)
             batcher = start_batcher(name, loaded, policy, metrics.batch)
         except LoadError as error:
@@ -347,8 +347,9 @@ class Repository:
         self._metrics.load_ended(name, "ready", seconds)
         self._failed.pop((name, version), None)
         log.info(
-            "model %s version %d is ready: %s, %s, %d ORT threads, batches of up to %d items, loaded in %.2f s",
-            name, version, model.provider, model.precision, model.threads, batcher.max_batch_items, seconds,
+            "model %s version %d is ready: %s, %s, %d x %d ORT threads, batches of up to %d items, loaded in %.2f s, ms a batch %s",
+            name, version, model.provider, model.precision, policy.instances, model.threads, batcher.max_batch_items, seconds,
+            ", ".join(f"{items}: {1000 * taken:.3g}" for items, taken in loaded.measured.items()),
         )  # fmt: skip
         return ServedModel(name, version, model, policy, batcher, metrics, fingerprint)
 
@@ -382,7 +383,7 @@ class Repository:
             model = served.model
             self._metrics.model_serving(name, str(served.version), model.provider, model.precision, model.digest)
         if new:
-            threads = sum(served.model.threads for served in new)
+            threads = sum(served.policy.instances * served.model.threads for served in new)
             self._metrics.watch_model(name, lambda: self._queued(name), lambda: self._inflight(name), threads)
         gone = [served for served in old if served not in new]
         with self._lock:
