@@ -286,8 +286,8 @@ def test_no_worker_outlives_the_supervisor(tmp_path: Path, spawn: Spawn, slow_fi
     assert len(workers) == 2
 
     def ask() -> None:
-        with Client(f"127.0.0.1:{server.grpc_port}") as client, pytest.raises(CallFailed, match="UNAVAILABLE"):
-            client.classify([bytes_of_dark_png()] * 500, "slow")
+        with Client(f"127.0.0.1:{server.grpc_port}", timeout_seconds=600) as client, pytest.raises(CallFailed, match="UNAVAILABLE"):
+            client.classify([bytes_of_dark_png()] * 200, "slow")
 
     (tmp_path / "models" / "slow" / "serving.toml").write_text("max_batch_size = 1\n")
     eventually(lambda: scrape(server.http_port)["convoy_model_loads_total", "slow", "ready"] == 4)
