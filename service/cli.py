@@ -90,8 +90,11 @@ def _setting(flag: str, **options: Any) -> Callable[[Any], Any]:
           help="File to write when ready: JSON with the ports and the pid. Removed at the end.")  # fmt: skip
 @_setting("--max-message-bytes", type=click.IntRange(1024, 2**31 - 1), default=64 * 1024 * 1024,
           help="Largest gRPC message, in and out.")  # fmt: skip
+@_setting("--lame-duck-seconds", type=FiniteFloat(0, 3600), default=1.0,
+          help="After SIGTERM, how long health says NOT_SERVING while requests are still taken, so that clients and balancers "
+               "can turn to other servers first. Not after Ctrl-C.")  # fmt: skip
 @_setting("--drain-seconds", type=FiniteFloat(0, 3600), default=30.0,
-          help="How long requests in hand may take to finish after SIGTERM.")  # fmt: skip
+          help="How long requests in hand may take to finish after that.")  # fmt: skip
 @_setting("--transport", type=click.Choice(["auto", "fast", "public"]), default="auto",
           help="How gRPC is served: fast is one thread on gRPC's completion queue, public is grpcio's own asyncio server; "
                "auto takes fast where it works.")  # fmt: skip

@@ -33,6 +33,7 @@ class ServerConfig(_Settings):
     worker_start_seconds: float = Field(default=600.0, gt=0, le=1e6)
     ready_file: Path | None = None
     max_message_bytes: int = Field(default=64 * 1024 * 1024, ge=1024, le=2**31 - 1)
+    lame_duck_seconds: float = Field(default=1.0, ge=0, le=3600)
     drain_seconds: float = Field(default=30.0, ge=0, le=3600)
     transport: Literal["auto", "fast", "public"] = "auto"
     compression: Literal["none", "deflate", "gzip"] = "none"

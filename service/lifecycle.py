@@ -38,14 +38,25 @@ def check_settings(config: ServerConfig) -> None:
         raise UserError(f"--host {config.host!r} is no address or name of a machine") from None
 
 
-def stop_on_signals() -> threading.Event:
-    """An event that SIGTERM and SIGINT set from now on. A second of them ends the process at once, with code 1."""
-    asked_to_stop = threading.Event()
+class AskedToStop(threading.Event):
+    """Is set when the process is to stop; for `lame_duck_seconds` it then still takes requests."""
+
+    lame_duck_seconds = 0.0
+
+
+def stop_on_signals(lame_duck_seconds: float) -> AskedToStop:
+    """What SIGTERM and SIGINT set from now on. A second of them ends the process at once, with code 1.
+
+    SIGTERM comes from whoever else runs clients or balancers, and is given the lame-duck time; SIGINT from a person who waits.
+    """
+    asked_to_stop = AskedToStop()
 
     def on_signal(number: int, _: FrameType | None) -> None:
         if asked_to_stop.is_set():
             log.warning("%s again: leaving at once", signal.Signals(number).name)
             os._exit(1)
+        if number == signal.SIGTERM:
+            asked_to_stop.lame_duck_seconds = lame_duck_seconds
         asked_to_stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):

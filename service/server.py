@@ -1,8 +1,9 @@
 """One server process, from start to end: construct, `start`, `wait`, `stop`.
 
 Start: the ports are bound first, so that a port in use is known at once and probes see a server that is loading; then
-models are loaded; then the ready file is written. Stop: health says NOT_SERVING first, new requests are refused with UNAVAILABLE,
-those in hand are finished, and only then are the ports closed, so that probes can read how things stand.
+models are loaded; then the ready file is written. Stop: health says NOT_SERVING first, and for a lame-duck time nothing else
+changes, so that whoever watches it sends new requests elsewhere; then new requests are refused with UNAVAILABLE, those in hand
+are finished, and only then are the ports closed, so that probes can read how things stand.
 
 One worker of several goes through the same steps in another order (`worker.py`): its models are loaded before it binds the port
 that it shares, because the kernel gives it connections from then on; and its supervisor has the HTTP port and the ready file.
@@ -11,6 +12,7 @@ that it shares, because the kernel gives it connections from then on; and its su
 import gc
 import logging
 import ssl
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -128,19 +130,25 @@ class Server:
         gc.freeze()
         gc.set_threshold(20_000, 20, 50)
 
-    def stop(self) -> None:
+    def stop(self, lame_duck_seconds: float = 0.0) -> None:
         """Drains and closes everything. A second call does nothing."""
         if self._draining:
             return
-        self.drain()
+        self.drain(lame_duck_seconds)
         self.close()
 
-    def drain(self) -> None:
-        """Finishes what is in hand, at most for the configured time, and closes the gRPC port."""
+    def drain(self, lame_duck_seconds: float) -> None:
+        """Finishes what is in hand, at most for the configured time, and closes the gRPC port.
+
+        Before that, for `lame_duck_seconds`, requests are still taken while health already says that they should go elsewhere.
+        """
         self._draining = True
-        log.info("draining: new requests are refused, those in hand are finished")
         self._health.changed()
         self._on_change()
+        if lame_duck_seconds:
+            log.info("leaving: health says NOT_SERVING, requests are taken for %g s more", lame_duck_seconds)
+            time.sleep(lame_duck_seconds)
+        log.info("draining: new requests are refused, those in hand are finished")
         if not self._classifier.drain(self._config.drain_seconds):
             log.warning("some requests were not finished within %g s and are cancelled", self._config.drain_seconds)
         self._health.end_watches()
@@ -166,7 +174,7 @@ class Server:
             return "draining"
         return "" if self._repository.ready else "no model is ready"
 
-    def act(self, method: str, *arguments: str) -> None:
+    def act(self, method: str, *arguments: str | int) -> None:
         """Calls a method of Control on this server itself, and raises what it raises."""
         getattr(self._repository, method)(*arguments)
 
@@ -183,13 +191,13 @@ class Server:
 
 def serve(config: ServerConfig) -> None:
     """Serves until SIGTERM or SIGINT, then drains. A second signal ends the process at once, with code 1."""
-    asked_to_stop = stop_on_signals()
+    asked_to_stop = stop_on_signals(config.lame_duck_seconds)
     server = Server(config)
     server.start()
     try:
         asked_to_stop.wait()
     finally:
-        server.stop()
+        server.stop(asked_to_stop.lame_duck_seconds)
 
 
 def _transport(config: ServerConfig) -> type[CompletionQueueServer] | type[PublicServer]:

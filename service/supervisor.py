@@ -26,11 +26,11 @@ from werkzeug.wrappers import Response
 
 from service.channel import AnswerFailed, ChannelClosed
 from service.config import ServerConfig
-from service.control import Call, remember
 from service.errors import ConvoyError, Unavailable, UserError
 from service.http import HttpServer
 from service.lifecycle import ReadyFile, check_settings, stop_on_signals
 from service.merged_metrics import counts, merge, without_forgotten
+from service.standing_calls import Call, remember
 from service.worker_process import WorkerProcess
 
 if TYPE_CHECKING:
@@ -99,16 +99,14 @@ class Supervisor(Collector):
         for keeper in self._keepers:
             keeper.start()
 
-    def stop(self) -> None:
-        """Drains all workers and waits until they have left, at most for the configured time."""
+    def stop(self, lame_duck_seconds: float = 0.0) -> None:
+        """Drains all workers and waits until they have left, at most for the configured time. See `Server.drain`."""
         with self._lock:
             self._stopping.set()
             workers = self._workers.values()
-        if self.failure is None:
-            log.info("draining: new requests are refused, those in hand are finished")
         for worker in workers:
-            worker.ask("drain")
-        deadline = time.monotonic() + self._config.drain_seconds + STOP_SECONDS
+            worker.ask("drain", lame_duck_seconds)
+        deadline = time.monotonic() + lame_duck_seconds + self._config.drain_seconds + STOP_SECONDS
         for worker in workers:
             if not worker.ended.wait(max(0.0, deadline - time.monotonic())):
                 log.warning("worker %d (pid %d) has not left in time and is ended", worker.number, worker.pid)
@@ -232,7 +230,7 @@ class Supervisor(Collector):
             self._config.url_host, self.grpc_port, self._config.workers, self._config.url_host, self._http.port,
         )  # fmt: skip
 
-    def _broadcast(self, method: str, *arguments: str) -> None:
+    def _broadcast(self, method: str, *arguments: str | int) -> None:
         """Has all workers do it; raises the first error if any of them fails, after all have tried."""
         with self._asking_all:
             asked = [worker.ask("act", method, *arguments) for worker in self._workers.values() if worker.opened]
@@ -251,12 +249,12 @@ class Supervisor(Collector):
 
     def _pass_on(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         """Has one of the workers answer an HTTP request, the next one each time."""
-        ready = self._ready_workers()
+        workers = self._ready_workers() or [worker for worker in self._workers.values() if worker.opened]
         try:
-            if not ready:
+            if not workers:
                 raise Unavailable(self.why_not_ready())
             request = {key: value for key, value in environ.items() if isinstance(value, str)}
-            worker = ready[next(self._turns) % len(ready)]
+            worker = workers[next(self._turns) % len(workers)]
             status, headers, body = worker.ask("http", request, environ["wsgi.input"].read()).result()
         except ConvoyError as error:
             response = Response(f"{error}\n", status=503, mimetype="text/plain")
@@ -292,12 +290,12 @@ def _hold_port(config: ServerConfig) -> socket.socket:
 
 def serve(config: ServerConfig) -> None:
     """Serves until SIGTERM or SIGINT, then drains. A second signal ends the process, and so the workers, at once, with code 1."""
-    asked_to_stop = stop_on_signals()
+    asked_to_stop = stop_on_signals(config.lame_duck_seconds)
     supervisor = Supervisor(config, on_failure=asked_to_stop.set)
     supervisor.start()
     try:
         asked_to_stop.wait()
     finally:
-        supervisor.stop()
+        supervisor.stop(asked_to_stop.lame_duck_seconds)
     if supervisor.failure is not None:
         raise supervisor.failure

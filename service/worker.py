@@ -25,9 +25,9 @@ from werkzeug.wrappers import Response
 
 from service.channel import Channel, ChannelClosed
 from service.config import ServerConfig
-from service.control import Call
 from service.errors import ConvoyError, Unavailable
 from service.lifecycle import set_up_logging
+from service.standing_calls import Call
 from service.worker_process import Report
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class Worker:
         self._reporting = threading.Lock()
         self._last_report: Report | None = None
         self._asked_to_stop = threading.Event()
+        self._lame_duck_seconds = config.lame_duck_seconds
 
     def run(self) -> None:
         """Serves until the supervisor or a signal ends it."""
@@ -62,7 +63,7 @@ class Worker:
             server = self._server
             if server is None or not self._opened:
                 os._exit(0)  # a load that is under way would hold us up, for nothing
-        server.drain()
+        server.drain(self._lame_duck_seconds)
         self._last_report = self._report()  # what comes after it has no metrics left to tell of
         try:
             self._channel.ask("report", self._last_report).result(GOODBYE_SECONDS)
@@ -87,16 +88,17 @@ class Worker:
                 raise Unavailable("the worker is ending")
             for method, *arguments in remembered:
                 try:
-                    self._act(method, *arguments)
+                    self._act(str(method), *arguments)
                 except ConvoyError as error:
-                    log.warning("%s %s: %s", method, " ".join(arguments), error)
+                    log.warning("%s %s: %s", method, " ".join(map(str, arguments)), error)
             self._loaded.listen()
             self._opened = True
 
-    def _act(self, method: str, *arguments: str) -> None:
+    def _act(self, method: str, *arguments: str | int) -> None:
         self._loaded.act(method, *arguments)
 
-    def _drain(self) -> None:
+    def _drain(self, lame_duck_seconds: float) -> None:
+        self._lame_duck_seconds = lame_duck_seconds
         self._asked_to_stop.set()
 
     def _report(self) -> Report:

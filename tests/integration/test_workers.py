@@ -370,7 +370,6 @@ def test_a_repository_that_fills_later_becomes_ready_with_all_workers(
     eventually(lambda: supervisor.why_not_ready() == "worker 1: no model is ready; worker 2: no model is ready")
     status, reason = fetch(supervisor._http.port, "/readyz")
     assert (status, reason) == (503, "worker 1: no model is ready; worker 2: no model is ready\n")
-    assert fetch(supervisor._http.port, "/v2") == (503, reason)
     put(model_file, tmp_path / "models", "digits", 1)
     eventually(lambda: supervisor.why_not_ready() == "")
     assert {classify(supervisor.grpc_port, digits.test.encoded(0)) for _ in range(8)} == {str(digits.test.labels[0])}

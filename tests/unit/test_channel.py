@@ -9,7 +9,6 @@ import pytest
 
 from service import errors
 from service.channel import AnswerFailed, Channel, ChannelClosed
-from service.control import remember
 
 Connect = Callable[..., tuple[Channel, Channel]]
 
@@ -115,11 +114,3 @@ def test_the_end_of_the_other_process_fails_what_waits_and_what_comes(connect: C
     assert isinstance(waiting.exception(10), ChannelClosed)
     assert closed.wait(10)
     assert isinstance(here.ask("more").exception(10), ChannelClosed)
-
-
-def test_a_new_worker_does_what_the_others_have_done_and_not_what_was_undone() -> None:
-    calls: list[tuple[str, ...]] = []
-    for call in (("unload", "a"), ("unload", "b"), ("unload", "a"), ("load", "b"), ("load", "c")):
-        calls = remember(calls, call)
-    assert calls == [("unload", "a")]
-    assert remember(calls, ("load", "a")) == []
