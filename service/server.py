@@ -25,7 +25,7 @@ from service.http import HttpServer
 from service.metrics import Metrics
 from service.model import check_provider
 from service.repository import Repository
-from service.rpc import classify, health, reflection
+from service.rpc import classify, health, models, reflection
 from service.rpc.completion_queue import CompletionQueueServer, why_not
 from service.rpc.public_server import PublicServer
 from service.rpc.transport import Options, Tls, Transport
@@ -48,7 +48,7 @@ class Server:
         self._health = health.HealthServicer(self._serving)
         self._reflection = reflection.ReflectionServicer([classify.SERVICE, health.SERVICE])
         self._classify = classify.ClassifyServicer(self._classifier)
-        servicers = (self._classify, self._health, self._reflection)
+        servicers = (self._classify, models.ModelsServicer(self._repository), self._health, self._reflection)
         transport = _transport(config)
         metrics.transport_chosen(transport.name)
         self._transport: Transport = transport(

@@ -142,7 +142,7 @@ def test_answers_come_when_they_are_ready_and_not_in_order(tmp_path: Path, serve
 
 def inflight(server: Server) -> int:
     """How many requests the server has in hand."""
-    return sum(served.inflight for served in server._repository.served.values())
+    return sum(served.inflight for versions in server._repository.served.values() for served in versions)
 
 
 def test_no_more_is_read_than_may_be_unanswered(slow: grpc.Channel, slow_server: Server) -> None:
