@@ -104,7 +104,7 @@ def test_a_bad_request_of_a_stream_is_an_answer_too(client: Client, digits: Data
 
 
 def test_a_request_that_cannot_be_made_ends_the_stream_after_those_before_it(client: Client, digits: Dataset) -> None:
-    answers = []
+    answers: list[tuple[int, Any]] = []
     with pytest.raises(UserError, match=r"nowhere\.png: No such file"):
         answers.extend(client.classify_stream([[digits.test.encoded(0)]] * 3 + [["nowhere.png"]], "digits"))
     assert [number for number, _ in answers] == [0, 1, 2]
