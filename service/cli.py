@@ -71,7 +71,7 @@ class FiniteFloat(click.FloatRange):
 def _setting(flag: str, **options: Any) -> Callable[[Any], Any]:
     """An option of `serve`, which can be set as CONVOY_<FLAG> too."""
     variable = "CONVOY_" + flag.removeprefix("--").upper().replace("-", "_")
-    return click.option(flag, envvar=variable, show_envvar=True, show_default=True, **options)
+    return click.option(flag, envvar=variable, show_envvar=True, **{"show_default": True, **options})
 
 
 @program.command()
@@ -88,8 +88,8 @@ def _setting(flag: str, **options: Any) -> Callable[[Any], Any]:
           help="How long a worker of several may take to load its models before it counts as failed.")  # fmt: skip
 @_setting("--ready-file", type=click.Path(path_type=Path),
           help="File to write when ready: JSON with the ports and the pid. Removed at the end.")  # fmt: skip
-@_setting("--max-message-bytes", type=click.IntRange(1024, 2**31 - 1), default=64 * 1024 * 1024,
-          help="Largest gRPC message, in and out.")  # fmt: skip
+@_setting("--max-message-bytes", type=click.IntRange(2**20, 2**31 - 1), show_default="what the models that are there take",
+          help="Largest gRPC request; found at the start if not given.")  # fmt: skip
 @_setting("--lame-duck-seconds", type=FiniteFloat(0, 3600), default=1.0,
           help="After SIGTERM, how long health says NOT_SERVING while requests are still taken, so that clients and balancers "
                "can turn to other servers first. Not after Ctrl-C.")  # fmt: skip
@@ -100,10 +100,18 @@ def _setting(flag: str, **options: Any) -> Callable[[Any], Any]:
                "auto takes fast where it works.")  # fmt: skip
 @_setting("--compression", type=click.Choice(["none", "deflate", "gzip"]), default="none",
           help="What replies are compressed with, for clients that accept it.")  # fmt: skip
+@_setting("--max-concurrent-streams", type=click.IntRange(1, 2**31 - 1), default=1024,
+          help="Calls on one connection at a time; more wait in the client.")  # fmt: skip
 @_setting("--max-connection-age-seconds", type=FiniteFloat(0, 1e6), default=0.0,
-          help="Ask clients to reconnect after this time, so that balancers spread them; 0 never does.")  # fmt: skip
+          help="Ask clients to reconnect after about this time, so that balancers spread them; 0 never does.")  # fmt: skip
+@_setting("--max-connection-age-grace-seconds", type=FiniteFloat(0, 1e6), default=30.0,
+          help="How long calls may go on on a connection that has reached its age.")  # fmt: skip
 @_setting("--keepalive-seconds", type=FiniteFloat(0, 1e6), default=0.0,
           help="Ping a silent connection after this time; 0 leaves gRPC's default of two hours.")  # fmt: skip
+@_setting("--min-ping-interval-seconds", type=FiniteFloat(0, 1e6), default=10.0,
+          help="Disconnect clients that ping more often than this while nothing is sent to them; 0 allows any.")  # fmt: skip
+@_setting("--channelz", is_flag=True,
+          help="Offer grpc.channelz.v1.Channelz: connections, addresses and counts, to whoever can reach the port.")  # fmt: skip
 @_setting("--tls-cert", type=click.Path(path_type=Path), help="Server certificate (PEM); turns TLS on.")
 @_setting("--tls-key", type=click.Path(path_type=Path), help="Private key of the certificate (PEM).")
 @_setting("--tls-client-ca", type=click.Path(path_type=Path),

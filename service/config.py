@@ -32,13 +32,17 @@ class ServerConfig(_Settings):
     workers: int = Field(default=1, ge=1, le=256)
     worker_start_seconds: float = Field(default=600.0, gt=0, le=1e6)
     ready_file: Path | None = None
-    max_message_bytes: int = Field(default=64 * 1024 * 1024, ge=1024, le=2**31 - 1)
+    max_message_bytes: int | None = Field(default=None, ge=2**20, le=2**31 - 1)
     lame_duck_seconds: float = Field(default=1.0, ge=0, le=3600)
     drain_seconds: float = Field(default=30.0, ge=0, le=3600)
     transport: Literal["auto", "fast", "public"] = "auto"
     compression: Literal["none", "deflate", "gzip"] = "none"
+    max_concurrent_streams: int = Field(default=1024, ge=1, le=2**31 - 1)
     max_connection_age_seconds: float = Field(default=0.0, ge=0, le=1e6)
+    max_connection_age_grace_seconds: float = Field(default=30.0, ge=0, le=1e6)
     keepalive_seconds: float = Field(default=0.0, ge=0, le=1e6)
+    min_ping_interval_seconds: float = Field(default=10.0, ge=0, le=1e6)
+    channelz: bool = False
     tls_cert: Path | None = None
     tls_key: Path | None = None
     tls_client_ca: Path | None = None

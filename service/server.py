@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 
+from service import limits
 from service.classifier import Classifier
 from service.config import ServerConfig
 from service.control import Control
@@ -28,7 +29,7 @@ from service.lifecycle import ReadyFile, check_settings, stop_on_signals
 from service.metrics import Metrics
 from service.model import check_provider, cpu_budget
 from service.repository import Repository
-from service.rpc import classify, health, reflection
+from service.rpc import channelz, classify, health, models, reflection
 from service.rpc.completion_queue import CompletionQueueServer, why_not
 from service.rpc.public_server import PublicServer
 from service.rpc.transport import Options, Tls, Transport
@@ -59,16 +60,23 @@ class Server:
         self._control: Control = control or self._repository
         self._classifier = Classifier(self._repository, metrics, cpus)
         self._health = health.HealthServicer(self._serving)
-        self._reflection = reflection.ReflectionServicer([classify.SERVICE, health.SERVICE])
-        servicers = (classify.ClassifyServicer(self._classifier), self._health, self._reflection)
+        services = [classify.SERVICE, health.SERVICE, *([channelz.SERVICE] if config.channelz else [])]
+        self._reflection = reflection.ReflectionServicer(services)
+        self._classify = classify.ClassifyServicer(self._classifier)
+        self._max_message_bytes = config.max_message_bytes or limits.message_bytes(config.repository)
+        self._warned: set[tuple[str, int]] = set()
+        methods = [
+            *self._classify.methods(), *models.ModelsServicer(self._repository).methods(), *self._health.methods(),
+            *self._reflection.methods(), *(channelz.ChannelzServicer().methods() if config.channelz else []),
+        ]  # fmt: skip
         transport = _transport(config)
         metrics.transport_chosen(transport.name)
         self._transport: Transport = transport(
             Options(
                 host=config.host,
                 port=config.grpc_port,
-                max_message_bytes=config.max_message_bytes,
-                methods=[method for servicer in servicers for method in servicer.methods()],
+                max_message_bytes=self._max_message_bytes,
+                methods=methods,
                 observer=metrics,
                 quiet=self._classifier.pump,
                 tls=_tls(config),
@@ -149,6 +157,7 @@ class Server:
             log.info("leaving: health says NOT_SERVING, requests are taken for %g s more", lame_duck_seconds)
             time.sleep(lame_duck_seconds)
         log.info("draining: new requests are refused, those in hand are finished")
+        self._classify.end_streams()
         if not self._classifier.drain(self._config.drain_seconds):
             log.warning("some requests were not finished within %g s and are cancelled", self._config.drain_seconds)
         self._health.end_watches()
@@ -183,10 +192,22 @@ class Server:
         return list(self._registry.collect())
 
     def _changed(self) -> None:
+        self._warn_of_large_requests()
         if self._repository.ready and not self._draining:
             self._ready_file.write(self.grpc_port, self.http_port)
         self._health.changed()
         self._on_change()
+
+    def _warn_of_large_requests(self) -> None:
+        for served in (served for versions in self._repository.served.values() for served in versions):
+            needed = limits.largest_request_bytes(served.policy, served.model.input.size_bytes)
+            if needed > self._max_message_bytes and (served.name, served.version) not in self._warned:
+                self._warned.add((served.name, served.version))
+                log.warning(
+                    "model %s version %d: its largest requests have %d bytes, more than the %d that a message may have; "
+                    "start again with --max-message-bytes %d to take them",
+                    served.name, served.version, needed, self._max_message_bytes, needed,
+                )  # fmt: skip
 
 
 def serve(config: ServerConfig) -> None:
@@ -235,11 +256,18 @@ def _tls(config: ServerConfig) -> Tls | None:
 
 def _channel_arguments(config: ServerConfig) -> list[tuple[str, int]]:
     """C core's arguments for the connection flags; 0 leaves its own default."""
-    arguments = []
+    arguments = [
+        ("grpc.max_concurrent_streams", config.max_concurrent_streams),
+        # A client may ping while it has nothing to ask: that keeps middleboxes from forgetting the connection.
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", round(1000 * config.min_ping_interval_seconds)),
+        ("grpc.http2.max_ping_strikes", 2 if config.min_ping_interval_seconds else 0),
+        ("grpc.enable_channelz", int(config.channelz)),
+    ]
     if config.max_connection_age_seconds:
         arguments += [
             ("grpc.max_connection_age_ms", max(1, round(1000 * config.max_connection_age_seconds))),
-            ("grpc.max_connection_age_grace_ms", round(1000 * config.drain_seconds)),
+            ("grpc.max_connection_age_grace_ms", round(1000 * config.max_connection_age_grace_seconds)),
         ]
     if config.keepalive_seconds:
         arguments += [("grpc.keepalive_time_ms", max(1, round(1000 * config.keepalive_seconds)))]

@@ -39,7 +39,7 @@ class Tls:
 class Options:
     """What every transport needs to know.
 
-    Port 0 takes a free one. `max_message_bytes` bounds a message in and out. `compression` is what replies are compressed with.
+    Port 0 takes a free one. `max_message_bytes` bounds a message from a client. `compression` is what replies are compressed with.
     With `shared_port` other processes of this user may serve on the same port: the kernel spreads connections over them.
     `arguments` are C core's own channel arguments, such as `grpc.max_connection_age_ms`.
     """
@@ -66,7 +66,6 @@ class Options:
             # By default two servers on one port would share it silently, each with half of the calls.
             ("grpc.so_reuseport", int(self.shared_port)),
             ("grpc.max_receive_message_length", self.max_message_bytes),
-            ("grpc.max_send_message_length", self.max_message_bytes),
             ("grpc.default_compression_algorithm", _COMPRESSION[self.compression]),
             *self.arguments,
         ]
