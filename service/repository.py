@@ -16,18 +16,17 @@ import watchfiles
 
 from service.batcher import INLINE_SECONDS, Batcher
 from service.config import Policy, Provider, read_policy
-from service.contract import Contract
-from service.errors import LoadError, NotServed, Unavailable, UserError
+from service.errors import InvalidModel, LoadError, NotServed, Unavailable, UserError
 from service.metrics import Metrics, ModelMetrics
 from service.model import Model, cpu_budget, load
-from service.repository_layout import POLICY_FILE, model_names, model_path, policy_path, version_numbers
+from service.repository_layout import labels_path, model_names, model_path, policy_path, version_numbers
 
 log = logging.getLogger(__name__)
 
 RESCAN_MILLISECONDS = 5000
 
-Fingerprint = tuple[tuple[int, int, int] | None, tuple[int, int, int] | None]
-"""What tells that a version has changed: inode, mtime in ns and size, of the model file and of its policy."""
+Fingerprint = tuple[tuple[int, int, int] | None, ...]
+"""What tells that a version has changed: inode, mtime in ns and size, of the model file, its policy and its labels."""
 
 
 @dataclass(eq=False)
@@ -43,11 +42,6 @@ class ServedModel:
     fingerprint: Fingerprint
     inflight: int = 0
     retired: bool = False
-
-    @property
-    def contract(self) -> Contract:
-        """What the model says of itself."""
-        return self.model.contract
 
 
 class Repository:
@@ -202,8 +196,9 @@ class Repository:
         outcome = "ready"
         try:
             policy = read_policy(policy_path(self._folder, name))
-            model, measured = self._open(model_path(self._folder, name, version), policy)
-            metrics = self._metrics.model_loaded(name, str(version), model.contract.labels)
+            labels = _read_labels(labels_path(self._folder, name))
+            model, measured = self._open(model_path(self._folder, name, version), policy, labels)
+            metrics = self._metrics.model_loaded(name, str(version), model.labels, not model.foreign)
             batcher = Batcher(
                 model.predict,
                 name=name,
@@ -228,21 +223,21 @@ class Repository:
         finally:
             self._metrics.load_ended(name, outcome, time.monotonic() - start)
         log.info(
-            "model %s version %d is ready: %s, %s, %d ORT threads, loaded in %.2f s",
-            name, version, model.provider, model.contract.precision, model.threads, time.monotonic() - start,
+            "model %s version %d is ready: %s, %s, %d ORT threads, batches of up to %d items, loaded in %.2f s",
+            name, version, model.provider, model.precision, model.threads, batcher.max_batch_items, time.monotonic() - start,
         )  # fmt: skip
         return ServedModel(name, version, model, policy, batcher, metrics, fingerprint)
 
-    def _open(self, path: Path, policy: Policy) -> tuple[Model, dict[int, float]]:
+    def _open(self, path: Path, policy: Policy, labels: tuple[str, ...] | None) -> tuple[Model, dict[int, float]]:
         """Loads a model with as many threads as it can use, and measures it.
 
         A model that answers one item within the time of an inline batch is served with one thread: waking a second one costs it
         more than it gains, and the second core is wanted for the transport.
         """
         provider = policy.provider or self._provider
-        model = load(path, provider, threads=1)
+        model = load(path, provider, 1, labels)
         if model.provider == "cpu" and cpu_budget() > 1 and model.measure(1)[1] > INLINE_SECONDS:
-            model = load(path, provider, cpu_budget())
+            model = load(path, provider, cpu_budget(), labels)
         return model, model.measure(policy.max_batch_size)
 
     def _replace(self, name: str, new: ServedModel | None) -> None:
@@ -250,9 +245,7 @@ class Repository:
         if new is not None:
             model = new.model
             self._metrics.watch_model(name, lambda: new.batcher.queued_items, lambda: new.inflight)
-            self._metrics.model_serving(
-                name, str(new.version), model.provider, model.contract.precision, model.digest, model.threads
-            )
+            self._metrics.model_serving(name, str(new.version), model.provider, model.precision, model.digest, model.threads)
         with self._lock:
             old = self._served.get(name)
             self._served = {key: value for key, value in self._served.items() if key != name} | ({name: new} if new else {})
@@ -279,12 +272,26 @@ class Repository:
         threading.Thread(target=served.batcher.close, name=f"close-{served.name}").start()
 
     def _fingerprint(self, name: str, version: int) -> Fingerprint:
-        return _stat(model_path(self._folder, name, version)), _stat(self._folder / name / POLICY_FILE)
+        paths = (model_path(self._folder, name, version), policy_path(self._folder, name), labels_path(self._folder, name))
+        return tuple(_stat(path) for path in paths)
 
 
 def _identity(served: ServedModel) -> tuple[str, str, str, str]:
     model = served.model
-    return str(served.version), model.provider, model.contract.precision, model.digest
+    return str(served.version), model.provider, model.precision, model.digest
+
+
+def _read_labels(path: Path) -> tuple[str, ...] | None:
+    """The lines of a `labels.txt`; None if there is none. Raises InvalidModel for one that cannot be used."""
+    try:
+        labels = tuple(line.strip() for line in path.read_text(encoding="utf-8").rstrip().splitlines())
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidModel(f"{path.name}: {error}") from None
+    if "" in labels:
+        raise InvalidModel(f"{path.name}: line {labels.index('') + 1} is empty; one label a line is accepted")
+    return labels
 
 
 def _stat(path: Path) -> tuple[int, int, int] | None:
