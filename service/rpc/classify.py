@@ -91,7 +91,7 @@ class ResponseWriter:
         self._labels = []
         for index, label in enumerate(labels):
             prediction = pb.Prediction(label=label, index=index).SerializeToString() + self._PROBABILITY
-            self._labels.append(self._PREDICTION + _varint(len(prediction) + self._FLOAT.size) + prediction)
+            self._labels.append(self._PREDICTION + varint(len(prediction) + self._FLOAT.size) + prediction)
 
     def write(self, request_id: str, phases: Phases, results: Iterable[Iterable[tuple[int, float]]]) -> bytes:
         """One response; `results` has for each item its (label index, probability), best first."""
@@ -101,7 +101,7 @@ class ResponseWriter:
             parts.append(pb.ClassifyResponse(id=request_id).SerializeToString())
         for predictions in results:
             result = b"".join([labels[index] + pack(probability) for index, probability in predictions])
-            parts += (self._RESULT, _varint(len(result)), result)
+            parts += (self._RESULT, varint(len(result)), result)
         decode, queue, inference = phases
         if decode is None:
             parts.append(self._PHASES.pack(0x2A, 18, 0x11, queue, 0x19, inference))
@@ -110,7 +110,7 @@ class ResponseWriter:
         return b"".join(parts)
 
 
-def _varint(number: int) -> bytes:
+def varint(number: int) -> bytes:
     """A length as protobuf writes it: seven bits a byte, the lowest first."""
     written = bytearray()
     while number > 127:
