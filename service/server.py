@@ -20,15 +20,18 @@ from prometheus_client import CollectorRegistry
 
 from service.classifier import Classifier
 from service.config import ServerConfig
+from service.control import LocalControl
 from service.errors import UserError
 from service.http import HttpServer
+from service.inventory import Inventory
 from service.metrics import Metrics
 from service.model import check_provider
 from service.repository import Repository
-from service.rpc import classify, health, reflection
+from service.rpc import classify, health, open_inference, open_inference_control, reflection
 from service.rpc.completion_queue import CompletionQueueServer, why_not
 from service.rpc.public_server import PublicServer
 from service.rpc.transport import Options, Tls, Transport
+from service.shared_memory import SharedMemory
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +49,17 @@ class Server:
         self._repository = Repository(config.repository, config.provider, metrics, self._changed)
         self._classifier = Classifier(self._repository, metrics)
         self._health = health.HealthServicer(self._serving)
-        self._reflection = reflection.ReflectionServicer([classify.SERVICE, health.SERVICE])
-        servicers = (classify.ClassifyServicer(self._classifier), self._health, self._reflection)
+        self._reflection = reflection.ReflectionServicer([classify.SERVICE, open_inference.SERVICE, health.SERVICE])
+        memory = SharedMemory()
+        inventory = Inventory(self._repository, lambda: not self._why_not_ready())
+        self._control = open_inference_control.ControlServicer(inventory, LocalControl(self._repository, memory), memory)
+        servicers = (
+            classify.ClassifyServicer(self._classifier),
+            open_inference.InferServicer(self._classifier, memory),
+            self._control,
+            self._health,
+            self._reflection,
+        )
         transport = _transport(config)
         metrics.transport_chosen(transport.name)
         self._transport: Transport = transport(
@@ -117,6 +129,7 @@ class Server:
         self._health.end_watches()
         self._reflection.end_conversations()
         self._transport.stop(STOP_SECONDS)
+        self._control.close()
         self._classifier.close()
         self._repository.stop()
         self._http.stop()
