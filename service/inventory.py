@@ -10,7 +10,7 @@ from typing import Any
 
 from service.errors import RequestError
 from service.metrics import Statistics, Total
-from service.open_inference import DATATYPES
+from service.open_inference import BYTES, DATATYPES, Input, elements_of_raw
 from service.repository import Repository, ServedModel
 from service.repository_layout import MODEL_FILE
 
@@ -99,6 +99,17 @@ class Inventory:
             },
             "parameters": {key: {"string_value": value} for key, value in parameters.items()},
         }
+
+    def lone_input(self, name: str, version: str, body: bytes) -> Input:
+        """A request's body that is nothing but the input: an image file or, for a foreign model, the bytes of one item.
+
+        Raises NotServed, and InvalidRequest if it is not as long as an item.
+        """
+        model = self._served(name, version).model
+        spec = model.input
+        datatype, shape = (DATATYPES[spec.dtype], [1, *spec.shape]) if model.foreign else (BYTES, [1])
+        elements = elements_of_raw(datatype, shape, body) if model.foreign else [body]
+        return Input(spec.name, datatype, shape, elements)
 
     def statistics(self, name: str, version: str) -> dict[str, Any]:
         """What happened to requests so far: of one version, of all versions of a model, or with an empty name of all models.

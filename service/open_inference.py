@@ -144,7 +144,7 @@ def elements_of_raw(datatype: str, shape: Sequence[int], data: bytes) -> Element
         return _split(data, count)
     try:
         array = np.frombuffer(data, dtype).reshape(shape)
-    except (ValueError, OverflowError):
+    except (ValueError, OverflowError, TypeError):
         array = None
     # To numpy a size of -1 is whatever fits.
     if array is None or array.shape != tuple(shape) or not array.shape:

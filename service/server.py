@@ -27,6 +27,7 @@ from service.inventory import Inventory
 from service.metrics import Metrics
 from service.model import check_provider
 from service.repository import Repository
+from service.rest import Rest
 from service.rpc import classify, health, open_inference, open_inference_control, reflection
 from service.rpc.completion_queue import CompletionQueueServer, why_not
 from service.rpc.public_server import PublicServer
@@ -52,7 +53,8 @@ class Server:
         self._reflection = reflection.ReflectionServicer([classify.SERVICE, open_inference.SERVICE, health.SERVICE])
         memory = SharedMemory()
         inventory = Inventory(self._repository, lambda: not self._why_not_ready())
-        self._control = open_inference_control.ControlServicer(inventory, LocalControl(self._repository, memory), memory)
+        control = LocalControl(self._repository, memory)
+        self._control = open_inference_control.ControlServicer(inventory, control, memory)
         servicers = (
             classify.ClassifyServicer(self._classifier),
             open_inference.InferServicer(self._classifier, memory),
@@ -75,7 +77,10 @@ class Server:
                 arguments=_channel_arguments(config),
             )
         )
-        self._http = HttpServer(config.host, config.http_port, metrics.registry, self._why_not_ready)
+        rest = Rest(self._classifier, inventory, control, memory, config.max_message_bytes)
+        self._http = HttpServer(
+            config.host, config.http_port, metrics.registry, self._why_not_ready, rest, config.max_message_bytes
+        )  # fmt: skip
         self._ready_file_lock = threading.Lock()
 
     @property
