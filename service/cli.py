@@ -81,8 +81,8 @@ def _setting(flag: str, **options: Any) -> Callable[[Any], Any]:
 @_setting("--grpc-port", type=click.IntRange(0, 65535), default=8001, help="Port for gRPC; 0 takes a free one.")
 @_setting("--http-port", type=click.IntRange(0, 65535), default=8002,
           help="Port for /metrics, /livez and /readyz; 0 takes a free one.")  # fmt: skip
-@_setting("--provider", type=click.Choice(["auto", "cuda", "cpu"]), default="auto",
-          help="ONNX Runtime execution provider; auto takes CUDA where it works.")  # fmt: skip
+@_setting("--provider", type=click.Choice(["auto", "cuda", "cpu", "tensorrt", "openvino"]), default="auto",
+          help="ONNX Runtime execution provider; auto takes CUDA where it works, else the CPU.")  # fmt: skip
 @_setting("--ready-file", type=click.Path(path_type=Path),
           help="File to write when ready: JSON with the ports and the pid. Removed at the end.")  # fmt: skip
 @_setting("--max-message-bytes", type=click.IntRange(1024, 2**31 - 1), default=64 * 1024 * 1024,

@@ -26,7 +26,7 @@ EXTENSIONS = (
 PLATFORM = "onnxruntime_onnx"
 
 _PHASES = {"queue": "queue", "decode": "compute_input", "inference": "compute_infer", "encode": "compute_output"}
-_KINDS = {"cpu": "KIND_CPU", "cuda": "KIND_GPU"}
+_KINDS = {"cpu": "KIND_CPU", "openvino": "KIND_CPU", "cuda": "KIND_GPU", "tensorrt": "KIND_GPU"}
 
 
 class Inventory:
@@ -83,10 +83,10 @@ class Inventory:
             "max_batch_size": policy.max_request_items,
             "input": [_config(model.input) | image_format],
             "output": [_config(spec) for spec in model.outputs],
-            "instance_group": [{"name": name, "count": 1, "kind": _KINDS[model.provider]}],
+            "instance_group": [{"name": name, "count": policy.instances, "kind": _KINDS[model.provider]}],
             "dynamic_batching": {
                 "preferred_batch_size": [served.batcher.max_batch_items],
-                "max_queue_delay_microseconds": 0,
+                "max_queue_delay_microseconds": round(1e6 * policy.max_queue_delay_seconds),
                 "preserve_ordering": False,
                 "priority_levels": policy.priority_levels,
                 "default_priority_level": policy.default_priority,

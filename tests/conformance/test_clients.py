@@ -81,6 +81,10 @@ def test_a_client_gets_every_answer_right(script: str, everything: tuple[Path, P
     assert "Traceback" not in server.log.read_text()
 
 
+# KServe gives the model's name the number that the repository's name has in Triton. Its inference client does not call these.
+NUMBERED_OTHERWISE_BY_KSERVE = ("inference.RepositoryModelLoadRequest", "inference.RepositoryModelUnloadRequest")
+
+
 @pytest.mark.parametrize(("client", "methods"), [("triton", 20), ("kserve", 8)])
 def test_our_messages_are_those_of_the_clients_on_the_wire(client: str, methods: int) -> None:
     theirs = json.loads(run("descriptors.py", CLIENT=client))
@@ -95,6 +99,8 @@ def test_our_messages_are_those_of_the_clients_on_the_wire(client: str, methods:
     while messages:
         message = messages.pop()
         messages += message.nested_types
+        if client == "kserve" and message.full_name in NUMBERED_OTHERWISE_BY_KSERVE:
+            continue
         known = theirs["messages"].get(message.full_name, {})
         for field in message.fields:
             if field.name in known:

@@ -155,7 +155,7 @@ def test_output_parameters_that_are_not_accepted(parameters: dict[str, Any], mes
 @given(st.text(max_size=5), st.integers(1, 300), st.sampled_from(["", "an id"]))
 def test_a_response_put_together_is_what_protobuf_writes(name: str, items: int, request_id: str) -> None:
     scores, features = np.random.default_rng(0).random((items, 3), np.float32), np.zeros((items, 2, 2), np.int16)
-    given = {"scores": scores, "features": features}
+    given: dict[str, np.ndarray] = {"scores": scores, "features": features}
     writer = ResponseWriter(name, "12")
     expected = pb.ModelInferResponse(
         model_name=name,
