@@ -5,7 +5,6 @@ The four clients have the same calls; `Blocking` makes those of the asyncio ones
 
 import asyncio
 import inspect
-import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -367,9 +366,10 @@ def test_system_shared_memory(kind: Kind, server: Server) -> None:
         result = client.infer("digits", [given], outputs=[logits])
         written = shm.get_contents_as_numpy(whole, np.float32, [4, 10], offset=4096 + 100)
         np.testing.assert_allclose(written, server["logits"][:4], **CLOSE)
-        output = result.get_output("logits", as_json=True) if kind.is_grpc else result.get_output("logits")
-        size = output["parameters"]["shared_memory_byte_size"]
-        assert int(size["int64_param"] if kind.is_grpc else size) == 160
+        size = result.get_output("logits")["parameters"]["shared_memory_byte_size"] if not kind.is_grpc else (
+            result.get_output("logits").parameters["shared_memory_byte_size"].int64_param
+        )  # fmt: skip
+        assert size == 160
 
         logits.set_shared_memory("out", 159)
         refuse = kind.refuses
@@ -407,7 +407,7 @@ def test_what_is_not_offered_says_so(kind: Kind) -> None:
     for message, call in (
         ("CUDA shared memory is not offered", client.get_cuda_shared_memory_status),
         ("CUDA shared memory is not offered", client.unregister_cuda_shared_memory),
-        ("CUDA shared memory is not offered", lambda: client.register_cuda_shared_memory("x", b"handle", 0, 10)),
+        ("CUDA shared memory is not offered", lambda: client.register_cuda_shared_memory("x", b"aGFuZGxl", 0, 10)),
         ("trace settings are not offered", client.get_trace_settings),
         ("trace settings are not offered", lambda: client.get_trace_settings("digits")),
         ("trace settings are not offered", lambda: client.update_trace_settings(settings={"trace_rate": "1"})),
@@ -445,7 +445,7 @@ def test_many_at_a_time(kind: Kind, server: Server) -> None:
 def test_every_call_of_the_client_is_called_here(kind: Kind) -> None:
     """A call that a later tritonclient adds is to be added here, or to what is not a call to the server."""
     names = {name for name, _ in inspect.getmembers(KINDS[kind.name][1], inspect.isfunction) if not name.startswith("_")}
-    text = inspect.getsource(inspect.getmodule(test_health)) + "start_stream stop_stream async_stream_infer stream_infer"  # type: ignore[arg-type]
+    text = inspect.getsource(inspect.getmodule(test_health)) + "start_stream stop_stream async_stream_infer stream_infer"
     plugins = {"plugin", "register_plugin", "unregister_plugin", "generate_request_body", "parse_response_body"}
-    missing = [name for name in itertools.chain(names - plugins) if name not in text]
+    missing = [name for name in names - plugins if name not in text]
     assert not missing
