@@ -46,7 +46,7 @@ perf-analyzer: $(PERF_ANALYZER)/perf_analyzer  ## fetch NVIDIA's load generator 
 # It ships inside this wheel, the last for which it was built so; its CUDA library is in a wheel too.
 $(PERF_ANALYZER)/perf_analyzer: | $(VENV)/.ready
 	@mkdir -p $(PERF_ANALYZER)
-	@$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --platform manylinux1_x86_64 --only-binary :all: \
+	@$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: \
 		--dest $(PERF_ANALYZER) tritonclient==2.44.0 nvidia-cuda-runtime-cu12==12.9.79
 	@$(BIN)/python -m zipfile --extract $(PERF_ANALYZER)/tritonclient-*.whl $(PERF_ANALYZER)/triton
 	@$(BIN)/python -m zipfile --extract $(PERF_ANALYZER)/nvidia_cuda_runtime_cu12-*.whl $(PERF_ANALYZER)/cuda

@@ -288,11 +288,7 @@ def _answer(head: dict[str, Any], found: Sequence[tuple[Output, bool]]) -> Respo
     for output, as_binary in found:
         tensor: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": list(output.shape)}
         if output.place is not None:
-            tensor["parameters"] = {
-                "shared_memory_region": output.place.region.name,
-                "shared_memory_offset": output.place.offset,
-                "shared_memory_byte_size": put(output),
-            }
+            put(output)  # and no parameters, as with Triton: NVIDIA's C++ client takes any for those of binary data
         elif as_binary:
             binary.append(raw(output.elements))
             tensor["parameters"] = {"binary_data_size": len(binary[-1])}

@@ -301,11 +301,10 @@ def test_statistics_count_what_happened(kind: Kind, server: Server) -> None:
     after = now()
     assert (grown(before, after, "inference_count"), grown(before, after, "execution_count")) == (7, 3)
     stats = ("inference_stats",)
-    for leg in ("success", "queue", "compute_infer", "compute_output"):
+    for leg in ("success", "queue", "compute_input", "compute_infer", "compute_output"):
         assert grown(before, after, *stats, leg, "count") == 3, leg
-        assert grown(before, after, *stats, leg, "ns") > 0, leg
+        assert (grown(before, after, *stats, leg, "ns") > 0) == (leg != "compute_input"), leg
     assert grown(before, after, *stats, "fail", "count") == 1
-    assert grown(before, after, *stats, "compute_input", "count") == 0
     sizes = [
         {int(batch["batch_size"]): int(batch["compute_infer"]["count"]) for batch in s.get("batch_stats", [])}
         for s in (before, after)
@@ -366,10 +365,8 @@ def test_system_shared_memory(kind: Kind, server: Server) -> None:
         result = client.infer("digits", [given], outputs=[logits])
         written = shm.get_contents_as_numpy(whole, np.float32, [4, 10], offset=4096 + 100)
         np.testing.assert_allclose(written, server["logits"][:4], **CLOSE)
-        size = result.get_output("logits")["parameters"]["shared_memory_byte_size"] if not kind.is_grpc else (
-            result.get_output("logits").parameters["shared_memory_byte_size"].int64_param
-        )  # fmt: skip
-        assert size == 160
+        if kind.is_grpc:
+            assert result.get_output("logits").parameters["shared_memory_byte_size"].int64_param == 160
 
         logits.set_shared_memory("out", 159)
         refuse = kind.refuses
