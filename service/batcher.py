@@ -95,10 +95,10 @@ class Batcher:
         max_queue_items: int,
         measured: dict[int, float],
         max_delay_seconds: float = 0.0,
-        on_batch: Callable[[int], None] = lambda items: None,
+        on_batch: Callable[[int, float], None] = lambda items, seconds: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`measured` is seconds a batch by items, from warm-up; `on_batch` is told the items of each batch that ran."""
+        """`measured` is seconds a batch by items, from warm-up; `on_batch` is told items and seconds of each batch that ran."""
         self._name = name
         self._times = BatchTimes(measured)
         self.max_batch_items = self._times.most_worthwhile(max_batch_items)
@@ -324,7 +324,7 @@ class Batcher:
         items = len(outputs[0])
         self._times.observe(items, end - start)
         self._measured_at = end
-        self._on_batch(items)
+        self._on_batch(items, end - start)
         offset = 0
         for part in parts:
             work, first, last = part

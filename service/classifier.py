@@ -11,6 +11,7 @@ model's thread.
 
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -49,7 +50,8 @@ class Item(NamedTuple):
 class Query(NamedTuple):
     """A classify request, of `items` or of a `tensor`: [n, *shape] of n items, in the dtype and shape that the model takes.
 
-    `deadline` is in `time.monotonic` seconds, infinite if there is none.
+    `deadline` is in `time.monotonic` seconds, infinite if there is none. `examine` is shown the model that is to answer, before
+    anything is done with it; it may raise RequestError.
     """
 
     model: str
@@ -60,6 +62,7 @@ class Query(NamedTuple):
     timeout_seconds: float = 0.0
     deadline: float = math.inf
     tensor: NDArray[Any] | None = None
+    examine: Callable[[ServedModel], None] | None = None
 
 
 Results = list[list[tuple[int, float]]]
@@ -89,15 +92,22 @@ class Answer:
 
     def best(self) -> Results:
         """For each item its `top_k` labels as (index, probability), the most probable first, equal ones by index."""
-        if self.scores.size <= SMALL_SCORES:
-            return [sorted(enumerate(row), key=itemgetter(1), reverse=True)[: self.top_k] for row in self.scores.tolist()]
-        order = np.argsort(-self.scores, axis=1, kind="stable")[:, : self.top_k]
-        probabilities = np.take_along_axis(self.scores, order, axis=1)
-        return [list(zip(*pair, strict=True)) for pair in zip(order.tolist(), probabilities.tolist(), strict=True)]
+        return best(self.scores, self.top_k)
 
     def delivered(self, best: Results, encode_seconds: float) -> None:
         """To be called once, when the reply with what `best` gave has been handed to the transport."""
         self.served.metrics.answered(self.phases, encode_seconds, best)
+
+
+def best(scores: NDArray[Any], top_k: int) -> Results:
+    """For each row of scores, floating[n,K], its `top_k` best, 1 to K: (index, score), the best first, equal ones by index."""
+    if scores.size <= SMALL_SCORES:
+        if top_k == 1:
+            return [[max(enumerate(row), key=itemgetter(1))] for row in scores.tolist()]
+        return [sorted(enumerate(row), key=itemgetter(1), reverse=True)[:top_k] for row in scores.tolist()]
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
+    found = np.take_along_axis(scores, order, axis=1)
+    return [list(zip(*pair, strict=True)) for pair in zip(order.tolist(), found.tolist(), strict=True)]
 
 
 Respond = Callable[[Answer | RequestError], None]
@@ -127,8 +137,11 @@ class Classifier:
         """For the transport's thread, when no more events wait: see `Repository.pump`."""
         return self._repository.pump()
 
-    def classify(self, query: Query, respond: Respond) -> Callable[[], None]:
+    def classify(self, query: Query, respond: Respond, *, on_transport: bool = True) -> Callable[[], None]:
         """Answers a query: calls `respond` exactly once, maybe before this returns, maybe from another thread.
+
+        `on_transport` says that this is the transport's thread, which must not be held up and which runs batches itself. On any
+        other thread images are decoded at once, and batches run on the model's own.
 
         Returns:
             A function that cancels the request; it may be called at any time, any number of times.
@@ -140,8 +153,13 @@ class Classifier:
         try:
             if self._draining:
                 raise Unavailable("the server is draining")
+            if query.examine is not None:
+                query.examine(served)
             request = _Request(self, served, query, respond)
-            request.begin()
+            if on_transport:
+                request.begin()
+            else:
+                request.begin_elsewhere()
         except BaseException as error:
             if isinstance(error, RequestError):
                 self._refused(served, error)
@@ -149,17 +167,33 @@ class Classifier:
             raise
         return request.cancel
 
-    def ended(self, served: ServedModel, outcome: Answer | RequestError) -> None:
-        """A request that was taken on has its outcome."""
+    def answer(self, query: Query) -> Answer:
+        """Answers a query on a thread that may wait, never the transport's. Raises RequestError."""
+        outcomes: list[Answer | RequestError] = []
+        ended = threading.Event()
+
+        def respond(outcome: Answer | RequestError) -> None:
+            outcomes.append(outcome)
+            ended.set()
+
+        self.classify(query, respond, on_transport=False)
+        ended.wait()
+        if isinstance(outcomes[0], RequestError):
+            raise outcomes[0]
+        return outcomes[0]
+
+    def ended(self, served: ServedModel, outcome: Answer | RequestError, submitted: float) -> None:
+        """A request that was taken on has its outcome. `submitted` is when it joined the queue, infinite if it did not."""
         if isinstance(outcome, RequestError):
-            self._refused(served, outcome)
+            self._refused(served, outcome, max(0.0, time.monotonic() - submitted))
         self._repository.release(served)
 
     def decode_in_pool(self, job: Callable[[], None]) -> None:
         """Runs a job on a decoding thread."""
         self._decoders.submit(job)
 
-    def _refused(self, served: ServedModel, error: RequestError) -> None:
+    def _refused(self, served: ServedModel, error: RequestError, seconds: float = 0.0) -> None:
+        served.metrics.failed(error.reason or "failed", seconds)
         if error.reason is not None:
             self._metrics.rejected(served.name, error.reason)
 
@@ -170,6 +204,7 @@ class _Request:
     __slots__ = (
         "_cancelled",
         "_classifier",
+        "_count",
         "_deadline",
         "_decode_seconds",
         "_items",
@@ -183,7 +218,8 @@ class _Request:
 
     def __init__(self, classifier: Classifier, served: ServedModel, query: Query, respond: Respond) -> None:
         policy = served.policy
-        _check_count(len(query.items) if query.tensor is None else len(query.tensor), policy.max_request_items)
+        self._count = len(query.items) if query.tensor is None else len(query.tensor)
+        _check_count(self._count, policy.max_request_items)
         self._priority = _priority(query.priority, policy.priority_levels, policy.default_priority)
         self._deadline = _deadline(query, policy.default_timeout_seconds)
         self._classifier = classifier
@@ -197,19 +233,12 @@ class _Request:
         self._cancelled = False
 
     def begin(self) -> None:
-        """Sends the request on; raises RequestError if it cannot be taken on."""
-        if self._tensor is not None:
-            _check_tensor(self._tensor, self._served.model.input)
-            self._submit(self._tensor, pool=False)
+        """Sends the request on from the transport's thread; raises RequestError if it cannot be taken on."""
+        if not self._encoded():
+            self._submit(self._raw(), pool=False)
             return
         items = self._items
         batcher = self._served.batcher
-        if not any(item.encoded for item in items):
-            self._submit(self._raw_pixels(), pool=False)
-            return
-        if self._served.model.foreign:
-            index = next(index for index, item in enumerate(items) if item.encoded)
-            raise self._needs_tensors(f"items[{index}].encoded")
         if batcher.inline and _few_bytes(items):
             start = time.monotonic()
             opened = [self._open(index, item) if item.encoded else None for index, item in enumerate(items)]
@@ -218,8 +247,17 @@ class _Request:
                 self._decode_seconds = time.monotonic() - start
                 self._submit(pixels, pool=False)
                 return
-        batcher.reserve(len(items))
+        batcher.reserve(self._count)
         self._classifier.decode_in_pool(self._decode_then_submit)
+
+    def begin_elsewhere(self) -> None:
+        """Sends the request on from any other thread; raises RequestError if it cannot be taken on."""
+        images = None if self._encoded() else self._raw()
+        self._served.batcher.reserve(self._count)
+        if images is None:
+            self._decode_then_submit()
+        else:
+            self._submit(images, pool=True)
 
     def cancel(self) -> None:
         """The client is gone."""
@@ -232,7 +270,7 @@ class _Request:
         try:
             pixels = self._decoded()
         except Exception as error:
-            self._served.batcher.release(len(self._items))
+            self._served.batcher.release(self._count)
             if not isinstance(error, RequestError):
                 log.exception("model %s: a request failed while it was decoded", self._served.name)
                 error = ModelFailed("the request failed inside the server")
@@ -260,9 +298,19 @@ class _Request:
         except InvalidRequest as error:
             raise InvalidRequest(f"item {index}: {error}", f"items[{index}].encoded") from None
 
-    def _raw_pixels(self) -> NDArray[np.uint8]:
-        """uint8[n,H,W,C] of items that are all raw: one copy at most."""
+    def _encoded(self) -> bool:
+        """Whether there is something to decode; raises InvalidRequest if there is and nobody knows how."""
+        encoded = next((index for index, item in enumerate(self._items) if item.encoded), None)
+        if encoded is not None and self._served.model.foreign:
+            raise self._needs_tensors(f"items[{encoded}].encoded")
+        return encoded is not None
+
+    def _raw(self) -> NDArray[Any]:
+        """The tensor, or uint8[n,H,W,C] of items that are all raw: one copy at most."""
         spec = self._served.model.input
+        if self._tensor is not None:
+            _check_tensor(self._tensor, spec)
+            return self._tensor
         if not spec.is_picture:
             raise self._needs_tensors("items[0].pixels")
         items = self._items
@@ -320,7 +368,7 @@ class _Request:
         try:
             self._respond(outcome)
         finally:
-            self._classifier.ended(self._served, outcome)
+            self._classifier.ended(self._served, outcome, self._work.submitted if self._work is not None else math.inf)
             self._items = ()
             self._tensor = None
             self._work = None

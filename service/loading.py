@@ -55,7 +55,7 @@ def load_model(path: Path, labels: tuple[str, ...] | None, policy: Policy, provi
     return Loaded(instances, measured[0])
 
 
-def start_batcher(name: str, loaded: Loaded, policy: Policy, on_batch: Callable[[int], None]) -> Batcher:
+def start_batcher(name: str, loaded: Loaded, policy: Policy, on_batch: Callable[[int, float], None]) -> Batcher:
     """The running batcher of a loaded model; `on_batch` is told the items of each batch that ran."""
     batcher = Batcher(
         *(instance.predict for instance in loaded.instances),

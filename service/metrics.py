@@ -10,8 +10,10 @@ to a tenth of a small request. All other metrics are prometheus_client's own.
 
 import platform
 import threading
+import time
 from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple, TypeVar
 
@@ -43,6 +45,28 @@ class Phases(NamedTuple):
     inference_seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Total:
+    """How often something happened, and how many seconds it took in all."""
+
+    count: int = 0
+    seconds: float = 0.0
+
+
+class Statistics(NamedTuple):
+    """What happened to the requests of one version of a model so far.
+
+    `phases` is by the names of PHASES, of the requests that were answered; `failures` by reason; `batches` by items in the batch.
+    `last_batch` is when a batch ended last, in seconds since 1970, 0 if none did.
+    """
+
+    phases: dict[str, Total]
+    items: int
+    failures: dict[str, Total]
+    batches: dict[int, Total]
+    last_batch: float
+
+
 T = TypeVar("T")
 
 
@@ -52,6 +76,11 @@ def _taken(new: list[T]) -> list[T]:
     values = new[:count]
     del new[:count]
     return values
+
+
+def _add(totals: dict[T, Total], key: T, seconds: float) -> None:
+    known = totals.get(key, Total())
+    totals[key] = Total(known.count + 1, known.seconds + seconds)
 
 
 class _Tally:
@@ -71,6 +100,10 @@ class _Tally:
         values = np.array(_taken(self._new), np.float64)
         self._counts += np.bincount(np.searchsorted(self._bounds, values), minlength=len(self._counts))
         self._sum += float(values.sum())
+
+    def total(self) -> Total:
+        """How many were observed, and their sum."""
+        return Total(int(self._counts.sum()), self._sum)
 
     def add_to(self, family: HistogramMetricFamily, labels: tuple[str, ...]) -> None:
         """Adds the counts so far to what is being exposed."""
@@ -93,10 +126,23 @@ class ModelMetrics:
         self._best: list[int] = []
         self._names = [*labels[:MAX_LABELS], *[OTHER_LABEL] * (len(labels) - MAX_LABELS)]
         self._predictions = dict.fromkeys(self._names, 0)
+        self._new_batches: list[tuple[int, float]] = []
+        self._batches: dict[int, Total] = {}
+        self._last_batch = 0.0
+        self._failures: dict[str, Total] = {}
 
-    def batch(self, items: int) -> None:
+    def batch(self, items: int, seconds: float) -> None:
         """A batch of `items` ran."""
         self._batch_items.observe(items)
+        self._new_batches.append((items, seconds))
+        self._last_batch = time.time()
+
+    def failed(self, reason: str, seconds: float) -> None:
+        """A request was not answered, so many seconds after it had joined the queue."""
+        with self._lock:
+            _add(self._failures, reason, seconds)
+            if len(self._new_batches) >= FOLD:  # all that ran was of requests that were not answered
+                self._fold()
 
     def answered(self, phases: Phases, encode_seconds: float, results: Sequence[Sequence[tuple[int, float]]]) -> None:
         """A request was answered; `results` has for each item its (label index, probability), the best first."""
@@ -115,7 +161,19 @@ class ModelMetrics:
             with self._lock:
                 self._fold()
 
+    def statistics(self) -> Statistics:
+        """What happened so far."""
+        with self._lock:
+            self._fold()
+            tallies = zip(PHASES, (self._decode, self._queue, self._inference, self._encode), strict=True)
+            return Statistics(
+                {phase: tally.total() for phase, tally in tallies}, sum(self._predictions.values()),
+                dict(self._failures), dict(self._batches), self._last_batch,
+            )  # fmt: skip
+
     def _fold(self) -> None:
+        for items, seconds in _taken(self._new_batches):
+            _add(self._batches, items, seconds)
         for tally in (self._decode, self._queue, self._inference, self._encode, self._batch_items, self._confidence):
             tally.fold()
         for best, count in Counts(_taken(self._best)).items():

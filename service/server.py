@@ -22,17 +22,20 @@ from prometheus_client.core import Metric
 from service import limits
 from service.classifier import Classifier
 from service.config import ServerConfig
-from service.control import Control
+from service.control import Control, LocalControl
 from service.errors import UserError
 from service.http import HttpServer
+from service.inventory import Inventory
 from service.lifecycle import ReadyFile, check_settings, stop_on_signals
 from service.metrics import Metrics
 from service.model import check_provider, cpu_budget
 from service.repository import Repository
-from service.rpc import channelz, classify, health, models, reflection
+from service.rest import Rest
+from service.rpc import channelz, classify, health, models, open_inference, open_inference_control, reflection
 from service.rpc.completion_queue import CompletionQueueServer, why_not
 from service.rpc.public_server import PublicServer
 from service.rpc.transport import Options, Tls, Transport
+from service.shared_memory import SharedMemory
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -49,7 +52,7 @@ class Server:
     def __init__(self, config: ServerConfig, on_change: Callable[[], None] = lambda: None, control: Control | None = None) -> None:
         """`on_change` is called, by any thread, when `why_not_ready` may have changed.
 
-        `control` is what servicers are given to act on the whole server; the repository if this is all of it.
+        `control` is what servicers are given to act on the whole server; this server alone if there is none.
         """
         self._config = config
         self._on_change = on_change
@@ -57,18 +60,23 @@ class Server:
         metrics = Metrics(CollectorRegistry())
         cpus = max(1, cpu_budget() // config.workers)
         self._repository = Repository(config.repository, config.provider, metrics, self._changed, cpus)
-        self._control: Control = control or self._repository
         self._classifier = Classifier(self._repository, metrics, cpus)
-        self._health = health.HealthServicer(self._serving)
-        services = [classify.SERVICE, health.SERVICE, *([channelz.SERVICE] if config.channelz else [])]
-        self._reflection = reflection.ReflectionServicer(services)
+        memory = SharedMemory()
+        self._here = LocalControl(self._repository, memory)
+        control = control or self._here
+        inventory = Inventory(self._repository, lambda: not self.why_not_ready())
         self._classify = classify.ClassifyServicer(self._classifier)
-        self._max_message_bytes = config.max_message_bytes or limits.message_bytes(config.repository)
-        self._warned: set[tuple[str, int]] = set()
+        self._control = open_inference_control.ControlServicer(inventory, control, memory)
+        self._health = health.HealthServicer(self._serving)
+        services = [classify.SERVICE, open_inference.SERVICE, health.SERVICE, *([channelz.SERVICE] if config.channelz else [])]
+        self._reflection = reflection.ReflectionServicer(services)
         methods = [
-            *self._classify.methods(), *models.ModelsServicer(self._repository).methods(), *self._health.methods(),
+            *self._classify.methods(), *models.ModelsServicer(self._repository).methods(),
+            *open_inference.InferServicer(self._classifier, memory).methods(), *self._control.methods(), *self._health.methods(),
             *self._reflection.methods(), *(channelz.ChannelzServicer().methods() if config.channelz else []),
         ]  # fmt: skip
+        self._max_message_bytes = config.max_message_bytes or limits.message_bytes(config.repository)
+        self._warned: set[tuple[str, int]] = set()
         transport = _transport(config)
         metrics.transport_chosen(transport.name)
         self._transport: Transport = transport(
@@ -85,8 +93,11 @@ class Server:
                 arguments=_channel_arguments(config),
             )
         )
+        rest = Rest(self._classifier, inventory, control, memory, self._max_message_bytes)
         self._registry = metrics.registry
-        self._http = HttpServer(config.host, config.http_port, metrics.registry, self.why_not_ready)
+        self._http = HttpServer(
+            config.host, config.http_port, metrics.registry, self.why_not_ready, rest, self._max_message_bytes
+        )  # fmt: skip
         self._ready_file = ReadyFile(config.ready_file)
 
     @property
@@ -166,6 +177,7 @@ class Server:
 
     def close(self) -> None:
         """Lets go of everything. Only after `drain`."""
+        self._control.close()
         self._classifier.close()
         self._repository.stop()
         self._http.stop()
@@ -185,7 +197,7 @@ class Server:
 
     def act(self, method: str, *arguments: str | int) -> None:
         """Calls a method of Control on this server itself, and raises what it raises."""
-        getattr(self._repository, method)(*arguments)
+        getattr(self._here, method)(*arguments)
 
     def metrics(self) -> list[Metric]:
         """Every metric as of now."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 Call = tuple[str | int, ...]
 
-UNDOES = {"load": "unload"}
+UNDOES = {"load": "unload", "unregister": "register"}
 """Which methods lead back to how a worker begins, and from what."""
 
 

@@ -24,10 +24,11 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 from werkzeug.wrappers import Response
 
+from service import limits
 from service.channel import AnswerFailed, ChannelClosed
 from service.config import ServerConfig
 from service.errors import ConvoyError, Unavailable, UserError
-from service.http import HttpServer
+from service.http import IN_HAND, HttpServer
 from service.lifecycle import ReadyFile, check_settings, stop_on_signals
 from service.merged_metrics import counts, merge, without_forgotten
 from service.standing_calls import Call, remember
@@ -70,7 +71,10 @@ class Supervisor(Collector):
         self._restarts = Counter("convoy_worker_restarts", "Workers started in place of one that ended", registry=self._own)
         everything = CollectorRegistry()
         everything.register(self)
-        self._http = HttpServer(config.host, config.http_port, everything, self.why_not_ready, self._pass_on)
+        self._http = HttpServer(
+            config.host, config.http_port, everything, self.why_not_ready, self._pass_on,
+            max_body_bytes=config.max_message_bytes or limits.message_bytes(config.repository), in_hand=IN_HAND * config.workers,
+        )  # fmt: skip
         self._ready_file = ReadyFile(config.ready_file)
         self._lock = threading.Lock()
         self._workers: dict[int, WorkerProcess] = {}  # replaced, never changed: readers need no lock

@@ -138,6 +138,12 @@ class _Everywhere:
     def unload(self, name: str) -> None:
         self._channel.ask("broadcast", "unload", name).result()
 
+    def register(self, name: str, key: str, offset: int, byte_size: int) -> None:
+        self._channel.ask("broadcast", "register", name, key, offset, byte_size).result()
+
+    def unregister(self, name: str) -> None:
+        self._channel.ask("broadcast", "unregister", name).result()
+
 
 def _supervisor_gone() -> None:
     """Nobody would restart this process, drain it, or know of it."""

@@ -71,7 +71,7 @@ class ClassifyServicer:
                 try:
                     best = outcome.best()
                     response = self._writer(outcome.served).write(request_id, outcome.phases, best)
-                    payload = b"".join((_head(request_id, place.index), _RESPONSE, _varint(len(response)), response))
+                    payload = b"".join((_head(request_id, place.index), _RESPONSE, varint(len(response)), response))
                 except Exception as error:  # noqa: BLE001 - as in _classify
                     place.answer(_refusal(request_id, place.index, error))
                     return
@@ -113,8 +113,8 @@ _RESPONSE = b"\x1a"  # ClassifyStreamResponse.response, a message
 
 def _head(request_id: str, index: int) -> bytes:
     """What a ClassifyStreamResponse begins with: its id and index."""
-    head = b"\x10" + _varint(index) if index else b""
-    return b"".join((b"\x0a", _varint(len(text)), text, head)) if (text := request_id.encode()) else head
+    head = b"\x10" + varint(index) if index else b""
+    return b"".join((b"\x0a", varint(len(text)), text, head)) if (text := request_id.encode()) else head
 
 
 def _refused(message: pb.ClassifyStreamRequest | None, index: int, error: Exception) -> bytes:
@@ -154,7 +154,7 @@ class ResponseWriter:
         self._labels = []
         for index, label in enumerate(labels):
             prediction = pb.Prediction(label=label, index=index).SerializeToString() + self._PROBABILITY
-            self._labels.append(self._PREDICTION + _varint(len(prediction) + self._FLOAT.size) + prediction)
+            self._labels.append(self._PREDICTION + varint(len(prediction) + self._FLOAT.size) + prediction)
 
     def write(self, request_id: str, phases: Phases, results: Iterable[Iterable[tuple[int, float]]]) -> bytes:
         """One response; `results` has for each item its (label index, probability), best first."""
@@ -162,10 +162,10 @@ class ResponseWriter:
         parts = [self._head]
         if request_id:
             text = request_id.encode()
-            parts += (self._ID, _varint(len(text)), text)
+            parts += (self._ID, varint(len(text)), text)
         for predictions in results:
             result = b"".join([labels[index] + pack(probability) for index, probability in predictions])
-            parts += (self._RESULT, _varint(len(result)), result)
+            parts += (self._RESULT, varint(len(result)), result)
         decode, queue, inference = phases
         if decode is None:
             parts.append(self._PHASES.pack(0x2A, 18, 0x11, queue, 0x19, inference))
@@ -174,7 +174,7 @@ class ResponseWriter:
         return b"".join(parts)
 
 
-def _varint(number: int) -> bytes:
+def varint(number: int) -> bytes:
     """A length as protobuf writes it: seven bits a byte, the lowest first."""
     written = bytearray()
     while number > 127:
