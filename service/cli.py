@@ -189,8 +189,8 @@ def _explained(error: Any, server: str, images: tuple[Path, ...]) -> ConvoyError
     """An error that names the file, where the server named the item."""
     if error.code == "UNAVAILABLE" and "connect" in error.message.lower():
         return UserError(f"no server answers at {server}: start one with `convoy serve`, or name it with --server HOST:PORT")
-    if error.code == "RESOURCE_EXHAUSTED" and "larger than max" in error.message:
-        return UserError(f"{images[0]}{' and others' if len(images) > 1 else ''}: too large for the server's --max-message-bytes")
+    if error.code == "RESOURCE_EXHAUSTED" and "the server takes at most" in error.message:
+        return UserError(f"{images[0]}{' and others' if len(images) > 1 else ''}: too large: {error.message}")
     item = re.match(r"items\[(\d+)\]", error.field)
     if item is not None and int(item[1]) < len(images):
         return UserError(f"{images[int(item[1])]}: {re.sub(r'^item [0-9]+: ', '', error.message)}")

@@ -252,6 +252,9 @@ def test_classify_prints_for_people_and_for_programs(repository: Path, spawn: Sp
     assert "no model named 'cats'; served are: digits" in one_line(
         convoy("classify", files[0], "--model", "cats", "--server", server)
     )
+    large = tmp_path / "large.png"
+    large.write_bytes(bytes(110_000_000))
+    assert f"{large}: too large: the request has 1100000" in one_line(convoy("classify", large, *at))
     assert "no server answers at 127.0.0.1:1" in one_line(
         convoy("classify", files[0], "--model", "digits", "--server", "127.0.0.1:1")
     )
