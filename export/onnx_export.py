@@ -140,13 +140,13 @@ def export(
                 graph, quantization = lower.quantize(graph, contract, dataset, max_accuracy_loss, drafts, on_step)
             else:
                 graph = to_onnx(checkpoint, temperature, torch.float16)
-            contract = lower.with_own_golden(graph, contract, precision, file)
-            served, reference = lower.load(graph, contract, file), model.load(full, "cpu", model.cpu_budget())
+            served, reference = lower.load(graph, contract, precision, file), model.load(full, "cpu", model.cpu_budget())
             report = evaluation.compare(
                 served, reference.probabilities, dataset.test, dataset.labels,
                 lambda *counts: on_step("comparing with fp32", *counts),
             )  # fmt: skip
             evaluation.check_accuracy(report, minimum_accuracy, max_accuracy_loss, "fp32")
+            contract = lower.with_own_golden(served, contract)
         on_step("writing the model card", 0, 0)
         scores = report.scores
         measured = contract.training.model_copy(

@@ -35,7 +35,7 @@ TOLERANCE: dict[Precision, dict[ProviderName, float]] = {
 """How far a provider may be off the golden samples' probabilities; those of int8 and fp16 are the file's own, on the CPU."""
 
 SPEED_ITEMS = 32
-_ROUND_SECONDS = 0.3
+_ROUND_SECONDS = 0.2
 
 Progress = Callable[[str, int, int], None]
 """Called with: what is being done, how much of it is done, and of how much."""
@@ -85,12 +85,11 @@ def quantize(
     Raises:
         UserError: as `quantization.quantize`.
     """
-    bare = contract.model_copy(update={"golden": ()})
 
     def run(candidate: onnx.ModelProto, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         copy = onnx.ModelProto()
         copy.CopyFrom(candidate)
-        return evaluation.predict(load(copy, bare, folder / "candidate.onnx"), pixels)
+        return evaluation.predict(load(copy, contract, "int8", folder / "candidate.onnx"), pixels)
 
     random = np.random.default_rng(contract.training.seed)
     items = min(quantization.CALIBRATION_ITEMS, len(dataset.training))
@@ -102,25 +101,28 @@ def quantize(
     )
 
 
-def with_own_golden(graph: onnx.ModelProto, contract: Contract, precision: Precision, path: Path) -> Contract:
-    """The contract for a graph of another precision: its golden samples have the graph's own answers."""
-    served = load(graph, contract.model_copy(update={"precision": precision, "golden": ()}), path)
-    pictures = np.stack([decode(sample.image_png, contract.input, max_pixels=1 << 24) for sample in contract.golden])
-    answers = served.probabilities(pictures)
-    golden = tuple(
-        sample.model_copy(update={"probabilities": tuple(row.tolist()), "tolerance": TOLERANCE[precision]})
-        for sample, row in zip(contract.golden, answers, strict=True)
-    )
-    return contract.model_copy(update={"precision": precision, "golden": golden})
+def load(graph: onnx.ModelProto, contract: Contract, precision: Precision, path: Path) -> Model:
+    """Writes a graph with a contract, but without golden samples, and loads it on the CPU as a server would.
 
-
-def load(graph: onnx.ModelProto, contract: Contract, path: Path) -> Model:
-    """Writes a graph with a contract, and loads it on the CPU as a server would. Raises UserError if it cannot be served."""
-    write(graph, contract, path)
+    Raises:
+        UserError: it cannot be served.
+    """
+    write(graph, contract.model_copy(update={"precision": precision, "golden": ()}), path)
     try:
         return model.load(path, "cpu", model.cpu_budget())
     except LoadError as error:
-        raise UserError(f"{contract.precision}: the exported file cannot be served: {error}") from None
+        raise UserError(f"{precision}: the exported file cannot be served: {error}") from None
+
+
+def with_own_golden(served: Model, contract: Contract) -> Contract:
+    """The contract of a loaded file of a lower precision, with the golden samples of the fp32 file's and its own answers to them."""
+    precision: Precision = served.contract.precision
+    pictures = np.stack([decode(sample.image_png, contract.input, max_pixels=1 << 24) for sample in contract.golden])
+    golden = tuple(
+        sample.model_copy(update={"probabilities": tuple(row.tolist()), "tolerance": TOLERANCE[precision]})
+        for sample, row in zip(contract.golden, served.probabilities(pictures), strict=True)
+    )
+    return served.contract.model_copy(update={"golden": golden})
 
 
 def cost(precision: Precision, files: Sequence[Path], report: Report, found: Quantization | None) -> Cost:
