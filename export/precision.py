@@ -115,7 +115,7 @@ def load(graph: onnx.ModelProto, contract: Contract, precision: Precision, path:
 
 
 def with_own_golden(served: Model, contract: Contract) -> Contract:
-    """The contract of a loaded file of a lower precision, with the golden samples of the fp32 file's and its own answers to them."""
+    """The contract of a loaded file of a lower precision: the golden pictures of the fp32 file, and its own answers to them."""
     precision: Precision = served.contract.precision
     pictures = np.stack([decode(sample.image_png, contract.input, max_pixels=1 << 24) for sample in contract.golden])
     golden = tuple(
