@@ -279,19 +279,19 @@ class Metrics:
         """The metrics of a version that is about to be served."""
         return self._requests.model(model, version, labels, probabilities)
 
-    def watch_model(self, model: str, queue_items: Callable[[], float], inflight: Callable[[], float]) -> None:
-        """Reads the model's gauges from these functions from now on, when somebody scrapes."""
+    def watch_model(self, model: str, queue_items: Callable[[], float], inflight: Callable[[], float], threads: int) -> None:
+        """Reads the model's gauges from these functions from now on, when somebody scrapes; `threads` are ONNX Runtime's."""
         self._queue_items.labels(model).set_function(queue_items)
         self._inflight.labels(model).set_function(inflight)
+        self._ort_threads.labels(model).set(threads)
 
     def model_forgotten(self, model: str, version: str) -> None:
         """Drops the series of a version that is no longer served: a server that lives long sees many versions."""
         self._requests.forget(model, version)
 
-    def model_serving(self, model: str, version: str, provider: str, precision: str, digest: str, threads: int) -> None:
+    def model_serving(self, model: str, version: str, provider: str, precision: str, digest: str) -> None:
         """A version has begun to serve."""
         self._info.labels(model, version, provider, precision, digest).set(1)
-        self._ort_threads.labels(model).set(threads)
 
     def model_retired(self, model: str, version: str, provider: str, precision: str, digest: str) -> None:
         """A version has stopped serving."""
@@ -302,10 +302,11 @@ class Metrics:
         for gauge in (self._queue_items, self._inflight, self._ort_threads):
             gauge.remove(model)
 
-    def load_ended(self, model: str, outcome: str, seconds: float) -> None:
-        """An attempt to load a version has ended: `ready`, `golden_mismatch`, `invalid` or `failed`."""
+    def load_ended(self, model: str, outcome: str, seconds: float | None) -> None:
+        """An attempt to load a version has ended: `ready`, `golden_mismatch`, `invalid` or `failed`; None if it never began."""
         self._loads.labels(model, outcome).inc()
-        self._load_seconds.labels(model).set(seconds)
+        if seconds is not None:
+            self._load_seconds.labels(model).set(seconds)
 
 
 def _versions(*packages: str) -> dict[str, str]:

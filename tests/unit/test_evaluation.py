@@ -379,7 +379,7 @@ def test_the_card_says_what_the_file_is_and_a_server_passes_it_over(model_file: 
     repository = Repository(model_file.parents[2], "cpu", Metrics(CollectorRegistry()))
     repository.start()
     try:
-        assert {name: served.version for name, served in repository.served.items()} == {"digits": 1}
+        assert {name: served.version for name, [served] in repository.served.items()} == {"digits": 1}
     finally:
         repository.stop()
 
