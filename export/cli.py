@@ -127,7 +127,14 @@ def evaluate(
         scores = evaluation.measure(
             served, chosen, dataset.labels, lambda done, total: progress.update(task, completed=done, total=total)
         )
-    heading = {"model": contract.name, "digest": served.digest, "provider": served.provider, "data": dataset.name, "part": part}
+    heading = {
+        "model": contract.name,
+        "precision": contract.precision,
+        "digest": served.digest,
+        "provider": served.provider,
+        "data": dataset.name,
+        "part": part,
+    }
     content = json.dumps({**heading, **summary.as_json(scores)}, indent=2, ensure_ascii=False)
     files = []
     if output is not None:
@@ -137,9 +144,11 @@ def evaluate(
         click.echo(content)
         return
     console.print(
-        f"{contract.name} (sha256 {served.digest[:12]}, on {served.provider}) on the {part} part of {dataset.name}", soft_wrap=True,
+        f"{contract.name} ({contract.precision}, sha256 {served.digest[:12]}, on {served.provider}) on the {part} part of "
+        f"{dataset.name}",
+        soft_wrap=True,
         markup=False,
-    )  # fmt: skip
+    )
     if dataset.name != contract.training.data:
         console.print(
             f"the model was trained on {contract.training.data}: whether these pictures were among them cannot be told",

@@ -6,7 +6,6 @@ behind a DequantizeLinear, or transposed ones, count as weights of their product
 activations: they say in what the layer between them is computed.
 """
 
-import ast
 import hashlib
 import math
 from collections.abc import Iterable, Iterator
@@ -17,6 +16,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, inliner
 
+from export.naming import layer_name
 from service.contract import METADATA_KEY, Contract
 from service.errors import InvalidModel, UserError
 
@@ -204,7 +204,7 @@ class _Walk:
                 continue
             if node.op_type in _ROUNDING:
                 continue
-            name = within + _name(node, weights)
+            name = within + layer_name(node, weights)
             own = [root for root in dict.fromkeys(weights) if root not in self._counted]
             self._counted.update(own)
             parameters = sum(math.prod(self._tensors[root].dims) for root in own)
@@ -284,26 +284,6 @@ class _Walk:
         if shape is None or not all(isinstance(side, int) for side in shape):
             return None
         return math.prod(side for side in shape if isinstance(side, int))
-
-
-def _name(node: onnx.NodeProto, weights: tuple[str, ...]) -> str:
-    """The PyTorch module that the node comes from, where the exporter notes it; else the node's own name, or its output's.
-
-    A weight's name says it best: a convolution that a batch norm was folded into is noted as that norm.
-    """
-    for weight in weights:
-        module, dot, _ = weight.partition(".weight")
-        if dot:
-            return module.removeprefix("network.")
-    for entry in node.metadata_props:
-        if entry.key == "pkg.torch.onnx.name_scopes":
-            try:
-                scopes = [str(scope) for scope in ast.literal_eval(entry.value)]
-            except (ValueError, SyntaxError):
-                break
-            if len(scopes) > 2 and scopes[-2]:  # the last is the operation within the module
-                return scopes[-2].removeprefix("network.")
-    return node.name.removeprefix("node_") or next(filter(None, node.output), "")
 
 
 def _body_names(node: onnx.NodeProto) -> list[str]:

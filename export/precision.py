@@ -60,8 +60,8 @@ class Cost:
     precision: Precision
     fp32: Figures
     lower: Figures
+    batch_items: int
     quantization: Quantization | None = None
-    batch_items: int = SPEED_ITEMS
 
 
 def quantize(
@@ -127,15 +127,17 @@ def with_own_golden(served: Model, contract: Contract) -> Contract:
 
 def cost(precision: Precision, files: Sequence[Path], report: Report, found: Quantization | None) -> Cost:
     """Puts together what is known of the fp32 file and the one made from it, and measures their speed, on the CPU."""
-    speeds = images_per_second([model.load(path, "cpu", model.cpu_budget()) for path in files])
+    served = [model.load(path, "cpu", model.cpu_budget()) for path in files]
+    batch_items = next(evaluation.batches(SPEED_ITEMS, served[0].contract.input)).stop
+    speeds = images_per_second(served, batch_items)
     accuracies = (report.reference_accuracy, report.scores.accuracy)
     fp32, lower = (
         Figures(accuracy, path.stat().st_size, speed) for accuracy, path, speed in zip(accuracies, files, speeds, strict=True)
     )
-    return Cost(precision, fp32, lower, found)
+    return Cost(precision, fp32, lower, batch_items, found)
 
 
-def images_per_second(models: Sequence[Model], items: int = SPEED_ITEMS, rounds: int = 5) -> list[float]:
+def images_per_second(models: Sequence[Model], items: int, rounds: int = 5) -> list[float]:
     """Images a second of each model, in batches of `items` random pictures: the median over rounds in which they take turns."""
     random = np.random.default_rng(0)
     batches = [random.integers(0, 256, (items, *served.input.shape), np.uint8) for served in models]

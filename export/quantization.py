@@ -29,6 +29,7 @@ from onnxruntime.quantization.calibrate import create_calibrator
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from scipy.special import rel_entr
 
+from export.naming import layer_name
 from service.contract import INPUT_NAME
 from service.errors import UserError
 
@@ -46,6 +47,7 @@ _FOLLOWERS = ("Relu", "Clip", "MaxPool", "AveragePool", "Reshape", "Flatten", "S
 # ONNX Runtime's integer products can give float: logits are never rounded to 8 bits.
 _FLOAT_OUTPUT = ("Gemm", "MatMul")
 _READ_ITEMS = 16
+_READ_BYTES = 1 << 21
 
 Run = Callable[[onnx.ModelProto, NDArray[np.uint8]], NDArray[np.float32]]
 """Probabilities float32[N,K] that a graph gives for pictures uint8[N,H,W,C]."""
@@ -157,8 +159,7 @@ def _layers(graph: onnx.ModelProto) -> dict[str, tuple[str, str]]:
     for node in graph.graph.node:
         own = [name for name in node.input if name in weights]
         if node.op_type in _LAYERS and bool(own) != (node.op_type == "Add"):  # of sums, those of two activations
-            name = own[0].partition(".weight")[0].removeprefix("network.") if own else node.name.removeprefix("node_")
-            found[node.name] = (name, node.op_type)
+            found[node.name] = (layer_name(node, own), node.op_type)
     return found
 
 
@@ -170,8 +171,9 @@ def _ranges(graph: onnx.ModelProto, method: CalibrationMethod, pictures: NDArray
         calibrator = create_calibrator(
             path, (*_LAYERS, *_FOLLOWERS), augmented_model_path=str(path.with_name("augmented.onnx")), calibrate_method=method
         )
-        for at in range(0, len(pictures), _READ_ITEMS):  # it holds all activations of what it is given in one go
-            calibrator.collect_data(_Pictures(pictures[at : at + _READ_ITEMS]))
+        step = max(1, min(_READ_ITEMS, _READ_BYTES // pictures[0].nbytes))  # it holds all activations of what it is given at once
+        for at in range(0, len(pictures), step):
+            calibrator.collect_data(_Pictures(pictures[at : at + step]))
         return calibrator.compute_data()
 
 
