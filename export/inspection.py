@@ -43,10 +43,11 @@ _RECURRENT = ("LSTM", "GRU", "RNN")
 
 @dataclass(frozen=True)
 class Layer:
-    """One node of the graph. `shape` is of its first output, `precision` what it is computed in: `fp32`, `fp16`, `int8` and so on.
+    """One node of the graph. `shape` is of its first output.
 
     `statistics` are those of its `parameters` that are running means and variances. `macs` are multiply-accumulates for one
-    image, None if a shape that they depend on is not known.
+    image, None if a shape that they depend on is not known. `precision` is what it is computed in: `fp32`, `fp16`, `int8` and so
+    on, None if that is not known.
     """
 
     name: str

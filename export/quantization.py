@@ -9,8 +9,8 @@ costs: the layers that hurt most stay in float, one after the other, until the v
 the mean Kullback-Leibler divergence of the answers from those in float: it tells layers apart that change no label.
 
 Weights take 7 of their 8 bits ("reduced range"). A CPU without VNNI adds two products of 8 bits in 16 bits, which overflows without
-a sign of it: `article-cnn` on MNIST was off by up to 0.55 in a probability, with 7 bits by 0.0003. A file is served on other CPUs
-than the one it was made on, so this is not left to the latter.
+a sign of it: there, with all 8 bits, `speed-net` changes 58 % of its labels on CIFAR-10, with 7 bits 1 %, as many as with 8 bits in
+exact arithmetic. A file is served on other CPUs than the one it was made on, so this is not left to the latter.
 """
 
 import contextlib
