@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCK := .ci/requirements.lock
 
-.PHONY: help demo test test-system setup check bench format protos lock clean
+.PHONY: help demo test test-system test-slow setup check bench format protos lock clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -19,6 +19,9 @@ test: setup  ## run the tests that need nothing but PyPI
 test-system: setup  ## run the tests that need Debian packages, and say what is missing
 	$(BIN)/python -m pytest -m system
 
+test-slow: setup  ## run the soak tests, which take minutes
+	$(BIN)/python -m pytest -m slow
+
 setup: $(VENV)/.ready  ## build .venv from the pinned requirements
 
 # The stamp makes a second run offline work: nothing is asked of a registry while the pins stand.
@@ -29,12 +32,13 @@ $(VENV)/.ready: pyproject.toml $(LOCK)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(LOCK) --editable '.[cpu,export,dev]'
 	@touch $@
 
-check: setup  ## lint, types, import contracts, freshness of generated files
+check: setup  ## lint, types, import contracts, the API, freshness of generated files
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python .ci/protos.py --check
+	cd protos && ../$(BIN)/buf lint
 
 bench: setup  ## reproduce tests/benchmarks/RESULTS.md (needs h2load: apt-get install nghttp2-client)
 	$(BIN)/python -m tests.benchmarks.transport

@@ -17,7 +17,7 @@ from werkzeug.wrappers import Response
 from service.errors import UserError
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 _ROUTES = Map([Rule("/metrics", endpoint="metrics"), Rule("/livez", endpoint="livez"), Rule("/readyz", endpoint="readyz")])
 
@@ -25,12 +25,23 @@ _ROUTES = Map([Rule("/metrics", endpoint="metrics"), Rule("/livez", endpoint="li
 class HttpServer:
     """Serves the HTTP port. Construct, `start`, and in the end `stop`."""
 
-    def __init__(self, host: str, port: int, registry: CollectorRegistry, why_not_ready: Callable[[], str]) -> None:
-        """Port 0 takes a free one. `why_not_ready` gives an empty text when requests can be answered."""
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        registry: CollectorRegistry,
+        why_not_ready: Callable[[], str],
+        elsewhere: "WSGIApplication | None" = None,
+    ) -> None:
+        """Port 0 takes a free one. `why_not_ready` gives an empty text when requests can be answered.
+
+        `elsewhere` answers requests for anything but metrics and probes.
+        """
         self.port = port
         self._host = host
         self._metrics: Callable[..., Iterable[bytes]] = make_wsgi_app(registry)
         self._why_not_ready = why_not_ready
+        self._elsewhere = elsewhere
         self._channels: dict[int, Any] = {}  # waitress's own book of what it waits for
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
 
@@ -49,14 +60,15 @@ class HttpServer:
             ) from None
         self.port = listener.getsockname()[1]
         self._server = waitress.create_server(
-            self._application, sockets=[listener], map=self._channels, threads=4, ident="convoy", clear_untrusted_proxy_headers=True
+            self.application, sockets=[listener], map=self._channels, threads=4, ident="convoy", clear_untrusted_proxy_headers=True
         )
         self._thread.start()
 
     def stop(self) -> None:
         """Closes the port and the connections, idle ones too: a scraper keeps its own open for ever."""
-        self._server.trigger.pull_trigger(self._close)
-        self._thread.join()
+        if self._thread.is_alive():
+            self._server.trigger.pull_trigger(self._close)
+            self._thread.join()
 
     def _close(self) -> None:
         # On waitress's thread, which ends when nothing is left to wait for.
@@ -69,10 +81,13 @@ class HttpServer:
     def _run(self) -> None:
         self._server.run()
 
-    def _application(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+    def application(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        """Answers one request, as WSGI has it."""
         try:
             endpoint, _ = _ROUTES.bind_to_environ(environ).match()
         except HTTPException as error:
+            if self._elsewhere is not None:
+                return self._elsewhere(environ, start_response)
             return error(environ, start_response)
         if endpoint == "metrics":
             return self._metrics(environ, start_response)

@@ -23,7 +23,7 @@ from service.config import Policy, Provider, read_policy
 from service.errors import LoadError, NotServed, Unavailable, UserError
 from service.loading import load_model, read_labels, start_batcher
 from service.metrics import Metrics, ModelMetrics
-from service.model import Model
+from service.model import Model, cpu_budget
 from service.repository_layout import MODEL_FILE, POLICY_FILE, labels_path, model_names, model_path, policy_path, version_numbers
 
 log = logging.getLogger(__name__)
@@ -70,12 +70,23 @@ class _Failure(NamedTuple):
 class Repository:
     """The models of one folder. Construct, `start`, and in the end `stop`."""
 
-    def __init__(self, folder: Path, provider: Provider, metrics: Metrics, on_change: Callable[[], None] = lambda: None) -> None:
-        """`on_change` is called after the set of served models has changed, by the thread that changed it."""
+    def __init__(
+        self,
+        folder: Path,
+        provider: Provider,
+        metrics: Metrics,
+        on_change: Callable[[], None] = lambda: None,
+        cpus: int | None = None,
+    ) -> None:
+        """`on_change` is called after the set of served models has changed, by the thread that changed it.
+
+        A model computes with at most `cpus` threads; as many as there are CPUs for this process if not given.
+        """
         self._folder = folder
         self._provider = provider
         self._metrics = metrics
         self._on_change = on_change
+        self._cpus = cpus or cpu_budget()
         # What readers need no lock for is replaced, never changed.
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
@@ -321,8 +332,8 @@ class Repository:
         start = time.monotonic()
         try:
             labels = read_labels(labels_path(self._folder, name))
-            loaded = load_model(model_path(self._folder, name, version), labels, policy, self._provider)
-            model = loaded.model
+            loaded = load_model(model_path(self._folder, name, version), labels, policy, self._provider, self._cpus)
+            model = loaded.instances[0]
             metrics = self._metrics.model_loaded(name, str(version), model.labels, not model.foreign)
             batcher = start_batcher(name, loaded, policy, metrics.batch)
         except LoadError as error:
@@ -336,8 +347,9 @@ class Repository:
         self._metrics.load_ended(name, "ready", seconds)
         self._failed.pop((name, version), None)
         log.info(
-            "model %s version %d is ready: %s, %s, %d ORT threads, batches of up to %d items, loaded in %.2f s",
-            name, version, model.provider, model.precision, model.threads, batcher.max_batch_items, seconds,
+            "model %s version %d is ready: %s, %s, %d x %d ORT threads, batches of up to %d items, loaded in %.2f s, ms a batch %s",
+            name, version, model.provider, model.precision, policy.instances, model.threads, batcher.max_batch_items, seconds,
+            ", ".join(f"{items}: {1000 * taken:.3g}" for items, taken in loaded.measured.items()),
         )  # fmt: skip
         return ServedModel(name, version, model, policy, batcher, metrics, fingerprint)
 
@@ -371,7 +383,7 @@ class Repository:
             model = served.model
             self._metrics.model_serving(name, str(served.version), model.provider, model.precision, model.digest)
         if new:
-            threads = sum(served.model.threads for served in new)
+            threads = sum(served.policy.instances * served.model.threads for served in new)
             self._metrics.watch_model(name, lambda: self._queued(name), lambda: self._inflight(name), threads)
         gone = [served for served in old if served not in new]
         with self._lock:
