@@ -68,6 +68,7 @@ check: setup  ## lint, types, import contracts, the API, freshness of generated 
 bench: setup  ## reproduce tests/benchmarks/RESULTS.md (needs h2load: apt-get install nghttp2-client)
 	$(BIN)/python -m tests.benchmarks.transport
 	$(BIN)/python -m tests.benchmarks.leaks
+	$(BIN)/python -m tests.benchmarks.precision
 
 format: setup  ## format the code and fix what lint can fix
 	$(BIN)/ruff check --fix

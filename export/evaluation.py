@@ -147,9 +147,10 @@ class Scores:
 class Report:
     """What an export was judged by, on the test part.
 
-    `scores` are the file's, through encoded pictures as they are served; `reference_accuracy` is PyTorch's on decoded ones.
-    `max_difference` is the largest between two probabilities, `same_top1` the fraction of pictures with the same best label, and
-    `changed_labels` counts those with another one for which near-equal probabilities are no excuse.
+    `scores` are the file's, through encoded pictures as they are served; `reference_accuracy` is that of what it was made from, on
+    decoded ones: PyTorch, or, for a lower precision, the fp32 file. `max_difference` is the largest between two probabilities,
+    `same_top1` the fraction of pictures with the same best label, and `changed_labels` counts those with another one for which
+    near-equal probabilities are no excuse.
     """
 
     scores: Scores
@@ -194,23 +195,28 @@ def compare(
     return Report(scores, right / len(test), difference, same / len(test), changed)
 
 
-def check(report: Report, minimum_accuracy: float) -> None:
-    """Raises UserError with the figures if a gate fails."""
-    scores = report.scores
+def check_parity(report: Report) -> None:
+    """Raises UserError with the figures unless the file answers as PyTorch does."""
     if not report.max_difference <= PARITY or report.changed_labels:
         raise UserError(
             f"parity gate: ONNX and PyTorch differ by {report.max_difference:.2g} at most (allowed: {PARITY:.0e}) and agree on "
-            f"{report.same_top1:.2%} of {scores.items} pictures; {report.changed_labels} labels changed that are further "
+            f"{report.same_top1:.2%} of {report.scores.items} pictures; {report.changed_labels} labels changed that are further "
             f"apart than {PARITY:.0e} in PyTorch (allowed: 0); nothing was written"
         )
-    if scores.accuracy < report.reference_accuracy - ACCURACY_LOSS:
+
+
+def check_accuracy(report: Report, minimum: float, max_loss: float = ACCURACY_LOSS, made_from: str = "PyTorch") -> None:
+    """Raises UserError with the figures if the file is below a minimum, or more than `max_loss` below what it was made from."""
+    scores = report.scores
+    lost = report.reference_accuracy - scores.accuracy
+    if lost > max_loss + 1e-9:
         raise UserError(
-            f"accuracy gate: {scores.accuracy:.2%} as served against {report.reference_accuracy:.2%} in PyTorch, on {scores.items} "
-            f"pictures (allowed loss: {ACCURACY_LOSS:.1%}); nothing was written"
+            f"accuracy gate: {scores.accuracy:.2%} as served against {report.reference_accuracy:.2%} in {made_from}, on "
+            f"{scores.items} pictures: {100 * lost:.2f} points lost (allowed: {100 * max_loss:g}); nothing was written"
         )
-    if scores.accuracy < minimum_accuracy:
+    if scores.accuracy < minimum:
         raise UserError(
-            f"accuracy gate: {scores.accuracy:.2%} on {scores.items} pictures is below the minimum of {minimum_accuracy:.2%}; "
+            f"accuracy gate: {scores.accuracy:.2%} on {scores.items} pictures is below the minimum of {minimum:.2%}; "
             "nothing was written"
         )
 

@@ -2,10 +2,10 @@
 
 Shapes come from ONNX's own shape inference, run twice: on the graph as it is, for what is shown, and with the batch bound to one
 picture, for what is counted. Whatever depends on constants alone is no layer but part of the layer that uses it: so int8 weights
-behind a DequantizeLinear, or transposed ones, count as weights of their product.
+behind a DequantizeLinear, or transposed ones, count as weights of their product. Nor is a QuantizeLinear or DequantizeLinear of
+activations: they say in what the layer between them is computed.
 """
 
-import ast
 import hashlib
 import math
 from collections.abc import Iterable, Iterator
@@ -16,6 +16,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, inliner
 
+from export.naming import layer_name
 from service.contract import METADATA_KEY, Contract
 from service.errors import InvalidModel, UserError
 
@@ -29,6 +30,8 @@ _QUANTISED_WEIGHTS = {
     "QLinearConv": (3, 8), "ConvInteger": (1,), "QLinearMatMul": (0, 3), "MatMulInteger": (0, 1), "QGemm": (3, 6),
     "DynamicQuantizeMatMul": (1, 4), "MatMulIntegerToFloat": (1, 6), "QuantizeLinear": (0,), "DequantizeLinear": (0,),
 }  # fmt: skip
+_ROUNDING = ("QuantizeLinear", "DequantizeLinear")
+_PRECISIONS = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16", "double": "fp64"}
 # Where the two factors stand among the inputs.
 _CONVOLUTIONS = {"Conv": (0, 1), "ConvTranspose": (0, 1), "ConvInteger": (0, 1), "QLinearConv": (0, 3)}
 _PRODUCTS = {
@@ -43,11 +46,13 @@ class Layer:
     """One node of the graph. `shape` is of its first output.
 
     `statistics` are those of its `parameters` that are running means and variances. `macs` are multiply-accumulates for one
-    image, None if a shape that they depend on is not known.
+    image, None if a shape that they depend on is not known. `precision` is what it is computed in: `fp32`, `fp16`, `int8` and so
+    on, None if that is not known.
     """
 
     name: str
     operator: str
+    precision: str | None
     shape: Shape | None
     parameters: int
     statistics: int
@@ -172,12 +177,21 @@ class _Walk:
         self._tensors: dict[str, TensorProto] = {}
         self._roots: dict[str, tuple[str, ...]] = {}  # of a value that depends on constants alone: its weights
         self._counted: set[str] = set()
+        self._types: dict[str, int] = {}
+        self._dequantised: set[str] = set()  # values that come from a DequantizeLinear
+        self._quantised: set[str] = set()  # values that go to a QuantizeLinear and nowhere else
 
     def layers(self, graph: onnx.GraphProto, bound: onnx.GraphProto, within: str = "") -> Iterator[Layer]:
         """The layers of a graph; `bound` is the same graph with one picture a batch."""
         for source, shapes in ((graph, self._shapes), (bound, self._bound)):
             shapes.update({value.name: _shape(value) for value in (*source.input, *source.value_info, *source.output)})
             shapes.update({tensor.name: tuple(tensor.dims) for tensor in source.initializer})
+        self._types.update(
+            {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info, *graph.output)}
+        )
+        self._dequantised.update(name for node in graph.node if node.op_type == "DequantizeLinear" for name in node.output)
+        self._quantised.update(name for node in graph.node if node.op_type == "QuantizeLinear" for name in node.input[:1])
+        self._quantised.difference_update(name for node in graph.node if node.op_type != "QuantizeLinear" for name in node.input)
         for tensor in graph.initializer:
             self._constant(tensor.name, tensor)
         for node, same in zip(graph.node, bound.node, strict=True):
@@ -189,7 +203,9 @@ class _Walk:
             if inputs and all(name in self._roots for name in inputs) and not _bodies(node):
                 self._roots.update(dict.fromkeys(node.output, weights))
                 continue
-            name = within + _name(node, weights)
+            if node.op_type in _ROUNDING:
+                continue
+            name = within + layer_name(node, weights)
             own = [root for root in dict.fromkeys(weights) if root not in self._counted]
             self._counted.update(own)
             parameters = sum(math.prod(self._tensors[root].dims) for root in own)
@@ -197,6 +213,7 @@ class _Walk:
             yield Layer(
                 name=name,
                 operator=node.op_type,
+                precision=self._precision(node),
                 shape=self._shapes.get(next(filter(None, node.output), "")),
                 parameters=parameters,
                 statistics=sum(math.prod(self._tensors[root].dims) for root in statistics),
@@ -222,6 +239,20 @@ class _Walk:
                 continue
             elif place in places if places is not None else tensor.data_type in _FLOATS and not node.op_type.startswith("QLinear"):
                 yield name
+
+    def _precision(self, node: onnx.NodeProto) -> str | None:
+        """A layer between DequantizeLinear and QuantizeLinear, or a product of two dequantised factors, computes with integers."""
+        operator = node.op_type
+        if operator in _QUANTISED_WEIGHTS or operator.startswith("QLinear"):
+            return "int8"
+        output = next(filter(None, node.output), "")
+        factors = [node.input[place] for place in _CONVOLUTIONS.get(operator) or _PRODUCTS.get(operator) or ()]
+        activations = [name for name in node.input if name and name not in self._roots]
+        between = output in self._quantised and bool(activations) and self._dequantised.issuperset(activations)
+        if self._dequantised.issuperset(factors) if factors else between:
+            return "int8"
+        kind = TensorProto.DataType.Name(self._types.get(output, TensorProto.UNDEFINED)).lower()
+        return None if kind == "undefined" else _PRECISIONS.get(kind, kind)
 
     def _macs(self, node: onnx.NodeProto) -> int | None:
         """Multiply-accumulates of convolutions, matrix products and recurrent layers; the rest is not worth counting."""
@@ -254,26 +285,6 @@ class _Walk:
         if shape is None or not all(isinstance(side, int) for side in shape):
             return None
         return math.prod(side for side in shape if isinstance(side, int))
-
-
-def _name(node: onnx.NodeProto, weights: tuple[str, ...]) -> str:
-    """The PyTorch module that the node comes from, where the exporter notes it; else the node's own name, or its output's.
-
-    A weight's name says it best: a convolution that a batch norm was folded into is noted as that norm.
-    """
-    for weight in weights:
-        module, dot, _ = weight.partition(".weight")
-        if dot:
-            return module.removeprefix("network.")
-    for entry in node.metadata_props:
-        if entry.key == "pkg.torch.onnx.name_scopes":
-            try:
-                scopes = [str(scope) for scope in ast.literal_eval(entry.value)]
-            except (ValueError, SyntaxError):
-                break
-            if len(scopes) > 2 and scopes[-2]:  # the last is the operation within the module
-                return scopes[-2].removeprefix("network.")
-    return node.name.removeprefix("node_") or next(filter(None, node.output), "")
 
 
 def _body_names(node: onnx.NodeProto) -> list[str]:

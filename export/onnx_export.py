@@ -1,10 +1,12 @@
 """From a checkpoint to a version in a model repository: one ONNX file with its contract, written only if it passes the gates.
 
 The gates, on the whole test part: the file answers as PyTorch does (parity), and answers encoded pictures as well as PyTorch
-answers decoded ones (accuracy, through the preprocessing and the model code that serve it). Beside the file stand its model card
-and the pictures that the card shows; a server passes them over.
+answers decoded ones (accuracy, through the preprocessing and the model code that serve it). A file of a lower precision is made
+from one that passed, and may lose so much accuracy against it and no more. Beside the file stand its model card and the pictures
+that the card shows; a server passes them over.
 """
 
+import copy
 import importlib.metadata
 import logging
 import shutil
@@ -12,7 +14,7 @@ import subprocess
 import tempfile
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,19 +24,21 @@ from numpy.typing import NDArray
 from torch import nn
 
 from export import evaluation, figures, training
+from export import precision as lower
 from export.calibration import fit_temperature
 from export.data import Dataset, Part
 from export.model_card import CARD, model_card
+from export.precision import TOLERANCE, Cost, Precision
+from export.release import publish, write
 from export.training import Checkpoint
 from service import model
-from service.contract import INPUT_NAME, LOGITS_NAME, METADATA_KEY, PROBABILITIES_NAME, Contract, Golden, ProviderName, Training
+from service.contract import INPUT_NAME, LOGITS_NAME, PROBABILITIES_NAME, Contract, Golden, Training
 from service.errors import LoadError, UserError
 from service.preprocessing import encode_png
-from service.repository_layout import MODEL_FILE, check_model_name, model_path, next_version
+from service.repository_layout import MODEL_FILE, check_model_name
 
 GOLDEN_SAMPLES = 4
 GOLDEN_BYTES = 16 * 1024
-TOLERANCE: dict[ProviderName, float] = {"cpu": 1e-4, "cuda": 5e-3}
 
 Progress = Callable[[str, int, int], None]
 """Called with: what is being done, how many pictures of it are done, and of how many; 0 of 0 if nobody counts."""
@@ -43,12 +47,27 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _VERSIONS = ("convoy", "torch", "onnx", "onnxscript", "onnxruntime", "numpy", "pillow")
 
 
-class Served(nn.Module):
-    """What is exported: pixels uint8[N,H,W,C] in, probabilities and logits float32[N,K] out."""
+@dataclass(frozen=True)
+class Exported:
+    """A new version: the path of its model file, and what was measured on the test part.
 
-    def __init__(self, checkpoint: Checkpoint, temperature: float) -> None:
+    `parity` is of the fp32 file beside PyTorch. `report` is of the file itself: the same for fp32, else beside the fp32 file, and
+    then `cost` says what the precision costs and gains.
+    """
+
+    path: Path
+    report: evaluation.Report
+    parity: evaluation.Report
+    cost: Cost | None = None
+
+
+class Served(nn.Module):
+    """What is exported: pixels uint8[N,H,W,C] in, probabilities and logits float32[N,K] out; the network computes in `dtype`."""
+
+    def __init__(self, checkpoint: Checkpoint, temperature: float, dtype: torch.dtype) -> None:
         super().__init__()
-        self.network = checkpoint.network
+        self.network = copy.deepcopy(checkpoint.network).to(dtype)
+        self.dtype = dtype
         self.temperature = temperature
         self.register_buffer("mean", torch.tensor(checkpoint.mean)[:, None, None])
         self.register_buffer("std", torch.tensor(checkpoint.std)[:, None, None])
@@ -58,7 +77,7 @@ class Served(nn.Module):
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Normalisation, layout and temperature are in here, so that no client can get them wrong."""
         x = image.permute(0, 3, 1, 2).to(torch.float32)  # (N, C, H, W)
-        logits = self.network((x - self.mean) / self.std)  # (N, K)
+        logits = self.network(((x - self.mean) / self.std).to(self.dtype)).to(torch.float32)  # (N, K)
         if self.temperature != 1.0:
             logits = logits / self.temperature
         return logits.softmax(dim=1), logits
@@ -73,7 +92,9 @@ def export(
     calibrate: bool = True,
     run: Path | None = None,
     on_step: Progress = lambda step, done, total: None,
-) -> tuple[Path, evaluation.Report]:
+    precision: Precision = "fp32",
+    max_accuracy_loss: float = evaluation.ACCURACY_LOSS,
+) -> Exported:
     """Exports a checkpoint as the next version of model `name`; nothing is written to the repository if a gate fails.
 
     Args:
@@ -85,9 +106,8 @@ def export(
         calibrate: fit a temperature; otherwise the network's own logits are served.
         run: the run's folder, for the training's curves.
         on_step: told what is being done.
-
-    Returns:
-        The path of the new model file, and what was measured.
+        precision: of the layers; int8 is for CPUs, fp16 for GPUs.
+        max_accuracy_loss: fraction of the test part that may be lost from PyTorch to fp32, and from there to a lower precision.
 
     Raises:
         UserError: the name is not one, the data are not those of the training, the repository cannot be written, or a gate failed;
@@ -98,8 +118,10 @@ def export(
         raise UserError(f"{str(repository)!r} is not a folder")
     _check_data(checkpoint, dataset)
     with tempfile.TemporaryDirectory(prefix="convoy-export-") as folder:
-        version = Path(folder)
-        draft = version / MODEL_FILE
+        drafts, version = Path(folder) / "drafts", Path(folder) / "version"
+        drafts.mkdir()
+        version.mkdir()
+        file, full = version / MODEL_FILE, drafts / "fp32.onnx"
         temperature = 1.0
         if calibrate:
             found = _logits(checkpoint, dataset.validation, lambda *counts: on_step("fitting the temperature", *counts))
@@ -108,9 +130,23 @@ def export(
         on_step("converting to ONNX", 0, 0)
         graph = to_onnx(checkpoint, temperature)
         contract = _contract(checkpoint, dataset, name, temperature)
-        write(graph, contract, draft)
-        report = evaluate(draft, checkpoint, dataset, lambda *counts: on_step("comparing with PyTorch", *counts))
-        evaluation.check(report, minimum_accuracy)
+        write(graph, contract, full)
+        parity = evaluate(full, checkpoint, dataset, lambda *counts: on_step("comparing with PyTorch", *counts))
+        evaluation.check_parity(parity)
+        evaluation.check_accuracy(parity, minimum_accuracy, max_accuracy_loss)
+        report, quantization = parity, None
+        if precision != "fp32":
+            if precision == "int8":
+                graph, quantization = lower.quantize(graph, contract, dataset, max_accuracy_loss, drafts, on_step)
+            else:
+                graph = to_onnx(checkpoint, temperature, torch.float16)
+            served, reference = lower.load(graph, contract, precision, file), model.load(full, "cpu", model.cpu_budget())
+            report = evaluation.compare(
+                served, reference.probabilities, dataset.test, dataset.labels,
+                lambda *counts: on_step("comparing with fp32", *counts),
+            )  # fmt: skip
+            evaluation.check_accuracy(report, minimum_accuracy, max_accuracy_loss, "fp32")
+            contract = lower.with_own_golden(served, contract)
         on_step("writing the model card", 0, 0)
         scores = report.scores
         measured = contract.training.model_copy(
@@ -121,22 +157,24 @@ def export(
             }
         )
         contract = contract.model_copy(update={"training": measured})
-        write(graph, contract, draft)
-        served = model.load(draft, "cpu", threads=1)
+        write(graph, contract, file)
+        digest = model.load(file, "cpu", threads=1).digest
+        cost = None if precision == "fp32" else lower.cost(precision, (full, file), report, quantization)
         pictures = figures.draw(scores, dataset.test, checkpoint.input, version)
         if run is not None and (run / training.CURVES).is_file():
             shutil.copyfile(run / training.CURVES, version / training.CURVES)
             pictures.append(training.CURVES)
         parts = {"training": len(dataset.training), "validation": len(dataset.validation), "test": len(dataset.test)}
-        text = model_card(contract, report, asdict(checkpoint.settings), parts, pictures, served.digest, draft.stat().st_size)
+        size_bytes = file.stat().st_size
+        text = model_card(contract, report, asdict(checkpoint.settings), parts, pictures, digest, size_bytes, parity, cost)
         (version / CARD).write_text(text, encoding="utf-8")
         on_step("publishing", 0, 0)
-        return _publish(version, repository, name), report
+        return Exported(publish(version, repository, name), report, parity, cost)
 
 
-def to_onnx(checkpoint: Checkpoint, temperature: float = 1.0) -> onnx.ModelProto:
-    """The checked graph, without a contract."""
-    served = Served(checkpoint, temperature).eval()
+def to_onnx(checkpoint: Checkpoint, temperature: float = 1.0, dtype: torch.dtype = torch.float32) -> onnx.ModelProto:
+    """The checked graph, without a contract; its layers compute in `dtype`, normalisation, temperature and softmax in float32."""
+    served = Served(checkpoint, temperature, dtype).eval()
     example = torch.zeros((2, *checkpoint.input.shape), dtype=torch.uint8)
     # It warns once for each operator of torchvision, which nothing here uses.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
@@ -162,14 +200,6 @@ def to_onnx(checkpoint: Checkpoint, temperature: float = 1.0) -> onnx.ModelProto
     graph = program.model_proto
     onnx.checker.check_model(graph, full_check=True)
     return graph
-
-
-def write(graph: onnx.ModelProto, contract: Contract, path: Path) -> None:
-    """Writes the graph with a contract as one file."""
-    del graph.metadata_props[:]
-    graph.metadata_props.add(key=METADATA_KEY, value=contract.to_json())
-    onnx.checker.check_model(graph)
-    onnx.save_model(graph, path, save_as_external_data=False)
 
 
 def evaluate(
@@ -228,7 +258,9 @@ def _contract(checkpoint: Checkpoint, dataset: Dataset, name: str, temperature: 
     chosen = [int(np.flatnonzero(part.labels == label)[0]) for label in np.unique(part.labels)[:GOLDEN_SAMPLES]]
     expected = _probabilities(checkpoint, part.pixels[chosen], temperature)
     golden = [
-        Golden.model_construct(image_png=_golden_picture(part, index), probabilities=tuple(row.tolist()), tolerance=TOLERANCE)
+        Golden.model_construct(
+            image_png=_golden_picture(part, index), probabilities=tuple(row.tolist()), tolerance=TOLERANCE["fp32"]
+        )
         for index, row in zip(chosen, expected, strict=True)
     ]
     return Contract(
@@ -249,30 +281,6 @@ def _contract(checkpoint: Checkpoint, dataset: Dataset, name: str, temperature: 
         ),
         golden=tuple(golden),
     )
-
-
-def _publish(version: Path, repository: Path, name: str) -> Path:
-    """Copies a folder to the next free version in one step: a server that watches sees the whole of it or nothing."""
-    try:
-        (repository / name).mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=".export-", dir=repository / name))
-        try:
-            for file in version.iterdir():
-                shutil.copyfile(file, staging / file.name)
-            staging.chmod(0o755)  # mkdtemp makes folders that only their owner can read
-            while True:
-                path = model_path(repository, name, next_version(repository, name))
-                try:
-                    staging.rename(path.parent)
-                except OSError:
-                    if not path.parent.is_dir():
-                        raise
-                    continue  # another export has just taken the number
-                return path
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-    except OSError as error:
-        raise UserError(f"cannot write to the repository {str(repository)!r}: {error.strerror}") from None
 
 
 def _interrupted(error: BaseException | None) -> bool:

@@ -70,7 +70,11 @@ class Training(_Part):
 
 
 class Golden(_Part):
-    """A picture, the probabilities that PyTorch gave for it, and how far a provider may be off."""
+    """A picture, the probabilities that were found for it at export, and how far a provider may be off.
+
+    They are PyTorch's, or, for a precision below fp32, the file's own on the CPU: how far that is from PyTorch is the export's
+    business, and what a server proves with them is that it computes what was exported.
+    """
 
     image_png: Base64Bytes
     probabilities: tuple[float, ...]

@@ -1,6 +1,6 @@
 """One ONNX Runtime session of one model file, proved on the provider in use before anyone calls it loaded.
 
-The only file that imports onnxruntime. Knows nothing of queues, versions or gRPC.
+The only file that runs ONNX Runtime. Knows nothing of queues, versions or gRPC.
 
 A file that Convoy exported says in its contract what it takes and gives. A foreign file has no contract: it is served by tensor,
 as its graph says, if it takes one tensor of numbers, one row an item, and gives scores of classes.

@@ -46,8 +46,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, digits: data.Dataset) -> Path:
 def model_file(tmp_path_factory: pytest.TempPathFactory, run: Path, digits: data.Dataset) -> Path:
     """A real exported model. Read it, copy it; do not change it."""
     repository = tmp_path_factory.mktemp("exported")
-    path, _ = onnx_export.export(training.load(run), digits, repository, "digits")
-    return path
+    return onnx_export.export(training.load(run), digits, repository, "digits").path
 
 
 @pytest.fixture

@@ -177,8 +177,9 @@ def test_quantised_by_onnx_runtime_counts_as_before(tmp_path: Path, form: quanti
     before, after = inspection.inspect(plain), inspection.inspect(quantised)
     assert before.parameters == 4 * 27 + 4 + 720
     assert (after.parameters, after.macs) == (before.parameters, before.macs)
-    assert [layer.macs for layer in after.layers if layer.macs] == [4 * 36 * 27, 720]
-    assert not any(layer.operator == "DequantizeLinear" and layer.parameters for layer in after.layers)
+    assert [(layer.macs, layer.precision) for layer in after.layers if layer.macs] == [(4 * 36 * 27, "int8"), (720, "int8")]
+    assert {layer.precision for layer in before.layers} == {"fp32"}
+    assert not {"QuantizeLinear", "DequantizeLinear"} & {layer.operator for layer in after.layers}
 
 
 def test_dynamically_quantised_counts_as_before(tmp_path: Path) -> None:
@@ -192,7 +193,7 @@ def test_dynamically_quantised_counts_as_before(tmp_path: Path) -> None:
     plain = save(tmp_path / "plain.onnx", nodes, ["N", 3, 6, 6], weights)
     quantization.quantize_dynamic(plain, tmp_path / "q.onnx", weight_type=quantization.QuantType.QUInt8)
     before, after = inspection.inspect(plain), inspection.inspect(tmp_path / "q.onnx")
-    assert {"ConvInteger", "MatMulInteger"} <= {layer.operator for layer in after.layers}
+    assert {("ConvInteger", "int8"), ("MatMulInteger", "int8")} <= {(layer.operator, layer.precision) for layer in after.layers}
     assert (after.parameters, after.macs) == (before.parameters, before.macs)
 
 
@@ -211,6 +212,7 @@ def test_what_cannot_be_known_is_not_made_up(tmp_path: Path) -> None:
     ]
     found = inspection.inspect(save(tmp_path / "m.onnx", nodes, ["N", 3], {"w": ones(3, 2)}))
     assert [(layer.operator, layer.shape, layer.macs) for layer in found.layers] == [("Strange", None, 0), ("MatMul", None, None)]
+    assert [layer.precision for layer in found.layers] == [None, None]
     free = save(tmp_path / "free.onnx", [helper.make_node("Conv", ["x", "w"], ["y"])], ["N", 3, "H", "W"], {"w": ones(2, 3, 3, 3)})
     layer = inspection.inspect(free).layers[0]
     assert (layer.parameters, layer.macs) == (54, None)

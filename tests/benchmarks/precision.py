@@ -1,0 +1,77 @@
+"""What a precision costs and gains: accuracy, size and images a second of fp32, int8 and fp16, all made from one checkpoint.
+
+Accuracy is of the whole test part, through the code that serves. Speed is ONNX Runtime's on the CPU, in batches of random pictures,
+all files in turns, round by round; the median counts. A precision that fails its gate is shown with the reason.
+
+Usage: python -m tests.benchmarks.precision [RUN ...] [--rounds 7] [--threads N] [--max-accuracy-loss POINTS]
+A RUN is the folder of a training (`convoy train`), whose data are loaded again; without any, article-cnn learns the digits first.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from export import data, onnx_export, summary, training
+from export.precision import Precision, images_per_second
+from service import model
+from service.errors import UserError
+
+PRECISIONS: tuple[Precision, ...] = ("fp32", "int8", "fp16")
+BATCHES = (1, 8, 32)
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=model.cpu_budget())
+    parser.add_argument("--max-accuracy-loss", type=float, default=0.5, metavar="POINTS")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        for number, run in enumerate(arguments.runs or [learn_digits(Path(folder))]):
+            measure(run, Path(folder) / str(number), arguments.rounds, arguments.threads, arguments.max_accuracy_loss / 100)
+
+
+def learn_digits(folder: Path) -> Path:
+    """A run of article-cnn on the digits."""
+    run = folder / "run"
+    run.mkdir()
+    training.train(data.load("digits", 0), training.Settings("article-cnn", epochs=6, seed=0), run)
+    return run
+
+
+def measure(run: Path, repository: Path, rounds: int, threads: int, max_loss: float) -> None:
+    """Exports one run in every precision and prints what the files are worth."""
+    checkpoint = training.load(run)
+    dataset = data.load_again(checkpoint.source, checkpoint.settings.seed, checkpoint.input, checkpoint.labels)
+    files: dict[Precision, onnx_export.Exported] = {}
+    for precision in PRECISIONS:
+        try:
+            files[precision] = onnx_export.export(
+                checkpoint, dataset, repository, dataset.name, precision=precision, max_accuracy_loss=max_loss
+            )
+        except UserError as error:
+            console.print(f"{precision}: {error}", markup=False)
+    console.print(
+        f"\n{checkpoint.settings.network} on {dataset.name}: {len(dataset.training)} training, {len(dataset.test)} test pictures "
+        f"of {'x'.join(map(str, checkpoint.input.shape))}; {threads} threads, {rounds} rounds",
+        style="bold",
+    )
+    if "int8" in files and (cost := files["int8"].cost):
+        summary.show_cost(cost, console)
+    table = Table("precision", "accuracy", "bytes", *(f"images/s in batches of {items}" for items in BATCHES), box=None)
+    served = [model.load(exported.path, "cpu", threads) for exported in files.values()]
+    speeds = {items: images_per_second(served, items, rounds) for items in BATCHES}
+    for index, (precision, exported) in enumerate(files.items()):
+        cells = (f"{found[index]:,.0f} ({found[index] / found[0]:.2f} times)" for found in speeds.values())
+        table.add_row(precision, f"{exported.report.scores.accuracy:.2%}", f"{exported.path.stat().st_size:,}", *cells)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
