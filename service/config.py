@@ -39,6 +39,7 @@ class ServerConfig(_Settings):
     tls_cert: Path | None = None
     tls_key: Path | None = None
     tls_client_ca: Path | None = None
+    page: bool = True
 
 
 class Policy(_Settings):

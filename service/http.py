@@ -94,13 +94,10 @@ class HttpServer:
         self._server.run()
 
     def _application(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
-        path: str = environ["PATH_INFO"]
-        if path == "/v2" or path.startswith("/v2/"):
-            return self._rest(environ, start_response)
         try:
             endpoint, _ = _ROUTES.bind_to_environ(environ).match()
-        except HTTPException as error:
-            return error(environ, start_response)
+        except HTTPException:
+            return self._rest(environ, start_response)
         if endpoint == "metrics":
             return self._metrics(environ, start_response)
         reason = self._why_not_ready() if endpoint == "readyz" else ""

@@ -26,6 +26,7 @@ from service.http import HttpServer
 from service.inventory import Inventory
 from service.metrics import Metrics
 from service.model import check_provider
+from service.page import Page
 from service.repository import Repository
 from service.rest import Rest
 from service.rpc import classify, health, open_inference, open_inference_control, reflection
@@ -78,8 +79,9 @@ class Server:
             )
         )
         rest = Rest(self._classifier, inventory, control, memory, config.max_message_bytes)
+        elsewhere = Page(self._classifier, self._repository, rest) if config.page else rest
         self._http = HttpServer(
-            config.host, config.http_port, metrics.registry, self._why_not_ready, rest, config.max_message_bytes
+            config.host, config.http_port, metrics.registry, self._why_not_ready, elsewhere, config.max_message_bytes
         )  # fmt: skip
         self._ready_file_lock = threading.Lock()
 
