@@ -79,7 +79,7 @@ def _setting(flag: str, **options: Any) -> Callable[[Any], Any]:
 @_setting("--host", default="127.0.0.1", help="Address to listen on; 0.0.0.0 for all.")
 @_setting("--grpc-port", type=click.IntRange(0, 65535), default=8001, help="Port for gRPC; 0 takes a free one.")
 @_setting("--http-port", type=click.IntRange(0, 65535), default=8002,
-          help="Port for /metrics, /livez and /readyz; 0 takes a free one.")  # fmt: skip
+          help="Port for /metrics, /livez, /readyz, REST and the web page; 0 takes a free one.")  # fmt: skip
 @_setting("--provider", type=click.Choice(["auto", "cuda", "cpu", "tensorrt", "openvino"]), default="auto",
           help="ONNX Runtime execution provider; auto takes CUDA where it works, else the CPU.")  # fmt: skip
 @_setting("--workers", type=click.IntRange(1, 256), default=1,
@@ -116,8 +116,9 @@ def _setting(flag: str, **options: Any) -> Callable[[Any], Any]:
 @_setting("--tls-key", type=click.Path(path_type=Path), help="Private key of the certificate (PEM).")
 @_setting("--tls-client-ca", type=click.Path(path_type=Path),
           help="CA (PEM) whose clients alone are let in: mutual TLS.")  # fmt: skip
+@_setting("--no-page", is_flag=True, help="Do not offer the web page at / of the HTTP port.")
 @_setting("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", help="What to log, to stderr.")
-def serve(log_level: str, **settings: Any) -> None:
+def serve(log_level: str, no_page: bool, **settings: Any) -> None:
     """Serve every model in the folder REPOSITORY (REPOSITORY/<model>/<version>/model.onnx).
 
     New versions are picked up while serving. SIGTERM or Ctrl-C finishes the requests in hand and ends with exit code 0; a second
@@ -127,7 +128,7 @@ def serve(log_level: str, **settings: Any) -> None:
     from service.lifecycle import set_up_logging
 
     set_up_logging(log_level.upper())
-    config = ServerConfig(**settings)
+    config = ServerConfig(**settings, page=not no_page)
     if config.workers > 1:
         from service.supervisor import serve as run
     else:

@@ -46,6 +46,7 @@ class ServerConfig(_Settings):
     tls_cert: Path | None = None
     tls_key: Path | None = None
     tls_client_ca: Path | None = None
+    page: bool = True
 
     @property
     def url_host(self) -> str:

@@ -362,8 +362,13 @@ def _json(document: Any, status: int = 200) -> Response:
     return Response(json.dumps(document), status, mimetype="application/json")
 
 
+def status_of(error: ConvoyError) -> int:
+    """The HTTP status that says what kind of error it is."""
+    return _STATUSES.get(type(error), 500)
+
+
 def _error(error: ConvoyError) -> Response:
-    response = _json({"error": str(error)}, _STATUSES.get(type(error), 500))
+    response = _json({"error": str(error)}, status_of(error))
     if isinstance(error, QueueFull | Unavailable):
         response.headers["Retry-After"] = str(max(1, round(error.retry_after_seconds)))
     return response

@@ -29,6 +29,7 @@ from service.inventory import Inventory
 from service.lifecycle import ReadyFile, check_settings, stop_on_signals
 from service.metrics import Metrics
 from service.model import check_provider, cpu_budget
+from service.page import Page
 from service.repository import Repository
 from service.rest import Rest
 from service.rpc import channelz, classify, health, models, open_inference, open_inference_control, reflection
@@ -94,9 +95,10 @@ class Server:
             )
         )
         rest = Rest(self._classifier, inventory, control, memory, self._max_message_bytes)
+        elsewhere = Page(self._classifier, self._repository, rest) if config.page else rest
         self._registry = metrics.registry
         self._http = HttpServer(
-            config.host, config.http_port, metrics.registry, self.why_not_ready, rest, self._max_message_bytes
+            config.host, config.http_port, metrics.registry, self.why_not_ready, elsewhere, self._max_message_bytes
         )  # fmt: skip
         self._ready_file = ReadyFile(config.ready_file)
 

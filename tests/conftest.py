@@ -2,6 +2,7 @@
 
 import os
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that wait for each other make small trainings crawl on a busy machine
 os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")  # as `convoy serve` does; read when gRPC starts
 
 import contextlib

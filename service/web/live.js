@@ -1,0 +1,154 @@
+// The live part: asks /metrics each second, and draws what changed.
+
+import { between, buckets, parse, quantile, total } from "./metrics.js";
+
+const PHASES = ["decode", "queue", "inference", "encode"];
+const COLORS = { decode: "#8a63d2", queue: "#d97706", inference: "#0b8a6b", encode: "#c2417c", one: "#0b6bcb", two: "#d97706" };
+const KEPT = 180; // seconds of history
+const WINDOW = 10; // seconds that a percentile and a rate look back
+
+const looks = []; // [seconds since 1970, families]
+const series = { time: [], rate: [], batch: [], waiting: [], inflight: [] };
+const element = (id) => document.getElementById(id);
+const number = (value, digits = 0) => (value === null || !Number.isFinite(value) ? "–" : value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits }));
+let charts = null;
+
+function style(name) {
+  return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+}
+
+function chart(id, lines, unit) {
+  const place = element(id);
+  const axis = { stroke: () => style("--faint"), grid: { stroke: () => style("--line") }, ticks: { stroke: () => style("--line") } };
+  const value = (_, v) => (v === null || v === undefined ? "–" : `${number(v, v < 10 ? 2 : 0)}${unit}`);
+  return new uPlot(
+    {
+      width: place.clientWidth, height: 220, padding: [8, 8, 0, 0], cursor: { y: false },
+      scales: { x: { time: true }, y: { range: (_, low, high) => [0, Math.max(high || 0, 1e-3) * 1.1] } },
+      axes: [axis, { ...axis, size: 56, values: (_, ticks) => ticks.map((tick) => number(tick, ticks[1] - ticks[0] < 0.1 ? 2 : ticks[1] - ticks[0] < 1 ? 1 : 0)) }],
+      series: [{ label: "time" }, ...lines.map(([label, color]) => ({ label, stroke: color, width: 2, value, points: { show: false } }))],
+    },
+    [[], ...lines.map(() => [])],
+    place,
+  );
+}
+
+function makeCharts() {
+  charts = {
+    latency: chart("chart-latency", PHASES.map((phase) => [phase, COLORS[phase]]), " ms"),
+    rate: chart("chart-rate", [["images/s", COLORS.one]], ""),
+    batch: chart("chart-batch", [["images a batch", COLORS.one]], ""),
+    queue: chart("chart-queue", [["waiting images", COLORS.two], ["requests in hand", COLORS.one]], ""),
+  };
+  const resize = () => Object.values(charts).forEach((each) => each.setSize({ width: each.root.parentElement.clientWidth, height: 220 }));
+  new ResizeObserver(resize).observe(element("chart-latency"));
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => Object.values(charts).forEach((each) => each.redraw(false, true)));
+}
+
+/** Takes one look at /metrics and draws. */
+async function look() {
+  const response = await fetch("/metrics", { cache: "no-store", signal: AbortSignal.timeout(5000) });
+  if (!response.ok) throw new Error(`/metrics: ${response.status}`);
+  looks.push([Date.now() / 1000, parse(await response.text())]);
+  while (looks.length > KEPT + WINDOW) looks.shift();
+  draw();
+}
+
+function draw() {
+  const model = element("live-model").value;
+  const wanted = model ? { model } : {};
+  const q = Number(element("percentile").value);
+  for (const key of Object.keys(series)) series[key] = [];
+  const latency = PHASES.map(() => []);
+  looks.forEach(([time, now], at) => {
+    const [since, before] = looks[Math.max(0, at - 1)];
+    const seconds = time - since;
+    const grew = (name) => Math.max(0, total(now, name, wanted) - total(before, name, wanted));
+    const batches = grew("convoy_batch_items_count");
+    series.time.push(time);
+    series.rate.push(seconds > 0 ? grew("convoy_items_total") / seconds : null);
+    series.batch.push(batches ? grew("convoy_batch_items_sum") / batches : null);
+    series.waiting.push(total(now, "convoy_queue_items", wanted));
+    series.inflight.push(total(now, "convoy_inflight_requests", wanted));
+    PHASES.forEach((phase, index) => {
+      const value = at ? quantile(recent(at, phase, wanted), q) : null;
+      latency[index].push(value === null ? null : 1000 * value);
+    });
+  });
+  charts.latency.setData([series.time, ...latency]);
+  charts.rate.setData([series.time, series.rate]);
+  charts.batch.setData([series.time, series.batch]);
+  charts.queue.setData([series.time, series.waiting, series.inflight]);
+  figures(wanted);
+  table(wanted);
+}
+
+function recent(at, phase, wanted) {
+  const then = looks[Math.max(0, at - WINDOW)][1];
+  const of = { ...wanted, phase };
+  return between(buckets(looks[at][1], "convoy_phase_seconds", of), buckets(then, "convoy_phase_seconds", of));
+}
+
+function figures(wanted) {
+  const [time, now] = looks.at(-1);
+  const [since, before] = looks[Math.max(0, looks.length - 1 - WINDOW)];
+  const rate = (name, of = wanted) => (time > since ? Math.max(0, total(now, name, of) - total(before, name, of)) / (time - since) : null);
+  const batches = rate("convoy_batch_items_count");
+  const shown = [
+    ["images/s", number(rate("convoy_items_total"), 1)],
+    ["requests/s", number(rate("convoy_phase_seconds_count", { ...wanted, phase: "inference" }), 1)],
+    ["images a batch", batches ? number(rate("convoy_batch_items_sum") / batches, 1) : "–"],
+    ["waiting", number(total(now, "convoy_queue_items", wanted))],
+    ["refused/s", number(rate("convoy_rejections_total"), 1)],
+    ["CPU cores", number(rate("process_cpu_seconds_total", {}), 2)],
+    ["memory", `${number(total(now, "process_resident_memory_bytes") / 2 ** 20)} MiB`],
+  ];
+  const list = element("figures");
+  if (list.children.length !== shown.length) {
+    list.replaceChildren(...shown.map(([name]) => {
+      const box = document.createElement("div");
+      const term = document.createElement("dt");
+      term.textContent = name;
+      box.append(term, document.createElement("dd"));
+      return box;
+    }));
+  }
+  shown.forEach(([, value], index) => { list.children[index].lastChild.textContent = value; });
+}
+
+function table(wanted) {
+  const rows = PHASES.map((phase) => {
+    const histogram = recent(looks.length - 1, phase, wanted);
+    const cells = [0.5, 0.9, 0.99].map((q) => quantile(histogram, q)).map((value) => (value === null ? "–" : number(1000 * value, 2)));
+    return [phase, ...cells, number(histogram.at(-1)?.[1] ?? 0)];
+  });
+  element("phase-table").tBodies[0].replaceChildren(...rows.map((cells) => {
+    const row = document.createElement("tr");
+    cells.forEach((text) => { row.insertCell().textContent = text; });
+    return row;
+  }));
+}
+
+/** Starts looking each second; `onState(ok)` hears whether the server answers. */
+export function start(onState) {
+  makeCharts();
+  const pause = element("pause");
+  pause.addEventListener("click", () => {
+    const paused = pause.getAttribute("aria-pressed") !== "true";
+    pause.setAttribute("aria-pressed", String(paused));
+    pause.textContent = paused ? "Go on" : "Pause";
+  });
+  for (const id of ["live-model", "percentile"]) element(id).addEventListener("change", () => looks.length && draw());
+  const tick = async () => {
+    if (pause.getAttribute("aria-pressed") !== "true" && !document.hidden) {
+      try {
+        await look();
+        onState(true);
+      } catch {
+        onState(false);
+      }
+    }
+    setTimeout(tick, 1000);
+  };
+  tick();
+}
