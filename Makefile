@@ -29,12 +29,13 @@ $(VENV)/.ready: pyproject.toml $(LOCK)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(LOCK) --editable '.[cpu,export,dev]'
 	@touch $@
 
-check: setup  ## lint, types, import contracts, freshness of generated files
+check: setup  ## lint, types, import contracts, the API, freshness of generated files
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python .ci/protos.py --check
+	cd protos && ../$(BIN)/buf lint
 
 bench: setup  ## reproduce tests/benchmarks/RESULTS.md (needs h2load: apt-get install nghttp2-client)
 	$(BIN)/python -m tests.benchmarks.transport

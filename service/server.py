@@ -47,7 +47,8 @@ class Server:
         self._classifier = Classifier(self._repository, metrics)
         self._health = health.HealthServicer(self._serving)
         self._reflection = reflection.ReflectionServicer([classify.SERVICE, health.SERVICE])
-        servicers = (classify.ClassifyServicer(self._classifier), self._health, self._reflection)
+        self._classify = classify.ClassifyServicer(self._classifier)
+        servicers = (self._classify, self._health, self._reflection)
         transport = _transport(config)
         metrics.transport_chosen(transport.name)
         self._transport: Transport = transport(
@@ -112,6 +113,7 @@ class Server:
         self._draining = True
         log.info("draining: new requests are refused, those in hand are finished")
         self._health.changed()
+        self._classify.end_streams()
         if not self._classifier.drain(self._config.drain_seconds):
             log.warning("some requests were not finished within %g s and are cancelled", self._config.drain_seconds)
         self._health.end_watches()
