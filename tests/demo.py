@@ -12,27 +12,25 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from export import data
 from service.client import Classification, Client
+from service.scrape import look, quantile
 
 MODEL = "digits"
 EPOCHS = 20
 SEED = 0
 SHOWN = 3
 MINIMUM_ACCURACY = 98.0
-PHASES = ("decode", "queue", "inference", "encode")
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -136,29 +134,11 @@ def blocks(picture: NDArray[np.uint8]) -> list[str]:
 
 
 def show_latencies(http_port: int) -> None:
-    with urllib.request.urlopen(f"http://127.0.0.1:{http_port}/metrics", timeout=10) as response:
-        families = list(text_string_to_metric_families(response.read().decode()))
-    samples = [sample for family in families for sample in family.samples]
+    phases = look(f"http://127.0.0.1:{http_port}/metrics", MODEL).phases
     table = Table("phase", "p50", "p90", "p99", box=None, header_style="bold", pad_edge=False)
-    for phase in PHASES:
-        buckets = sorted(
-            (float(sample.labels["le"]), sample.value)
-            for sample in samples
-            if sample.name == "convoy_phase_seconds_bucket" and sample.labels["phase"] == phase
-        )
+    for phase, buckets in phases.items():
         table.add_row(phase, *(f"{1000 * quantile(buckets, q):.2f} ms" for q in (0.5, 0.9, 0.99)))
     console.print(table)
-
-
-def quantile(buckets: list[tuple[float, float]], q: float) -> float:
-    """A quantile of a cumulative histogram [(upper bound, count)], interpolated as PromQL's histogram_quantile does."""
-    rank = q * buckets[-1][1]
-    lower, below = 0.0, 0.0
-    for upper, count in buckets:
-        if count >= rank:
-            return lower if upper == float("inf") else lower + (upper - lower) * (rank - below) / max(count - below, 1)
-        lower, below = upper, count
-    return lower
 
 
 if __name__ == "__main__":

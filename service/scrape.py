@@ -1,0 +1,89 @@
+"""What a server's `/metrics` says of the requests between two looks at it."""
+
+import http.client
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.errors import UserError
+
+PHASES = ("decode", "queue", "inference", "encode")
+_TIMEOUT_SECONDS = 10.0
+
+_SUMS = ("convoy_batch_items_count", "convoy_batch_items_sum", "grpc_server_handled_total", "process_cpu_seconds_total")
+"""In the order of Snapshot's fields."""
+
+Buckets = list[tuple[float, float]]
+"""A cumulative histogram: (upper bound, count of what is at most that), the last bound infinite."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a server has counted of one model since it started; `requests` and `process_cpu_seconds` of all that it did."""
+
+    phases: Mapping[str, Buckets]
+    batches: float
+    batch_items: float
+    requests: float
+    process_cpu_seconds: float
+
+    def since(self, earlier: "Snapshot") -> "Snapshot":
+        """What came between two looks."""
+        phases = {
+            phase: [
+                (bound, count - before)
+                for (bound, count), (_, before) in zip(
+                    buckets, earlier.phases.get(phase) or [(0.0, 0.0)] * len(buckets), strict=True
+                )
+            ]
+            for phase, buckets in self.phases.items()
+        }
+        return Snapshot(
+            phases,
+            self.batches - earlier.batches,
+            self.batch_items - earlier.batch_items,
+            self.requests - earlier.requests,
+            self.process_cpu_seconds - earlier.process_cpu_seconds,
+        )
+
+
+def look(url: str, model: str) -> Snapshot:
+    """Reads `url`, such as http://127.0.0.1:8002/metrics, for one model, all its versions together.
+
+    Raises:
+        UserError: it cannot be read, or is not what a Prometheus client library gives out.
+    """
+    if not url.startswith(("http://", "https://")):
+        raise UserError(f"{url!r} is not the address of metrics, such as http://127.0.0.1:8002/metrics")
+    try:
+        with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response:  # noqa: S310 - the line above saw to the scheme
+            families = list(text_string_to_metric_families(response.read().decode()))
+    except (OSError, urllib.error.URLError, http.client.HTTPException, ValueError) as error:
+        raise UserError(f"no metrics at {url}: {error}") from None
+    phases: dict[str, dict[float, float]] = {phase: {} for phase in PHASES}
+    sums = dict.fromkeys(_SUMS, 0.0)
+    for family in families:
+        for sample in family.samples:
+            if sample.labels.get("model", model) != model:
+                continue
+            if sample.name == "convoy_phase_seconds_bucket":
+                buckets = phases[sample.labels["phase"]]
+                bound = float(sample.labels["le"])
+                buckets[bound] = buckets.get(bound, 0.0) + sample.value
+            elif sample.name in sums:
+                sums[sample.name] += sample.value
+    return Snapshot({phase: sorted(buckets.items()) for phase, buckets in phases.items() if buckets}, *sums.values())
+
+
+def quantile(buckets: Buckets, q: float) -> float:
+    """A quantile of a cumulative histogram, interpolated as PromQL's histogram_quantile does; 0 of an empty one."""
+    rank = q * buckets[-1][1]
+    lower, below = 0.0, 0.0
+    for upper, count in buckets:
+        if count >= rank:
+            return lower if upper == float("inf") else lower + (upper - lower) * (rank - below) / max(count - below, 1)
+        lower, below = upper, count
+    return lower
