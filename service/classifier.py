@@ -117,10 +117,11 @@ Respond = Callable[[Answer | RequestError], None]
 class Classifier:
     """Answers queries with the models of a repository."""
 
-    def __init__(self, repository: Repository, metrics: Metrics) -> None:
+    def __init__(self, repository: Repository, metrics: Metrics, cpus: int | None = None) -> None:
+        """Decodes with as many threads as there are `cpus`; all that this process may use if not given."""
         self._repository = repository
         self._metrics = metrics
-        self._decoders = ThreadPoolExecutor(cpu_budget(), thread_name_prefix="decode")
+        self._decoders = ThreadPoolExecutor(cpus or cpu_budget(), thread_name_prefix="decode")
         self._draining = False
 
     def drain(self, seconds: float) -> bool:

@@ -7,7 +7,6 @@ that the server needs none of what they need.
 import errno
 import io
 import json
-import logging
 import math
 import os
 import re
@@ -83,12 +82,19 @@ def _setting(flag: str, **options: Any) -> Callable[[Any], Any]:
           help="Port for /metrics, /livez and /readyz; 0 takes a free one.")  # fmt: skip
 @_setting("--provider", type=click.Choice(["auto", "cuda", "cpu", "tensorrt", "openvino"]), default="auto",
           help="ONNX Runtime execution provider; auto takes CUDA where it works, else the CPU.")  # fmt: skip
+@_setting("--workers", type=click.IntRange(1, 256), default=1,
+          help="Processes that share the gRPC port; each has all models and is given its part of the connections.")  # fmt: skip
+@_setting("--worker-start-seconds", type=FiniteFloat(0, 1e6, min_open=True), default=600.0,
+          help="How long a worker of several may take to load its models before it counts as failed.")  # fmt: skip
 @_setting("--ready-file", type=click.Path(path_type=Path),
           help="File to write when ready: JSON with the ports and the pid. Removed at the end.")  # fmt: skip
 @_setting("--max-message-bytes", type=click.IntRange(1024, 2**31 - 1), default=64 * 1024 * 1024,
           help="Largest gRPC message, in and out.")  # fmt: skip
+@_setting("--lame-duck-seconds", type=FiniteFloat(0, 3600), default=1.0,
+          help="After SIGTERM, how long health says NOT_SERVING while requests are still taken, so that clients and balancers "
+               "can turn to other servers first. Not after Ctrl-C.")  # fmt: skip
 @_setting("--drain-seconds", type=FiniteFloat(0, 3600), default=30.0,
-          help="How long requests in hand may take to finish after SIGTERM.")  # fmt: skip
+          help="How long requests in hand may take to finish after that.")  # fmt: skip
 @_setting("--transport", type=click.Choice(["auto", "fast", "public"]), default="auto",
           help="How gRPC is served: fast is one thread on gRPC's completion queue, public is grpcio's own asyncio server; "
                "auto takes fast where it works.")  # fmt: skip
@@ -109,12 +115,16 @@ def serve(log_level: str, **settings: Any) -> None:
     New versions are picked up while serving. SIGTERM or Ctrl-C finishes the requests in hand and ends with exit code 0; a second
     one ends at once. Each option can be set as an environment variable CONVOY_<OPTION> too; options win.
     """
-    logging.basicConfig(level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
-    logging.getLogger("watchfiles").setLevel(logging.WARNING)
     from service.config import ServerConfig
-    from service.server import serve as run
+    from service.lifecycle import set_up_logging
 
-    run(ServerConfig(**settings))
+    set_up_logging(log_level.upper())
+    config = ServerConfig(**settings)
+    if config.workers > 1:
+        from service.supervisor import serve as run
+    else:
+        from service.server import serve as run
+    run(config)
 
 
 @program.command()

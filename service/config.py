@@ -29,8 +29,11 @@ class ServerConfig(_Settings):
     grpc_port: int = Field(default=8001, ge=0, le=65535)
     http_port: int = Field(default=8002, ge=0, le=65535)
     provider: Provider = "auto"
+    workers: int = Field(default=1, ge=1, le=256)
+    worker_start_seconds: float = Field(default=600.0, gt=0, le=1e6)
     ready_file: Path | None = None
     max_message_bytes: int = Field(default=64 * 1024 * 1024, ge=1024, le=2**31 - 1)
+    lame_duck_seconds: float = Field(default=1.0, ge=0, le=3600)
     drain_seconds: float = Field(default=30.0, ge=0, le=3600)
     transport: Literal["auto", "fast", "public"] = "auto"
     compression: Literal["none", "deflate", "gzip"] = "none"
@@ -39,6 +42,11 @@ class ServerConfig(_Settings):
     tls_cert: Path | None = None
     tls_key: Path | None = None
     tls_client_ca: Path | None = None
+
+    @property
+    def url_host(self) -> str:
+        """The host as it stands before a colon and a port."""
+        return f"[{self.host}]" if ":" in self.host else self.host
 
 
 class Policy(_Settings):

@@ -3,6 +3,7 @@
 Runs on waitress, a small pool of threads beside the gRPC transport, so that a scrape never waits for a batch or holds one up.
 """
 
+import json
 import socket
 import threading
 import time
@@ -16,12 +17,14 @@ from werkzeug.routing import Map, Rule
 from werkzeug.wrappers import Response
 
 from service.errors import UserError
-from service.rest import IN_HAND
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 PROBE_THREADS = 4
+IN_HAND = 64
+"""So many requests that are neither a scrape nor a probe are worked on at a time: those two always find a thread."""
+
 CLOSE_SECONDS = 1.0
 """What answers that are ready may take to be sent when the port closes."""
 
@@ -37,15 +40,19 @@ class HttpServer:
         port: int,
         registry: CollectorRegistry,
         why_not_ready: Callable[[], str],
-        rest: "WSGIApplication",
-        max_body_bytes: int,
+        elsewhere: "WSGIApplication | None" = None,
+        max_body_bytes: int = 1 << 20,
     ) -> None:
-        """Port 0 takes a free one. `why_not_ready` gives an empty text when requests can be answered. `rest` answers `/v2`."""
+        """Port 0 takes a free one. `why_not_ready` gives an empty text when requests can be answered.
+
+        `elsewhere` answers requests for anything but metrics and probes, at most IN_HAND at a time.
+        """
         self.port = port
         self._host = host
         self._metrics: Callable[..., Iterable[bytes]] = make_wsgi_app(registry)
         self._why_not_ready = why_not_ready
-        self._rest = rest
+        self._elsewhere = elsewhere
+        self._permits = threading.BoundedSemaphore(IN_HAND)
         self._max_body_bytes = max_body_bytes
         self._channels: dict[int, Any] = {}  # waitress's own book of what it waits for
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
@@ -65,13 +72,15 @@ class HttpServer:
             ) from None
         self.port = listener.getsockname()[1]
         self._server = waitress.create_server(
-            self._application, sockets=[listener], map=self._channels, threads=PROBE_THREADS + IN_HAND, ident="convoy",
+            self.application, sockets=[listener], map=self._channels, threads=PROBE_THREADS + IN_HAND, ident="convoy",
             clear_untrusted_proxy_headers=True, max_request_body_size=self._max_body_bytes, connection_limit=1000,
         )  # fmt: skip
         self._thread.start()
 
     def stop(self) -> None:
         """Closes the port and the connections, idle ones too: a scraper keeps its own open for ever."""
+        if not self._thread.is_alive():
+            return
         deadline = time.monotonic() + CLOSE_SECONDS
         while self._busy() and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -93,16 +102,27 @@ class HttpServer:
     def _run(self) -> None:
         self._server.run()
 
-    def _application(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
-        path: str = environ["PATH_INFO"]
-        if path == "/v2" or path.startswith("/v2/"):
-            return self._rest(environ, start_response)
+    def application(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        """Answers one request, as WSGI has it."""
         try:
             endpoint, _ = _ROUTES.bind_to_environ(environ).match()
         except HTTPException as error:
+            if self._elsewhere is not None:
+                return self._with_permit(self._elsewhere, environ, start_response)
             return error(environ, start_response)
         if endpoint == "metrics":
             return self._metrics(environ, start_response)
         reason = self._why_not_ready() if endpoint == "readyz" else ""
         response = Response(f"{reason or 'ok'}\n", status=503 if reason else 200, mimetype="text/plain")
         return response(environ, start_response)
+
+    def _with_permit(
+        self, answer: "WSGIApplication", environ: "WSGIEnvironment", start_response: "StartResponse"
+    ) -> Iterable[bytes]:
+        if not self._permits.acquire(blocking=False):
+            text = json.dumps({"error": f"{IN_HAND} requests are in hand over HTTP; gRPC takes more"})
+            return Response(text, 429, {"Retry-After": "1"}, mimetype="application/json")(environ, start_response)
+        try:
+            return answer(environ, start_response)
+        finally:
+            self._permits.release()
