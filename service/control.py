@@ -1,11 +1,13 @@
-"""What a client may change about a running server: which models it serves, and which shared memory it reads and writes."""
+"""What is asked of one server and acts on the whole of it: of all its workers, where there are several.
+
+Servicers are given a `Control`: of itself in a server that is alone; what asks the supervisor, which asks all workers, in one of
+several.
+"""
 
 from collections.abc import Iterable
 from typing import Protocol
 
 from service.errors import InvalidRequest
-from service.repository import Repository
-from service.shared_memory import SharedMemory
 
 NO_CUDA = "CUDA shared memory is not offered; system shared memory is"
 NO_TRACE_SETTINGS = "trace settings are not offered: traces are OpenTelemetry's, set up when the server starts"
@@ -13,10 +15,7 @@ NO_LOG_SETTINGS = "log settings are not offered: the log is set up when the serv
 
 
 class Control(Protocol):
-    """Changes that clients ask for. All block, and raise RequestError or LoadError for what cannot be done.
-
-    With several workers a change is made in each of them, whichever of them was asked.
-    """
+    """Every method blocks until it is done, and raises RequestError or LoadError for what cannot be done."""
 
     def load(self, name: str) -> None:
         """See `Repository.load`."""
@@ -29,16 +28,6 @@ class Control(Protocol):
 
     def unregister(self, name: str) -> None:
         """See `SharedMemory.unregister`."""
-
-
-class LocalControl:
-    """Changes to this process alone."""
-
-    def __init__(self, repository: Repository, memory: SharedMemory) -> None:
-        self.load = repository.load
-        self.unload = repository.unload
-        self.register = memory.register
-        self.unregister = memory.unregister
 
 
 def check_load(repository: str, parameters: Iterable[str]) -> None:

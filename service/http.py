@@ -3,6 +3,7 @@
 Runs on waitress, a small pool of threads beside the gRPC transport, so that a scrape never waits for a batch or holds one up.
 """
 
+import json
 import socket
 import threading
 import time
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 PROBE_THREADS = 4
 IN_HAND = 64
-"""So many requests that may take long are worked on at a time, so that metrics and probes always find a thread."""
+"""So many requests that are neither a scrape nor a probe are worked on at a time: those two always find a thread."""
 
 CLOSE_SECONDS = 1.0
 """What answers that are ready may take to be sent when the port closes."""
@@ -41,20 +42,18 @@ class HttpServer:
         why_not_ready: Callable[[], str],
         elsewhere: "WSGIApplication",
         max_body_bytes: int,
-        in_hand: int = IN_HAND,
     ) -> None:
         """Port 0 takes a free one. `why_not_ready` gives an empty text when requests can be answered.
 
-        `elsewhere` answers requests for anything but metrics and probes, of at most `max_body_bytes`; it takes at most `in_hand`
-        threads at a time.
+        `elsewhere` answers requests for anything but metrics and probes, at most IN_HAND at a time, of at most `max_body_bytes`.
         """
         self.port = port
         self._host = host
         self._metrics: Callable[..., Iterable[bytes]] = make_wsgi_app(registry)
         self._why_not_ready = why_not_ready
         self._elsewhere = elsewhere
+        self._permits = threading.BoundedSemaphore(IN_HAND)
         self._max_body_bytes = max_body_bytes
-        self._threads = PROBE_THREADS + in_hand
         self._channels: dict[int, Any] = {}  # waitress's own book of what it waits for
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
 
@@ -73,7 +72,7 @@ class HttpServer:
             ) from None
         self.port = listener.getsockname()[1]
         self._server = waitress.create_server(
-            self.application, sockets=[listener], map=self._channels, threads=self._threads, ident="convoy",
+            self.application, sockets=[listener], map=self._channels, threads=PROBE_THREADS + IN_HAND, ident="convoy",
             clear_untrusted_proxy_headers=True, max_request_body_size=self._max_body_bytes, connection_limit=1000,
         )  # fmt: skip
         self._thread.start()
@@ -108,9 +107,20 @@ class HttpServer:
         try:
             endpoint, _ = _ROUTES.bind_to_environ(environ).match()
         except HTTPException:
-            return self._elsewhere(environ, start_response)
+            return self._with_permit(self._elsewhere, environ, start_response)
         if endpoint == "metrics":
             return self._metrics(environ, start_response)
         reason = self._why_not_ready() if endpoint == "readyz" else ""
         response = Response(f"{reason or 'ok'}\n", status=503 if reason else 200, mimetype="text/plain")
         return response(environ, start_response)
+
+    def _with_permit(
+        self, answer: "WSGIApplication", environ: "WSGIEnvironment", start_response: "StartResponse"
+    ) -> Iterable[bytes]:
+        if not self._permits.acquire(blocking=False):
+            text = json.dumps({"error": f"{IN_HAND} requests are in hand over HTTP; gRPC takes more"})
+            return Response(text, 429, {"Retry-After": "1"}, mimetype="application/json")(environ, start_response)
+        try:
+            return answer(environ, start_response)
+        finally:
+            self._permits.release()

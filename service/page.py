@@ -9,7 +9,6 @@ import io
 import json
 import logging
 import mimetypes
-import threading
 import time
 from collections.abc import Callable, Iterable
 from importlib.metadata import version as installed
@@ -23,7 +22,7 @@ from werkzeug.routing import Map, Rule
 from werkzeug.wrappers import Request, Response
 
 from service.classifier import Classifier, Item, Query
-from service.errors import ConvoyError, InvalidRequest, QueueFull
+from service.errors import ConvoyError, InvalidRequest
 from service.preprocessing import decode
 from service.repository import Repository, ServedModel
 from service.rest import status_of
@@ -35,8 +34,6 @@ log = logging.getLogger(__name__)
 
 TOP_K = 10
 MAX_LABELS = 100
-IN_HAND = 2
-"""Pictures of the page that are worked on at a time: probes and scrapers must find a thread of the HTTP port free."""
 
 _FILES = (
     "index.html", "page.css", "page.js", "live.js", "metrics.js", "playground.js", "uPlot.iife.min.js", "uPlot.min.css",
@@ -56,7 +53,6 @@ class Page:
         self._classifier = classifier
         self._repository = repository
         self._elsewhere = elsewhere
-        self._permits = threading.BoundedSemaphore(IN_HAND)
         self._files = {name: files("service").joinpath("web", name).read_bytes() for name in _FILES}
         answers: dict[str, tuple[str, Callable[..., Response]]] = {
             "/": ("GET", lambda request: self._file(request, "index.html")),
@@ -117,19 +113,11 @@ class Page:
         body = request.get_data()
         if not body:
             raise InvalidRequest("the body is to be an image file")
-        if not self._permits.acquire(blocking=False):
-            raise QueueFull(f"{IN_HAND} pictures of the page are in hand; try again", retry_after_seconds=1.0)
-        try:
-            return self._answer(Query(model=model, version=version, items=[Item(body, encoded=True)], top_k=TOP_K))
-        finally:
-            self._permits.release()
-
-    def _answer(self, query: Query) -> Response:
-        answer = self._classifier.answer(query)
+        answer = self._classifier.answer(Query(model=model, version=version, items=[Item(body, encoded=True)], top_k=TOP_K))
         start = time.monotonic()
         best = answer.best()
         served = answer.served
-        seen = decode(query.items[0].data, served.model.contract.input, served.policy.max_image_pixels)
+        seen = decode(body, served.model.contract.input, served.policy.max_image_pixels)
         file = io.BytesIO()
         Image.fromarray(seen.squeeze(-1) if seen.shape[-1] == 1 else seen).save(file, "png")
         labels = served.model.labels

@@ -1,7 +1,6 @@
 """The Open Inference Protocol over HTTP: `/v2/...`, JSON and the binary extension. Thin: the same queries, inventory and control.
 
-Runs on the HTTP port's threads, which may wait. So that metrics and probes always find a thread, at most IN_HAND requests that
-may take long are worked on at a time.
+Runs on the HTTP port's threads, which may wait.
 """
 
 import base64
@@ -9,7 +8,6 @@ import binascii
 import gzip
 import json
 import logging
-import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -34,7 +32,6 @@ from service.errors import (
     RequestError,
     Unavailable,
 )
-from service.http import IN_HAND
 from service.inventory import Inventory
 from service.open_inference import (
     BYTES,
@@ -85,7 +82,6 @@ class Rest:
         self._control = control
         self._memory = memory
         self._max_body_bytes = max_body_bytes
-        self._permits = threading.BoundedSemaphore(IN_HAND)
         get: dict[str, Callable[..., Response]] = {
             "/v2": lambda _: _json(inventory.server()),
             "/v2/health/live": lambda _: _json({"live": True}),
@@ -121,7 +117,7 @@ class Rest:
         self._routes = Map(
             [
                 *(Rule(path, methods=["GET"], endpoint=answer) for path, answer in get.items()),
-                *(Rule(path, methods=["POST"], endpoint=self._with_permit(answer)) for path, answer in post.items()),
+                *(Rule(path, methods=["POST"], endpoint=answer) for path, answer in post.items()),
                 *(Rule(path, endpoint=_not_offered(reason)) for path, reason in missing.items()),
             ],
             strict_slashes=False,
@@ -141,17 +137,6 @@ class Rest:
             log.exception("%s failed", asked)
             response = _json({"error": "the server failed on this request; its log says why"}, 500)
         return response(environ, start_response)
-
-    def _with_permit(self, answer: Callable[..., Response]) -> Callable[..., Response]:
-        def permitted(request: Request, **arguments: str) -> Response:
-            if not self._permits.acquire(blocking=False):
-                raise QueueFull(f"{IN_HAND} requests are in hand over HTTP; gRPC takes more", retry_after_seconds=1.0)
-            try:
-                return answer(request, **arguments)
-            finally:
-                self._permits.release()
-
-        return permitted
 
     def _ready(self, ready: bool) -> Response:
         return _json({"ready": ready}, 200 if ready else 503)

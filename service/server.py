@@ -22,7 +22,7 @@ from prometheus_client.core import Metric
 from service import limits
 from service.classifier import Classifier
 from service.config import ServerConfig
-from service.control import Control, LocalControl
+from service.control import Control
 from service.errors import UserError
 from service.http import HttpServer
 from service.inventory import Inventory
@@ -47,13 +47,23 @@ STOP_SECONDS = 1.0
 """What calls may still take when no request is in hand any more: replies under way, health checks."""
 
 
+class _Here:
+    """Control of this server alone."""
+
+    def __init__(self, repository: Repository, memory: SharedMemory) -> None:
+        self.load = repository.load
+        self.unload = repository.unload
+        self.register = memory.register
+        self.unregister = memory.unregister
+
+
 class Server:
     """Serves a repository over gRPC and HTTP."""
 
     def __init__(self, config: ServerConfig, on_change: Callable[[], None] = lambda: None, control: Control | None = None) -> None:
         """`on_change` is called, by any thread, when `why_not_ready` may have changed.
 
-        `control` is what servicers are given to act on the whole server; this server alone if there is none.
+        `control` is what servicers are given to act on the whole server; this one if it is all of it.
         """
         self._config = config
         self._on_change = on_change
@@ -63,7 +73,7 @@ class Server:
         self._repository = Repository(config.repository, config.provider, metrics, self._changed, cpus)
         self._classifier = Classifier(self._repository, metrics, cpus)
         memory = SharedMemory()
-        self._here = LocalControl(self._repository, memory)
+        self._here = _Here(self._repository, memory)
         control = control or self._here
         inventory = Inventory(self._repository, lambda: not self.why_not_ready())
         self._classify = classify.ClassifyServicer(self._classifier)

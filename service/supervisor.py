@@ -28,7 +28,7 @@ from service import limits
 from service.channel import AnswerFailed, ChannelClosed
 from service.config import ServerConfig
 from service.errors import ConvoyError, Unavailable, UserError
-from service.http import IN_HAND, HttpServer
+from service.http import HttpServer
 from service.lifecycle import ReadyFile, check_settings, stop_on_signals
 from service.merged_metrics import counts, merge, without_forgotten
 from service.standing_calls import Call, remember
@@ -73,7 +73,7 @@ class Supervisor(Collector):
         everything.register(self)
         self._http = HttpServer(
             config.host, config.http_port, everything, self.why_not_ready, self._pass_on,
-            max_body_bytes=config.max_message_bytes or limits.message_bytes(config.repository), in_hand=IN_HAND * config.workers,
+            max_body_bytes=config.max_message_bytes or limits.message_bytes(config.repository),
         )  # fmt: skip
         self._ready_file = ReadyFile(config.ready_file)
         self._lock = threading.Lock()

@@ -1,0 +1,124 @@
+"""`/v2` over plain HTTP, as curl sends it, and what the well-behaved clients of the conformance tests never send."""
+
+import base64
+import gzip
+import http.client
+import json
+import threading
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from export.data import Dataset
+from service.server import Server
+from tests.conftest import Serve, put
+
+INFER = "/v2/models/digits/infer"
+
+
+def ask(server: Server, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, Any]:
+    connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=60)
+    try:
+        connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
+    finally:
+        connection.close()
+
+
+def document(data: Any, shape: list[Any], datatype: str = "UINT8", **more: Any) -> bytes:
+    return json.dumps({"inputs": [{"name": "image", "datatype": datatype, "shape": shape, "data": data}], **more}).encode()
+
+
+@pytest.fixture
+def server(repository: Path, serve: Serve) -> Server:
+    return serve(repository)
+
+
+def test_an_image_file_as_it_is_in_json_and_as_pixels_gets_one_answer(server: Server, digits: Dataset) -> None:
+    png, pixels = digits.test.encoded(0), digits.test.pixels[:1]
+    answers = [
+        ask(server, "POST", INFER, png, Inference_Header_Content_Length="0"),
+        ask(server, "POST", INFER, document([base64.b64encode(png).decode()], [1], "BYTES")),
+        ask(server, "POST", INFER, document(pixels.tolist(), [1, 28, 28, 1])),
+        ask(server, "POST", INFER, document(pixels.ravel().tolist(), [1, 28, 28, 1])),
+        ask(server, "POST", INFER, gzip.compress(document(pixels.tolist(), [1, 28, 28, 1])), Content_Encoding="gzip"),
+        ask(server, "POST", INFER, zlib.compress(document(pixels.tolist(), [1, 28, 28, 1])), Content_Encoding="deflate"),
+    ]
+    assert [status for status, _ in answers] == [200] * len(answers)
+    assert all(answer == answers[0][1] for _, answer in answers)
+    probabilities = answers[0][1]["outputs"][0]["data"]
+    assert np.argmax(probabilities) == digits.test.labels[0]
+
+
+PIXELS = [0] * 784
+BAD: dict[str, tuple[bytes, dict[str, str], int, str]] = {
+    "no JSON": (b"{", {}, 400, "the body is not JSON"),
+    "no object": (b"[1]", {}, 400, "but not an object"),
+    "not UTF-8": (b"\xff\xfe{}", {}, 400, "the body is not JSON"),
+    "nested for ever": (b"[" * 200_000, {}, 400, "the body is not JSON"),
+    "no inputs": (b"{}", {}, 400, "'inputs' is missing; an array is accepted"),
+    "inputs of another kind": (b'{"inputs": [1]}', {}, 400, "the request has 1 inputs"),
+    "a shape of texts": (document(PIXELS, ["a"]), {}, 400, "shape ['a'] is not accepted"),
+    "fractions": (document([0.5] * 784, [1, 28, 28, 1]), {}, 400, "not every element of the input can be UINT8"),
+    "no base64": (document(["%%%"], [1], "BYTES"), {}, 400, "texts in base64"),
+    "a number for an image": (document([1], [1], "BYTES"), {}, 400, "texts in base64"),
+    "an id of another kind": (document(PIXELS, [1, 28, 28, 1], id=5), {}, 400, "'id' is not a text"),
+    "an unknown parameter": (document(PIXELS, [1, 28, 28, 1], parameters={"x": 1}), {}, 400, "unknown parameter 'x'"),
+    "a length beyond the body": (b"{}", {"Inference-Header-Content-Length": "3"}, 400, "at most that of the body"),
+    "a length that is none": (b"{}", {"Inference-Header-Content-Length": "-1"}, 400, "Inference-Header-Content-Length is '-1'"),
+    "an unknown encoding": (b"{}", {"Content-Encoding": "br"}, 400, "'br' is none of gzip, deflate, identity"),
+    "no gzip": (b"{}", {"Content-Encoding": "gzip"}, 400, "the body is not gzip data"),
+    "gzip cut short": (gzip.compress(b"{}")[:-9], {"Content-Encoding": "gzip"}, 400, "cut short"),
+    "a bomb": (
+        gzip.compress(bytes(80_000_000)),
+        {"Content-Encoding": "gzip"},
+        400,
+        "larger than 67108864 bytes when it is unpacked",
+    ),
+    "no image file": (b"nonsense", {"Inference-Header-Content-Length": "0"}, 400, "item 0: not an image"),
+}
+
+
+def test_bad_bodies_are_named_and_the_server_goes_on(server: Server) -> None:
+    for name, (body, headers, status, message) in BAD.items():
+        got, answer = ask(server, "POST", INFER, body, **headers)
+        assert (got, message in answer["error"]) == (status, True), (name, answer)
+    assert ask(server, "POST", INFER, document(PIXELS, [1, 28, 28, 1]))[0] == 200
+
+
+def test_paths_and_methods(server: Server) -> None:
+    for method, path, status, message in (
+        ("GET", "/v2/nothing", 404, "GET /v2/nothing: not found"),
+        ("GET", INFER, 405, "method not allowed"),
+        ("POST", "/v2/models/nothing/infer", 404, "no model named 'nothing'"),
+        ("GET", "/v2/models/nothing/ready", 404, "no model named 'nothing'"),
+        ("GET", "/v2/trace/setting", 501, "trace settings are not offered"),
+        ("POST", "/v2/cudasharedmemory/region/x/register", 501, "CUDA shared memory is not offered"),
+        ("POST", "/v2/systemsharedmemory/region/x/register", 400, "'byte_size' is missing; a whole number is accepted"),
+    ):
+        got, answer = ask(server, method, path, document(PIXELS, [1, 28, 28, 1]) if path.endswith("infer") else None)
+        assert (got, message in answer["error"]) == (status, True), (path, answer)
+    assert ask(server, "GET", "/v2/models/digits/ready") == (200, {"ready": True})
+    assert ask(server, "POST", "/v2/repository/index")[1][0]["state"] == "READY"
+
+
+def test_a_request_in_hand_is_answered_when_the_server_stops(slow_file: Path, tmp_path: Path, serve: Serve) -> None:
+    put(slow_file, tmp_path / "slow", "slow", 1)
+    server = serve(tmp_path / "slow", lame_duck_seconds=0)
+    answers: list[Any] = []
+    body = document([0] * 16, [4, 2, 2, 1])
+    asking = threading.Thread(target=lambda: answers.append(ask(server, "POST", "/v2/models/slow/infer", body)))
+    asking.start()
+    deadline = time.monotonic() + 30
+    while not server._repository.served["slow"][0].inflight and time.monotonic() < deadline:
+        time.sleep(0.001)
+    server.stop()
+    asking.join(60)
+    [(status, answer)] = answers
+    assert status == 200
+    assert answer["outputs"][0]["shape"] == [4, 2]
