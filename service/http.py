@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import waitress
 from prometheus_client import CollectorRegistry, make_wsgi_app
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, NotFound
 from werkzeug.routing import Map, Rule
 from werkzeug.wrappers import Response
 
@@ -85,9 +85,9 @@ class HttpServer:
         """Answers one request, as WSGI has it."""
         try:
             endpoint, _ = _ROUTES.bind_to_environ(environ).match()
+        except NotFound as error:
+            return (self._elsewhere or error)(environ, start_response)
         except HTTPException as error:
-            if self._elsewhere is not None:
-                return self._elsewhere(environ, start_response)
             return error(environ, start_response)
         if endpoint == "metrics":
             return self._metrics(environ, start_response)
