@@ -207,7 +207,7 @@ def test_all_workers_finish_what_is_in_hand(tmp_path: Path, spawn: Spawn, slow_f
     clients = 8
 
     def ask() -> None:
-        with Client(f"127.0.0.1:{server.grpc_port}", timeout_seconds=60) as client:
+        with Client(f"127.0.0.1:{server.grpc_port}", timeout_seconds=1e5) as client:
             answers.append(client.classify([bytes_of_dark_png()] * 2, "slow").results[1][0].label)
 
     asking = [threading.Thread(target=ask) for _ in range(clients)]
@@ -287,7 +287,7 @@ def test_no_worker_outlives_the_supervisor(tmp_path: Path, spawn: Spawn, slow_fi
     assert len(workers) == 2
 
     def ask() -> None:
-        with Client(f"127.0.0.1:{server.grpc_port}", timeout_seconds=600) as client, pytest.raises(CallFailed, match="UNAVAILABLE"):
+        with Client(f"127.0.0.1:{server.grpc_port}", timeout_seconds=1e5) as client, pytest.raises(CallFailed, match="UNAVAILABLE"):
             client.classify([bytes_of_dark_png()] * 200, "slow")
 
     asking = threading.Thread(target=ask)
