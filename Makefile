@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCK := .ci/requirements.lock
 
-.PHONY: help demo test test-system setup check bench format protos lock clean
+.PHONY: help demo test test-system test-slow setup check bench format protos lock clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -18,6 +18,9 @@ test: setup  ## run the tests that need nothing but PyPI
 
 test-system: setup  ## run the tests that need Debian packages, and say what is missing
 	$(BIN)/python -m pytest -m system
+
+test-slow: setup  ## run the soak tests, which take minutes
+	$(BIN)/python -m pytest -m slow
 
 setup: $(VENV)/.ready  ## build .venv from the pinned requirements
 

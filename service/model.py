@@ -49,6 +49,9 @@ _CUDA = {"cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameA
 _TOLERANCE_OF: dict[ProviderName, ProviderName] = {"tensorrt": "cuda", "openvino": "cpu"}
 """Whose tolerance counts where golden samples state none: that of the same kind of arithmetic."""
 
+_MEASURED_SECONDS = 0.1
+"""A size of batch has been measured for long enough after this time: what takes long varies little."""
+
 _NO_CUDA_GRAPH = -1
 _GRAPH_GAIN = 0.95
 """A CUDA graph is worth its memory if a batch takes at most so much of the time without."""
@@ -196,8 +199,8 @@ class Model:
         for items in batch_sizes(max_batch_items):
             images = np.zeros((items, *self.input.shape), self.input.dtype)
             self.predict(images)
-            runs = []
-            for _ in range(3):
+            runs: list[float] = []
+            while len(runs) < 3 and sum(runs) < _MEASURED_SECONDS:
                 start = time.perf_counter()
                 self.predict(images)
                 runs.append(time.perf_counter() - start)
