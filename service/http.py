@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import waitress
 from prometheus_client import CollectorRegistry, make_wsgi_app
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, NotFound
 from werkzeug.routing import Map, Rule
 from werkzeug.wrappers import Response
 
@@ -106,8 +106,10 @@ class HttpServer:
         """Answers one request, as WSGI has it."""
         try:
             endpoint, _ = _ROUTES.bind_to_environ(environ).match()
-        except HTTPException:
+        except NotFound:
             return self._with_permit(self._elsewhere, environ, start_response)
+        except HTTPException as error:
+            return error(environ, start_response)
         if endpoint == "metrics":
             return self._metrics(environ, start_response)
         reason = self._why_not_ready() if endpoint == "readyz" else ""

@@ -136,7 +136,11 @@ class Server:
         except BaseException:
             self._transport.stop(0)
             raise
-        log.info("listening: HTTP on %s:%d", self._config.url_host, self.http_port)
+        log.info(
+            "listening: gRPC on %s:%d (%s transport%s), HTTP on %s:%d",
+            self._config.url_host, self.grpc_port, self._transport.name, ", TLS" if self._config.tls_cert else "",
+            self._config.url_host, self.http_port,
+        )  # fmt: skip
         self.load()
 
     def check(self) -> None:
@@ -148,10 +152,6 @@ class Server:
     def listen(self) -> None:
         """Binds the gRPC port and serves on it. Raises UserError if the port cannot be had."""
         self._transport.start()
-        log.info(
-            "listening: gRPC on %s:%d (%s transport%s)",
-            self._config.url_host, self.grpc_port, self._transport.name, ", TLS" if self._config.tls_cert else "",
-        )  # fmt: skip
 
     def load(self) -> None:
         """Loads the models that are there, and watches for others."""

@@ -123,7 +123,7 @@ def test_a_second_signal_ends_at_once(tmp_path: Path, spawn: Spawn, slow_file: P
     put(slow_file, tmp_path / "models", "slow", 1)
     (tmp_path / "models" / "slow" / "serving.toml").write_text("max_batch_size = 1\n")
     server = spawn(tmp_path / "models")
-    with Client(f"127.0.0.1:{server.grpc_port}") as client:
+    with Client(f"127.0.0.1:{server.grpc_port}", timeout_seconds=1e5) as client:
 
         def ask() -> None:
             with pytest.raises(CallFailed, match="UNAVAILABLE"):
