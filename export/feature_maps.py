@@ -52,7 +52,8 @@ class Scale:
     def indices(self, values: NDArray[np.floating]) -> NDArray[np.uint8]:
         """Places in the palette, 0 to 254, for values of any shape. A NaN is shown as the lowest."""
         share = (np.nan_to_num(values, nan=self.low) - self.low) / (self.high - self.low)
-        return np.rint(np.clip(share, 0, 1) * (_GAP - 1)).astype(np.uint8)
+        found: NDArray[np.uint8] = np.rint(np.clip(share, 0, 1) * (_GAP - 1)).astype(np.uint8)
+        return found
 
     def palette(self) -> NDArray[np.uint8]:
         """uint8[256,3]; the last is the gap's, which is not seen."""
