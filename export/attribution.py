@@ -125,7 +125,8 @@ def log_odds(logits: NDArray[np.float32], index: int) -> NDArray[np.float64]:
     values = logits.astype(np.float64)
     others = np.delete(values, index, axis=1)
     largest = others.max(axis=1, keepdims=True)
-    return values[:, index] - (largest[:, 0] + np.log(np.exp(others - largest).sum(axis=1)))
+    found: NDArray[np.float64] = values[:, index] - (largest[:, 0] + np.log(np.exp(others - largest).sum(axis=1)))
+    return found
 
 
 def _starts(length: int, patch: int) -> list[int]:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib import colormaps
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 SHOWN_MAPS = 64
-SHOWN_VALUES = 1024
+SHOWN_BARS = 128
 COLUMNS = 8
 
 _GAP = 255  # the index of the palette that is transparent
@@ -22,17 +22,25 @@ _TILE_PIXELS = 120
 _PICTURE_PIXELS = 480
 _STRIP_COLUMNS = 64
 _CELL_PIXELS = 15
+_LINE_VALUES = 960
+_LINES = 64
 _HIGHEST_SHARE = 99.8  # percent of the values that the colours tell apart: a lone spike leaves something of the rest
 _BARS = (960, 240)
+_FONT_PIXELS = 24
+SHOWN_VALUES = _LINES * _LINE_VALUES
 _ABOVE, _BELOW, _LINE = (213, 94, 0, 255), (0, 114, 178, 255), (128, 128, 128, 255)  # of Okabe and Ito's palette, but for the gray
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What the colours mean: from `low` (0, or -high if there are negative values) to `high`, both above 0 in size."""
+    """What the colours mean: from `low` (0, or -high if there are negative values) to `high`, which is above 0.
+
+    `clipped` says that there are values beyond.
+    """
 
     low: float
     high: float
+    clipped: bool = False
 
     @classmethod
     def of(cls, values: NDArray[np.floating]) -> "Scale":
@@ -42,7 +50,7 @@ class Scale:
         largest = float(sizes.max(initial=0.0))
         high = float(np.percentile(sizes, _HIGHEST_SHARE)) if largest else 1.0
         high = high or largest
-        return cls(-high if finite.min(initial=0.0) < 0 else 0.0, high)
+        return cls(-high if finite.min(initial=0.0) < 0 else 0.0, high, largest > high)
 
     @property
     def colours(self) -> str:
@@ -103,22 +111,24 @@ def filters(weights: NDArray[np.floating]) -> bytes:
 
 
 def strip(values: NDArray[np.floating], scale: Scale) -> bytes:
-    """A vector as PNG: the first SHOWN_VALUES as cells in reading order, rows apart as lines of a text are."""
+    """A vector as PNG: a cell a value, line by line as a text is read. The longest vectors are cut off after SHOWN_VALUES."""
     shown = scale.indices(values[:SHOWN_VALUES])
-    columns = min(_STRIP_COLUMNS, len(shown))
+    few = len(shown) <= _STRIP_COLUMNS * _STRIP_COLUMNS // 2
+    columns = min(_STRIP_COLUMNS if few else _LINE_VALUES, len(shown))
     rows = -(-len(shown) // columns)
     cells = np.full(rows * columns, _GAP, np.uint8)
     cells[: len(shown)] = shown
-    lines = cells.reshape(rows, columns).repeat(_CELL_PIXELS, 0).repeat(_CELL_PIXELS, 1)
+    lines = cells.reshape(rows, columns).repeat(_CELL_PIXELS, 0).repeat(_CELL_PIXELS if few else 1, 1)
     lines = np.insert(lines, np.repeat(np.arange(1, rows) * _CELL_PIXELS, _GAP_PIXELS), _GAP, axis=0)
     return png(_palette(lines, scale))
 
 
-def bars(values: NDArray[np.floating]) -> bytes:
-    """A short vector as PNG: a bar a value, up and orange above zero, down and blue below."""
+def bars(values: NDArray[np.floating], labels: tuple[str, ...] = ()) -> bytes:
+    """A short vector as PNG: a bar a value, up and orange above zero, down and blue below; labels where there is room for them."""
     values = np.nan_to_num(values)
     width, height = _BARS
-    image = Image.new("RGBA", _BARS)
+    font, below = _font(labels, 0.96 * width / len(values))
+    image = Image.new("RGBA", (width, height + below))
     draw = ImageDraw.Draw(image)
     low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
     span = (high - low) or 1.0
@@ -129,6 +139,9 @@ def bars(values: NDArray[np.floating]) -> bytes:
         left, right = round(index * step + 0.15 * step), max(round(index * step + 0.15 * step), round((index + 0.85) * step) - 1)
         draw.rectangle((left, min(zero, end), right, max(zero, end)), fill=_ABOVE if value >= 0 else _BELOW)
     draw.line((0, zero, width, zero), fill=_LINE)
+    if font is not None:
+        for index, label in enumerate(labels):
+            draw.text(((index + 0.5) * step, height + below - 2), label, _LINE, font, anchor="mb")
     return png(image)
 
 
@@ -147,14 +160,23 @@ def overlay(pixels: NDArray[np.uint8], heat: NDArray[np.floating]) -> bytes:
     return png(Image.fromarray(np.rint(mixed).astype(np.uint8)))
 
 
+def _font(labels: tuple[str, ...], room: float) -> tuple[ImageFont.FreeTypeFont | ImageFont.ImageFont | None, int]:
+    """The largest legible font in which every label has room, and the height of a line of it; none if there is none."""
+    for size in range(_FONT_PIXELS, _FONT_PIXELS // 2, -1) if labels else ():
+        font = ImageFont.load_default(size)
+        if max(font.getlength(label) for label in labels) <= room:
+            return font, round(1.6 * size)
+    return None, 0
+
+
 def _tile(values: NDArray[np.floating], scale: Scale, side: int) -> NDArray[np.uint8]:
     """One map as indices of the palette, brought to about `side` pixels: whole pixels where it is small, means where large."""
     largest = max(values.shape)
-    if largest > 2 * side:
+    if largest > 1.5 * side:
         height, width = (max(1, round(length * side / largest)) for length in values.shape)
         reduced = Image.fromarray(values.astype(np.float32)).resize((width, height), Image.Resampling.BOX)
         return scale.indices(np.asarray(reduced))
-    factor = max(1, side // largest)
+    factor = max(1, round(side / largest))
     return scale.indices(values).repeat(factor, 0).repeat(factor, 1)
 
 

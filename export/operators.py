@@ -2,10 +2,10 @@
 
 from typing import Any
 
-import numpy as np
 import onnx
 
 from export.probe import Stop
+from service.contract import LOGITS_NAME
 
 _FIXED = {
     "Relu": "Negative values become 0, positive ones stay.",
@@ -30,14 +30,41 @@ _FIXED = {
     "Transpose": "The same values in another order.",
     "Pad": "A border of constants is added: no value changes.",
 }
+_TITLES = {
+    "Conv": "Convolution", "QLinearConv": "Convolution", "ConvInteger": "Convolution", "ConvTranspose": "Transposed convolution",
+    "Relu": "ReLU", "LeakyRelu": "Leaky ReLU", "MaxPool": "Max pooling", "AveragePool": "Average pooling",
+    "GlobalAveragePool": "Global average pooling", "ReduceMean": "Global average pooling", "GlobalMaxPool": "Global max pooling",
+    "ReduceMax": "Global max pooling", "Flatten": "Flatten", "Reshape": "Flatten", "Gemm": "Dense layer", "MatMul": "Dense layer",
+    "BatchNormalization": "Batch norm", "LRN": "Local response norm", "Add": "Addition", "Concat": "Concatenation",
+    "Pad": "Padding", "Mul": "Multiplication", "Div": "Scaling", "Sub": "Shift",
+}  # fmt: skip
 _ARITHMETIC = {"Add": ("Added", "+"), "Sub": ("Subtracted", "-"), "Mul": ("Multiplied", "x"), "Div": ("Divided", "/")}
 
 
-def explain(stop: Stop) -> str:
-    """What the layer does, in words; for an operator that has none here, its name and where ONNX describes it."""
+def title(stop: Stop) -> str:
+    """What the layer is commonly called."""
+    operators = {node.op_type for node in stop.nodes}
+    if stop.last.op_type == "Div" and LOGITS_NAME in stop.last.output:
+        return "Temperature"
+    if {"Sub", "Div"} <= operators:
+        return "Normalisation"
+    if stop.last.op_type in ("Reshape", "Flatten") and stop.value.ndim != 2:
+        return "Another shape"
+    if stop.last.op_type in ("ReduceMean", "ReduceMax") and stop.inputs and stop.inputs[0].ndim != 4:
+        return stop.last.op_type
+    return _TITLES.get(stop.last.op_type, stop.last.op_type)
+
+
+def explain(stop: Stop, first: bool) -> str:
+    """What the layer does, in words; for an operator that has none here, its name and where ONNX describes it.
+
+    `first` says that no layer before was of this kind: then it is also said what that is good for.
+    """
     node, operator = stop.last, stop.last.op_type
+    if operator == "Div" and LOGITS_NAME in node.output:
+        return "Every score is divided by the temperature that was fitted after training, so that the network is as sure as it is right."
     if operator in ("Conv", "QLinearConv", "ConvInteger", "ConvTranspose") and stop.weights is not None and stop.weights.ndim == 4:
-        return _convolution(stop)
+        return _convolution(stop, first)
     if operator in ("Gemm", "MatMul") and stop.weights is not None:
         return _product(stop)
     if operator in ("MaxPool", "AveragePool") and "kernel_shape" in (found := attributes(node)):
@@ -45,17 +72,21 @@ def explain(stop: Stop) -> str:
         kept = "The largest value" if operator == "MaxPool" else "The mean"
         before, after = (stop.inputs[0].size if stop.inputs else 0), stop.value.size
         share = f": {after:,} values are left of {before:,}" if before else ""
-        return f"{kept} of every {sides} window stays{share}. A thing that moves by a pixel hardly changes what comes out."
+        why = " A thing that moves by a pixel hardly changes what comes out." if first else ""
+        return f"{kept} of every {sides} window stays{share}.{why}"
     if operator in ("GlobalAveragePool", "ReduceMean", "GlobalMaxPool", "ReduceMax"):
         what = "mean" if operator in ("GlobalAveragePool", "ReduceMean") else "largest value"
+        if not stop.inputs or stop.inputs[0].ndim != 4:
+            return f"The {what} along some of the axes."
         return f"Of every map only its {what} stays: how much there is of a thing counts, and no longer where it is."
     if operator in ("Flatten", "Reshape"):
         return f"The same {stop.value.size:,} values, laid out in another shape. Nothing is computed."
     if operator in _ARITHMETIC:
         return _arithmetic(stop)
     if operator == "Relu" and stop.inputs:
-        share = float((stop.inputs[0] < 0).mean())
-        return f"{_FIXED['Relu']} Here {share:.0%} were negative. Without this step all layers together would be one linear map."
+        negative = float((stop.inputs[0] < 0).mean())
+        why = " Without this step all layers together would be one linear map." if first else ""
+        return f"{_FIXED['Relu']} Here {negative:.0%} were negative.{why}"
     return _FIXED.get(operator, f"The ONNX operator {operator} (onnx.ai/onnx/operators).")
 
 
@@ -64,7 +95,7 @@ def attributes(node: onnx.NodeProto) -> dict[str, Any]:
     return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
-def _convolution(stop: Stop) -> str:
+def _convolution(stop: Stop, first: bool) -> str:
     if stop.weights is None:
         raise ValueError("a convolution without weights")
     found = attributes(stop.last)
@@ -80,7 +111,7 @@ def _convolution(stop: Stop) -> str:
         )
     return (
         f"{filters} filter{plural} of {height}x{width} over the {_maps(channels)} before{stride}: each value that comes out is a "
-        f"sum of {channels * height * width:,} products{bias}, large where the picture looks like the filter."
+        f"sum of {channels * height * width:,} products{bias}{', large where the picture looks like the filter' if first else ''}."
     )
 
 
@@ -115,8 +146,3 @@ def _arithmetic(stop: Stop) -> str:
 
 def _maps(count: int) -> str:
     return "one map" if count == 1 else f"{count} maps"
-
-
-def share_of_zeros(value: np.ndarray[Any, np.dtype[np.floating]]) -> float:
-    """The fraction of values that are exactly 0."""
-    return float((value == 0).mean())

@@ -1,14 +1,14 @@
 """What a walkthrough goes through: the file or the run that `--model` names, and how a picture goes into it.
 
 A file of Convoy's says in its contract what it takes. Of a foreign one the graph tells size and layout, and the user what numbers
-its pixels are (`Scaling`). A run is converted to ONNX in memory, without a temperature.
+its pixels are (`scaling`). A run is converted to ONNX in memory, without a temperature.
 """
 
 import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import onnx
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from export import inspection
+from export.scaling import Scaling, scaled
 from service.contract import INPUT_NAME, LOGITS_NAME, InputSpec
 from service.errors import UserError
 from service.model import OpenGraph, cpu_budget
@@ -24,16 +25,14 @@ from service.repository_layout import MODEL_FILE
 if TYPE_CHECKING:
     from export.checkpoint import Checkpoint
 
-Scaling = Literal["0..1", "-1..1", "0..255", "imagenet"]
-SCALINGS: tuple[str, ...] = get_args(Scaling)
-
 LABELS_FILE = "labels.txt"
 
 _CHECKPOINT = "checkpoint.pt"
 _FREE_SIDE = 224  # of a graph that takes any: what most were trained with
 _BATCH_BYTES = 1 << 24
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_DTYPES = {TensorProto.FLOAT: np.float32, TensorProto.FLOAT16: np.float16, TensorProto.UINT8: np.uint8}
+_DTYPES: dict[int, type[np.generic]] = {
+    TensorProto.FLOAT: np.float32, TensorProto.FLOAT16: np.float16, TensorProto.UINT8: np.uint8,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -138,19 +137,6 @@ def load(path: Path, scaling: Scaling | None = None) -> Subject:
     return Subject(contract.name, model, contract.input, contract.labels, facts)
 
 
-def scaled(pixels: NDArray[np.uint8], scaling: Scaling) -> NDArray[np.float32]:
-    """Pixels uint8[..., C] as the floats that a foreign graph may take; `imagenet` is torchvision's normalisation."""
-    values = pixels.astype(np.float32)
-    if scaling == "0..255":
-        return values
-    if scaling == "-1..1":
-        return values / np.float32(127.5) - np.float32(1)
-    values /= np.float32(255)
-    if scaling == "imagenet":
-        values = (values - np.array(_IMAGENET_MEAN, np.float32)) / np.array(_IMAGENET_STD, np.float32)
-    return values
-
-
 def _only_foreign(scaling: Scaling | None, path: Path) -> None:
     if scaling is not None:
         raise UserError(f"--scaling is for ONNX files that Convoy did not write; {path} normalises its pictures itself")
@@ -198,7 +184,7 @@ def _foreign(path: Path, model: onnx.ModelProto, scaling: Scaling) -> Subject:
     layout: Literal["NHWC", "NCHW"] = "NCHW" if sides[1] in (1, 3) else "NHWC"
     height, width, channels = sides[2:] + sides[1:2] if layout == "NCHW" else sides[1:]
     try:
-        spec = InputSpec(height=height or _FREE_SIDE, width=width or _FREE_SIDE, channels=channels)  # type: ignore[arg-type]
+        spec = InputSpec(height=height or _FREE_SIDE, width=width or _FREE_SIDE, channels=channels)
     except ValueError:
         raise UserError(f"{path}: it takes pictures of {height}x{width}; at most 4096x4096 are accepted") from None
     if scaling == "imagenet" and channels == 1:
@@ -207,8 +193,10 @@ def _foreign(path: Path, model: onnx.ModelProto, scaling: Scaling) -> Subject:
     facts = {"contract": "none: Convoy did not write this file", "input": f"{np.dtype(dtype)} {shown}"}
     if dtype != np.uint8:
         facts["pixels"] = f"given as {scaling}" + ("" if scaling == "imagenet" else " (--scaling says otherwise)")
-    how = {"layout": layout, "dtype": dtype, "scaling": scaling, "one_by_one": sides[0] == 1}
-    return Subject(path.stem, model, spec, _labels(path), facts, ours=False, **how)
+    return Subject(
+        path.stem, model, spec, _labels(path), facts,
+        ours=False, layout=layout, dtype=dtype, scaling=scaling, one_by_one=sides[0] == 1,
+    )  # fmt: skip
 
 
 def _labels(path: Path) -> tuple[str, ...]:
