@@ -36,7 +36,7 @@ _TITLES = {
     "GlobalAveragePool": "Global average pooling", "ReduceMean": "Global average pooling", "GlobalMaxPool": "Global max pooling",
     "ReduceMax": "Global max pooling", "Flatten": "Flatten", "Reshape": "Flatten", "Gemm": "Dense layer", "MatMul": "Dense layer",
     "BatchNormalization": "Batch norm", "LRN": "Local response norm", "Add": "Addition", "Concat": "Concatenation",
-    "Pad": "Padding", "Mul": "Multiplication", "Div": "Scaling", "Sub": "Shift",
+    "Pad": "Padding", "Mul": "Multiplication", "Div": "Division", "Sub": "Subtraction",
 }  # fmt: skip
 _ARITHMETIC = {"Add": ("Added", "+"), "Sub": ("Subtracted", "-"), "Mul": ("Multiplied", "x"), "Div": ("Divided", "/")}
 
@@ -52,6 +52,8 @@ def title(stop: Stop) -> str:
         return "Another shape"
     if stop.last.op_type in ("ReduceMean", "ReduceMax") and stop.inputs and stop.inputs[0].ndim != 4:
         return stop.last.op_type
+    if stop.last.op_type in _ARITHMETIC and len(stop.inputs) == 1:
+        return "Scaling" if stop.last.op_type in ("Mul", "Div") else "Shift"
     return _TITLES.get(stop.last.op_type, stop.last.op_type)
 
 
@@ -62,7 +64,10 @@ def explain(stop: Stop, first: bool) -> str:
     """
     node, operator = stop.last, stop.last.op_type
     if operator == "Div" and LOGITS_NAME in node.output:
-        return "Every score is divided by the temperature that was fitted after training, so that the network is as sure as it is right."
+        return (
+            "Every score is divided by the temperature that was fitted after training, so that the network is as sure of an answer "
+            "as it is right."
+        )
     if operator in ("Conv", "QLinearConv", "ConvInteger", "ConvTranspose") and stop.weights is not None and stop.weights.ndim == 4:
         return _convolution(stop, first)
     if operator in ("Gemm", "MatMul") and stop.weights is not None:
