@@ -91,7 +91,7 @@ def _convolved(tour: Tour, row: int, column: int) -> Example:
     patch = tour.normalised[0, row - 1 : row + 2, column - 1 : column + 2, 0]
     return Example(
         f"Row {row}, column {column}, the strongest value away from the border: the pixels there, times the kernel, added up.",
-        [("", rows(patch)), ("times", rows(LAPLACIAN))],
+        [[("", rows(patch)), ("times", rows(LAPLACIAN))]],
         f"= {number(tour.convolved[0, row, column, 0])}",
     )
 
@@ -101,7 +101,7 @@ def _pooled(tour: Tour, row: int, column: int) -> Example:
     window = tour.rectified[0, top : top + 2, left : left + 2, 0]
     return Example(
         f"The same place: of rows {top} and {top + 1}, columns {left} and {left + 1}, the largest.",
-        [("", rows(window))], f"gives {number(tour.pooled[0, top // 2, left // 2, 0])}",
+        [[("", rows(window))]], f"gives {number(tour.pooled[0, top // 2, left // 2, 0])}",
     )  # fmt: skip
 
 

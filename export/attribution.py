@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from export.operators import attributes
 from export.probe import Probe
 
-_PATCHES_ALONG = 15
+_PATCHES_ALONG = 18
 _PATCH_SHARE = 5
 _AVERAGES = ("GlobalAveragePool", "ReduceMean", "AveragePool")
 _AFTER = ("Softmax", "LogSoftmax", "Pad", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Div", "Mul", "Add")

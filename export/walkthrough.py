@@ -154,13 +154,14 @@ def _worked_out(stop: Stop) -> Example | None:
     result = float((patch * weights[which]).sum()) + bias
     if not np.isclose(result, stop.value[0, which, row, column], rtol=1e-2, atol=1e-2):
         return None
-    tables: list[tuple[str, list[list[str]]]] = []
-    for channel in range(len(patch)):
-        colour = f"{_COLOURS[channel]} " if len(patch) == 3 else ""
-        tables += [(f"{'+ ' if channel else ''}{colour}", rows(patch[channel])), ("times", rows(weights[which, channel]))]
+    colours = _COLOURS if len(patch) == 3 else ("",) * len(patch)
+    lines = [
+        [(f"{'+ ' if at else ''}{colour}", rows(values)), ("times", rows(weights[which, at]))]
+        for at, (colour, values) in enumerate(zip(colours, patch, strict=True))
+    ]
     return Example(
         f"The strongest value: filter {which + 1}, row {row}, column {column}. What lies there, times the filter, added up.",
-        tables, (f"+ bias {number(bias)} " if bias else "") + f"= {number(result)}",
+        lines, (f"+ bias {number(bias)} " if bias else "") + f"= {number(result)}",
     )  # fmt: skip
 
 

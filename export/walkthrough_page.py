@@ -46,10 +46,10 @@ class Figure:
 
 @dataclass(frozen=True)
 class Example:
-    """One value worked out: `words`, tables of numbers with what stands between them, and the result."""
+    """One value worked out: `words`, lines of tables of numbers, each with what stands before it, and the result."""
 
     words: str
-    tables: list[tuple[str, list[list[str]]]]  # what stands before the table, and its rows
+    lines: list[list[tuple[str, list[list[str]]]]]
     result: str
 
 
