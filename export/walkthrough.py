@@ -84,8 +84,8 @@ def page(
         sections=sections,
         notes=[
             "Shapes are (pictures, channels, rows, columns). Every number was computed by ONNX Runtime on the network's own graph; "
-            f"that all layers were watched changed no probability by more than {difference:.0e}. Of each layer the first "
-            f"{SHOWN_MAPS} maps are shown, on one scale. The pictures lie beside this page as PNG files."
+            f"that all layers were watched changed no probability by more than {max(difference, 1e-9):.0e}. Of each layer the "
+            f"first {SHOWN_MAPS} maps are shown, on one scale. The pictures lie beside this page as PNG files."
         ],
     )
 
