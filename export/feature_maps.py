@@ -125,7 +125,8 @@ def strip(values: NDArray[np.floating], scale: Scale) -> bytes:
 
 def bars(values: NDArray[np.floating], labels: tuple[str, ...] = ()) -> bytes:
     """A short vector as PNG: a bar a value, up and orange above zero, down and blue below; labels where there is room for them."""
-    values = np.nan_to_num(values)
+    largest = float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
+    values = np.nan_to_num(values, posinf=largest, neginf=-largest)
     width, height = _BARS
     font, below = _font(labels, 0.96 * width / len(values))
     image = Image.new("RGBA", (width, height + below))
