@@ -10,7 +10,7 @@ from export import attribution, feature_maps
 from export.attribution import Occlusion
 from export.feature_maps import SHOWN_MAPS, Scale
 from export.operators import attributes, explain, title
-from export.probe import Probe, Stop
+from export.probe import QUANTISATION, Probe, Stop
 from export.subject import Answers, Subject
 from export.walkthrough_page import Bar, Example, Figure, Page, Section, Step, curve, number, percent, rows
 from service.contract import LOGITS_NAME
@@ -72,6 +72,16 @@ def page(
         on_step("taking a step of learning", 0, 0)
         sections.append(_learned(subject, pixels, top if label is None else label, label is not None, rate))
     difference = float(np.abs(_softmax(subject.logits(probe.outputs)[0]) - probabilities).max())
+    notes = [
+        "Shapes are (pictures, channels, rows, columns). Every number was computed by ONNX Runtime on the network's own graph; "
+        f"that all layers were watched changed no probability by more than {max(difference, 1e-9):.0e}. Of each layer the "
+        f"first {SHOWN_MAPS} maps are shown, on one scale. The pictures lie beside this page as PNG files."
+    ]
+    if any(node.op_type in QUANTISATION for node in subject.model.graph.node):
+        notes.append(
+            "Between the layers of this network values are rounded to integers of few bits; what a layer is shown to give is what "
+            "it gave before. Where a ReLU would be and none is shown, the rounding does its work: it cuts off what is below zero."
+        )
     facts["weights"] = f"{sum(step.parameters for step in steps):,}"
     return Page(
         title=f"What {subject.name} sees in {image_name}",
@@ -82,11 +92,7 @@ def page(
         facts=facts,
         answers=_answers(probabilities, labels),
         sections=sections,
-        notes=[
-            "Shapes are (pictures, channels, rows, columns). Every number was computed by ONNX Runtime on the network's own graph; "
-            f"that all layers were watched changed no probability by more than {max(difference, 1e-9):.0e}. Of each layer the "
-            f"first {SHOWN_MAPS} maps are shown, on one scale. The pictures lie beside this page as PNG files."
-        ],
+        notes=notes,
     )
 
 
@@ -184,7 +190,7 @@ def _mattered(
             ],
             [
                 Figure("pixels map", feature_maps.maps(found[np.newaxis], scale), "The class activation map.", scale),
-                Figure("pixels overlay", feature_maps.overlay(pixels, found), _OVERLAY),
+                Figure("pixels overlay", feature_maps.overlay(pixels, found - max(float(found.min()), 0.0)), _OVERLAY),
             ],
         )  # fmt: skip
     hidden = attribution.occlusion(
@@ -228,6 +234,8 @@ def _learned(subject: Subject, pixels: NDArray[np.uint8], label: int, given: boo
     aim = f"“{name}” is the right answer" if given else f"its own answer, “{name}”, is right (--label says otherwise)"
     before, after = float(step.before[label]), float(step.after[label])
     largest = max(layer.gradient for layer in step.layers) or 1.0
+    worse = not (step.losses <= step.loss_before).all()
+    longest = " Too long ones make it worse." if worse else " What they do to all other pictures it does not show."
     return Section(
         "learning", "One step of learning",
         [
@@ -236,7 +244,7 @@ def _learned(subject: Subject, pixels: NDArray[np.uint8], label: int, given: boo
             f"the first. A step of gradient descent moves each weight against its gradient, times a learning rate of {rate:g}.",
             f"Loss: {number(step.loss_before)} before, {number(step.loss_after)} after; the probability of “{name}” goes from "
             f"{percent(before)} to {percent(after)}. The gradient's norm is {number(step.norm)}: were the loss a straight line, it "
-            f"would now be {number(step.promised)}. It is none, so too long a step makes it worse, as the curve shows.",
+            f"would now be {number(step.promised)}. It is none: the curve shows where steps of other lengths end.{longest}",
         ],
         curve=curve(step.rates, step.losses, rate, step.loss_before, step.loss_after),
         bars_title="The gradient's norm, layer by layer",

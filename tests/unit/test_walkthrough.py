@@ -333,6 +333,7 @@ def test_an_int8_file_has_the_same_layers_with_nearly_the_same_values(run: Path,
     np.testing.assert_allclose(second.weights, first.weights, atol=np.abs(first.weights).max() / 127)
     page = walkthrough.page(rounded, pixels, pixels.repeat(3, 2), "digit.png")
     assert page.answers[0].name == loaded.labels[int(training.predict(loaded, pixels[np.newaxis]).argmax())]
+    assert "rounded to integers" in page.notes[-1]
     assert [figure.name for figure in page.steps[2].figures] == ["03 conv1 filters", "03 conv1"]
 
 
