@@ -9,10 +9,11 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ImageOps
+from PIL import Image, ImageOps
 from scipy import signal
 
 from service.contract import InputSpec
+from service.errors import InvalidRequest
 from service.preprocessing import open_image, resize, to_pixels
 
 SIDE = 300
@@ -51,7 +52,7 @@ class Tour:
 
 def tour(encoded: bytes, max_pixels: int) -> Tour:
     """Takes an encoded picture through all steps. Raises InvalidRequest if it is none (`service.preprocessing`)."""
-    image = ImageOps.exif_transpose(open_image(encoded, max_pixels))
+    image = _upright(encoded, max_pixels)
     loaded = to_pixels(image, _as_it_is(*image.size, channels=3))
     gray = to_pixels(image, _as_it_is(*image.size, channels=1))
     resized = resize(gray[:, :, 0], InputSpec(height=SIDE, width=SIDE, channels=1))
@@ -65,7 +66,7 @@ def tour(encoded: bytes, max_pixels: int) -> Tour:
 
 def photo(encoded: bytes, max_pixels: int) -> NDArray[np.uint8]:
     """An encoded picture of any size as uint8[H,W,3]. Raises InvalidRequest as `tour` does."""
-    image = ImageOps.exif_transpose(open_image(encoded, max_pixels))
+    image = _upright(encoded, max_pixels)
     return to_pixels(image, _as_it_is(*image.size, channels=3))
 
 
@@ -84,6 +85,15 @@ def dense_weights(inputs: int) -> NDArray[np.float32]:
     """Weights float32[inputs,64] as they are before any training: Glorot and Bengio's uniform ones (AISTATS 2010), as in Keras."""
     limit = np.sqrt(6 / (inputs + UNITS))
     return np.random.default_rng(_SEED).uniform(-limit, limit, (inputs, UNITS)).astype(np.float32)
+
+
+def _upright(encoded: bytes, max_pixels: int) -> Image.Image:
+    """The picture with its EXIF orientation applied, which may turn its sides; raises InvalidRequest as `to_pixels` does."""
+    image = open_image(encoded, max_pixels)
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception as error:  # noqa: BLE001 - Pillow's parsers raise whatever broken input makes them raise
+        raise InvalidRequest(f"the image's data are broken or cut short ({type(error).__name__})") from None
 
 
 def _as_it_is(width: int, height: int, channels: Literal[1, 3]) -> InputSpec:

@@ -584,3 +584,12 @@ def test_what_the_user_gets_wrong(tmp_path: Path, digit: Path, model_file: Path,
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     refused("is not an empty folder", digit, "--output", tmp_path / "full")
+
+
+def test_a_photo_that_was_taken_upright_is_shown_upright(flower: Path) -> None:
+    turned = Image.open(flower).convert("RGB").rotate(90, expand=True)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees, clockwise
+    buffer = io.BytesIO()
+    turned.save(buffer, "PNG", exif=exif)
+    assert (article_tour.photo(buffer.getvalue(), MAX_PIXELS) == load_sample_image("flower.jpg")).all()
