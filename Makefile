@@ -3,8 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOCK := .ci/requirements.lock
+CLIENTS := $(VENV)/clients
+CLIENTS_LOCK := .ci/clients.lock
+PERF_ANALYZER := $(VENV)/perf_analyzer
 
-.PHONY: help demo test test-system setup check bench format protos lock clean
+.PHONY: help demo test test-system test-slow setup clients perf-analyzer check bench format protos lock clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -13,11 +16,14 @@ help:  ## show this list
 demo: setup  ## train, export, serve and classify handwritten digits, end to end
 	@$(BIN)/python tests/demo.py
 
-test: setup  ## run the tests that need nothing but PyPI
+test: setup clients  ## run the tests that need nothing but PyPI
 	$(BIN)/python -m pytest
 
-test-system: setup  ## run the tests that need Debian packages, and say what is missing
+test-system: setup clients perf-analyzer  ## run the tests that need Debian packages, and say what is missing
 	$(BIN)/python -m pytest -m system
+
+test-slow: setup  ## run the soak tests, which take minutes
+	$(BIN)/python -m pytest -m slow
 
 setup: $(VENV)/.ready  ## build .venv from the pinned requirements
 
@@ -29,12 +35,35 @@ $(VENV)/.ready: pyproject.toml $(LOCK)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(LOCK) --editable '.[cpu,export,dev]'
 	@touch $@
 
-check: setup  ## lint, types, import contracts, freshness of generated files
+clients: $(CLIENTS)/.ready  ## build the environment of the inference clients that the tests drive us with
+
+# An environment of their own: clients we did not write bring their own versions of everything, and their own `inference` messages.
+$(CLIENTS)/.ready: $(CLIENTS_LOCK) | $(VENV)/.ready
+	@echo "building $(CLIENTS) from $(CLIENTS_LOCK)"
+	@test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
+	@$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $(CLIENTS_LOCK)
+	@touch $@
+
+perf-analyzer: $(PERF_ANALYZER)/perf_analyzer  ## fetch NVIDIA's load generator (needs Debian's libb64-0d)
+
+# It ships inside this wheel, the last for which it was built so; its CUDA library is in a wheel too.
+$(PERF_ANALYZER)/perf_analyzer: | $(VENV)/.ready
+	@mkdir -p $(PERF_ANALYZER)
+	@$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: \
+		--dest $(PERF_ANALYZER) tritonclient==2.44.0 nvidia-cuda-runtime-cu12==12.9.79
+	@$(BIN)/python -m zipfile --extract $(PERF_ANALYZER)/tritonclient-*.whl $(PERF_ANALYZER)/triton
+	@$(BIN)/python -m zipfile --extract $(PERF_ANALYZER)/nvidia_cuda_runtime_cu12-*.whl $(PERF_ANALYZER)/cuda
+	@cp $(PERF_ANALYZER)/cuda/nvidia/cuda_runtime/lib/libcudart.so.12 $(PERF_ANALYZER)
+	@install -m 755 $$(find $(PERF_ANALYZER)/triton -name perf_analyzer -path '*bin*') $@
+	@rm -r $(PERF_ANALYZER)/*.whl $(PERF_ANALYZER)/triton $(PERF_ANALYZER)/cuda
+
+check: setup  ## lint, types, import contracts, the API, freshness of generated files
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python .ci/protos.py --check
+	cd protos && ../$(BIN)/buf lint
 
 bench: setup  ## reproduce tests/benchmarks/RESULTS.md (needs h2load: apt-get install nghttp2-client)
 	$(BIN)/python -m tests.benchmarks.transport
@@ -51,6 +80,9 @@ lock:  ## renew the pins: the newest versions that pyproject.toml admits
 	rm -rf $(VENV)/lock && $(PYTHON) -m venv $(VENV)/lock
 	$(VENV)/lock/bin/python -m pip install --quiet torch==2.13.0 --editable '.[cpu,export,dev]'
 	.ci/freeze $(VENV)/lock/bin/python > $(LOCK)
+	rm -rf $(VENV)/lock && $(PYTHON) -m venv $(VENV)/lock
+	$(VENV)/lock/bin/python -m pip install --quiet 'tritonclient[grpc,http]' kserve pytest pytest-timeout
+	.ci/freeze $(VENV)/lock/bin/python > $(CLIENTS_LOCK)
 	rm -rf $(VENV)/lock
 
 clean:  ## remove .venv and caches

@@ -20,12 +20,10 @@ from export.scaling import Scaling, scaled
 from service.contract import INPUT_NAME, LOGITS_NAME, InputSpec
 from service.errors import UserError
 from service.model import OpenGraph, cpu_budget
-from service.repository_layout import MODEL_FILE
+from service.repository_layout import LABELS_FILE, MODEL_FILE
 
 if TYPE_CHECKING:
     from export.checkpoint import Checkpoint
-
-LABELS_FILE = "labels.txt"
 
 _CHECKPOINT = "checkpoint.pt"
 _FREE_SIDE = 224  # of a graph that takes any: what most were trained with

@@ -11,21 +11,21 @@ model's thread.
 
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from operator import itemgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from service.batcher import Work
-from service.contract import InputSpec
 from service.errors import ClientGone, DeadlinePassed, InvalidRequest, ModelFailed, RequestError, Unavailable
 from service.metrics import Metrics, Phases
-from service.model import cpu_budget
+from service.model import TensorSpec, cpu_budget
 from service.preprocessing import open_image, to_pixels
 from service.repository import Repository, ServedModel
 
@@ -41,14 +41,18 @@ SMALL_SCORES = 64
 
 
 class Item(NamedTuple):
-    """One image: an image file's bytes if `encoded`, else uint8[H,W,C] of exactly the contract's shape, as bytes."""
+    """One image: an image file's bytes if `encoded`, else uint8[H,W,C] of exactly the model's shape, as bytes."""
 
     data: bytes
     encoded: bool
 
 
 class Query(NamedTuple):
-    """A classify request. `deadline` is in `time.monotonic` seconds, infinite if there is none."""
+    """A classify request, of `items` or of a `tensor`: [n, *shape] of n items, in the dtype and shape that the model takes.
+
+    `deadline` is in `time.monotonic` seconds, infinite if there is none. `examine` is shown the model that is to answer, before
+    anything is done with it; it may raise RequestError.
+    """
 
     model: str
     items: Sequence[Item]
@@ -57,6 +61,8 @@ class Query(NamedTuple):
     priority: int = 0
     timeout_seconds: float = 0.0
     deadline: float = math.inf
+    tensor: NDArray[Any] | None = None
+    examine: Callable[[ServedModel], None] | None = None
 
 
 Results = list[list[tuple[int, float]]]
@@ -64,27 +70,44 @@ Results = list[list[tuple[int, float]]]
 
 
 class Answer:
-    """Scores float32[n,K] of a request's n items, by one version of a model."""
+    """What one version of a model gave for a request's n items.
 
-    __slots__ = ("phases", "scores", "served", "top_k")
+    `scores` is floating[n,K], a number for each label: probabilities, if the model has a contract.
+    """
 
-    def __init__(self, served: ServedModel, scores: NDArray[np.float32], top_k: int, phases: Phases) -> None:
+    __slots__ = ("_outputs", "phases", "scores", "served", "top_k")
+
+    def __init__(self, served: ServedModel, outputs: Sequence[NDArray[Any]], top_k: int, phases: Phases) -> None:
         self.served = served
-        self.scores = scores
-        self.top_k = top_k
+        scores = outputs[0]
+        self.scores = scores if scores.ndim == 2 else scores.reshape(len(scores), -1)
+        self.top_k = min(top_k or DEFAULT_TOP_K, self.scores.shape[1])
         self.phases = phases
+        self._outputs = outputs
+
+    @property
+    def outputs(self) -> dict[str, NDArray[Any]]:
+        """Every output of the model by its name, [n, *shape]."""
+        return {spec.name: output for spec, output in zip(self.served.model.outputs, self._outputs, strict=True)}
 
     def best(self) -> Results:
         """For each item its `top_k` labels as (index, probability), the most probable first, equal ones by index."""
-        if self.scores.size <= SMALL_SCORES:
-            return [sorted(enumerate(row), key=itemgetter(1), reverse=True)[: self.top_k] for row in self.scores.tolist()]
-        order = np.argsort(-self.scores, axis=1, kind="stable")[:, : self.top_k]
-        probabilities = np.take_along_axis(self.scores, order, axis=1)
-        return [list(zip(*pair, strict=True)) for pair in zip(order.tolist(), probabilities.tolist(), strict=True)]
+        return best(self.scores, self.top_k)
 
     def delivered(self, best: Results, encode_seconds: float) -> None:
         """To be called once, when the reply with what `best` gave has been handed to the transport."""
         self.served.metrics.answered(self.phases, encode_seconds, best)
+
+
+def best(scores: NDArray[Any], top_k: int) -> Results:
+    """For each row of scores, floating[n,K], its `top_k` best, 1 to K: (index, score), the best first, equal ones by index."""
+    if scores.size <= SMALL_SCORES:
+        if top_k == 1:
+            return [[max(enumerate(row), key=itemgetter(1))] for row in scores.tolist()]
+        return [sorted(enumerate(row), key=itemgetter(1), reverse=True)[:top_k] for row in scores.tolist()]
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
+    found = np.take_along_axis(scores, order, axis=1)
+    return [list(zip(*pair, strict=True)) for pair in zip(order.tolist(), found.tolist(), strict=True)]
 
 
 Respond = Callable[[Answer | RequestError], None]
@@ -94,10 +117,11 @@ Respond = Callable[[Answer | RequestError], None]
 class Classifier:
     """Answers queries with the models of a repository."""
 
-    def __init__(self, repository: Repository, metrics: Metrics) -> None:
+    def __init__(self, repository: Repository, metrics: Metrics, cpus: int | None = None) -> None:
+        """Decodes with as many threads as there are `cpus`; all that this process may use if not given."""
         self._repository = repository
         self._metrics = metrics
-        self._decoders = ThreadPoolExecutor(cpu_budget(), thread_name_prefix="decode")
+        self._decoders = ThreadPoolExecutor(cpus or cpu_budget(), thread_name_prefix="decode")
         self._draining = False
 
     def drain(self, seconds: float) -> bool:
@@ -113,8 +137,11 @@ class Classifier:
         """For the transport's thread, when no more events wait: see `Repository.pump`."""
         return self._repository.pump()
 
-    def classify(self, query: Query, respond: Respond) -> Callable[[], None]:
+    def classify(self, query: Query, respond: Respond, *, on_transport: bool = True) -> Callable[[], None]:
         """Answers a query: calls `respond` exactly once, maybe before this returns, maybe from another thread.
+
+        `on_transport` says that this is the transport's thread, which must not be held up and which runs batches itself. On any
+        other thread images are decoded at once, and batches run on the model's own.
 
         Returns:
             A function that cancels the request; it may be called at any time, any number of times.
@@ -126,8 +153,13 @@ class Classifier:
         try:
             if self._draining:
                 raise Unavailable("the server is draining")
+            if query.examine is not None:
+                query.examine(served)
             request = _Request(self, served, query, respond)
-            request.begin()
+            if on_transport:
+                request.begin()
+            else:
+                request.begin_elsewhere()
         except BaseException as error:
             if isinstance(error, RequestError):
                 self._refused(served, error)
@@ -135,17 +167,33 @@ class Classifier:
             raise
         return request.cancel
 
-    def ended(self, served: ServedModel, outcome: Answer | RequestError) -> None:
-        """A request that was taken on has its outcome."""
+    def answer(self, query: Query) -> Answer:
+        """Answers a query on a thread that may wait, never the transport's. Raises RequestError."""
+        outcomes: list[Answer | RequestError] = []
+        ended = threading.Event()
+
+        def respond(outcome: Answer | RequestError) -> None:
+            outcomes.append(outcome)
+            ended.set()
+
+        self.classify(query, respond, on_transport=False)
+        ended.wait()
+        if isinstance(outcomes[0], RequestError):
+            raise outcomes[0]
+        return outcomes[0]
+
+    def ended(self, served: ServedModel, outcome: Answer | RequestError, submitted: float) -> None:
+        """A request that was taken on has its outcome. `submitted` is when it joined the queue, infinite if it did not."""
         if isinstance(outcome, RequestError):
-            self._refused(served, outcome)
+            self._refused(served, outcome, max(0.0, time.monotonic() - submitted))
         self._repository.release(served)
 
     def decode_in_pool(self, job: Callable[[], None]) -> None:
         """Runs a job on a decoding thread."""
         self._decoders.submit(job)
 
-    def _refused(self, served: ServedModel, error: RequestError) -> None:
+    def _refused(self, served: ServedModel, error: RequestError, seconds: float = 0.0) -> None:
+        served.metrics.failed(error.reason or "failed", seconds)
         if error.reason is not None:
             self._metrics.rejected(served.name, error.reason)
 
@@ -156,37 +204,41 @@ class _Request:
     __slots__ = (
         "_cancelled",
         "_classifier",
+        "_count",
         "_deadline",
         "_decode_seconds",
         "_items",
         "_priority",
         "_respond",
         "_served",
+        "_tensor",
         "_top_k",
         "_work",
     )
 
     def __init__(self, classifier: Classifier, served: ServedModel, query: Query, respond: Respond) -> None:
         policy = served.policy
-        _check_items(query.items, policy.max_request_items)
+        self._count = len(query.items) if query.tensor is None else len(query.tensor)
+        _check_count(self._count, policy.max_request_items)
         self._priority = _priority(query.priority, policy.priority_levels, policy.default_priority)
         self._deadline = _deadline(query, policy.default_timeout_seconds)
         self._classifier = classifier
         self._served = served
         self._items = query.items
-        self._top_k = query.top_k or DEFAULT_TOP_K
+        self._tensor = query.tensor
+        self._top_k = query.top_k
         self._respond = respond
         self._decode_seconds: float | None = None
         self._work: Work | None = None
         self._cancelled = False
 
     def begin(self) -> None:
-        """Sends the request on; raises RequestError if it cannot be taken on."""
+        """Sends the request on from the transport's thread; raises RequestError if it cannot be taken on."""
+        if not self._encoded():
+            self._submit(self._raw(), pool=False)
+            return
         items = self._items
         batcher = self._served.batcher
-        if not any(item.encoded for item in items):
-            self._submit(self._raw_pixels(), pool=False)
-            return
         if batcher.inline and _few_bytes(items):
             start = time.monotonic()
             opened = [self._open(index, item) if item.encoded else None for index, item in enumerate(items)]
@@ -195,8 +247,17 @@ class _Request:
                 self._decode_seconds = time.monotonic() - start
                 self._submit(pixels, pool=False)
                 return
-        batcher.reserve(len(items))
+        batcher.reserve(self._count)
         self._classifier.decode_in_pool(self._decode_then_submit)
+
+    def begin_elsewhere(self) -> None:
+        """Sends the request on from any other thread; raises RequestError if it cannot be taken on."""
+        images = None if self._encoded() else self._raw()
+        self._served.batcher.reserve(self._count)
+        if images is None:
+            self._decode_then_submit()
+        else:
+            self._submit(images, pool=True)
 
     def cancel(self) -> None:
         """The client is gone."""
@@ -206,24 +267,29 @@ class _Request:
             self._served.batcher.cancel(work)
 
     def _decode_then_submit(self) -> None:
-        batcher = self._served.batcher
-        start = time.monotonic()
         try:
-            if start >= self._deadline:
-                raise DeadlinePassed("the deadline passed while the request waited to be decoded")
-            if self._cancelled:
-                raise ClientGone("the client cancelled the call")
-            pixels = self._pixels([None] * len(self._items))
-            self._decode_seconds = time.monotonic() - start
-        except RequestError as error:
-            batcher.release(len(self._items))
+            pixels = self._decoded()
+        except Exception as error:
+            self._served.batcher.release(self._count)
+            if not isinstance(error, RequestError):
+                log.exception("model %s: a request failed while it was decoded", self._served.name)
+                error = ModelFailed("the request failed inside the server")
             self._end(error)
-        except Exception:
-            log.exception("model %s: a request failed while it was decoded", self._served.name)
-            batcher.release(len(self._items))
-            self._end(ModelFailed("the request failed inside the server"))
-        else:
+            return
+        try:
             self._submit(pixels, pool=True)
+        except RequestError as error:
+            self._end(error)
+
+    def _decoded(self) -> NDArray[np.uint8]:
+        start = time.monotonic()
+        if start >= self._deadline:
+            raise DeadlinePassed("the deadline passed while the request waited to be decoded")
+        if self._cancelled:
+            raise ClientGone("the client cancelled the call")
+        pixels = self._pixels([None] * len(self._items))
+        self._decode_seconds = time.monotonic() - start
+        return pixels
 
     def _open(self, index: int, item: Item) -> Image.Image:
         """The header of one encoded item."""
@@ -232,9 +298,21 @@ class _Request:
         except InvalidRequest as error:
             raise InvalidRequest(f"item {index}: {error}", f"items[{index}].encoded") from None
 
-    def _raw_pixels(self) -> NDArray[np.uint8]:
-        """uint8[n,H,W,C] of items that are all raw: one copy at most."""
-        spec = self._served.contract.input
+    def _encoded(self) -> bool:
+        """Whether there is something to decode; raises InvalidRequest if there is and nobody knows how."""
+        encoded = next((index for index, item in enumerate(self._items) if item.encoded), None)
+        if encoded is not None and self._served.model.foreign:
+            raise self._needs_tensors(f"items[{encoded}].encoded")
+        return encoded is not None
+
+    def _raw(self) -> NDArray[Any]:
+        """The tensor, or uint8[n,H,W,C] of items that are all raw: one copy at most."""
+        spec = self._served.model.input
+        if self._tensor is not None:
+            _check_tensor(self._tensor, spec)
+            return self._tensor
+        if not spec.is_picture:
+            raise self._needs_tensors("items[0].pixels")
         items = self._items
         for index, item in enumerate(items):
             _check_size(index, item, spec)
@@ -243,10 +321,10 @@ class _Request:
 
     def _pixels(self, opened: list[Image.Image | None]) -> NDArray[np.uint8]:
         """uint8[n,H,W,C] of all items. Those that are not `opened` yet are, one by one: a decoded picture is large."""
-        spec = self._served.contract.input
+        spec = self._served.model.contract.input
         for index, item in enumerate(self._items):
             if not item.encoded:
-                _check_size(index, item, spec)
+                _check_size(index, item, self._served.model.input)
         images = np.empty((len(self._items), *spec.shape), np.uint8)
         for index, item in enumerate(self._items):
             if not item.encoded:
@@ -259,7 +337,15 @@ class _Request:
                 raise InvalidRequest(f"item {index}: {error}", f"items[{index}].encoded") from None
         return images
 
-    def _submit(self, images: NDArray[np.uint8], *, pool: bool) -> None:
+    def _needs_tensors(self, field: str) -> InvalidRequest:
+        served = self._served
+        return InvalidRequest(
+            f"model {served.name!r} has no contract that says how a picture becomes its input, {served.model.input}: "
+            "send it tensors, over the Open Inference Protocol",
+            field,
+        )
+
+    def _submit(self, images: NDArray[Any], *, pool: bool) -> None:
         batcher = self._served.batcher
         work = Work(images, self._worked, self._priority, self._deadline)
         self._work = work  # before it is submitted: from then on it may end at any moment
@@ -272,33 +358,39 @@ class _Request:
             batcher.pump()
 
     def _worked(self, work: Work) -> None:
-        if work.error is not None or work.scores is None:
+        if work.error is not None or work.outputs is None:
             self._end(work.error or ModelFailed("the model gave no answer"))
             return
         phases = Phases(self._decode_seconds, work.started - work.submitted, work.finished - work.started)
-        self._end(Answer(self._served, work.scores, min(self._top_k, work.scores.shape[1]), phases))
+        self._end(Answer(self._served, work.outputs, self._top_k, phases))
 
     def _end(self, outcome: Answer | RequestError) -> None:
         try:
             self._respond(outcome)
         finally:
-            self._classifier.ended(self._served, outcome)
+            self._classifier.ended(self._served, outcome, self._work.submitted if self._work is not None else math.inf)
             self._items = ()
+            self._tensor = None
             self._work = None
             del self._respond
 
 
-def _check_items(items: Sequence[Item], limit: int) -> None:
+def _check_count(items: int, limit: int) -> None:
     if not items:
         raise InvalidRequest("the request has no items; send 1 or more images", "items")
-    if len(items) > limit:
-        raise InvalidRequest(f"the request has {len(items)} items; at most {limit} are accepted", "items")
+    if items > limit:
+        raise InvalidRequest(f"the request has {items} items; at most {limit} are accepted", "items")
 
 
-def _check_size(index: int, item: Item, spec: InputSpec) -> None:
+def _check_tensor(tensor: NDArray[Any], spec: TensorSpec) -> None:
+    if tensor.dtype != spec.dtype or tensor.shape[1:] != spec.shape:
+        given = " x ".join(map(str, tensor.shape[1:]))
+        raise InvalidRequest(f"the tensor's items are {tensor.dtype} {given}; the model takes {spec}", spec.name)
+
+
+def _check_size(index: int, item: Item, spec: TensorSpec) -> None:
     if len(item.data) != spec.size_bytes:
-        shape = " x ".join(map(str, spec.shape))
-        message = f"item {index}: {len(item.data)} bytes of pixels; the model takes {spec.size_bytes} (uint8 {shape})"
+        message = f"item {index}: {len(item.data)} bytes of pixels; the model takes {spec.size_bytes} ({spec})"
         raise InvalidRequest(message, f"items[{index}].pixels")
 
 

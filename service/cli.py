@@ -7,7 +7,6 @@ that the server needs none of what they need.
 import errno
 import io
 import json
-import logging
 import math
 import os
 import re
@@ -72,7 +71,7 @@ class FiniteFloat(click.FloatRange):
 def _setting(flag: str, **options: Any) -> Callable[[Any], Any]:
     """An option of `serve`, which can be set as CONVOY_<FLAG> too."""
     variable = "CONVOY_" + flag.removeprefix("--").upper().replace("-", "_")
-    return click.option(flag, envvar=variable, show_envvar=True, show_default=True, **options)
+    return click.option(flag, envvar=variable, show_envvar=True, **{"show_default": True, **options})
 
 
 @program.command()
@@ -81,23 +80,38 @@ def _setting(flag: str, **options: Any) -> Callable[[Any], Any]:
 @_setting("--grpc-port", type=click.IntRange(0, 65535), default=8001, help="Port for gRPC; 0 takes a free one.")
 @_setting("--http-port", type=click.IntRange(0, 65535), default=8002,
           help="Port for /metrics, /livez and /readyz; 0 takes a free one.")  # fmt: skip
-@_setting("--provider", type=click.Choice(["auto", "cuda", "cpu"]), default="auto",
-          help="ONNX Runtime execution provider; auto takes CUDA where it works.")  # fmt: skip
+@_setting("--provider", type=click.Choice(["auto", "cuda", "cpu", "tensorrt", "openvino"]), default="auto",
+          help="ONNX Runtime execution provider; auto takes CUDA where it works, else the CPU.")  # fmt: skip
+@_setting("--workers", type=click.IntRange(1, 256), default=1,
+          help="Processes that share the gRPC port; each has all models and is given its part of the connections.")  # fmt: skip
+@_setting("--worker-start-seconds", type=FiniteFloat(0, 1e6, min_open=True), default=600.0,
+          help="How long a worker of several may take to load its models before it counts as failed.")  # fmt: skip
 @_setting("--ready-file", type=click.Path(path_type=Path),
           help="File to write when ready: JSON with the ports and the pid. Removed at the end.")  # fmt: skip
-@_setting("--max-message-bytes", type=click.IntRange(1024, 2**31 - 1), default=64 * 1024 * 1024,
-          help="Largest gRPC message, in and out.")  # fmt: skip
+@_setting("--max-message-bytes", type=click.IntRange(2**20, 2**31 - 1), show_default="what the models that are there take",
+          help="Largest gRPC request; found at the start if not given.")  # fmt: skip
+@_setting("--lame-duck-seconds", type=FiniteFloat(0, 3600), default=1.0,
+          help="After SIGTERM, how long health says NOT_SERVING while requests are still taken, so that clients and balancers "
+               "can turn to other servers first. Not after Ctrl-C.")  # fmt: skip
 @_setting("--drain-seconds", type=FiniteFloat(0, 3600), default=30.0,
-          help="How long requests in hand may take to finish after SIGTERM.")  # fmt: skip
+          help="How long requests in hand may take to finish after that.")  # fmt: skip
 @_setting("--transport", type=click.Choice(["auto", "fast", "public"]), default="auto",
           help="How gRPC is served: fast is one thread on gRPC's completion queue, public is grpcio's own asyncio server; "
                "auto takes fast where it works.")  # fmt: skip
 @_setting("--compression", type=click.Choice(["none", "deflate", "gzip"]), default="none",
           help="What replies are compressed with, for clients that accept it.")  # fmt: skip
+@_setting("--max-concurrent-streams", type=click.IntRange(1, 2**31 - 1), default=1024,
+          help="Calls on one connection at a time; more wait in the client.")  # fmt: skip
 @_setting("--max-connection-age-seconds", type=FiniteFloat(0, 1e6), default=0.0,
-          help="Ask clients to reconnect after this time, so that balancers spread them; 0 never does.")  # fmt: skip
+          help="Ask clients to reconnect after about this time, so that balancers spread them; 0 never does.")  # fmt: skip
+@_setting("--max-connection-age-grace-seconds", type=FiniteFloat(0, 1e6), default=30.0,
+          help="How long calls may go on on a connection that has reached its age.")  # fmt: skip
 @_setting("--keepalive-seconds", type=FiniteFloat(0, 1e6), default=0.0,
           help="Ping a silent connection after this time; 0 leaves gRPC's default of two hours.")  # fmt: skip
+@_setting("--min-ping-interval-seconds", type=FiniteFloat(0, 1e6), default=10.0,
+          help="Disconnect clients that ping more often than this while nothing is sent to them; 0 allows any.")  # fmt: skip
+@_setting("--channelz", is_flag=True,
+          help="Offer grpc.channelz.v1.Channelz: connections, addresses and counts, to whoever can reach the port.")  # fmt: skip
 @_setting("--tls-cert", type=click.Path(path_type=Path), help="Server certificate (PEM); turns TLS on.")
 @_setting("--tls-key", type=click.Path(path_type=Path), help="Private key of the certificate (PEM).")
 @_setting("--tls-client-ca", type=click.Path(path_type=Path),
@@ -109,12 +123,16 @@ def serve(log_level: str, **settings: Any) -> None:
     New versions are picked up while serving. SIGTERM or Ctrl-C finishes the requests in hand and ends with exit code 0; a second
     one ends at once. Each option can be set as an environment variable CONVOY_<OPTION> too; options win.
     """
-    logging.basicConfig(level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
-    logging.getLogger("watchfiles").setLevel(logging.WARNING)
     from service.config import ServerConfig
-    from service.server import serve as run
+    from service.lifecycle import set_up_logging
 
-    run(ServerConfig(**settings))
+    set_up_logging(log_level.upper())
+    config = ServerConfig(**settings)
+    if config.workers > 1:
+        from service.supervisor import serve as run
+    else:
+        from service.server import serve as run
+    run(config)
 
 
 @program.command()

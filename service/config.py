@@ -1,14 +1,20 @@
 """What an operator may set: the server's flags, and the policy of one model (`serving.toml`), both checked at start."""
 
+import re
 import tomllib
+from collections.abc import Collection
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from service.errors import UserError
 
-Provider = Literal["auto", "cuda", "cpu"]
+Provider = Literal["auto", "cuda", "cpu", "tensorrt", "openvino"]
+
+_ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}")
+_VERSIONS = re.compile(r"all|latest:[1-9][0-9]{0,8}|[1-9][0-9]{0,8}(,[1-9][0-9]{0,8})*")
 
 
 class _Settings(BaseModel):
@@ -23,29 +29,77 @@ class ServerConfig(_Settings):
     grpc_port: int = Field(default=8001, ge=0, le=65535)
     http_port: int = Field(default=8002, ge=0, le=65535)
     provider: Provider = "auto"
+    workers: int = Field(default=1, ge=1, le=256)
+    worker_start_seconds: float = Field(default=600.0, gt=0, le=1e6)
     ready_file: Path | None = None
-    max_message_bytes: int = Field(default=64 * 1024 * 1024, ge=1024, le=2**31 - 1)
+    max_message_bytes: int | None = Field(default=None, ge=2**20, le=2**31 - 1)
+    lame_duck_seconds: float = Field(default=1.0, ge=0, le=3600)
     drain_seconds: float = Field(default=30.0, ge=0, le=3600)
     transport: Literal["auto", "fast", "public"] = "auto"
     compression: Literal["none", "deflate", "gzip"] = "none"
+    max_concurrent_streams: int = Field(default=1024, ge=1, le=2**31 - 1)
     max_connection_age_seconds: float = Field(default=0.0, ge=0, le=1e6)
+    max_connection_age_grace_seconds: float = Field(default=30.0, ge=0, le=1e6)
     keepalive_seconds: float = Field(default=0.0, ge=0, le=1e6)
+    min_ping_interval_seconds: float = Field(default=10.0, ge=0, le=1e6)
+    channelz: bool = False
     tls_cert: Path | None = None
     tls_key: Path | None = None
     tls_client_ca: Path | None = None
+
+    @property
+    def url_host(self) -> str:
+        """The host as it stands before a colon and a port."""
+        return f"[{self.host}]" if ":" in self.host else self.host
 
 
 class Policy(_Settings):
     """How one model is served. Counts are of items (images), never of requests."""
 
     max_batch_size: int = Field(default=64, ge=1, le=4096)
+    max_queue_delay_seconds: float = Field(default=0.0, ge=0, le=60, allow_inf_nan=False)
     max_queue_items: int = Field(default=1024, ge=1)
     max_request_items: int = Field(default_factory=lambda given: min(512, given["max_queue_items"]), ge=1)
     default_timeout_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     priority_levels: int = Field(default=2, ge=1, le=1000)
     default_priority: int = Field(default_factory=lambda given: given["priority_levels"], ge=1)
+    instances: int = Field(default=1, ge=1, le=64)
     provider: Provider | None = None
     max_image_pixels: int = Field(default=25_000_000, ge=1)
+    versions: str = "latest:1"
+    aliases: dict[str, Annotated[int, Field(ge=1, lt=10**9, strict=True)]] = {}
+
+    @field_validator("versions")
+    @classmethod
+    def _known_form(cls, versions: str) -> str:
+        versions = versions.replace(" ", "")
+        if not _VERSIONS.fullmatch(versions):
+            raise ValueError('accepted are "latest:N", "all", and a list of versions such as "1,3"')
+        return versions
+
+    @field_validator("aliases")
+    @classmethod
+    def _names(cls, aliases: dict[str, int]) -> dict[str, int]:
+        for name in aliases:
+            if not _ALIAS.fullmatch(name) or name == "latest":
+                raise ValueError(
+                    f"{name!r} cannot be an alias: one starts with a letter, holds at most 64 letters, digits, '.', '_' and '-', "
+                    "and is not 'latest', which is always the highest version served"
+                )
+        return aliases
+
+    @cached_property
+    def latest(self) -> int:
+        """How many of the highest versions that load are served, whatever their numbers."""
+        return int(self.versions.removeprefix("latest:")) if self.versions.startswith("latest:") else 0
+
+    def named(self, found: Collection[int]) -> set[int]:
+        """The versions to serve whatever others there are, where `found` are in the repository. One with an alias is among them."""
+        if self.versions == "all":
+            listed = set(found)
+        else:
+            listed = set() if self.latest else {int(version) for version in self.versions.split(",")}
+        return listed | set(self.aliases.values())
 
     @model_validator(mode="after")
     def _consistent(self) -> "Policy":

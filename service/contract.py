@@ -4,9 +4,14 @@ Export writes it, the server reads it, and nothing else knows its form. It makes
 preprocessing, labels, where the weights came from, and golden samples that prove a provider computes what training computed.
 """
 
+from collections.abc import Iterator
 from functools import cached_property
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import DecodeError
+from google.protobuf.unknown_fields import UnknownFieldSet
 from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from service.errors import InvalidModel
@@ -16,7 +21,9 @@ INPUT_NAME = "image"
 PROBABILITIES_NAME = "probabilities"
 LOGITS_NAME = "logits"
 
-ProviderName = Literal["cpu", "cuda"]
+ProviderName = Literal["cpu", "cuda", "tensorrt", "openvino"]
+
+_METADATA_PROPS = 14  # of onnx.ModelProto: messages of a key (1) and a value (2)
 
 
 class _Part(BaseModel):
@@ -97,6 +104,24 @@ class Contract(_Part):
         return self.model_dump_json(by_alias=True)
 
     @classmethod
+    def of_file(cls, path: Path) -> "Contract | None":
+        """The contract in an ONNX file, read without an engine; None if it has none.
+
+        Raises:
+            OSError: the file cannot be read.
+            InvalidModel: it is no ONNX file, or its contract is not one.
+        """
+        try:
+            for number, data in _fields(path.read_bytes()):
+                if number == _METADATA_PROPS:
+                    entry = dict(_fields(data))
+                    if entry.get(1) == METADATA_KEY.encode():
+                        return cls.from_json(entry.get(2, b""))
+        except DecodeError:
+            raise InvalidModel("not an ONNX file") from None
+        return None
+
+    @classmethod
     def from_json(cls, text: str | bytes) -> "Contract":
         """Reads and checks a contract; raises InvalidModel with the first thing wrong."""
         try:
@@ -105,3 +130,10 @@ class Contract(_Part):
             first = error.errors()[0]
             where = ".".join(str(step) for step in first["loc"]) or "the whole"
             raise InvalidModel(f"contract: {where}: {first['msg']}") from None
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
+    """The fields of a protobuf message of any type: number, and bytes or a number."""
+    fields: Any = UnknownFieldSet(Empty.FromString(message))
+    for field in fields:
+        yield field.field_number, field.data

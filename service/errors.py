@@ -48,7 +48,7 @@ class InvalidRequest(RequestError):
 
 
 class NotServed(RequestError):
-    """The client asked for a model, version or alias that is not served."""
+    """The client asked for a model, version, alias or region of shared memory that is not there."""
 
 
 class NotOffered(RequestError):

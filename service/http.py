@@ -1,10 +1,11 @@
-"""The HTTP port: `/metrics` for Prometheus, `/livez` and `/readyz` for probes.
+"""The HTTP port: `/metrics` for Prometheus, `/livez` and `/readyz` for probes; whatever else is asked goes on to others.
 
 Runs on waitress, a small pool of threads beside the gRPC transport, so that a scrape never waits for a batch or holds one up.
 """
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,14 @@ from werkzeug.wrappers import Response
 from service.errors import UserError
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+PROBE_THREADS = 4
+IN_HAND = 64
+"""So many requests that may take long are worked on at a time, so that metrics and probes always find a thread."""
+
+CLOSE_SECONDS = 1.0
+"""What answers that are ready may take to be sent when the port closes."""
 
 _ROUTES = Map([Rule("/metrics", endpoint="metrics"), Rule("/livez", endpoint="livez"), Rule("/readyz", endpoint="readyz")])
 
@@ -25,12 +33,28 @@ _ROUTES = Map([Rule("/metrics", endpoint="metrics"), Rule("/livez", endpoint="li
 class HttpServer:
     """Serves the HTTP port. Construct, `start`, and in the end `stop`."""
 
-    def __init__(self, host: str, port: int, registry: CollectorRegistry, why_not_ready: Callable[[], str]) -> None:
-        """Port 0 takes a free one. `why_not_ready` gives an empty text when requests can be answered."""
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        registry: CollectorRegistry,
+        why_not_ready: Callable[[], str],
+        elsewhere: "WSGIApplication",
+        max_body_bytes: int,
+        in_hand: int = IN_HAND,
+    ) -> None:
+        """Port 0 takes a free one. `why_not_ready` gives an empty text when requests can be answered.
+
+        `elsewhere` answers requests for anything but metrics and probes, of at most `max_body_bytes`; it takes at most `in_hand`
+        threads at a time.
+        """
         self.port = port
         self._host = host
         self._metrics: Callable[..., Iterable[bytes]] = make_wsgi_app(registry)
         self._why_not_ready = why_not_ready
+        self._elsewhere = elsewhere
+        self._max_body_bytes = max_body_bytes
+        self._threads = PROBE_THREADS + in_hand
         self._channels: dict[int, Any] = {}  # waitress's own book of what it waits for
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
 
@@ -49,14 +73,24 @@ class HttpServer:
             ) from None
         self.port = listener.getsockname()[1]
         self._server = waitress.create_server(
-            self._application, sockets=[listener], map=self._channels, threads=4, ident="convoy", clear_untrusted_proxy_headers=True
-        )
+            self.application, sockets=[listener], map=self._channels, threads=self._threads, ident="convoy",
+            clear_untrusted_proxy_headers=True, max_request_body_size=self._max_body_bytes, connection_limit=1000,
+        )  # fmt: skip
         self._thread.start()
 
     def stop(self) -> None:
         """Closes the port and the connections, idle ones too: a scraper keeps its own open for ever."""
+        if not self._thread.is_alive():
+            return
+        deadline = time.monotonic() + CLOSE_SECONDS
+        while self._busy() and time.monotonic() < deadline:
+            time.sleep(0.01)
         self._server.trigger.pull_trigger(self._close)
         self._thread.join()
+
+    def _busy(self) -> bool:
+        """Whether a connection has a request that is worked on, or an answer that is not all sent."""
+        return any(channel.requests or channel.total_outbufs_len for channel in list(self._server.active_channels.values()))
 
     def _close(self) -> None:
         # On waitress's thread, which ends when nothing is left to wait for.
@@ -69,11 +103,12 @@ class HttpServer:
     def _run(self) -> None:
         self._server.run()
 
-    def _application(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+    def application(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        """Answers one request, as WSGI has it."""
         try:
             endpoint, _ = _ROUTES.bind_to_environ(environ).match()
-        except HTTPException as error:
-            return error(environ, start_response)
+        except HTTPException:
+            return self._elsewhere(environ, start_response)
         if endpoint == "metrics":
             return self._metrics(environ, start_response)
         reason = self._why_not_ready() if endpoint == "readyz" else ""

@@ -10,8 +10,10 @@ to a tenth of a small request. All other metrics are prometheus_client's own.
 
 import platform
 import threading
+import time
 from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple, TypeVar
 
@@ -43,6 +45,28 @@ class Phases(NamedTuple):
     inference_seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Total:
+    """How often something happened, and how many seconds it took in all."""
+
+    count: int = 0
+    seconds: float = 0.0
+
+
+class Statistics(NamedTuple):
+    """What happened to the requests of one version of a model so far.
+
+    `phases` is by the names of PHASES, of the requests that were answered; `failures` by reason; `batches` by items in the batch.
+    `last_batch` is when a batch ended last, in seconds since 1970, 0 if none did.
+    """
+
+    phases: dict[str, Total]
+    items: int
+    failures: dict[str, Total]
+    batches: dict[int, Total]
+    last_batch: float
+
+
 T = TypeVar("T")
 
 
@@ -52,6 +76,11 @@ def _taken(new: list[T]) -> list[T]:
     values = new[:count]
     del new[:count]
     return values
+
+
+def _add(totals: dict[T, Total], key: T, seconds: float) -> None:
+    known = totals.get(key, Total())
+    totals[key] = Total(known.count + 1, known.seconds + seconds)
 
 
 class _Tally:
@@ -72,6 +101,10 @@ class _Tally:
         self._counts += np.bincount(np.searchsorted(self._bounds, values), minlength=len(self._counts))
         self._sum += float(values.sum())
 
+    def total(self) -> Total:
+        """How many were observed, and their sum."""
+        return Total(int(self._counts.sum()), self._sum)
+
     def add_to(self, family: HistogramMetricFamily, labels: tuple[str, ...]) -> None:
         """Adds the counts so far to what is being exposed."""
         bounds = [*map(str, self._bounds.tolist()), "+Inf"]
@@ -81,8 +114,10 @@ class _Tally:
 class ModelMetrics:
     """The metrics of one version of a model."""
 
-    def __init__(self, model: str, version: str, labels: Sequence[str]) -> None:
+    def __init__(self, model: str, version: str, labels: Sequence[str], probabilities: bool) -> None:
+        """`probabilities` says whether the scores are such, and not a foreign model's numbers of any kind."""
         self.labels = tuple(labels)
+        self.probabilities = probabilities
         self._model_version = (model, version)
         self._lock = threading.Lock()
         self._decode, self._queue, self._inference, self._encode = (_Tally(_SECONDS) for _ in PHASES)
@@ -91,10 +126,23 @@ class ModelMetrics:
         self._best: list[int] = []
         self._names = [*labels[:MAX_LABELS], *[OTHER_LABEL] * (len(labels) - MAX_LABELS)]
         self._predictions = dict.fromkeys(self._names, 0)
+        self._new_batches: list[tuple[int, float]] = []
+        self._batches: dict[int, Total] = {}
+        self._last_batch = 0.0
+        self._failures: dict[str, Total] = {}
 
-    def batch(self, items: int) -> None:
+    def batch(self, items: int, seconds: float) -> None:
         """A batch of `items` ran."""
         self._batch_items.observe(items)
+        self._new_batches.append((items, seconds))
+        self._last_batch = time.time()
+
+    def failed(self, reason: str, seconds: float) -> None:
+        """A request was not answered, so many seconds after it had joined the queue."""
+        with self._lock:
+            _add(self._failures, reason, seconds)
+            if len(self._new_batches) >= FOLD:  # all that ran was of requests that were not answered
+                self._fold()
 
     def answered(self, phases: Phases, encode_seconds: float, results: Sequence[Sequence[tuple[int, float]]]) -> None:
         """A request was answered; `results` has for each item its (label index, probability), the best first."""
@@ -107,12 +155,25 @@ class ModelMetrics:
         for result in results:
             best, probability = result[0]
             self._best.append(best)
-            self._confidence.observe(probability)
+            if self.probabilities:
+                self._confidence.observe(probability)
         if len(self._best) >= FOLD:
             with self._lock:
                 self._fold()
 
+    def statistics(self) -> Statistics:
+        """What happened so far."""
+        with self._lock:
+            self._fold()
+            tallies = zip(PHASES, (self._decode, self._queue, self._inference, self._encode), strict=True)
+            return Statistics(
+                {phase: tally.total() for phase, tally in tallies}, sum(self._predictions.values()),
+                dict(self._failures), dict(self._batches), self._last_batch,
+            )  # fmt: skip
+
     def _fold(self) -> None:
+        for items, seconds in _taken(self._new_batches):
+            _add(self._batches, items, seconds)
         for tally in (self._decode, self._queue, self._inference, self._encode, self._batch_items, self._confidence):
             tally.fold()
         for best, count in Counts(_taken(self._best)).items():
@@ -195,12 +256,12 @@ class _Requests(Collector):
         self._models: dict[tuple[str, str], ModelMetrics] = {}
         self._methods: list[RpcMetrics] = []
 
-    def model(self, model: str, version: str, labels: Sequence[str]) -> ModelMetrics:
+    def model(self, model: str, version: str, labels: Sequence[str], probabilities: bool) -> ModelMetrics:
         """The metrics of a version; those of before if it is loaded again with the same labels, as for a new policy."""
         with self._lock:
             known = self._models.get((model, version))
-            if known is None or known.labels != tuple(labels):
-                known = self._models[model, version] = ModelMetrics(model, version, labels)
+            if known is None or (known.labels, known.probabilities) != (tuple(labels), probabilities):
+                known = self._models[model, version] = ModelMetrics(model, version, labels, probabilities)
             return known
 
     def forget(self, model: str, version: str) -> None:
@@ -272,23 +333,23 @@ class Metrics:
         """A request to a served model was not answered."""
         self._rejections.labels(model, reason).inc()
 
-    def model_loaded(self, model: str, version: str, labels: Sequence[str]) -> ModelMetrics:
+    def model_loaded(self, model: str, version: str, labels: Sequence[str], probabilities: bool) -> ModelMetrics:
         """The metrics of a version that is about to be served."""
-        return self._requests.model(model, version, labels)
+        return self._requests.model(model, version, labels, probabilities)
 
-    def watch_model(self, model: str, queue_items: Callable[[], float], inflight: Callable[[], float]) -> None:
-        """Reads the model's gauges from these functions from now on, when somebody scrapes."""
+    def watch_model(self, model: str, queue_items: Callable[[], float], inflight: Callable[[], float], threads: int) -> None:
+        """Reads the model's gauges from these functions from now on, when somebody scrapes; `threads` are ONNX Runtime's."""
         self._queue_items.labels(model).set_function(queue_items)
         self._inflight.labels(model).set_function(inflight)
+        self._ort_threads.labels(model).set(threads)
 
     def model_forgotten(self, model: str, version: str) -> None:
         """Drops the series of a version that is no longer served: a server that lives long sees many versions."""
         self._requests.forget(model, version)
 
-    def model_serving(self, model: str, version: str, provider: str, precision: str, digest: str, threads: int) -> None:
+    def model_serving(self, model: str, version: str, provider: str, precision: str, digest: str) -> None:
         """A version has begun to serve."""
         self._info.labels(model, version, provider, precision, digest).set(1)
-        self._ort_threads.labels(model).set(threads)
 
     def model_retired(self, model: str, version: str, provider: str, precision: str, digest: str) -> None:
         """A version has stopped serving."""
@@ -299,10 +360,11 @@ class Metrics:
         for gauge in (self._queue_items, self._inflight, self._ort_threads):
             gauge.remove(model)
 
-    def load_ended(self, model: str, outcome: str, seconds: float) -> None:
-        """An attempt to load a version has ended: `ready`, `golden_mismatch`, `invalid` or `failed`."""
+    def load_ended(self, model: str, outcome: str, seconds: float | None) -> None:
+        """An attempt to load a version has ended: `ready`, `golden_mismatch`, `invalid` or `failed`; None if it never began."""
         self._loads.labels(model, outcome).inc()
-        self._load_seconds.labels(model).set(seconds)
+        if seconds is not None:
+            self._load_seconds.labels(model).set(seconds)
 
 
 def _versions(*packages: str) -> dict[str, str]:

@@ -1,34 +1,44 @@
 """One server process, from start to end: construct, `start`, `wait`, `stop`.
 
 Start: the ports are bound first, so that a port in use is known at once and probes see a server that is loading; then
-models are loaded; then the ready file is written. Stop: health says NOT_SERVING first, new requests are refused with UNAVAILABLE,
-those in hand are finished, and only then are the ports closed, so that probes can read how things stand.
+models are loaded; then the ready file is written. Stop: health says NOT_SERVING first, and for a lame-duck time nothing else
+changes, so that whoever watches it sends new requests elsewhere; then new requests are refused with UNAVAILABLE, those in hand
+are finished, and only then are the ports closed, so that probes can read how things stand.
+
+One worker of several goes through the same steps in another order (`worker.py`): its models are loaded before it binds the port
+that it shares, because the kernel gives it connections from then on; and its supervisor has the HTTP port and the ready file.
 """
 
 import gc
-import json
 import logging
-import os
-import signal
-import socket
 import ssl
-import threading
-from pathlib import Path
-from types import FrameType
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
+from prometheus_client.core import Metric
 
+from service import limits
 from service.classifier import Classifier
 from service.config import ServerConfig
+from service.control import Control, LocalControl
 from service.errors import UserError
 from service.http import HttpServer
+from service.inventory import Inventory
+from service.lifecycle import ReadyFile, check_settings, stop_on_signals
 from service.metrics import Metrics
-from service.model import check_provider
+from service.model import check_provider, cpu_budget
 from service.repository import Repository
-from service.rpc import classify, health, reflection
+from service.rest import Rest
+from service.rpc import channelz, classify, health, models, open_inference, open_inference_control, reflection
 from service.rpc.completion_queue import CompletionQueueServer, why_not
 from service.rpc.public_server import PublicServer
 from service.rpc.transport import Options, Tls, Transport
+from service.shared_memory import SharedMemory
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
 
 log = logging.getLogger(__name__)
 
@@ -39,32 +49,56 @@ STOP_SECONDS = 1.0
 class Server:
     """Serves a repository over gRPC and HTTP."""
 
-    def __init__(self, config: ServerConfig) -> None:
+    def __init__(self, config: ServerConfig, on_change: Callable[[], None] = lambda: None, control: Control | None = None) -> None:
+        """`on_change` is called, by any thread, when `why_not_ready` may have changed.
+
+        `control` is what servicers are given to act on the whole server; this server alone if there is none.
+        """
         self._config = config
+        self._on_change = on_change
         self._draining = False
         metrics = Metrics(CollectorRegistry())
-        self._repository = Repository(config.repository, config.provider, metrics, self._changed)
-        self._classifier = Classifier(self._repository, metrics)
+        cpus = max(1, cpu_budget() // config.workers)
+        self._repository = Repository(config.repository, config.provider, metrics, self._changed, cpus)
+        self._classifier = Classifier(self._repository, metrics, cpus)
+        memory = SharedMemory()
+        self._here = LocalControl(self._repository, memory)
+        control = control or self._here
+        inventory = Inventory(self._repository, lambda: not self.why_not_ready())
+        self._classify = classify.ClassifyServicer(self._classifier)
+        self._control = open_inference_control.ControlServicer(inventory, control, memory)
         self._health = health.HealthServicer(self._serving)
-        self._reflection = reflection.ReflectionServicer([classify.SERVICE, health.SERVICE])
-        servicers = (classify.ClassifyServicer(self._classifier), self._health, self._reflection)
+        services = [classify.SERVICE, open_inference.SERVICE, health.SERVICE, *([channelz.SERVICE] if config.channelz else [])]
+        self._reflection = reflection.ReflectionServicer(services)
+        methods = [
+            *self._classify.methods(), *models.ModelsServicer(self._repository).methods(),
+            *open_inference.InferServicer(self._classifier, memory).methods(), *self._control.methods(), *self._health.methods(),
+            *self._reflection.methods(), *(channelz.ChannelzServicer().methods() if config.channelz else []),
+        ]  # fmt: skip
+        self._max_message_bytes = config.max_message_bytes or limits.message_bytes(config.repository)
+        self._warned: set[tuple[str, int]] = set()
         transport = _transport(config)
         metrics.transport_chosen(transport.name)
         self._transport: Transport = transport(
             Options(
                 host=config.host,
                 port=config.grpc_port,
-                max_message_bytes=config.max_message_bytes,
-                methods=[method for servicer in servicers for method in servicer.methods()],
+                max_message_bytes=self._max_message_bytes,
+                methods=methods,
                 observer=metrics,
                 quiet=self._classifier.pump,
                 tls=_tls(config),
                 compression=config.compression,
+                shared_port=config.workers > 1,
                 arguments=_channel_arguments(config),
             )
         )
-        self._http = HttpServer(config.host, config.http_port, metrics.registry, self._why_not_ready)
-        self._ready_file_lock = threading.Lock()
+        rest = Rest(self._classifier, inventory, control, memory, self._max_message_bytes)
+        self._registry = metrics.registry
+        self._http = HttpServer(
+            config.host, config.http_port, metrics.registry, self.why_not_ready, rest, self._max_message_bytes
+        )  # fmt: skip
+        self._ready_file = ReadyFile(config.ready_file)
 
     @property
     def grpc_port(self) -> int:
@@ -76,51 +110,78 @@ class Server:
         """The port that HTTP is served on, once started."""
         return self._http.port
 
+    @property
+    def http_application(self) -> "WSGIApplication":
+        """What answers HTTP requests, for whoever takes them on another port."""
+        return self._http.application
+
     def start(self) -> None:
         """Binds the ports, loads the models and serves. Raises UserError for what the operator can put right."""
-        repository = self._config.repository
-        if not repository.is_dir():
-            raise UserError(
-                f"{str(repository)!r} is not a folder" if repository.exists() else f"no repository folder {str(repository)!r}"
-            )
-        check_provider(self._config.provider)
-        try:
-            socket.getaddrinfo(self._config.host, None, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError):
-            raise UserError(f"--host {self._config.host!r} is no address or name of a machine") from None
-        self._transport.start()
+        self.check()
+        self.listen()
         try:
             self._http.start()
         except BaseException:
             self._transport.stop(0)
             raise
-        host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
+        log.info("listening: HTTP on %s:%d", self._config.url_host, self.http_port)
+        self.load()
+
+    def check(self) -> None:
+        """Raises UserError for a flag that cannot be, before anything is done."""
+        check_settings(self._config)
+        check_provider(self._config.provider)
+        self._ready_file.check()
+
+    def listen(self) -> None:
+        """Binds the gRPC port and serves on it. Raises UserError if the port cannot be had."""
+        self._transport.start()
         log.info(
-            "listening: gRPC on %s:%d (%s transport%s), HTTP on %s:%d",
-            host, self.grpc_port, self._transport.name, ", TLS" if self._config.tls_cert else "", host, self.http_port,
+            "listening: gRPC on %s:%d (%s transport%s)",
+            self._config.url_host, self.grpc_port, self._transport.name, ", TLS" if self._config.tls_cert else "",
         )  # fmt: skip
+
+    def load(self) -> None:
+        """Loads the models that are there, and watches for others."""
         self._repository.start()
         # What is there now stays: the collector need not look at it again, nor at every few hundred objects of calls in flight.
         gc.collect()
         gc.freeze()
         gc.set_threshold(20_000, 20, 50)
 
-    def stop(self) -> None:
-        """Drains: finishes what is in hand, at most for the configured time, and closes everything. A second call does nothing."""
+    def stop(self, lame_duck_seconds: float = 0.0) -> None:
+        """Drains and closes everything. A second call does nothing."""
         if self._draining:
             return
+        self.drain(lame_duck_seconds)
+        self.close()
+
+    def drain(self, lame_duck_seconds: float) -> None:
+        """Finishes what is in hand, at most for the configured time, and closes the gRPC port.
+
+        Before that, for `lame_duck_seconds`, requests are still taken while health already says that they should go elsewhere.
+        """
         self._draining = True
-        log.info("draining: new requests are refused, those in hand are finished")
         self._health.changed()
+        self._on_change()
+        if lame_duck_seconds:
+            log.info("leaving: health says NOT_SERVING, requests are taken for %g s more", lame_duck_seconds)
+            time.sleep(lame_duck_seconds)
+        log.info("draining: new requests are refused, those in hand are finished")
+        self._classify.end_streams()
         if not self._classifier.drain(self._config.drain_seconds):
             log.warning("some requests were not finished within %g s and are cancelled", self._config.drain_seconds)
         self._health.end_watches()
         self._reflection.end_conversations()
         self._transport.stop(STOP_SECONDS)
+
+    def close(self) -> None:
+        """Lets go of everything. Only after `drain`."""
+        self._control.close()
         self._classifier.close()
         self._repository.stop()
         self._http.stop()
-        self._remove_ready_file()
+        self._ready_file.remove()
         log.info("stopped")
 
     def _serving(self) -> dict[str, bool]:
@@ -128,51 +189,48 @@ class Server:
         names = dict.fromkeys(self._repository.served, up)
         return names | {health.OVERALL: up and self._repository.ready}
 
-    def _why_not_ready(self) -> str:
+    def why_not_ready(self) -> str:
+        """Why requests cannot be answered now; empty if they can."""
         if self._draining:
             return "draining"
         return "" if self._repository.ready else "no model is ready"
 
+    def act(self, method: str, *arguments: str | int) -> None:
+        """Calls a method of Control on this server itself, and raises what it raises."""
+        getattr(self._here, method)(*arguments)
+
+    def metrics(self) -> list[Metric]:
+        """Every metric as of now."""
+        return list(self._registry.collect())
+
     def _changed(self) -> None:
+        self._warn_of_large_requests()
         if self._repository.ready and not self._draining:
-            self._write_ready_file()
+            self._ready_file.write(self.grpc_port, self.http_port)
         self._health.changed()
+        self._on_change()
 
-    def _write_ready_file(self) -> None:
-        path = self._config.ready_file
-        if path is None:
-            return
-        ready = {"grpc_port": self.grpc_port, "http_port": self.http_port, "pid": os.getpid()}
-        with self._ready_file_lock:
-            # Whoever polls for the file must never read half of it.
-            partial = _partial(path)
-            partial.write_text(json.dumps(ready) + "\n", encoding="utf-8")
-            partial.replace(path)
-
-    def _remove_ready_file(self) -> None:
-        if self._config.ready_file is not None:
-            self._config.ready_file.unlink(missing_ok=True)
+    def _warn_of_large_requests(self) -> None:
+        for served in (served for versions in self._repository.served.values() for served in versions):
+            needed = limits.largest_request_bytes(served.policy, served.model.input.size_bytes)
+            if needed > self._max_message_bytes and (served.name, served.version) not in self._warned:
+                self._warned.add((served.name, served.version))
+                log.warning(
+                    "model %s version %d: its largest requests have %d bytes, more than the %d that a message may have; "
+                    "start again with --max-message-bytes %d to take them",
+                    served.name, served.version, needed, self._max_message_bytes, needed,
+                )  # fmt: skip
 
 
 def serve(config: ServerConfig) -> None:
     """Serves until SIGTERM or SIGINT, then drains. A second signal ends the process at once, with code 1."""
-    asked_to_stop = threading.Event()
-
-    def on_signal(number: int, _: FrameType | None) -> None:
-        if asked_to_stop.is_set():
-            log.warning("%s again: leaving at once", signal.Signals(number).name)
-            os._exit(1)
-        asked_to_stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, on_signal)
-    _check_ready_file(config.ready_file)
+    asked_to_stop = stop_on_signals(config.lame_duck_seconds)
     server = Server(config)
     server.start()
     try:
         asked_to_stop.wait()
     finally:
-        server.stop()
+        server.stop(asked_to_stop.lame_duck_seconds)
 
 
 def _transport(config: ServerConfig) -> type[CompletionQueueServer] | type[PublicServer]:
@@ -210,32 +268,19 @@ def _tls(config: ServerConfig) -> Tls | None:
 
 def _channel_arguments(config: ServerConfig) -> list[tuple[str, int]]:
     """C core's arguments for the connection flags; 0 leaves its own default."""
-    arguments = []
+    arguments = [
+        ("grpc.max_concurrent_streams", config.max_concurrent_streams),
+        # A client may ping while it has nothing to ask: that keeps middleboxes from forgetting the connection.
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", round(1000 * config.min_ping_interval_seconds)),
+        ("grpc.http2.max_ping_strikes", 2 if config.min_ping_interval_seconds else 0),
+        ("grpc.enable_channelz", int(config.channelz)),
+    ]
     if config.max_connection_age_seconds:
         arguments += [
             ("grpc.max_connection_age_ms", max(1, round(1000 * config.max_connection_age_seconds))),
-            ("grpc.max_connection_age_grace_ms", round(1000 * config.drain_seconds)),
+            ("grpc.max_connection_age_grace_ms", round(1000 * config.max_connection_age_grace_seconds)),
         ]
     if config.keepalive_seconds:
         arguments += [("grpc.keepalive_time_ms", max(1, round(1000 * config.keepalive_seconds)))]
     return arguments
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}")
-
-
-def _check_ready_file(path: Path | None) -> None:
-    """Fails now rather than after loading if the ready file cannot be written; removes a stale one."""
-    if path is None:
-        return
-    if not path.parent.is_dir() or path.is_dir():
-        raise UserError(f"--ready-file {str(path)!r}: not a file in a folder that exists")
-    try:
-        # Never the file itself: somebody may be waiting for it to appear.
-        probe = _partial(path)
-        probe.touch()
-        probe.unlink()
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"--ready-file {str(path)!r}: {error.strerror}") from None

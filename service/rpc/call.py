@@ -5,9 +5,9 @@ A transport is given `Method`s and carries out `Call`s; which transport it is, n
 - A `Unary` method's `handle(request, call)` is called on the transport's thread and must not block. It may answer at once or
   keep the call and answer later, from any thread, with `reply` or `fail`. The first of these wins; later ones return False.
 - A `Stream` method is any RPC with a stream on either side. `open(call)` returns the `Receiver` of the stream's messages.
-  Messages are pulled: each `receive()` lets one more message come, so a receiver that asks for the next when an answer has been
-  sent holds as many messages in memory as it asked for at the start. `send` may be called from any thread; messages go out one
-  by one in the order of the calls, and `sent` is called when the transport has taken the message.
+  Messages are pulled: each `receive()` lets one more message come, one at a time, so what a receiver has not asked for is not
+  in memory. `send` may be called from any thread; messages go out one by one in the order of the calls, and `sent` is called when
+  the transport has taken the message.
 - When the client cancels, its connection breaks or its deadline passes, the call is over: `gone` callbacks run once, on
   the transport's thread, and whatever is replied later is dropped.
 - An exception raised by a handler fails its call with the status that `status.py` gives it; the transport goes on.
@@ -82,10 +82,15 @@ class Unary(_Method):
 
 @dataclass(frozen=True)
 class Stream(_Method):
-    """A stream of messages in, out, or both."""
+    """A stream of messages in, out, or both.
+
+    A message that cannot be parsed ends the call, unless the method is `lenient`: then its receiver gets the InvalidRequest in
+    place of the message.
+    """
 
     open: "Callable[[StreamCall], Receiver]"
     kind: Literal["client_stream", "server_stream", "bidi_stream"]
+    lenient: bool = False
 
 
 Method = Unary | Stream
@@ -193,7 +198,10 @@ class StreamCall(Call):
         self._status: Status | None = None
 
     def receive(self) -> None:
-        """Asks for one more message: `Receiver.message` or `Receiver.half_closed` will be called once for it."""
+        """Asks for one more message: `Receiver.message` or `Receiver.half_closed` will be called once for it.
+
+        Not to be called again before that.
+        """
         if not self.ended:
             self._read()
 
@@ -205,7 +213,7 @@ class StreamCall(Call):
             self._outgoing.append((payload, sent))
             first = len(self._outgoing) == 1
         if first:
-            self._write(payload)
+            self._write(payload, more=False)
         return True
 
     def finish(self) -> bool:
@@ -228,11 +236,12 @@ class StreamCall(Call):
         with self._lock:
             _, sent = self._outgoing.popleft()
             following = self._outgoing[0][0] if self._outgoing else None
+            more = len(self._outgoing) > 1
             status = self._status
         if sent is not None:
             sent()
         if following is not None:
-            self._write(following)
+            self._write(following, more=more)
         elif status is not None:
             self._close(status)
 
@@ -241,40 +250,50 @@ class StreamCall(Call):
         """For the transport: read one message and pass it to `deliver`."""
 
     @abstractmethod
-    def _write(self, payload: bytes) -> None:
-        """For the transport: write one message, then call `written`. One at a time, from any thread."""
+    def _write(self, payload: bytes, *, more: bool) -> None:
+        """For the transport: write one message, then call `written`. One at a time, from any thread.
+
+        `more` says that another is sure to follow at once, so that this one may go out together with it.
+        """
 
     @abstractmethod
     def _close(self, status: Status) -> None:
         """For the transport: send the status. Called at most once, after the last `written`, from any thread."""
 
 
+class Open(Protocol):
+    """A stream, by its call or its receiver."""
+
+    def finish(self) -> object:
+        """Ends it, as soon as that loses nothing."""
+
+
 class OpenStreams:
     """The open streams of a service that would go on for ever by themselves, so that a server that stops can end them.
 
-    Held weakly: a transport holds a call for as long as it is open, however it comes to end.
+    Held weakly: a transport holds a call and its receiver for as long as the call is open, however it comes to end.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._calls: WeakSet[StreamCall] = WeakSet()
+        self._streams: WeakSet[Open] = WeakSet()
         self._over = False
 
-    def add(self, call: StreamCall) -> None:
-        """Takes note of a call; ends it at once if the server is stopping."""
+    def add(self, stream: Open) -> None:
+        """Takes note of a stream; ends it at once if the server is stopping."""
         with self._lock:
-            self._calls.add(call)
+            self._streams.add(stream)
             over = self._over
         if over:
-            call.finish()
+            stream.finish()
 
     def finish_all(self) -> None:
-        """Ends all calls with OK, and those that come from now on."""
+        """Ends all streams, and those that come from now on."""
         with self._lock:
             self._over = True
-            calls = list(self._calls)
-        for call in calls:
-            call.finish()
+            streams = list(self._streams)
+        for stream in streams:
+            stream.finish()
 
 
 def handle_unary(method: Unary, payload: bytes, call: UnaryCall) -> None:
@@ -302,9 +321,16 @@ def deliver(method: Stream, payload: bytes | None, receiver: Receiver, call: Str
         if payload is None:
             receiver.half_closed()
         else:
-            receiver.message(_parse(method, payload))
+            receiver.message(_parse_leniently(method, payload) if method.lenient else _parse(method, payload))
     except Exception as error:  # noqa: BLE001 - as in handle_unary
         call.fail(error)
+
+
+def _parse_leniently(method: Method, payload: bytes) -> Message | InvalidRequest:
+    try:
+        return _parse(method, payload)
+    except InvalidRequest as error:
+        return error
 
 
 def _parse(method: Method, payload: bytes) -> Message:

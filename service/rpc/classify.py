@@ -1,31 +1,41 @@
-"""`convoy.v1.Classifier`: protobuf messages to the domain and back."""
+"""`Classify` and `ClassifyStream` of `convoy.v1.Classifier`: protobuf messages to the domain and back."""
 
 import struct
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from weakref import WeakKeyDictionary
 
 from service.classifier import Answer, Classifier, Item, Query
-from service.errors import InvalidRequest, RequestError
+from service.errors import InvalidRequest, QueueFull, RequestError, Unavailable
 from service.metrics import Phases
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.repository import ServedModel
-from service.rpc.call import Method, Unary, UnaryCall
+from service.rpc.call import Method, OpenStreams, Receiver, Stream, StreamCall, Unary, UnaryCall
+from service.rpc.request_stream import Request, RequestStream
+from service.rpc.status import status_of
 
 SERVICE = "convoy.v1.Classifier"
 MAX_ID_CHARACTERS = 256
 
 
 class ClassifyServicer:
-    """Answers `Classify` with a Classifier."""
+    """Answers `Classify` and `ClassifyStream` with a Classifier."""
 
     def __init__(self, classifier: Classifier) -> None:
         self._classifier = classifier
         self._writers: WeakKeyDictionary[ServedModel, ResponseWriter] = WeakKeyDictionary()
+        self._streams = OpenStreams()
 
     def methods(self) -> list[Method]:
         """What this servicer offers."""
-        return [Unary(f"/{SERVICE}/Classify", pb.ClassifyRequest, self._classify)]
+        return [
+            Unary(f"/{SERVICE}/Classify", pb.ClassifyRequest, self._classify),
+            Stream(f"/{SERVICE}/ClassifyStream", pb.ClassifyStreamRequest, self._open, "bidi_stream", lenient=True),
+        ]
+
+    def end_streams(self) -> None:
+        """Ends every stream once what was read of it is answered, for a server that drains."""
+        self._streams.finish_all()
 
     def _classify(self, request: pb.ClassifyRequest, call: UnaryCall) -> None:
         query = _query(request, call.deadline)
@@ -47,10 +57,37 @@ class ClassifyServicer:
 
         call.on_gone(self._classifier.classify(query, respond))
 
+    def _open(self, call: StreamCall) -> Receiver:
+        def begin(message: pb.ClassifyStreamRequest, place: Request) -> Callable[[], None]:
+            request = message.request
+            query = _query(request, call.deadline)
+            request_id = request.id
+
+            def respond(outcome: Answer | RequestError) -> None:
+                if isinstance(outcome, RequestError):
+                    place.answer(_refusal(request_id, place.index, outcome))
+                    return
+                start = time.monotonic()
+                try:
+                    best = outcome.best()
+                    response = self._writer(outcome.served).write(request_id, outcome.phases, best)
+                    payload = b"".join((_head(request_id, place.index), _RESPONSE, varint(len(response)), response))
+                except Exception as error:  # noqa: BLE001 - as in _classify
+                    place.answer(_refusal(request_id, place.index, error))
+                    return
+                if place.answer(payload):
+                    outcome.delivered(best, time.monotonic() - start)
+
+            return self._classifier.classify(query, respond)
+
+        stream = RequestStream(call, begin, _refused)
+        self._streams.add(stream)
+        return stream
+
     def _writer(self, served: ServedModel) -> "ResponseWriter":
         writer = self._writers.get(served)
         if writer is None:
-            writer = self._writers[served] = ResponseWriter(served.name, str(served.version), served.contract.labels)
+            writer = self._writers[served] = ResponseWriter(served.name, str(served.version), served.model.labels)
         return writer
 
 
@@ -71,6 +108,31 @@ def _query(request: pb.ClassifyRequest, deadline: float) -> Query:
     )  # fmt: skip
 
 
+_RESPONSE = b"\x1a"  # ClassifyStreamResponse.response, a message
+
+
+def _head(request_id: str, index: int) -> bytes:
+    """What a ClassifyStreamResponse begins with: its id and index."""
+    head = b"\x10" + varint(index) if index else b""
+    return b"".join((b"\x0a", varint(len(text)), text, head)) if (text := request_id.encode()) else head
+
+
+def _refused(message: pb.ClassifyStreamRequest | None, index: int, error: Exception) -> bytes:
+    return _refusal("" if message is None else message.request.id[:MAX_ID_CHARACTERS], index, error)
+
+
+def _refusal(request_id: str, index: int, error: BaseException) -> bytes:
+    """A ClassifyStreamResponse that says what `Classify` would have failed with."""
+    code, message, _ = status_of(error)
+    number: int = code.value[0]
+    refusal = pb.Error(code=number, message=message)
+    if isinstance(error, InvalidRequest):
+        refusal.field = error.field
+    elif isinstance(error, QueueFull | Unavailable):
+        refusal.retry_after_seconds = error.retry_after_seconds
+    return pb.ClassifyStreamResponse(id=request_id, index=index, error=refusal).SerializeToString()
+
+
 class ResponseWriter:
     """Writes the serialised `ClassifyResponse`s of one model.
 
@@ -81,6 +143,7 @@ class ResponseWriter:
 
     _PROBABILITY = b"\x1d"  # Prediction.probability, 32 bits
     _PREDICTION = b"\x0a"  # ItemResult.predictions, a message
+    _ID = b"\x1a"  # ClassifyResponse.id
     _RESULT = b"\x22"  # ClassifyResponse.results, a message
     _PHASES = struct.Struct("<BBBdBd")  # ClassifyResponse.phases with queue_seconds and inference_seconds
     _PHASES_DECODED = struct.Struct("<BBBdBdBd")  # and decode_seconds
@@ -91,17 +154,18 @@ class ResponseWriter:
         self._labels = []
         for index, label in enumerate(labels):
             prediction = pb.Prediction(label=label, index=index).SerializeToString() + self._PROBABILITY
-            self._labels.append(self._PREDICTION + _varint(len(prediction) + self._FLOAT.size) + prediction)
+            self._labels.append(self._PREDICTION + varint(len(prediction) + self._FLOAT.size) + prediction)
 
     def write(self, request_id: str, phases: Phases, results: Iterable[Iterable[tuple[int, float]]]) -> bytes:
         """One response; `results` has for each item its (label index, probability), best first."""
         labels, pack = self._labels, self._FLOAT.pack
         parts = [self._head]
         if request_id:
-            parts.append(pb.ClassifyResponse(id=request_id).SerializeToString())
+            text = request_id.encode()
+            parts += (self._ID, varint(len(text)), text)
         for predictions in results:
             result = b"".join([labels[index] + pack(probability) for index, probability in predictions])
-            parts += (self._RESULT, _varint(len(result)), result)
+            parts += (self._RESULT, varint(len(result)), result)
         decode, queue, inference = phases
         if decode is None:
             parts.append(self._PHASES.pack(0x2A, 18, 0x11, queue, 0x19, inference))
@@ -110,7 +174,7 @@ class ResponseWriter:
         return b"".join(parts)
 
 
-def _varint(number: int) -> bytes:
+def varint(number: int) -> bytes:
     """A length as protobuf writes it: seven bits a byte, the lowest first."""
     written = bytearray()
     while number > 127:

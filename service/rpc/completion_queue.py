@@ -30,7 +30,8 @@ The life of a unary call
 The life of a stream
     The same, but ReceiveMessage is started once for each `receive()`, so that what nobody asked for stays in HTTP/2's
     flow-control window, with the client; and messages are sent one batch each, the next when the event of the one before says
-    that C core has taken it, which it does only while the client reads. SendInitialMetadata goes with the first.
+    that C core has taken it, which it does only while the client reads. A message that another is waiting behind is sent with the
+    hint to buffer it, so that they leave in one write. SendInitialMetadata goes with the first.
 
 No more events waiting
     `poll` with a deadline in the past returns what is ready; `queue_timeout` says that it found nothing. C core looks at one
@@ -91,6 +92,7 @@ _NAMES = {
     "Call": ("start_server_batch",),
     "CompletionType": ("queue_shutdown", "queue_timeout", "operation_complete"),
     "StatusCode": ("ok",),
+    "WriteFlag": ("buffer_hint",),
     "SendInitialMetadataOperation": (),
     "SendMessageOperation": (),
     "SendStatusFromServerOperation": (),
@@ -301,10 +303,11 @@ class _FastStreamCall(StreamCall):
         if core is not None:
             core.start_server_batch((cygrpc.ReceiveMessageOperation(0),), self.received)
 
-    def _write(self, payload: bytes) -> None:
+    def _write(self, payload: bytes, *, more: bool) -> None:
         core = self._core
         if core is not None:
-            core.start_server_batch((*self._greeting(), cygrpc.SendMessageOperation(payload, 0)), self._wrote)
+            flags = cygrpc.WriteFlag.buffer_hint if more else 0
+            core.start_server_batch((*self._greeting(), cygrpc.SendMessageOperation(payload, flags)), self._wrote)
 
     def _wrote(self, event: Any) -> None:
         if event.success:

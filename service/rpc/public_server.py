@@ -199,7 +199,7 @@ class _PublicStreamCall(StreamCall):
     def _read(self) -> None:
         _call_on(self._loop, self.permits.release)
 
-    def _write(self, payload: bytes) -> None:
+    def _write(self, payload: bytes, *, more: bool) -> None:  # noqa: ARG002 - grpcio's writes have no such hint
         _call_on(self._loop, self._begin_write, payload)
 
     def _begin_write(self, payload: bytes) -> None:

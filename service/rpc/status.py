@@ -18,6 +18,7 @@ from service.errors import (
     ClientGone,
     DeadlinePassed,
     InvalidRequest,
+    LoadError,
     ModelFailed,
     NotOffered,
     NotServed,
@@ -47,6 +48,7 @@ _CODES: dict[type[BaseException], grpc.StatusCode] = {
     Unavailable: grpc.StatusCode.UNAVAILABLE,
     NotOffered: grpc.StatusCode.UNIMPLEMENTED,
     ModelFailed: grpc.StatusCode.INTERNAL,
+    LoadError: grpc.StatusCode.FAILED_PRECONDITION,
 }
 
 

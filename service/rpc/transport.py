@@ -39,7 +39,8 @@ class Tls:
 class Options:
     """What every transport needs to know.
 
-    Port 0 takes a free one. `max_message_bytes` bounds a message in and out. `compression` is what replies are compressed with.
+    Port 0 takes a free one. `max_message_bytes` bounds a message from a client. `compression` is what replies are compressed with.
+    With `shared_port` other processes of this user may serve on the same port: the kernel spreads connections over them.
     `arguments` are C core's own channel arguments, such as `grpc.max_connection_age_ms`.
     """
 
@@ -51,6 +52,7 @@ class Options:
     quiet: Quiet
     tls: Tls | None = None
     compression: Literal["none", "deflate", "gzip"] = "none"
+    shared_port: bool = False
     arguments: Sequence[tuple[str, int]] = ()
 
     @property
@@ -61,10 +63,9 @@ class Options:
     def channel_arguments(self) -> list[tuple[str, int]]:
         """C core's channel arguments for these options."""
         return [
-            # Two servers on one port would share it silently, each with half of the calls.
-            ("grpc.so_reuseport", 0),
+            # By default two servers on one port would share it silently, each with half of the calls.
+            ("grpc.so_reuseport", int(self.shared_port)),
             ("grpc.max_receive_message_length", self.max_message_bytes),
-            ("grpc.max_send_message_length", self.max_message_bytes),
             ("grpc.default_compression_algorithm", _COMPRESSION[self.compression]),
             *self.arguments,
         ]

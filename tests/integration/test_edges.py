@@ -109,7 +109,7 @@ def test_an_empty_repository_is_live_not_serving_and_takes_a_model_when_it_comes
 def test_watches_that_were_cancelled_or_failed_are_forgotten(server: Server, opened: grpc.Channel) -> None:
     watches = [health_stub(opened).Watch(health_pb2.HealthCheckRequest()) for _ in range(20)]
     assert [next(watch).status for watch in watches] == [SERVING] * 20
-    assert len(server._health._watchers) == len(server._health._streams._calls) == 20
+    assert len(server._health._watchers) == len(server._health._streams._streams) == 20
     for watch in watches:
         watch.cancel()
     malformed: Any = opened.stream_stream("/grpc.health.v1.Health/Watch")
@@ -117,7 +117,7 @@ def test_watches_that_were_cancelled_or_failed_are_forgotten(server: Server, ope
         with pytest.raises(grpc.RpcError):
             list(malformed(iter([b"\xff\xff"]), timeout=10))
     deadline = time.monotonic() + 10
-    watchers, calls = server._health._watchers, server._health._streams._calls
+    watchers, calls = server._health._watchers, server._health._streams._streams
     while max(len(watchers), len(calls)) > 1 and time.monotonic() < deadline:
         gc.collect()
         time.sleep(0.01)

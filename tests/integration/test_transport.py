@@ -300,13 +300,14 @@ def test_a_port_in_use_is_a_clear_error(kind: Kind, transport: Transport) -> Non
 
 
 class Proxy:
-    """Forwards TCP connections to a port, and counts them and the bytes that come back."""
+    """Forwards TCP connections to a port, and counts them and the bytes that go there and come back."""
 
     def __init__(self, port: int) -> None:
         self._target = port
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self.connections = 0
+        self.asked_bytes = 0
         self.answered_bytes = 0
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -330,6 +331,7 @@ class Proxy:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
                 self.answered_bytes += len(data) * answers
+                self.asked_bytes += len(data) * (not answers)
                 target.sendall(data)
         with contextlib.suppress(OSError):
             target.shutdown(socket.SHUT_RDWR)

@@ -19,6 +19,7 @@ CONTRACT = {
     "precision": "int8",
     "training": {
         "data": "folder", "network": "n", "epochs": 1, "seed": 0, "accuracy": 0.9, "accuracy_interval": [0.8, 0.95],
+        "temperature": 1.25, "calibration_error": 0.02,
         "versions": {"torch": "2"}, "commit": "abc",
     },
     "golden": [{"image_png": "aGk=", "probabilities": [0.25, 0.75], "tolerance": {"cpu": 1e-4, "cuda": 5e-3}}],
@@ -76,9 +77,12 @@ def test_one_key_alone_is_enough(tmp_path: Path) -> None:
     [
         ("max_batch_size = 0", "pets/serving.toml: max_batch_size: .*greater than or equal to 1"),
         ("max_batch_size = 'many'", "pets/serving.toml: max_batch_size: "),
-        ("instances = 2", "pets/serving.toml: instances: unknown key; the keys are max_batch_size, "),
+        ("batch_size = 2", "pets/serving.toml: batch_size: unknown key; the keys are max_batch_size, "),
         ("max_queue_items = 5\nmax_request_items = 6", r"serving.toml: max_request_items \(6\) is above max_queue_items \(5\)"),
         ("default_priority = 3", r"pets/serving.toml: default_priority \(3\) is above priority_levels \(2\)"),
+        ("instances = 0", "pets/serving.toml: instances: .*greater than or equal to 1"),
+        ("max_queue_delay_seconds = -1", "pets/serving.toml: max_queue_delay_seconds: .*greater than or equal to 0"),
+        ("provider = 'gpu'", "pets/serving.toml: provider: Input should be 'auto', 'cuda'"),
         ("default_timeout_seconds = inf", "pets/serving.toml: default_timeout_seconds: "),
         ("max_batch_size 8", "pets/serving.toml: Expected"),
     ],

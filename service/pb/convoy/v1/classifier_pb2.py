@@ -24,13 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%service/pb/convoy/v1/classifier.proto\x12\tconvoy.v1\"6\n\x04Item\x12\x11\n\x07\x65ncoded\x18\x01 \x01(\x0cH\x00\x12\x10\n\x06pixels\x18\x02 \x01(\x0cH\x00\x42\t\n\x07\x63ontent\"\x97\x01\n\x0f\x43lassifyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x1e\n\x05items\x18\x03 \x03(\x0b\x32\x0f.convoy.v1.Item\x12\r\n\x05top_k\x18\x04 \x01(\r\x12\x10\n\x08priority\x18\x05 \x01(\r\x12\x17\n\x0ftimeout_seconds\x18\x06 \x01(\x01\x12\n\n\x02id\x18\x07 \x01(\t\"?\n\nPrediction\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\x13\n\x0bprobability\x18\x03 \x01(\x02\"8\n\nItemResult\x12*\n\x0bpredictions\x18\x01 \x03(\x0b\x32\x15.convoy.v1.Prediction\"\x9c\x01\n\x06Phases\x12\x1b\n\x0e\x64\x65\x63ode_seconds\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x1a\n\rqueue_seconds\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x1e\n\x11inference_seconds\x18\x03 \x01(\x01H\x02\x88\x01\x01\x42\x11\n\x0f_decode_secondsB\x10\n\x0e_queue_secondsB\x14\n\x12_inference_seconds\"\x89\x01\n\x10\x43lassifyResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\t\x12&\n\x07results\x18\x04 \x03(\x0b\x32\x15.convoy.v1.ItemResult\x12!\n\x06phases\x18\x05 \x01(\x0b\x32\x11.convoy.v1.Phases2Q\n\nClassifier\x12\x43\n\x08\x43lassify\x12\x1a.convoy.v1.ClassifyRequest\x1a\x1b.convoy.v1.ClassifyResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%service/pb/convoy/v1/classifier.proto\x12\tconvoy.v1\"6\n\x04Item\x12\x11\n\x07\x65ncoded\x18\x01 \x01(\x0cH\x00\x12\x10\n\x06pixels\x18\x02 \x01(\x0cH\x00\x42\t\n\x07\x63ontent\"\x97\x01\n\x0f\x43lassifyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x1e\n\x05items\x18\x03 \x03(\x0b\x32\x0f.convoy.v1.Item\x12\r\n\x05top_k\x18\x04 \x01(\r\x12\x10\n\x08priority\x18\x05 \x01(\r\x12\x17\n\x0ftimeout_seconds\x18\x06 \x01(\x01\x12\n\n\x02id\x18\x07 \x01(\t\"?\n\nPrediction\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\x13\n\x0bprobability\x18\x03 \x01(\x02\"8\n\nItemResult\x12*\n\x0bpredictions\x18\x01 \x03(\x0b\x32\x15.convoy.v1.Prediction\"\x9c\x01\n\x06Phases\x12\x1b\n\x0e\x64\x65\x63ode_seconds\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x1a\n\rqueue_seconds\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x1e\n\x11inference_seconds\x18\x03 \x01(\x01H\x02\x88\x01\x01\x42\x11\n\x0f_decode_secondsB\x10\n\x0e_queue_secondsB\x14\n\x12_inference_seconds\"\x89\x01\n\x10\x43lassifyResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\t\x12&\n\x07results\x18\x04 \x03(\x0b\x32\x15.convoy.v1.ItemResult\x12!\n\x06phases\x18\x05 \x01(\x0b\x32\x11.convoy.v1.Phases\"D\n\x15\x43lassifyStreamRequest\x12+\n\x07request\x18\x01 \x01(\x0b\x32\x1a.convoy.v1.ClassifyRequest\"\x92\x01\n\x16\x43lassifyStreamResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x04\x12/\n\x08response\x18\x03 \x01(\x0b\x32\x1b.convoy.v1.ClassifyResponseH\x00\x12!\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x10.convoy.v1.ErrorH\x00\x42\t\n\x07outcome\"R\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x1b\n\x13retry_after_seconds\x18\x04 \x01(\x01\"1\n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"\xab\x03\n\x10GetModelResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08versions\x18\x03 \x03(\t\x12\x39\n\x07\x61liases\x18\x04 \x03(\x0b\x32(.convoy.v1.GetModelResponse.AliasesEntry\x12$\n\x05input\x18\x05 \x01(\x0b\x32\x15.convoy.v1.TensorSpec\x12&\n\x07outputs\x18\x06 \x03(\x0b\x32\x15.convoy.v1.TensorSpec\x12\x0e\n\x06labels\x18\x07 \x03(\t\x12%\n\x08\x63ontract\x18\x08 \x01(\x0b\x32\x13.convoy.v1.Contract\x12\x10\n\x08provider\x18\t \x01(\t\x12\x11\n\tprecision\x18\n \x01(\t\x12\x0e\n\x06\x64igest\x18\x0b \x01(\t\x12\x1d\n\x15preferred_batch_items\x18\x0c \x03(\r\x12!\n\x06limits\x18\r \x01(\x0b\x32\x11.convoy.v1.Limits\x1a.\n\x0c\x41liasesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"8\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\r\"\x8b\x03\n\x08\x43ontract\x12\x0e\n\x06resize\x18\x01 \x01(\t\x12\x0b\n\x03\x66it\x18\x02 \x01(\t\x12\x0c\n\x04head\x18\x03 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\t\x12\x0f\n\x07network\x18\x05 \x01(\t\x12\x0e\n\x06\x65pochs\x18\x06 \x01(\r\x12\x0c\n\x04seed\x18\x07 \x01(\x03\x12\x15\n\x08\x61\x63\x63uracy\x18\x08 \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x11\x61\x63\x63uracy_interval\x18\t \x03(\x01\x12\x1e\n\x11\x63\x61libration_error\x18\n \x01(\x01H\x01\x88\x01\x01\x12\x13\n\x0btemperature\x18\x0b \x01(\x01\x12\x44\n\x11software_versions\x18\x0c \x03(\x0b\x32).convoy.v1.Contract.SoftwareVersionsEntry\x12\x0e\n\x06\x63ommit\x18\r \x01(\t\x1a\x37\n\x15SoftwareVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0b\n\t_accuracyB\x14\n\x12_calibration_error\"\xaa\x01\n\x06Limits\x12\x19\n\x11max_request_items\x18\x01 \x01(\r\x12\x17\n\x0fmax_queue_items\x18\x02 \x01(\r\x12\x18\n\x10max_image_pixels\x18\x03 \x01(\x04\x12\x17\n\x0fpriority_levels\x18\x04 \x01(\r\x12\x18\n\x10\x64\x65\x66\x61ult_priority\x18\x05 \x01(\r\x12\x1f\n\x17\x64\x65\x66\x61ult_timeout_seconds\x18\x06 \x01(\x01\"\x13\n\x11ListModelsRequest\"<\n\x12ListModelsResponse\x12&\n\x06models\x18\x01 \x03(\x0b\x32\x16.convoy.v1.ModelStatus\"\xc5\x01\n\x0bModelStatus\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12+\n\x05state\x18\x03 \x01(\x0e\x32\x1c.convoy.v1.ModelStatus.State\x12\x0e\n\x06reason\x18\x04 \x01(\t\"Y\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSTATE_READY\x10\x01\x12\x11\n\rSTATE_LOADING\x10\x02\x12\x15\n\x11STATE_UNAVAILABLE\x10\x03\x32\xbc\x02\n\nClassifier\x12\x43\n\x08\x43lassify\x12\x1a.convoy.v1.ClassifyRequest\x1a\x1b.convoy.v1.ClassifyResponse\x12Y\n\x0e\x43lassifyStream\x12 .convoy.v1.ClassifyStreamRequest\x1a!.convoy.v1.ClassifyStreamResponse(\x01\x30\x01\x12\x43\n\x08GetModel\x12\x1a.convoy.v1.GetModelRequest\x1a\x1b.convoy.v1.GetModelResponse\x12I\n\nListModels\x12\x1c.convoy.v1.ListModelsRequest\x1a\x1d.convoy.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'service.pb.convoy.v1.classifier_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_GETMODELRESPONSE_ALIASESENTRY']._loaded_options = None
+  _globals['_GETMODELRESPONSE_ALIASESENTRY']._serialized_options = b'8\001'
+  _globals['_CONTRACT_SOFTWAREVERSIONSENTRY']._loaded_options = None
+  _globals['_CONTRACT_SOFTWAREVERSIONSENTRY']._serialized_options = b'8\001'
   _globals['_ITEM']._serialized_start=52
   _globals['_ITEM']._serialized_end=106
   _globals['_CLASSIFYREQUEST']._serialized_start=109
@@ -43,6 +47,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PHASES']._serialized_end=542
   _globals['_CLASSIFYRESPONSE']._serialized_start=545
   _globals['_CLASSIFYRESPONSE']._serialized_end=682
-  _globals['_CLASSIFIER']._serialized_start=684
-  _globals['_CLASSIFIER']._serialized_end=765
+  _globals['_CLASSIFYSTREAMREQUEST']._serialized_start=684
+  _globals['_CLASSIFYSTREAMREQUEST']._serialized_end=752
+  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_start=755
+  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_end=901
+  _globals['_ERROR']._serialized_start=903
+  _globals['_ERROR']._serialized_end=985
+  _globals['_GETMODELREQUEST']._serialized_start=987
+  _globals['_GETMODELREQUEST']._serialized_end=1036
+  _globals['_GETMODELRESPONSE']._serialized_start=1039
+  _globals['_GETMODELRESPONSE']._serialized_end=1466
+  _globals['_GETMODELRESPONSE_ALIASESENTRY']._serialized_start=1420
+  _globals['_GETMODELRESPONSE_ALIASESENTRY']._serialized_end=1466
+  _globals['_TENSORSPEC']._serialized_start=1468
+  _globals['_TENSORSPEC']._serialized_end=1524
+  _globals['_CONTRACT']._serialized_start=1527
+  _globals['_CONTRACT']._serialized_end=1922
+  _globals['_CONTRACT_SOFTWAREVERSIONSENTRY']._serialized_start=1832
+  _globals['_CONTRACT_SOFTWAREVERSIONSENTRY']._serialized_end=1887
+  _globals['_LIMITS']._serialized_start=1925
+  _globals['_LIMITS']._serialized_end=2095
+  _globals['_LISTMODELSREQUEST']._serialized_start=2097
+  _globals['_LISTMODELSREQUEST']._serialized_end=2116
+  _globals['_LISTMODELSRESPONSE']._serialized_start=2118
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2178
+  _globals['_MODELSTATUS']._serialized_start=2181
+  _globals['_MODELSTATUS']._serialized_end=2378
+  _globals['_MODELSTATUS_STATE']._serialized_start=2289
+  _globals['_MODELSTATUS_STATE']._serialized_end=2378
+  _globals['_CLASSIFIER']._serialized_start=2381
+  _globals['_CLASSIFIER']._serialized_end=2697
 # @@protoc_insertion_point(module_scope)

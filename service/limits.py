@@ -1,0 +1,53 @@
+"""How large a gRPC message may be: as large as the largest request that a model of the repository takes.
+
+gRPC wants to know when the port is bound, and the port is bound before models are loaded. So what their files say of themselves is
+read first, which takes no engine.
+"""
+
+from pathlib import Path
+
+from service.config import Policy, read_policy
+from service.contract import Contract
+from service.errors import ConvoyError
+from service.repository_layout import model_names, model_path, policy_path, version_numbers
+
+LEAST_BYTES = 4 * 1024 * 1024
+"""What gRPC allows by itself, and clients expect."""
+
+MOST_BYTES = 2**31 - 1
+ENVELOPE_BYTES = 64 * 1024
+"""What a request holds besides its items: names, ids, parameters."""
+
+ITEM_BYTES = 32
+"""What an item takes besides its picture: field keys and lengths."""
+
+PIXEL_BYTES = 4
+"""Of an encoded picture that is not compressed, such as a BMP, with transparency."""
+
+
+def largest_request_bytes(policy: Policy, item_bytes: int) -> int:
+    """Bytes of the largest request to a model: its most items as pixels or tensors, or one encoded picture of its most pixels."""
+    raw = policy.max_request_items * (item_bytes + ITEM_BYTES)
+    encoded = policy.max_image_pixels * PIXEL_BYTES
+    return min(max(raw, encoded, LEAST_BYTES) + ENVELOPE_BYTES, MOST_BYTES)
+
+
+def message_bytes(repository: Path) -> int:
+    """The most that any model takes which is in the repository now, by its highest version that says what it takes."""
+    names = model_names(repository) if repository.is_dir() else []
+    return max((_of_model(repository, name) for name in names), default=largest_request_bytes(Policy(), 0))
+
+
+def _of_model(repository: Path, name: str) -> int:
+    try:
+        policy = read_policy(policy_path(repository, name))
+    except ConvoyError:
+        policy = Policy()  # why it cannot be used is said when the model is loaded
+    for version in reversed(version_numbers(repository, name)):
+        try:
+            contract = Contract.of_file(model_path(repository, name, version))
+        except (ConvoyError, OSError):
+            continue
+        if contract is not None:
+            return largest_request_bytes(policy, contract.input.size_bytes)
+    return largest_request_bytes(policy, 0)

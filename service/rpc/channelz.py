@@ -1,0 +1,56 @@
+"""`grpc.channelz.v1.Channelz`: what gRPC itself knows of its servers, channels and connections.
+
+The answers are grpcio-channelz's own.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+from grpc_channelz.v1 import channelz_pb2 as pb
+from grpc_channelz.v1.channelz import ChannelzServicer as Answers
+
+from service.errors import NotServed
+from service.rpc.call import Method, Unary, UnaryCall
+
+SERVICE = "grpc.channelz.v1.Channelz"
+
+
+class ChannelzServicer:
+    """Answers all questions of the service. gRPC keeps count only if `grpc.enable_channelz` is set."""
+
+    def methods(self) -> list[Method]:
+        """What this servicer offers."""
+        return [
+            Unary(f"/{SERVICE}/{method.name}", getattr(pb, method.input_type.name), _handler(getattr(Answers, method.name)))
+            for method in pb.DESCRIPTOR.services_by_name["Channelz"].methods
+        ]
+
+
+def _handler(answer: Any) -> Callable[[Any, UnaryCall], None]:
+    def handle(request: Any, call: UnaryCall) -> None:
+        context = _Context()
+        response = answer(request, context)
+        if response is None and context.code is grpc.StatusCode.NOT_FOUND:
+            raise NotServed(context.details)
+        if response is None:
+            raise RuntimeError(context.details)
+        call.reply(response.SerializeToString())
+
+    return handle
+
+
+class _Context:
+    """As much of a servicer context as the library's answers use."""
+
+    def __init__(self) -> None:
+        self.code = grpc.StatusCode.OK
+        self.details = ""
+
+    def set_code(self, code: grpc.StatusCode) -> None:
+        """Takes the status."""
+        self.code = code
+
+    def set_details(self, details: str) -> None:
+        """Takes its message."""
+        self.details = details

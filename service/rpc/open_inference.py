@@ -1,0 +1,296 @@
+"""`inference.GRPCInferenceService`, the part that infers: protobuf messages to the domain and back.
+
+The rest of the service is in `open_inference_control.py`.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from numpy.typing import NDArray
+
+from service.classifier import Answer, Classifier
+from service.errors import InvalidRequest, RequestError
+from service.open_inference import (
+    BYTES,
+    DATATYPES,
+    FINAL_RESPONSE_ASKED,
+    Elements,
+    Input,
+    Output,
+    Wanted,
+    elements_of_raw,
+    elements_of_values,
+    in_request,
+    input_place,
+    outputs,
+    put,
+    query,
+    raw,
+    read,
+    wanted_output,
+)
+from service.pb.inference import open_inference_pb2 as pb
+from service.repository import ServedModel
+from service.rpc.call import Method, Receiver, Stream, StreamCall, Unary, UnaryCall
+from service.rpc.classify import varint
+from service.rpc.status import status_of
+from service.shared_memory import SharedMemory
+
+log = logging.getLogger(__name__)
+
+SERVICE = "inference.GRPCInferenceService"
+STREAM_IN_FLIGHT = 128
+"""So many requests of one stream are worked on at a time; more are left with the client."""
+
+_CONTENTS = {
+    "BOOL": "bool_contents", "INT8": "int_contents", "INT16": "int_contents", "INT32": "int_contents", "INT64": "int64_contents",
+    "UINT8": "uint_contents", "UINT16": "uint_contents", "UINT32": "uint_contents", "UINT64": "uint64_contents",
+    "FP32": "fp32_contents", "FP64": "fp64_contents", BYTES: "bytes_contents",
+}  # fmt: skip
+_INFER_RESPONSE = b"\x12"  # ModelStreamInferResponse.infer_response, a message
+
+Reply = Callable[[bytes], bool]
+Fail = Callable[[BaseException], object]
+
+
+class InferServicer:
+    """Answers `ModelInfer` and `ModelStreamInfer` with a Classifier."""
+
+    def __init__(self, classifier: Classifier, memory: SharedMemory) -> None:
+        self._classifier = classifier
+        self._memory = memory
+        self._writers: WeakKeyDictionary[ServedModel, ResponseWriter] = WeakKeyDictionary()
+
+    def methods(self) -> list[Method]:
+        """What this servicer offers."""
+        return [
+            Unary(f"/{SERVICE}/ModelInfer", pb.ModelInferRequest, self._infer),
+            Stream(f"/{SERVICE}/ModelStreamInfer", pb.ModelInferRequest, self._open, "bidi_stream"),
+        ]
+
+    def _infer(self, request: pb.ModelInferRequest, call: UnaryCall) -> None:
+        call.on_gone(self.begin(request, call.deadline, call.reply, call.fail))
+
+    def _open(self, call: StreamCall) -> Receiver:
+        return _InferStream(self, call)
+
+    def begin(self, request: pb.ModelInferRequest, deadline: float, reply: Reply, fail: Fail) -> Callable[[], None]:
+        """Sends a request on; calls `reply` with the serialised response, or `fail`, in the end. Returns what cancels it.
+
+        Raises RequestError if it cannot be taken on.
+        """
+        given, typed = self._input(request)
+        wanted = self._wanted(request) if request.outputs else ()
+        parameters = _values(request.parameters) if request.parameters else {}
+        final = bool(parameters.get(FINAL_RESPONSE_ASKED, False))
+        request_id = request.id  # and no more of the request, which holds the tensor
+
+        def respond(outcome: Answer | RequestError) -> None:
+            if isinstance(outcome, RequestError):
+                fail(in_request(outcome))
+                return
+            start = time.monotonic()
+            try:
+                best = outcome.best()
+                payload = self._payload(outcome, request_id, wanted, typed, final)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the caller must not wait for ever
+                fail(error)
+                return
+            if reply(payload):
+                outcome.delivered(best, time.monotonic() - start)
+
+        asked = query(request.model_name, request.model_version, given, wanted, parameters, deadline)
+        try:
+            return self._classifier.classify(asked, respond)
+        except RequestError as error:
+            raise in_request(error) from None
+
+    def _input(self, request: pb.ModelInferRequest) -> tuple[Input, bool]:
+        """The tensor, and whether it came as typed contents."""
+        if len(request.inputs) != 1:
+            raise InvalidRequest(f"the request has {len(request.inputs)} inputs; a model here takes 1", "inputs")
+        tensor = request.inputs[0]
+        shape = list(tensor.shape)
+        datatype = tensor.datatype
+        where = input_place(_values(tensor.parameters), self._memory) if tensor.parameters else None
+        contents = request.raw_input_contents
+        typed = not contents and where is None
+        if len(contents) > 1:
+            raise InvalidRequest(f"raw_input_contents has {len(contents)} elements for 1 input", "raw_input_contents")
+        if (contents and where) or (not typed and tensor.HasField("contents") and tensor.contents.ListFields()):
+            raise InvalidRequest(
+                "the input is there twice: in its contents, in raw_input_contents or in shared memory", "inputs[0]"
+            )
+        if typed:
+            elements = _typed(datatype, shape, tensor.contents)
+        else:
+            elements = elements_of_raw(datatype, shape, contents[0] if where is None else read(where))
+        return Input(tensor.name, datatype, shape, elements), typed
+
+    def _wanted(self, request: pb.ModelInferRequest) -> Sequence[Wanted]:
+        return [
+            wanted_output(index, output.name, _values(output.parameters), self._memory)
+            if output.parameters
+            else Wanted(output.name)
+            for index, output in enumerate(request.outputs)
+        ]
+
+    def _payload(self, answer: Answer, request_id: str, wanted: Sequence[Wanted], typed: bool, final: bool) -> bytes:
+        served = answer.served
+        if typed or final or any(output.classes or output.place for output in wanted):
+            response = pb.ModelInferResponse(model_name=served.name, model_version=str(served.version), id=request_id)
+            _fill(response, outputs(answer, wanted), typed)
+            if final:
+                response.parameters["triton_final_response"].bool_param = True
+            return response.SerializeToString()
+        given = answer.outputs
+        writer = self._writers.get(served)
+        if writer is None:
+            writer = self._writers[served] = ResponseWriter(served.name, str(served.version))
+        return writer.write(request_id, {output.name: given[output.name] for output in wanted} if wanted else given)
+
+
+class ResponseWriter:
+    """Writes the serialised `ModelInferResponse`s of one model, with raw contents.
+
+    A serialised message is its fields one after the other, so what depends on the number of items alone is serialised once for
+    each, and an answer is put together from bytes. A test holds them against protobuf's own serialisation.
+    """
+
+    def __init__(self, model: str, version: str) -> None:
+        self._head = pb.ModelInferResponse(model_name=model, model_version=version).SerializeToString()
+        self._pieces: dict[tuple[str, int], tuple[bytes, bytes]] = {}  # of a model's outputs and counts of items: bounded
+
+    def write(self, request_id: str, given: Mapping[str, NDArray[Any]]) -> bytes:
+        """One response with these outputs, [n, *shape] by name."""
+        parts: list[Any] = [self._head]
+        contents: list[Any] = []
+        if request_id:
+            parts.append(pb.ModelInferResponse(id=request_id).SerializeToString())
+        for name, array in given.items():
+            tensor, before = self._pieces.get((name, len(array))) or self._make(name, array)
+            parts.append(tensor)
+            contents += (before, array.tobytes())
+        return b"".join(parts + contents)
+
+    def _make(self, name: str, array: NDArray[Any]) -> tuple[bytes, bytes]:
+        """The field of `outputs` for an array of this shape, and what stands before its elements in `raw_output_contents`."""
+        tensor = pb.ModelInferResponse.InferOutputTensor(name=name, datatype=DATATYPES[array.dtype], shape=array.shape)
+        content = pb.ModelInferResponse(raw_output_contents=[bytes(array.nbytes)]).SerializeToString()
+        pieces = pb.ModelInferResponse(outputs=[tensor]).SerializeToString(), content[: len(content) - array.nbytes]
+        self._pieces[name, len(array)] = pieces
+        return pieces
+
+
+class _InferStream:
+    """One `ModelStreamInfer`: requests are worked on side by side and answered as they are ready."""
+
+    def __init__(self, servicer: InferServicer, call: StreamCall) -> None:
+        self._servicer = servicer
+        self._call = call
+        self._lock = threading.Lock()
+        self._cancels: dict[int, Callable[[], None] | None] = {}  # of the requests that have no answer yet
+        self._in_flight = 0  # a request is, until the transport has taken its answer
+        self._received = 0
+        self._paused = self._half_closed = False
+        call.on_gone(self._gone)
+        call.receive()
+
+    def message(self, request: pb.ModelInferRequest) -> None:
+        with self._lock:
+            number = self._received = self._received + 1
+            self._in_flight += 1
+            self._cancels[number] = None
+            self._paused = self._in_flight >= STREAM_IN_FLIGHT
+            more = not self._paused
+        request_id = request.id
+
+        def reply(payload: bytes) -> bool:
+            return self._answer(number, _INFER_RESPONSE + varint(len(payload)) + payload)
+
+        def fail(error: BaseException) -> None:
+            if not isinstance(error, RequestError):
+                log.error("%s failed", self._call.method.path, exc_info=error)
+            response = pb.ModelInferResponse(id=request_id)
+            answer = pb.ModelStreamInferResponse(error_message=status_of(error).message, infer_response=response)
+            self._answer(number, answer.SerializeToString())
+
+        try:
+            cancel = self._servicer.begin(request, self._call.deadline, reply, fail)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer to this request, and the stream goes on
+            fail(error)
+        else:
+            with self._lock:
+                if number in self._cancels:
+                    self._cancels[number] = cancel
+        if more:
+            self._call.receive()
+
+    def half_closed(self) -> None:
+        with self._lock:
+            self._half_closed = True
+            over = not self._in_flight
+        if over:
+            self._call.finish()
+
+    def _answer(self, number: int, payload: bytes) -> bool:
+        with self._lock:
+            self._cancels.pop(number, None)
+        return self._call.send(payload, sent=self._sent)
+
+    def _sent(self) -> None:
+        with self._lock:
+            self._in_flight -= 1
+            more, self._paused = self._paused, False
+            over = self._half_closed and not self._in_flight
+        if over:
+            self._call.finish()
+        elif more:
+            self._call.receive()
+
+    def _gone(self) -> None:
+        with self._lock:
+            cancels = [cancel for cancel in self._cancels.values() if cancel is not None]
+        for cancel in cancels:
+            cancel()
+
+
+def _typed(datatype: str, shape: Sequence[int], contents: pb.InferTensorContents) -> Elements:
+    field = _CONTENTS.get(datatype)
+    if field is None:
+        if datatype == "FP16":
+            raise InvalidRequest("FP16 has no typed contents: send it in raw_input_contents", "inputs[0].contents")
+        return elements_of_raw(datatype, shape, b"")  # says what is wrong with it
+    return elements_of_values(datatype, shape, list(getattr(contents, field)), f"inputs[0].contents.{field}")
+
+
+def _fill(response: pb.ModelInferResponse, given: Sequence[Output], typed: bool) -> None:
+    """Adds the outputs, typed or raw. Those that have no typed form, or go to shared memory, make all of them raw."""
+    typed = typed and all(output.datatype in _CONTENTS and output.place is None for output in given)
+    for output in given:
+        tensor = response.outputs.add(name=output.name, datatype=output.datatype, shape=output.shape)
+        elements = output.elements
+        if typed:
+            values = elements if isinstance(elements, list) else elements.ravel().tolist()
+            getattr(tensor.contents, _CONTENTS[output.datatype]).extend(values)
+        elif output.place is None:
+            response.raw_output_contents.append(raw(elements))
+        else:
+            tensor.parameters["shared_memory_region"].string_param = output.place.region.name
+            tensor.parameters["shared_memory_byte_size"].int64_param = put(output)
+            tensor.parameters["shared_memory_offset"].int64_param = output.place.offset
+            response.raw_output_contents.append(b"")
+
+
+def _values(parameters: Mapping[str, pb.InferParameter]) -> dict[str, Any]:
+    values = {}
+    for name, parameter in parameters.items():
+        kind = parameter.WhichOneof("parameter_choice")
+        if kind is None:
+            raise InvalidRequest(f"parameter {name[:64]!r} has no value", f"parameters[{name[:64]}]")
+        values[name] = getattr(parameter, kind)
+    return values

@@ -1,0 +1,190 @@
+"""What a server admits of its connections and their messages."""
+
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from google.protobuf.descriptor_pool import DescriptorPool
+from grpc_channelz.v1 import channelz_pb2
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+
+from service import limits
+from service.client import CallFailed, Client
+from service.config import Policy
+from service.contract import Contract
+from service.errors import InvalidModel
+from service.pb.convoy.v1 import classifier_pb2 as pb
+from service.server import Server
+from tests.conftest import Serve, put
+from tests.integration.test_transport import Proxy
+
+MIB = 1024 * 1024
+
+
+def at(server: Server) -> str:
+    return f"127.0.0.1:{server.grpc_port}"
+
+
+def test_the_contract_is_read_from_a_file_without_an_engine(model_file: Path, tmp_path: Path) -> None:
+    contract = Contract.of_file(model_file)
+    assert contract is not None
+    assert (contract.name, contract.input.shape) == ("digits", (28, 28, 1))
+    (tmp_path / "empty.onnx").write_bytes(b"")
+    assert Contract.of_file(tmp_path / "empty.onnx") is None
+    (tmp_path / "text.onnx").write_text("This is no model.")
+    with pytest.raises(InvalidModel, match="not an ONNX file"):
+        Contract.of_file(tmp_path / "text.onnx")
+
+
+def test_the_largest_request_is_the_most_items_or_the_largest_picture(repository: Path, tmp_path: Path) -> None:
+    default = limits.largest_request_bytes(Policy(), 28 * 28)
+    assert 100_000_000 < default < 101_000_000, "one picture of 25 megapixels as a BMP with transparency"
+    assert limits.message_bytes(repository) == limits.message_bytes(tmp_path) == limits.message_bytes(tmp_path / "none") == default
+    settings = repository / "digits" / "serving.toml"
+    settings.write_text("max_image_pixels = 1000\nmax_request_items = 10000\nmax_queue_items = 10000\n")
+    assert 10_000 * 784 < limits.message_bytes(repository) < 10_000 * 900
+    settings.write_text("max_image_pixels = 1000\n")
+    assert limits.message_bytes(repository) == limits.LEAST_BYTES + limits.ENVELOPE_BYTES
+    settings.write_text("max_image_pixels = 'many'\n")
+    assert limits.message_bytes(repository) == default
+    assert limits.largest_request_bytes(Policy(max_request_items=1000), 10**9) == 2**31 - 1
+
+
+def test_the_largest_legal_request_is_answered_and_one_above_the_limit_refused(repository: Path, serve: Serve) -> None:
+    (repository / "digits" / "serving.toml").write_text(
+        "max_image_pixels = 1000\nmax_request_items = 6000\nmax_queue_items = 6000\n"
+    )
+    server = serve(repository)
+    with Client(at(server)) as client:
+        assert len(client.classify(np.zeros((6000, 28, 28, 1), np.uint8), "digits", top_k=10).results) == 6000
+        with pytest.raises(CallFailed, match=r"INVALID_ARGUMENT.*6001 items"):
+            client.classify(np.zeros((6001, 28, 28, 1), np.uint8), "digits")
+        with pytest.raises(CallFailed, match=r"RESOURCE_EXHAUSTED: the request has 6\d+ bytes, and the server takes at most 4\d+ "):
+            client.classify([bytes(6 * MIB)], "digits")
+
+
+def test_a_model_whose_requests_are_larger_than_a_message_is_told_of(
+    repository: Path, serve: Serve, model_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        server = serve(repository, max_message_bytes=2 * MIB)
+        put(model_file, repository, "digits", 2)
+        deadline = time.monotonic() + 20
+        while server._repository.served["digits"][0].version != 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        server.stop()
+    said = [record.getMessage() for record in caplog.records if "largest requests" in record.getMessage()]
+    assert [message.split(":")[0] for message in said] == ["model digits version 1", "model digits version 2"]
+    assert "more than the 2097152 that a message may have; start again with --max-message-bytes 1000" in said[0]
+
+
+def test_more_calls_than_a_connection_may_have_wait_in_the_client(tmp_path: Path, serve: Serve, slow_file: Path) -> None:
+    put(slow_file, tmp_path / "slow", "slow", 1)
+    (tmp_path / "slow" / "slow" / "serving.toml").write_text("max_batch_size = 1\n")
+    server = serve(tmp_path / "slow", max_concurrent_streams=2)
+    request = pb.ClassifyRequest(model="slow", items=[pb.Item(pixels=bytes(4))])
+    with grpc.insecure_channel(at(server)) as channel:
+        call: Any = channel.unary_unary("/convoy.v1.Classifier/Classify", pb.ClassifyRequest.SerializeToString)
+        call(request, timeout=60)
+        calls = [call.future(request, timeout=60) for _ in range(6)]
+        most = 0
+        while not all(each.done() for each in calls):
+            most = max(most, server._repository.served["slow"][0].inflight)
+            time.sleep(0.005)
+        assert all(each.code() is grpc.StatusCode.OK for each in calls)
+    assert 1 <= most <= 2
+
+
+def test_a_connection_that_is_old_is_replaced_and_its_calls_have_the_grace(tmp_path: Path, serve: Serve, slow_file: Path) -> None:
+    put(slow_file, tmp_path / "slow", "slow", 1)
+    (tmp_path / "slow" / "slow" / "serving.toml").write_text("max_batch_size = 1\n")
+    server = serve(tmp_path / "slow", max_connection_age_seconds=0.5, max_connection_age_grace_seconds=20)
+    proxy = Proxy(server.grpc_port)
+    with Client(f"127.0.0.1:{proxy.port}") as client:
+        answers = dict(client.classify_stream(([np.zeros((2, 2, 1), np.uint8)] for _ in range(6)), "slow", in_flight=1))
+        assert sorted(answers) == list(range(6)), "the stream outlived the age of its connection"
+        deadline = time.monotonic() + 20
+        while proxy.connections < 2 and time.monotonic() < deadline:
+            client.classify([np.zeros((2, 2, 1), np.uint8)], "slow")
+    proxy.close()
+    assert proxy.connections >= 2
+
+
+def test_a_stream_that_the_grace_cuts_off_goes_on_over_a_new_connection(repository: Path, serve: Serve) -> None:
+    server = serve(repository, max_connection_age_seconds=2, max_connection_age_grace_seconds=0.2)
+    proxy = Proxy(server.grpc_port)
+
+    def requests() -> Iterator[list[np.ndarray]]:
+        yield [np.zeros((28, 28, 1), np.uint8)]
+        deadline = time.monotonic() + 30
+        while proxy.connections < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        yield [np.zeros((28, 28, 1), np.uint8)]
+
+    with Client(f"127.0.0.1:{proxy.port}") as client:
+        answers = dict(client.classify_stream(requests(), "digits"))
+    proxy.close()
+    assert sorted(answers) == [0, 1]
+    assert not any(isinstance(answer, CallFailed) for answer in answers.values())
+    assert proxy.connections >= 2
+
+
+@pytest.mark.parametrize(("min_interval_seconds", "code"), [(60.0, "UNAVAILABLE"), (0.0, "OK")])
+def test_a_client_that_pings_too_often_is_disconnected(
+    tmp_path: Path, serve: Serve, slow_file: Path, min_interval_seconds: float, code: str
+) -> None:
+    put(slow_file, tmp_path / "slow", "slow", 1)
+    (tmp_path / "slow" / "slow" / "serving.toml").write_text("max_batch_size = 1\n")
+    server = serve(tmp_path / "slow", min_ping_interval_seconds=min_interval_seconds)
+    options = [
+        ("grpc.keepalive_time_ms", 100), ("grpc.http2.max_pings_without_data", 0), ("grpc.enable_retries", 0),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]  # fmt: skip
+    with grpc.insecure_channel(at(server), options) as channel:
+        call: Any = channel.unary_unary("/convoy.v1.Classifier/Classify", pb.ClassifyRequest.SerializeToString)
+        request = pb.ClassifyRequest(model="slow", items=[pb.Item(pixels=bytes(4))] * 8)
+        waiting: Any = call.future(request, timeout=60)
+        assert waiting.code().name == code
+        assert code == "OK" or "pings" in waiting.details()
+
+
+@pytest.fixture
+def channelz(repository: Path, serve: Serve) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(at(serve(repository, channelz=True))) as opened:
+        yield opened
+
+
+def ask(channel: grpc.Channel, method: str, request: Any, response: Any) -> Any:
+    call: Any = channel.unary_unary(f"/grpc.channelz.v1.Channelz/{method}", None, response.FromString)
+    return call(request.SerializeToString(), timeout=10)
+
+
+def test_channelz_tells_of_the_server_and_its_connections(channelz: grpc.Channel) -> None:
+    servers = ask(channelz, "GetServers", channelz_pb2.GetServersRequest(), channelz_pb2.GetServersResponse).server
+    ours = max(servers, key=lambda server: int(server.ref.server_id))
+    assert ours.data.calls_started >= 1
+    again = ask(channelz, "GetServer", channelz_pb2.GetServerRequest(server_id=ours.ref.server_id), channelz_pb2.GetServerResponse)
+    assert again.server.data.calls_started > ours.data.calls_started
+    sockets = ask(
+        channelz, "GetServerSockets", channelz_pb2.GetServerSocketsRequest(server_id=ours.ref.server_id),
+        channelz_pb2.GetServerSocketsResponse,
+    ).socket_ref  # fmt: skip
+    assert len(sockets) == 1
+    with pytest.raises(grpc.RpcError) as caught:
+        ask(channelz, "GetSocket", channelz_pb2.GetSocketRequest(socket_id=10**9), channelz_pb2.GetSocketResponse)
+    refused: Any = caught.value
+    assert refused.code() is grpc.StatusCode.NOT_FOUND
+    assert DescriptorPool(ProtoReflectionDescriptorDatabase(channelz)).FindServiceByName("grpc.channelz.v1.Channelz")
+
+
+def test_channelz_is_not_there_unless_asked_for(channel: grpc.Channel) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        ask(channel, "GetServers", channelz_pb2.GetServersRequest(), channelz_pb2.GetServersResponse)
+    refused: Any = caught.value
+    assert refused.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert "grpc.channelz.v1.Channelz" not in ProtoReflectionDescriptorDatabase(channel).get_services()

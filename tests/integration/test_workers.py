@@ -1,0 +1,382 @@
+"""Several workers under a supervisor: `convoy serve --workers N` as processes, and a supervisor in this process where a test has to
+ask it what no client can."""
+
+import http.client
+import os
+import re
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from export.data import Dataset
+from service import supervisor as supervision
+from service.client import CallFailed, Client
+from service.config import ServerConfig
+from service.errors import NotServed
+from service.supervisor import Supervisor
+from tests.conftest import Spawn, convoy, put
+from tests.integration.test_program import bytes_of_dark_png, one_line
+from tests.integration.test_repository import eventually
+
+Supervise = Callable[..., Supervisor]
+
+
+@pytest.fixture
+def supervise(transport_name: str) -> Iterator[Supervise]:
+    """Starts supervisors of two workers in this process, on free ports, and stops them at the end."""
+    started: list[Supervisor] = []
+
+    def start(repository: Path, *, ready: bool = True) -> Supervisor:
+        config = ServerConfig(repository=repository, grpc_port=0, http_port=0, transport=transport_name, workers=2)
+        supervisor = Supervisor(config, on_failure=lambda: None)
+        supervisor.start()
+        started.append(supervisor)
+        if ready:
+            eventually(lambda: supervisor.why_not_ready() == "")
+        return supervisor
+
+    yield start
+    for supervisor in started:
+        supervisor.stop()
+
+
+def classify(port: int, image: bytes, model: str = "digits") -> str:
+    """One call over a connection of its own, so that the kernel chooses a worker anew; the label found."""
+    with Client(f"127.0.0.1:{port}") as client:
+        return client.classify([image], model).results[0][0].label
+
+
+def scrape(port: int) -> dict[tuple[str, ...], float]:
+    """Every sample of /metrics by its name and the values of its labels, in the order of their names."""
+    text = fetch(port, "/metrics")[1]
+    samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
+    return {(sample.name, *(sample.labels[label] for label in sorted(sample.labels))): sample.value for sample in samples}
+
+
+def fetch(port: int, path: str) -> tuple[int, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+    finally:
+        connection.close()
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started and that are still there."""
+    tasks = Path(f"/proc/{pid}/task")
+    return sorted(int(child) for task in tasks.iterdir() for child in (task / "children").read_text().split())
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def handled(metrics: dict[tuple[str, ...], float]) -> float:
+    return metrics["grpc_server_handled_total", "OK", "Classify", "convoy.v1.Classifier", "unary"]
+
+
+def test_both_workers_answer_and_the_metrics_are_those_of_all_requests(
+    repository: Path, supervise: Supervise, digits: Dataset
+) -> None:
+    supervisor = supervise(repository)
+    requests = 40
+    for index in range(requests):
+        classify(supervisor.grpc_port, digits.test.encoded(index))
+    metrics = scrape(supervisor._http.port)
+    assert handled(metrics) == requests
+    assert metrics["convoy_items_total", "digits", "1"] == requests
+    assert metrics["convoy_phase_seconds_count", "digits", "inference", "1"] == requests
+    predictions = [value for key, value in metrics.items() if key[0] == "convoy_predictions_total"]
+    assert sum(predictions) == requests
+    assert metrics["convoy_model_loads_total", "digits", "ready"] == 2
+    assert [value for key, value in metrics.items() if key[0] == "convoy_model_info"] == [1]
+    assert (metrics["convoy_workers",], metrics["convoy_workers_ready",]) == (2, 2)
+    shares = [
+        next(family for family in worker.report.metrics if family.name == "convoy_items").samples[0].value
+        for worker in supervisor._workers.values()
+    ]
+    assert sum(shares) == requests
+    assert all(0 < share < requests for share in shares), "a share of the connections each; all to one is 1 in 2^39"
+
+
+def test_one_worker_has_no_supervisor(repository: Path, spawn: Spawn) -> None:
+    server = spawn(repository, "--workers", "1")
+    assert children(server.process.pid) == []
+    assert ("convoy_workers",) not in scrape(server.http_port)
+
+
+def test_two_workers_as_a_user_runs_them(repository: Path, spawn: Spawn, digits: Dataset) -> None:
+    server = spawn(repository, "--workers", "2")
+    assert len(children(server.process.pid)) == 2
+    assert convoy("classify", *_digit(repository, digits), "--server", f"127.0.0.1:{server.grpc_port}").returncode == 0
+    assert fetch(server.http_port, "/readyz") == (200, "ok\n")
+    assert fetch(server.http_port, "/livez") == (200, "ok\n")
+    status, text = fetch(server.http_port, "/nope")
+    assert status == 404, "a worker has answered"
+    assert "not found" in text.lower()
+    workers = children(server.process.pid)
+    server.process.send_signal(signal.SIGINT)
+    assert server.process.wait(30) == 0
+    assert not any(alive(pid) for pid in workers)
+    log = server.log.read_text()
+    assert "Traceback" not in log
+    assert len(re.findall(r"\[worker [12]\] service\.server: stopped", log)) == 2
+    assert not list(server.log.parent.glob("ready-*.json"))
+
+
+def _digit(folder: Path, digits: Dataset) -> list[str]:
+    path = folder.parent / "digit.png"
+    path.write_bytes(digits.test.encoded(0))
+    return [str(path), "--model", "digits"]
+
+
+class Load:
+    """Clients that each send one request after the other until they are told to stop."""
+
+    def __init__(self, port: int, image: bytes, clients: int) -> None:
+        self.answered = 0
+        self.failures: list[CallFailed] = []
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._threads = [threading.Thread(target=self._run, args=(port, image)) for _ in range(clients)]
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self, port: int, image: bytes) -> None:
+        with Client(f"127.0.0.1:{port}") as client:
+            while not self._stop.wait(0.01):
+                try:
+                    client.classify([image], "digits")
+                    with self._lock:
+                        self.answered += 1
+                except CallFailed as error:
+                    self.failures.append(error)
+
+    def stop(self) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(60)
+
+
+def test_a_worker_that_is_killed_is_replaced_while_the_other_answers(repository: Path, spawn: Spawn, digits: Dataset) -> None:
+    server = spawn(repository, "--workers", "2")
+    load = Load(server.grpc_port, digits.test.encoded(0), clients=4)
+    try:
+        eventually(lambda: load.answered > 50)
+        before = scrape(server.http_port)
+        workers = children(server.process.pid)
+        os.kill(workers[0], signal.SIGKILL)
+        eventually(lambda: workers[0] not in children(server.process.pid))
+        assert fetch(server.http_port, "/readyz") == (200, "ok\n")
+        after = scrape(server.http_port)
+        assert handled(after) >= handled(before), "what a dead worker has counted still counts"
+        answered = load.answered
+        eventually(lambda: load.answered > answered + 20)
+        eventually(lambda: scrape(server.http_port)["convoy_workers_ready",] == 2)
+        eventually(lambda: load.answered > answered + 50)
+    finally:
+        load.stop()
+    metrics = scrape(server.http_port)
+    assert metrics["convoy_worker_restarts_total",] == 1
+    assert handled(before) <= handled(metrics) <= load.answered
+    assert workers[1] in children(server.process.pid)
+    assert {failure.code for failure in load.failures} <= {"UNAVAILABLE"}
+    assert len(load.failures) <= 8, "a client whose worker died goes to the other"
+    assert f"worker 1 (pid {workers[0]}) was ended by signal 9" in server.log.read_text() or (
+        f"worker 2 (pid {workers[0]}) was ended by signal 9" in server.log.read_text()
+    )
+    assert server.terminate() == 0
+
+
+def test_all_workers_finish_what_is_in_hand(tmp_path: Path, spawn: Spawn, slow_file: Path) -> None:
+    put(slow_file, tmp_path / "models", "slow", 1)
+    (tmp_path / "models" / "slow" / "serving.toml").write_text("max_batch_size = 1\n")
+    server = spawn(tmp_path / "models", "--workers", "2")
+    answers: list[str] = []
+    clients = 8
+
+    def ask() -> None:
+        with Client(f"127.0.0.1:{server.grpc_port}", timeout_seconds=60) as client:
+            answers.append(client.classify([bytes_of_dark_png()] * 2, "slow").results[1][0].label)
+
+    asking = [threading.Thread(target=ask) for _ in range(clients)]
+    for each in asking:
+        each.start()
+    eventually(lambda: scrape(server.http_port)["convoy_inflight_requests", "slow"] == clients - len(answers))
+    assert len(answers) < clients, "the models must still be computing"
+    server.process.send_signal(signal.SIGTERM)
+    eventually(lambda: fetch(server.http_port, "/readyz") == (503, "draining\n"))
+    assert server.process.wait(60) == 0
+    for each in asking:
+        each.join(10)
+    assert answers == ["dark"] * clients
+
+
+def test_no_request_is_lost_when_the_server_drains_under_load(repository: Path, spawn: Spawn, digits: Dataset) -> None:
+    server = spawn(repository, "--workers", "2")
+    load = Load(server.grpc_port, digits.test.encoded(0), clients=4)
+    try:
+        eventually(lambda: load.answered > 50)
+        assert server.terminate() == 0
+    finally:
+        load.stop()
+    assert load.failures
+    assert {failure.code for failure in load.failures} == {"UNAVAILABLE"}
+    messages = {failure.message for failure in load.failures}
+    assert not any("Socket closed" in message or "reset" in message for message in messages), messages
+
+
+def test_a_port_that_is_taken_is_one_clear_line(repository: Path, spawn: Spawn) -> None:
+    ports = {"--grpc-port": "0", "--http-port": "0"}
+    for running in (spawn(repository), spawn(repository, "--workers", "2")):
+        for flag, port in (("--grpc-port", running.grpc_port), ("--http-port", running.http_port)):
+            flags = [part for pair in (ports | {flag: str(port)}).items() for part in pair]
+            refused = one_line(convoy("serve", repository, "--workers", "2", *flags))
+            assert f":{port}: Address already in use (port 0 takes a free one)" in refused
+    assert "the port is in use" in one_line(convoy("serve", repository, "--grpc-port", str(running.grpc_port), "--http-port", "0"))
+    assert scrape(running.http_port)["convoy_workers_ready",] == 2
+
+
+def test_the_port_is_the_servers_while_the_workers_load(repository: Path, supervise: Supervise) -> None:
+    supervisor = supervise(repository, ready=False)
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(("127.0.0.1", supervisor.grpc_port))
+    assert supervisor.why_not_ready() == "worker 1: loading; worker 2: loading"
+    eventually(lambda: supervisor.why_not_ready() == "")
+
+
+def test_workers_that_cannot_start_end_the_server_with_one_clear_line(repository: Path, tmp_path: Path) -> None:
+    serve: list[str | Path] = ["serve", repository, "--grpc-port", "0", "--http-port", "0", "--workers", "2"]
+    assert "0 is not in the range" in one_line(convoy(*serve[:-1], "0"))
+    assert "provider 'cuda' is not in the installed ONNX Runtime" in one_line(convoy(*serve, "--provider", "cuda"))
+    assert "no repository folder" in one_line(convoy("serve", tmp_path / "nowhere", *serve[2:]))
+    assert "must be PEM files that belong together" in one_line(
+        convoy(*serve, "--tls-cert", __file__, "--tls-key", __file__, timeout=30)
+    )
+    slow = convoy(*serve, "--worker-start-seconds", "0.01", "--log-level", "error")
+    assert re.search(r"worker [12] \(pid \d+\) is ended: it did not load its models within 0\.01 s", one_line(slow))
+
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\nif 'service.worker' in str(sys.orig_argv):\n    os.kill(os.getpid(), 9)\n"
+    )
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    killed = convoy(*serve, "--log-level", "error", PYTHONPATH=path)
+    assert re.search(r"worker [12] \(pid \d+\) was ended by signal 9 \(Killed\)", one_line(killed))
+
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['onnxruntime'] = None\n")
+    assert "onnxruntime is missing: install Convoy's extra" in one_line(convoy(*serve, PYTHONPATH=path))
+
+
+@pytest.mark.parametrize("signals", [[signal.SIGKILL], [signal.SIGTERM, signal.SIGTERM]])
+def test_no_worker_outlives_the_supervisor(tmp_path: Path, spawn: Spawn, slow_file: Path, signals: list[signal.Signals]) -> None:
+    put(slow_file, tmp_path / "models", "slow", 1)
+    server = spawn(tmp_path / "models", "--workers", "2")
+    workers = children(server.process.pid)
+    assert len(workers) == 2
+
+    def ask() -> None:
+        with Client(f"127.0.0.1:{server.grpc_port}", timeout_seconds=600) as client, pytest.raises(CallFailed, match="UNAVAILABLE"):
+            client.classify([bytes_of_dark_png()] * 200, "slow")
+
+    (tmp_path / "models" / "slow" / "serving.toml").write_text("max_batch_size = 1\n")
+    eventually(lambda: scrape(server.http_port)["convoy_model_loads_total", "slow", "ready"] == 4)
+    asking = threading.Thread(target=ask)
+    asking.start()
+    eventually(lambda: scrape(server.http_port)["convoy_inflight_requests", "slow"] == 1)
+    for number in signals:
+        server.process.send_signal(number)
+        time.sleep(0.2)
+    assert server.process.wait(10) == (1 if len(signals) == 2 else -signal.SIGKILL)
+    eventually(lambda: not any(alive(pid) for pid in workers))
+    asking.join(30)
+
+
+def test_a_worker_that_is_told_to_stop_drains_and_is_replaced(repository: Path, spawn: Spawn, digits: Dataset) -> None:
+    server = spawn(repository, "--workers", "2")
+    for index in range(10):
+        classify(server.grpc_port, digits.test.encoded(index))
+    workers = children(server.process.pid)
+    os.kill(workers[0], signal.SIGTERM)
+    eventually(lambda: workers[0] not in children(server.process.pid))
+    assert handled(scrape(server.http_port)) == 10, "its last report has all that it counted"
+    eventually(lambda: scrape(server.http_port)["convoy_workers_ready",] == 2)
+    assert f"(pid {workers[0]}) ended with exit code 0; another starts in" in server.log.read_text()
+    assert server.terminate() == 0
+
+
+def test_a_worker_that_is_stuck_is_replaced(
+    repository: Path, supervise: Supervise, digits: Dataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(supervision, "HEARTBEAT_SECONDS", 0.2)
+    monkeypatch.setattr(supervision, "HUNG_SECONDS", 5.0)
+    monkeypatch.setattr(supervision, "SCRAPE_SECONDS", 0.5)
+    supervisor = supervise(repository)
+    classify(supervisor.grpc_port, digits.test.encoded(0))
+    assert handled(scrape(supervisor._http.port)) == 1
+    stuck = supervisor._workers[1].pid
+    os.kill(stuck, signal.SIGSTOP)
+    assert handled(scrape(supervisor._http.port)) == 1, "a scrape makes do with what it said last"
+    eventually(lambda: 1 in supervisor._workers and supervisor._workers[1].pid != stuck and supervisor.why_not_ready() == "")
+    assert f"worker 1 (pid {stuck}) is ended: it did not answer within 5 s; another starts in 0.25 s" in caplog.text
+    assert not alive(stuck)
+
+
+def test_what_one_worker_is_asked_all_do_and_those_that_come_later(
+    repository: Path, model_file: Path, supervise: Supervise, digits: Dataset
+) -> None:
+    put(model_file, repository, "twin", 1)
+    supervisor = supervise(repository)
+    port, image = supervisor.grpc_port, digits.test.encoded(0)
+
+    def outcomes() -> set[str]:
+        found = set()
+        for _ in range(20):
+            try:
+                found.add(classify(port, image, "twin"))
+            except CallFailed as error:
+                found.add(error.code)
+        return found
+
+    [label] = outcomes()
+    supervisor._broadcast("unload", "twin")
+    assert outcomes() == {"NOT_FOUND"}
+    first = supervisor._workers[1].pid
+    os.kill(first, signal.SIGKILL)
+    eventually(lambda: 1 in supervisor._workers and supervisor._workers[1].pid != first and supervisor._workers[1].opened)
+    assert outcomes() == {"NOT_FOUND"}
+    with pytest.raises(NotServed, match="no model named 'cats' is in the repository"):
+        supervisor._broadcast("unload", "cats")
+    supervisor._broadcast("load", "twin")
+    assert outcomes() == {label}
+    assert supervisor._remembered == []
+
+
+def test_a_repository_that_fills_later_becomes_ready_with_all_workers(
+    tmp_path: Path, model_file: Path, supervise: Supervise, digits: Dataset
+) -> None:
+    (tmp_path / "models").mkdir()
+    supervisor = supervise(tmp_path / "models", ready=False)
+    eventually(lambda: supervisor.why_not_ready() == "worker 1: no model is ready; worker 2: no model is ready")
+    status, reason = fetch(supervisor._http.port, "/readyz")
+    assert (status, reason) == (503, "worker 1: no model is ready; worker 2: no model is ready\n")
+    put(model_file, tmp_path / "models", "digits", 1)
+    eventually(lambda: supervisor.why_not_ready() == "")
+    assert {classify(supervisor.grpc_port, digits.test.encoded(0)) for _ in range(8)} == {str(digits.test.labels[0])}
+
+
+def test_the_workers_share_the_cpus(repository: Path, tmp_path: Path, slow_file: Path, supervise: Supervise) -> None:
+    put(slow_file, tmp_path / "slow", "slow", 1)
+    supervisor = supervise(tmp_path / "slow")
+    share = max(1, len(os.sched_getaffinity(0)) // 2)
+    assert scrape(supervisor._http.port)["convoy_ort_threads", "slow"] == 2 * share
