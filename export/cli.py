@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Literal
 import click
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from export import options
 from export.train_command import train as train
+from export.walkthrough_command import walkthrough as walkthrough
 from service.errors import LoadError, UserError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def export(
     checkpoint = training.load(run)
     known = (checkpoint.source, checkpoint.settings.seed, checkpoint.input, checkpoint.labels)
     dataset = options.load(console, partial(load_again, *known, data, data_dir))
-    with _progress() as progress:
+    with options.progress() as progress:
         task = progress.add_task("", total=None)
 
         def on_step(step: str, done: int, total: int) -> None:
@@ -122,7 +122,7 @@ def evaluate(
     if output is not None:
         options.new_folder(output)
     chosen: Part = getattr(dataset, part)
-    with _progress() as progress:
+    with options.progress() as progress:
         task = progress.add_task(f"{part} part", total=len(chosen))
         scores = evaluation.measure(
             served, chosen, dataset.labels, lambda done, total: progress.update(task, completed=done, total=total)
@@ -212,9 +212,3 @@ def inspect(model: Path) -> None:
     }
     for key, value in facts.items():
         console.print(f"{key:<11} {value}", soft_wrap=True, markup=False)
-
-
-def _progress() -> Progress:
-    """A bar on stderr, so that what is printed can be read by a program."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True)

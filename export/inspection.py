@@ -9,6 +9,7 @@ activations: they say in what the layer between them is computed.
 import hashlib
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +44,7 @@ _RECURRENT = ("LSTM", "GRU", "RNN")
 
 @dataclass(frozen=True)
 class Layer:
-    """One node of the graph. `shape` is of its first output.
+    """One node of the graph. `output` is the name of its first output there, and `shape` is its shape.
 
     `statistics` are those of its `parameters` that are running means and variances. `macs` are multiply-accumulates for one
     image, None if a shape that they depend on is not known. `precision` is what it is computed in: `fp32`, `fp16`, `int8` and so
@@ -57,6 +58,7 @@ class Layer:
     parameters: int
     statistics: int
     macs: int | None
+    output: str
 
 
 @dataclass(frozen=True)
@@ -84,36 +86,58 @@ def inspect(path: Path) -> Inspection:
         UserError: it cannot be read or is no ONNX model.
         InvalidModel: it has a contract that is not valid.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    try:
-        model = onnx.load_model_from_string(content)
-        if not model.ir_version or not model.graph.node:
-            raise ValueError("there is no layer in it")
-        text = next((entry.value for entry in model.metadata_props if entry.key == METADATA_KEY), None)
-        layers = _layers(model, ours=text is not None)
-    except (DecodeError, ValueError, RuntimeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path}: not a valid ONNX model ({reason})") from None
+    content, model = read(path)
+    found = contract(path, model)
+    with _valid(path):
+        counted = layers(inliner.inline_local_functions(model), ours=found is not None)
     return Inspection(
-        layers=layers,
-        parameters=sum(layer.parameters for layer in layers),
-        statistics=sum(layer.statistics for layer in layers),
-        macs=sum(layer.macs or 0 for layer in layers),
-        contract=_contract(path, text) if text is not None else None,
+        layers=counted,
+        parameters=sum(layer.parameters for layer in counted),
+        statistics=sum(layer.statistics for layer in counted),
+        macs=sum(layer.macs or 0 for layer in counted),
+        contract=found,
         digest=hashlib.sha256(content).hexdigest(),
         size_bytes=len(content),
         external=_external(model),
     )
 
 
-def _contract(path: Path, text: str) -> Contract:
+def read(path: Path) -> tuple[bytes, onnx.ModelProto]:
+    """A model file's bytes, and what they say. Raises UserError as `inspect` does."""
     try:
-        return Contract.from_json(text)
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    with _valid(path):
+        model = onnx.load_model_from_string(content)
+        if not model.ir_version or not model.graph.node:
+            raise ValueError("there is no layer in it")
+    return content, model
+
+
+def contract(path: Path, model: onnx.ModelProto) -> Contract | None:
+    """The contract of a model that was read from `path`, if it has one. Raises InvalidModel if that is not valid."""
+    text = next((entry.value for entry in model.metadata_props if entry.key == METADATA_KEY), None)
+    try:
+        return None if text is None else Contract.from_json(text)
     except InvalidModel as error:
         raise InvalidModel(f"{path}: {error}") from None
+
+
+def layers(model: onnx.ModelProto, ours: bool) -> list[Layer]:
+    """The layers of a model without functions of its own (`onnx.inliner`); `ours` says whether Convoy exported it."""
+    pictures = _bind_batch(model)
+    shown, bound = onnx.shape_inference.infer_shapes(model), onnx.shape_inference.infer_shapes(pictures[0], data_prop=True)
+    return list(_Walk(pictures[1], _NORMALISATION if ours else ()).layers(shown.graph, bound.graph))
+
+
+@contextmanager
+def _valid(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (DecodeError, ValueError, RuntimeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path}: not a valid ONNX model ({reason})") from None
 
 
 def _external(model: onnx.ModelProto) -> tuple[str, ...]:
@@ -134,13 +158,6 @@ def _bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
     return [
         body for attribute in node.attribute for body in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs)
     ]
-
-
-def _layers(model: onnx.ModelProto, ours: bool) -> list[Layer]:
-    model = inliner.inline_local_functions(model)
-    pictures = _bind_batch(model)
-    shown, bound = onnx.shape_inference.infer_shapes(model), onnx.shape_inference.infer_shapes(pictures[0], data_prop=True)
-    return list(_Walk(pictures[1], _NORMALISATION if ours else ()).layers(shown.graph, bound.graph))
 
 
 def _bind_batch(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
@@ -218,6 +235,7 @@ class _Walk:
                 parameters=parameters,
                 statistics=sum(math.prod(self._tensors[root].dims) for root in statistics),
                 macs=self._macs(node),
+                output=next(filter(None, node.output), ""),
             )
             for attribute, body, other in zip(_body_names(node), _bodies(node), _bodies(same), strict=True):
                 yield from self.layers(body, other, f"{name}.{attribute}.")

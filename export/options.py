@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from service.errors import UserError
 
@@ -130,6 +130,12 @@ def load(console: Console, read: "Callable[[Callable[[str, int, int], None]], Da
         dataset = read(on_progress)
     console.print(summary(dataset), soft_wrap=True, markup=False)
     return dataset
+
+
+def progress() -> Progress:
+    """A bar on stderr, so that what is printed can be read by a program."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
 def summary(dataset: "Dataset") -> str:

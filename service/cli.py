@@ -21,7 +21,7 @@ import click
 
 from service.errors import ConvoyError, UserError
 
-_EXPORT_PACKAGES = {"torch", "onnx", "onnxscript", "onnx_ir", "pooch", "scipy", "sklearn", "matplotlib"}
+_EXPORT_PACKAGES = {"jinja2", "torch", "onnx", "onnxscript", "onnx_ir", "pooch", "scipy", "sklearn", "matplotlib"}
 _ENGINE_PACKAGES = {"onnxruntime"}
 
 IMAGES_A_REQUEST = 64

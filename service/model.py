@@ -363,3 +363,23 @@ def _replay_golden(model: Model, contract: Contract) -> None:
             raise GoldenMismatch(
                 f"golden sample {index}: off by {difference:.2g} on {model.provider!r}, at most {tolerance:.2g} is allowed"
             )
+
+
+class OpenGraph:
+    """A graph as it stands, on the CPU: no contract, nothing checked but that it runs. For looking inside a model.
+
+    Raises:
+        InvalidModel: ONNX Runtime cannot load it.
+    """
+
+    def __init__(self, content: bytes, threads: int) -> None:
+        self._session = _open_session(content, "cpu", threads)
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def run(self, images: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """All that the graph gives for its one input, by name. Raises LoadError if it fails."""
+        try:
+            values = self._session.run(self._outputs, {self._session.get_inputs()[0].name: images})
+        except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors share no base class
+            raise LoadError(f"the model raised: {first_line(error)}") from None
+        return dict(zip(self._outputs, values, strict=True))

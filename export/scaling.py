@@ -1,0 +1,24 @@
+"""What numbers a model that Convoy did not write may take for pixels. Ours take the pixels themselves."""
+
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+Scaling = Literal["0..1", "-1..1", "0..255", "imagenet"]
+SCALINGS: tuple[str, ...] = get_args(Scaling)
+
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def scaled(pixels: NDArray[np.uint8], scaling: Scaling) -> NDArray[np.float32]:
+    """Pixels uint8[..., C] as floats; `imagenet` is torchvision's normalisation, for three channels."""
+    values = pixels.astype(np.float32)
+    if scaling == "0..255":
+        return values
+    if scaling == "-1..1":
+        return values / np.float32(127.5) - np.float32(1)
+    values = values / np.float32(255)
+    if scaling == "imagenet":
+        return np.asarray((values - np.array(_IMAGENET_MEAN)) / np.array(_IMAGENET_STD), np.float32)
+    return values
