@@ -28,6 +28,7 @@ from service.metrics import Metrics, Phases
 from service.model import cpu_budget
 from service.preprocessing import open_image, to_pixels
 from service.repository import Repository, ServedModel
+from service.trace_context import TraceContext
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class Item(NamedTuple):
 
 
 class Query(NamedTuple):
-    """A classify request. `deadline` is in `time.monotonic` seconds, infinite if there is none."""
+    """A classify request. `deadline` is in `time.monotonic` seconds, infinite if there is none; `trace` is the client's, if any."""
 
     model: str
     items: Sequence[Item]
@@ -57,6 +58,7 @@ class Query(NamedTuple):
     priority: int = 0
     timeout_seconds: float = 0.0
     deadline: float = math.inf
+    trace: TraceContext | None = None
 
 
 Results = list[list[tuple[int, float]]]
@@ -66,13 +68,16 @@ Results = list[list[tuple[int, float]]]
 class Answer:
     """Scores float32[n,K] of a request's n items, by one version of a model."""
 
-    __slots__ = ("phases", "scores", "served", "top_k")
+    __slots__ = ("phases", "scores", "served", "top_k", "trace")
 
-    def __init__(self, served: ServedModel, scores: NDArray[np.float32], top_k: int, phases: Phases) -> None:
+    def __init__(
+        self, served: ServedModel, scores: NDArray[np.float32], top_k: int, phases: Phases, trace: TraceContext | None
+    ) -> None:
         self.served = served
         self.scores = scores
         self.top_k = top_k
         self.phases = phases
+        self.trace = trace
 
     def best(self) -> Results:
         """For each item its `top_k` labels as (index, probability), the most probable first, equal ones by index."""
@@ -84,7 +89,7 @@ class Answer:
 
     def delivered(self, best: Results, encode_seconds: float) -> None:
         """To be called once, when the reply with what `best` gave has been handed to the transport."""
-        self.served.metrics.answered(self.phases, encode_seconds, best)
+        self.served.metrics.answered(self.phases, encode_seconds, best, self.trace)
 
 
 Respond = Callable[[Answer | RequestError], None]
@@ -163,6 +168,7 @@ class _Request:
         "_respond",
         "_served",
         "_top_k",
+        "_trace",
         "_work",
     )
 
@@ -175,6 +181,7 @@ class _Request:
         self._served = served
         self._items = query.items
         self._top_k = query.top_k or DEFAULT_TOP_K
+        self._trace = query.trace
         self._respond = respond
         self._decode_seconds: float | None = None
         self._work: Work | None = None
@@ -276,7 +283,7 @@ class _Request:
             self._end(work.error or ModelFailed("the model gave no answer"))
             return
         phases = Phases(self._decode_seconds, work.started - work.submitted, work.finished - work.started)
-        self._end(Answer(self._served, work.scores, min(self._top_k, work.scores.shape[1]), phases))
+        self._end(Answer(self._served, work.scores, min(self._top_k, work.scores.shape[1]), phases, self._trace))
 
     def _end(self, outcome: Answer | RequestError) -> None:
         try:

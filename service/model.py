@@ -102,6 +102,11 @@ def check_provider(provider: Literal["auto", "cuda", "cpu"]) -> None:
         )
 
 
+def fell_back(asked: Literal["auto", "cuda", "cpu"], used: ProviderName) -> bool:
+    """Whether a model runs on the CPU although CUDA is in the installed ONNX Runtime and nobody asked for the CPU."""
+    return asked == "auto" and used == "cpu" and _PROVIDERS["cuda"] in ort.get_available_providers()
+
+
 def _open_session(
     content: bytes, provider: Literal["auto", "cuda", "cpu"], threads: int
 ) -> tuple[ort.InferenceSession, ProviderName]:

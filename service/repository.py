@@ -19,7 +19,7 @@ from service.config import Policy, Provider, read_policy
 from service.contract import Contract
 from service.errors import LoadError, NotServed, Unavailable, UserError
 from service.metrics import Metrics, ModelMetrics
-from service.model import Model, cpu_budget, load
+from service.model import Model, cpu_budget, fell_back, load
 from service.repository_layout import POLICY_FILE, model_names, model_path, policy_path, version_numbers
 
 log = logging.getLogger(__name__)
@@ -213,6 +213,8 @@ class Repository:
                 on_batch=metrics.batch,
             )
             batcher.start()
+            provider = policy.provider or self._provider
+            metrics.serving(policy.max_queue_items, policy.max_batch_size, fell_back=fell_back(provider, model.provider))
         except (LoadError, UserError) as error:
             outcome = error.outcome if isinstance(error, LoadError) else "invalid"
             current = self._served.get(name)

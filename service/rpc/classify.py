@@ -11,6 +11,7 @@ from service.metrics import Phases
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.repository import ServedModel
 from service.rpc.call import Method, Unary, UnaryCall
+from service.trace_context import TraceContext
 
 SERVICE = "convoy.v1.Classifier"
 MAX_ID_CHARACTERS = 256
@@ -28,7 +29,7 @@ class ClassifyServicer:
         return [Unary(f"/{SERVICE}/Classify", pb.ClassifyRequest, self._classify)]
 
     def _classify(self, request: pb.ClassifyRequest, call: UnaryCall) -> None:
-        query = _query(request, call.deadline)
+        query = _query(request, call.deadline, call.trace)
         request_id = request.id  # and no more of the request, which holds the pictures
 
         def respond(outcome: Answer | RequestError) -> None:
@@ -54,7 +55,7 @@ class ClassifyServicer:
         return writer
 
 
-def _query(request: pb.ClassifyRequest, deadline: float) -> Query:
+def _query(request: pb.ClassifyRequest, deadline: float, trace: TraceContext | None) -> Query:
     if len(request.id) > MAX_ID_CHARACTERS:
         raise InvalidRequest(f"the id has more than {MAX_ID_CHARACTERS} characters", "id")
     items = []
@@ -67,7 +68,7 @@ def _query(request: pb.ClassifyRequest, deadline: float) -> Query:
         else:
             raise InvalidRequest(f"item {len(items)} has neither encoded nor pixels", f"items[{len(items)}]")
     return Query(
-        request.model, items, request.version, request.top_k, request.priority, request.timeout_seconds, deadline
+        request.model, items, request.version, request.top_k, request.priority, request.timeout_seconds, deadline, trace
     )  # fmt: skip
 
 
