@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCK := .ci/requirements.lock
 
-.PHONY: help demo test test-system setup check bench format protos lock clean
+.PHONY: help demo test test-system setup check bench format protos dashboards lock clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -35,6 +35,7 @@ check: setup  ## lint, types, import contracts, freshness of generated files
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python .ci/protos.py --check
+	$(BIN)/python deploy/dashboards/convoy.py --check
 
 bench: setup  ## reproduce tests/benchmarks/RESULTS.md (needs h2load: apt-get install nghttp2-client)
 	$(BIN)/python -m tests.benchmarks.transport
@@ -46,6 +47,9 @@ format: setup  ## format the code and fix what lint can fix
 
 protos: setup  ## generate service/pb/ from protos/
 	$(BIN)/python .ci/protos.py
+
+dashboards: setup  ## generate deploy/dashboards/convoy.json
+	$(BIN)/python deploy/dashboards/convoy.py
 
 lock:  ## renew the pins: the newest versions that pyproject.toml admits
 	rm -rf $(VENV)/lock && $(PYTHON) -m venv $(VENV)/lock
