@@ -26,7 +26,7 @@ $(VENV)/.ready: pyproject.toml $(LOCK)
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Convoy needs Python >= 3.11; this is %d.%d. Try: make PYTHON=python3.12" % sys.version_info[:2])'
 	@echo "building $(VENV) from $(LOCK): a few minutes the first time, nothing after that"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(LOCK) --editable '.[cpu,export,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(LOCK) --editable '.[cpu,export,tracing,dev]'
 	@touch $@
 
 check: setup  ## lint, types, import contracts, freshness of generated files
@@ -53,7 +53,7 @@ dashboards: setup  ## generate deploy/dashboards/convoy.json
 
 lock:  ## renew the pins: the newest versions that pyproject.toml admits
 	rm -rf $(VENV)/lock && $(PYTHON) -m venv $(VENV)/lock
-	$(VENV)/lock/bin/python -m pip install --quiet torch==2.13.0 --editable '.[cpu,export,dev]'
+	$(VENV)/lock/bin/python -m pip install --quiet torch==2.13.0 --editable '.[cpu,export,tracing,dev]'
 	.ci/freeze $(VENV)/lock/bin/python > $(LOCK)
 	rm -rf $(VENV)/lock
 

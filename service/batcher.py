@@ -25,11 +25,15 @@ from numpy.typing import NDArray
 
 from service.batch_queue import BatchQueue, Entry, Part
 from service.errors import ClientGone, DeadlinePassed, ModelFailed, QueueFull, RequestError
+from service.trace_context import TraceContext
 
 log = logging.getLogger(__name__)
 
 Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """uint8[N,H,W,C] to float32[N,K]; called by one thread at a time."""
+
+TraceBatch = Callable[[int, list[TraceContext], float, float], None]
+"""Takes a batch's items, the traces of its requests that have one, and its start and end by the clock."""
 
 INLINE_SECONDS = 0.001
 SPLIT_COST = 1.25
@@ -39,7 +43,7 @@ SPLIT_COST = 1.25
 class Work(Entry):
     """The items of one request on their way through a model. Times are `time.monotonic` seconds, 0 until they happen."""
 
-    __slots__ = ("done", "ended", "error", "finished", "images", "remaining", "scores", "started", "submitted")
+    __slots__ = ("done", "ended", "error", "finished", "images", "remaining", "scores", "started", "submitted", "trace")
 
     def __init__(
         self,
@@ -47,11 +51,13 @@ class Work(Entry):
         done: "Callable[[Work], None]",
         priority: int = 1,
         deadline: float = math.inf,
+        trace: TraceContext | None = None,
     ) -> None:
         """`images` is uint8[n,H,W,C]; `scores` becomes float32[n,K]."""
         super().__init__(len(images), priority, deadline)
         self.images = images
         self.done = done
+        self.trace = trace
         self.scores: NDArray[np.float32] | None = None
         self.error: RequestError | None = None
         self.remaining = len(images)
@@ -105,14 +111,19 @@ class Batcher:
         max_queue_items: int,
         measured: dict[int, float],
         on_batch: Callable[[int], None] = lambda items: None,
+        trace_batch: TraceBatch | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`measured` is seconds a batch by items, from warm-up; `on_batch` is told the items of each batch that ran."""
+        """`measured` is seconds a batch by items, from warm-up; `on_batch` is told the items of each batch that ran.
+
+        `trace_batch` is told of each batch that ran before any of its works is done.
+        """
         self._predict = predict
         self._name = name
         self._max_batch_items = max_batch_items
         self._times = BatchTimes(measured)
         self._on_batch = on_batch
+        self._trace_batch = trace_batch
         self._clock = clock
         self._lock = threading.Lock()
         self._queue: BatchQueue[Work] = BatchQueue(max_queue_items)
@@ -255,6 +266,8 @@ class Batcher:
         end = self._clock()
         self._times.observe(len(scores), end - start)
         self._on_batch(len(scores))
+        if self._trace_batch is not None:
+            self._trace_batch(len(scores), [part.entry.trace for part in parts if part.entry.trace is not None], start, end)
         offset = 0
         for work, first, last in parts:
             answers = scores[offset : offset + last - first]

@@ -49,7 +49,10 @@ class Item(NamedTuple):
 
 
 class Query(NamedTuple):
-    """A classify request. `deadline` is in `time.monotonic` seconds, infinite if there is none; `trace` is the client's, if any."""
+    """A classify request. `deadline` is in `time.monotonic` seconds, infinite if there is none.
+
+    `trace` is the client's, if any; `id` is the client's name for the request.
+    """
 
     model: str
     items: Sequence[Item]
@@ -59,6 +62,7 @@ class Query(NamedTuple):
     timeout_seconds: float = 0.0
     deadline: float = math.inf
     trace: TraceContext | None = None
+    id: str = ""
 
 
 Results = list[list[tuple[int, float]]]
@@ -66,17 +70,24 @@ Results = list[list[tuple[int, float]]]
 
 
 class Answer:
-    """Scores float32[n,K] of a request's n items, by one version of a model."""
+    """Scores float32[n,K] of a request's n items, by one version of a model. `finished` is when inference was, `time.monotonic`."""
 
-    __slots__ = ("phases", "scores", "served", "top_k", "trace")
+    __slots__ = ("finished", "phases", "scores", "served", "top_k", "trace")
 
     def __init__(
-        self, served: ServedModel, scores: NDArray[np.float32], top_k: int, phases: Phases, trace: TraceContext | None
+        self,
+        served: ServedModel,
+        scores: NDArray[np.float32],
+        top_k: int,
+        phases: Phases,
+        finished: float,
+        trace: TraceContext | None,
     ) -> None:
         self.served = served
         self.scores = scores
         self.top_k = top_k
         self.phases = phases
+        self.finished = finished
         self.trace = trace
 
     def best(self) -> Results:
@@ -268,7 +279,7 @@ class _Request:
 
     def _submit(self, images: NDArray[np.uint8], *, pool: bool) -> None:
         batcher = self._served.batcher
-        work = Work(images, self._worked, self._priority, self._deadline)
+        work = Work(images, self._worked, self._priority, self._deadline, self._trace)
         self._work = work  # before it is submitted: from then on it may end at any moment
         full = batcher.submit(work, reserved=pool)
         if self._cancelled:  # it came while the pictures were decoded
@@ -283,7 +294,7 @@ class _Request:
             self._end(work.error or ModelFailed("the model gave no answer"))
             return
         phases = Phases(self._decode_seconds, work.started - work.submitted, work.finished - work.started)
-        self._end(Answer(self._served, work.scores, min(self._top_k, work.scores.shape[1]), phases, self._trace))
+        self._end(Answer(self._served, work.scores, min(self._top_k, work.scores.shape[1]), phases, work.finished, self._trace))
 
     def _end(self, outcome: Answer | RequestError) -> None:
         try:

@@ -7,7 +7,6 @@ that the server needs none of what they need.
 import errno
 import io
 import json
-import logging
 import math
 import os
 import re
@@ -16,7 +15,7 @@ from collections.abc import Callable
 from importlib.metadata import entry_points
 from importlib.metadata import version as package_version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -24,6 +23,7 @@ from service.errors import ConvoyError, UserError
 
 _EXPORT_PACKAGES = {"torch", "onnx", "onnxscript", "onnx_ir", "pooch", "scipy", "sklearn", "matplotlib"}
 _ENGINE_PACKAGES = {"onnxruntime"}
+_TRACING_PACKAGES = {"opentelemetry"}
 
 IMAGES_A_REQUEST = 64
 
@@ -103,17 +103,25 @@ def _setting(flag: str, **options: Any) -> Callable[[Any], Any]:
 @_setting("--tls-client-ca", type=click.Path(path_type=Path),
           help="CA (PEM) whose clients alone are let in: mutual TLS.")  # fmt: skip
 @_setting("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", help="What to log, to stderr.")
-def serve(log_level: str, **settings: Any) -> None:
+@_setting("--log-format", type=click.Choice(["text", "json"]), default="text", help="Lines for people, or JSON for programs.")
+@_setting("--access-log-sample", type=FiniteFloat(0, 1), default=0.0,
+          help="Share of the requests that are logged, 0 to 1: how each fared, never what was in it.")  # fmt: skip
+@_setting("--otlp-endpoint", metavar="URL",
+          help="OpenTelemetry collector to send spans to by OTLP over gRPC, http://HOST:PORT or https://HOST:PORT; "
+               "needs the extra 'tracing'.")  # fmt: skip
+@_setting("--trace-sample", type=FiniteFloat(0, 1), default=1.0,
+          help="Share of the requests without a client's trace that are traced, 0 to 1; otherwise the client decides.")  # fmt: skip
+def serve(log_level: str, log_format: Literal["text", "json"], **settings: Any) -> None:
     """Serve every model in the folder REPOSITORY (REPOSITORY/<model>/<version>/model.onnx).
 
     New versions are picked up while serving. SIGTERM or Ctrl-C finishes the requests in hand and ends with exit code 0; a second
     one ends at once. Each option can be set as an environment variable CONVOY_<OPTION> too; options win.
     """
-    logging.basicConfig(level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
-    logging.getLogger("watchfiles").setLevel(logging.WARNING)
     from service.config import ServerConfig
+    from service.logs import set_up_logging
     from service.server import serve as run
 
+    set_up_logging(log_level, log_format)
     run(ServerConfig(**settings))
 
 
@@ -213,6 +221,8 @@ def main() -> None:
                 "onnxruntime is missing: install Convoy's extra 'cpu' or 'gpu', one of the two (in a clone: pip install '.[cpu]')",
                 2,
             )
+        if missing in _TRACING_PACKAGES:
+            _leave("--otlp-endpoint needs Convoy's extra 'tracing' (in a clone: pip install '.[tracing]')", 2)
         raise
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EIO):

@@ -33,6 +33,9 @@ class ServerConfig(_Settings):
     tls_cert: Path | None = None
     tls_key: Path | None = None
     tls_client_ca: Path | None = None
+    access_log_sample: float = Field(default=0.0, ge=0, le=1)
+    otlp_endpoint: str | None = None
+    trace_sample: float = Field(default=1.0, ge=0, le=1)
 
 
 class Policy(_Settings):

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import watchfiles
@@ -21,6 +22,7 @@ from service.errors import LoadError, NotServed, Unavailable, UserError
 from service.metrics import Metrics, ModelMetrics
 from service.model import Model, cpu_budget, fell_back, load
 from service.repository_layout import POLICY_FILE, model_names, model_path, policy_path, version_numbers
+from service.trace_context import TraceContext
 
 log = logging.getLogger(__name__)
 
@@ -53,12 +55,23 @@ class ServedModel:
 class Repository:
     """The models of one folder. Construct, `start`, and in the end `stop`."""
 
-    def __init__(self, folder: Path, provider: Provider, metrics: Metrics, on_change: Callable[[], None] = lambda: None) -> None:
-        """`on_change` is called after the set of served models has changed, by the thread that changed it."""
+    def __init__(
+        self,
+        folder: Path,
+        provider: Provider,
+        metrics: Metrics,
+        on_change: Callable[[], None] = lambda: None,
+        trace_batch: Callable[[str, int, int, list[TraceContext], float, float], None] | None = None,
+    ) -> None:
+        """`on_change` is called after the set of served models has changed, by the thread that changed it.
+
+        `trace_batch` is told of each batch: its model, version, and what `batcher.TraceBatch` says.
+        """
         self._folder = folder
         self._provider = provider
         self._metrics = metrics
         self._on_change = on_change
+        self._trace_batch = trace_batch
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
         self._served: dict[str, ServedModel] = {}  # replaced, never changed: readers need no lock
@@ -211,6 +224,7 @@ class Repository:
                 max_queue_items=policy.max_queue_items,
                 measured=measured,
                 on_batch=metrics.batch,
+                trace_batch=None if self._trace_batch is None else partial(self._trace_batch, name, version),
             )
             batcher.start()
             provider = policy.provider or self._provider

@@ -15,6 +15,7 @@ import ssl
 import threading
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 
@@ -24,11 +25,15 @@ from service.errors import UserError
 from service.http import HttpServer
 from service.metrics import Metrics
 from service.model import check_provider
+from service.observed_classifier import ObservedClassifier
 from service.repository import Repository
 from service.rpc import classify, health, reflection
 from service.rpc.completion_queue import CompletionQueueServer, why_not
 from service.rpc.public_server import PublicServer
 from service.rpc.transport import Options, Tls, Transport
+
+if TYPE_CHECKING:
+    from service.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +48,10 @@ class Server:
         self._config = config
         self._draining = False
         metrics = Metrics(CollectorRegistry())
-        self._repository = Repository(config.repository, config.provider, metrics, self._changed)
-        self._classifier = Classifier(self._repository, metrics)
+        self._tracing = _tracing(config)
+        trace_batch = None if self._tracing is None else self._tracing.batch
+        self._repository = Repository(config.repository, config.provider, metrics, self._changed, trace_batch)
+        self._classifier = _classifier(config, self._repository, metrics, self._tracing)
         self._health = health.HealthServicer(self._serving)
         self._reflection = reflection.ReflectionServicer([classify.SERVICE, health.SERVICE])
         servicers = (classify.ClassifyServicer(self._classifier), self._health, self._reflection)
@@ -120,6 +127,8 @@ class Server:
         self._classifier.close()
         self._repository.stop()
         self._http.stop()
+        if self._tracing is not None:
+            self._tracing.close()
         self._remove_ready_file()
         log.info("stopped")
 
@@ -173,6 +182,21 @@ def serve(config: ServerConfig) -> None:
         asked_to_stop.wait()
     finally:
         server.stop()
+
+
+def _tracing(config: ServerConfig) -> "Tracing | None":
+    if config.otlp_endpoint is None:
+        return None
+    from service.tracing import Tracing
+
+    return Tracing(config.otlp_endpoint, config.trace_sample)
+
+
+def _classifier(config: ServerConfig, repository: Repository, metrics: Metrics, tracing: "Tracing | None") -> Classifier:
+    """A classifier that tells of its requests, if it is asked to."""
+    if tracing is None and not config.access_log_sample:
+        return Classifier(repository, metrics)
+    return ObservedClassifier(repository, metrics, config.access_log_sample, tracing)
 
 
 def _transport(config: ServerConfig) -> type[CompletionQueueServer] | type[PublicServer]:

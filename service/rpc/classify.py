@@ -68,7 +68,7 @@ def _query(request: pb.ClassifyRequest, deadline: float, trace: TraceContext | N
         else:
             raise InvalidRequest(f"item {len(items)} has neither encoded nor pixels", f"items[{len(items)}]")
     return Query(
-        request.model, items, request.version, request.top_k, request.priority, request.timeout_seconds, deadline, trace
+        request.model, items, request.version, request.top_k, request.priority, request.timeout_seconds, deadline, trace, request.id
     )  # fmt: skip
 
 
