@@ -7,7 +7,7 @@ CLIENTS := $(VENV)/clients
 CLIENTS_LOCK := .ci/clients.lock
 PERF_ANALYZER := $(VENV)/perf_analyzer
 
-.PHONY: help demo test test-system test-slow setup clients perf-analyzer check bench format protos lock clean
+.PHONY: help demo test test-system test-slow setup clients perf-analyzer check bench format protos dashboards lock clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -32,7 +32,7 @@ $(VENV)/.ready: pyproject.toml $(LOCK)
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Convoy needs Python >= 3.11; this is %d.%d. Try: make PYTHON=python3.12" % sys.version_info[:2])'
 	@echo "building $(VENV) from $(LOCK): a few minutes the first time, nothing after that"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(LOCK) --editable '.[cpu,export,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(LOCK) --editable '.[cpu,export,tracing,dev]'
 	@touch $@
 
 clients: $(CLIENTS)/.ready  ## build the environment of the inference clients that the tests drive us with
@@ -64,6 +64,7 @@ check: setup  ## lint, types, import contracts, the API, freshness of generated 
 	$(BIN)/lint-imports
 	$(BIN)/python .ci/protos.py --check
 	cd protos && ../$(BIN)/buf lint
+	$(BIN)/python deploy/dashboards/convoy.py --check
 
 bench: setup  ## reproduce tests/benchmarks/RESULTS.md (needs h2load: apt-get install nghttp2-client)
 	$(BIN)/python -m tests.benchmarks.transport
@@ -77,9 +78,12 @@ format: setup  ## format the code and fix what lint can fix
 protos: setup  ## generate service/pb/ from protos/
 	$(BIN)/python .ci/protos.py
 
+dashboards: setup  ## generate deploy/dashboards/convoy.json
+	$(BIN)/python deploy/dashboards/convoy.py
+
 lock:  ## renew the pins: the newest versions that pyproject.toml admits
 	rm -rf $(VENV)/lock && $(PYTHON) -m venv $(VENV)/lock
-	$(VENV)/lock/bin/python -m pip install --quiet torch==2.13.0 --editable '.[cpu,export,dev]'
+	$(VENV)/lock/bin/python -m pip install --quiet torch==2.13.0 --editable '.[cpu,export,tracing,dev]'
 	.ci/freeze $(VENV)/lock/bin/python > $(LOCK)
 	rm -rf $(VENV)/lock && $(PYTHON) -m venv $(VENV)/lock
 	$(VENV)/lock/bin/python -m pip install --quiet 'tritonclient[grpc,http]' kserve pytest pytest-timeout

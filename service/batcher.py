@@ -38,11 +38,15 @@ from numpy.typing import NDArray
 from service.batch_queue import BatchQueue, Entry, Part
 from service.batch_times import BatchTimes
 from service.errors import ClientGone, DeadlinePassed, ModelFailed, QueueFull, RequestError
+from service.trace_context import TraceContext
 
 log = logging.getLogger(__name__)
 
 Predict = Callable[[NDArray[Any]], Sequence[NDArray[Any]]]
 """One array [n,...] of n items to one array [n,...] an output; called by one thread at a time."""
+
+TraceBatch = Callable[[int, list[TraceContext], float, float], None]
+"""Takes a batch's items, the traces of its requests that have one, and its start and end by the clock."""
 
 INLINE_SECONDS = 0.001
 SPLIT_COST = 1.25
@@ -55,7 +59,7 @@ TRUST_SECONDS = 10.0
 class Work(Entry):
     """The items of one request on their way through a model. Times are `time.monotonic` seconds, 0 until they happen."""
 
-    __slots__ = ("done", "ended", "error", "finished", "images", "outputs", "remaining", "started", "submitted")
+    __slots__ = ("done", "ended", "error", "finished", "images", "outputs", "remaining", "started", "submitted", "trace")
 
     def __init__(
         self,
@@ -63,11 +67,13 @@ class Work(Entry):
         done: "Callable[[Work], None]",
         priority: int = 1,
         deadline: float = math.inf,
+        trace: TraceContext | None = None,
     ) -> None:
         """`images` is [n,...], one row an item; `outputs` becomes one array [n,...] for each of the model's."""
         super().__init__(len(images), priority, deadline)
         self.images = images
         self.done = done
+        self.trace = trace
         self.outputs: Sequence[NDArray[Any]] | None = None
         self.error: RequestError | None = None
         self.remaining = len(images)
@@ -96,14 +102,19 @@ class Batcher:
         measured: dict[int, float],
         max_delay_seconds: float = 0.0,
         on_batch: Callable[[int, float], None] = lambda items, seconds: None,
+        trace_batch: TraceBatch | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`measured` is seconds a batch by items, from warm-up; `on_batch` is told items and seconds of each batch that ran."""
+        """`measured` is seconds a batch by items, from warm-up; `on_batch` is told items and seconds of each batch that ran.
+
+        `trace_batch` is told of each batch that ran before any of its works is done.
+        """
         self._name = name
         self._times = BatchTimes(measured)
         self.max_batch_items = self._times.most_worthwhile(max_batch_items)
         self._max_delay_seconds = max_delay_seconds
         self._on_batch = on_batch
+        self._trace_batch = trace_batch
         self._clock = clock
         self._measured_at = clock()
         self._lock = threading.Lock()
@@ -325,6 +336,8 @@ class Batcher:
         self._times.observe(items, end - start)
         self._measured_at = end
         self._on_batch(items, end - start)
+        if self._trace_batch is not None:
+            self._trace_batch(items, [part.entry.trace for part in parts if part.entry.trace is not None], start, end)
         offset = 0
         for part in parts:
             work, first, last = part

@@ -28,6 +28,7 @@ from service.metrics import Metrics, Phases
 from service.model import TensorSpec, cpu_budget
 from service.preprocessing import open_image, to_pixels
 from service.repository import Repository, ServedModel
+from service.trace_context import TraceContext
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class Query(NamedTuple):
     """A classify request, of `items` or of a `tensor`: [n, *shape] of n items, in the dtype and shape that the model takes.
 
     `deadline` is in `time.monotonic` seconds, infinite if there is none. `examine` is shown the model that is to answer, before
-    anything is done with it; it may raise RequestError.
+    anything is done with it; it may raise RequestError. `trace` is the client's, if any; `id` is its name for the request.
     """
 
     model: str
@@ -63,6 +64,8 @@ class Query(NamedTuple):
     deadline: float = math.inf
     tensor: NDArray[Any] | None = None
     examine: Callable[[ServedModel], None] | None = None
+    trace: TraceContext | None = None
+    id: str = ""
 
 
 Results = list[list[tuple[int, float]]]
@@ -72,17 +75,28 @@ Results = list[list[tuple[int, float]]]
 class Answer:
     """What one version of a model gave for a request's n items.
 
-    `scores` is floating[n,K], a number for each label: probabilities, if the model has a contract.
+    `scores` is floating[n,K], a number for each label: probabilities, if the model has a contract. `finished` is when inference
+    was, in `time.monotonic` seconds.
     """
 
-    __slots__ = ("_outputs", "phases", "scores", "served", "top_k")
+    __slots__ = ("_outputs", "finished", "phases", "scores", "served", "top_k", "trace")
 
-    def __init__(self, served: ServedModel, outputs: Sequence[NDArray[Any]], top_k: int, phases: Phases) -> None:
+    def __init__(
+        self,
+        served: ServedModel,
+        outputs: Sequence[NDArray[Any]],
+        top_k: int,
+        phases: Phases,
+        finished: float,
+        trace: TraceContext | None,
+    ) -> None:
         self.served = served
         scores = outputs[0]
         self.scores = scores if scores.ndim == 2 else scores.reshape(len(scores), -1)
         self.top_k = min(top_k or DEFAULT_TOP_K, self.scores.shape[1])
         self.phases = phases
+        self.finished = finished
+        self.trace = trace
         self._outputs = outputs
 
     @property
@@ -96,7 +110,7 @@ class Answer:
 
     def delivered(self, best: Results, encode_seconds: float) -> None:
         """To be called once, when the reply with what `best` gave has been handed to the transport."""
-        self.served.metrics.answered(self.phases, encode_seconds, best)
+        self.served.metrics.answered(self.phases, encode_seconds, best, self.trace)
 
 
 def best(scores: NDArray[Any], top_k: int) -> Results:
@@ -213,6 +227,7 @@ class _Request:
         "_served",
         "_tensor",
         "_top_k",
+        "_trace",
         "_work",
     )
 
@@ -227,6 +242,7 @@ class _Request:
         self._items = query.items
         self._tensor = query.tensor
         self._top_k = query.top_k
+        self._trace = query.trace
         self._respond = respond
         self._decode_seconds: float | None = None
         self._work: Work | None = None
@@ -347,7 +363,7 @@ class _Request:
 
     def _submit(self, images: NDArray[Any], *, pool: bool) -> None:
         batcher = self._served.batcher
-        work = Work(images, self._worked, self._priority, self._deadline)
+        work = Work(images, self._worked, self._priority, self._deadline, self._trace)
         self._work = work  # before it is submitted: from then on it may end at any moment
         full = batcher.submit(work, reserved=pool)
         if self._cancelled:  # it came while the pictures were decoded
@@ -362,7 +378,7 @@ class _Request:
             self._end(work.error or ModelFailed("the model gave no answer"))
             return
         phases = Phases(self._decode_seconds, work.started - work.submitted, work.finished - work.started)
-        self._end(Answer(self._served, work.outputs, self._top_k, phases))
+        self._end(Answer(self._served, work.outputs, self._top_k, phases, work.finished, self._trace))
 
     def _end(self, outcome: Answer | RequestError) -> None:
         try:

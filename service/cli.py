@@ -23,6 +23,7 @@ from service.errors import ConvoyError, UserError
 
 _EXPORT_PACKAGES = {"jinja2", "torch", "onnx", "onnxscript", "onnx_ir", "pooch", "scipy", "sklearn", "matplotlib"}
 _ENGINE_PACKAGES = {"onnxruntime"}
+_TRACING_PACKAGES = {"opentelemetry"}
 
 IMAGES_A_REQUEST = 64
 
@@ -118,17 +119,25 @@ def _setting(flag: str, **options: Any) -> Callable[[Any], Any]:
           help="CA (PEM) whose clients alone are let in: mutual TLS.")  # fmt: skip
 @_setting("--no-page", is_flag=True, help="Do not offer the web page at / of the HTTP port.")
 @_setting("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", help="What to log, to stderr.")
-def serve(log_level: str, no_page: bool, **settings: Any) -> None:
+@_setting("--log-format", type=click.Choice(["text", "json"]), default="text", help="Lines for people, or JSON for programs.")
+@_setting("--access-log-sample", type=FiniteFloat(0, 1), default=0.0,
+          help="Share of the requests that are logged, 0 to 1: how each fared, never what was in it.")  # fmt: skip
+@_setting("--otlp-endpoint", metavar="URL",
+          help="OpenTelemetry collector to send spans to by OTLP over gRPC, http://HOST:PORT or https://HOST:PORT; "
+               "needs the extra 'tracing'.")  # fmt: skip
+@_setting("--trace-sample", type=FiniteFloat(0, 1), default=1.0,
+          help="Share of the requests without a client's trace that are traced, 0 to 1; otherwise the client decides.")  # fmt: skip
+def serve(no_page: bool, **settings: Any) -> None:
     """Serve every model in the folder REPOSITORY (REPOSITORY/<model>/<version>/model.onnx).
 
     New versions are picked up while serving. SIGTERM or Ctrl-C finishes the requests in hand and ends with exit code 0; a second
     one ends at once. Each option can be set as an environment variable CONVOY_<OPTION> too; options win.
     """
     from service.config import ServerConfig
-    from service.lifecycle import set_up_logging
+    from service.logs import set_up_logging
 
-    set_up_logging(log_level.upper())
     config = ServerConfig(**settings, page=not no_page)
+    set_up_logging(config.log_level, config.log_format)
     if config.workers > 1:
         from service.supervisor import serve as run
     else:
@@ -232,6 +241,8 @@ def main() -> None:
                 "onnxruntime is missing: install Convoy's extra 'cpu' or 'gpu', one of the two (in a clone: pip install '.[cpu]')",
                 2,
             )
+        if missing in _TRACING_PACKAGES:
+            _leave("--otlp-endpoint needs Convoy's extra 'tracing' (in a clone: pip install '.[tracing]')", 2)
         raise
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EIO):

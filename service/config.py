@@ -47,6 +47,11 @@ class ServerConfig(_Settings):
     tls_key: Path | None = None
     tls_client_ca: Path | None = None
     page: bool = True
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = "text"
+    access_log_sample: float = Field(default=0.0, ge=0, le=1)
+    otlp_endpoint: str | None = None
+    trace_sample: float = Field(default=1.0, ge=0, le=1)
 
     @property
     def url_host(self) -> str:

@@ -18,13 +18,6 @@ from service.errors import UserError
 log = logging.getLogger(__name__)
 
 
-def set_up_logging(level: str, who: str = "") -> None:
-    """Logs to stderr; `who` tells the lines of one process from those of others."""
-    form = f"%(asctime)s %(levelname)-7s {who and who + ' '}%(name)s: %(message)s"
-    logging.basicConfig(level=level, format=form)  # stderr is where it goes if nothing is said
-    logging.getLogger("watchfiles").setLevel(logging.WARNING)
-
-
 def check_settings(config: ServerConfig) -> None:
     """Raises UserError for a repository or a host that cannot be."""
     repository = config.repository

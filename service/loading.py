@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from service.batcher import INLINE_SECONDS, Batcher
+from service.batcher import INLINE_SECONDS, Batcher, TraceBatch
 from service.config import Policy, Provider
 from service.errors import InvalidModel
 from service.model import Model, load
@@ -55,8 +55,10 @@ def load_model(path: Path, labels: tuple[str, ...] | None, policy: Policy, provi
     return Loaded(instances, measured[0])
 
 
-def start_batcher(name: str, loaded: Loaded, policy: Policy, on_batch: Callable[[int, float], None]) -> Batcher:
-    """The running batcher of a loaded model; `on_batch` is told the items of each batch that ran."""
+def start_batcher(
+    name: str, loaded: Loaded, policy: Policy, on_batch: Callable[[int, float], None], trace_batch: TraceBatch | None
+) -> Batcher:
+    """The running batcher of a loaded model; for `on_batch` and `trace_batch` see there."""
     batcher = Batcher(
         *(instance.predict for instance in loaded.instances),
         name=name,
@@ -65,6 +67,7 @@ def start_batcher(name: str, loaded: Loaded, policy: Policy, on_batch: Callable[
         measured=loaded.measured,
         max_delay_seconds=policy.max_queue_delay_seconds,
         on_batch=on_batch,
+        trace_batch=trace_batch,
     )
     batcher.start()
     return batcher

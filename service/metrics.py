@@ -6,6 +6,12 @@ that the server offers. What a client sends never becomes a label.
 What is observed of every request is put at the end of plain lists, which needs no lock, and counted many at a time, by numpy: when
 FOLD of them wait, or when somebody scrapes. prometheus_client's own histograms take a lock and a search for each number, which came
 to a tenth of a small request. All other metrics are prometheus_client's own.
+
+Counters are there from the start, at 0, for every value that their labels can have: `rate` in Prometheus does not see the step from
+nothing to 1, so that an error which comes as the first of its kind would go unseen.
+
+The buckets that the durations of a request fell into keep the id of its trace as their exemplar, if that trace is recorded, until
+another comes. Scrapers that ask for OpenMetrics get them: from a slow bucket one click leads to a request that was in it.
 """
 
 import platform
@@ -20,10 +26,21 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, PlatformCollector, ProcessCollector
 from prometheus_client import Info as InfoMetric
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
+
+from service.trace_context import TraceContext
 
 PHASES = ("decode", "queue", "inference", "encode")
+REASONS = ("queue_full", "deadline", "cancelled", "draining", "invalid")
+OUTCOMES = ("ready", "golden_mismatch", "invalid", "failed")
+CODES = (
+    "OK", "CANCELLED", "DEADLINE_EXCEEDED", "INTERNAL", "INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED", "UNAVAILABLE",
+    "UNIMPLEMENTED",
+)  # fmt: skip
+"""The gRPC codes that a method here can end with; see `rpc/status.py`."""
+
 OTHER_LABEL = "other"
 MAX_LABELS = 100
 FOLD = 1024
@@ -86,20 +103,31 @@ def _add(totals: dict[T, Total], key: T, seconds: float) -> None:
 class _Tally:
     """A histogram in the making. `observe` is for any thread; `fold` and `add_to` are for whoever holds its owner's lock."""
 
-    __slots__ = ("_bounds", "_counts", "_new", "_sum", "observe")
+    __slots__ = ("_bounds", "_counts", "_exemplars", "_new", "_new_traced", "_sum", "observe")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self._bounds = np.array(bounds)
         self._counts = np.zeros(len(bounds) + 1, np.int64)
         self._sum = 0.0
+        self._exemplars: dict[int, Exemplar] = {}  # by bucket, the latest
         self._new: list[float] = []
+        self._new_traced: list[tuple[float, str, float]] = []
         self.observe: Callable[[float], None] = self._new.append
+
+    def traced(self, value: float, trace_id: str) -> None:
+        """What was just observed belongs to a trace."""
+        self._new_traced.append((value, trace_id, time.time()))
 
     def fold(self) -> None:
         """Counts what was observed."""
+        traced = _taken(self._new_traced)  # first, so that each of them is among the values
         values = np.array(_taken(self._new), np.float64)
         self._counts += np.bincount(np.searchsorted(self._bounds, values), minlength=len(self._counts))
         self._sum += float(values.sum())
+        if traced:
+            buckets = np.searchsorted(self._bounds, [value for value, _, _ in traced]).tolist()
+            for bucket, (value, trace_id, when) in dict(zip(buckets, traced, strict=True)).items():
+                self._exemplars[bucket] = Exemplar({"trace_id": trace_id}, value, when)
 
     def total(self) -> Total:
         """How many were observed, and their sum."""
@@ -107,8 +135,13 @@ class _Tally:
 
     def add_to(self, family: HistogramMetricFamily, labels: tuple[str, ...]) -> None:
         """Adds the counts so far to what is being exposed."""
-        bounds = [*map(str, self._bounds.tolist()), "+Inf"]
-        family.add_metric(labels, list(zip(bounds, self._counts.cumsum().tolist(), strict=True)), self._sum)
+        buckets = [
+            (bound, count, self._exemplars[index]) if index in self._exemplars else (bound, count)
+            for index, (bound, count) in enumerate(
+                zip([*map(str, self._bounds.tolist()), "+Inf"], self._counts.cumsum().tolist(), strict=True)
+            )
+        ]
+        family.add_metric(labels, buckets, self._sum)
 
 
 class ModelMetrics:
@@ -120,7 +153,7 @@ class ModelMetrics:
         self.probabilities = probabilities
         self._model_version = (model, version)
         self._lock = threading.Lock()
-        self._decode, self._queue, self._inference, self._encode = (_Tally(_SECONDS) for _ in PHASES)
+        self._phases = self._decode, self._queue, self._inference, self._encode = tuple(_Tally(_SECONDS) for _ in PHASES)
         self._batch_items = _Tally(_ITEMS)
         self._confidence = _Tally(_CONFIDENCE)
         self._best: list[int] = []
@@ -130,6 +163,8 @@ class ModelMetrics:
         self._batches: dict[int, Total] = {}
         self._last_batch = 0.0
         self._failures: dict[str, Total] = {}
+        self._limits: tuple[int, int] | None = None
+        self._fell_back = False
 
     def batch(self, items: int, seconds: float) -> None:
         """A batch of `items` ran."""
@@ -144,7 +179,18 @@ class ModelMetrics:
             if len(self._new_batches) >= FOLD:  # all that ran was of requests that were not answered
                 self._fold()
 
-    def answered(self, phases: Phases, encode_seconds: float, results: Sequence[Sequence[tuple[int, float]]]) -> None:
+    def serving(self, queue_limit_items: int, batch_limit_items: int, *, fell_back: bool) -> None:
+        """The version is about to serve within these limits, `fell_back` from a GPU to the CPU or not."""
+        self._limits = (queue_limit_items, batch_limit_items)
+        self._fell_back = fell_back
+
+    def answered(
+        self,
+        phases: Phases,
+        encode_seconds: float,
+        results: Sequence[Sequence[tuple[int, float]]],
+        trace: TraceContext | None = None,
+    ) -> None:
         """A request was answered; `results` has for each item its (label index, probability), the best first."""
         decode, queue, inference = phases
         if decode is not None:
@@ -157,6 +203,10 @@ class ModelMetrics:
             self._best.append(best)
             if self.probabilities:
                 self._confidence.observe(probability)
+        if trace is not None and trace.sampled:
+            for tally, seconds in zip(self._phases, (*phases, encode_seconds), strict=True):
+                if seconds is not None:
+                    tally.traced(seconds, trace.trace_id)
         if len(self._best) >= FOLD:
             with self._lock:
                 self._fold()
@@ -165,7 +215,7 @@ class ModelMetrics:
         """What happened so far."""
         with self._lock:
             self._fold()
-            tallies = zip(PHASES, (self._decode, self._queue, self._inference, self._encode), strict=True)
+            tallies = zip(PHASES, self._phases, strict=True)
             return Statistics(
                 {phase: tally.total() for phase, tally in tallies}, sum(self._predictions.values()),
                 dict(self._failures), dict(self._batches), self._last_batch,
@@ -174,7 +224,7 @@ class ModelMetrics:
     def _fold(self) -> None:
         for items, seconds in _taken(self._new_batches):
             _add(self._batches, items, seconds)
-        for tally in (self._decode, self._queue, self._inference, self._encode, self._batch_items, self._confidence):
+        for tally in (*self._phases, self._batch_items, self._confidence):
             tally.fold()
         for best, count in Counts(_taken(self._best)).items():
             self._predictions[self._names[best]] += count
@@ -184,13 +234,17 @@ class ModelMetrics:
         served = self._model_version
         with self._lock:
             self._fold()
-            for phase, tally in zip(PHASES, (self._decode, self._queue, self._inference, self._encode), strict=True):
+            for phase, tally in zip(PHASES, self._phases, strict=True):
                 tally.add_to(families.phase_seconds, (*served, phase))
             self._batch_items.add_to(families.batch_items, served)
             self._confidence.add_to(families.confidence, served)
             families.items.add_metric(served, sum(self._predictions.values()))
             for name, count in self._predictions.items():
                 families.predictions.add_metric((*served, name), count)
+            if self._limits is not None:
+                for family, limit in zip((families.queue_limit, families.batch_limit), self._limits, strict=True):
+                    family.add_metric(served, limit)
+                families.fallback.add_metric(served, self._fell_back)
 
 
 class _ModelFamilies:
@@ -205,10 +259,15 @@ class _ModelFamilies:
         self.items = CounterMetricFamily("convoy_items", "Items answered", labels=served)
         self.predictions = CounterMetricFamily("convoy_predictions", "Items by best label", labels=(*served, "label"))
         self.confidence = HistogramMetricFamily("convoy_confidence", "Probability of the best label", labels=served)
+        self.queue_limit = GaugeMetricFamily("convoy_queue_limit_items", "Items that may wait for inference", labels=served)
+        self.batch_limit = GaugeMetricFamily("convoy_batch_limit_items", "Items that a batch may hold", labels=served)
+        self.fallback = GaugeMetricFamily(
+            "convoy_provider_fallback", "1 if the version runs on the CPU because CUDA, which is installed, failed", labels=served
+        )
 
     def all(self) -> list[Metric]:
         """In the order in which they are exposed."""
-        return [self.phase_seconds, self.batch_items, self.items, self.predictions, self.confidence]
+        return list(vars(self).values())
 
 
 class RpcMetrics:
@@ -219,17 +278,19 @@ class RpcMetrics:
         self._lock = threading.Lock()
         self._started = 0
         self._codes: list[str] = []
-        self._handled: Counts[str] = Counts()
+        self._handled = Counts(dict.fromkeys(CODES, 0))
         self._handling_seconds = _Tally(_SECONDS)
 
     def started(self) -> None:
         """An RPC has come in. Called by the transport's one thread, so no lock is needed."""
         self._started += 1
 
-    def handled(self, code: str, seconds: float) -> None:
+    def handled(self, code: str, seconds: float, trace: TraceContext | None) -> None:
         """An RPC has ended with `code`, a name such as OK or NOT_FOUND."""
         self._codes.append(code)
         self._handling_seconds.observe(seconds)
+        if trace is not None and trace.sampled:
+            self._handling_seconds.traced(seconds, trace.trace_id)
         if len(self._codes) >= FOLD:
             with self._lock:
                 self._fold()
@@ -339,6 +400,8 @@ class Metrics:
 
     def watch_model(self, model: str, queue_items: Callable[[], float], inflight: Callable[[], float], threads: int) -> None:
         """Reads the model's gauges from these functions from now on, when somebody scrapes; `threads` are ONNX Runtime's."""
+        for reason in REASONS:
+            self._rejections.labels(model, reason)
         self._queue_items.labels(model).set_function(queue_items)
         self._inflight.labels(model).set_function(inflight)
         self._ort_threads.labels(model).set(threads)
@@ -362,6 +425,8 @@ class Metrics:
 
     def load_ended(self, model: str, outcome: str, seconds: float | None) -> None:
         """An attempt to load a version has ended: `ready`, `golden_mismatch`, `invalid` or `failed`; None if it never began."""
+        for possible in OUTCOMES:
+            self._loads.labels(model, possible)
         self._loads.labels(model, outcome).inc()
         if seconds is not None:
             self._load_seconds.labels(model).set(seconds)

@@ -299,6 +299,11 @@ def check_provider(provider: Provider) -> None:
         raise UserError(_not_installed(provider))
 
 
+def fell_back(asked: Provider, used: ProviderName) -> bool:
+    """Whether a model runs on the CPU although CUDA is in the installed ONNX Runtime and nobody asked for the CPU."""
+    return asked == "auto" and used == "cpu" and _PROVIDERS["cuda"] in ort.get_available_providers()
+
+
 def _not_installed(provider: ProviderName) -> str:
     installed = [name for name, known in _PROVIDERS.items() if known in ort.get_available_providers()]
     return (

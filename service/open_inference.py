@@ -19,6 +19,7 @@ from service.errors import InvalidRequest, NotOffered, RequestError
 from service.model import TensorSpec
 from service.repository import ServedModel
 from service.shared_memory import MAX_READ_BYTES, Region, SharedMemory
+from service.trace_context import TraceContext
 
 BYTES = "BYTES"
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -75,9 +76,16 @@ class Output(NamedTuple):
 
 
 def query(
-    model: str, version: str, given: Input, wanted: Sequence[Wanted], parameters: Mapping[str, Any], deadline: float = math.inf
+    model: str,
+    version: str,
+    given: Input,
+    wanted: Sequence[Wanted],
+    parameters: Mapping[str, Any],
+    deadline: float = math.inf,
+    trace: TraceContext | None = None,
+    request_id: str = "",
 ) -> Query:
-    """The classifier's query for a request; `deadline` is in `time.monotonic` seconds.
+    """The classifier's query for a request; `deadline` is in `time.monotonic` seconds, `trace` and `request_id` are the client's.
 
     Raises InvalidRequest or NotOffered for a parameter that is not accepted. Names, data types and shapes are held against the
     model by the query itself, once it has got to one.
@@ -87,8 +95,8 @@ def query(
     examine = partial(_examine, given, wanted)
     if isinstance(elements, list):
         items = [Item(element, True) for element in elements]
-        return Query(model, items, version, 1, priority, timeout_seconds, deadline, None, examine)
-    return Query(model, (), version, 1, priority, timeout_seconds, deadline, elements, examine)
+        return Query(model, items, version, 1, priority, timeout_seconds, deadline, None, examine, trace, request_id)
+    return Query(model, (), version, 1, priority, timeout_seconds, deadline, elements, examine, trace, request_id)
 
 
 def outputs(answer: Answer, wanted: Sequence[Wanted]) -> list[Output]:

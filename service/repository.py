@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
@@ -23,8 +24,9 @@ from service.config import Policy, Provider, read_policy
 from service.errors import LoadError, NotServed, Unavailable, UserError
 from service.loading import load_model, read_labels, start_batcher
 from service.metrics import Metrics, ModelMetrics
-from service.model import Model, cpu_budget
+from service.model import Model, cpu_budget, fell_back
 from service.repository_layout import MODEL_FILE, POLICY_FILE, labels_path, model_names, model_path, policy_path, version_numbers
+from service.trace_context import TraceContext
 
 log = logging.getLogger(__name__)
 
@@ -77,16 +79,19 @@ class Repository:
         metrics: Metrics,
         on_change: Callable[[], None] = lambda: None,
         cpus: int | None = None,
+        trace_batch: Callable[[str, int, int, list[TraceContext], float, float], None] | None = None,
     ) -> None:
         """`on_change` is called after the set of served models has changed, by the thread that changed it.
 
-        A model computes with at most `cpus` threads; as many as there are CPUs for this process if not given.
+        A model computes with at most `cpus` threads; as many as there are CPUs for this process if not given. `trace_batch` is
+        told of each batch: its model, version, and what `batcher.TraceBatch` says.
         """
         self._folder = folder
         self._provider = provider
         self._metrics = metrics
         self._on_change = on_change
         self._cpus = cpus or cpu_budget()
+        self._trace_batch = trace_batch
         # What readers need no lock for is replaced, never changed.
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
@@ -335,7 +340,10 @@ class Repository:
             loaded = load_model(model_path(self._folder, name, version), labels, policy, self._provider, self._cpus)
             model = loaded.instances[0]
             metrics = self._metrics.model_loaded(name, str(version), model.labels, not model.foreign)
-            batcher = start_batcher(name, loaded, policy, metrics.batch)
+            trace_batch = None if self._trace_batch is None else partial(self._trace_batch, name, version)
+            batcher = start_batcher(name, loaded, policy, metrics.batch, trace_batch)
+            fallen = fell_back(policy.provider or self._provider, model.provider)
+            metrics.serving(policy.max_queue_items, batcher.max_batch_items, fell_back=fallen)
         except LoadError as error:
             self._fail(name, version, fingerprint, error.outcome, str(error), time.monotonic() - start)
             return None

@@ -51,6 +51,7 @@ from service.open_inference import (
     wanted_output,
 )
 from service.shared_memory import SharedMemory
+from service.trace_context import HEADER, trace_context
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -157,7 +158,10 @@ class Rest:
         parameters = _member(document, "parameters", dict, {})
         wanted = self._wanted(document)
         try:
-            answer = self._classifier.answer(query(model, version, given, [each for each, _ in wanted], parameters))
+            answer = self._classifier.answer(query(
+                model, version, given, [each for each, _ in wanted], parameters,
+                trace=trace_context(request.headers.get(HEADER, "")), request_id=_member(document, "id", str, ""),
+            ))  # fmt: skip
         except RequestError as error:
             raise in_request(error) from None
         start = time.monotonic()

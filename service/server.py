@@ -29,6 +29,7 @@ from service.inventory import Inventory
 from service.lifecycle import ReadyFile, check_settings, stop_on_signals
 from service.metrics import Metrics
 from service.model import check_provider, cpu_budget
+from service.observed_classifier import ObservedClassifier
 from service.page import Page
 from service.repository import Repository
 from service.rest import Rest
@@ -40,6 +41,8 @@ from service.shared_memory import SharedMemory
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
+
+    from service.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +73,10 @@ class Server:
         self._draining = False
         metrics = Metrics(CollectorRegistry())
         cpus = max(1, cpu_budget() // config.workers)
-        self._repository = Repository(config.repository, config.provider, metrics, self._changed, cpus)
-        self._classifier = Classifier(self._repository, metrics, cpus)
+        self._tracing = _tracing(config)
+        trace_batch = None if self._tracing is None else self._tracing.batch
+        self._repository = Repository(config.repository, config.provider, metrics, self._changed, cpus, trace_batch)
+        self._classifier = _classifier(config, self._repository, metrics, cpus, self._tracing)
         memory = SharedMemory()
         self._here = _Here(self._repository, memory)
         control = control or self._here
@@ -193,6 +198,8 @@ class Server:
         self._classifier.close()
         self._repository.stop()
         self._http.stop()
+        if self._tracing is not None:
+            self._tracing.close()
         self._ready_file.remove()
         log.info("stopped")
 
@@ -243,6 +250,21 @@ def serve(config: ServerConfig) -> None:
         asked_to_stop.wait()
     finally:
         server.stop(asked_to_stop.lame_duck_seconds)
+
+
+def _tracing(config: ServerConfig) -> "Tracing | None":
+    if config.otlp_endpoint is None:
+        return None
+    from service.tracing import Tracing
+
+    return Tracing(config.otlp_endpoint, config.trace_sample)
+
+
+def _classifier(config: ServerConfig, repository: Repository, metrics: Metrics, cpus: int, tracing: "Tracing | None") -> Classifier:
+    """A classifier that tells of its requests, if it is asked to."""
+    if tracing is None and not config.access_log_sample:
+        return Classifier(repository, metrics, cpus)
+    return ObservedClassifier(repository, metrics, cpus, config.access_log_sample, tracing)
 
 
 def _transport(config: ServerConfig) -> type[CompletionQueueServer] | type[PublicServer]:

@@ -178,7 +178,7 @@ class Supervisor(Collector):
             if self._stopping.is_set():
                 return ""
             try:
-                worker = WorkerProcess(number, self._worker_config, log.getEffectiveLevel(), self._broadcast, self._changed)
+                worker = WorkerProcess(number, self._worker_config, self._broadcast, self._changed)
             except OSError as error:
                 return f"could not be started: {error.strerror}"
             self._workers = self._workers | {number: worker}

@@ -26,7 +26,7 @@ from werkzeug.wrappers import Response
 from service.channel import Channel, ChannelClosed
 from service.config import ServerConfig
 from service.errors import ConvoyError, Unavailable
-from service.lifecycle import set_up_logging
+from service.logs import set_up_logging
 from service.standing_calls import Call
 from service.worker_process import Report
 
@@ -153,6 +153,6 @@ def _supervisor_gone() -> None:
 def main(file_descriptor: int) -> None:
     """Runs the worker that a supervisor has started, with one end of a connection to it."""
     connection = Connection(file_descriptor)
-    number, config, log_level = connection.recv()
-    set_up_logging(log_level, f"[worker {number}]")
+    number, config = connection.recv()
+    set_up_logging(config.log_level, config.log_format, number)
     Worker(config, connection).run()

@@ -43,9 +43,7 @@ class WorkerProcess:
         ended: is set when the process has ended.
     """
 
-    def __init__(
-        self, number: int, config: ServerConfig, log_level: int, broadcast: Callable[..., None], on_report: Callable[[], None]
-    ) -> None:
+    def __init__(self, number: int, config: ServerConfig, broadcast: Callable[..., None], on_report: Callable[[], None]) -> None:
         """Starts the process. Raises OSError if the system cannot.
 
         `broadcast` does what the worker wants done by all workers. `on_report` is called after the worker has sent a report of its
@@ -69,7 +67,7 @@ class WorkerProcess:
         self.pid = self._process.pid
         self._channel = Channel(ours, self._answer, self.ended.set)
         with contextlib.suppress(OSError):  # it has ended already, which the channel finds out
-            ours.send((number, config, log_level))
+            ours.send((number, config))
         self._channel.start()
 
     def ask(self, question: str, *arguments: Any) -> Future[Any]:

@@ -30,6 +30,7 @@ from google.protobuf.message import DecodeError, Message
 
 from service.errors import ClientGone, ConvoyError, DeadlinePassed, InvalidRequest
 from service.rpc.status import OK, Metadata, Status, status_of
+from service.trace_context import HEADER, TraceContext, trace_context
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ class MethodObserver(Protocol):
     def started(self) -> None:
         """The RPC's headers are in."""
 
-    def handled(self, code: str, seconds: float) -> None:
+    def handled(self, code: str, seconds: float, trace: TraceContext | None) -> None:
         """The RPC has ended with the status code of this name."""
 
 
@@ -109,16 +110,18 @@ class Receiver(Protocol):
 class Call(ABC):
     """One RPC in progress. It ends exactly once: by the server's status, or because the client is gone."""
 
-    __slots__ = ("_end", "_gone", "_observer", "_started", "deadline", "initial", "metadata", "method")
+    __slots__ = ("_end", "_gone", "_observer", "_started", "deadline", "initial", "metadata", "method", "trace")
 
     def __init__(self, method: Method, deadline: float, metadata: Metadata, observer: MethodObserver) -> None:
         """`deadline` is in `time.monotonic` seconds, infinite if the client set none.
 
-        `metadata` is what the client sent; `initial` is the handler's to set, before it first sends, replies or fails.
+        `metadata` is what the client sent; `initial` is the handler's to set, before it first sends, replies or fails. `trace` is
+        where the call stands in the client's trace, if it has one.
         """
         self.method = method
         self.deadline = deadline
         self.metadata = metadata
+        self.trace = _trace(metadata)
         self.initial: Metadata = ()
         self._observer = observer
         self._started = time.monotonic()
@@ -157,7 +160,7 @@ class Call(ABC):
         """True for the one caller that ends the call."""
         if not self._end.acquire(blocking=False):
             return False
-        self._observer.handled(status.code.name, time.monotonic() - self._started)
+        self._observer.handled(status.code.name, time.monotonic() - self._started, self.trace)
         return True
 
     @abstractmethod
@@ -324,6 +327,13 @@ def deliver(method: Stream, payload: bytes | None, receiver: Receiver, call: Str
             receiver.message(_parse_leniently(method, payload) if method.lenient else _parse(method, payload))
     except Exception as error:  # noqa: BLE001 - as in handle_unary
         call.fail(error)
+
+
+def _trace(metadata: Metadata) -> TraceContext | None:
+    for key, value in metadata:
+        if key == HEADER:
+            return trace_context(value)
+    return None
 
 
 def _parse_leniently(method: Method, payload: bytes) -> Message | InvalidRequest:

@@ -13,6 +13,7 @@ from service.repository import ServedModel
 from service.rpc.call import Method, OpenStreams, Receiver, Stream, StreamCall, Unary, UnaryCall
 from service.rpc.request_stream import Request, RequestStream
 from service.rpc.status import status_of
+from service.trace_context import TraceContext
 
 SERVICE = "convoy.v1.Classifier"
 MAX_ID_CHARACTERS = 256
@@ -38,7 +39,7 @@ class ClassifyServicer:
         self._streams.finish_all()
 
     def _classify(self, request: pb.ClassifyRequest, call: UnaryCall) -> None:
-        query = _query(request, call.deadline)
+        query = _query(request, call.deadline, call.trace)
         request_id = request.id  # and no more of the request, which holds the pictures
 
         def respond(outcome: Answer | RequestError) -> None:
@@ -60,7 +61,7 @@ class ClassifyServicer:
     def _open(self, call: StreamCall) -> Receiver:
         def begin(message: pb.ClassifyStreamRequest, place: Request) -> Callable[[], None]:
             request = message.request
-            query = _query(request, call.deadline)
+            query = _query(request, call.deadline, call.trace)
             request_id = request.id
 
             def respond(outcome: Answer | RequestError) -> None:
@@ -91,7 +92,7 @@ class ClassifyServicer:
         return writer
 
 
-def _query(request: pb.ClassifyRequest, deadline: float) -> Query:
+def _query(request: pb.ClassifyRequest, deadline: float, trace: TraceContext | None) -> Query:
     if len(request.id) > MAX_ID_CHARACTERS:
         raise InvalidRequest(f"the id has more than {MAX_ID_CHARACTERS} characters", "id")
     items = []
@@ -104,7 +105,8 @@ def _query(request: pb.ClassifyRequest, deadline: float) -> Query:
         else:
             raise InvalidRequest(f"item {len(items)} has neither encoded nor pixels", f"items[{len(items)}]")
     return Query(
-        request.model, items, request.version, request.top_k, request.priority, request.timeout_seconds, deadline
+        request.model, items, request.version, request.top_k, request.priority, request.timeout_seconds, deadline,
+        trace=trace, id=request.id,
     )  # fmt: skip
 
 

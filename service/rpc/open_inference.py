@@ -35,7 +35,7 @@ from service.open_inference import (
 )
 from service.pb.inference import open_inference_pb2 as pb
 from service.repository import ServedModel
-from service.rpc.call import Method, Receiver, Stream, StreamCall, Unary, UnaryCall
+from service.rpc.call import Call, Method, Receiver, Stream, StreamCall, Unary, UnaryCall
 from service.rpc.classify import varint
 from service.rpc.status import status_of
 from service.shared_memory import SharedMemory
@@ -73,12 +73,12 @@ class InferServicer:
         ]
 
     def _infer(self, request: pb.ModelInferRequest, call: UnaryCall) -> None:
-        call.on_gone(self.begin(request, call.deadline, call.reply, call.fail))
+        call.on_gone(self.begin(request, call, call.reply, call.fail))
 
     def _open(self, call: StreamCall) -> Receiver:
         return _InferStream(self, call)
 
-    def begin(self, request: pb.ModelInferRequest, deadline: float, reply: Reply, fail: Fail) -> Callable[[], None]:
+    def begin(self, request: pb.ModelInferRequest, call: Call, reply: Reply, fail: Fail) -> Callable[[], None]:
         """Sends a request on; calls `reply` with the serialised response, or `fail`, in the end. Returns what cancels it.
 
         Raises RequestError if it cannot be taken on.
@@ -103,7 +103,9 @@ class InferServicer:
             if reply(payload):
                 outcome.delivered(best, time.monotonic() - start)
 
-        asked = query(request.model_name, request.model_version, given, wanted, parameters, deadline)
+        asked = query(
+            request.model_name, request.model_version, given, wanted, parameters, call.deadline, call.trace, request_id
+        )  # fmt: skip
         try:
             return self._classifier.classify(asked, respond)
         except RequestError as error:
@@ -220,7 +222,7 @@ class _InferStream:
             self._answer(number, answer.SerializeToString())
 
         try:
-            cancel = self._servicer.begin(request, self._call.deadline, reply, fail)
+            cancel = self._servicer.begin(request, self._call, reply, fail)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer to this request, and the stream goes on
             fail(error)
         else:

@@ -8,6 +8,7 @@ from google.protobuf.wrappers_pb2 import BytesValue
 
 from service import errors
 from service.rpc.call import Method, Stream, StreamCall, Unary, UnaryCall
+from service.trace_context import TraceContext
 
 LIMIT = 1 << 20
 
@@ -40,7 +41,7 @@ class SeenMethod:
     def started(self) -> None:
         self._seen.started.append(f"{self._kind} {self._service}/{self._method}")
 
-    def handled(self, code: str, seconds: float) -> None:
+    def handled(self, code: str, seconds: float, trace: TraceContext | None) -> None:
         assert 0 <= seconds < 60
         self._seen.add(self._method, code)
 

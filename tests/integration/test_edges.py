@@ -16,10 +16,15 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from export.data import Dataset
 from service.client import CallFailed, Client
+from service.errors import LoadError, RequestError
+from service.metrics import CODES, OUTCOMES, REASONS
+from service.pb.convoy.v1 import classifier_pb2 as pb
+from service.rpc.status import _CODES
 from service.server import Server
 from tests.conftest import Serve, put
 
@@ -188,3 +193,45 @@ def test_metrics_come_as_openmetrics_when_asked_for(server: Server) -> None:
     assert status == 200
     assert content_type.startswith("application/openmetrics-text")
     assert body.endswith("# EOF\n")
+
+
+def test_a_recorded_trace_is_the_exemplar_of_its_buckets(server: Server, opened: grpc.Channel, digits: Dataset) -> None:
+    recorded, other, malformed = "0af7651916cd43dd8448eb211c80319c", "1" * 32, "2" * 32
+    classify = opened.unary_unary(
+        "/convoy.v1.Classifier/Classify", pb.ClassifyRequest.SerializeToString, pb.ClassifyResponse.FromString
+    )
+    request = pb.ClassifyRequest(model="digits", items=[pb.Item(encoded=digits.test.encoded(0))])
+    for trace_id, rest in ((recorded, "b7ad6b7169203331-01"), (other, "b7ad6b7169203331-00"), (malformed, "0" * 16 + "-01")):
+        classify(request, metadata=(("traceparent", f"00-{trace_id}-{rest}"),), timeout=10)
+    classify(request, timeout=10)
+    _, _, body = get(server, "/metrics", Accept="application/openmetrics-text; version=1.0.0")
+    assert other not in body
+    assert malformed not in body
+    exemplars = [
+        (family.name, sample.labels.get("phase"), sample.exemplar)
+        for family in openmetrics.text_string_to_metric_families(body)  # type: ignore[no-untyped-call]
+        for sample in family.samples
+        if sample.exemplar is not None
+    ]
+    assert {(name, phase) for name, phase, _ in exemplars} == {
+        ("grpc_server_handling_seconds", None),
+        *(("convoy_phase_seconds", phase) for phase in ("decode", "queue", "inference", "encode")),
+    }
+    assert {exemplar.labels["trace_id"] for _, _, exemplar in exemplars} == {recorded}
+    assert "trace_id" not in get(server, "/metrics")[2], "the plain format knows no exemplars"
+
+
+def test_counters_stand_at_zero_before_anything_happens(server: Server) -> None:
+    found = samples(server)
+    for reason in REASONS:
+        assert found["convoy_rejections_total", "digits", reason] == 0
+    for code in CODES:
+        assert found["grpc_server_handled_total", code, "Classify", "convoy.v1.Classifier", "unary"] == 0
+    assert found["convoy_model_loads_total", "digits", "golden_mismatch"] == 0
+    assert found["convoy_predictions_total", "3", "digits", "1"] == 0
+
+
+def test_metrics_name_every_code_and_reason_that_there_is() -> None:
+    assert {code.name for code in _CODES.values()} | {"OK"} == set(CODES)
+    assert {error.reason for error in RequestError.__subclasses__()} - {None} == set(REASONS)
+    assert {error.outcome for error in LoadError.__subclasses__()} | {LoadError.outcome, "ready"} == set(OUTCOMES)

@@ -1,0 +1,138 @@
+"""What a server logs: the access line, the two forms, and what must never be in either."""
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from export.data import Dataset
+from service.client import CallFailed, Client
+from service.logs import set_up_logging
+from service.pb.convoy.v1 import classifier_pb2 as pb
+from tests.conftest import Serve, Spawn, convoy, put
+
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+
+
+@pytest.fixture
+def root_logger() -> Iterator[None]:
+    """Puts the root logger back as it was."""
+    root, watchfiles = logging.getLogger(), logging.getLogger("watchfiles")
+    before, levels = set(root.handlers), (root.level, watchfiles.level)
+    yield
+    for handler in set(root.handlers) - before:
+        root.removeHandler(handler)
+    root.setLevel(levels[0])
+    watchfiles.setLevel(levels[1])
+
+
+def access_lines(log: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in log.splitlines()]
+    return [line for line in lines if line["logger"] == "convoy.access"]
+
+
+def test_json_has_one_line_a_request_with_its_ids_and_no_payload(repository: Path, spawn: Spawn, digits: Dataset) -> None:
+    server = spawn(repository, "--log-format", "json", "--access-log-sample", "1")
+    request = pb.ClassifyRequest(model="digits", id="order-66", items=[pb.Item(encoded=digits.test.encoded(0))] * 2)
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        classify = channel.unary_unary(
+            "/convoy.v1.Classifier/Classify", pb.ClassifyRequest.SerializeToString, pb.ClassifyResponse.FromString
+        )
+        classify(request, metadata=(("traceparent", f"00-{TRACE}-b7ad6b7169203331-01"),), timeout=10)
+        for model, item in (("x" * 500 + "\x1b[31m", pb.Item(encoded=b"secret")), ("digits", pb.Item(encoded=b"secret"))):
+            with pytest.raises(grpc.RpcError):
+                classify(pb.ClassifyRequest(model=model, id="a\nb\x1b", items=[item]), timeout=10)
+    assert server.terminate() == 0
+    log = server.log.read_text()
+    assert "secret" not in log
+    assert "\x1b" not in log
+    answered, unknown, invalid = access_lines(log)
+    assert answered.pop("timestamp").endswith("Z")
+    seconds = {key: answered.pop(key) for key in list(answered) if key.endswith("seconds")}
+    assert answered == {
+        "message": "request", "logger": "convoy.access", "level": "info", "request_id": "order-66", "trace_id": TRACE,
+        "model": "digits", "version": "1", "items": 2, "outcome": "ok",
+    }  # fmt: skip
+    assert seconds.keys() == {"seconds", "decode_seconds", "queue_seconds", "inference_seconds", "encode_seconds"}
+    total = seconds.pop("seconds")
+    assert 0 < sum(seconds.values()) <= total + 1e-4
+    assert (unknown["outcome"], unknown["request_id"]) == ("NotServed", r"'a\nb\x1b'")
+    assert len(unknown["model"]) < 200
+    assert (invalid["outcome"], invalid["why"][:8]) == ("InvalidRequest", "item 0: ")
+
+
+def test_no_access_line_unless_asked_for_and_about_the_share_that_is(
+    repository: Path, serve: Serve, digits: Dataset, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines: dict[float, int] = {}
+    for share in (0.0, 0.25):
+        caplog.clear()
+        server = serve(repository, access_log_sample=share)
+        with caplog.at_level(logging.INFO), Client(f"127.0.0.1:{server.grpc_port}") as client:
+            for _ in range(400):
+                client.classify([digits.test.encoded(0)], "digits")
+        server.stop()
+        lines[share] = sum(record.name == "convoy.access" for record in caplog.records)
+    assert lines[0.0] == 0
+    assert 50 <= lines[0.25] <= 150, "further off once in ten million times"
+
+
+def test_a_cancelled_request_is_logged_as_such(
+    repository: Path, slow_file: Path, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(slow_file, repository, "slow", 1)
+    (repository / "slow" / "serving.toml").write_text("max_batch_size = 8\n")
+    server = serve(repository, access_log_sample=1.0)
+    with caplog.at_level(logging.INFO), Client(f"127.0.0.1:{server.grpc_port}", timeout_seconds=0.05) as client:
+        with pytest.raises(CallFailed):
+            client.classify([np.zeros((2, 2, 1), np.uint8)], "slow")
+        deadline = time.monotonic() + 20
+        while (
+            not (found := [record for record in caplog.records if record.name == "convoy.access"]) and time.monotonic() < deadline
+        ):
+            time.sleep(0.02)
+    assert [record.__dict__["outcome"] for record in found] == ["DeadlinePassed"]
+
+
+@pytest.mark.usefixtures("root_logger")
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_traceback_shows_no_values(form: str, capsys: pytest.CaptureFixture[str]) -> None:
+    set_up_logging("info", form)  # type: ignore[arg-type]
+    payload = "do not " + "tell"
+    try:
+        raise ValueError(len(payload))
+    except ValueError:
+        logging.getLogger("service.test").exception("it failed on %d requests", 3)
+    told = capsys.readouterr().err
+    assert "it failed on 3 requests" in told
+    assert "ValueError: 11" in told
+    assert "service.test" in told
+    assert "do not tell" not in told
+    if form == "json":
+        (line,) = told.splitlines()
+        assert json.loads(line)["level"] == "error"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--log-format", "xml"), "'xml' is not one of 'text', 'json'"),
+        (("--access-log-sample", "1.5"), "1.5 is not in the range 0<=x<=1"),
+        (("--access-log-sample", "nan"), "nan is not a finite number"),
+        (("--trace-sample", "-1"), "-1.0 is not in the range 0<=x<=1"),
+        (("--otlp-endpoint", "collector:4317"), "--otlp-endpoint 'collector:4317' is not http://HOST:PORT or https://HOST:PORT"),
+        (("--otlp-endpoint", ""), "--otlp-endpoint '' is not http://HOST:PORT or https://HOST:PORT"),
+        (("--otlp-endpoint", "http://[x"), "--otlp-endpoint 'http://[x' is not http://HOST:PORT or https://HOST:PORT"),
+    ],
+)
+def test_a_wrong_flag_is_one_clear_line(repository: Path, arguments: tuple[str, str], said: str) -> None:
+    done = convoy("serve", repository, "--grpc-port", "0", "--http-port", "0", *arguments)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
