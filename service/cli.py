@@ -83,6 +83,9 @@ def _setting(flag: str, **options: Any) -> Callable[[Any], Any]:
           help="Port for /metrics, /livez and /readyz; 0 takes a free one.")  # fmt: skip
 @_setting("--provider", type=click.Choice(["auto", "cuda", "cpu"]), default="auto",
           help="ONNX Runtime execution provider; auto takes CUDA where it works.")  # fmt: skip
+@_setting("--policies", type=click.Path(path_type=Path),
+          help="Folder of policies, <model>.toml, each in place of the model's own serving.toml: for a repository that is "
+               "read-only.")  # fmt: skip
 @_setting("--ready-file", type=click.Path(path_type=Path),
           help="File to write when ready: JSON with the ports and the pid. Removed at the end.")  # fmt: skip
 @_setting("--max-message-bytes", type=click.IntRange(1024, 2**31 - 1), default=64 * 1024 * 1024,

@@ -23,6 +23,7 @@ class ServerConfig(_Settings):
     grpc_port: int = Field(default=8001, ge=0, le=65535)
     http_port: int = Field(default=8002, ge=0, le=65535)
     provider: Provider = "auto"
+    policies: Path | None = None
     ready_file: Path | None = None
     max_message_bytes: int = Field(default=64 * 1024 * 1024, ge=1024, le=2**31 - 1)
     drain_seconds: float = Field(default=30.0, ge=0, le=3600)

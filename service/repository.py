@@ -20,7 +20,7 @@ from service.contract import Contract
 from service.errors import LoadError, NotServed, Unavailable, UserError
 from service.metrics import Metrics, ModelMetrics
 from service.model import Model, cpu_budget, load
-from service.repository_layout import POLICY_FILE, model_names, model_path, policy_path, version_numbers
+from service.repository_layout import model_names, model_path, policy_path, version_numbers
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +53,20 @@ class ServedModel:
 class Repository:
     """The models of one folder. Construct, `start`, and in the end `stop`."""
 
-    def __init__(self, folder: Path, provider: Provider, metrics: Metrics, on_change: Callable[[], None] = lambda: None) -> None:
-        """`on_change` is called after the set of served models has changed, by the thread that changed it."""
+    def __init__(
+        self,
+        folder: Path,
+        provider: Provider,
+        metrics: Metrics,
+        on_change: Callable[[], None] = lambda: None,
+        policies: Path | None = None,
+    ) -> None:
+        """Makes a repository; nothing is read yet.
+
+        `on_change` is called after the set of served models has changed, by the thread that changed it. A `<model>.toml` in the
+        folder `policies` takes the place of the model's own policy.
+        """
+        self._policies = policies
         self._folder = folder
         self._provider = provider
         self._metrics = metrics
@@ -201,7 +213,7 @@ class Repository:
         start = time.monotonic()
         outcome = "ready"
         try:
-            policy = read_policy(policy_path(self._folder, name))
+            policy = read_policy(self._policy_path(name))
             model, measured = self._open(model_path(self._folder, name, version), policy)
             metrics = self._metrics.model_loaded(name, str(version), model.contract.labels)
             batcher = Batcher(
@@ -278,8 +290,12 @@ class Repository:
         # On a thread of its own: the last to let go may be the batcher's own thread, which `close` waits for.
         threading.Thread(target=served.batcher.close, name=f"close-{served.name}").start()
 
+    def _policy_path(self, name: str) -> Path:
+        above = self._policies / f"{name}.toml" if self._policies is not None else None
+        return above if above is not None and above.exists() else policy_path(self._folder, name)
+
     def _fingerprint(self, name: str, version: int) -> Fingerprint:
-        return _stat(model_path(self._folder, name, version)), _stat(self._folder / name / POLICY_FILE)
+        return _stat(model_path(self._folder, name, version)), _stat(self._policy_path(name))
 
 
 def _identity(served: ServedModel) -> tuple[str, str, str, str]:

@@ -43,7 +43,7 @@ class Server:
         self._config = config
         self._draining = False
         metrics = Metrics(CollectorRegistry())
-        self._repository = Repository(config.repository, config.provider, metrics, self._changed)
+        self._repository = Repository(config.repository, config.provider, metrics, self._changed, config.policies)
         self._classifier = Classifier(self._repository, metrics)
         self._health = health.HealthServicer(self._serving)
         self._reflection = reflection.ReflectionServicer([classify.SERVICE, health.SERVICE])
@@ -83,6 +83,8 @@ class Server:
             raise UserError(
                 f"{str(repository)!r} is not a folder" if repository.exists() else f"no repository folder {str(repository)!r}"
             )
+        if self._config.policies is not None and not self._config.policies.is_dir():
+            raise UserError(f"--policies {str(self._config.policies)!r}: no such folder")
         check_provider(self._config.provider)
         try:
             socket.getaddrinfo(self._config.host, None, type=socket.SOCK_STREAM)
