@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCK := .ci/requirements.lock
 
-.PHONY: help demo test test-system setup check bench format protos lock clean
+.PHONY: help demo test test-system test-image test-cluster setup check check-kit bench format protos lock clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -35,6 +35,15 @@ check: setup  ## lint, types, import contracts, freshness of generated files
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python .ci/protos.py --check
+
+check-kit: setup  ## checkov on deploy/ (in an environment of its own: its pins are not ours)
+	@test -x $(VENV)/checkov/bin/checkov || { $(PYTHON) -m venv $(VENV)/checkov && $(VENV)/checkov/bin/pip install --quiet 'checkov>=3.3,<4'; }
+	$(BIN)/python -m tests.deploy.checkov $(VENV)/checkov/bin/checkov
+
+IMAGE ?= convoy:0.1.0
+ENGINE ?= docker
+test-image: setup  ## run a built serving image, IMAGE=convoy:0.1.0, with ENGINE=docker or podman
+	$(BIN)/python -m tests.deploy.image $(IMAGE) --engine $(ENGINE)
 
 bench: setup  ## reproduce tests/benchmarks/RESULTS.md (needs h2load: apt-get install nghttp2-client)
 	$(BIN)/python -m tests.benchmarks.transport
