@@ -237,7 +237,7 @@ def test_probes_ask_for_what_a_server_answers(repository: Path, serve: Serve) ->
             probes += [(container[kind], names) for kind in sorted(kinds)]
     assert len(probes) > 3
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
-        health = health_pb2_grpc.HealthStub(channel)
+        health: Any = health_pb2_grpc.HealthStub(channel)
         for probe, names in probes:
             if "grpc" in probe:
                 assert probe["grpc"]["port"] == 8001, "what `convoy serve` takes by default"
