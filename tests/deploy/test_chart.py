@@ -1,4 +1,4 @@
-"""The Helm chart, by the real Helm SDK: it lints, makes the objects that kustomize makes, and refuses values that it does not know."""
+"""The Helm chart, by the real Helm SDK: it lints, makes what kustomize makes, and refuses values that it does not know."""
 
 import copy
 import re
