@@ -99,9 +99,9 @@ def evaluate(
     check_provider(provider)
     try:
         served = load_model(model, provider, cpu_budget())
+        contract = served.contract
     except LoadError as error:
         raise UserError(f"{model}: {error}") from None
-    contract = served.contract
     spec = contract.input
     choices = datasets.Choices((spec.height, spec.width), spec.channels, spec.fit)
     dataset = options.load(Console(stderr=True), partial(datasets.load, data, contract.training.seed, data_dir, choices))

@@ -168,7 +168,7 @@ def measure(served: Model, part: Part, labels: tuple[str, ...], on_step: Progres
     truth = truth_of(part, labels, served.contract.labels)
     answers = []
     for chosen in batches(len(part), served.contract.input):
-        answers.append(served.predict(_decoded(part, chosen, served.contract.input)))
+        answers.append(served.probabilities(_decoded(part, chosen, served.contract.input)))
         on_step(chosen.stop, len(part))
     return Scores(served.contract.labels, truth, np.concatenate(answers), served.contract.training.temperature)
 
@@ -182,9 +182,9 @@ def compare(
     answers, right, difference, same, changed = [], 0, 0.0, 0, 0
     for chosen in batches(len(test), spec):
         pixels, encoded = test.pixels[chosen], _decoded(test, chosen, spec)
-        expected, got = network(pixels), served.predict(pixels)
+        expected, got = network(pixels), served.probabilities(pixels)
         # Where the files decode to the very pixels, as they should, the answer to both is one.
-        answers.append(got if np.array_equal(pixels, encoded) else served.predict(encoded))
+        answers.append(got if np.array_equal(pixels, encoded) else served.probabilities(encoded))
         right += int((expected.argmax(axis=1) == truth[chosen]).sum())
         difference = float(np.maximum(difference, np.abs(got - expected).max()))  # a NaN stays one
         same += int((got.argmax(axis=1) == expected.argmax(axis=1)).sum())
@@ -237,7 +237,7 @@ def truth_of(part: Part, labels: tuple[str, ...], known: tuple[str, ...]) -> NDA
 
 def predict(served: Model, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Probabilities float32[N,K] for decoded images uint8[N,H,W,C], in batches."""
-    return np.concatenate([served.predict(images[chosen]) for chosen in batches(len(images), served.contract.input)])
+    return np.concatenate([served.probabilities(images[chosen]) for chosen in batches(len(images), served.contract.input)])
 
 
 def batches(items: int, spec: InputSpec) -> Iterator[slice]:

@@ -13,6 +13,7 @@ in sorted lists: at the sizes that the bound allows, moving a few pointers beats
 
 import math
 from bisect import bisect_left, insort
+from collections.abc import Iterator
 from typing import Generic, NamedTuple, TypeVar
 
 
@@ -116,6 +117,15 @@ class BatchQueue(Generic[E]):
         self._forget_deadline(entry)
         self.items -= entry.items - entry.taken
         return True
+
+    def ahead(self, entry: E) -> int:
+        """How many items wait that would be taken before those of an entry that has not been pushed yet."""
+        before = bisect_left(self._waiting, (entry.priority, entry.deadline, self._arrivals + 1))
+        return sum(other.items - other.taken for _, _, _, other in self._waiting[:before])
+
+    def __iter__(self) -> Iterator[E]:
+        """The entries that wait, in order."""
+        return (entry for _, _, _, entry in self._waiting)
 
     def next_expiry(self) -> float:
         """The earliest deadline among those that wait; infinite if none has one."""

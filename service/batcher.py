@@ -1,13 +1,23 @@
 """The threads round the batch queue: who runs a batch, and where its answers go.
 
+A model has one or more instances: sessions of ONNX Runtime, each with a thread of its own and each running one batch at a time.
+
 Who runs a batch. The transport calls `pump` when it has no more events waiting, and when `submit` says that a batch is full. If
-the model is idle, `pump` takes a batch. A batch that is expected to take at most `INLINE_SECONDS` runs at once on the
+an instance is idle, `pump` takes a batch. A batch that is expected to take at most `INLINE_SECONDS` runs at once on the
 transport's own thread: handing it over would change the GIL twice, which costs more than it gains. A longer one is cut to that
-time where that costs little, and otherwise goes to the model's thread, which then takes the next batch by itself for as long as
+time where that costs little, and otherwise goes to the instance's thread, which then takes the next batch by itself for as long as
 there is one. Threads other than the transport's submit and then call `hand_over`, which never runs a batch on the caller.
 
+When. At once, unless `max_delay_seconds` lets requests wait for company: then a batch is due when it is full, or when the oldest
+request has waited so long. The transport's poll is the clock for that; what other threads submitted is not known there, and gets a
+timer.
+
+Who is refused. A request whose deadline, by the measured times, cannot be met behind what is ahead of it is refused when it
+comes; one that has waited until it cannot be met any more is dropped before it costs inference; and a batch is made no longer
+than its earliest deadline allows. So under overload what is answered is answered in time.
+
 What is promised to whoever submits: `done(work)` is called exactly once for each work that `submit` took in, from any thread,
-with either `work.scores` or `work.error` set. Cancelling or failing one work touches no other work of its batch: a batch on which
+with either `work.outputs` or `work.error` set. Cancelling or failing one work touches no other work of its batch: a batch on which
 the model raises is run again request by request, so that the poisonous one fails alone.
 
 One lock guards the queue and the works' progress. Nothing is computed and no callback is made while it is held.
@@ -17,80 +27,61 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from queue import SimpleQueue
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.batch_queue import BatchQueue, Entry, Part
+from service.batch_times import BatchTimes
 from service.errors import ClientGone, DeadlinePassed, ModelFailed, QueueFull, RequestError
 
 log = logging.getLogger(__name__)
 
-Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-"""uint8[N,H,W,C] to float32[N,K]; called by one thread at a time."""
+Predict = Callable[[NDArray[Any]], Sequence[NDArray[Any]]]
+"""One array [n,...] of n items to one array [n,...] an output; called by one thread at a time."""
 
 INLINE_SECONDS = 0.001
 SPLIT_COST = 1.25
-"""How much more an item may cost in short batches on the transport's thread than in one long batch on the model's."""
+"""How much more an item may cost in short batches on the transport's thread than in one long batch on an instance's."""
+
+TRUST_SECONDS = 10.0
+"""For so long after a batch the measured times are believed, and requests refused by them."""
 
 
 class Work(Entry):
     """The items of one request on their way through a model. Times are `time.monotonic` seconds, 0 until they happen."""
 
-    __slots__ = ("done", "ended", "error", "finished", "images", "remaining", "scores", "started", "submitted")
+    __slots__ = ("done", "ended", "error", "finished", "images", "outputs", "remaining", "started", "submitted")
 
     def __init__(
         self,
-        images: NDArray[np.uint8],
+        images: NDArray[Any],
         done: "Callable[[Work], None]",
         priority: int = 1,
         deadline: float = math.inf,
     ) -> None:
-        """`images` is uint8[n,H,W,C]; `scores` becomes float32[n,K]."""
+        """`images` is [n,...], one row an item; `outputs` becomes one array [n,...] for each of the model's."""
         super().__init__(len(images), priority, deadline)
         self.images = images
         self.done = done
-        self.scores: NDArray[np.float32] | None = None
+        self.outputs: Sequence[NDArray[Any]] | None = None
         self.error: RequestError | None = None
         self.remaining = len(images)
         self.ended = False
         self.submitted = self.started = self.finished = 0.0
 
 
-class BatchTimes:
-    """What a batch of so many items takes when nothing gets in its way, for each power of two; begun with what warm-up measured.
+@dataclass(eq=False, slots=True)
+class _Batch:
+    """What an instance is to run, and the clock's time at which it should be done."""
 
-    What is measured while serving includes waiting for the GIL and for cores that are busy with something else. Learning fast
-    from short times and slowly from long ones keeps close to the time of the batch itself.
-    """
-
-    _DOWN = 0.5
-    _UP = 0.02
-
-    def __init__(self, measured: dict[int, float]) -> None:
-        """`measured` holds seconds a batch by items; empty means that nothing is known and every batch counts as slow."""
-        self._seconds = [math.inf] * (_bucket(max(measured, default=1)) + 1)
-        for items, seconds in sorted(measured.items(), reverse=True):
-            # What was not measured counts as the next larger batch that was.
-            self._seconds[: _bucket(items) + 1] = [seconds] * (_bucket(items) + 1)
-
-    def expected(self, items: int) -> float:
-        """Seconds that a batch of `items` should take."""
-        return self._seconds[min(_bucket(items), len(self._seconds) - 1)]
-
-    def observe(self, items: int, seconds: float) -> None:
-        """Learns from a batch that ran."""
-        bucket = min(_bucket(items), len(self._seconds) - 1)
-        known = self._seconds[bucket]
-        weight = self._DOWN if seconds < known else self._UP
-        self._seconds[bucket] = seconds if known == math.inf else known + weight * (seconds - known)
-
-    def largest_within(self, seconds: float) -> int:
-        """The most items, a power of two, whose batch should take at most `seconds`; 0 if not even one item's does."""
-        fitting = [1 << bucket for bucket, expected in enumerate(self._seconds) if expected <= seconds]
-        return max(fitting, default=0)
+    predict: Predict
+    parts: list[Part[Work]]
+    until: float
 
 
 class Batcher:
@@ -98,36 +89,46 @@ class Batcher:
 
     def __init__(
         self,
-        predict: Predict,
-        *,
+        *instances: Predict,
         name: str,
         max_batch_items: int,
         max_queue_items: int,
         measured: dict[int, float],
+        max_delay_seconds: float = 0.0,
         on_batch: Callable[[int], None] = lambda items: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`measured` is seconds a batch by items, from warm-up; `on_batch` is told the items of each batch that ran."""
-        self._predict = predict
         self._name = name
-        self._max_batch_items = max_batch_items
         self._times = BatchTimes(measured)
+        self.max_batch_items = self._times.most_worthwhile(max_batch_items)
+        self._max_delay_seconds = max_delay_seconds
         self._on_batch = on_batch
         self._clock = clock
+        self._measured_at = clock()
         self._lock = threading.Lock()
         self._queue: BatchQueue[Work] = BatchQueue(max_queue_items)
-        self._idle = True
-        self._inbox: SimpleQueue[list[Part[Work]] | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name=f"batcher-{name}", daemon=True)
+        self._instances = len(instances)
+        self._idle = list(instances)
+        self._running: list[_Batch] = []
+        self._timer_set = False
+        self._inbox: SimpleQueue[_Batch | None] = SimpleQueue()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"batcher-{name}-{number}", daemon=True)
+            for number in range(1, len(instances) + 1)
+        ]
 
     def start(self) -> None:
-        """Starts the model's thread."""
-        self._thread.start()
+        """Starts the instances' threads."""
+        for thread in self._threads:
+            thread.start()
 
     def close(self) -> None:
-        """Ends the model's thread. Only when every work has ended."""
-        self._inbox.put(None)
-        self._thread.join()
+        """Ends the instances' threads. Only when every work has ended."""
+        for _ in self._threads:
+            self._inbox.put(None)
+        for thread in self._threads:
+            thread.join()
 
     @property
     def queued_items(self) -> int:
@@ -154,14 +155,22 @@ class Batcher:
     def submit(self, work: Work, *, reserved: bool = False) -> bool:
         """Queues a work; True says that a batch is full now, so that it is not worth waiting for more.
 
-        `reserved` says that room was reserved for it. Raises QueueFull, and the work has not been taken in, if it does not fit.
+        `reserved` says that room was reserved for it: that has been given back when this returns or raises.
+
+        Raises:
+            QueueFull: it does not fit.
+            DeadlinePassed: by the measured times it cannot be answered before its deadline.
+                In either case the work has not been taken in.
         """
-        work.submitted = self._clock()
+        now = work.submitted = self._clock()
         with self._lock:
             if reserved:
                 self._queue.release(work.items)
-            pushed = self._queue.push(work)
-            full = self._queue.items >= self._max_batch_items
+            late = self._late(work, now) if work.deadline != math.inf else 0.0
+            pushed = late <= 0 and self._queue.push(work)
+            full = self._queue.items >= self.max_batch_items
+        if late > 0:
+            raise DeadlinePassed(f"the deadline cannot be met: by the measured times the answer would be {1000 * late:.1f} ms late")
         if not pushed:
             raise self._full(work.items)
         return full
@@ -174,37 +183,57 @@ class Batcher:
         self._end(work, DeadlinePassed("the deadline passed") if late else ClientGone("the client cancelled the call"))
 
     def pump(self) -> float:
-        """For the transport's thread: runs or hands over one batch, if the model is idle and something waits.
+        """For the transport's thread: runs or hands over one batch, if an instance is idle and a batch is due.
 
-        Returns the clock's time at which it wants to be called again: at once if more waits for an idle model, the earliest
-        deadline if what waits has one, infinity if nothing would change by calling.
+        Returns the clock's time at which it wants to be called again: at once if more is due for an idle instance, when the next
+        batch is due or the earliest deadline passes otherwise, infinity if nothing would change by calling.
         """
         most, inline = self._plan()
-        parts = self._take(most)
-        if parts and inline:
-            self._run(parts)
-            if self._queue.items:
-                return -math.inf
-        elif parts:
-            self._inbox.put(parts)
-        return self._queue.next_expiry()
+        batch = self._take(most)
+        if batch is not None:
+            if inline:
+                self._run(batch)
+            else:
+                self._inbox.put(batch)
+        with self._lock:
+            expiry = self._queue.next_expiry()
+            due = self._due() if self._queue.items and self._idle else math.inf
+        return -math.inf if due <= self._clock() else min(due, expiry)
 
     def hand_over(self) -> None:
-        """For any other thread, after `submit`: wakes the model's thread if it is idle."""
-        parts = self._take(self._max_batch_items)
-        if parts:
-            self._inbox.put(parts)
+        """For any other thread, after `submit`: wakes an instance's thread, now or when a batch is due."""
+        batch = self._take(self.max_batch_items)
+        if batch is not None:
+            self._inbox.put(batch)
+        elif self._max_delay_seconds:
+            self._hand_over_when_due()
+
+    def _hand_over_when_due(self) -> None:
+        with self._lock:
+            if self._timer_set or not self._queue.items or not self._idle:
+                return  # an instance that is busy looks again by itself
+            self._timer_set = True
+            timer = threading.Timer(max(0.0, self._due() - self._clock()), self._on_timer)
+        timer.daemon = True
+        timer.start()
+
+    def _on_timer(self) -> None:
+        self._timer_set = False
+        self.hand_over()
 
     def _work(self) -> None:
-        while (parts := self._inbox.get()) is not None:
-            while parts:
-                self._run(parts)
-                parts = self._take(self._max_batch_items)
+        while (batch := self._inbox.get()) is not None:
+            following: _Batch | None = batch
+            while following is not None:
+                self._run(following)
+                following = self._take(self.max_batch_items)
+            if self._max_delay_seconds:
+                self._hand_over_when_due()
 
     def _plan(self) -> tuple[int, bool]:
         """How many items the next batch may have, and whether it runs on the transport's thread."""
         times = self._times
-        items = min(max(self._queue.items, 1), self._max_batch_items)
+        items = min(max(self._queue.items, 1), self.max_batch_items)
         seconds = times.expected(items)
         if seconds <= INLINE_SECONDS:
             return items, True
@@ -212,85 +241,132 @@ class Batcher:
         short = min(times.largest_within(INLINE_SECONDS), items)
         if short and times.expected(short) / short <= SPLIT_COST * seconds / items:
             return short, True
-        return self._max_batch_items, False
+        return self.max_batch_items, False
 
-    def _take(self, most: int) -> list[Part[Work]]:
-        """The next batch of at most `most` items, with the model marked busy; empty if it is busy or nothing waits.
+    def _due(self) -> float:
+        """When the next batch is to be formed of what waits."""
+        if not self._max_delay_seconds or self._queue.items >= self.max_batch_items:
+            return -math.inf
+        return min((work.submitted for work in self._queue), default=math.inf) + self._max_delay_seconds
 
-        Ends what has expired.
+    def _trusted(self, now: float) -> bool:
+        """Whether the measured times are fresh. Old ones refuse nobody: if they were wrong, nothing would ever correct them."""
+        return now - self._measured_at <= TRUST_SECONDS and self._times.expected(1) != math.inf
+
+    def _late(self, work: Work, now: float) -> float:
+        """By how many seconds a work that comes now would miss its deadline; 0 or less if it should be in time."""
+        if not self._trusted(now):
+            return now - work.deadline
+        start = now if self._idle else max(now, min(batch.until for batch in self._running))
+        late = start + self._seconds(self._queue.items + work.items) - work.deadline
+        if late > 0:  # now it is worth looking who is really ahead of it
+            late = start + self._seconds(self._queue.ahead(work) + work.items) - work.deadline
+        return late
+
+    def _seconds(self, items: int) -> float:
+        """What so many items should take, in batches on all instances."""
+        whole, rest = divmod(items, self.max_batch_items)
+        expected = self._times.expected
+        return (whole * expected(self.max_batch_items) if whole else 0.0) / self._instances + (expected(rest) if rest else 0.0)
+
+    def _take(self, most: int) -> _Batch | None:
+        """The next batch of at most `most` items, for an idle instance; None if none is idle or nothing is due.
+
+        Ends what has expired, or cannot be answered in time any more. The batch is no longer than the earliest deadline allows.
         """
+        expired: list[Work] = []
+        batch = None
         with self._lock:
-            expired = self._queue.expire(self._clock()) if self._queue.next_expiry() != math.inf else []
-            parts = self._queue.take(most) if self._idle else []
-            if parts:
-                self._idle = False
+            now = self._clock()
+            if self._queue.next_expiry() != math.inf:
+                trusted = self._trusted(now)
+                expired = self._queue.expire(now + self._times.expected(1) if trusted else now)
+                if trusted:
+                    most = min(most, max(1, self._times.largest_within(self._queue.next_expiry() - now)))
+            if self._idle and self._queue.items and (not self._max_delay_seconds or self._due() <= now):
+                until = now + self._times.expected(min(most, self._queue.items))
+                batch = _Batch(self._idle.pop(), self._queue.take(most), until)
+                self._running.append(batch)
         for work in expired:
-            self._end(work, DeadlinePassed("the deadline passed while the request waited for inference"))
-        return parts
+            self._end(work, DeadlinePassed("while the request waited for inference, its deadline passed or came too near"))
+        return batch
 
-    def _run(self, parts: list[Part[Work]]) -> None:
-        """Runs a batch that `_take` gave, ends the works that are complete with it, and marks the model idle."""
+    def _run(self, batch: _Batch) -> None:
+        """Runs a batch that `_take` gave, ends the works that are complete with it, and marks its instance idle."""
         try:
-            for part in parts:
+            for part in batch.parts:
                 if not part.entry.started:
                     part.entry.started = self._clock()
-            self._compute(parts)
+            self._compute(batch.predict, batch.parts)
         finally:
             with self._lock:
-                self._idle = True
+                self._running.remove(batch)
+                self._idle.append(batch.predict)
 
-    def _compute(self, parts: list[Part[Work]]) -> None:
+    def _compute(self, predict: Predict, parts: list[Part[Work]]) -> None:
         parts = [part for part in parts if not part.entry.ended]
         if not parts:
             return
         start = self._clock()
         try:
-            scores = self._scores(parts)
+            outputs = self._outputs(predict, parts)
         except Exception:
             log.exception("model %s failed on a batch of %d requests", self._name, len(parts))
-            scores = None
-        if scores is None:
-            self._isolate(parts)
+            outputs = None
+        if outputs is None:
+            self._isolate(predict, parts)
             return
         end = self._clock()
-        self._times.observe(len(scores), end - start)
-        self._on_batch(len(scores))
+        items = len(outputs[0])
+        self._times.observe(items, end - start)
+        self._measured_at = end
+        self._on_batch(items)
         offset = 0
-        for work, first, last in parts:
-            answers = scores[offset : offset + last - first]
+        for part in parts:
+            work, first, last = part
+            answers = outputs if len(parts) == 1 else [output[offset : offset + last - first] for output in outputs]
             offset += last - first
             if last - first == work.items:
-                work.scores = answers
-            else:
-                if work.scores is None:
-                    work.scores = np.empty((work.items, scores.shape[1]), np.float32)
-                work.scores[first:last] = answers
-            work.remaining -= last - first
-            work.finished = end
-            if work.remaining == 0:
-                self._end(work, None)
+                work.outputs = answers
+                work.finished = end
+            elif not self._put_together(part, answers, end):
+                continue
+            self._end(work, None)
 
-    def _isolate(self, parts: list[Part[Work]]) -> None:
+    def _put_together(self, part: Part[Work], answers: Sequence[NDArray[Any]], end: float) -> bool:
+        """Takes in the answers to a part of a work; whether they are its last. Other instances may be at other parts of it."""
+        work, first, last = part
+        with self._lock:
+            if work.outputs is None:
+                work.outputs = [np.empty((work.items, *answer.shape[1:]), answer.dtype) for answer in answers]
+            for output, answer in zip(work.outputs, answers, strict=True):
+                output[first:last] = answer
+            work.remaining -= last - first
+            work.finished = max(work.finished, end)
+            return work.remaining == 0
+
+    def _isolate(self, predict: Predict, parts: list[Part[Work]]) -> None:
         """After a batch that raised: runs its requests one by one, and fails the one that is alone in it."""
         if len(parts) > 1:
             for part in parts:
-                self._compute([part])
+                self._compute(predict, [part])
             return
         work = parts[0].entry
         with self._lock:
             self._queue.cancel(work)
         self._end(work, ModelFailed(f"model {self._name!r} failed on this request"))
 
-    def _scores(self, parts: list[Part[Work]]) -> NDArray[np.float32]:
-        """The model's answers, float32[items,K]."""
+    def _outputs(self, predict: Predict, parts: list[Part[Work]]) -> Sequence[NDArray[Any]]:
+        """The model's answers, one array [items,...] an output."""
         if len(parts) == 1:
             images = parts[0].entry.images[parts[0].start : parts[0].stop]
         else:
             images = np.concatenate([part.entry.images[part.start : part.stop] for part in parts])
-        scores = self._predict(images)
-        if scores.ndim != 2 or len(scores) != len(images):
-            raise ValueError(f"the model gave {scores.shape} for {len(images)} items")
-        return scores
+        outputs = predict(images)
+        for output in outputs:
+            if len(output) != len(images):
+                raise ValueError(f"the model gave {output.shape} for {len(images)} items")
+        return outputs
 
     def _end(self, work: Work, error: RequestError | None) -> None:
         with self._lock:
@@ -306,14 +382,9 @@ class Batcher:
 
     def _full(self, items: int) -> QueueFull:
         waiting = self._queue.items + self._queue.reserved
-        batches = -(-waiting // self._max_batch_items)
-        seconds = batches * self._times.expected(self._max_batch_items)
+        batches = -(-waiting // self.max_batch_items)
+        seconds = batches * self._times.expected(self.max_batch_items) / self._instances
         return QueueFull(
             f"the queue of model {self._name!r} is full: {waiting} of {self._queue.max_items} items wait, {items} more came",
             retry_after_seconds=min(max(seconds, 0.01), 30.0),
         )
-
-
-def _bucket(items: int) -> int:
-    """The exponent of the smallest power of two that holds `items`."""
-    return (items - 1).bit_length()

@@ -15,17 +15,16 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from operator import itemgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from service.batcher import Work
-from service.contract import InputSpec
 from service.errors import ClientGone, DeadlinePassed, InvalidRequest, ModelFailed, RequestError, Unavailable
 from service.metrics import Metrics, Phases
-from service.model import cpu_budget
+from service.model import TensorSpec, cpu_budget
 from service.preprocessing import open_image, to_pixels
 from service.repository import Repository, ServedModel
 
@@ -41,14 +40,17 @@ SMALL_SCORES = 64
 
 
 class Item(NamedTuple):
-    """One image: an image file's bytes if `encoded`, else uint8[H,W,C] of exactly the contract's shape, as bytes."""
+    """One image: an image file's bytes if `encoded`, else uint8[H,W,C] of exactly the model's shape, as bytes."""
 
     data: bytes
     encoded: bool
 
 
 class Query(NamedTuple):
-    """A classify request. `deadline` is in `time.monotonic` seconds, infinite if there is none."""
+    """A classify request, of `items` or of a `tensor`: [n, *shape] of n items, in the dtype and shape that the model takes.
+
+    `deadline` is in `time.monotonic` seconds, infinite if there is none.
+    """
 
     model: str
     items: Sequence[Item]
@@ -57,6 +59,7 @@ class Query(NamedTuple):
     priority: int = 0
     timeout_seconds: float = 0.0
     deadline: float = math.inf
+    tensor: NDArray[Any] | None = None
 
 
 Results = list[list[tuple[int, float]]]
@@ -64,15 +67,25 @@ Results = list[list[tuple[int, float]]]
 
 
 class Answer:
-    """Scores float32[n,K] of a request's n items, by one version of a model."""
+    """What one version of a model gave for a request's n items.
 
-    __slots__ = ("phases", "scores", "served", "top_k")
+    `scores` is floating[n,K], a number for each label: probabilities, if the model has a contract.
+    """
 
-    def __init__(self, served: ServedModel, scores: NDArray[np.float32], top_k: int, phases: Phases) -> None:
+    __slots__ = ("_outputs", "phases", "scores", "served", "top_k")
+
+    def __init__(self, served: ServedModel, outputs: Sequence[NDArray[Any]], top_k: int, phases: Phases) -> None:
         self.served = served
-        self.scores = scores
-        self.top_k = top_k
+        scores = outputs[0]
+        self.scores = scores if scores.ndim == 2 else scores.reshape(len(scores), -1)
+        self.top_k = min(top_k or DEFAULT_TOP_K, self.scores.shape[1])
         self.phases = phases
+        self._outputs = outputs
+
+    @property
+    def outputs(self) -> dict[str, NDArray[Any]]:
+        """Every output of the model by its name, [n, *shape]."""
+        return {spec.name: output for spec, output in zip(self.served.model.outputs, self._outputs, strict=True)}
 
     def best(self) -> Results:
         """For each item its `top_k` labels as (index, probability), the most probable first, equal ones by index."""
@@ -162,19 +175,21 @@ class _Request:
         "_priority",
         "_respond",
         "_served",
+        "_tensor",
         "_top_k",
         "_work",
     )
 
     def __init__(self, classifier: Classifier, served: ServedModel, query: Query, respond: Respond) -> None:
         policy = served.policy
-        _check_items(query.items, policy.max_request_items)
+        _check_count(len(query.items) if query.tensor is None else len(query.tensor), policy.max_request_items)
         self._priority = _priority(query.priority, policy.priority_levels, policy.default_priority)
         self._deadline = _deadline(query, policy.default_timeout_seconds)
         self._classifier = classifier
         self._served = served
         self._items = query.items
-        self._top_k = query.top_k or DEFAULT_TOP_K
+        self._tensor = query.tensor
+        self._top_k = query.top_k
         self._respond = respond
         self._decode_seconds: float | None = None
         self._work: Work | None = None
@@ -182,11 +197,18 @@ class _Request:
 
     def begin(self) -> None:
         """Sends the request on; raises RequestError if it cannot be taken on."""
+        if self._tensor is not None:
+            _check_tensor(self._tensor, self._served.model.input)
+            self._submit(self._tensor, pool=False)
+            return
         items = self._items
         batcher = self._served.batcher
         if not any(item.encoded for item in items):
             self._submit(self._raw_pixels(), pool=False)
             return
+        if self._served.model.foreign:
+            index = next(index for index, item in enumerate(items) if item.encoded)
+            raise self._needs_tensors(f"items[{index}].encoded")
         if batcher.inline and _few_bytes(items):
             start = time.monotonic()
             opened = [self._open(index, item) if item.encoded else None for index, item in enumerate(items)]
@@ -206,24 +228,29 @@ class _Request:
             self._served.batcher.cancel(work)
 
     def _decode_then_submit(self) -> None:
-        batcher = self._served.batcher
-        start = time.monotonic()
         try:
-            if start >= self._deadline:
-                raise DeadlinePassed("the deadline passed while the request waited to be decoded")
-            if self._cancelled:
-                raise ClientGone("the client cancelled the call")
-            pixels = self._pixels([None] * len(self._items))
-            self._decode_seconds = time.monotonic() - start
-        except RequestError as error:
-            batcher.release(len(self._items))
+            pixels = self._decoded()
+        except Exception as error:
+            self._served.batcher.release(len(self._items))
+            if not isinstance(error, RequestError):
+                log.exception("model %s: a request failed while it was decoded", self._served.name)
+                error = ModelFailed("the request failed inside the server")
             self._end(error)
-        except Exception:
-            log.exception("model %s: a request failed while it was decoded", self._served.name)
-            batcher.release(len(self._items))
-            self._end(ModelFailed("the request failed inside the server"))
-        else:
+            return
+        try:
             self._submit(pixels, pool=True)
+        except RequestError as error:
+            self._end(error)
+
+    def _decoded(self) -> NDArray[np.uint8]:
+        start = time.monotonic()
+        if start >= self._deadline:
+            raise DeadlinePassed("the deadline passed while the request waited to be decoded")
+        if self._cancelled:
+            raise ClientGone("the client cancelled the call")
+        pixels = self._pixels([None] * len(self._items))
+        self._decode_seconds = time.monotonic() - start
+        return pixels
 
     def _open(self, index: int, item: Item) -> Image.Image:
         """The header of one encoded item."""
@@ -234,7 +261,9 @@ class _Request:
 
     def _raw_pixels(self) -> NDArray[np.uint8]:
         """uint8[n,H,W,C] of items that are all raw: one copy at most."""
-        spec = self._served.contract.input
+        spec = self._served.model.input
+        if not spec.is_picture:
+            raise self._needs_tensors("items[0].pixels")
         items = self._items
         for index, item in enumerate(items):
             _check_size(index, item, spec)
@@ -243,10 +272,10 @@ class _Request:
 
     def _pixels(self, opened: list[Image.Image | None]) -> NDArray[np.uint8]:
         """uint8[n,H,W,C] of all items. Those that are not `opened` yet are, one by one: a decoded picture is large."""
-        spec = self._served.contract.input
+        spec = self._served.model.contract.input
         for index, item in enumerate(self._items):
             if not item.encoded:
-                _check_size(index, item, spec)
+                _check_size(index, item, self._served.model.input)
         images = np.empty((len(self._items), *spec.shape), np.uint8)
         for index, item in enumerate(self._items):
             if not item.encoded:
@@ -259,7 +288,15 @@ class _Request:
                 raise InvalidRequest(f"item {index}: {error}", f"items[{index}].encoded") from None
         return images
 
-    def _submit(self, images: NDArray[np.uint8], *, pool: bool) -> None:
+    def _needs_tensors(self, field: str) -> InvalidRequest:
+        served = self._served
+        return InvalidRequest(
+            f"model {served.name!r} has no contract that says how a picture becomes its input, {served.model.input}: "
+            "send it tensors, over the Open Inference Protocol",
+            field,
+        )
+
+    def _submit(self, images: NDArray[Any], *, pool: bool) -> None:
         batcher = self._served.batcher
         work = Work(images, self._worked, self._priority, self._deadline)
         self._work = work  # before it is submitted: from then on it may end at any moment
@@ -272,11 +309,11 @@ class _Request:
             batcher.pump()
 
     def _worked(self, work: Work) -> None:
-        if work.error is not None or work.scores is None:
+        if work.error is not None or work.outputs is None:
             self._end(work.error or ModelFailed("the model gave no answer"))
             return
         phases = Phases(self._decode_seconds, work.started - work.submitted, work.finished - work.started)
-        self._end(Answer(self._served, work.scores, min(self._top_k, work.scores.shape[1]), phases))
+        self._end(Answer(self._served, work.outputs, self._top_k, phases))
 
     def _end(self, outcome: Answer | RequestError) -> None:
         try:
@@ -284,21 +321,27 @@ class _Request:
         finally:
             self._classifier.ended(self._served, outcome)
             self._items = ()
+            self._tensor = None
             self._work = None
             del self._respond
 
 
-def _check_items(items: Sequence[Item], limit: int) -> None:
+def _check_count(items: int, limit: int) -> None:
     if not items:
         raise InvalidRequest("the request has no items; send 1 or more images", "items")
-    if len(items) > limit:
-        raise InvalidRequest(f"the request has {len(items)} items; at most {limit} are accepted", "items")
+    if items > limit:
+        raise InvalidRequest(f"the request has {items} items; at most {limit} are accepted", "items")
 
 
-def _check_size(index: int, item: Item, spec: InputSpec) -> None:
+def _check_tensor(tensor: NDArray[Any], spec: TensorSpec) -> None:
+    if tensor.dtype != spec.dtype or tensor.shape[1:] != spec.shape:
+        given = " x ".join(map(str, tensor.shape[1:]))
+        raise InvalidRequest(f"the tensor's items are {tensor.dtype} {given}; the model takes {spec}", spec.name)
+
+
+def _check_size(index: int, item: Item, spec: TensorSpec) -> None:
     if len(item.data) != spec.size_bytes:
-        shape = " x ".join(map(str, spec.shape))
-        message = f"item {index}: {len(item.data)} bytes of pixels; the model takes {spec.size_bytes} (uint8 {shape})"
+        message = f"item {index}: {len(item.data)} bytes of pixels; the model takes {spec.size_bytes} ({spec})"
         raise InvalidRequest(message, f"items[{index}].pixels")
 
 

@@ -1,14 +1,20 @@
 """What an operator may set: the server's flags, and the policy of one model (`serving.toml`), both checked at start."""
 
+import re
 import tomllib
+from collections.abc import Collection
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from service.errors import UserError
 
 Provider = Literal["auto", "cuda", "cpu"]
+
+_ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}")
+_VERSIONS = re.compile(r"all|latest:[1-9][0-9]{0,8}|[1-9][0-9]{0,8}(,[1-9][0-9]{0,8})*")
 
 
 class _Settings(BaseModel):
@@ -47,6 +53,40 @@ class Policy(_Settings):
     default_priority: int = Field(default_factory=lambda given: given["priority_levels"], ge=1)
     provider: Provider | None = None
     max_image_pixels: int = Field(default=25_000_000, ge=1)
+    versions: str = "latest:1"
+    aliases: dict[str, Annotated[int, Field(ge=1, lt=10**9, strict=True)]] = {}
+
+    @field_validator("versions")
+    @classmethod
+    def _known_form(cls, versions: str) -> str:
+        versions = versions.replace(" ", "")
+        if not _VERSIONS.fullmatch(versions):
+            raise ValueError('accepted are "latest:N", "all", and a list of versions such as "1,3"')
+        return versions
+
+    @field_validator("aliases")
+    @classmethod
+    def _names(cls, aliases: dict[str, int]) -> dict[str, int]:
+        for name in aliases:
+            if not _ALIAS.fullmatch(name) or name == "latest":
+                raise ValueError(
+                    f"{name!r} cannot be an alias: one starts with a letter, holds at most 64 letters, digits, '.', '_' and '-', "
+                    "and is not 'latest', which is always the highest version served"
+                )
+        return aliases
+
+    @cached_property
+    def latest(self) -> int:
+        """How many of the highest versions that load are served, whatever their numbers."""
+        return int(self.versions.removeprefix("latest:")) if self.versions.startswith("latest:") else 0
+
+    def named(self, found: Collection[int]) -> set[int]:
+        """The versions to serve whatever others there are, where `found` are in the repository. One with an alias is among them."""
+        if self.versions == "all":
+            listed = set(found)
+        else:
+            listed = set() if self.latest else {int(version) for version in self.versions.split(",")}
+        return listed | set(self.aliases.values())
 
     @model_validator(mode="after")
     def _consistent(self) -> "Policy":

@@ -81,8 +81,10 @@ class _Tally:
 class ModelMetrics:
     """The metrics of one version of a model."""
 
-    def __init__(self, model: str, version: str, labels: Sequence[str]) -> None:
+    def __init__(self, model: str, version: str, labels: Sequence[str], probabilities: bool) -> None:
+        """`probabilities` says whether the scores are such, and not a foreign model's numbers of any kind."""
         self.labels = tuple(labels)
+        self.probabilities = probabilities
         self._model_version = (model, version)
         self._lock = threading.Lock()
         self._decode, self._queue, self._inference, self._encode = (_Tally(_SECONDS) for _ in PHASES)
@@ -107,7 +109,8 @@ class ModelMetrics:
         for result in results:
             best, probability = result[0]
             self._best.append(best)
-            self._confidence.observe(probability)
+            if self.probabilities:
+                self._confidence.observe(probability)
         if len(self._best) >= FOLD:
             with self._lock:
                 self._fold()
@@ -195,12 +198,12 @@ class _Requests(Collector):
         self._models: dict[tuple[str, str], ModelMetrics] = {}
         self._methods: list[RpcMetrics] = []
 
-    def model(self, model: str, version: str, labels: Sequence[str]) -> ModelMetrics:
+    def model(self, model: str, version: str, labels: Sequence[str], probabilities: bool) -> ModelMetrics:
         """The metrics of a version; those of before if it is loaded again with the same labels, as for a new policy."""
         with self._lock:
             known = self._models.get((model, version))
-            if known is None or known.labels != tuple(labels):
-                known = self._models[model, version] = ModelMetrics(model, version, labels)
+            if known is None or (known.labels, known.probabilities) != (tuple(labels), probabilities):
+                known = self._models[model, version] = ModelMetrics(model, version, labels, probabilities)
             return known
 
     def forget(self, model: str, version: str) -> None:
@@ -272,23 +275,23 @@ class Metrics:
         """A request to a served model was not answered."""
         self._rejections.labels(model, reason).inc()
 
-    def model_loaded(self, model: str, version: str, labels: Sequence[str]) -> ModelMetrics:
+    def model_loaded(self, model: str, version: str, labels: Sequence[str], probabilities: bool) -> ModelMetrics:
         """The metrics of a version that is about to be served."""
-        return self._requests.model(model, version, labels)
+        return self._requests.model(model, version, labels, probabilities)
 
-    def watch_model(self, model: str, queue_items: Callable[[], float], inflight: Callable[[], float]) -> None:
-        """Reads the model's gauges from these functions from now on, when somebody scrapes."""
+    def watch_model(self, model: str, queue_items: Callable[[], float], inflight: Callable[[], float], threads: int) -> None:
+        """Reads the model's gauges from these functions from now on, when somebody scrapes; `threads` are ONNX Runtime's."""
         self._queue_items.labels(model).set_function(queue_items)
         self._inflight.labels(model).set_function(inflight)
+        self._ort_threads.labels(model).set(threads)
 
     def model_forgotten(self, model: str, version: str) -> None:
         """Drops the series of a version that is no longer served: a server that lives long sees many versions."""
         self._requests.forget(model, version)
 
-    def model_serving(self, model: str, version: str, provider: str, precision: str, digest: str, threads: int) -> None:
+    def model_serving(self, model: str, version: str, provider: str, precision: str, digest: str) -> None:
         """A version has begun to serve."""
         self._info.labels(model, version, provider, precision, digest).set(1)
-        self._ort_threads.labels(model).set(threads)
 
     def model_retired(self, model: str, version: str, provider: str, precision: str, digest: str) -> None:
         """A version has stopped serving."""
@@ -299,10 +302,11 @@ class Metrics:
         for gauge in (self._queue_items, self._inflight, self._ort_threads):
             gauge.remove(model)
 
-    def load_ended(self, model: str, outcome: str, seconds: float) -> None:
-        """An attempt to load a version has ended: `ready`, `golden_mismatch`, `invalid` or `failed`."""
+    def load_ended(self, model: str, outcome: str, seconds: float | None) -> None:
+        """An attempt to load a version has ended: `ready`, `golden_mismatch`, `invalid` or `failed`; None if it never began."""
         self._loads.labels(model, outcome).inc()
-        self._load_seconds.labels(model).set(seconds)
+        if seconds is not None:
+            self._load_seconds.labels(model).set(seconds)
 
 
 def _versions(*packages: str) -> dict[str, str]:

@@ -1,8 +1,11 @@
 """The models being served: loaded from a folder, swapped while requests are in hand, watched for change.
 
-A version is loaded, warmed and proved on its golden samples by the thread that scans, off the serving path; only then does it
-take the place of the one before, in one assignment. Whoever has acquired a model keeps it until it is released, so requests in
-hand finish on the version they started on, and a model is closed when the last of them is done.
+A version is loaded, warmed and proved on its golden samples by the thread that scans, off the serving path; only then is it served,
+by one assignment for all versions and aliases of its model. Whoever has acquired a model keeps it until it is released, so requests
+in hand finish on the version they started on, and a model is closed when the last of them is done.
+
+Which versions. A policy names them, or takes the highest ones that load; a version that an alias stands for is served too. One that
+cannot be loaded takes no place: a version in memory serves on until there is another that works, or its file is gone.
 """
 
 import logging
@@ -11,23 +14,26 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, NamedTuple, TypeVar
 
 import watchfiles
 
-from service.batcher import INLINE_SECONDS, Batcher
+from service.batcher import Batcher
 from service.config import Policy, Provider, read_policy
-from service.contract import Contract
 from service.errors import LoadError, NotServed, Unavailable, UserError
+from service.loading import load_model, read_labels, start_batcher
 from service.metrics import Metrics, ModelMetrics
-from service.model import Model, cpu_budget, load
-from service.repository_layout import model_names, model_path, policy_path, version_numbers
+from service.model import Model
+from service.repository_layout import MODEL_FILE, POLICY_FILE, labels_path, model_names, model_path, policy_path, version_numbers
 
 log = logging.getLogger(__name__)
 
 RESCAN_MILLISECONDS = 5000
 
-Fingerprint = tuple[tuple[int, int, int] | None, tuple[int, int, int] | None]
-"""What tells that a version has changed: inode, mtime in ns and size, of the model file and of its policy."""
+T = TypeVar("T")
+
+Fingerprint = tuple[object, ...]
+"""What tells that a version has changed: how its files look on disk, and by which policy it is served."""
 
 
 @dataclass(eq=False)
@@ -44,10 +50,21 @@ class ServedModel:
     inflight: int = 0
     retired: bool = False
 
-    @property
-    def contract(self) -> Contract:
-        """What the model says of itself."""
-        return self.model.contract
+
+class IndexEntry(NamedTuple):
+    """How one version stands. A version that is READY has a reason too, if a change of it could not be taken up."""
+
+    name: str
+    version: int
+    state: Literal["READY", "LOADING", "UNAVAILABLE"]
+    reason: str
+
+
+class _Failure(NamedTuple):
+    """Why a version could not be loaded. It is not tried again until its fingerprint changes."""
+
+    fingerprint: Fingerprint
+    reason: str
 
 
 class Repository:
@@ -71,11 +88,18 @@ class Repository:
         self._provider = provider
         self._metrics = metrics
         self._on_change = on_change
+        # What readers need no lock for is replaced, never changed.
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
-        self._served: dict[str, ServedModel] = {}  # replaced, never changed: readers need no lock
-        self._retiring: tuple[ServedModel, ...] = ()  # likewise: no longer served, with requests still in hand
-        self._failed: dict[tuple[str, int], Fingerprint] = {}  # not tried again until they change
+        self._served: dict[str, tuple[ServedModel, ...]] = {}  # highest version first
+        self._aliases: dict[str, dict[str, int]] = {}
+        self._routes: dict[tuple[str, str], ServedModel] = {}  # by name, and version or alias as requests write it
+        self._retiring: tuple[ServedModel, ...] = ()  # no longer served, with requests still in hand
+        self._active: tuple[ServedModel, ...] = ()  # all that are served or retiring
+        self._scanning = threading.Lock()  # held while models are loaded or unloaded
+        self._failed: dict[tuple[str, int], _Failure] = {}
+        self._unloaded: dict[str, tuple[int, ...]] = {}  # by request; not loaded again without one
+        self._loading: tuple[str, int] | None = None
         self._scanned = False
         self._stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="repository-watch", daemon=True)
@@ -94,8 +118,9 @@ class Repository:
         self._stopping.set()
         if self._watcher.ident is not None:
             self._watcher.join()
-        for name in list(self._served):
-            self._replace(name, None)
+        with self._scanning:
+            for name in list(self._served):
+                self._publish(name, (), {})
 
     @property
     def ready(self) -> bool:
@@ -103,29 +128,47 @@ class Repository:
         return self._scanned and bool(self._served)
 
     @property
-    def served(self) -> dict[str, ServedModel]:
-        """The models being served, by name, as of now."""
+    def served(self) -> dict[str, tuple[ServedModel, ...]]:
+        """The versions being served by name of the model, the highest first, as of now."""
         return self._served
+
+    def aliases(self, name: str) -> dict[str, int]:
+        """The versions that a model's aliases stand for, of those that are served."""
+        versions = {served.version for served in self._served.get(name, ())}
+        return {alias: version for alias, version in self._aliases.get(name, {}).items() if version in versions}
+
+    def index(self) -> list[IndexEntry]:
+        """How every version stands that is served, being loaded, could not be loaded or was unloaded; by name and version."""
+        failed, loading = dict(self._failed), self._loading
+        found = {
+            (name, version): IndexEntry(name, version, "UNAVAILABLE", failed[name, version].reason) for name, version in failed
+        }
+        for name, versions in dict(self._unloaded).items():
+            found |= {(name, version): IndexEntry(name, version, "UNAVAILABLE", "unloaded") for version in versions}
+        if loading is not None:
+            found[loading] = IndexEntry(*loading, "LOADING", "")
+        for served in (served for versions in self._served.values() for served in versions):
+            key = served.name, served.version
+            found[key] = IndexEntry(*key, "READY", failed[key].reason if key in failed else "")
+        return [found[key] for key in sorted(found)]
 
     def acquire(self, name: str, version: str) -> ServedModel:
         """The model to answer a request with; give it back with `release`.
 
+        `version` is a number, an alias, or empty or `latest` for the highest version served.
+
         Raises:
-            NotServed: no such model or version.
+            NotServed: no such model, version or alias.
             Unavailable: the server is still loading, so nobody can say yet.
         """
         with self._lock:
-            served = self._served.get(name)
-            if served is not None and (not version or version == "latest" or version == str(served.version)):
+            served = self._routes.get((name, version))
+            if served is not None:
                 served.inflight += 1
                 return served
         if not self._scanned:
             raise Unavailable("the server is still loading its models")
-        if served is None and any(failed == name for failed, _ in tuple(self._failed)):
-            raise NotServed(f"model {name!r} is in the repository but could not be loaded; the server's log says why")
-        if served is None:
-            raise NotServed(f"no model named {name[:64]!r}; served are: {', '.join(sorted(self._served)) or 'none'}")
-        raise NotServed(f"model {name!r} has no version {version[:64]!r}; served is: {served.version}")
+        raise self._not_served(name, version)
 
     def release(self, served: ServedModel) -> None:
         """Gives a model back; the last one to give back a retired model closes it."""
@@ -134,25 +177,71 @@ class Repository:
             close = served.retired and served.inflight == 0
             if close:
                 self._retiring = tuple(other for other in self._retiring if other is not served)
+                self._active = self._all()
             if served.inflight == 0:
                 self._idle.notify_all()
         if close:
             self._close(served)
 
+    def load(self, name: str) -> None:
+        """Brings a model to what its folder holds, and serves it again if it was unloaded. Blocks until that is done.
+
+        Raises:
+            NotServed: there is no such model in the repository.
+            LoadError: a version of it that should be served cannot be; what was served before still is.
+        """
+        with self._scanning:
+            if name not in self._names():
+                raise NotServed(f"no model named {name[:64]!r} is in the repository")
+            self._unloaded.pop(name, None)
+            self._forget_failures(name)
+            self._refresh(name)
+            reasons = [f"version {version}: {failure.reason}" for (of, version), failure in self._failed.items() if of == name]
+            if not reasons and name not in self._served:
+                reasons = ["it has no version"]
+        if reasons:
+            raise LoadError(f"model {name!r} could not be loaded: {'; '.join(reasons)}")
+
+    def unload(self, name: str) -> None:
+        """Takes a model out of service until `load` or a restart. Requests in hand are finished; the last one frees its memory.
+
+        Raises:
+            NotServed: there is no such model in the repository.
+        """
+        with self._scanning:
+            if name not in self._served and name not in self._names():
+                raise NotServed(f"no model named {name[:64]!r} is in the repository")
+            if name in self._unloaded:
+                return
+            failed = {version for of, version in self._failed if of == name}
+            self._unloaded[name] = tuple(failed | {served.version for served in self._served.get(name, ())})
+            self._forget_failures(name)
+            self._publish(name, (), {})
+
     def wait_until_idle(self, seconds: float) -> bool:
         """Waits until no request is in hand, at most so long; whether it came to that."""
         with self._lock:
-            return self._idle.wait_for(
-                lambda: not any(served.inflight for served in (*self._served.values(), *self._retiring)), timeout=seconds
-            )
+            return self._idle.wait_for(lambda: not any(served.inflight for served in self._active), timeout=seconds)
 
     def pump(self) -> float:
         """For the transport's thread: `Batcher.pump` of every model where something waits; the earliest time it wants next."""
         wanted = float("inf")
-        for served in (*self._served.values(), *self._retiring):
+        for served in self._active:
             if served.batcher.queued_items:
                 wanted = min(wanted, served.batcher.pump())
         return wanted
+
+    def _not_served(self, name: str, version: str) -> NotServed:
+        served = self._served.get(name)
+        if served is not None:
+            known = [str(each.version) for each in served]
+            known += [f"{alias} (version {number})" for alias, number in sorted(self.aliases(name).items())]
+            return NotServed(f"model {name!r} has no version {version[:64]!r}; served are: {', '.join(known)}")
+        if name in self._unloaded:
+            return NotServed(f"model {name!r} has been unloaded")
+        if any(failed == name for failed, _ in tuple(self._failed)):
+            return NotServed(f"model {name!r} is in the repository but could not be loaded; the server's log says why")
+        return NotServed(f"no model named {name[:64]!r}; served are: {', '.join(sorted(self._served)) or 'none'}")
 
     def _watch(self) -> None:
         # Changes inside a debounce window come together; a file still being written shows up again when it has grown. The timeout
@@ -169,138 +258,189 @@ class Repository:
                 log.warning("repository: cannot watch %s: %s", self._folder, error)
                 self._stopping.wait(RESCAN_MILLISECONDS / 1000)
 
-    def _scan(self) -> None:
+    def _names(self) -> list[str]:
         try:
-            names = model_names(self._folder)
-        except OSError as error:
-            log.warning("repository: cannot read the folder: %s", error.strerror)
-            return
-        for name in names:
+            return model_names(self._folder)
+        except OSError:
+            return []
+
+    def _scan(self) -> None:
+        with self._scanning:
             try:
-                self._refresh(name)
+                names = model_names(self._folder)
             except OSError as error:
-                log.warning("model %s: cannot read its folder: %s", name, error.strerror)
-        for name in self._served.keys() - set(names):
-            self._replace(name, None)
-        self._failed = {key: fingerprint for key, fingerprint in self._failed.items() if key[0] in names}
+                log.warning("repository: cannot read the folder: %s", error.strerror)
+                return
+            for name in names:
+                if name not in self._unloaded:
+                    self._refresh(name)
+            for name in (self._served.keys() | self._unloaded.keys() | {name for name, _ in self._failed}) - set(names):
+                self._unloaded.pop(name, None)
+                self._forget_failures(name)
+                self._publish(name, (), {})
 
     def _refresh(self, name: str) -> None:
-        """Brings one model to its highest version that loads."""
-        current = self._served.get(name)
-        for version in reversed(version_numbers(self._folder, name)):
-            fingerprint = self._fingerprint(name, version)
-            if fingerprint[0] is None:
-                continue
-            if self._failed.get((name, version)) == fingerprint:
-                if current is not None and version <= current.version:
-                    return  # as below
-                continue
-            if current is not None and current.version == version and current.fingerprint == fingerprint:
-                return
-            served = self._load(name, version, fingerprint)
-            if served is not None:
-                self._failed.pop((name, version), None)
-                self._replace(name, served)
-                return
-            self._failed[name, version] = fingerprint
-            if current is not None and version <= current.version:
-                return  # the file was changed for the worse: what is in memory still serves
-        if current is not None and not model_path(self._folder, name, current.version).exists():
-            self._replace(name, None)
-
-    def _load(self, name: str, version: int, fingerprint: Fingerprint) -> ServedModel | None:
-        """Loads and warms one version; None, and the reason in log and metric, if it cannot be served."""
-        start = time.monotonic()
-        outcome = "ready"
+        """Brings one model to the versions that its policy asks for."""
+        current = {served.version: served for served in self._served.get(name, ())}
         try:
-            policy = read_policy(self._policy_path(name))
-            model, measured = self._open(model_path(self._folder, name, version), policy)
-            metrics = self._metrics.model_loaded(name, str(version), model.contract.labels)
-            batcher = Batcher(
-                model.predict,
-                name=name,
-                max_batch_items=policy.max_batch_size,
-                max_queue_items=policy.max_queue_items,
-                measured=measured,
-                on_batch=metrics.batch,
-            )
-            batcher.start()
-        except (LoadError, UserError) as error:
-            outcome = error.outcome if isinstance(error, LoadError) else "invalid"
-            current = self._served.get(name)
-            if current is not None and current.version == version:
-                log.error("model %s version %d: the change is not taken up, it serves as before: %s", name, version, error)
-            else:
-                log.error("model %s version %d is not served: %s", name, version, error)
+            found = version_numbers(self._folder, name)
+        except OSError as error:
+            log.warning("model %s: cannot read its folder: %s", name, error.strerror)
+            return
+        path = self._policy_path(name)
+        try:
+            policy = read_policy(path)
+        except UserError as error:
+            if found:
+                self._fail(name, found[-1], (_stat(path),), "invalid", str(error))
+            return
+        named = policy.named(found)
+        serving: list[ServedModel] = []
+        tried = set()
+        for version in sorted(named.union(found), reverse=True):
+            if version in named or len(serving) < policy.latest:
+                tried.add(version)
+                served = self._bring(name, version, policy, current.get(version), required=version in named)
+                serving += [served] if served is not None else []
+        if not serving:
+            serving = [served for served in current.values() if model_path(self._folder, name, served.version).exists()]
+        self._failed = {key: failure for key, failure in self._failed.items() if key[0] != name or key[1] in tried}
+        self._publish(name, tuple(serving), policy.aliases)
+
+    def _bring(self, name: str, version: int, policy: Policy, current: ServedModel | None, required: bool) -> ServedModel | None:
+        """A version as its files are now; as it is in memory, if that has not changed or cannot be loaded; None without either."""
+        file = _stat(model_path(self._folder, name, version))
+        how = policy.model_dump(exclude={"versions", "aliases"})
+        fingerprint = (file, _stat(labels_path(self._folder, name)), how)
+        if file is None:
+            if required:
+                self._fail(name, version, fingerprint, "failed", f"{POLICY_FILE} names it, but there is no {MODEL_FILE} of it")
+            return None
+        if current is not None and current.fingerprint == fingerprint:
+            self._failed.pop((name, version), None)
+            return current
+        failure = self._failed.get((name, version))
+        if failure is not None and failure.fingerprint == fingerprint:
+            return current
+        self._loading = name, version
+        try:
+            return self._load(name, version, policy, fingerprint) or current
+        finally:
+            self._loading = None
+
+    def _load(self, name: str, version: int, policy: Policy, fingerprint: Fingerprint) -> ServedModel | None:
+        """Loads and warms one version; None, and the reason in log, index and metric, if it cannot be served."""
+        start = time.monotonic()
+        try:
+            labels = read_labels(labels_path(self._folder, name))
+            loaded = load_model(model_path(self._folder, name, version), labels, policy, self._provider)
+            model = loaded.model
+            metrics = self._metrics.model_loaded(name, str(version), model.labels, not model.foreign)
+            batcher = start_batcher(name, loaded, policy, metrics.batch)
+        except LoadError as error:
+            self._fail(name, version, fingerprint, error.outcome, str(error), time.monotonic() - start)
             return None
         except Exception:
-            outcome = "failed"
-            log.exception("model %s version %d is not served", name, version)
+            log.exception("model %s version %d: loading it raised", name, version)
+            self._fail(name, version, fingerprint, "failed", "loading it failed inside the server", time.monotonic() - start)
             return None
-        finally:
-            self._metrics.load_ended(name, outcome, time.monotonic() - start)
+        seconds = time.monotonic() - start
+        self._metrics.load_ended(name, "ready", seconds)
+        self._failed.pop((name, version), None)
         log.info(
-            "model %s version %d is ready: %s, %s, %d ORT threads, loaded in %.2f s",
-            name, version, model.provider, model.contract.precision, model.threads, time.monotonic() - start,
+            "model %s version %d is ready: %s, %s, %d ORT threads, batches of up to %d items, loaded in %.2f s",
+            name, version, model.provider, model.precision, model.threads, batcher.max_batch_items, seconds,
         )  # fmt: skip
         return ServedModel(name, version, model, policy, batcher, metrics, fingerprint)
 
-    def _open(self, path: Path, policy: Policy) -> tuple[Model, dict[int, float]]:
-        """Loads a model with as many threads as it can use, and measures it.
-
-        A model that answers one item within the time of an inline batch is served with one thread: waking a second one costs it
-        more than it gains, and the second core is wanted for the transport.
-        """
-        provider = policy.provider or self._provider
-        model = load(path, provider, threads=1)
-        if model.provider == "cpu" and cpu_budget() > 1 and model.measure(1)[1] > INLINE_SECONDS:
-            model = load(path, provider, cpu_budget())
-        return model, model.measure(policy.max_batch_size)
-
-    def _replace(self, name: str, new: ServedModel | None) -> None:
-        """The atomic swap: from here on requests get `new`, or nothing if it is None."""
-        if new is not None:
-            model = new.model
-            self._metrics.watch_model(name, lambda: new.batcher.queued_items, lambda: new.inflight)
-            self._metrics.model_serving(
-                name, str(new.version), model.provider, model.contract.precision, model.digest, model.threads
-            )
-        with self._lock:
-            old = self._served.get(name)
-            self._served = {key: value for key, value in self._served.items() if key != name} | ({name: new} if new else {})
-            if old is not None:
-                old.retired = True
-                close = old.inflight == 0
-                if not close:
-                    self._retiring = (*self._retiring, old)
-        if old is not None:
-            if new is None or _identity(new) != _identity(old):
-                self._metrics.model_retired(name, *_identity(old))
-            if new is None or new.version != old.version:
-                self._metrics.model_forgotten(name, str(old.version))
-            if new is None:
-                self._metrics.model_unloaded(name)
-                log.info("model %s is no longer served", name)
-            if close:
-                self._close(old)
-        if self._scanned:
-            self._on_change()
-
-    def _close(self, served: ServedModel) -> None:
-        # On a thread of its own: the last to let go may be the batcher's own thread, which `close` waits for.
-        threading.Thread(target=served.batcher.close, name=f"close-{served.name}").start()
+    def _fail(
+        self, name: str, version: int, fingerprint: Fingerprint, outcome: str, reason: str, seconds: float | None = None
+    ) -> None:
+        """Keeps why a version could not be loaded: in the index, and, the first time, in log and metric."""
+        known = self._failed.get((name, version))
+        self._failed[name, version] = _Failure(fingerprint, reason)
+        if known is not None and known.fingerprint == fingerprint:
+            return
+        if any(served.version == version for served in self._served.get(name, ())):
+            log.error("model %s version %d: the change is not taken up, it serves as before: %s", name, version, reason)
+        else:
+            log.error("model %s version %d is not served: %s", name, version, reason)
+        self._metrics.load_ended(name, outcome, seconds)
 
     def _policy_path(self, name: str) -> Path:
         above = self._policies / f"{name}.toml" if self._policies is not None else None
         return above if above is not None and above.exists() else policy_path(self._folder, name)
 
-    def _fingerprint(self, name: str, version: int) -> Fingerprint:
-        return _stat(model_path(self._folder, name, version)), _stat(self._policy_path(name))
+    def _forget_failures(self, name: str) -> None:
+        self._failed = {key: failure for key, failure in self._failed.items() if key[0] != name}
+
+    def _publish(self, name: str, new: tuple[ServedModel, ...], aliases: dict[str, int]) -> None:
+        """The atomic swap: from here on requests get the `new` versions and their aliases, and the others are retired."""
+
+        def others(of: dict[str, T]) -> dict[str, T]:
+            return {key: value for key, value in of.items() if key != name}
+
+        old = self._served.get(name, ())
+        if new == old and aliases == self._aliases.get(name, {}):
+            return
+        for served in new:
+            model = served.model
+            self._metrics.model_serving(name, str(served.version), model.provider, model.precision, model.digest)
+        if new:
+            threads = sum(served.model.threads for served in new)
+            self._metrics.watch_model(name, lambda: self._queued(name), lambda: self._inflight(name), threads)
+        gone = [served for served in old if served not in new]
+        with self._lock:
+            self._served = {key: value for key, value in self._served.items() if key != name} | ({name: new} if new else {})
+            self._aliases = {key: value for key, value in self._aliases.items() if key != name} | ({name: aliases} if new else {})
+            self._routes = {route: served for route, served in self._routes.items() if route[0] != name} | _routes(
+                name, new, aliases
+            )
+            for served in gone:
+                served.retired = True
+            idle = [served for served in gone if not served.inflight]
+            self._retiring = (*self._retiring, *(served for served in gone if served.inflight))
+            self._active = self._all()
+        for served in gone:
+            if _identity(served) not in map(_identity, new):
+                self._metrics.model_retired(name, *_identity(served))
+            if served.version not in [other.version for other in new]:
+                self._metrics.model_forgotten(name, str(served.version))
+                log.info("model %s version %d is no longer served", name, served.version)
+        if old and not new:
+            self._metrics.model_unloaded(name)
+        for served in idle:
+            self._close(served)
+        if self._scanned:
+            self._on_change()
+
+    def _all(self) -> tuple[ServedModel, ...]:
+        return (*(served for versions in self._served.values() for served in versions), *self._retiring)
+
+    def _queued(self, name: str) -> int:
+        return sum(served.batcher.queued_items for served in self._active if served.name == name)
+
+    def _inflight(self, name: str) -> int:
+        return sum(served.inflight for served in self._active if served.name == name)
+
+    def _close(self, served: ServedModel) -> None:
+        # On a thread of its own: the last to let go may be the batcher's own thread, which `close` waits for.
+        threading.Thread(target=served.batcher.close, name=f"close-{served.name}").start()
+
+
+def _routes(name: str, versions: tuple[ServedModel, ...], aliases: dict[str, int]) -> dict[tuple[str, str], ServedModel]:
+    """What requests may call the versions, highest first, of a model."""
+    if not versions:
+        return {}
+    numbers = {served.version: served for served in versions}
+    routes = {(name, str(version)): served for version, served in numbers.items()}
+    routes |= {(name, alias): numbers[version] for alias, version in aliases.items() if version in numbers}
+    return routes | {(name, ""): versions[0], (name, "latest"): versions[0]}
 
 
 def _identity(served: ServedModel) -> tuple[str, str, str, str]:
     model = served.model
-    return str(served.version), model.provider, model.contract.precision, model.digest
+    return str(served.version), model.provider, model.precision, model.digest
 
 
 def _stat(path: Path) -> tuple[int, int, int] | None:

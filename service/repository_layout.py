@@ -10,6 +10,7 @@ from service.errors import UserError
 
 MODEL_FILE = "model.onnx"
 POLICY_FILE = "serving.toml"
+LABELS_FILE = "labels.txt"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 RESERVED_NAMES = ("liveness",)
@@ -54,6 +55,11 @@ def model_path(repository: Path, name: str, version: int) -> Path:
 def policy_path(repository: Path, name: str) -> Path:
     """Where the policy of a model lies, if it has one."""
     return repository / name / POLICY_FILE
+
+
+def labels_path(repository: Path, name: str) -> Path:
+    """Where the names of the classes of a foreign model lie, if they are given: one a line."""
+    return repository / name / LABELS_FILE
 
 
 def next_version(repository: Path, name: str) -> int:

@@ -50,7 +50,7 @@ class ClassifyServicer:
     def _writer(self, served: ServedModel) -> "ResponseWriter":
         writer = self._writers.get(served)
         if writer is None:
-            writer = self._writers[served] = ResponseWriter(served.name, str(served.version), served.contract.labels)
+            writer = self._writers[served] = ResponseWriter(served.name, str(served.version), served.model.labels)
         return writer
 
 

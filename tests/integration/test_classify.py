@@ -58,7 +58,7 @@ def test_answers_are_those_of_the_model_in_process(stub: grpc.UnaryUnaryMultiCal
     pngs = [digits.test.encoded(index) for index in range(40)]
     response = stub(pb.ClassifyRequest(model="digits", items=encoded(*pngs), top_k=10, id="abc"), timeout=10)
     loaded = model.load(model_file, "cpu", 1)
-    expected = loaded.predict(np.stack([decode(png, loaded.contract.input, 1 << 20) for png in pngs]))
+    expected = loaded.probabilities(np.stack([decode(png, loaded.contract.input, 1 << 20) for png in pngs]))
     assert (response.model, response.version, response.id) == ("digits", "1", "abc")
     assert len(response.results) == 40
     for result, row in zip(response.results, expected, strict=True):

@@ -64,7 +64,7 @@ def wrong_golden(path: Path) -> None:
 BROKEN: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "truncated": (truncate, "invalid", "ONNX Runtime cannot load the file"),
     "empty": (lambda path: path.write_bytes(b""), "invalid", "ONNX Runtime cannot load the file"),
-    "no contract": (forget_contract, "invalid", f"no contract: the file has no {METADATA_KEY!r}"),
+    "no contract": (forget_contract, "invalid", f"no contract: the graph is one of Convoy's, but the file has no {METADATA_KEY!r}"),
     "contract is not JSON": (lambda path: change_raw(path, "nonsense"), "invalid", "contract: the whole: Invalid JSON"),
     "unknown schema": (lambda path: change_contract(path, lambda c: c.update(schema=2)), "invalid", "contract: schema: "),
     "label missing": (lambda path: change_contract(path, lambda c: c["labels"].pop()), "invalid", "10 probabilities for 9 labels"),
@@ -220,7 +220,7 @@ def test_a_version_overwritten_with_other_labels_is_counted_by_them(
     server = serve(repository)
     names = [f"digit {label}" for label in digits.labels]
     change_contract(repository / "digits" / "1" / "model.onnx", lambda contract: contract.update(labels=names))
-    eventually(lambda: server._repository.served["digits"].contract.labels == tuple(names))
+    eventually(lambda: server._repository.served["digits"][0].model.labels == tuple(names))
     with Client(f"127.0.0.1:{server.grpc_port}") as client:
         found = client.classify([digits.test.encoded(0)], "digits").results[0][0].label
     assert found in names
@@ -229,6 +229,6 @@ def test_a_version_overwritten_with_other_labels_is_counted_by_them(
 
 def test_a_policy_that_changes_is_taken_up(repository: Path, serve: Serve) -> None:
     server = serve(repository)
-    assert server._repository.served["digits"].policy.max_batch_size == 64
+    assert server._repository.served["digits"][0].policy.max_batch_size == 64
     (repository / "digits" / "serving.toml").write_text("max_batch_size = 4\n")
-    eventually(lambda: server._repository.served["digits"].policy.max_batch_size == 4)
+    eventually(lambda: server._repository.served["digits"][0].policy.max_batch_size == 4)

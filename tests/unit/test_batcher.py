@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from service.batcher import Batcher, BatchTimes, Work
+from service.batcher import TRUST_SECONDS, Batcher, Work
 from service.errors import ClientGone, DeadlinePassed, ModelFailed, QueueFull
 
 FAST = {1: 1e-4, 64: 1e-4}
@@ -34,7 +34,7 @@ class Gate:
         self.threads: list[str] = []
         self.batches: list[int] = []
 
-    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def __call__(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
         self.threads.append(threading.current_thread().name)
         self.batches.append(len(images))
         if self.held:
@@ -43,7 +43,7 @@ class Gate:
         if (images == 255).any():
             raise RuntimeError("poison in /secret/path")
         total = images.reshape(len(images), -1).sum(axis=1).astype(np.float32)
-        return np.stack([total, -total], axis=1)
+        return [np.stack([total, -total], axis=1)]
 
 
 class Outcomes:
@@ -80,9 +80,12 @@ Make = Callable[..., Batcher]
 def make(gate: Gate) -> Iterator[Make]:
     made: list[Batcher] = []
 
-    def build(measured: dict[int, float], max_batch_items: int = 8, max_queue_items: int = 64, **more: object) -> Batcher:
+    def build(
+        measured: dict[int, float], max_batch_items: int = 8, max_queue_items: int = 64, instances: int = 1, **more: object
+    ) -> Batcher:
         batcher = Batcher(
-            gate, name="m", max_batch_items=max_batch_items, max_queue_items=max_queue_items, measured=measured, **more  # type: ignore[arg-type]
+            *[gate] * instances, name="m", max_batch_items=max_batch_items, max_queue_items=max_queue_items,
+            measured=measured, **more,  # type: ignore[arg-type]
         )  # fmt: skip
         batcher.start()
         made.append(batcher)
@@ -105,7 +108,7 @@ def test_a_short_batch_runs_on_the_callers_thread_and_a_long_one_on_the_models(m
     slow.submit(Work(images(3), done))
     slow.pump()
     done.wait_for(2)
-    assert gate.threads == [threading.current_thread().name, "batcher-m"]
+    assert gate.threads == [threading.current_thread().name, "batcher-m-1"]
     assert fast.inline
     assert not slow.inline
 
@@ -124,7 +127,7 @@ def test_a_long_batch_is_cut_to_run_inline_unless_large_batches_gain_much(make: 
     gaining.pump()
     done.wait_for(16)
     assert gate.batches[4:] == [8]
-    assert gate.threads[-1] == "batcher-m"
+    assert gate.threads[-1] == "batcher-m-1"
 
 
 def test_hand_over_never_runs_a_batch_on_the_caller(make: Make, gate: Gate, done: Outcomes) -> None:
@@ -132,7 +135,7 @@ def test_hand_over_never_runs_a_batch_on_the_caller(make: Make, gate: Gate, done
     batcher.submit(Work(images(1), done))
     batcher.hand_over()
     done.wait_for(1)
-    assert gate.threads == ["batcher-m"]
+    assert gate.threads == ["batcher-m-1"]
 
 
 def test_requests_share_a_batch_and_large_ones_are_put_together_again(make: Make, gate: Gate, done: Outcomes) -> None:
@@ -145,9 +148,9 @@ def test_requests_share_a_batch_and_large_ones_are_put_together_again(make: Make
     assert gate.batches == [4, 4, 4, 1]
     by_size = {work.items: work for work in done.works}
     for pixels in sent:
-        scores = by_size[len(pixels)].scores
-        assert scores is not None
-        assert scores[:, 0].tolist() == pixels.ravel().tolist()
+        outputs = by_size[len(pixels)].outputs
+        assert outputs is not None
+        assert outputs[0][:, 0].tolist() == pixels.ravel().tolist()
 
 
 def test_one_of_four_cancelled_while_the_model_runs_leaves_three_answered(make: Make, gate: Gate, done: Outcomes) -> None:
@@ -166,8 +169,8 @@ def test_one_of_four_cancelled_while_the_model_runs_leaves_three_answered(make: 
     assert len(done.works) == 4
     for work, value in ((works[0], 1), (works[2], 3), (works[3], 4)):
         assert work.error is None
-        assert work.scores is not None
-        assert work.scores[0, 0] == value
+        assert work.outputs is not None
+        assert work.outputs[0][0, 0] == value
 
 
 def test_a_cancelled_request_that_still_waits_costs_no_inference(make: Make, gate: Gate, done: Outcomes) -> None:
@@ -209,7 +212,7 @@ def test_a_request_that_expires_in_the_queue_costs_no_inference(make: Make, gate
     clock.now += 1
     batcher.pump()
     assert isinstance(late.error, DeadlinePassed)
-    assert alive.scores is not None
+    assert alive.outputs is not None
     assert gate.batches == [1]
 
 
@@ -240,18 +243,18 @@ def test_a_poisonous_request_fails_alone_and_without_the_models_words(make: Make
         pass
     assert [type(work.error) for work in works] == [type(None), ModelFailed, type(None), type(None), type(None)]
     assert "secret" not in str(works[1].error)
-    assert [work.scores[0, 0] for work in works if work.scores is not None] == [1, 2, 3, 4]
+    assert [work.outputs[0][0, 0] for work in works if work.outputs is not None] == [1, 2, 3, 4]
     assert gate.batches == [4, 1, 1, 1, 1, 1]
 
 
 def test_a_model_that_gives_too_few_answers_fails_the_request_and_goes_on(done: Outcomes) -> None:
-    batcher = Batcher(lambda images: np.zeros((1, 2), np.float32), name="m", max_batch_items=8, max_queue_items=8, measured=FAST)
+    batcher = Batcher(lambda images: [np.zeros((1, 2), np.float32)], name="m", max_batch_items=8, max_queue_items=8, measured=FAST)
     wrong, right = Work(images(1, 2), done), Work(images(3), done)
     for work in (wrong, right):
         batcher.submit(work)
         batcher.pump()
     assert isinstance(wrong.error, ModelFailed)
-    assert right.scores is not None
+    assert right.outputs is not None
 
 
 def test_room_reserved_counts_against_the_bound(make: Make, done: Outcomes) -> None:
@@ -263,7 +266,7 @@ def test_room_reserved_counts_against_the_bound(make: Make, done: Outcomes) -> N
         batcher.reserve(2)
     batcher.submit(Work(images(1, 2, 3), done), reserved=True)
     batcher.pump()
-    assert done.works[0].scores is not None
+    assert done.works[0].outputs is not None
     batcher.reserve(4)
     batcher.release(4)
     batcher.reserve(4)
@@ -277,7 +280,7 @@ def test_an_answer_that_cannot_be_delivered_harms_nobody_else(make: Make, done: 
     batcher.submit(Work(images(1), broken))
     batcher.submit(Work(images(2), done))
     batcher.pump()
-    assert done.works[0].scores is not None
+    assert done.works[0].outputs is not None
 
 
 def test_every_work_ends_once_under_submissions_and_cancellations_from_many_threads(make: Make, done: Outcomes) -> None:
@@ -302,22 +305,99 @@ def test_every_work_ends_once_under_submissions_and_cancellations_from_many_thre
     assert len(done.works) == len(set(done.works)) == 400
     for work in done.works:
         if work.error is None:
-            assert work.scores is not None
-            assert work.scores[:, 0].tolist() == work.images.ravel().tolist()
+            assert work.outputs is not None
+            assert work.outputs[0][:, 0].tolist() == work.images.ravel().tolist()
 
 
-def test_batch_times_start_from_what_was_measured_and_learn() -> None:
-    times = BatchTimes({1: 0.001, 2: 0.002, 4: 0.004})
-    assert times.expected(3) == 0.004
-    assert times.expected(100) == 0.004
-    assert [times.largest_within(seconds) for seconds in (0.0005, 0.001, 0.003, 1)] == [0, 1, 2, 4]
-    times.observe(2, 0.010)
-    assert times.expected(2) < 0.0025, "one slow batch says little: something may have been in its way"
-    for _ in range(400):
-        times.observe(2, 0.010)
-    assert times.expected(2) == pytest.approx(0.010, rel=0.01)
-    for _ in range(10):
-        times.observe(2, 0.003)
-    assert times.expected(2) == pytest.approx(0.003, rel=0.01)
-    assert times.expected(1) == 0.001
-    assert BatchTimes({}).expected(1) == math.inf
+def test_instances_run_batches_side_by_side_and_put_one_large_request_together(make: Make, gate: Gate, done: Outcomes) -> None:
+    batcher = make(SLOW, max_batch_items=4, instances=2)
+    gate.held = True
+    large = Work(images(*range(8)), done)
+    batcher.submit(large)
+    assert batcher.pump() == -math.inf
+    assert batcher.pump() == math.inf
+    for _ in range(2):
+        assert gate.entered.acquire(timeout=10), "both halves are in the model at the same time"
+    gate.held = False
+    for _ in range(2):
+        gate.go_on.release()
+    done.wait_for(1)
+    assert large.outputs is not None
+    assert large.outputs[0][:, 0].tolist() == list(range(8))
+    assert sorted(gate.threads) == ["batcher-m-1", "batcher-m-2"]
+
+
+def test_with_a_delay_a_batch_waits_for_company_and_no_longer(make: Make, gate: Gate, done: Outcomes) -> None:
+    clock = Clock()
+    batcher = make(FAST, max_batch_items=4, max_delay_seconds=0.5, clock=clock)
+    batcher.submit(Work(images(1), done))
+    assert batcher.pump() == clock.now + 0.5
+    clock.now += 0.3
+    batcher.submit(Work(images(2), done))
+    assert batcher.pump() == pytest.approx(clock.now + 0.2)
+    assert gate.batches == []
+    clock.now += 0.2
+    assert batcher.pump() == math.inf
+    assert gate.batches == [2]
+    for value in range(5):
+        assert batcher.submit(Work(images(value), done)) == (value >= 3), "a full batch does not wait"
+    assert batcher.pump() == clock.now + 0.5, "the one that is left over does"
+    assert gate.batches == [2, 4]
+
+
+def test_what_other_threads_submit_waits_for_company_too(make: Make, gate: Gate, done: Outcomes) -> None:
+    batcher = make(FAST, max_batch_items=4, max_delay_seconds=0.1)
+    for value in (1, 2, 3):
+        batcher.submit(Work(images(value), done))
+        batcher.hand_over()
+    assert gate.batches == []
+    done.wait_for(3)
+    assert gate.batches == [3]
+    assert gate.threads == ["batcher-m-1"]
+
+
+def test_a_deadline_that_cannot_be_met_is_refused_at_once(make: Make, done: Outcomes) -> None:
+    clock = Clock()
+    batcher = make({1: 1.0, 2: 1.1, 4: 1.2}, max_batch_items=4, clock=clock)
+    with pytest.raises(DeadlinePassed, match=r"cannot be met: by the measured times the answer would be 500\.0 ms late"):
+        batcher.submit(Work(images(1), done, deadline=clock.now + 0.5))
+    batcher.submit(Work(images(1, 2, 3, 4), done, deadline=clock.now + 10))  # 1.2 s
+    with pytest.raises(DeadlinePassed):
+        batcher.submit(Work(images(5), done, priority=2, deadline=clock.now + 2))
+    batcher.submit(Work(images(5), done, deadline=clock.now + 2))  # goes ahead: an earlier deadline, the same priority
+    assert batcher.queued_items == 5
+
+
+def test_times_that_are_old_refuse_nobody(make: Make, done: Outcomes) -> None:
+    clock = Clock()
+    batcher = make(SLOW, clock=clock)
+    clock.now += TRUST_SECONDS + 1
+    batcher.submit(Work(images(1), done, deadline=clock.now + 0.5))
+    batcher.pump()
+    done.wait_for(1)
+    assert done.works[0].error is None
+    with pytest.raises(DeadlinePassed):
+        batcher.submit(Work(images(1), done, deadline=clock.now))
+
+
+def test_a_request_that_has_waited_too_long_to_be_in_time_costs_no_inference(make: Make, gate: Gate, done: Outcomes) -> None:
+    clock = Clock()
+    batcher = make(SLOW, clock=clock)
+    hopeless = Work(images(1), done, deadline=clock.now + 1.5)
+    batcher.submit(hopeless)
+    clock.now += 0.6
+    batcher.pump()
+    assert isinstance(hopeless.error, DeadlinePassed)
+    assert gate.batches == []
+
+
+def test_a_batch_is_no_longer_than_the_earliest_deadline_allows(make: Make, gate: Gate, done: Outcomes) -> None:
+    clock = Clock()
+    batcher = make({1: 1.0, 2: 2.0, 4: 4.0, 8: 8.0}, clock=clock)
+    for value in range(6):
+        batcher.submit(Work(images(value), done, deadline=clock.now + 100))
+    batcher.submit(Work(images(9), done, deadline=clock.now + 3))
+    batcher.pump()
+    done.wait_for(7)
+    assert gate.batches[0] == 2
+    assert done.works[0].images.ravel().tolist() == [9]

@@ -322,9 +322,9 @@ def test_a_network_that_is_three_times_too_sure_gets_three_times_the_temperature
     assert after.contract.training.temperature == pytest.approx(3 * temperature, rel=1e-3)
     assert found.scores.reliability_before.error != found.scores.reliability.error
     pixels = digits.test.pixels[:64]
-    np.testing.assert_allclose(after.predict(pixels), before.predict(pixels), atol=1e-3)
+    np.testing.assert_allclose(after.probabilities(pixels), before.probabilities(pixels), atol=1e-3)
     logits = after._run(["logits"], {"image": pixels})[0]
-    np.testing.assert_allclose(torch.from_numpy(logits).softmax(1).numpy(), after.predict(pixels), atol=1e-6)
+    np.testing.assert_allclose(torch.from_numpy(logits).softmax(1).numpy(), after.probabilities(pixels), atol=1e-6)
     assert ("fitting the temperature", 180, 180) in steps
     assert ("comparing with PyTorch", 360, 360) in steps
     assert (path.parent / "curves.png").read_bytes() == (run / "curves.png").read_bytes()
@@ -371,7 +371,7 @@ def test_the_card_says_what_the_file_is_and_a_server_passes_it_over(model_file: 
     repository = Repository(model_file.parents[2], "cpu", Metrics(CollectorRegistry()))
     repository.start()
     try:
-        assert {name: served.version for name, served in repository.served.items()} == {"digits": 1}
+        assert {name: served.version for name, [served] in repository.served.items()} == {"digits": 1}
     finally:
         repository.stop()
 

@@ -1,0 +1,63 @@
+"""What a batch of so many items takes: begun with what warm-up measured, kept up while serving. Pure, like `batch_queue.py`.
+
+What is measured while serving includes waiting for the GIL and for cores that are busy with something else. Learning fast from
+short times and slowly from long ones keeps close to the time of the batch itself.
+"""
+
+import math
+
+_DOWN = 0.5
+_UP = 0.02
+_WORSE = 1.05
+"""A batch whose items cost at most so much more than those of the best size is as good: larger ones leave shorter queues."""
+
+
+class BatchTimes:
+    """Seconds a batch, for each power of two of items; in between, straight lines."""
+
+    def __init__(self, measured: dict[int, float]) -> None:
+        """`measured` holds seconds a batch by items; empty means that nothing is known and every batch counts as slow."""
+        self._seconds = [math.inf] * (_bucket(max(measured, default=1)) + 1)
+        for items, seconds in sorted(measured.items(), reverse=True):
+            # What was not measured counts as the next larger batch that was.
+            self._seconds[: _bucket(items) + 1] = [seconds] * (_bucket(items) + 1)
+
+    def expected(self, items: int) -> float:
+        """Seconds that a batch of `items` should take; infinite if nothing is known."""
+        bucket = _bucket(items)
+        if bucket >= len(self._seconds):
+            return self._seconds[-1]
+        seconds = self._seconds[bucket]
+        if items == 1 << bucket or seconds == math.inf:
+            return seconds
+        half = 1 << bucket - 1
+        shorter = self._seconds[bucket - 1]
+        return shorter + (seconds - shorter) * (items - half) / half
+
+    def observe(self, items: int, seconds: float) -> None:
+        """Learns from a batch that ran."""
+        bucket = min(_bucket(items), len(self._seconds) - 1)
+        expected = self.expected(items)
+        if expected == math.inf:
+            self._seconds[bucket] = seconds
+            return
+        weight = _DOWN if seconds < expected else _UP
+        self._seconds[bucket] *= 1 + weight * (seconds / expected - 1)
+
+    def largest_within(self, seconds: float) -> int:
+        """The most items, a power of two, whose batch should take at most `seconds`; 0 if not even one item's does."""
+        fitting = [1 << bucket for bucket, expected in enumerate(self._seconds) if expected <= seconds]
+        return max(fitting, default=0)
+
+    def most_worthwhile(self, max_items: int) -> int:
+        """The most items, up to `max_items`, that a batch should have: above it, items cost more each than in smaller batches."""
+        sizes = [1 << bucket for bucket in range(len(self._seconds)) if 1 << bucket <= max_items]
+        if max_items not in sizes:
+            sizes.append(max_items)
+        costs = [self.expected(size) / size for size in sizes]
+        return max(size for size, cost in zip(sizes, costs, strict=True) if cost <= _WORSE * min(costs))
+
+
+def _bucket(items: int) -> int:
+    """The exponent of the smallest power of two that holds `items`."""
+    return (items - 1).bit_length()

@@ -1,0 +1,136 @@
+"""ONNX files that Convoy did not write: served by tensor, as their graphs say."""
+
+from pathlib import Path
+
+import grpc
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from prometheus_client import CollectorRegistry
+
+from service import model
+from service.classifier import Answer, Classifier, Query
+from service.errors import InvalidModel, InvalidRequest, RequestError
+from service.metrics import Metrics
+from service.pb.convoy.v1 import classifier_pb2 as pb
+from service.repository import Repository
+from tests.conftest import Serve
+from tests.integration.test_classify import classify_on, refused
+from tests.integration.test_edges import samples
+
+FLOAT, UINT8 = TensorProto.FLOAT, TensorProto.UINT8
+WEIGHT = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
+
+
+def write(path: Path, kind: int = FLOAT, shape: tuple[str | int, ...] = ("N", 3, 2, 2), column: bool = False) -> Path:
+    """A linear classifier of 12 numbers an item into 3 classes, with the features as a second output, given first."""
+    nodes = [
+        helper.make_node("Cast", ["data"], ["numbers"], to=FLOAT),
+        helper.make_node("Reshape", ["numbers", "rows"], ["flat"]),
+        helper.make_node("Reshape", ["numbers", "grid"], ["features"]),
+        helper.make_node("MatMul", ["flat", "weight"], ["product"]),
+        helper.make_node("Reshape", ["product", "scores_shape"], ["scores"]),
+    ]
+    constants: dict[str, NDArray[np.generic]] = {
+        "rows": np.array([-1, 12]), "grid": np.array([-1, 3, 4]), "weight": WEIGHT,
+        "scores_shape": np.array([-1, 3, 1, 1] if column else [-1, 3]),
+    }  # fmt: skip
+    graph = helper.make_graph(
+        nodes, "foreign", [helper.make_tensor_value_info("data", kind, shape)],
+        [helper.make_tensor_value_info(name, FLOAT, None) for name in ("features", "scores")],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    return path
+
+
+def expected(items: NDArray[np.generic]) -> NDArray[np.float32]:
+    scores: NDArray[np.float32] = items.reshape(len(items), 12).astype(np.float32) @ WEIGHT
+    return scores
+
+
+@pytest.mark.parametrize("batch", ["N", 1, 4])
+def test_a_batch_of_any_size_is_answered_whatever_size_the_graph_takes(tmp_path: Path, batch: str | int) -> None:
+    loaded = model.load(write(tmp_path / "model.onnx", shape=(batch, 3, 2, 2)), "cpu", 1)
+    assert (str(loaded.input), loaded.input.name) == ("float32 3 x 2 x 2", "data")
+    assert [(output.name, output.shape) for output in loaded.outputs] == [("scores", (3,)), ("features", (3, 4))]
+    assert loaded.labels == ("0", "1", "2")
+    items = np.random.default_rng(1).normal(size=(6, 3, 2, 2)).astype(np.float32)
+    scores, features = loaded.predict(items)
+    np.testing.assert_allclose(scores, expected(items), rtol=1e-5)
+    np.testing.assert_array_equal(features, items.reshape(6, 3, 4))
+    assert loaded.foreign
+    with pytest.raises(InvalidModel, match="no contract: Convoy did not write this file"):
+        _ = loaded.contract
+
+
+def test_a_tensor_query_is_answered_with_every_output_and_labels_from_the_file(tmp_path: Path) -> None:
+    write(tmp_path / "foreign" / "1" / "model.onnx", column=True)
+    (tmp_path / "foreign" / "labels.txt").write_text("cat\ndog\ncow\n\n")
+    metrics = Metrics(CollectorRegistry())
+    repository = Repository(tmp_path, "cpu", metrics)
+    repository.start()
+    classifier = Classifier(repository, metrics)
+    items = np.random.default_rng(2).normal(size=(5, 3, 2, 2)).astype(np.float32)
+    answers: list[Answer | RequestError] = []
+    classifier.classify(Query("foreign", (), tensor=items), answers.append)
+    classifier.pump()
+    [answer] = answers
+    assert isinstance(answer, Answer)
+    assert answer.served.model.labels == ("cat", "dog", "cow")
+    assert answer.outputs["scores"].shape == (5, 3, 1, 1)
+    np.testing.assert_allclose(answer.scores, expected(items), rtol=1e-5)
+    assert [row[0][0] for row in answer.best()] == expected(items).argmax(axis=1).tolist()
+    for wrong, message in (
+        (items.astype(np.float64), "the tensor's items are float64 3 x 2 x 2; the model takes float32 3 x 2 x 2"),
+        (items[:, :2], "items are float32 2 x 2 x 2"),
+        (items[:0], "no items"),
+        (np.zeros((513, 3, 2, 2), np.float32), "513 items; at most 512"),
+    ):
+        with pytest.raises(InvalidRequest, match=message):
+            classifier.classify(Query("foreign", (), tensor=wrong), answers.append)
+    assert classifier.drain(1)
+    classifier.close()
+    repository.stop()
+
+
+def test_pixels_go_where_the_graph_takes_pictures_and_everything_else_is_told_to_send_tensors(tmp_path: Path, serve: Serve) -> None:
+    write(tmp_path / "pictures" / "1" / "model.onnx", UINT8, ("N", 2, 2, 3))
+    write(tmp_path / "floats" / "1" / "model.onnx")
+    server = serve(tmp_path)
+    picture = np.arange(12, dtype=np.uint8)
+    pixels = [pb.Item(pixels=picture.tobytes())]
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        stub = classify_on(channel)
+        [found] = stub(pb.ClassifyRequest(model="pictures", items=pixels), timeout=10).results
+        assert [p.index for p in found.predictions] == np.argsort(-expected(picture[np.newaxis])[0]).tolist()
+        code, message, field = refused(stub, pb.ClassifyRequest(model="pictures", items=[*pixels, pb.Item(encoded=b"png")]))
+        assert (code, field) == ("INVALID_ARGUMENT", "items[1].encoded")
+        assert message.endswith("uint8 2 x 2 x 3: send it tensors, over the Open Inference Protocol")
+        code, message, field = refused(stub, pb.ClassifyRequest(model="floats", items=pixels))
+        assert (code, field) == ("INVALID_ARGUMENT", "items[0].pixels")
+        assert "model 'floats' has no contract" in message
+        assert "4 bytes of pixels; the model takes 12" in refused(
+            stub, pb.ClassifyRequest(model="pictures", items=[pb.Item(pixels=b"1234")])
+        )[1]  # fmt: skip
+    found = samples(server)
+    assert found["convoy_items_total", "pictures", "1"] == 1
+    assert found["convoy_confidence_count", "pictures", "1"] == 0, "a foreign score is no probability"
+
+
+def test_what_cannot_be_served_by_tensor_says_why(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    for kind, shape, message in (
+        (TensorProto.INT64, ("N", 3, 2, 2), r"takes tensor\(int64\) 'data'; float16, float32, float64 and uint8 are accepted"),
+        (FLOAT, ("N", 3, "H", 2), "every dimension but the first, of the batch, must be there and be fixed"),
+        (FLOAT, (12,), "every dimension but the first"),
+        (FLOAT, ("N", 5), "the graph fails on 2 items of zeros"),
+        (FLOAT, ("N", 6), r"the graph gives '\w+' \(1, .*\) for 2 items"),
+    ):
+        with pytest.raises(InvalidModel, match=message):
+            model.load(write(path, kind, shape), "cpu", 1)
+    with pytest.raises(InvalidModel, match=r"labels\.txt has 2 labels; the graph gives 3 classes in 'scores'"):
+        model.load(write(path), "cpu", 1, ("cat", "dog"))

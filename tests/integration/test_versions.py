@@ -1,0 +1,203 @@
+"""Which versions of a model a repository serves, by what names, and loading and unloading by request."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from service.errors import LoadError, NotServed
+from service.metrics import Metrics
+from service.repository import IndexEntry, Repository
+from tests.conftest import put
+from tests.integration.test_repository import truncate, wrong_golden
+
+
+@pytest.fixture
+def models(repository: Path) -> Iterator[Repository]:
+    """A repository with version 1 of `digits`, not started; tests scan when they want."""
+    opened = Repository(repository, "cpu", Metrics(CollectorRegistry()))
+    yield opened
+    opened.stop()
+    assert opened.served == {}
+
+
+def policy(repository: Path, text: str) -> None:
+    (repository / "digits" / "serving.toml").write_text(text)
+
+
+def versions(models: Repository) -> list[int]:
+    return [served.version for served in models.served.get("digits", ())]
+
+
+def answers(models: Repository, version: str) -> int:
+    served = models.acquire("digits", version)
+    models.release(served)
+    return served.version
+
+
+def states(models: Repository) -> dict[tuple[str, int], str]:
+    return {(entry.name, entry.version): entry.state for entry in models.index()}
+
+
+@pytest.mark.parametrize(
+    ("text", "served"),
+    [
+        ("", [4]),
+        ('versions = "latest:2"', [4, 2]),
+        ('versions = "latest:9"', [4, 2, 1]),
+        ('versions = "all"', [4, 2, 1]),
+        ('versions = "1, 2"', [2, 1]),
+        ("[aliases]\nstable = 1", [4, 1]),
+        ('versions = "2"\n[aliases]\nold = 1\nolder = 1', [2, 1]),
+    ],
+)
+def test_a_policy_says_which_of_the_versions_that_load_are_served(
+    text: str, served: list[int], models: Repository, repository: Path, model_file: Path
+) -> None:
+    for version in (2, 3, 4):
+        put(model_file, repository, "digits", version)
+    truncate(repository / "digits" / "3" / "model.onnx")
+    policy(repository, text)
+    models._scan()
+    assert versions(models) == served
+
+
+def test_a_version_is_asked_for_by_number_alias_or_as_the_latest(models: Repository, repository: Path, model_file: Path) -> None:
+    put(model_file, repository, "digits", 3)
+    policy(repository, "[aliases]\nstable = 1\nnext = 3\nlost = 2")
+    models._scan()
+    models._scanned = True
+    assert {name: answers(models, name) for name in ("", "latest", "3", "next", "1", "stable")} == {
+        "": 3, "latest": 3, "3": 3, "next": 3, "1": 1, "stable": 1,
+    }  # fmt: skip
+    assert models.aliases("digits") == {"stable": 1, "next": 3}
+    assert models.aliases("nothing") == {}
+    for unknown in ("2", "lost", "01", "Stable", "0", "x" * 100):
+        with pytest.raises(NotServed, match=r"no version '.{1,64}'; served are: 3, 1, next \(version 3\), stable \(version 1\)"):
+            models.acquire("digits", unknown)
+    assert models.index() == [
+        IndexEntry("digits", 1, "READY", ""),
+        IndexEntry("digits", 2, "UNAVAILABLE", "serving.toml names it, but there is no model.onnx of it"),
+        IndexEntry("digits", 3, "READY", ""),
+    ]
+
+
+def test_moving_an_alias_loads_nothing_again(models: Repository, repository: Path, model_file: Path) -> None:
+    put(model_file, repository, "digits", 2)
+    policy(repository, 'versions = "all"\n[aliases]\nstable = 1')
+    models._scan()
+    before = models.served["digits"]
+    policy(repository, 'versions = "1,2"\n[aliases]\nstable = 2')
+    models._scan()
+    assert answers(models, "stable") == 2
+    assert models.served["digits"] == before
+    policy(repository, 'versions = "all"\nmax_batch_size = 4')
+    models._scan()
+    assert not set(models.served["digits"]) & set(before)
+    assert models.aliases("digits") == {}
+
+
+def test_what_is_served_stays_while_what_a_policy_asks_for_cannot_be_had(
+    models: Repository, repository: Path, model_file: Path
+) -> None:
+    models._scan()
+    policy(repository, 'versions = "7"')
+    models._scan()
+    assert versions(models) == [1]
+    assert states(models) == {("digits", 7): "UNAVAILABLE", ("digits", 1): "READY"}
+    wrong_golden(put(model_file, repository, "digits", 7))
+    models._scan()
+    assert versions(models) == [1]
+    assert "golden sample 0" in models.index()[-1].reason
+    policy(repository, 'versions = "seven"')
+    models._scan()
+    assert versions(models) == [1]
+    assert 'serving.toml: versions: accepted are "latest:N", "all"' in models.index()[-1].reason
+    policy(repository, "")
+    models._scan()
+    assert versions(models) == [1]
+    shutil.rmtree(repository / "digits" / "7")
+    models._scan()
+    assert models.index() == [IndexEntry("digits", 1, "READY", "")]
+
+
+def test_a_change_for_the_worse_is_told_beside_what_still_serves(models: Repository, repository: Path) -> None:
+    models._scan()
+    truncate(repository / "digits" / "1" / "model.onnx")
+    models._scan()
+    [entry] = models.index()
+    assert entry.state == "READY"
+    assert "ONNX Runtime cannot load the file" in entry.reason
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('versions = "latest:0"', 'versions: accepted are "latest:N"'),
+        ('versions = "3,"', "versions: accepted are"),
+        ("versions = 3", "versions: Input should be a valid string"),
+        ("[aliases]\nlatest = 1", "aliases: 'latest' cannot be an alias"),
+        ("[aliases]\n1a = 1", "aliases: '1a' cannot be an alias"),
+        ("[aliases]\nstable = 0", "aliases.stable: Input should be greater than or equal to 1"),
+        ('[aliases]\nstable = "1"', "aliases.stable: Input should be a valid integer"),
+    ],
+)
+def test_a_policy_of_versions_that_cannot_be_says_what_is_accepted(
+    text: str, message: str, models: Repository, repository: Path
+) -> None:
+    policy(repository, text)
+    models._scan()
+    [entry] = models.index()
+    assert entry.state == "UNAVAILABLE"
+    assert f"digits/serving.toml: {message}" in entry.reason
+
+
+def test_an_unloaded_model_stays_so_until_it_is_loaded(models: Repository, repository: Path, model_file: Path) -> None:
+    models._scan()
+    models._scanned = True
+    models.unload("digits")
+    models.unload("digits")
+    put(model_file, repository, "digits", 2)
+    models._scan()
+    assert models.served == {}
+    assert models.index() == [IndexEntry("digits", 1, "UNAVAILABLE", "unloaded")]
+    with pytest.raises(NotServed, match="'digits' has been unloaded"):
+        models.acquire("digits", "")
+    models.load("digits")
+    assert versions(models) == [2]
+    before = models.served["digits"]
+    models.load("digits")
+    assert models.served["digits"] == before
+    for ask in (models.load, models.unload):
+        with pytest.raises(NotServed, match=r"no model named '\.\./digits' is in the repository"):
+            ask("../digits")
+
+
+def test_loading_by_request_says_what_is_wrong_and_tries_again_what_failed(
+    models: Repository, repository: Path, model_file: Path
+) -> None:
+    models._scan()
+    path = put(model_file, repository, "digits", 2)
+    truncate(path)
+    models._scan()
+    with pytest.raises(LoadError, match="'digits' could not be loaded: version 2: ONNX Runtime cannot load the file"):
+        models.load("digits")
+    assert versions(models) == [1]
+    path.write_bytes(model_file.read_bytes())
+    models.load("digits")
+    assert versions(models) == [2]
+    (repository / "empty").mkdir()
+    with pytest.raises(LoadError, match="'empty' could not be loaded: it has no version"):
+        models.load("empty")
+
+
+def test_a_request_in_hand_keeps_an_unloaded_model_until_it_is_done(models: Repository) -> None:
+    models._scan()
+    served = models.acquire("digits", "")
+    models.unload("digits")
+    assert not models.wait_until_idle(0)
+    models.release(served)
+    assert models.wait_until_idle(0)
+    assert models._active == ()

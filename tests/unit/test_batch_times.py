@@ -1,0 +1,51 @@
+import math
+
+import pytest
+
+from service.batch_times import BatchTimes
+
+
+def test_times_start_from_what_was_measured_with_straight_lines_between() -> None:
+    times = BatchTimes({1: 0.001, 2: 0.002, 4: 0.004, 8: 0.006})
+    assert [times.expected(items) for items in (1, 2, 4, 8)] == [0.001, 0.002, 0.004, 0.006]
+    assert times.expected(3) == pytest.approx(0.003)
+    assert times.expected(5) == pytest.approx(0.0045)
+    assert times.expected(100) == 0.006
+    assert [times.largest_within(seconds) for seconds in (0.0005, 0.001, 0.003, 1)] == [0, 1, 2, 8]
+
+
+def test_what_was_not_measured_counts_as_the_next_larger_and_nothing_known_as_endless() -> None:
+    assert BatchTimes({1: 0.001, 8: 0.008}).expected(2) == 0.008
+    assert BatchTimes({}).expected(1) == math.inf
+
+
+def test_one_slow_batch_says_little_and_fast_ones_much() -> None:
+    times = BatchTimes({1: 0.001, 2: 0.002, 4: 0.004})
+    times.observe(2, 0.010)
+    assert times.expected(2) < 0.0025, "something may have been in its way"
+    for _ in range(400):
+        times.observe(2, 0.010)
+    assert times.expected(2) == pytest.approx(0.010, rel=0.01)
+    for _ in range(10):
+        times.observe(2, 0.003)
+    assert times.expected(2) == pytest.approx(0.003, rel=0.01)
+    assert times.expected(1) == 0.001
+    unknown = BatchTimes({})
+    unknown.observe(1, 0.5)
+    assert unknown.expected(1) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("measured", "most", "worthwhile"),
+    [
+        ({1: 1.0, 2: 1.2, 4: 1.6, 8: 2.4}, 8, 8),
+        ({1: 1.0, 2: 1.2, 4: 1.6, 8: 4.8}, 8, 4),  # 0.4 an item in fours, 0.6 in eights: caches, perhaps
+        ({1: 1.0, 2: 2.0, 4: 4.0, 8: 8.0}, 8, 8),  # no better, no worse
+        ({1: 1.0, 2: 1.2, 4: 1.6, 6: 2.2, 8: 2.4}, 6, 6),
+        ({1: 1.0, 2: 2.5}, 2, 1),
+    ],
+)
+def test_batches_whose_items_cost_more_than_in_smaller_ones_are_not_worthwhile(
+    measured: dict[int, float], most: int, worthwhile: int
+) -> None:
+    assert BatchTimes(measured).most_worthwhile(most) == worthwhile
