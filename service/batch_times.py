@@ -34,6 +34,10 @@ class BatchTimes:
         shorter = self._seconds[bucket - 1]
         return shorter + (seconds - shorter) * (items - half) / half
 
+    def measured(self) -> dict[int, float]:
+        """Seconds a batch by items, as known by now."""
+        return {1 << bucket: seconds for bucket, seconds in enumerate(self._seconds)}
+
     def observe(self, items: int, seconds: float) -> None:
         """Learns from a batch that ran."""
         bucket = min(_bucket(items), len(self._seconds) - 1)

@@ -81,8 +81,8 @@ def _setting(flag: str, **options: Any) -> Callable[[Any], Any]:
 @_setting("--grpc-port", type=click.IntRange(0, 65535), default=8001, help="Port for gRPC; 0 takes a free one.")
 @_setting("--http-port", type=click.IntRange(0, 65535), default=8002,
           help="Port for /metrics, /livez and /readyz; 0 takes a free one.")  # fmt: skip
-@_setting("--provider", type=click.Choice(["auto", "cuda", "cpu"]), default="auto",
-          help="ONNX Runtime execution provider; auto takes CUDA where it works.")  # fmt: skip
+@_setting("--provider", type=click.Choice(["auto", "cuda", "cpu", "tensorrt", "openvino"]), default="auto",
+          help="ONNX Runtime execution provider; auto takes CUDA where it works, else the CPU.")  # fmt: skip
 @_setting("--policies", type=click.Path(path_type=Path),
           help="Folder of policies, <model>.toml, each in place of the model's own serving.toml: for a repository that is "
                "read-only.")  # fmt: skip
@@ -90,8 +90,11 @@ def _setting(flag: str, **options: Any) -> Callable[[Any], Any]:
           help="File to write when ready: JSON with the ports and the pid. Removed at the end.")  # fmt: skip
 @_setting("--max-message-bytes", type=click.IntRange(1024, 2**31 - 1), default=64 * 1024 * 1024,
           help="Largest gRPC message, in and out.")  # fmt: skip
+@_setting("--lame-duck-seconds", type=FiniteFloat(0, 3600), default=1.0,
+          help="After SIGTERM, how long health says NOT_SERVING while requests are still taken, so that clients and balancers "
+               "can turn to other servers first. Not after Ctrl-C.")  # fmt: skip
 @_setting("--drain-seconds", type=FiniteFloat(0, 3600), default=30.0,
-          help="How long requests in hand may take to finish after SIGTERM.")  # fmt: skip
+          help="How long requests in hand may take to finish after that.")  # fmt: skip
 @_setting("--transport", type=click.Choice(["auto", "fast", "public"]), default="auto",
           help="How gRPC is served: fast is one thread on gRPC's completion queue, public is grpcio's own asyncio server; "
                "auto takes fast where it works.")  # fmt: skip

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from service.errors import UserError
 
-Provider = Literal["auto", "cuda", "cpu"]
+Provider = Literal["auto", "cuda", "cpu", "tensorrt", "openvino"]
 
 _ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}")
 _VERSIONS = re.compile(r"all|latest:[1-9][0-9]{0,8}|[1-9][0-9]{0,8}(,[1-9][0-9]{0,8})*")
@@ -32,6 +32,7 @@ class ServerConfig(_Settings):
     policies: Path | None = None
     ready_file: Path | None = None
     max_message_bytes: int = Field(default=64 * 1024 * 1024, ge=1024, le=2**31 - 1)
+    lame_duck_seconds: float = Field(default=1.0, ge=0, le=3600)
     drain_seconds: float = Field(default=30.0, ge=0, le=3600)
     transport: Literal["auto", "fast", "public"] = "auto"
     compression: Literal["none", "deflate", "gzip"] = "none"
@@ -46,11 +47,13 @@ class Policy(_Settings):
     """How one model is served. Counts are of items (images), never of requests."""
 
     max_batch_size: int = Field(default=64, ge=1, le=4096)
+    max_queue_delay_seconds: float = Field(default=0.0, ge=0, le=60, allow_inf_nan=False)
     max_queue_items: int = Field(default=1024, ge=1)
     max_request_items: int = Field(default_factory=lambda given: min(512, given["max_queue_items"]), ge=1)
     default_timeout_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     priority_levels: int = Field(default=2, ge=1, le=1000)
     default_priority: int = Field(default_factory=lambda given: given["priority_levels"], ge=1)
+    instances: int = Field(default=1, ge=1, le=64)
     provider: Provider | None = None
     max_image_pixels: int = Field(default=25_000_000, ge=1)
     versions: str = "latest:1"

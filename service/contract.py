@@ -16,7 +16,7 @@ INPUT_NAME = "image"
 PROBABILITIES_NAME = "probabilities"
 LOGITS_NAME = "logits"
 
-ProviderName = Literal["cpu", "cuda"]
+ProviderName = Literal["cpu", "cuda", "tensorrt", "openvino"]
 
 
 class _Part(BaseModel):

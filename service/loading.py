@@ -1,5 +1,6 @@
-"""From a model file and its policy to a model that is warm, measured, and has its batcher."""
+"""From a model file and its policy to instances that are warm and measured, and the batcher that has them."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -7,46 +8,62 @@ from typing import NamedTuple
 from service.batcher import INLINE_SECONDS, Batcher
 from service.config import Policy, Provider
 from service.errors import InvalidModel
-from service.model import Model, cpu_budget, load
+from service.model import Model, load
+
+log = logging.getLogger(__name__)
 
 
 class Loaded(NamedTuple):
-    """A model, and seconds a batch by items in it."""
+    """The instances of a model, all alike, and seconds a batch by items in it."""
 
-    model: Model
+    instances: tuple[Model, ...]
     measured: dict[int, float]
 
 
-def load_model(path: Path, labels: tuple[str, ...] | None, policy: Policy, provider: Provider) -> Loaded:
-    """Loads a model with as many threads as it can use, and measures it.
+def load_model(path: Path, labels: tuple[str, ...] | None, policy: Policy, provider: Provider, cpus: int) -> Loaded:
+    """Loads as many instances of a model as its policy asks for, and measures what a batch takes.
 
-    A model that answers one item within the time of an inline batch is served with one thread: waking a second one costs it
-    more than it gains, and the second core is wanted for the transport.
+    On the CPU the instances share `cpus` threads. A model that answers one item within the time of an inline batch is given one
+    thread: waking a second one costs it more than it gains, and the second core is wanted for the transport.
 
     Args:
         path: the model file.
         labels: names of the classes of a foreign model, if they are given.
         policy: how the model is served.
         provider: where it computes unless the policy says so.
+        cpus: CPUs that this process may use.
 
     Raises:
         LoadError: it cannot be served.
     """
-    provider = policy.provider or provider
-    model = load(path, provider, 1, labels)
-    if model.provider == "cpu" and cpu_budget() > 1 and model.measure(1)[1] > INLINE_SECONDS:
-        model = load(path, provider, cpu_budget(), labels)
-    return Loaded(model, model.measure(policy.max_batch_size))
+    try:
+        content = path.read_bytes()  # once: the file may be replaced between two instances
+    except OSError as error:
+        raise InvalidModel(f"cannot read the model file: {error.strerror}") from None
+
+    def instance(threads: int) -> Model:
+        return load(content, policy.provider or provider, threads, labels, policy.max_batch_size)
+
+    first = instance(1)
+    threads = max(1, cpus // policy.instances)
+    if threads > 1 and first.provider in ("cpu", "openvino") and first.measure(1)[1] > INLINE_SECONDS:
+        first = instance(threads)
+    instances = (first, *(instance(first.threads) for _ in range(1, policy.instances)))
+    measured = [each.measure(policy.max_batch_size) for each in instances]  # which warms each of them up
+    if labels is not None and not first.foreign:
+        log.warning("%s: the labels are those of the file's contract; labels.txt is not used", path.parent.parent.name)
+    return Loaded(instances, measured[0])
 
 
 def start_batcher(name: str, loaded: Loaded, policy: Policy, on_batch: Callable[[int], None]) -> Batcher:
     """The running batcher of a loaded model; `on_batch` is told the items of each batch that ran."""
     batcher = Batcher(
-        loaded.model.predict,
+        *(instance.predict for instance in loaded.instances),
         name=name,
         max_batch_items=policy.max_batch_size,
         max_queue_items=policy.max_queue_items,
         measured=loaded.measured,
+        max_delay_seconds=policy.max_queue_delay_seconds,
         on_batch=on_batch,
     )
     batcher.start()

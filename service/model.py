@@ -4,6 +4,13 @@ The only file that imports onnxruntime. Knows nothing of queues, versions or gRP
 
 A file that Convoy exported says in its contract what it takes and gives. A foreign file has no contract: it is served by tensor,
 as its graph says, if it takes one tensor of numbers, one row an item, and gives scores of classes.
+
+Providers. `auto` takes CUDA where it works, else the CPU; what else the installed ONNX Runtime has is taken when it is asked for by
+name. ONNX Runtime by itself goes on with the CPU when a provider does not initialise, or fails while it runs. Here the first is an
+error, unless `auto` was asked for, and the second fails the batch.
+
+On a GPU a batch is copied into buffers that lie there for good, one set for each of a few sizes, filled up to the next of them:
+cuDNN then plans for these sizes alone, before the model is ready, and a CUDA graph can replay all of a batch's launches as one.
 """
 
 import hashlib
@@ -12,50 +19,90 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from service.contract import INPUT_NAME, LOGITS_NAME, METADATA_KEY, PROBABILITIES_NAME, Contract, ProviderName
+from service.cgroup import cpu_limit
+from service.contract import METADATA_KEY, Contract, ProviderName
 from service.errors import GoldenMismatch, InvalidModel, InvalidRequest, LoadError, UserError
+from service.graph import Graph, first_line, graph_of_contract, graph_of_foreign
+from service.graph import TensorSpec as TensorSpec
 from service.preprocessing import decode
 
 log = logging.getLogger(__name__)
 
-_PROVIDERS: dict[ProviderName, str] = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
-_DTYPES: dict[str, np.dtype[Any]] = {
-    "tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16), "tensor(double)": np.dtype(np.float64),
-    "tensor(uint8)": np.dtype(np.uint8), "tensor(int8)": np.dtype(np.int8), "tensor(uint16)": np.dtype(np.uint16),
-    "tensor(int16)": np.dtype(np.int16), "tensor(uint32)": np.dtype(np.uint32), "tensor(int32)": np.dtype(np.int32),
-    "tensor(uint64)": np.dtype(np.uint64), "tensor(int64)": np.dtype(np.int64), "tensor(bool)": np.dtype(np.bool_),
-}  # fmt: skip
+Provider = Literal["auto"] | ProviderName
+
+_PROVIDERS: dict[ProviderName, str] = {
+    "cuda": "CUDAExecutionProvider",
+    "cpu": "CPUExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+}
+# Batches come in few sizes, each warmed up: a plan is chosen once for each, so the exhaustive search that is ONNX Runtime's default
+# would make loading slow for little. The arena would otherwise double whenever it grows.
+_CUDA = {"cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"}
+_TOLERANCE_OF: dict[ProviderName, ProviderName] = {"tensorrt": "cuda", "openvino": "cpu"}
+"""Whose tolerance counts where golden samples state none: that of the same kind of arithmetic."""
+
+_NO_CUDA_GRAPH = -1
+_GRAPH_GAIN = 0.95
+"""A CUDA graph is worth its memory if a batch takes at most so much of the time without."""
 
 
-@dataclass(frozen=True)
-class TensorSpec:
-    """A tensor that a graph takes or gives: its name there, and dtype and shape of one item, without the batch dimension."""
+class _Bucket:
+    """Batches of up to `items` on a device: buffers that never move, for the input and for each output."""
 
-    name: str
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
+    def __init__(self, session: ort.InferenceSession, graph: Graph, device: str, items: int) -> None:
+        self.items = items
+        self._session = session
+        self._staging = np.zeros((items, *graph.input.shape), graph.input.dtype)
+        self._input = ort.OrtValue.ortvalue_from_numpy(self._staging, device, 0)
+        self._outputs = [
+            ort.OrtValue.ortvalue_from_shape_and_type((items, *spec.shape), spec.dtype, device, 0) for spec in graph.outputs
+        ]
+        self._binding = session.io_binding()
+        self._binding.bind_ortvalue_input(graph.input.name, self._input)
+        for spec, output in zip(graph.outputs, self._outputs, strict=True):
+            self._binding.bind_ortvalue_output(spec.name, output)
+        self._options = _run_options(_NO_CUDA_GRAPH)
 
-    @cached_property
-    def size_bytes(self) -> int:
-        """Bytes of one item."""
-        return self.dtype.itemsize * math.prod(self.shape)
+    def run(self, images: NDArray[Any]) -> list[NDArray[Any]]:
+        """The outputs for at most `items` images."""
+        count = len(images)
+        if count < self.items:
+            self._staging[:count] = images  # what lies behind is of earlier batches, and is computed for nothing
+            images = self._staging
+        self._input.update_inplace(images)
+        self._session.run_with_iobinding(self._binding, self._options)
+        return [output.numpy()[:count] for output in self._outputs]
 
-    @cached_property
-    def is_picture(self) -> bool:
-        """Whether an item can be a decoded picture: uint8[H,W,C]."""
-        return self.dtype == np.uint8 and len(self.shape) == 3 and self.shape[2] in (1, 3, 4)
+    def warm_up(self, cuda_graphs: bool) -> None:
+        """Has cuDNN plan for this size, and keeps a CUDA graph of it if that is faster."""
+        without = _best_seconds(self, self._staging)
+        if cuda_graphs:
+            self._options = _run_options(self.items)
+            if _best_seconds(self, self._staging) > _GRAPH_GAIN * without:
+                self._options = _run_options(_NO_CUDA_GRAPH)
 
-    def __str__(self) -> str:
-        return f"{self.dtype} {' x '.join(map(str, self.shape))}"
+
+def _run_options(cuda_graph: int) -> ort.RunOptions:
+    options = ort.RunOptions()
+    options.add_run_config_entry("gpu_graph_id", str(cuda_graph))
+    return options
+
+
+def _best_seconds(bucket: _Bucket, images: NDArray[Any]) -> float:
+    seconds = []
+    for _ in range(5):  # the first ones plan, allocate and capture
+        start = time.perf_counter()
+        bucket.run(images)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
 
 
 class Model:
@@ -75,12 +122,13 @@ class Model:
     def __init__(
         self,
         session: ort.InferenceSession,
-        graph: "_Graph",
+        graph: Graph,
         labels: tuple[str, ...],
         contract: Contract | None,
         provider: ProviderName,
         threads: int,
         digest: str,
+        buckets: Sequence[_Bucket] = (),
     ) -> None:
         self.input = graph.input
         self.outputs = graph.outputs
@@ -93,6 +141,7 @@ class Model:
         self._batch_items = graph.batch_items
         self._names = [output.name for output in graph.outputs]
         self._run = session.run
+        self._buckets = sorted(buckets, key=lambda bucket: bucket.items)
 
     @property
     def contract(self) -> Contract:
@@ -110,6 +159,8 @@ class Model:
         """For [n, *input.shape] of the input's dtype one array [n, *shape] an output, in the order of `outputs`."""
         if self._batch_items:
             return self._in_batches(images, self._batch_items)
+        if self._buckets:
+            return self._in_buckets(images)
         outputs: list[NDArray[Any]] = self._run(self._names, {self.input.name: images})
         return outputs
 
@@ -128,11 +179,21 @@ class Model:
         ]
         return [np.concatenate(parts)[:count] for parts in zip(*batches, strict=True)]
 
+    def _in_buckets(self, images: NDArray[Any]) -> Sequence[NDArray[Any]]:
+        """In the smallest bucket that holds them; more than the largest holds one after the other."""
+        largest = self._buckets[-1].items
+        if len(images) <= largest:
+            return next(bucket for bucket in self._buckets if bucket.items >= len(images)).run(images)
+        whole = [np.empty((len(images), *spec.shape), spec.dtype) for spec in self.outputs]
+        for at in range(0, len(images), largest):
+            for output, part in zip(whole, self._in_buckets(images[at : at + largest]), strict=True):
+                output[at : at + largest] = part
+        return whole
+
     def measure(self, max_batch_items: int) -> dict[int, float]:
         """Warms the session up and returns seconds a batch by items in it, for powers of two up to the largest batch."""
-        sizes = {1 << power for power in range(max_batch_items.bit_length())} | {max_batch_items}
         seconds = {}
-        for items in sorted(sizes):
+        for items in batch_sizes(max_batch_items):
             images = np.zeros((items, *self.input.shape), self.input.dtype)
             self.predict(images)
             runs = []
@@ -144,16 +205,26 @@ class Model:
         return seconds
 
 
+def batch_sizes(max_items: int) -> list[int]:
+    """The sizes of batches that are warmed up and measured: powers of two, and the largest."""
+    return sorted({1 << power for power in range(max_items.bit_length())} | {max_items})
+
+
 def load(
-    path: Path, provider: Literal["auto", "cuda", "cpu"], threads: int, foreign_labels: tuple[str, ...] | None = None
+    source: Path | bytes,
+    provider: Provider,
+    threads: int,
+    foreign_labels: tuple[str, ...] | None = None,
+    max_batch_items: int = 0,
 ) -> Model:
-    """Loads a model file and replays its golden samples on the provider in use.
+    """Loads a model and replays its golden samples on the provider in use.
 
     Args:
-        path: an ONNX file.
-        provider: `auto` takes CUDA where it works, else the CPU. `cuda` fails where CUDA does not work.
-        threads: how many threads ONNX Runtime computes with, at least 1.
+        source: an ONNX file, or what is in it.
+        provider: `auto` takes CUDA where it works, else the CPU. Any other fails where it does not work.
+        threads: how many threads ONNX Runtime computes with on the CPU, at least 1.
         foreign_labels: names of the classes of a file without a contract; their numbers if not given.
+        max_batch_items: on a GPU, the largest batch to make buffers for; 0 has every batch copied as it comes.
 
     Raises:
         InvalidModel: not an ONNX file, no valid contract, a graph that is not as the contract says, or, without one, a graph that
@@ -162,144 +233,107 @@ def load(
         LoadError: the provider asked for is not to be had.
     """
     try:
-        content = path.read_bytes()
+        content = source if isinstance(source, bytes) else source.read_bytes()
     except OSError as error:
         raise InvalidModel(f"cannot read the model file: {error.strerror}") from None
-    session, used = _open_session(content, provider, threads)
-    digest = hashlib.sha256(content).hexdigest()
+    if provider == "auto":
+        if _PROVIDERS["cuda"] in ort.get_available_providers():
+            try:
+                return _load_on("cuda", content, threads, foreign_labels, max_batch_items)
+            except _NotToBeHad as error:
+                log.warning("computing on the CPU: %s", error)
+        provider = "cpu"
+    return _load_on(provider, content, threads, foreign_labels, max_batch_items)
+
+
+class _NotToBeHad(LoadError):
+    """The provider asked for is not in the installed ONNX Runtime, or does not work on this machine."""
+
+
+def _load_on(provider: ProviderName, content: bytes, threads: int, labels: tuple[str, ...] | None, max_batch_items: int) -> Model:
+    if provider == "cuda" and max_batch_items:
+        try:
+            return _load(provider, content, threads, labels, max_batch_items, cuda_graphs=True)
+        except _NotToBeHad:
+            raise
+        except Exception as error:  # noqa: BLE001 - such as a node that CUDA does not have; all else is found again below
+            log.info("without CUDA graphs: %s", first_line(error))
+    return _load(provider, content, threads, labels, max_batch_items, cuda_graphs=False)
+
+
+def _load(
+    provider: ProviderName, content: bytes, threads: int, labels: tuple[str, ...] | None, max_batch_items: int, cuda_graphs: bool
+) -> Model:
+    session = _open_session(content, provider, threads, cuda_graphs)
     text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
-    if text is None:
-        graph = _foreign_graph(session)
-        return Model(session, graph, _foreign_labels(graph, foreign_labels), None, used, threads, digest)
-    contract = Contract.from_json(text)
-    if foreign_labels is not None:
-        log.warning("%s: the labels are those of the file's contract; labels.txt is not used", path.parent.parent.name)
-    model = Model(session, _contract_graph(session, contract), contract.labels, contract, used, threads, digest)
-    _replay_golden(model, contract)
+    contract = Contract.from_json(text) if text is not None else None
+    if contract is not None:
+        graph, names = graph_of_contract(session, contract), contract.labels
+    else:
+        graph = graph_of_foreign(session)
+        names = _foreign_labels(graph, labels)
+    buckets: list[_Bucket] = []
+    if provider in ("cuda", "tensorrt") and max_batch_items and not graph.batch_items:
+        for items in reversed(batch_sizes(max_batch_items)):  # the largest first: the arena grows once
+            buckets.append(_Bucket(session, graph, "cuda", items))
+            buckets[-1].warm_up(cuda_graphs)
+    digest = hashlib.sha256(content).hexdigest()
+    model = Model(session, graph, names, contract, provider, threads, digest, buckets)
+    if contract is not None:
+        _replay_golden(model, contract)
     return model
 
 
 def cpu_budget() -> int:
-    """CPUs that this process may use: its affinity, cut by the cgroup's quota, at least 1. ONNX Runtime sees neither limit."""
-    budget = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            budget = min(budget, int(quota) / int(period))
-    except (OSError, ValueError):
-        pass  # no cgroup v2 here: affinity is all there is to go by
-    return max(1, int(budget))
+    """CPUs that this process may use: its affinity, cut by its cgroups' quota, at least 1. ONNX Runtime sees neither limit."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.floor(min(affinity, cpu_limit())))
 
 
-def check_provider(provider: Literal["auto", "cuda", "cpu"]) -> None:
+def check_provider(provider: Provider) -> None:
     """Raises UserError if the installed ONNX Runtime cannot have the provider at all."""
     if provider != "auto" and _PROVIDERS[provider] not in ort.get_available_providers():
-        raise UserError(
-            f"provider {provider!r} is not in the installed ONNX Runtime (cuda needs Convoy's extra 'gpu' instead of 'cpu')"
-        )
+        raise UserError(_not_installed(provider))
 
 
-def _open_session(
-    content: bytes, provider: Literal["auto", "cuda", "cpu"], threads: int
-) -> tuple[ort.InferenceSession, ProviderName]:
+def _not_installed(provider: ProviderName) -> str:
+    installed = [name for name, known in _PROVIDERS.items() if known in ort.get_available_providers()]
+    return (
+        f"provider {provider!r} is not in the installed ONNX Runtime, which has {', '.join(installed)} "
+        "(cuda and tensorrt need Convoy's extra 'gpu' instead of 'cpu')"
+    )
+
+
+def _open_session(content: bytes, provider: ProviderName, threads: int, cuda_graphs: bool = False) -> ort.InferenceSession:
+    if _PROVIDERS[provider] not in ort.get_available_providers():
+        raise _NotToBeHad(_not_installed(provider))
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     # Spinning threads would take the cores that the transport and the decoders need.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4
-    wanted: list[ProviderName] = ["cuda", "cpu"] if provider == "auto" else [provider]
-    names = [_PROVIDERS[name] for name in wanted if _PROVIDERS[name] in ort.get_available_providers()]
+    cuda = (_PROVIDERS["cuda"], _CUDA | {"enable_cuda_graph": str(int(cuda_graphs))})
+    providers: dict[ProviderName, list[tuple[str, dict[str, str]]]] = {
+        "cuda": [cuda],
+        "tensorrt": [(_PROVIDERS["tensorrt"], {}), cuda],
+        "openvino": [(_PROVIDERS["openvino"], {"device_type": "CPU", "num_of_threads": str(threads)})],
+        "cpu": [(_PROVIDERS["cpu"], {})],
+    }
     try:
-        session = ort.InferenceSession(content, options, providers=names)
+        session = ort.InferenceSession(content, options, providers=providers[provider], enable_fallback=0)
     except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors share no base class
-        raise InvalidModel(f"ONNX Runtime cannot load the file: {_first_line(error)}") from None
-    # ONNX Runtime falls back to the CPU without an error when CUDA does not initialise.
-    used: ProviderName = "cuda" if session.get_providers()[0] == _PROVIDERS["cuda"] else "cpu"
-    if provider == "cuda" and used != "cuda":
-        raise LoadError("provider 'cuda' was asked for, but CUDA does not initialise here")
-    return session, used
+        if provider != "cpu":
+            _open_session(content, "cpu", threads)  # which says so if it is the file's fault
+            raise LoadError(f"provider {provider!r} cannot load it: {first_line(error)}") from None
+        raise InvalidModel(f"ONNX Runtime cannot load the file: {first_line(error)}") from None
+    if session.get_providers()[0] != _PROVIDERS[provider]:
+        raise _NotToBeHad(f"provider {provider!r} is in the installed ONNX Runtime, but does not initialise on this machine")
+    return session
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-
-
-class _Graph(NamedTuple):
-    """What a session takes and gives; `batch_items` is 0 if it takes batches of any number of items, else that number."""
-
-    input: TensorSpec
-    outputs: tuple[TensorSpec, ...]
-    batch_items: int = 0
-
-
-def _contract_graph(session: ort.InferenceSession, contract: Contract) -> _Graph:
-    inputs = {node.name: node for node in session.get_inputs()}
-    if set(inputs) != {INPUT_NAME} or inputs[INPUT_NAME].type != "tensor(uint8)":
-        raise InvalidModel(f"the graph must take one uint8 input named {INPUT_NAME!r}; it takes {sorted(inputs)}")
-    shape = inputs[INPUT_NAME].shape
-    if len(shape) != 4 or tuple(shape[1:]) != contract.input.shape:
-        raise InvalidModel(f"the graph takes {shape}, the contract says [N, {', '.join(map(str, contract.input.shape))}]")
-    if isinstance(shape[0], int):
-        raise InvalidModel(f"the graph takes batches of exactly {shape[0]}; the first dimension must be dynamic")
-    outputs = {node.name: node.shape for node in session.get_outputs()}
-    for name in (PROBABILITIES_NAME, LOGITS_NAME):
-        if name not in outputs:
-            raise InvalidModel(f"the graph has no output named {name!r}; it gives {sorted(outputs)}")
-        if outputs[name][-1] != len(contract.labels):
-            raise InvalidModel(f"the graph gives {outputs[name][-1]} {name}, the contract has {len(contract.labels)} labels")
-    scores = tuple(TensorSpec(name, np.dtype(np.float32), (len(contract.labels),)) for name in (PROBABILITIES_NAME, LOGITS_NAME))
-    return _Graph(TensorSpec(INPUT_NAME, np.dtype(np.uint8), contract.input.shape), scores)
-
-
-def _foreign_graph(session: ort.InferenceSession) -> _Graph:
-    """What a graph without a contract takes and gives. Outputs are found out by running it: graphs often leave shapes open."""
-    inputs = session.get_inputs()
-    names = {node.name for node in (*inputs, *session.get_outputs())}
-    if {INPUT_NAME, PROBABILITIES_NAME, LOGITS_NAME} <= names:
-        raise InvalidModel(f"no contract: the graph is one of Convoy's, but the file has no {METADATA_KEY!r} in its metadata")
-    if len(inputs) != 1:
-        raise InvalidModel(f"the graph takes {len(inputs)} inputs ({', '.join(node.name for node in inputs)}); one is accepted")
-    [node] = inputs
-    dtype = _DTYPES.get(node.type)
-    if dtype is None or not (dtype.kind == "f" or dtype == np.uint8):
-        raise InvalidModel(f"the graph takes {node.type} {node.name!r}; float16, float32, float64 and uint8 are accepted")
-    if len(node.shape) < 2 or not all(isinstance(size, int) and size > 0 for size in node.shape[1:]):
-        raise InvalidModel(f"the graph takes {node.shape}; every dimension but the first, of the batch, must be there and be fixed")
-    batch_items = node.shape[0] if isinstance(node.shape[0], int) else 0
-    taken = TensorSpec(node.name, dtype, tuple(node.shape[1:]))
-    outputs = _try_outputs(session, taken, batch_items or 2)
-    scores = next(
-        (output for output in outputs if output.dtype.kind == "f" and _classes(output) == max(output.shape, default=1)), None
-    )
-    if scores is None:
-        given = ", ".join(f"{output.name} ({output})" for output in outputs)
-        raise InvalidModel(f"the graph is not a classifier's: it gives {given}; one output must be float, a number for each class")
-    others = (output for output in outputs if output is not scores)
-    return _Graph(taken, (scores, *others), batch_items)
-
-
-def _try_outputs(session: ort.InferenceSession, taken: TensorSpec, items: int) -> list[TensorSpec]:
-    for node in session.get_outputs():
-        if node.type not in _DTYPES:
-            raise InvalidModel(f"the graph gives {node.type} {node.name!r}; tensors of numbers are accepted")
-    nodes = session.get_outputs()
-    try:
-        arrays = session.run([node.name for node in nodes], {taken.name: np.zeros((items, *taken.shape), taken.dtype)})
-    except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors share no base class
-        raise InvalidModel(f"the graph fails on {items} items of zeros: {_first_line(error)}") from None
-    for node, array in zip(nodes, arrays, strict=True):
-        if array.ndim < 1 or len(array) != items:
-            raise InvalidModel(f"the graph gives {node.name!r} {array.shape} for {items} items; one row an item is accepted")
-    return [TensorSpec(node.name, array.dtype, array.shape[1:]) for node, array in zip(nodes, arrays, strict=True)]
-
-
-def _classes(scores: TensorSpec) -> int:
-    return math.prod(scores.shape)
-
-
-def _foreign_labels(graph: _Graph, names: tuple[str, ...] | None) -> tuple[str, ...]:
-    classes = _classes(graph.outputs[0])
+def _foreign_labels(graph: Graph, names: tuple[str, ...] | None) -> tuple[str, ...]:
+    classes = math.prod(graph.outputs[0].shape)
     if names is None:
         return tuple(map(str, range(classes)))
     if len(names) != classes:
@@ -316,8 +350,9 @@ def _replay_golden(model: Model, contract: Contract) -> None:
         try:
             got = model.probabilities(image[np.newaxis])[0]
         except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors share no base class
-            raise LoadError(f"golden sample {index}: the model raised: {_first_line(error)}") from None
-        tolerance = sample.tolerance.get(model.provider)
+            raise LoadError(f"golden sample {index}: the model raised: {first_line(error)}") from None
+        provider = model.provider
+        tolerance = sample.tolerance.get(provider, sample.tolerance.get(_TOLERANCE_OF.get(provider, provider)))
         if tolerance is None:
             raise GoldenMismatch(f"golden sample {index} states no tolerance for provider {model.provider!r}")
         difference = float(np.abs(got - np.asarray(sample.probabilities, np.float32)).max())

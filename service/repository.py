@@ -23,7 +23,7 @@ from service.config import Policy, Provider, read_policy
 from service.errors import LoadError, NotServed, Unavailable, UserError
 from service.loading import load_model, read_labels, start_batcher
 from service.metrics import Metrics, ModelMetrics
-from service.model import Model
+from service.model import Model, cpu_budget
 from service.repository_layout import MODEL_FILE, POLICY_FILE, labels_path, model_names, model_path, policy_path, version_numbers
 
 log = logging.getLogger(__name__)
@@ -76,18 +76,20 @@ class Repository:
         provider: Provider,
         metrics: Metrics,
         on_change: Callable[[], None] = lambda: None,
+        cpus: int | None = None,
         policies: Path | None = None,
     ) -> None:
-        """Makes a repository; nothing is read yet.
+        """`on_change` is called after the set of served models has changed, by the thread that changed it.
 
-        `on_change` is called after the set of served models has changed, by the thread that changed it. A `<model>.toml` in the
-        folder `policies` takes the place of the model's own policy.
+        A model computes with at most `cpus` threads; as many as there are CPUs for this process if not given. A `<model>.toml` in
+        the folder `policies` takes the place of the model's own policy.
         """
         self._policies = policies
         self._folder = folder
         self._provider = provider
         self._metrics = metrics
         self._on_change = on_change
+        self._cpus = cpus or cpu_budget()
         # What readers need no lock for is replaced, never changed.
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
@@ -333,8 +335,8 @@ class Repository:
         start = time.monotonic()
         try:
             labels = read_labels(labels_path(self._folder, name))
-            loaded = load_model(model_path(self._folder, name, version), labels, policy, self._provider)
-            model = loaded.model
+            loaded = load_model(model_path(self._folder, name, version), labels, policy, self._provider, self._cpus)
+            model = loaded.instances[0]
             metrics = self._metrics.model_loaded(name, str(version), model.labels, not model.foreign)
             batcher = start_batcher(name, loaded, policy, metrics.batch)
         except LoadError as error:
@@ -348,8 +350,9 @@ class Repository:
         self._metrics.load_ended(name, "ready", seconds)
         self._failed.pop((name, version), None)
         log.info(
-            "model %s version %d is ready: %s, %s, %d ORT threads, batches of up to %d items, loaded in %.2f s",
-            name, version, model.provider, model.precision, model.threads, batcher.max_batch_items, seconds,
+            "model %s version %d is ready: %s, %s, %d x %d ORT threads, batches of up to %d items, loaded in %.2f s, ms a batch %s",
+            name, version, model.provider, model.precision, policy.instances, model.threads, batcher.max_batch_items, seconds,
+            ", ".join(f"{items}: {1000 * taken:.3g}" for items, taken in loaded.measured.items()),
         )  # fmt: skip
         return ServedModel(name, version, model, policy, batcher, metrics, fingerprint)
 
@@ -387,7 +390,7 @@ class Repository:
             model = served.model
             self._metrics.model_serving(name, str(served.version), model.provider, model.precision, model.digest)
         if new:
-            threads = sum(served.model.threads for served in new)
+            threads = sum(served.policy.instances * served.model.threads for served in new)
             self._metrics.watch_model(name, lambda: self._queued(name), lambda: self._inflight(name), threads)
         gone = [served for served in old if served not in new]
         with self._lock:

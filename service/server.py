@@ -1,8 +1,9 @@
 """One server process, from start to end: construct, `start`, `wait`, `stop`.
 
 Start: the ports are bound first, so that a port in use is known at once and probes see a server that is loading; then
-models are loaded; then the ready file is written. Stop: health says NOT_SERVING first, new requests are refused with UNAVAILABLE,
-those in hand are finished, and only then are the ports closed, so that probes can read how things stand.
+models are loaded; then the ready file is written. Stop: health says NOT_SERVING first, and for a lame-duck time nothing else
+changes, so that whoever watches it sends new requests elsewhere; then new requests are refused with UNAVAILABLE, those in hand
+are finished, and only then are the ports closed, so that probes can read how things stand.
 """
 
 import gc
@@ -13,6 +14,7 @@ import signal
 import socket
 import ssl
 import threading
+import time
 from pathlib import Path
 from types import FrameType
 
@@ -43,7 +45,7 @@ class Server:
         self._config = config
         self._draining = False
         metrics = Metrics(CollectorRegistry())
-        self._repository = Repository(config.repository, config.provider, metrics, self._changed, config.policies)
+        self._repository = Repository(config.repository, config.provider, metrics, self._changed, policies=config.policies)
         self._classifier = Classifier(self._repository, metrics)
         self._health = health.HealthServicer(self._serving)
         self._reflection = reflection.ReflectionServicer([classify.SERVICE, health.SERVICE])
@@ -107,13 +109,19 @@ class Server:
         gc.freeze()
         gc.set_threshold(20_000, 20, 50)
 
-    def stop(self) -> None:
-        """Drains: finishes what is in hand, at most for the configured time, and closes everything. A second call does nothing."""
+    def stop(self, lame_duck_seconds: float = 0.0) -> None:
+        """Drains: finishes what is in hand, at most for the configured time, and closes everything. A second call does nothing.
+
+        Before that, for `lame_duck_seconds`, requests are still taken while health already says that they should go elsewhere.
+        """
         if self._draining:
             return
         self._draining = True
-        log.info("draining: new requests are refused, those in hand are finished")
         self._health.changed()
+        if lame_duck_seconds:
+            log.info("leaving: health says NOT_SERVING, requests are taken for %g s more", lame_duck_seconds)
+            time.sleep(lame_duck_seconds)
+        log.info("draining: new requests are refused, those in hand are finished")
         if not self._classifier.drain(self._config.drain_seconds):
             log.warning("some requests were not finished within %g s and are cancelled", self._config.drain_seconds)
         self._health.end_watches()
@@ -157,13 +165,20 @@ class Server:
 
 
 def serve(config: ServerConfig) -> None:
-    """Serves until SIGTERM or SIGINT, then drains. A second signal ends the process at once, with code 1."""
+    """Serves until SIGTERM or SIGINT, then drains. A second signal ends the process at once, with code 1.
+
+    SIGTERM comes from whoever else runs clients or balancers, and is given the lame-duck time; SIGINT from a person who waits.
+    """
     asked_to_stop = threading.Event()
+    lame_duck_seconds = 0.0
 
     def on_signal(number: int, _: FrameType | None) -> None:
+        nonlocal lame_duck_seconds
         if asked_to_stop.is_set():
             log.warning("%s again: leaving at once", signal.Signals(number).name)
             os._exit(1)
+        if number == signal.SIGTERM:
+            lame_duck_seconds = config.lame_duck_seconds
         asked_to_stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -174,7 +189,7 @@ def serve(config: ServerConfig) -> None:
     try:
         asked_to_stop.wait()
     finally:
-        server.stop()
+        server.stop(lame_duck_seconds)
 
 
 def _transport(config: ServerConfig) -> type[CompletionQueueServer] | type[PublicServer]:

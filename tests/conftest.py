@@ -203,7 +203,7 @@ def spawn(tmp_path: Path, transport_name: str) -> Iterator[Spawn]:
         with log.open("w") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", "service.cli", "serve", str(repository), "--grpc-port", "0", "--http-port", "0",
-                 "--transport", transport_name, "--ready-file", str(ready), *arguments],
+                 "--transport", transport_name, "--ready-file", str(ready), "--lame-duck-seconds", "0", *arguments],
                 stderr=output, stdout=output, text=True,
             )  # fmt: skip
         started.append(process)

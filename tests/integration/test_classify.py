@@ -170,7 +170,7 @@ BAD_REQUESTS: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "long id": ({"id": "x" * 257}, "INVALID_ARGUMENT", "more than 256 characters", "id"),
     "unknown model": ({"model": "cats"}, "NOT_FOUND", "no model named 'cats'; served are: digits", ""),
     "no model": ({"model": ""}, "NOT_FOUND", "no model named ''; served are: digits", ""),
-    "unknown version": ({"version": "2"}, "NOT_FOUND", "model 'digits' has no version '2'; served is: 1", ""),
+    "unknown version": ({"version": "2"}, "NOT_FOUND", "model 'digits' has no version '2'; served are: 1", ""),
 }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import onnx
@@ -14,6 +15,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from export.data import Dataset
+from service import model
 from service.classifier import Answer, Classifier, Item, Query
 from service.client import CallFailed, Client
 from service.contract import METADATA_KEY
@@ -97,8 +99,8 @@ def test_a_broken_version_never_takes_the_place_of_a_working_one(
     found = samples(server)
     assert found["convoy_model_loads_total", "digits", outcome] == 1
     assert found["convoy_model_loads_total", "other", outcome] == 1
-    for model in ("digits version 2", "other version 1"):
-        assert re.search(f"model {model} is not served: .*{re.escape(message)}", caplog.text)
+    for version in ("digits version 2", "other version 1"):
+        assert re.search(f"model {version} is not served: .*{re.escape(message)}", caplog.text)
 
 
 def test_new_versions_are_swapped_in_under_load_and_bad_ones_are_not(
@@ -232,3 +234,17 @@ def test_a_policy_that_changes_is_taken_up(repository: Path, serve: Serve) -> No
     assert server._repository.served["digits"][0].policy.max_batch_size == 64
     (repository / "digits" / "serving.toml").write_text("max_batch_size = 4\n")
     eventually(lambda: server._repository.served["digits"][0].policy.max_batch_size == 4)
+
+
+def test_a_policy_of_several_instances_and_a_delay_is_kept(repository: Path, serve: Serve, digits: Dataset) -> None:
+    (repository / "digits" / "serving.toml").write_text("instances = 2\nmax_batch_size = 4\nmax_queue_delay_seconds = 20\n")
+    server = serve(repository)
+    [served] = server._repository.served["digits"]
+    assert served.batcher._instances == 2
+    batch = served.batcher.max_batch_items  # at most 4: what warm-up found worthwhile
+    with Client(f"127.0.0.1:{server.grpc_port}") as client, ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda index: client.classify([digits.test.encoded(index)], "digits").results[0][0].label, range(4)))
+    loaded = model.load(repository / "digits" / "1" / "model.onnx", "cpu", 1)
+    assert found == [loaded.labels[row.argmax()] for row in loaded.probabilities(digits.test.pixels[:4])]
+    assert samples(server)["convoy_batch_items_count", "digits", "1"] == 4 // batch, "they wait for each other"
+    assert samples(server)["convoy_ort_threads", "digits"] == 2 * served.model.threads

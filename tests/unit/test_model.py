@@ -1,0 +1,57 @@
+"""A session and its provider: batches in buffers of a few sizes, and providers that are not to be had."""
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from export.data import Dataset
+from service import model
+from service.errors import LoadError, UserError
+from service.graph import graph_of_contract
+
+
+def with_buckets(path: Path, max_items: int) -> model.Model:
+    """A model that computes as on a GPU, with buffers that lie in main memory."""
+    session = model._open_session(path.read_bytes(), "cpu", 1)
+    contract = model.load(path, "cpu", 1).contract
+    graph = graph_of_contract(session, contract)
+    buckets = [model._Bucket(session, graph, "cpu", items) for items in model.batch_sizes(max_items)]
+    for bucket in buckets:
+        bucket.warm_up(cuda_graphs=True)
+    return model.Model(session, graph, contract.labels, contract, "cpu", 1, "", buckets)
+
+
+def test_batches_of_any_size_are_answered_from_buffers_of_a_few_sizes(model_file: Path, digits: Dataset) -> None:
+    plain, bucketed = model.load(model_file, "cpu", 1), with_buckets(model_file, 6)
+    assert [bucket.items for bucket in bucketed._buckets] == [1, 2, 4, 6]
+    pixels = digits.test.pixels
+    for items in (1, 3, 6, 5, 2, 13):  # fewer after more, so that old items lie behind them; and more than the largest holds
+        outputs = [output.copy() for output in bucketed.predict(pixels[:items])]
+        for output, expected in zip(outputs, plain.predict(pixels[:items]), strict=True):
+            np.testing.assert_allclose(output, expected, atol=1e-6)
+
+
+def test_sizes_of_batches_are_powers_of_two_and_the_largest() -> None:
+    assert model.batch_sizes(1) == [1]
+    assert model.batch_sizes(8) == [1, 2, 4, 8]
+    assert model.batch_sizes(11) == [1, 2, 4, 8, 11]
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt", "openvino"])
+def test_a_provider_that_is_asked_for_and_not_there_is_an_error_and_never_the_cpu(
+    provider: model.Provider, model_file: Path
+) -> None:
+    if model._PROVIDERS[provider] in onnxruntime.get_available_providers():  # type: ignore[index]
+        assert model.load(model_file, provider, 1).provider == provider
+        return
+    message = f"provider '{provider}' is not in the installed ONNX Runtime, which has "
+    with pytest.raises(LoadError, match=message):
+        model.load(model_file, provider, 1, None, 4)
+    with pytest.raises(UserError, match=message):
+        model.check_provider(provider)
+
+
+def test_auto_says_what_it_took(model_file: Path) -> None:
+    assert model.load(model_file, "auto", 1).provider in ("cuda", "cpu")
