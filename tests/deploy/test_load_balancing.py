@@ -1,5 +1,7 @@
 """The ways out of one channel to one pod, with two real servers: Envoy by the kit's own configuration, and round robin in gRPC."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,15 @@ def test_round_robin_in_the_client(repository: Path, spawn: Spawn, digits: Datas
     pair = balanced.Pair(spawn, repository)
     target = "ipv4:" + ",".join(f"127.0.0.1:{port}" for port in pair.grpc_ports)
     balanced.check(target, pair, digits, options=ROUND_ROBIN)
+
+
+def test_the_example_of_it(repository: Path, spawn: Spawn, digits: Dataset, tmp_path: Path) -> None:
+    server = spawn(repository)
+    picture = tmp_path / "digit.png"
+    picture.write_bytes(digits.test.encoded(0))
+    example = [sys.executable, kit.DEPLOY / "load-balancing" / "client.py", f"ipv4:127.0.0.1:{server.grpc_port}", "digits"]
+    answer = subprocess.run([*example, picture, picture], capture_output=True, text=True, timeout=60, check=True, cwd=kit.ROOT)
+    assert answer.stdout.count(f"{picture}: {digits.labels[digits.test.labels[0]]} ") == 2
 
 
 def test_one_channel_without_it_stays_with_one_server(repository: Path, spawn: Spawn, digits: Dataset) -> None:

@@ -12,8 +12,12 @@ from typing import Any
 import grpc
 
 from service.pb.convoy.v1 import classifier_pb2 as pb
+from tests.deploy import kit
 
-ROUND_ROBIN = (("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": ""}}'),)
+ROUND_ROBIN = (
+    ("grpc.service_config", (kit.DEPLOY / "load-balancing" / "service-config.json").read_text()),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+)
 """Options of a channel that gives each server one request in turn, and leaves those whose health says NOT_SERVING."""
 
 DIRECT = (("grpc.enable_http_proxy", 0),)
@@ -93,5 +97,5 @@ def classify(channel: grpc.Channel, request: pb.ClassifyRequest, timeout_seconds
         request_serializer=pb.ClassifyRequest.SerializeToString,
         response_deserializer=pb.ClassifyResponse.FromString,
     )
-    answer: pb.ClassifyResponse = method(request, timeout=timeout_seconds, wait_for_ready=False)
+    answer: pb.ClassifyResponse = method(request, timeout=timeout_seconds)
     return answer
