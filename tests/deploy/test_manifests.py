@@ -248,6 +248,15 @@ def test_probes_ask_for_what_a_server_answers(repository: Path, serve: Serve) ->
                 assert get(server, probe["httpGet"]["path"])[0] == 200
 
 
+def test_the_rules_and_the_dashboard_are_those_of_the_monitoring() -> None:
+    objects = kit.render("monitoring")
+    [rule] = kit.of_kind(objects, "PrometheusRule")
+    assert rule["spec"] == yaml.safe_load((kit.DEPLOY / "rules" / "convoy.yaml").read_text())
+    [dashboard] = kit.of_kind(objects, "ConfigMap")
+    assert dashboard["data"] == {"convoy.json": (kit.DEPLOY / "dashboards" / "convoy.json").read_text()}
+    assert len(dashboard["data"]["convoy.json"]) < 250_000, "kubectl apply writes it into an annotation, of at most 256 KiB"
+
+
 def test_images_are_of_this_version() -> None:
     version = yaml.safe_load((kit.DEPLOY / "chart" / "Chart.yaml").read_text())["appVersion"]
     assert f'version = "{version}"' in (kit.ROOT / "pyproject.toml").read_text()
