@@ -46,6 +46,9 @@ ENGINE ?= docker
 test-image: setup  ## run a built serving image, IMAGE=convoy:0.1.0, with ENGINE=docker or podman
 	$(BIN)/python -m tests.deploy.image $(IMAGE) --engine $(ENGINE)
 
+test-cluster: setup  ## install the kit in the cluster of KUBECONFIG, with IMAGE, and restart it under load
+	$(BIN)/python -m tests.deploy.cluster $(IMAGE)
+
 bench: setup  ## reproduce tests/benchmarks/RESULTS.md (needs h2load: apt-get install nghttp2-client)
 	$(BIN)/python -m tests.benchmarks.transport
 	$(BIN)/python -m tests.benchmarks.leaks

@@ -41,7 +41,7 @@ class Pair:
         self.servers = [self._start(index) for index in range(2)]
 
     def _start(self, index: int) -> ServerProcess:
-        # Later flags win over those that `spawn` gives.
+        # Later flags win over those that `spawn` gives. Twice the usual lame-duck time: a test's machine may be busy.
         return self._spawn(
             self._repository, "--grpc-port", str(self.grpc_ports[index]), "--http-port", str(self.http_ports[index]),
             "--lame-duck-seconds", "2",

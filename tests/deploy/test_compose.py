@@ -37,4 +37,6 @@ def test_grafana_finds_its_source_and_the_dashboard() -> None:
     assert source["url"] == "http://prometheus:9090"
     [provider] = yaml.safe_load((COMPOSE / "grafana" / "dashboards.yaml").read_text())["providers"]
     stack = yaml.safe_load((COMPOSE / "compose.yaml").read_text())
-    assert any(mount.split(":")[1].startswith(provider["options"]["path"] + "/") for mount in stack["services"]["grafana"]["volumes"])
+    assert any(
+        mount.split(":")[1].startswith(provider["options"]["path"] + "/") for mount in stack["services"]["grafana"]["volumes"]
+    )

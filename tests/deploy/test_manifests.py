@@ -15,7 +15,7 @@ from service import cli
 from service.config import read_policy
 from service.server import STOP_SECONDS
 from tests.conftest import Serve
-from tests.deploy import kit
+from tests.deploy import cluster, kit
 from tests.deploy.kit import Object
 from tests.integration.test_edges import get
 
@@ -263,3 +263,14 @@ def test_images_are_of_this_version() -> None:
     for name in kit.RENDERINGS:
         for _, container in kit.convoy_containers(kit.render(name)):
             assert container["image"].partition(":")[2].removesuffix("-cuda") == version
+
+
+def test_what_make_test_cluster_applies_is_valid(tmp_path: Path, model_file: Path) -> None:
+    cluster.write(tmp_path.resolve(), "registry.example.com:5000/convoy:1", model_file)
+    objects = kit.kustomize(tmp_path.resolve())
+    for found in objects:
+        kubernetes_validate.validate(found, "1.35", strict=True)
+    images = {container["image"] for _, pod in kit.pods(objects) for container in kit.containers(pod)}
+    assert images == {"registry.example.com:5000/convoy:1"}
+    [model] = [found for found in objects if found["metadata"]["name"].startswith("model-")]
+    assert sum(len(content) for content in model["binaryData"].values()) < 2**20, "a ConfigMap holds at most 1 MiB"
