@@ -1,6 +1,6 @@
 """`make test-cluster IMAGE=REGISTRY/convoy:0.1.0`: the kit in the cluster that KUBECONFIG points at.
 
-In a namespace of its own, which is removed at the end: the base with a model in a ConfigMap (no storage is needed), two pods, then a
+In a namespace of its own, removed at the end: the base with a model in a ConfigMap (no storage is needed), two pods, then a
 rolling restart under traffic from inside the cluster. Not one request may fail. The image must be one that the cluster can pull.
 """
 
