@@ -7,7 +7,8 @@ CLIENTS := $(VENV)/clients
 CLIENTS_LOCK := .ci/clients.lock
 PERF_ANALYZER := $(VENV)/perf_analyzer
 
-.PHONY: help demo test test-system test-slow setup clients perf-analyzer check bench format protos dashboards lock clean
+.PHONY: help demo test test-system test-slow test-image test-cluster setup clients perf-analyzer check check-kit bench format \
+	protos dashboards rules lock clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -65,6 +66,19 @@ check: setup  ## lint, types, import contracts, the API, freshness of generated 
 	$(BIN)/python .ci/protos.py --check
 	cd protos && ../$(BIN)/buf lint
 	$(BIN)/python deploy/dashboards/convoy.py --check
+	$(BIN)/python .ci/prometheus_rule.py --check
+
+check-kit: setup  ## checkov on deploy/ (in an environment of its own: its pins are not ours)
+	@test -x $(VENV)/checkov/bin/checkov || { $(PYTHON) -m venv $(VENV)/checkov && $(VENV)/checkov/bin/pip install --quiet 'checkov>=3.3,<4'; }
+	$(BIN)/python -m tests.deploy.checkov $(VENV)/checkov/bin/checkov
+
+IMAGE ?= convoy:0.1.0
+ENGINE ?= docker
+test-image: setup  ## run a built serving image, IMAGE=convoy:0.1.0, with ENGINE=docker or podman
+	$(BIN)/python -m tests.deploy.image $(IMAGE) --engine $(ENGINE)
+
+test-cluster: setup  ## install the kit in the cluster of KUBECONFIG, with IMAGE, and restart it under load
+	$(BIN)/python -m tests.deploy.cluster $(IMAGE)
 
 bench: setup  ## reproduce tests/benchmarks/RESULTS.md (needs h2load: apt-get install nghttp2-client)
 	$(BIN)/python -m tests.benchmarks.transport
@@ -80,6 +94,9 @@ protos: setup  ## generate service/pb/ from protos/
 
 dashboards: setup  ## generate deploy/dashboards/convoy.json
 	$(BIN)/python deploy/dashboards/convoy.py
+
+rules: setup  ## generate deploy/monitoring/prometheusrule.yaml
+	$(BIN)/python .ci/prometheus_rule.py
 
 lock:  ## renew the pins: the newest versions that pyproject.toml admits
 	rm -rf $(VENV)/lock && $(PYTHON) -m venv $(VENV)/lock

@@ -87,6 +87,9 @@ def _setting(flag: str, **options: Any) -> Callable[[Any], Any]:
           help="Processes that share the gRPC port; each has all models and is given its part of the connections.")  # fmt: skip
 @_setting("--worker-start-seconds", type=FiniteFloat(0, 1e6, min_open=True), default=600.0,
           help="How long a worker of several may take to load its models before it counts as failed.")  # fmt: skip
+@_setting("--policies", type=click.Path(path_type=Path),
+          help="Folder of policies, <model>.toml, each in place of the model's own serving.toml: for a repository that is "
+               "read-only.")  # fmt: skip
 @_setting("--ready-file", type=click.Path(path_type=Path),
           help="File to write when ready: JSON with the ports and the pid. Removed at the end.")  # fmt: skip
 @_setting("--max-message-bytes", type=click.IntRange(2**20, 2**31 - 1), show_default="what the models that are there take",

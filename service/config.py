@@ -31,6 +31,7 @@ class ServerConfig(_Settings):
     provider: Provider = "auto"
     workers: int = Field(default=1, ge=1, le=256)
     worker_start_seconds: float = Field(default=600.0, gt=0, le=1e6)
+    policies: Path | None = None
     ready_file: Path | None = None
     max_message_bytes: int | None = Field(default=None, ge=2**20, le=2**31 - 1)
     lame_duck_seconds: float = Field(default=1.0, ge=0, le=3600)

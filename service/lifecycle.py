@@ -25,6 +25,8 @@ def check_settings(config: ServerConfig) -> None:
         raise UserError(
             f"{str(repository)!r} is not a folder" if repository.exists() else f"no repository folder {str(repository)!r}"
         )
+    if config.policies is not None and not config.policies.is_dir():
+        raise UserError(f"--policies {str(config.policies)!r}: no such folder")
     try:
         socket.getaddrinfo(config.host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):

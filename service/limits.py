@@ -32,15 +32,15 @@ def largest_request_bytes(policy: Policy, item_bytes: int) -> int:
     return min(max(raw, encoded, LEAST_BYTES) + ENVELOPE_BYTES, MOST_BYTES)
 
 
-def message_bytes(repository: Path) -> int:
+def message_bytes(repository: Path, policies: Path | None = None) -> int:
     """The most that any model takes which is in the repository now, by its highest version that says what it takes."""
     names = model_names(repository) if repository.is_dir() else []
-    return max((_of_model(repository, name) for name in names), default=largest_request_bytes(Policy(), 0))
+    return max((_of_model(repository, name, policies) for name in names), default=largest_request_bytes(Policy(), 0))
 
 
-def _of_model(repository: Path, name: str) -> int:
+def _of_model(repository: Path, name: str, policies: Path | None) -> int:
     try:
-        policy = read_policy(policy_path(repository, name))
+        policy = read_policy(policy_path(repository, name, policies))
     except ConvoyError:
         policy = Policy()  # why it cannot be used is said when the model is loaded
     for version in reversed(version_numbers(repository, name)):

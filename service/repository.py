@@ -80,12 +80,15 @@ class Repository:
         on_change: Callable[[], None] = lambda: None,
         cpus: int | None = None,
         trace_batch: Callable[[str, int, int, list[TraceContext], float, float], None] | None = None,
+        policies: Path | None = None,
     ) -> None:
         """`on_change` is called after the set of served models has changed, by the thread that changed it.
 
         A model computes with at most `cpus` threads; as many as there are CPUs for this process if not given. `trace_batch` is
-        told of each batch: its model, version, and what `batcher.TraceBatch` says.
+        told of each batch: its model, version, and what `batcher.TraceBatch` says. A `<model>.toml` in the folder `policies` takes
+        the place of the model's own policy.
         """
+        self._policies = policies
         self._folder = folder
         self._provider = provider
         self._metrics = metrics
@@ -291,7 +294,7 @@ class Repository:
         except OSError as error:
             log.warning("model %s: cannot read its folder: %s", name, error.strerror)
             return
-        path = policy_path(self._folder, name)
+        path = policy_path(self._folder, name, self._policies)
         try:
             policy = read_policy(path)
         except UserError as error:

@@ -52,9 +52,10 @@ def model_path(repository: Path, name: str, version: int) -> Path:
     return repository / name / str(version) / MODEL_FILE
 
 
-def policy_path(repository: Path, name: str) -> Path:
-    """Where the policy of a model lies, if it has one."""
-    return repository / name / POLICY_FILE
+def policy_path(repository: Path, name: str, policies: Path | None = None) -> Path:
+    """The file of a model's policy, which need not exist: `<name>.toml` in the folder `policies` if that is there, else its own."""
+    above = policies / f"{name}.toml" if policies is not None else None
+    return above if above is not None and above.exists() else repository / name / POLICY_FILE
 
 
 def labels_path(repository: Path, name: str) -> Path:

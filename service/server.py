@@ -75,7 +75,9 @@ class Server:
         cpus = max(1, cpu_budget() // config.workers)
         self._tracing = _tracing(config)
         trace_batch = None if self._tracing is None else self._tracing.batch
-        self._repository = Repository(config.repository, config.provider, metrics, self._changed, cpus, trace_batch)
+        self._repository = Repository(
+            config.repository, config.provider, metrics, self._changed, cpus, trace_batch, config.policies
+        )  # fmt: skip
         self._classifier = _classifier(config, self._repository, metrics, cpus, self._tracing)
         memory = SharedMemory()
         self._here = _Here(self._repository, memory)
@@ -91,7 +93,7 @@ class Server:
             *open_inference.InferServicer(self._classifier, memory).methods(), *self._control.methods(), *self._health.methods(),
             *self._reflection.methods(), *(channelz.ChannelzServicer().methods() if config.channelz else []),
         ]  # fmt: skip
-        self._max_message_bytes = config.max_message_bytes or limits.message_bytes(config.repository)
+        self._max_message_bytes = config.max_message_bytes or limits.message_bytes(config.repository, config.policies)
         self._warned: set[tuple[str, int]] = set()
         transport = _transport(config)
         metrics.transport_chosen(transport.name)

@@ -73,7 +73,7 @@ class Supervisor(Collector):
         everything.register(self)
         self._http = HttpServer(
             config.host, config.http_port, everything, self.why_not_ready, self._pass_on,
-            max_body_bytes=config.max_message_bytes or limits.message_bytes(config.repository),
+            max_body_bytes=config.max_message_bytes or limits.message_bytes(config.repository, config.policies),
         )  # fmt: skip
         self._ready_file = ReadyFile(config.ready_file)
         self._lock = threading.Lock()

@@ -1,0 +1,38 @@
+{{/*
+Applies a component's patch to the Deployment, in place, as kustomize's strategic merge does for what components change: lists of
+the pod and of its first container grow, maps merge, a null takes away. Call with (dict "deployment" $deployment "patch" $patch).
+*/}}
+{{- define "convoy.patch" -}}
+{{- $pod := .deployment.spec.template.spec -}}
+{{- $container := index $pod.containers 0 -}}
+{{- range $key, $value := .patch.spec.template.spec -}}
+  {{- if eq $key "containers" -}}
+    {{- range $name, $part := omit (index $value 0) "name" -}}
+      {{- include "convoy.put" (dict "target" $container "key" $name "value" $part) -}}
+    {{- end -}}
+  {{- else -}}
+    {{- include "convoy.put" (dict "target" $pod "key" $key "value" $value) -}}
+  {{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "convoy.put" -}}
+{{- $old := get .target .key -}}
+{{- if kindIs "slice" .value -}}
+  {{- $_ := set .target .key (concat ($old | default list) .value) -}}
+{{- else if kindIs "map" .value -}}
+  {{- $new := $old | default dict -}}
+  {{- range $key, $value := .value -}}
+    {{- if kindIs "invalid" $value -}}
+      {{- $_ := unset $new $key -}}
+    {{- else if kindIs "map" $value -}}
+      {{- $_ := set $new $key (mergeOverwrite (get $new $key | default dict) $value) -}}
+    {{- else -}}
+      {{- $_ := set $new $key $value -}}
+    {{- end -}}
+  {{- end -}}
+  {{- $_ := set .target .key $new -}}
+{{- else -}}
+  {{- $_ := set .target .key .value -}}
+{{- end -}}
+{{- end -}}

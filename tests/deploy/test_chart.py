@@ -1,0 +1,149 @@
+"""The Helm chart, by the real Helm SDK: it lints, makes what kustomize makes, and refuses values that it does not know."""
+
+import copy
+import re
+from typing import Any
+
+import helm_python as helm
+import pytest
+import yaml
+
+from tests.deploy import kit
+from tests.deploy.kit import Object
+
+CHART = kit.DEPLOY / "chart"
+GPU: dict[str, Any] = yaml.safe_load((CHART / "values-gpu.yaml").read_text())
+FIXED: dict[str, Any] = {"autoscaling": {"type": "none"}}
+
+SAME = {
+    "overlays/cpu": {},
+    "overlays/gpu": GPU,
+    "models-image": FIXED | {"models": {"source": "image"}},
+    "models-object-storage": FIXED | {"models": {"source": "objectStorage"}},
+    "http-probes": FIXED | {"probes": "http"},
+    "tls": FIXED | {"tls": True},
+    "keda": {"autoscaling": {"type": "keda"}},
+    "hpa-inflight": {"autoscaling": {"type": "cpuAndInflight"}},
+    "gateway": FIXED | {"gateway": {"enabled": True}},
+    "envoy": FIXED | {"envoy": True},
+}
+"""Renderings of kustomize, and the values that give the same."""
+
+
+def rendered(values: dict[str, Any], namespace: str = "convoy") -> tuple[Object, ...]:
+    with helm.Chart.load(CHART) as chart:
+        chart.validate_schema(chart.merge_values(values))
+        files = chart.render(values, name="convoy", namespace=namespace)
+    texts = [text for path, text in files.items() if path.endswith(".yaml")]
+    return tuple(found for text in texts for found in yaml.safe_load_all(text) if found)
+
+
+def comparable(objects: tuple[Object, ...]) -> dict[str, Object]:
+    """Objects by key, without what either tool does in its own way: namespaces, and how a changed ConfigMap rolls the pods."""
+    result = {}
+    for found in copy.deepcopy(objects):
+        if found["kind"] == "Namespace":
+            continue  # helm install --create-namespace
+        found["metadata"].pop("namespace", None)
+        found["metadata"].pop("annotations", None)
+        if found["kind"] == "ConfigMap":
+            found["metadata"]["name"] = without_hash(found["metadata"]["name"])
+        if found["kind"] == "Deployment":
+            found["spec"]["template"]["metadata"].pop("annotations", None)
+            for volume in found["spec"]["template"]["spec"]["volumes"]:
+                if "configMap" in volume:
+                    volume["configMap"]["name"] = without_hash(volume["configMap"]["name"])
+            pod = found["spec"]["template"]["spec"]
+            pod["volumes"].sort(key=lambda volume: str(volume["name"]))
+            for container in kit.containers(pod):
+                container["volumeMounts"].sort(key=lambda mount: str(mount["name"]))
+        assert kit.key(found) not in result
+        result[kit.key(found)] = found
+    return result
+
+
+def without_hash(name: str) -> str:
+    return re.sub(r"-[a-z0-9]{10}$", "", name)
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_the_chart_makes_the_same_objects_as_kustomize(name: str) -> None:
+    ours, theirs = comparable(rendered(SAME[name])), comparable(kit.render(name))
+    assert ours.keys() == theirs.keys()
+    for found, expected in theirs.items():
+        assert ours[found] == expected, found
+
+
+def test_every_component_is_in_the_chart() -> None:
+    assert set(kit.COMBINATIONS) <= SAME.keys()
+
+
+def test_monitoring_is_the_same() -> None:
+    without = comparable(rendered({})).keys()
+    ours = comparable(rendered({"monitoring": {"enabled": True}}))
+    assert {found: ours[found] for found in ours.keys() - without} == comparable(kit.render("monitoring"))
+
+
+@pytest.mark.parametrize("values", [{}, GPU], ids=["cpu", "gpu"])
+def test_helm_lint_finds_nothing(values: dict[str, Any]) -> None:
+    report = helm.lint(CHART, values, strict=True, kube_version="v1.31.0")
+    assert report["total_charts_linted"] == 1
+    assert report["errors"] == []
+    assert [message for message in report["messages"] if message["severity"] > 1] == []
+
+
+@pytest.mark.parametrize(
+    ("values", "what"),
+    [
+        ({"replica": 3}, "replica"),
+        ({"models": {"source": "nfs"}}, "source"),
+        ({"autoscaling": {"type": "memory"}}, "autoscaling"),
+        ({"policies": {"digits": "max_batch_size = 4"}}, "policies"),
+        ({"extraArgs": ["-x"]}, "extraArgs"),
+        ({"replicas": 0}, "replicas"),
+    ],
+)
+def test_values_that_it_does_not_know_are_refused(values: dict[str, Any], what: str) -> None:
+    with pytest.raises(helm.HelmError, match=what):
+        rendered(values)
+
+
+def test_values_reach_the_objects() -> None:
+    values = {
+        "image": {"repository": "registry.example.com/convoy", "tag": "1"},
+        "resources": {"limits": {"cpu": "8"}},
+        "extraArgs": ["--compression=gzip"],
+        "env": [{"name": "CONVOY_LOG_LEVEL", "value": "debug"}],
+        "policies": {"cats.toml": "max_batch_size = 4\n"},
+        "models": {"claim": {"storageClassName": "nfs", "storage": "1Gi", "accessMode": "ReadWriteOnce"}},
+        "nodeSelector": {"pool": "serving"},
+        "tolerations": [{"key": "serving", "operator": "Exists"}],
+        "podAnnotations": {"a": "b"},
+        "priorityClassName": "high",
+    }
+    objects = comparable(rendered(values))
+    pod = objects["Deployment/convoy"]["spec"]["template"]["spec"]
+    container = pod["containers"][0]
+    assert container["image"] == "registry.example.com/convoy:1"
+    assert container["resources"] == {"limits": {"cpu": "8"}}
+    assert container["args"][-1] == "--compression=gzip"
+    assert {"name": "CONVOY_LOG_LEVEL", "value": "debug"} in container["env"]
+    assert objects["ConfigMap/convoy-policies"]["data"] == {"cats.toml": "max_batch_size = 4\n"}
+    claim = objects["PersistentVolumeClaim/convoy-models"]["spec"]
+    assert (claim["storageClassName"], claim["accessModes"]) == ("nfs", ["ReadWriteOnce"])
+    assert pod["nodeSelector"] == {"pool": "serving"}
+    assert pod["tolerations"] == [{"key": "serving", "operator": "Exists"}]
+    assert pod["priorityClassName"] == "high"
+
+
+def test_a_change_of_the_policies_rolls_the_pods() -> None:
+    templates = [
+        kit.of_kind(rendered(values), "Deployment")[0]["spec"]["template"]["metadata"]["annotations"]
+        for values in ({}, {"policies": {"cats.toml": "max_batch_size = 4\n"}})
+    ]
+    assert templates[0] != templates[1]
+
+
+def test_the_namespace_of_the_release_is_asked_for() -> None:
+    [scaled] = kit.of_kind(rendered({"autoscaling": {"type": "keda"}}, namespace="elsewhere"), "ScaledObject")
+    assert 'namespace="elsewhere"' in scaled["spec"]["triggers"][0]["metadata"]["query"]

