@@ -131,6 +131,9 @@ def bench(
         raise UserError(f"--plot {plot}: there is no folder {plot.parent}")
     with Client(server, timeout_seconds=timeout, tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key) as client:
         described = _describe(client, server, model, version)
+    most = described.limits["max_request_items"]
+    if items > most:
+        raise UserError(f"--items {items}: model {model!r} takes at most {most} images in a request")
     if images:
         requests = bench_pictures.of_files(model, version, items, images, seed)
     else:

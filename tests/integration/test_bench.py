@@ -1,0 +1,183 @@
+"""`convoy bench` against a real server, as a user runs it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from export.data import Dataset
+from service.bench import Load, Outcome
+from service.bench_report import summary
+from service.scrape import quantile
+from service.server import Server
+from tests.conftest import Serve, convoy, put
+
+
+@pytest.fixture
+def transport_name() -> str:
+    """The client knows nothing of the server's transport: once is enough."""
+    return "auto"
+
+
+@pytest.fixture
+def server(repository: Path, serve: Serve) -> Server:
+    return serve(repository)
+
+
+def bench(server: Server, *arguments: str | Path) -> dict[str, Any]:
+    result = convoy(
+        "bench", "--model", "digits", "--server", f"127.0.0.1:{server.grpc_port}", "--seconds", "1", "--warmup", "0.2",
+        "--metrics", f"http://127.0.0.1:{server.http_port}/metrics", "--json", *arguments,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+def test_a_closed_loop_is_counted_by_client_and_server_alike(server: Server) -> None:
+    found = bench(server, "--concurrency", "8", "--items", "3")
+    assert found["codes"] == {"OK": found["answered"]}
+    assert found["items_per_second"] == pytest.approx(3 * found["requests_per_second"])
+    latency = found["latency_ms"]
+    assert 0 < latency["min"] <= latency["p50"] <= latency["p99"] <= latency["max"]
+    # The server has seen the warm-up and each connection's first call too.
+    assert found["answered"] < found["server"]["requests"]
+    assert {"queue", "inference", "encode"} <= set(found["server"]["phases_ms"])
+    assert found["server"]["mean_batch_items"] >= 1
+
+
+def test_random_arrivals_come_at_the_rate_asked_for(server: Server) -> None:
+    found = bench(server, "--rate", "40", "--seconds", "3", "--processes", "2")
+    # 120 arrivals are expected; a Poisson process is within 5 standard deviations of that but once in a million runs.
+    assert 120 - 55 < found["answered"] < 120 + 55
+    assert found["load"]["kind"] == "poisson"
+    assert found["client_late_ms"]["min"] >= 0
+
+
+def test_a_stream_carries_the_same(server: Server) -> None:
+    found = bench(server, "--stream", "--concurrency", "12", "--connections", "2")
+    assert (found["load"]["kind"], set(found["codes"])) == ("stream", {"OK"})
+    assert found["answered"] > 12
+
+
+@pytest.mark.parametrize("encoding", ["png", "jpeg"])
+def test_pictures_can_be_encoded_and_of_any_size(server: Server, encoding: str) -> None:
+    found = bench(server, "--encoding", encoding, "--image-size", "40x60", "--concurrency", "2")
+    assert set(found["codes"]) == {"OK"}
+    assert "decode" in found["server"]["phases_ms"]
+
+
+def test_own_pictures_and_a_plot(server: Server, digits: Dataset, tmp_path: Path) -> None:
+    for index in range(2):
+        (tmp_path / f"{index}.png").write_bytes(digits.test.encoded(index))
+    plot = tmp_path / "latency.png"
+    bench(server, "--image", tmp_path / "0.png", "--image", tmp_path / "1.png", "--items", "5", "--plot", plot)
+    with Image.open(plot) as picture:
+        assert picture.size > (600, 300)
+
+
+def test_what_is_refused_is_counted_by_its_code(repository: Path, slow_file: Path, serve: Serve) -> None:
+    """A queue of two items before a slow model, and 16 requests at a time."""
+    put(slow_file, repository, "slow", 1)
+    (repository / "slow" / "serving.toml").write_text("max_queue_items = 2\nmax_batch_size = 1\n")
+    server = serve(repository)
+    result = convoy(
+        "bench", "--model", "slow", "--server", f"127.0.0.1:{server.grpc_port}", "--seconds", "3", "--warmup", "0", "--json",
+        "--metrics", "none",
+    )  # fmt: skip
+    found = json.loads(result.stdout)
+    assert found["codes"]["RESOURCE_EXHAUSTED"] > found["codes"]["OK"] > 0
+    assert found["answered"] == found["codes"]["OK"]
+    assert found["refused_latency_ms"]["p50"] < found["latency_ms"]["p50"]
+
+
+def test_ctrl_c_shows_what_was_measured_until_then(server: Server) -> None:
+    command = [sys.executable, "-m", "service.cli", "bench", "--model", "digits", "--server", f"127.0.0.1:{server.grpc_port}",
+               "--seconds", "600", "--warmup", "0", "--metrics", "none", "--json", "--processes", "2"]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ})
+    calls = server_calls(server)
+    deadline = time.monotonic() + 60
+    while server_calls(server) < calls + 50:
+        assert time.monotonic() < deadline and process.poll() is None  # noqa: PT018
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    found = json.loads(out)
+    assert found["answered"] > 0
+    assert found["load"]["seconds"] < 590
+
+
+def server_calls(server: Server) -> float:
+    import urllib.request
+
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.http_port}/metrics", timeout=10) as response:
+        lines = response.read().decode().splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("grpc_server_handled_total") and "Classify" in line)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--rate", "5", "--concurrency", "2"], "--rate is one kind of load"),
+        (["--rate", "5", "--stream"], "--rate is one kind of load"),
+        (["--rate", "nan"], "nan"),
+        (["--image-size", "28x28"], "--image-size goes with"),
+        (["--encoding", "png", "--image-size", "28"], "224x224"),
+        (["--concurrency", "2", "--processes", "3"], "higher --concurrency"),
+        (["--image", "nowhere.png"], "nowhere.png"),
+        (["--plot", "nowhere/latency.png"], "nowhere"),
+        (["--metrics", "http://127.0.0.1:9/metrics"], "no metrics"),
+        (["--metrics", "file:///etc/passwd"], "not the address"),
+        (["--items", "100000"], "takes at most 512 images"),
+        (["--version", "7"], "7"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_clear_line(server: Server, arguments: list[str], said: str) -> None:
+    result = convoy("bench", "--model", "digits", "--server", f"127.0.0.1:{server.grpc_port}", "--seconds", "1", *arguments)
+    assert result.returncode == 2
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_without_a_server_it_says_so() -> None:
+    result = convoy("bench", "--model", "digits", "--server", "127.0.0.1:9", "--timeout", "2")
+    assert (result.returncode, "no server answers at 127.0.0.1:9" in result.stderr) == (2, True)
+
+
+def test_a_load_is_shared_out_whole() -> None:
+    load = Load(target="", requests=(b"",), seconds=1, concurrency=10, connections=3, processes=4, rate=8)
+    shares = [load.share(index) for index in range(4)]
+    assert [share.concurrency for share in shares] == [3, 3, 2, 2]
+    assert [share.connections for share in shares] == [1, 1, 1, 1]
+    assert sum(share.rate for share in shares) == 8
+    assert len({share.seed for share in shares}) == 4
+
+
+def test_what_processes_measured_adds_up() -> None:
+    parts = [Outcome() for _ in range(2)]
+    for part, latency in zip(parts, (1000, 3000), strict=True):
+        part.seconds = 2.0
+        for _ in range(100):
+            part.answered.record_value(latency)
+            part.codes["OK"] += 1
+    whole = Outcome()
+    for part in parts:
+        whole.add(part.pack(0.5))
+    found = summary(Load(target="", requests=(b"",), seconds=2, processes=2, concurrency=2), 1, whole, None)
+    assert found["requests_per_second"] == 100
+    assert found["latency_ms"]["p50"] == pytest.approx(1.0, rel=0.01)
+    assert found["latency_ms"]["p90"] == pytest.approx(3.0, rel=0.01)
+
+
+def test_a_quantile_of_buckets_is_prometheus_own() -> None:
+    buckets = [(1.0, 0.0), (2.0, 10.0), (4.0, 20.0), (float("inf"), 20.0)]
+    assert [quantile(buckets, q) for q in (0.25, 0.5, 0.75, 1.0)] == [1.5, 2.0, 3.0, 4.0]
+    assert quantile([(1.0, 0.0), (float("inf"), 0.0)], 0.5) == 0.0
