@@ -217,6 +217,8 @@ def main() -> None:
     # With its event engine C core reads sockets on threads of its own and wakes ours for each message; without, the thread that
     # polls reads them itself: a third less CPU for an empty call (tests/benchmarks/RESULTS.md). To be set before gRPC starts.
     os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")
+    # ONNX Runtime would report its use to its makers; a server tells nobody of itself unless it was asked to.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without the bar's character gets a "?" and not an error
     try:

@@ -39,7 +39,7 @@ def stub(server: Server) -> Iterator[grpc.UnaryUnaryMultiCallable]:
 
 
 def rejections(server: Server) -> dict[str, float]:
-    return {key[2]: value for key, value in samples(server).items() if key[0] == "convoy_rejections_total"}
+    return {key[2]: value for key, value in samples(server).items() if key[0] == "convoy_rejections_total" and value}
 
 
 def answered_items(server: Server) -> float:
