@@ -153,7 +153,7 @@ def test_no_more_is_read_than_may_be_unanswered(slow: grpc.Channel, slow_server:
     for _ in range(10):
         talk.read()
         most = max(most, inflight(slow_server))
-    assert UNANSWERED_REQUESTS - 10 <= most <= UNANSWERED_REQUESTS
+    assert UNANSWERED_REQUESTS - 10 <= most <= UNANSWERED_REQUESTS + 1  # one may be answered and not yet counted out
     talk.call.cancel()
 
 
