@@ -5,7 +5,8 @@ are trained for an epoch on what is at hand: speed does not depend on what they 
 one process, the best of one session with all cores and of one session a core, over batches of 1 to 64. The load is
 that of `convoy bench`, in processes of its own on the same cores.
 
-Each round measures limit and server one after the other; ratios are of a round, their medians are what to keep.
+A machine's speed moves, so the limit is measured again right before and right after each load that is held against it; the mean
+of the two is what the load is divided by. Medians over the rounds are what to keep.
 
 Usage: python -m tests.benchmarks.serving [--rounds 3] [--seconds 3]
 """
@@ -23,6 +24,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,16 +92,16 @@ def make_models(folder: Path) -> Path:
 def one_round(repository: Path, seconds: float) -> Iterator[tuple[str, float]]:
     """The figures of one round, by name."""
     small, r18 = (repository / name / "1" / "model.onnx" for name in ("small", "r18"))
-    small_limit, r18_limit = limit(small), limit(r18)
-    yield "limit: small, images/s", small_limit
-    yield "limit: r18, images/s", r18_limit
+    small_limit, r18_limit = Limit(small), Limit(r18)
+    yield "limit: small, images/s", small_limit.images_a_second
+    yield "limit: r18, images/s", r18_limit.images_a_second
     start = time.monotonic()
     with serving(repository, only="small") as (port, pid):
         yield "start to READY, small, s", time.monotonic() - start
-        before = cpu_seconds(pid)
-        outcome = closed(port, "small", (28, 28, 1), seconds, items=32, concurrency=4)
-        yield "small, 32 a request, 4 in flight: to the limit", 32 * rate(outcome) / small_limit
-        yield "... cores that the server used", (cpu_seconds(pid) - before) / (seconds + 1)
+        yield (
+            "small, 32 a request, 4 in flight: to the limit",
+            small_limit.share(32, lambda: closed(port, "small", (28, 28, 1), seconds, items=32, concurrency=4)),
+        )
         png = made_up("small", "", 32, (28, 28, 1), "png", 0)
         decoded = decode_limit(small, png)
         outcome = load(port, png, seconds, concurrency=4)
@@ -114,8 +116,11 @@ def one_round(repository: Path, seconds: float) -> Iterator[tuple[str, float]]:
         yield "peak RSS, small, MB", peak_rss(pid)
     with serving(repository, only="r18") as (port, _):
         for in_flight in (16, 64):
-            capacity = rate(closed(port, "r18", (32, 32, 3), seconds, concurrency=in_flight, connections=4))
-            yield f"r18, {in_flight} in flight: to the limit", capacity / r18_limit
+            yield (
+                f"r18, {in_flight} in flight: to the limit",
+                r18_limit.share(1, partial(closed, port, "r18", (32, 32, 3), seconds, concurrency=in_flight, connections=4)),
+            )
+        capacity = rate(closed(port, "r18", (32, 32, 3), seconds, concurrency=64, connections=4))
         alone = closed(port, "r18", (32, 32, 3), seconds, concurrency=1)
         service = alone.answered.get_value_at_percentile(50) / 1e6
         outcome = closed(port, "r18", (32, 32, 3), 3 * seconds, rate=capacity / 2)
@@ -125,8 +130,10 @@ def one_round(repository: Path, seconds: float) -> Iterator[tuple[str, float]]:
         yield "r18, twice its capacity, deadline 100 ms: answered in time, to capacity", rate(outcome) / capacity
         yield "... refused: p50, ms", outcome.refused.get_value_at_percentile(50) / 1000
     with serving(repository, only="r18-int8") as (port, _):
-        outcome = closed(port, "r18-int8", (32, 32, 3), seconds, concurrency=64, connections=4)
-        yield "r18 int8, 64 in flight: to the limit of fp32", rate(outcome) / r18_limit
+        yield (
+            "r18 int8, 64 in flight: to the limit of fp32",
+            r18_limit.share(1, partial(closed, port, "r18-int8", (32, 32, 3), seconds, concurrency=64, connections=4)),
+        )
 
 
 def rate(outcome: Outcome) -> float:
@@ -146,30 +153,39 @@ def load(port: int, requests: tuple[bytes, ...], seconds: float, **kind: Any) ->
     return run(Load(f"127.0.0.1:{port}", requests, seconds, **kind))
 
 
-def limit(path: Path) -> float:
-    """Images a second of ONNX Runtime alone: the best of one session on all cores, and of one session a core."""
-    together = [model.load(path, "cpu", CPUS)]
-    apart = [model.load(path, "cpu", 1) for _ in range(CPUS)]
-    return max(at_once(sessions, batch) for sessions in (together, apart) for batch in BATCHES)
+class Limit:
+    """What ONNX Runtime does alone: the best of one session on all cores, and of one session a core."""
+
+    def __init__(self, path: Path) -> None:
+        kinds = ([model.load(path, "cpu", CPUS)], [model.load(path, "cpu", 1) for _ in range(CPUS)])
+        self.images_a_second, self._batch, self._sessions = max(
+            ((at_once(sessions, batch), batch, sessions) for sessions in kinds for batch in BATCHES), key=lambda found: found[0]
+        )
+
+    def share(self, items: int, measure: Callable[[], Outcome]) -> float:
+        """The images a second of a load, `items` in a request, as a share of what ONNX Runtime does alone at that time."""
+        before = at_once(self._sessions, self._batch)
+        outcome = measure()
+        return items * rate(outcome) / statistics.mean((before, at_once(self._sessions, self._batch)))
 
 
 def at_once(sessions: Sequence[model.Model], batch: int, seconds: float = 0.4) -> float:
     """Images a second of several sessions, each in a thread of its own."""
     images = np.random.default_rng(0).integers(0, 256, (batch, *sessions[0].input.shape), np.uint8)
 
-    def work(session: model.Model) -> int:
+    def work(session: model.Model) -> float:
         session.predict(images)
         barrier.wait()
-        end = time.monotonic() + seconds
+        start = time.monotonic()
         done = 0
-        while time.monotonic() < end:
+        while (passed := time.monotonic() - start) < seconds:
             session.predict(images)
             done += batch
-        return done
+        return done / passed
 
     barrier = threading.Barrier(len(sessions))
     with ThreadPoolExecutor(len(sessions)) as pool:
-        return sum(pool.map(work, sessions)) / seconds
+        return sum(pool.map(work, sessions))
 
 
 def decode_limit(path: Path, requests: Sequence[bytes], seconds: float = 1.0) -> float:
@@ -178,17 +194,17 @@ def decode_limit(path: Path, requests: Sequence[bytes], seconds: float = 1.0) ->
     sessions = [model.load(path, "cpu", 1) for _ in range(CPUS)]
     spec = sessions[0].contract.input
 
-    def work(session: model.Model) -> int:
-        end = time.monotonic() + seconds
+    def work(session: model.Model) -> float:
+        start = time.monotonic()
         done = 0
-        while time.monotonic() < end:
+        while (passed := time.monotonic() - start) < seconds:
             batch: NDArray[np.uint8] = np.stack([decode(data, spec, 1 << 24) for data in pictures[done % len(pictures)]])
             session.predict(batch)
             done += 1
-        return done * len(pictures[0])
+        return done * len(pictures[0]) / passed
 
     with ThreadPoolExecutor(CPUS) as pool:
-        return sum(pool.map(work, sessions)) / seconds
+        return sum(pool.map(work, sessions))
 
 
 @contextlib.contextmanager
