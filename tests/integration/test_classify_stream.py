@@ -153,7 +153,8 @@ def test_no_more_is_read_than_may_be_unanswered(slow: grpc.Channel, slow_server:
     for _ in range(10):
         talk.read()
         most = max(most, inflight(slow_server))
-    assert UNANSWERED_REQUESTS - 10 <= most <= UNANSWERED_REQUESTS
+    # One that has its answer may not be let go of yet when the next is read.
+    assert UNANSWERED_REQUESTS - 10 <= most <= UNANSWERED_REQUESTS + 1
     talk.call.cancel()
 
 

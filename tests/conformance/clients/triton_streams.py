@@ -89,7 +89,7 @@ def test_a_call_that_is_cancelled_or_runs_out_of_time(server: Server) -> None:
         call = client.async_infer("slow", slow, lambda result, error: answers.put(error))
         call.cancel()
         assert "ancelled" in answers.get(timeout=30).message()
-        with pytest.raises(InferenceServerException, match="Deadline Exceeded|deadline cannot be met") as caught:
+        with pytest.raises(InferenceServerException, match=r"Deadline Exceeded|deadline cannot be met") as caught:
             client.infer("slow", slow, client_timeout=0.01)
         assert caught.value.status() == "StatusCode.DEADLINE_EXCEEDED"
         assert client.infer("slow", slow).as_numpy("logits").shape == (4, 2)
