@@ -67,17 +67,23 @@ def test_the_final_response_is_marked_if_asked(server: Server) -> None:
 
 
 def test_a_stream_that_is_cancelled_lets_go_of_its_requests(server: Server) -> None:
-    slow = image(np.zeros((1, 2, 2, 1), np.uint8))
+    slow = image(np.zeros((4, 2, 2, 1), np.uint8))
     with triton.InferenceServerClient(server.grpc) as client:
-        stream(client)
-        for _ in range(8):
-            client.async_stream_infer("slow", slow)
-        client.stop_stream(cancel_requests=True)
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
+
+        def cancelled() -> int:
             [found] = client.get_inference_statistics("slow").model_stats
-            if found.inference_stats.success.count + found.inference_stats.fail.count >= 1:
-                break
+            return found.inference_stats.fail.count
+
+        before = cancelled()
+        answers = stream(client)
+        for _ in range(3):
+            client.async_stream_infer("slow", slow)
+        answers.get(timeout=60)  # one batch is over, and two requests are left
+        client.stop_stream(cancel_requests=True)
+        deadline = time.monotonic() + 60
+        while cancelled() == before and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert cancelled() > before
         # What was cancelled waits no longer: the queue has room for 8 at once.
         assert client.infer("slow", image(np.zeros((8, 2, 2, 1), np.uint8))).as_numpy("logits").shape == (8, 2)
 
@@ -89,7 +95,7 @@ def test_a_call_that_is_cancelled_or_runs_out_of_time(server: Server) -> None:
         call = client.async_infer("slow", slow, lambda result, error: answers.put(error))
         call.cancel()
         assert "ancelled" in answers.get(timeout=30).message()
-        with pytest.raises(InferenceServerException, match=r"Deadline Exceeded|deadline cannot be met") as caught:
+        with pytest.raises(InferenceServerException) as caught:
             client.infer("slow", slow, client_timeout=0.01)
         assert caught.value.status() == "StatusCode.DEADLINE_EXCEEDED"
         assert client.infer("slow", slow).as_numpy("logits").shape == (4, 2)
