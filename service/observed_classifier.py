@@ -38,7 +38,7 @@ class ObservedClassifier(Classifier):
     def classify(self, query: Query, respond: Respond, *, on_transport: bool = True) -> Callable[[], None]:
         """See Classifier."""
         began = time.monotonic()
-        span = None if self._tracing is None else self._tracing.begin(query.trace, query.id, began)
+        span = None if self._tracing is None else self._tracing.begin(query.trace, _shown(query.id), began)
         logged = random.random() < self._access_log_sample  # noqa: S311 - no secret
         if span is not None:
             query = query._replace(trace=span.trace)
@@ -101,6 +101,6 @@ class _Observed:
 
 
 def _shown(text: str) -> str:
-    """What a client sent, fit to be logged."""
+    """What a client sent, fit to be logged and kept."""
     text = text[:MAX_CHARACTERS]
     return text if text.isprintable() else ascii(text)

@@ -31,6 +31,9 @@ DATATYPES = {dtype: datatype for datatype, dtype in DTYPES.items()}
 
 MAX_PARAMETER = 2**63 - 1
 FINAL_RESPONSE_ASKED = "triton_enable_empty_final_response"
+MAX_DIMENSIONS = 64
+"""Numpy has no more; and a shape is repeated in messages, which must fit into a trailer."""
+
 _LENGTH = struct.Struct("<I")
 _FIELDS = {"priority": "parameters[priority]", "timeout_seconds": "parameters[timeout]"}
 # What clients send along for REST's binary extension, over gRPC too.
@@ -205,7 +208,8 @@ def wanted_output(index: int, name: str, parameters: Mapping[str, Any], memory: 
     field = f"outputs[{index}].parameters"
     for key in parameters:
         if key != "classification" and key not in _ABOUT_BINARY and key not in _PLACE:
-            raise InvalidRequest(f"unknown parameter {key!r}; accepted are classification, {', '.join(_PLACE)}", f"{field}[{key}]")
+            message = f"unknown parameter {key[:64]!r}; accepted are classification, {', '.join(_PLACE)}"
+            raise InvalidRequest(message, f"{field}[{key[:64]}]")
     classes = _whole(parameters.get("classification", 0), f"{field}[classification]")
     return Wanted(name, classes, place(parameters, field, memory))
 
@@ -215,7 +219,8 @@ def input_place(parameters: Mapping[str, Any], memory: SharedMemory) -> Place | 
     field = "inputs[0].parameters"
     for key in parameters:
         if key not in _ABOUT_BINARY and key not in _PLACE:
-            raise InvalidRequest(f"unknown parameter {key!r}; accepted are {', '.join(_PLACE)}", f"{field}[{key}]")
+            message = f"unknown parameter {key[:64]!r}; accepted are {', '.join(_PLACE)}"
+            raise InvalidRequest(message, f"{field}[{key[:64]}]")
     return place(parameters, field, memory)
 
 
@@ -281,6 +286,7 @@ def _whole(value: Any, field: str) -> int:
 
 
 def _count(shape: Sequence[int]) -> int:
+    _check_dimensions(shape)
     if not shape or any(isinstance(size, bool) or not isinstance(size, int) or size < 0 for size in shape):
         raise InvalidRequest(
             f"shape {list(shape)} is not accepted: one number a dimension, 0 or more, the items first", "inputs[0].shape"
@@ -288,9 +294,15 @@ def _count(shape: Sequence[int]) -> int:
     return math.prod(shape)
 
 
+def _check_dimensions(shape: Sequence[int]) -> None:
+    if len(shape) > MAX_DIMENSIONS:
+        raise InvalidRequest(f"the shape has {len(shape)} dimensions; at most {MAX_DIMENSIONS} are accepted", "inputs[0].shape")
+
+
 def _encoded_count(datatype: str, shape: Sequence[int]) -> int:
     if datatype != BYTES:
         raise InvalidRequest(f"datatype {datatype[:64]!r} is none of {', '.join((*DTYPES, BYTES))}", "inputs[0].datatype")
+    _check_dimensions(shape)
     if len(shape) not in (1, 2) or shape[1:] not in ((), [], (1,), [1]):
         raise InvalidRequest(f"BYTES {list(shape)}: encoded images have the shape [n] or [n, 1]", "inputs[0].shape")
     return _count(shape)

@@ -84,14 +84,15 @@ class Server:
         control = control or self._here
         inventory = Inventory(self._repository, lambda: not self.why_not_ready())
         self._classify = classify.ClassifyServicer(self._classifier)
+        self._infer = open_inference.InferServicer(self._classifier, memory)
         self._control = open_inference_control.ControlServicer(inventory, control, memory)
         self._health = health.HealthServicer(self._serving)
         services = [classify.SERVICE, open_inference.SERVICE, health.SERVICE, *([channelz.SERVICE] if config.channelz else [])]
         self._reflection = reflection.ReflectionServicer(services)
         methods = [
             *self._classify.methods(), *models.ModelsServicer(self._repository).methods(),
-            *open_inference.InferServicer(self._classifier, memory).methods(), *self._control.methods(), *self._health.methods(),
-            *self._reflection.methods(), *(channelz.ChannelzServicer().methods() if config.channelz else []),
+            *self._infer.methods(), *self._control.methods(), *self._health.methods(), *self._reflection.methods(),
+            *(channelz.ChannelzServicer().methods() if config.channelz else []),
         ]  # fmt: skip
         self._max_message_bytes = config.max_message_bytes or limits.message_bytes(config.repository, config.policies)
         self._warned: set[tuple[str, int]] = set()
@@ -188,6 +189,7 @@ class Server:
             time.sleep(lame_duck_seconds)
         log.info("draining: new requests are refused, those in hand are finished")
         self._classify.end_streams()
+        self._infer.end_streams()
         if not self._classifier.drain(self._config.drain_seconds):
             log.warning("some requests were not finished within %g s and are cancelled", self._config.drain_seconds)
         self._health.end_watches()

@@ -15,6 +15,7 @@ from service.errors import InvalidRequest, NotOffered, NotServed
 MAX_REGIONS = 256
 """Each holds a file descriptor."""
 
+MAX_NAME_CHARACTERS = 255
 MAX_READ_BYTES = 1 << 30
 
 _OBJECTS = Path("/dev/shm")  # noqa: S108 - where Linux keeps the objects of shm_open
@@ -37,6 +38,8 @@ class Region:
             self._descriptor = os.open(_OBJECTS / key.removeprefix("/"), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             raise InvalidRequest(f"shared memory object {key!r} cannot be opened: {error.strerror}", "key") from None
+        except UnicodeEncodeError:
+            raise InvalidRequest(f"{key[:64]!r} cannot be the name of a shared memory object", "key") from None
         there = os.fstat(self._descriptor).st_size
         if byte_size < 1 or offset + byte_size > there:
             raise InvalidRequest(
@@ -79,8 +82,8 @@ class SharedMemory:
         """Opens a region. Raises InvalidRequest if it cannot be had or the name is taken, NotOffered if the system has none."""
         if not _OBJECTS.is_dir():
             raise NotOffered("this system has no POSIX shared memory in /dev/shm")
-        if not name:
-            raise InvalidRequest("the region has no name", "name")
+        if not name or len(name) > MAX_NAME_CHARACTERS:
+            raise InvalidRequest(f"a region's name has 1 to {MAX_NAME_CHARACTERS} characters, this one {len(name)}", "name")
         region = Region(name, key, offset, byte_size)
         with self._lock:
             if name in self._regions:

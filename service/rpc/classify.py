@@ -66,7 +66,7 @@ class ClassifyServicer:
 
             def respond(outcome: Answer | RequestError) -> None:
                 if isinstance(outcome, RequestError):
-                    place.answer(_refusal(request_id, place.index, outcome))
+                    place.fail(outcome, _refusal(request_id, place.index, outcome))
                     return
                 start = time.monotonic()
                 try:
@@ -74,7 +74,7 @@ class ClassifyServicer:
                     response = self._writer(outcome.served).write(request_id, outcome.phases, best)
                     payload = b"".join((_head(request_id, place.index), _RESPONSE, varint(len(response)), response))
                 except Exception as error:  # noqa: BLE001 - as in _classify
-                    place.answer(_refusal(request_id, place.index, error))
+                    place.fail(error, _refusal(request_id, place.index, error))
                     return
                 if place.answer(payload):
                     outcome.delivered(best, time.monotonic() - start)

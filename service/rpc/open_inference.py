@@ -3,8 +3,6 @@
 The rest of the service is in `open_inference_control.py`.
 """
 
-import logging
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -35,17 +33,13 @@ from service.open_inference import (
 )
 from service.pb.inference import open_inference_pb2 as pb
 from service.repository import ServedModel
-from service.rpc.call import Call, Method, Receiver, Stream, StreamCall, Unary, UnaryCall
+from service.rpc.call import Call, Method, OpenStreams, Receiver, Stream, StreamCall, Unary, UnaryCall
 from service.rpc.classify import varint
+from service.rpc.request_stream import Request, RequestStream
 from service.rpc.status import status_of
 from service.shared_memory import SharedMemory
 
-log = logging.getLogger(__name__)
-
 SERVICE = "inference.GRPCInferenceService"
-STREAM_IN_FLIGHT = 128
-"""So many requests of one stream are worked on at a time; more are left with the client."""
-
 _CONTENTS = {
     "BOOL": "bool_contents", "INT8": "int_contents", "INT16": "int_contents", "INT32": "int_contents", "INT64": "int64_contents",
     "UINT8": "uint_contents", "UINT16": "uint_contents", "UINT32": "uint_contents", "UINT64": "uint64_contents",
@@ -64,19 +58,37 @@ class InferServicer:
         self._classifier = classifier
         self._memory = memory
         self._writers: WeakKeyDictionary[ServedModel, ResponseWriter] = WeakKeyDictionary()
+        self._streams = OpenStreams()
 
     def methods(self) -> list[Method]:
         """What this servicer offers."""
         return [
             Unary(f"/{SERVICE}/ModelInfer", pb.ModelInferRequest, self._infer),
-            Stream(f"/{SERVICE}/ModelStreamInfer", pb.ModelInferRequest, self._open, "bidi_stream"),
+            Stream(f"/{SERVICE}/ModelStreamInfer", pb.ModelInferRequest, self._open, "bidi_stream", lenient=True),
         ]
+
+    def end_streams(self) -> None:
+        """Ends every stream once what was read of it is answered, for a server that drains."""
+        self._streams.finish_all()
 
     def _infer(self, request: pb.ModelInferRequest, call: UnaryCall) -> None:
         call.on_gone(self.begin(request, call, call.reply, call.fail))
 
     def _open(self, call: StreamCall) -> Receiver:
-        return _InferStream(self, call)
+        def begin(request: pb.ModelInferRequest, place: Request) -> Callable[[], None]:
+            request_id = request.id
+
+            def reply(payload: bytes) -> bool:
+                return place.answer(b"".join((_INFER_RESPONSE, varint(len(payload)), payload)))
+
+            def fail(error: BaseException) -> None:
+                place.fail(error, _refusal(request_id, error))
+
+            return self.begin(request, call, reply, fail)
+
+        stream = RequestStream(call, begin, _refused)
+        self._streams.add(stream)
+        return stream
 
     def begin(self, request: pb.ModelInferRequest, call: Call, reply: Reply, fail: Fail) -> Callable[[], None]:
         """Sends a request on; calls `reply` with the serialised response, or `fail`, in the end. Returns what cancels it.
@@ -188,77 +200,14 @@ class ResponseWriter:
         return pieces
 
 
-class _InferStream:
-    """One `ModelStreamInfer`: requests are worked on side by side and answered as they are ready."""
+def _refused(request: pb.ModelInferRequest | None, _: int, error: Exception) -> bytes:
+    return _refusal("" if request is None else request.id, error)
 
-    def __init__(self, servicer: InferServicer, call: StreamCall) -> None:
-        self._servicer = servicer
-        self._call = call
-        self._lock = threading.Lock()
-        self._cancels: dict[int, Callable[[], None] | None] = {}  # of the requests that have no answer yet
-        self._in_flight = 0  # a request is, until the transport has taken its answer
-        self._received = 0
-        self._paused = self._half_closed = False
-        call.on_gone(self._gone)
-        call.receive()
 
-    def message(self, request: pb.ModelInferRequest) -> None:
-        with self._lock:
-            number = self._received = self._received + 1
-            self._in_flight += 1
-            self._cancels[number] = None
-            self._paused = self._in_flight >= STREAM_IN_FLIGHT
-            more = not self._paused
-        request_id = request.id
-
-        def reply(payload: bytes) -> bool:
-            return self._answer(number, _INFER_RESPONSE + varint(len(payload)) + payload)
-
-        def fail(error: BaseException) -> None:
-            if not isinstance(error, RequestError):
-                log.error("%s failed", self._call.method.path, exc_info=error)
-            response = pb.ModelInferResponse(id=request_id)
-            answer = pb.ModelStreamInferResponse(error_message=status_of(error).message, infer_response=response)
-            self._answer(number, answer.SerializeToString())
-
-        try:
-            cancel = self._servicer.begin(request, self._call, reply, fail)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer to this request, and the stream goes on
-            fail(error)
-        else:
-            with self._lock:
-                if number in self._cancels:
-                    self._cancels[number] = cancel
-        if more:
-            self._call.receive()
-
-    def half_closed(self) -> None:
-        with self._lock:
-            self._half_closed = True
-            over = not self._in_flight
-        if over:
-            self._call.finish()
-
-    def _answer(self, number: int, payload: bytes) -> bool:
-        with self._lock:
-            self._cancels.pop(number, None)
-        return self._call.send(payload, sent=self._sent)
-
-    def _sent(self) -> None:
-        with self._lock:
-            self._in_flight -= 1
-            more, self._paused = self._paused, False
-            over = self._half_closed and not self._in_flight
-        if over:
-            self._call.finish()
-        elif more:
-            self._call.receive()
-
-    def _gone(self) -> None:
-        with self._lock:
-            cancels = [cancel for cancel in self._cancels.values() if cancel is not None]
-        for cancel in cancels:
-            cancel()
+def _refusal(request_id: str, error: BaseException) -> bytes:
+    """What stands in a stream for the answer to a request that failed. Only its id says which it was."""
+    response = pb.ModelInferResponse(id=request_id)
+    return pb.ModelStreamInferResponse(error_message=status_of(error).message, infer_response=response).SerializeToString()
 
 
 def _typed(datatype: str, shape: Sequence[int], contents: pb.InferTensorContents) -> Elements:

@@ -40,6 +40,11 @@ class Request:
         """Sends the one serialised answer; False if the stream has ended."""
         return self._stream.send(self, payload, self._answered)
 
+    def fail(self, error: BaseException, refusal: bytes) -> None:
+        """Sends the serialised answer to a request that failed. An error that nobody raised on purpose is told in the log."""
+        self._stream.failed(error)
+        self.answer(refusal)
+
     def _answered(self) -> None:
         self._stream.answered(self._size_bytes)
 
@@ -88,10 +93,8 @@ class RequestStream:
             if isinstance(message, InvalidRequest):
                 raise message
             request.cancel = self._begin(message, request)
-        except Exception as error:
-            if not isinstance(error, ConvoyError):
-                log.error("%s failed on one of its requests", self._call.method.path, exc_info=error)
-            request.answer(self._refuse(None if message is error else message, request.index, error))
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer to this request, and the stream goes on
+            request.fail(error, self._refuse(None if message is error else message, request.index, error))
 
     def half_closed(self) -> None:
         """See Receiver."""
@@ -111,6 +114,11 @@ class RequestStream:
         with self._lock:
             self._in_hand.discard(request)
         return self._call.send(payload, sent)
+
+    def failed(self, error: BaseException) -> None:
+        """For a request: it is answered with an error."""
+        if not isinstance(error, ConvoyError):
+            log.error("%s failed on one of its requests", self._call.method.path, exc_info=error)
 
     def answered(self, size_bytes: int) -> None:
         """For a request: its answer has been taken by the transport."""

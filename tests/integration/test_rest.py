@@ -71,6 +71,7 @@ BAD: dict[str, tuple[bytes, dict[str, str], int, str]] = {
     "an unknown parameter": (document(PIXELS, [1, 28, 28, 1], parameters={"x": 1}), {}, 400, "unknown parameter 'x'"),
     "a length beyond the body": (b"{}", {"Inference-Header-Content-Length": "3"}, 400, "at most that of the body"),
     "a length that is none": (b"{}", {"Inference-Header-Content-Length": "-1"}, 400, "Inference-Header-Content-Length is '-1'"),
+    "a length of many digits": (b"{}", {"Inference-Header-Content-Length": "9" * 5000}, 400, "at most that of the body"),
     "an unknown encoding": (b"{}", {"Content-Encoding": "br"}, 400, "'br' is none of gzip, deflate, identity"),
     "no gzip": (b"{}", {"Content-Encoding": "gzip"}, 400, "the body is not gzip data"),
     "gzip cut short": (gzip.compress(b"{}")[:-9], {"Content-Encoding": "gzip"}, 400, "cut short"),

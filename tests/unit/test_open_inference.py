@@ -67,6 +67,8 @@ RAW: dict[str, tuple[str, list[Any], bytes, str]] = {
     "whatever fits": ("UINT8", [2, -1], bytes(4), "shape [2, -1] is not accepted"),
     "no dimension": ("UINT8", [], bytes(1), "shape [] is not accepted"),
     "beyond any memory": ("UINT8", [2**62, 2**62], bytes(1), "the input has 1 bytes"),
+    "a thousand dimensions": ("UINT8", [2**62] * 1000, bytes(1), "the shape has 1000 dimensions; at most 64 are accepted"),
+    "a thousand dimensions of images": ("BYTES", [1] * 1000, b"", "the shape has 1000 dimensions; at most 64 are accepted"),
     "not a number": ("UINT8", ["a"], bytes(1), "shape ['a'] is not accepted"),
     "half a number": ("UINT8", [1.0], bytes(1), "shape [1.0] is not accepted"),
     "an element cut short": ("BYTES", [1], struct.pack("<I", 5) + b"1234", "not 1 elements of BYTES"),
@@ -143,6 +145,7 @@ def test_parameters_that_are_not_accepted(parameters: dict[str, Any], error: typ
         ({"shared_memory_region": 1}, "shared_memory_region is 1; a text is accepted"),
         ({"classification": -1}, "a whole number, 0 or more"),
         ({"colour": "red"}, "unknown parameter 'colour'"),
+        ({"c" * 1000: "red"}, f"unknown parameter '{'c' * 64}'"),
     ],
 )
 def test_output_parameters_that_are_not_accepted(parameters: dict[str, Any], message: str) -> None:
