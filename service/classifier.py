@@ -155,7 +155,8 @@ class Classifier:
         """Answers a query: calls `respond` exactly once, maybe before this returns, maybe from another thread.
 
         `on_transport` says that this is the transport's thread, which must not be held up and which runs batches itself. On any
-        other thread images are decoded at once, and batches run on the model's own.
+        other thread images are decoded in the pool, because a decoded picture is large and such threads are many, and batches run
+        on the model's own.
 
         Returns:
             A function that cancels the request; it may be called at any time, any number of times.
@@ -271,7 +272,7 @@ class _Request:
         images = None if self._encoded() else self._raw()
         self._served.batcher.reserve(self._count)
         if images is None:
-            self._decode_then_submit()
+            self._classifier.decode_in_pool(self._decode_then_submit)
         else:
             self._submit(images, pool=True)
 
@@ -316,10 +317,12 @@ class _Request:
 
     def _encoded(self) -> bool:
         """Whether there is something to decode; raises InvalidRequest if there is and nobody knows how."""
-        encoded = next((index for index, item in enumerate(self._items) if item.encoded), None)
-        if encoded is not None and self._served.model.foreign:
-            raise self._needs_tensors(f"items[{encoded}].encoded")
-        return encoded is not None
+        for index, item in enumerate(self._items):
+            if item.encoded:
+                if self._served.model.foreign:
+                    raise self._needs_tensors(f"items[{index}].encoded")
+                return True
+        return False
 
     def _raw(self) -> NDArray[Any]:
         """The tensor, or uint8[n,H,W,C] of items that are all raw: one copy at most."""

@@ -93,7 +93,7 @@ def _setting(flag: str, **options: Any) -> Callable[[Any], Any]:
 @_setting("--ready-file", type=click.Path(path_type=Path),
           help="File to write when ready: JSON with the ports and the pid. Removed at the end.")  # fmt: skip
 @_setting("--max-message-bytes", type=click.IntRange(2**20, 2**31 - 1), show_default="what the models that are there take",
-          help="Largest gRPC request; found at the start if not given.")  # fmt: skip
+          help="Largest request over gRPC, and body over HTTP; found at the start if not given.")  # fmt: skip
 @_setting("--lame-duck-seconds", type=FiniteFloat(0, 3600), default=1.0,
           help="After SIGTERM, how long health says NOT_SERVING while requests are still taken, so that clients and balancers "
                "can turn to other servers first. Not after Ctrl-C.")  # fmt: skip

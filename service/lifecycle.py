@@ -25,8 +25,12 @@ def check_settings(config: ServerConfig) -> None:
         raise UserError(
             f"{str(repository)!r} is not a folder" if repository.exists() else f"no repository folder {str(repository)!r}"
         )
+    if not os.access(repository, os.R_OK | os.X_OK):
+        raise UserError(f"repository folder {str(repository)!r}: this user may not read it")
     if config.policies is not None and not config.policies.is_dir():
         raise UserError(f"--policies {str(config.policies)!r}: no such folder")
+    if config.policies is not None and not os.access(config.policies, os.X_OK):
+        raise UserError(f"--policies {str(config.policies)!r}: this user may not read it")
     try:
         socket.getaddrinfo(config.host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):

@@ -34,7 +34,10 @@ def largest_request_bytes(policy: Policy, item_bytes: int) -> int:
 
 def message_bytes(repository: Path, policies: Path | None = None) -> int:
     """The most that any model takes which is in the repository now, by its highest version that says what it takes."""
-    names = model_names(repository) if repository.is_dir() else []
+    try:
+        names = model_names(repository)
+    except OSError:
+        names = []  # what is wrong with the folder is said when it is checked
     return max((_of_model(repository, name, policies) for name in names), default=largest_request_bytes(Policy(), 0))
 
 
@@ -43,7 +46,11 @@ def _of_model(repository: Path, name: str, policies: Path | None) -> int:
         policy = read_policy(policy_path(repository, name, policies))
     except ConvoyError:
         policy = Policy()  # why it cannot be used is said when the model is loaded
-    for version in reversed(version_numbers(repository, name)):
+    try:
+        versions = version_numbers(repository, name)
+    except OSError:
+        versions = []  # as above
+    for version in reversed(versions):
         try:
             contract = Contract.of_file(model_path(repository, name, version))
         except (ConvoyError, OSError):

@@ -9,6 +9,7 @@ import io
 import json
 import logging
 import mimetypes
+import threading
 import time
 from collections.abc import Callable, Iterable
 from importlib.metadata import version as installed
@@ -53,6 +54,7 @@ class Page:
         self._classifier = classifier
         self._repository = repository
         self._elsewhere = elsewhere
+        self._decoding = threading.Lock()
         self._files = {name: files("service").joinpath("web", name).read_bytes() for name in _FILES}
         answers: dict[str, tuple[str, Callable[..., Response]]] = {
             "/": ("GET", lambda request: self._file(request, "index.html")),
@@ -117,7 +119,8 @@ class Page:
         start = time.monotonic()
         best = answer.best()
         served = answer.served
-        seen = decode(body, served.model.contract.input, served.policy.max_image_pixels)
+        with self._decoding:  # one at a time: a decoded picture is large
+            seen = decode(body, served.model.contract.input, served.policy.max_image_pixels)
         file = io.BytesIO()
         Image.fromarray(seen.squeeze(-1) if seen.shape[-1] == 1 else seen).save(file, "png")
         labels = served.model.labels

@@ -12,6 +12,7 @@ the server: what is wrong then is wrong for all. After that the server is ready 
 
 import contextlib
 import itertools
+import json
 import logging
 import socket
 import threading
@@ -261,7 +262,7 @@ class Supervisor(Collector):
             worker = workers[next(self._turns) % len(workers)]
             status, headers, body = worker.ask("http", request, environ["wsgi.input"].read()).result()
         except ConvoyError as error:
-            response = Response(f"{error}\n", status=503, mimetype="text/plain")
+            response = Response(json.dumps({"error": str(error)}), 503, {"Retry-After": "1"}, mimetype="application/json")
         else:
             response = Response(body, status, headers)
         return response(environ, start_response)

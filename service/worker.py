@@ -26,6 +26,7 @@ from werkzeug.wrappers import Response
 from service.channel import Channel, ChannelClosed
 from service.config import ServerConfig
 from service.errors import ConvoyError, Unavailable
+from service.http import CLOSE_SECONDS
 from service.logs import set_up_logging
 from service.standing_calls import Call
 from service.worker_process import Report
@@ -47,6 +48,8 @@ class Worker:
         self._server: Server | None = None
         self._opened = False
         self._opening = threading.Lock()
+        self._http_in_hand = 0
+        self._http_answered = threading.Condition()
         self._reports = itertools.count(1)
         self._reporting = threading.Lock()
         self._last_report: Report | None = None
@@ -64,6 +67,8 @@ class Worker:
             if server is None or not self._opened:
                 os._exit(0)  # a load that is under way would hold us up, for nothing
         server.drain(self._lame_duck_seconds)
+        with self._http_answered:  # a model has given its answer before the answer is written
+            self._http_answered.wait_for(lambda: not self._http_in_hand, CLOSE_SECONDS)
         self._last_report = self._report()  # what comes after it has no metrics left to tell of
         try:
             self._channel.ask("report", self._last_report).result(GOODBYE_SECONDS)
@@ -113,8 +118,15 @@ class Worker:
     def _http(self, environ: dict[str, Any], body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
         environ |= {"wsgi.input": io.BytesIO(body), "wsgi.errors": sys.stderr, "wsgi.version": (1, 0), "wsgi.multithread": True,
                     "wsgi.multiprocess": True, "wsgi.run_once": False}  # fmt: skip
-        response = Response.from_app(self._loaded.http_application, environ, buffered=True)
-        return response.status_code, list(response.headers.items()), response.get_data()
+        with self._http_answered:
+            self._http_in_hand += 1
+        try:
+            response = Response.from_app(self._loaded.http_application, environ, buffered=True)
+            return response.status_code, list(response.headers.items()), response.get_data()
+        finally:
+            with self._http_answered:
+                self._http_in_hand -= 1
+                self._http_answered.notify_all()
 
     @property
     def _loaded(self) -> "Server":

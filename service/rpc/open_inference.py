@@ -45,6 +45,7 @@ _CONTENTS = {
     "UINT8": "uint_contents", "UINT16": "uint_contents", "UINT32": "uint_contents", "UINT64": "uint64_contents",
     "FP32": "fp32_contents", "FP64": "fp64_contents", BYTES: "bytes_contents",
 }  # fmt: skip
+_ID = b"\x1a"  # ModelInferResponse.id
 _INFER_RESPONSE = b"\x12"  # ModelStreamInferResponse.infer_response, a message
 
 Reply = Callable[[bytes], bool]
@@ -184,7 +185,8 @@ class ResponseWriter:
         parts: list[Any] = [self._head]
         contents: list[Any] = []
         if request_id:
-            parts.append(pb.ModelInferResponse(id=request_id).SerializeToString())
+            text = request_id.encode()
+            parts += (_ID, varint(len(text)), text)
         for name, array in given.items():
             tensor, before = self._pieces.get((name, len(array))) or self._make(name, array)
             parts.append(tensor)

@@ -2,12 +2,14 @@
 ask it what no client can."""
 
 import http.client
+import json
 import os
 import re
 import signal
 import socket
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -210,7 +212,14 @@ def test_all_workers_finish_what_is_in_hand(tmp_path: Path, spawn: Spawn, slow_f
         with Client(f"127.0.0.1:{server.grpc_port}", timeout_seconds=1e5) as client:
             answers.append(client.classify([bytes_of_dark_png()] * 2, "slow").results[1][0].label)
 
-    asking = [threading.Thread(target=ask) for _ in range(clients)]
+    def ask_over_http() -> None:
+        tensor = {"name": "image", "datatype": "UINT8", "shape": [2, 2, 2, 1], "data": [0] * 8}
+        wanted = {"name": "probabilities", "parameters": {"classification": 1}}
+        body = json.dumps({"inputs": [tensor], "outputs": [wanted]}).encode()
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.http_port}/v2/models/slow/infer", body, 60) as response:
+            answers.append(json.load(response)["outputs"][0]["data"][1].split(":")[2])
+
+    asking = [threading.Thread(target=ask if number % 2 else ask_over_http) for number in range(clients)]
     for each in asking:
         each.start()
     eventually(lambda: scrape(server.http_port)["convoy_inflight_requests", "slow"] == clients - len(answers))
