@@ -133,9 +133,10 @@ def load(console: Console, read: "Callable[[Callable[[str, int, int], None]], Da
 
 
 def progress() -> Progress:
-    """A bar on stderr, so that what is printed can be read by a program."""
+    """A bar on stderr, so that what is printed can be read by a program; nothing where nobody watches."""
+    console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def summary(dataset: "Dataset") -> str:

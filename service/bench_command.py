@@ -200,7 +200,8 @@ def _first_look(url: str, model: str, *, must: bool) -> Snapshot | None:
 
 def _send(load: Load) -> Outcome:
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("connecting, warming up", total=load.seconds)
         return send(
             load,

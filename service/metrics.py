@@ -36,8 +36,8 @@ PHASES = ("decode", "queue", "inference", "encode")
 REASONS = ("queue_full", "deadline", "cancelled", "draining", "invalid")
 OUTCOMES = ("ready", "golden_mismatch", "invalid", "failed")
 CODES = (
-    "OK", "CANCELLED", "DEADLINE_EXCEEDED", "FAILED_PRECONDITION", "INTERNAL", "INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED", "UNAVAILABLE",
-    "UNIMPLEMENTED",
+    "OK", "CANCELLED", "DEADLINE_EXCEEDED", "FAILED_PRECONDITION", "INTERNAL", "INVALID_ARGUMENT", "NOT_FOUND",
+    "RESOURCE_EXHAUSTED", "UNAVAILABLE", "UNIMPLEMENTED",
 )  # fmt: skip
 """The gRPC codes that a method here can end with; see `rpc/status.py`."""
 

@@ -131,7 +131,7 @@ def test_two_workers_as_a_user_runs_them(repository: Path, spawn: Spawn, digits:
     assert not any(alive(pid) for pid in workers)
     log = server.log.read_text()
     assert "Traceback" not in log
-    assert len(re.findall(r"\[worker [12]\] service\.server: stopped", log)) == 2
+    assert len(re.findall(r" stopped .*worker=[12]", log)) == 2
     assert not list(server.log.parent.glob("ready-*.json"))
 
 
