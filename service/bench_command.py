@@ -158,6 +158,8 @@ def bench(
     before = _first_look(url, model, must=metrics_url is not None) if url != "none" else None
     outcome = _send(load)
     after = look(url, model).since(before) if before is not None else None
+    if not outcome.codes:
+        raise UserError("nothing was measured: it ended before the warm-up did, or no request was sent in so short a time")
     if not outcome.codes["OK"]:
         raise UserError("no request was answered: " + "; ".join(f"{code}: {text}" for code, text in outcome.messages.items()))
     found = {"model": model, "version": described.version, **bench_report.summary(load, items, outcome, after)}

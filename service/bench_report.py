@@ -137,10 +137,11 @@ def plot(path: Path, found: Mapping[str, Any], outcome: Outcome) -> None:
     left.set(title="Latency by percentile", xlabel="percentile", ylabel="milliseconds", ylim=(0, None))
     left.grid(alpha=0.3)
     left.legend()
-    seconds = range(max(1, int(found["load"]["seconds"])))
-    right.step([*seconds, len(seconds)], [*(outcome.by_second[second] for second in seconds), outcome.by_second[len(seconds) - 1]],
-               where="post")  # fmt: skip
-    right.set(title="Answers by second", xlabel="second", ylabel="requests/s", ylim=(0, None))
+    # Whole seconds: random arrivals end a moment before the last is over.
+    answers = [outcome.by_second[second] for second in range(max(1, int(found["load"]["seconds"] + 0.1)))]
+    right.stairs(answers, baseline=None)
+    right.set(title="Answers by second", xlabel="second", ylabel="requests/s", ylim=(0, 1.1 * max(1, *answers)))
+    right.xaxis.get_major_locator().set_params(integer=True)
     right.grid(alpha=0.3)
     load = found["load"]
     many = f"{load['rate_per_second']:g} requests/s" if "rate_per_second" in load else f"{load['concurrency']} in flight"

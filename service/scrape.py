@@ -13,8 +13,8 @@ from service.errors import UserError
 PHASES = ("decode", "queue", "inference", "encode")
 _TIMEOUT_SECONDS = 10.0
 
-_SUMS = ("convoy_batch_items_count", "convoy_batch_items_sum", "grpc_server_handled_total", "process_cpu_seconds_total")
-"""In the order of Snapshot's fields."""
+_SUMS = ("convoy_batch_items_count", "convoy_batch_items_sum", "convoy_rejections_total", "process_cpu_seconds_total")
+"""In the order of Snapshot's fields; requests are those refused, to which the answered are added."""
 
 Buckets = list[tuple[float, float]]
 """A cumulative histogram: (upper bound, count of what is at most that), the last bound infinite."""
@@ -22,7 +22,10 @@ Buckets = list[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a server has counted of one model since it started; `requests` and `process_cpu_seconds` of all that it did."""
+    """What a server has counted of one model since it started; `process_cpu_seconds` of all that it did.
+
+    `requests` are those answered and those refused, on streams too, which are a single RPC to `grpc_server_handled_total`.
+    """
 
     phases: Mapping[str, Buckets]
     batches: float
@@ -65,6 +68,7 @@ def look(url: str, model: str) -> Snapshot:
         raise UserError(f"no metrics at {url}: {error}") from None
     phases: dict[str, dict[float, float]] = {phase: {} for phase in PHASES}
     sums = dict.fromkeys(_SUMS, 0.0)
+    answered = 0.0
     for family in families:
         for sample in family.samples:
             if sample.labels.get("model", model) != model:
@@ -73,8 +77,11 @@ def look(url: str, model: str) -> Snapshot:
                 buckets = phases[sample.labels["phase"]]
                 bound = float(sample.labels["le"])
                 buckets[bound] = buckets.get(bound, 0.0) + sample.value
+            elif sample.name == "convoy_phase_seconds_count" and sample.labels["phase"] == "inference":
+                answered += sample.value
             elif sample.name in sums:
                 sums[sample.name] += sample.value
+    sums["convoy_rejections_total"] += answered
     return Snapshot({phase: sorted(buckets.items()) for phase, buckets in phases.items() if buckets}, *sums.values())
 
 

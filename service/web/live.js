@@ -24,9 +24,9 @@ function chart(id, lines, unit) {
   return new uPlot(
     {
       width: place.clientWidth, height: 220, padding: [8, 8, 0, 0], cursor: { y: false },
-      scales: { x: { time: true }, y: { range: (_, low, high) => [0, Math.max(high || 0, 1e-3) * 1.1] } },
-      axes: [axis, { ...axis, size: 56, values: (_, ticks) => ticks.map((tick) => number(tick, ticks[1] - ticks[0] < 0.1 ? 2 : ticks[1] - ticks[0] < 1 ? 1 : 0)) }],
-      series: [{ label: "time" }, ...lines.map(([label, color]) => ({ label, stroke: color, width: 2, value, points: { show: false } }))],
+      scales: { x: { time: true }, y: { range: (_, low, high) => [0, (high || 1) * 1.1] } },
+      axes: [axis, { ...axis, size: 56, values: (_, ticks) => ticks.map((tick) => tick.toLocaleString("en", { maximumFractionDigits: 3 })) }],
+      series: [{ label: "time" }, ...lines.map(([label, color]) => ({ label, stroke: color, width: 2, value, points: { size: 4 } }))],
     },
     [[], ...lines.map(() => [])],
     place,

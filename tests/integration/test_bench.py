@@ -64,6 +64,7 @@ def test_random_arrivals_come_at_the_rate_asked_for(server: Server) -> None:
 def test_a_stream_carries_the_same(server: Server) -> None:
     found = bench(server, "--stream", "--concurrency", "12", "--connections", "2")
     assert (found["load"]["kind"], set(found["codes"])) == ("stream", {"OK"})
+    assert found["answered"] < found["server"]["requests"], "each message of a stream is a request, not each stream"
     assert found["answered"] > 12
 
 
