@@ -335,9 +335,12 @@ class Batcher:
         items = len(outputs[0])
         self._times.observe(items, end - start)
         self._measured_at = end
-        self._on_batch(items, end - start)
-        if self._trace_batch is not None:
-            self._trace_batch(items, [part.entry.trace for part in parts if part.entry.trace is not None], start, end)
+        try:
+            self._on_batch(items, end - start)
+            if self._trace_batch is not None:
+                self._trace_batch(items, [part.entry.trace for part in parts if part.entry.trace is not None], start, end)
+        except Exception:
+            log.exception("model %s: a batch could not be counted or traced", self._name)
         offset = 0
         for part in parts:
             work, first, last = part

@@ -18,7 +18,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import cycle
 from multiprocessing.connection import Connection, wait
@@ -122,7 +122,8 @@ def run(
         for index in range(load.processes):
             ours, theirs = context.Pipe()
             process = context.Process(target=_client, args=(load.share(index), theirs), name=f"client-{index}", daemon=True)
-            process.start()
+            with _deaf_to_ctrl_c():  # which reaches the whole terminal; it is this process that says when to stop
+                process.start()
             theirs.close()
             clients.append((process, ours))
         pipes = [pipe for _, pipe in clients]
@@ -143,6 +144,16 @@ def run(
             if process.is_alive():
                 process.kill()
                 process.join()
+
+
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """What is started meanwhile ignores SIGINT from its first moment."""
+    usual = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 def _watch(
@@ -178,7 +189,6 @@ def _part(total: int, parts: int, index: int) -> int:
 
 
 def _client(load: Load, pipe: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the parent says when to stop
     try:
         pipe.send(asyncio.run(_Client(load, pipe).run()))
     except UserError as error:

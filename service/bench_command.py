@@ -2,7 +2,6 @@
 
 import json
 import re
-import urllib.parse
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +129,7 @@ def bench(
     if plot is not None and not plot.parent.is_dir():
         raise UserError(f"--plot {plot}: there is no folder {plot.parent}")
     with Client(server, timeout_seconds=timeout, tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key) as client:
-        described = _describe(client, server, model, version)
+        target, described = client.server, _describe(client, server, model, version)
     most = described.limits["max_request_items"]
     if items > most:
         raise UserError(f"--items {items}: model {model!r} takes at most {most} images in a request")
@@ -141,7 +140,7 @@ def bench(
         height, width = image_size or (height, width)
         requests = bench_pictures.made_up(model, version, items, (height, width, channels), encoding, seed)
     load = Load(
-        target=server,
+        target=target,
         requests=requests,
         seconds=seconds,
         warmup_seconds=warmup,
@@ -154,22 +153,24 @@ def bench(
         seed=seed,
         tls=_read(tls_ca, tls_key, tls_cert) if tls_ca is not None else None,
     )
-    url = metrics_url or f"http://{urllib.parse.urlsplit(f'//{server}').hostname}:{HTTP_PORT}/metrics"
-    before = _first_look(url, model, must=metrics_url is not None) if url != "none" else None
+    host = server.rpartition("/")[2].rpartition(":")[0]
+    url = metrics_url or f"http://{host}:{HTTP_PORT}/metrics"
+    before = _look(url, model, must=metrics_url is not None) if url != "none" else None
     outcome = _send(load)
-    after = look(url, model).since(before) if before is not None else None
+    after = _look(url, model, must=False) if before is not None else None
+    came = after.since(before) if before is not None and after is not None else None
     if not outcome.codes:
         raise UserError("nothing was measured: it ended before the warm-up did, or no request was sent in so short a time")
     if not outcome.codes["OK"]:
         raise UserError("no request was answered: " + "; ".join(f"{code}: {text}" for code, text in outcome.messages.items()))
-    found = {"model": model, "version": described.version, **bench_report.summary(load, items, outcome, after)}
+    found = {"model": model, "version": described.version, **bench_report.summary(load, items, outcome, came)}
     if as_json:
         click.echo(json.dumps(found, indent=2))
     else:
         console = Console(highlight=False, soft_wrap=True)
         console.print(f"{model} version {described.version} at {server}")
         bench_report.show(console, found, outcome)
-        if after is None and url != "none":
+        if came is None and url != "none":
             console.print(f"no figures of the server itself: nothing answers at {url} (say where with --metrics)", style="dim")
     if plot is not None:
         bench_report.plot(plot, found, outcome)
@@ -191,7 +192,7 @@ def _describe(client: Client, server: str, model: str, version: str) -> Any:
     return described
 
 
-def _first_look(url: str, model: str, *, must: bool) -> Snapshot | None:
+def _look(url: str, model: str, *, must: bool) -> Snapshot | None:
     try:
         return look(url, model)
     except UserError:

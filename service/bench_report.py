@@ -10,7 +10,8 @@ from rich.table import Table
 
 from service.bench import NOT_SENT, Load, Outcome
 from service.errors import UserError
-from service.scrape import PHASES, Snapshot, quantile
+from service.metrics import PHASES
+from service.scrape import Snapshot, quantile
 
 PERCENTILES = (50.0, 90.0, 99.0, 99.9)
 _BUSY = 0.9
@@ -149,6 +150,6 @@ def plot(path: Path, found: Mapping[str, Any], outcome: Outcome) -> None:
         f"{found['model']}: {many}, {load['items_a_request']} a request, {found['requests_per_second']:,.0f} answered/s"
     )
     try:
-        figure.savefig(path)
+        figure.savefig(path, format="png")
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from None

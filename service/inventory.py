@@ -9,10 +9,11 @@ from importlib.metadata import version as installed
 from typing import Any
 
 from service.errors import RequestError
-from service.metrics import Statistics, Total
+from service.metrics import Statistics
 from service.open_inference import BYTES, DATATYPES, Input, elements_of_raw
 from service.repository import Repository, ServedModel
 from service.repository_layout import MODEL_FILE
+from service.tally import Total
 
 EXTENSIONS = (
     "classification",

@@ -3,9 +3,8 @@
 Label values are bounded: models, versions and labels are those of models that were loaded from the repository, methods are those
 that the server offers. What a client sends never becomes a label.
 
-What is observed of every request is put at the end of plain lists, which needs no lock, and counted many at a time, by numpy: when
-FOLD of them wait, or when somebody scrapes. prometheus_client's own histograms take a lock and a search for each number, which came
-to a tenth of a small request. All other metrics are prometheus_client's own.
+What is observed of every request is tallied (`tally.py`) and counted when FOLD of them wait, or when somebody scrapes. All other
+metrics are prometheus_client's own.
 
 Counters are there from the start, at 0, for every value that their labels can have: `rate` in Prometheus does not see the step from
 nothing to 1, so that an error which comes as the first of its kind would go unseen.
@@ -19,17 +18,15 @@ import threading
 import time
 from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
-import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, PlatformCollector, ProcessCollector
 from prometheus_client import Info as InfoMetric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
-from prometheus_client.samples import Exemplar
 
+from service.tally import FOLD, Tally, Total, add, taken
 from service.trace_context import TraceContext
 
 PHASES = ("decode", "queue", "inference", "encode")
@@ -43,7 +40,6 @@ CODES = (
 
 OTHER_LABEL = "other"
 MAX_LABELS = 100
-FOLD = 1024
 
 # 50 us to 10 s: from a small CNN alone on an idle server to a request that gave up waiting.
 _SECONDS = (
@@ -62,14 +58,6 @@ class Phases(NamedTuple):
     inference_seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Total:
-    """How often something happened, and how many seconds it took in all."""
-
-    count: int = 0
-    seconds: float = 0.0
-
-
 class Statistics(NamedTuple):
     """What happened to the requests of one version of a model so far.
 
@@ -84,66 +72,6 @@ class Statistics(NamedTuple):
     last_batch: float
 
 
-T = TypeVar("T")
-
-
-def _taken(new: list[T]) -> list[T]:
-    """Takes what is in a list to whose end other threads append meanwhile."""
-    count = len(new)
-    values = new[:count]
-    del new[:count]
-    return values
-
-
-def _add(totals: dict[T, Total], key: T, seconds: float) -> None:
-    known = totals.get(key, Total())
-    totals[key] = Total(known.count + 1, known.seconds + seconds)
-
-
-class _Tally:
-    """A histogram in the making. `observe` is for any thread; `fold` and `add_to` are for whoever holds its owner's lock."""
-
-    __slots__ = ("_bounds", "_counts", "_exemplars", "_new", "_new_traced", "_sum", "observe")
-
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self._bounds = np.array(bounds)
-        self._counts = np.zeros(len(bounds) + 1, np.int64)
-        self._sum = 0.0
-        self._exemplars: dict[int, Exemplar] = {}  # by bucket, the latest
-        self._new: list[float] = []
-        self._new_traced: list[tuple[float, str, float]] = []
-        self.observe: Callable[[float], None] = self._new.append
-
-    def traced(self, value: float, trace_id: str) -> None:
-        """What was just observed belongs to a trace."""
-        self._new_traced.append((value, trace_id, time.time()))
-
-    def fold(self) -> None:
-        """Counts what was observed."""
-        traced = _taken(self._new_traced)  # first, so that each of them is among the values
-        values = np.array(_taken(self._new), np.float64)
-        self._counts += np.bincount(np.searchsorted(self._bounds, values), minlength=len(self._counts))
-        self._sum += float(values.sum())
-        if traced:
-            buckets = np.searchsorted(self._bounds, [value for value, _, _ in traced]).tolist()
-            for bucket, (value, trace_id, when) in dict(zip(buckets, traced, strict=True)).items():
-                self._exemplars[bucket] = Exemplar({"trace_id": trace_id}, value, when)
-
-    def total(self) -> Total:
-        """How many were observed, and their sum."""
-        return Total(int(self._counts.sum()), self._sum)
-
-    def add_to(self, family: HistogramMetricFamily, labels: tuple[str, ...]) -> None:
-        """Adds the counts so far to what is being exposed."""
-        buckets = [
-            (bound, count, self._exemplars[index]) if index in self._exemplars else (bound, count)
-            for index, (bound, count) in enumerate(
-                zip([*map(str, self._bounds.tolist()), "+Inf"], self._counts.cumsum().tolist(), strict=True)
-            )
-        ]
-        family.add_metric(labels, buckets, self._sum)
-
-
 class ModelMetrics:
     """The metrics of one version of a model."""
 
@@ -153,9 +81,9 @@ class ModelMetrics:
         self.probabilities = probabilities
         self._model_version = (model, version)
         self._lock = threading.Lock()
-        self._phases = self._decode, self._queue, self._inference, self._encode = tuple(_Tally(_SECONDS) for _ in PHASES)
-        self._batch_items = _Tally(_ITEMS)
-        self._confidence = _Tally(_CONFIDENCE)
+        self._phases = self._decode, self._queue, self._inference, self._encode = tuple(Tally(_SECONDS) for _ in PHASES)
+        self._batch_items = Tally(_ITEMS)
+        self._confidence = Tally(_CONFIDENCE)
         self._best: list[int] = []
         self._names = [*labels[:MAX_LABELS], *[OTHER_LABEL] * (len(labels) - MAX_LABELS)]
         self._predictions = dict.fromkeys(self._names, 0)
@@ -175,7 +103,7 @@ class ModelMetrics:
     def failed(self, reason: str, seconds: float) -> None:
         """A request was not answered, so many seconds after it had joined the queue."""
         with self._lock:
-            _add(self._failures, reason, seconds)
+            add(self._failures, reason, seconds)
             if len(self._new_batches) >= FOLD:  # all that ran was of requests that were not answered
                 self._fold()
 
@@ -222,11 +150,11 @@ class ModelMetrics:
             )  # fmt: skip
 
     def _fold(self) -> None:
-        for items, seconds in _taken(self._new_batches):
-            _add(self._batches, items, seconds)
+        for items, seconds in taken(self._new_batches):
+            add(self._batches, items, seconds)
         for tally in (*self._phases, self._batch_items, self._confidence):
             tally.fold()
-        for best, count in Counts(_taken(self._best)).items():
+        for best, count in Counts(taken(self._best)).items():
             self._predictions[self._names[best]] += count
 
     def add_to(self, families: "_ModelFamilies") -> None:
@@ -279,7 +207,7 @@ class RpcMetrics:
         self._started = 0
         self._codes: list[str] = []
         self._handled = Counts(dict.fromkeys(CODES, 0))
-        self._handling_seconds = _Tally(_SECONDS)
+        self._handling_seconds = Tally(_SECONDS)
 
     def started(self) -> None:
         """An RPC has come in. Called by the transport's one thread, so no lock is needed."""
@@ -296,7 +224,7 @@ class RpcMetrics:
                 self._fold()
 
     def _fold(self) -> None:
-        self._handled.update(_taken(self._codes))
+        self._handled.update(taken(self._codes))
         self._handling_seconds.fold()
 
     def add_to(self, started: CounterMetricFamily, handled: CounterMetricFamily, seconds: HistogramMetricFamily) -> None:

@@ -398,8 +398,8 @@ class Repository:
             self._metrics.watch_model(name, lambda: self._queued(name), lambda: self._inflight(name), threads)
         gone = [served for served in old if served not in new]
         with self._lock:
-            self._served = {key: value for key, value in self._served.items() if key != name} | ({name: new} if new else {})
-            self._aliases = {key: value for key, value in self._aliases.items() if key != name} | ({name: aliases} if new else {})
+            self._served = others(self._served) | ({name: new} if new else {})
+            self._aliases = others(self._aliases) | ({name: aliases} if new else {})
             self._routes = {route: served for route, served in self._routes.items() if route[0] != name} | _routes(
                 name, new, aliases
             )

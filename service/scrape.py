@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.errors import UserError
+from service.metrics import PHASES
 
-PHASES = ("decode", "queue", "inference", "encode")
 _TIMEOUT_SECONDS = 10.0
 
 _SUMS = ("convoy_batch_items_count", "convoy_batch_items_sum", "convoy_rejections_total", "process_cpu_seconds_total")

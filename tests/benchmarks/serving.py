@@ -14,8 +14,6 @@ Usage: python -m tests.benchmarks.serving [--rounds 3] [--seconds 3]
 import argparse
 import contextlib
 import io
-import json
-import os
 import statistics
 import subprocess
 import sys
@@ -39,6 +37,7 @@ from service.bench import Load, Outcome, run
 from service.bench_pictures import made_up
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.preprocessing import decode
+from tests.benchmarks import transport
 
 BATCHES = (1, 4, 16, 32, 64)
 CPUS = model.cpu_budget()
@@ -211,33 +210,11 @@ def decode_limit(path: Path, requests: Sequence[bytes], seconds: float = 1.0) ->
 def serving(repository: Path, only: str) -> Iterator[tuple[int, int]]:
     """`convoy serve` of one of the models; gives its gRPC port and its pid."""
     with tempfile.TemporaryDirectory() as folder:
-        ready = Path(folder) / "ready"
-        (Path(folder) / "models").mkdir()
-        (Path(folder) / "models" / only).symlink_to(repository / only)
-        process = subprocess.Popen(
-            [sys.executable, "-m", "service.cli", "serve", str(Path(folder) / "models"), "--grpc-port", "0", "--http-port", "0",
-             "--provider", "cpu", "--log-level", "warning", "--ready-file", str(ready), "--lame-duck-seconds", "0"],
-        )  # fmt: skip
-        try:
-            wait_for(ready.exists)
-            yield json.loads(ready.read_text())["grpc_port"], process.pid
-        finally:
-            process.terminate()
-            process.wait(30)
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        if time.monotonic() > deadline:
-            sys.exit("the server did not become ready")
-        time.sleep(0.005)
-
-
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        models = Path(folder) / "models"
+        models.mkdir()
+        (models / only).symlink_to(repository / only)
+        with transport.serving("Convoy auto", models, Path(folder)) as found:
+            yield found
 
 
 def peak_rss(pid: int) -> float:

@@ -78,7 +78,7 @@ def test_pictures_can_be_encoded_and_of_any_size(server: Server, encoding: str) 
 def test_own_pictures_and_a_plot(server: Server, digits: Dataset, tmp_path: Path) -> None:
     for index in range(2):
         (tmp_path / f"{index}.png").write_bytes(digits.test.encoded(index))
-    plot = tmp_path / "latency.png"
+    plot = tmp_path / "latency.dat"  # a PNG, whatever it is called
     bench(server, "--image", tmp_path / "0.png", "--image", tmp_path / "1.png", "--items", "5", "--plot", plot)
     with Image.open(plot) as picture:
         assert picture.size > (600, 300)

@@ -257,6 +257,21 @@ def test_a_model_that_gives_too_few_answers_fails_the_request_and_goes_on(done: 
     assert right.outputs is not None
 
 
+def test_a_batch_that_cannot_be_counted_is_answered_all_the_same(done: Outcomes) -> None:
+    def cannot_count(items: int, seconds: float) -> None:
+        raise RuntimeError("no room for more figures")
+
+    batcher = Batcher(Gate(), name="m", max_batch_items=8, max_queue_items=8, measured=FAST, on_batch=cannot_count)
+    batcher.start()
+    batcher.submit(Work(np.ones((2, 1, 1, 1), np.uint8), done))
+    batcher.pump()
+    batcher.close()
+    [work] = done.works
+    assert work.error is None
+    assert work.outputs is not None
+    assert work.outputs[0][:, 0].tolist() == [1.0, 1.0]
+
+
 def test_room_reserved_counts_against_the_bound(make: Make, done: Outcomes) -> None:
     batcher = make(FAST, max_queue_items=4)
     batcher.reserve(3)
