@@ -1,6 +1,7 @@
 """Several workers under a supervisor: `convoy serve --workers N` as processes, and a supervisor in this process where a test has to
 ask it what no client can."""
 
+import contextlib
 import http.client
 import json
 import os
@@ -73,8 +74,11 @@ def fetch(port: int, path: str) -> tuple[int, str]:
 
 def children(pid: int) -> list[int]:
     """The processes that a process has started and that are still there."""
-    tasks = Path(f"/proc/{pid}/task")
-    return sorted(int(child) for task in tasks.iterdir() for child in (task / "children").read_text().split())
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended has no children
+            found += map(int, (task / "children").read_text().split())
+    return sorted(found)
 
 
 def alive(pid: int) -> bool:
@@ -243,8 +247,9 @@ def test_no_request_is_lost_when_the_server_drains_under_load(repository: Path, 
     assert load.failures
     # C core cancels what reaches it between the start of its shutdown and the end of the connection: seldom, and not worked on.
     assert {failure.code for failure in load.failures} <= {"UNAVAILABLE", "CANCELLED"}
-    messages = {failure.message for failure in load.failures}
-    assert not any("Socket closed" in message or "reset" in message for message in messages), messages
+    # A connection that was never made has lost no request: the kernel resets those that waited to be accepted when the port closed.
+    sent = {failure.message for failure in load.failures if "connections to all backends failing" not in failure.message}
+    assert not any("Socket closed" in message or "reset" in message for message in sent), sent
 
 
 def test_a_port_that_is_taken_is_one_clear_line(repository: Path, spawn: Spawn) -> None:
