@@ -121,7 +121,11 @@ class Call(ABC):
         self.method = method
         self.deadline = deadline
         self.metadata = metadata
-        self.trace = _trace(metadata)
+        self.trace: TraceContext | None = None
+        for key, value in metadata:
+            if key == HEADER:
+                self.trace = trace_context(value)
+                break
         self.initial: Metadata = ()
         self._observer = observer
         self._started = time.monotonic()
@@ -136,7 +140,7 @@ class Call(ABC):
 
     def on_gone(self, callback: Callable[[], None]) -> None:
         """Sets what to do when the client is gone. For the handler, before it returns: that is before anything can be gone."""
-        if not self.ended:
+        if not self._end.locked():
             self._gone = callback
 
     def fail(self, error: BaseException) -> bool:
@@ -158,9 +162,9 @@ class Call(ABC):
 
     def _claim(self, status: Status) -> bool:
         """True for the one caller that ends the call."""
-        if not self._end.acquire(blocking=False):
+        if not self._end.acquire(False):
             return False
-        self._observer.handled(status.code.name, time.monotonic() - self._started, self.trace)
+        self._observer.handled(status.name, time.monotonic() - self._started, self.trace)
         return True
 
     @abstractmethod
@@ -175,13 +179,17 @@ class UnaryCall(Call):
 
     def reply(self, payload: bytes) -> bool:
         """Ends the call with OK and one serialised message; False if it had ended already."""
-        return self._finish(OK, payload)
+        if not self._claim(OK):
+            return False
+        self._gone = None
+        self._send(payload, OK)
+        return True
 
-    def _finish(self, status: Status, payload: bytes | None = None) -> bool:
+    def _finish(self, status: Status) -> bool:
         if not self._claim(status):
             return False
         self._gone = None
-        self._send(payload, status)
+        self._send(None, status)
         return True
 
     @abstractmethod
@@ -302,7 +310,9 @@ class OpenStreams:
 def handle_unary(method: Unary, payload: bytes, call: UnaryCall) -> None:
     """For the transport: passes a unary call's message to its handler, and what the handler raises to the client."""
     try:
-        method.handle(_parse(method, payload), call)
+        method.handle(method.request.FromString(payload), call)
+    except DecodeError:
+        call.fail(_malformed(method))
     except Exception as error:  # noqa: BLE001 - whatever it is, it ends this call and nothing else
         call.fail(error)
 
@@ -329,13 +339,6 @@ def deliver(method: Stream, payload: bytes | None, receiver: Receiver, call: Str
         call.fail(error)
 
 
-def _trace(metadata: Metadata) -> TraceContext | None:
-    for key, value in metadata:
-        if key == HEADER:
-            return trace_context(value)
-    return None
-
-
 def _parse_leniently(method: Method, payload: bytes) -> Message | InvalidRequest:
     try:
         return _parse(method, payload)
@@ -347,4 +350,8 @@ def _parse(method: Method, payload: bytes) -> Message:
     try:
         return method.request.FromString(payload)
     except DecodeError:
-        raise InvalidRequest(f"malformed message: not a {method.request.DESCRIPTOR.full_name}") from None
+        raise _malformed(method) from None
+
+
+def _malformed(method: Method) -> InvalidRequest:
+    return InvalidRequest(f"malformed message: not a {method.request.DESCRIPTOR.full_name}")

@@ -3,7 +3,6 @@
 import struct
 import time
 from collections.abc import Callable, Iterable, Sequence
-from weakref import WeakKeyDictionary
 
 from service.classifier import Answer, Classifier, Item, Query
 from service.errors import InvalidRequest, QueueFull, RequestError, Unavailable
@@ -24,7 +23,6 @@ class ClassifyServicer:
 
     def __init__(self, classifier: Classifier) -> None:
         self._classifier = classifier
-        self._writers: WeakKeyDictionary[ServedModel, ResponseWriter] = WeakKeyDictionary()
         self._streams = OpenStreams()
 
     def methods(self) -> list[Method]:
@@ -49,7 +47,7 @@ class ClassifyServicer:
             start = time.monotonic()
             try:
                 best = outcome.best()
-                payload = self._writer(outcome.served).write(request_id, outcome.phases, best)
+                payload = _writer(outcome.served).write(request_id, outcome.phases, best)
             except Exception as error:  # noqa: BLE001 - whatever it is, the caller must not wait for ever
                 call.fail(error)
                 return
@@ -71,7 +69,7 @@ class ClassifyServicer:
                 start = time.monotonic()
                 try:
                     best = outcome.best()
-                    response = self._writer(outcome.served).write(request_id, outcome.phases, best)
+                    response = _writer(outcome.served).write(request_id, outcome.phases, best)
                     payload = b"".join((_head(request_id, place.index), _RESPONSE, varint(len(response)), response))
                 except Exception as error:  # noqa: BLE001 - as in _classify
                     place.fail(error, _refusal(request_id, place.index, error))
@@ -85,29 +83,36 @@ class ClassifyServicer:
         self._streams.add(stream)
         return stream
 
-    def _writer(self, served: ServedModel) -> "ResponseWriter":
-        writer = self._writers.get(served)
-        if writer is None:
-            writer = self._writers[served] = ResponseWriter(served.name, str(served.version), served.model.labels)
-        return writer
-
 
 def _query(request: pb.ClassifyRequest, deadline: float, trace: TraceContext | None) -> Query:
-    if len(request.id) > MAX_ID_CHARACTERS:
+    request_id = request.id
+    if len(request_id) > MAX_ID_CHARACTERS:
         raise InvalidRequest(f"the id has more than {MAX_ID_CHARACTERS} characters", "id")
     items = []
-    for item in request.items:
+    for item in request.items[:]:  # a list: protobuf's own iteration costs twice as much for one item
+        pixels = item.pixels
+        if pixels:
+            items.append(Item(pixels, False))
+            continue
         kind = item.WhichOneof("content")
         if kind == "pixels":
-            items.append(Item(item.pixels, False))
+            items.append(Item(pixels, False))
         elif kind == "encoded":
             items.append(Item(item.encoded, True))
         else:
             raise InvalidRequest(f"item {len(items)} has neither encoded nor pixels", f"items[{len(items)}]")
+    # By position: twice as fast as by name.
     return Query(
         request.model, items, request.version, request.top_k, request.priority, request.timeout_seconds, deadline,
-        trace=trace, id=request.id,
+        None, None, trace, request_id,
     )  # fmt: skip
+
+
+def _writer(served: ServedModel) -> "ResponseWriter":
+    writer: ResponseWriter | None = served.kept.get(ResponseWriter)
+    if writer is None:
+        writer = served.kept[ResponseWriter] = ResponseWriter(served.name, str(served.version), served.model.labels)
+    return writer
 
 
 _RESPONSE = b"\x1a"  # ClassifyStreamResponse.response, a message
@@ -125,9 +130,8 @@ def _refused(message: pb.ClassifyStreamRequest | None, index: int, error: Except
 
 def _refusal(request_id: str, index: int, error: BaseException) -> bytes:
     """A ClassifyStreamResponse that says what `Classify` would have failed with."""
-    code, message, _ = status_of(error)
-    number: int = code.value[0]
-    refusal = pb.Error(code=number, message=message)
+    status = status_of(error)
+    refusal = pb.Error(code=status.number, message=status.message)
     if isinstance(error, InvalidRequest):
         refusal.field = error.field
     elif isinstance(error, QueueFull | Unavailable):
@@ -176,8 +180,13 @@ class ResponseWriter:
         return b"".join(parts)
 
 
+_SHORT = [bytes([number]) for number in range(128)]
+
+
 def varint(number: int) -> bytes:
     """A length as protobuf writes it: seven bits a byte, the lowest first."""
+    if number < 128:
+        return _SHORT[number]
     written = bytearray()
     while number > 127:
         written.append(number & 127 | 128)

@@ -6,7 +6,6 @@ The rest of the service is in `open_inference_control.py`.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from numpy.typing import NDArray
 
@@ -32,7 +31,6 @@ from service.open_inference import (
     wanted_output,
 )
 from service.pb.inference import open_inference_pb2 as pb
-from service.repository import ServedModel
 from service.rpc.call import Call, Method, OpenStreams, Receiver, Stream, StreamCall, Unary, UnaryCall
 from service.rpc.classify import varint
 from service.rpc.request_stream import Request, RequestStream
@@ -58,7 +56,6 @@ class InferServicer:
     def __init__(self, classifier: Classifier, memory: SharedMemory) -> None:
         self._classifier = classifier
         self._memory = memory
-        self._writers: WeakKeyDictionary[ServedModel, ResponseWriter] = WeakKeyDictionary()
         self._streams = OpenStreams()
 
     def methods(self) -> list[Method]:
@@ -163,9 +160,9 @@ class InferServicer:
                 response.parameters["triton_final_response"].bool_param = True
             return response.SerializeToString()
         given = answer.outputs
-        writer = self._writers.get(served)
+        writer = served.kept.get(ResponseWriter)
         if writer is None:
-            writer = self._writers[served] = ResponseWriter(served.name, str(served.version))
+            writer = served.kept[ResponseWriter] = ResponseWriter(served.name, str(served.version))
         return writer.write(request_id, {output.name: given[output.name] for output in wanted} if wanted else given)
 
 

@@ -30,14 +30,21 @@ Metadata = tuple[tuple[str, str | bytes], ...]
 
 
 class Status(NamedTuple):
-    """How an RPC ends: a code, a message for people, and trailing metadata for programs."""
+    """How an RPC ends: a code, its name and number, a message for people, and trailing metadata for programs."""
 
     code: grpc.StatusCode
+    name: str
+    number: int
     message: str = ""
     trailing: Metadata = ()
 
 
-OK = Status(grpc.StatusCode.OK)
+def _status(code: grpc.StatusCode, message: str = "", trailing: Metadata = ()) -> Status:
+    number: int = code.value[0]
+    return Status(code, code.name, number, message, trailing)
+
+
+OK = _status(grpc.StatusCode.OK)
 
 _CODES: dict[type[BaseException], grpc.StatusCode] = {
     InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
@@ -56,18 +63,18 @@ def status_of(error: BaseException) -> Status:
     """The status that an RPC ends with because of `error`."""
     code = _CODES.get(type(error))
     if code is None:
-        return Status(grpc.StatusCode.INTERNAL, "the server failed on this request; its log says why")
+        return _status(grpc.StatusCode.INTERNAL, "the server failed on this request; its log says why")
     message = str(error)
     if isinstance(error, InvalidRequest):
         violation = BadRequest.FieldViolation(field=error.field, description=message)
-        return Status(code, message, _details(code, message, BadRequest(field_violations=[violation])))
+        return _status(code, message, _details(code, message, BadRequest(field_violations=[violation])))
     if isinstance(error, QueueFull | Unavailable):
         milliseconds = max(1, round(error.retry_after_seconds * 1000))
         delay = Duration()
         delay.FromMilliseconds(milliseconds)
         trailing = _details(code, message, RetryInfo(retry_delay=delay))
-        return Status(code, message, (*trailing, ("grpc-retry-pushback-ms", str(milliseconds))))
-    return Status(code, message)
+        return _status(code, message, (*trailing, ("grpc-retry-pushback-ms", str(milliseconds))))
+    return _status(code, message)
 
 
 def _details(code: grpc.StatusCode, message: str, detail: Message) -> Metadata:
