@@ -54,7 +54,8 @@ def to_pixels(image: Image.Image, spec: InputSpec) -> NDArray[np.uint8]:
         InvalidRequest: the image's data are broken or cut short, or its pixels are of a kind that has no 8-bit meaning.
     """
     try:
-        return _fitted(_to_mode(ImageOps.exif_transpose(image), "L" if spec.channels == 1 else "RGB"), spec)
+        ImageOps.exif_transpose(image, in_place=True)
+        return _fitted(_to_mode(image, "L" if spec.channels == 1 else "RGB"), spec)
     except InvalidRequest:
         raise
     except Exception as error:  # noqa: BLE001 - as in open_image
@@ -87,7 +88,7 @@ def _fitted(image: Image.Image, spec: InputSpec) -> NDArray[np.uint8]:
             image = ImageOps.fit(image, size, Image.Resampling.BILINEAR)
         else:
             image = ImageOps.pad(image, size, Image.Resampling.BILINEAR)
-    return np.asarray(image, dtype=np.uint8).reshape(spec.shape)
+    return np.frombuffer(image.tobytes(), np.uint8).reshape(spec.shape)
 
 
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:
