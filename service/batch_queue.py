@@ -94,7 +94,8 @@ class BatchQueue(Generic[E]):
             if stop < entry.items:
                 break
             emptied += 1
-            self._forget_deadline(entry)
+            if entry.deadline != math.inf:
+                self._forget_deadline(entry)
         del self._waiting[:emptied]
         self.items -= max_items - room
         return parts
@@ -114,7 +115,8 @@ class BatchQueue(Generic[E]):
         if at == len(self._waiting) or self._waiting[at][3] is not entry:
             return False
         del self._waiting[at]
-        self._forget_deadline(entry)
+        if entry.deadline != math.inf:
+            self._forget_deadline(entry)
         self.items -= entry.items - entry.taken
         return True
 
@@ -132,5 +134,4 @@ class BatchQueue(Generic[E]):
         return self._deadlines[0][0] if self._deadlines else math.inf
 
     def _forget_deadline(self, entry: E) -> None:
-        if entry.deadline != math.inf:
-            del self._deadlines[bisect_left(self._deadlines, (entry.deadline, entry.order))]
+        del self._deadlines[bisect_left(self._deadlines, (entry.deadline, entry.order))]

@@ -1,13 +1,23 @@
 """What a batch of so many items takes: begun with what warm-up measured, kept up while serving. Pure, like `batch_queue.py`.
 
 What is measured while serving includes waiting for the GIL and for cores that are busy with something else. Learning fast from
-short times and slowly from long ones keeps close to the time of the batch itself.
+short times and slowly from long ones keeps close to the time of the batch itself, `expected`, which decides where it runs and how
+large it is worth being. What is promised to a request with a deadline must hold on the machine as it is: `likely` is that time and
+how much longer batches have taken of late, learnt the other way round, and a little more.
 """
 
 import math
 
 _DOWN = 0.5
 _UP = 0.02
+_WARY = 0.25
+_RELAXED = 0.05
+_MOST_RATIO = 4.0
+"""What took even longer says no more: a guest that was paused for a minute is not a busy machine."""
+
+_HEADROOM = 1.1
+"""Without it, under overload every request would be answered at the very moment of its deadline: late, for whoever asked."""
+
 _WORSE = 1.05
 """A batch whose items cost at most so much more than those of the best size is as good: larger ones leave shorter queues."""
 
@@ -17,6 +27,7 @@ class BatchTimes:
 
     def __init__(self, measured: dict[int, float]) -> None:
         """`measured` holds seconds a batch by items; empty means that nothing is known and every batch counts as slow."""
+        self._delay = 1.0
         self._seconds = [math.inf] * (_bucket(max(measured, default=1)) + 1)
         for items, seconds in sorted(measured.items(), reverse=True):
             # What was not measured counts as the next larger batch that was.
@@ -34,6 +45,14 @@ class BatchTimes:
         shorter = self._seconds[bucket - 1]
         return shorter + (seconds - shorter) * (items - half) / half
 
+    def likely(self, items: int) -> float:
+        """Seconds within which a batch of `items` should be over, the machine being as busy as it is."""
+        return self.expected(items) * self._delay * _HEADROOM
+
+    def largest_likely_within(self, seconds: float) -> int:
+        """As `largest_within`, of the `likely` times."""
+        return self.largest_within(seconds / (self._delay * _HEADROOM))
+
     def measured(self) -> dict[int, float]:
         """Seconds a batch by items, as known by now."""
         return {1 << bucket: seconds for bucket, seconds in enumerate(self._seconds)}
@@ -45,8 +64,10 @@ class BatchTimes:
         if expected == math.inf:
             self._seconds[bucket] = seconds
             return
-        weight = _DOWN if seconds < expected else _UP
-        self._seconds[bucket] *= 1 + weight * (seconds / expected - 1)
+        ratio = min(seconds / expected, _MOST_RATIO)
+        self._seconds[bucket] *= 1 + (_DOWN if ratio < 1 else _UP) * (ratio - 1)
+        self._delay += (_WARY if ratio > self._delay else _RELAXED) * (ratio - self._delay)
+        self._delay = max(self._delay, 1.0)
 
     def largest_within(self, seconds: float) -> int:
         """The most items, a power of two, whose batch should take at most `seconds`; 0 if not even one item's does."""

@@ -9,15 +9,17 @@ time where that costs little, and otherwise goes to the instance's thread, which
 there is one. Threads other than the transport's submit and then call `hand_over`, which never runs a batch on the caller.
 
 When. At once, unless `max_delay_seconds` lets requests wait for company: then a batch is due when it is full, or when the oldest
-request has waited so long. The transport's poll is the clock for that; what other threads submitted is not known there, and gets a
-timer.
+request has waited so long. One thing is always waited for: after a batch too long for the transport's thread, clients that send
+their next request when they have their answer are about to be back. Until as many items wait as that batch had, the next is not
+formed for LINGER of its time; else the first to be back would be computed alone while all others wait, over and over. The
+transport's poll is the clock for all this; what other threads submitted is not known there, and gets a timer.
 
-Who is refused. A request whose deadline, by the measured times, cannot be met behind what is ahead of it is refused when it
+Who is refused. A request whose deadline, by the measured times, cannot well be met behind what is ahead of it is refused when it
 comes; one that has waited until it cannot be met any more is dropped before it costs inference; and a batch is made no longer
 than its earliest deadline allows. So under overload what is answered is answered in time.
 
-What is promised to whoever submits: `done(work)` is called exactly once for each work that `submit` took in, from any thread,
-with either `work.outputs` or `work.error` set. Cancelling or failing one work touches no other work of its batch: a batch on which
+What is promised to whoever submits: `done()` is called exactly once for each work that `submit` took in, from any thread,
+with either `outputs` or `error` set. Cancelling or failing one work touches no other work of its batch: a batch on which
 the model raises is run again request by request, so that the poisonous one fails alone.
 
 One lock guards the queue and the works' progress. Nothing is computed and no callback is made while it is held.
@@ -27,6 +29,7 @@ import logging
 import math
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -52,33 +55,39 @@ INLINE_SECONDS = 0.001
 SPLIT_COST = 1.25
 """How much more an item may cost in short batches on the transport's thread than in one long batch on an instance's."""
 
+LINGER = 0.02
+"""The share of a batch's time that the next may be waited for."""
+
+QUEUE_SHARE = 2 / 3
+"""A request that has to queue is taken in if it should be answered within this share of the time that it has. Requests that wait
+until their deadlines are near leave no time for any but the smallest batches, which cost the most an item."""
+
 TRUST_SECONDS = 10.0
 """For so long after a batch the measured times are believed, and requests refused by them."""
 
 
-class Work(Entry):
-    """The items of one request on their way through a model. Times are `time.monotonic` seconds, 0 until they happen."""
+class Work(Entry, ABC):
+    """The items of one request on their way through a model. Times are `time.monotonic` seconds, 0 until they happen.
 
-    __slots__ = ("done", "ended", "error", "finished", "images", "outputs", "remaining", "started", "submitted", "trace")
+    `images` is [n,...], one row an item, to be set before it is submitted; `outputs` becomes one array [n,...] for each of the
+    model's.
+    """
 
-    def __init__(
-        self,
-        images: NDArray[Any],
-        done: "Callable[[Work], None]",
-        priority: int = 1,
-        deadline: float = math.inf,
-        trace: TraceContext | None = None,
-    ) -> None:
-        """`images` is [n,...], one row an item; `outputs` becomes one array [n,...] for each of the model's."""
-        super().__init__(len(images), priority, deadline)
-        self.images = images
-        self.done = done
+    __slots__ = ("ended", "error", "finished", "images", "outputs", "remaining", "started", "submitted", "trace")
+    images: NDArray[Any]
+
+    def __init__(self, items: int, priority: int = 1, deadline: float = math.inf, trace: TraceContext | None = None) -> None:
+        super().__init__(items, priority, deadline)
         self.trace = trace
-        self.outputs: Sequence[NDArray[Any]] | None = None
+        self.outputs: Sequence[NDArray[Any]] = ()
         self.error: RequestError | None = None
-        self.remaining = len(images)
+        self.remaining = items
         self.ended = False
         self.submitted = self.started = self.finished = 0.0
+
+    @abstractmethod
+    def done(self) -> None:
+        """Called once, from any thread, when there are `outputs`, or an `error`."""
 
 
 @dataclass(eq=False, slots=True)
@@ -123,6 +132,8 @@ class Batcher:
         self._idle = list(instances)
         self._running: list[_Batch] = []
         self._timer_set = False
+        self._company = 0  # items that may be about to be back, and until when that is waited for
+        self._company_until = -math.inf
         self._inbox: SimpleQueue[_Batch | None] = SimpleQueue()
         self._threads = [
             threading.Thread(target=self._work, name=f"batcher-{name}-{number}", daemon=True)
@@ -181,11 +192,11 @@ class Batcher:
         with self._lock:
             if reserved:
                 self._queue.release(work.items)
-            late = self._late(work, now) if work.deadline != math.inf else 0.0
-            pushed = late <= 0 and self._queue.push(work)
+            late = self._too_late(work, now) if work.deadline != math.inf else None
+            pushed = late is None and self._queue.push(work)
             full = self._queue.items >= self.max_batch_items
-        if late > 0:
-            raise DeadlinePassed(f"the deadline cannot be met: by the measured times the answer would be {1000 * late:.1f} ms late")
+        if late is not None:
+            raise late
         if not pushed:
             raise self._full(work.items)
         return full
@@ -195,7 +206,11 @@ class Batcher:
         with self._lock:
             self._queue.cancel(work)
         late = self._clock() >= work.deadline
-        self._end(work, DeadlinePassed("the deadline passed") if late else ClientGone("the client cancelled the call"))
+        self.fail(work, DeadlinePassed("the deadline passed") if late else ClientGone("the client cancelled the call"))
+
+    def fail(self, work: Work, error: RequestError) -> None:
+        """Ends a work that does not wait, unless it has ended."""
+        self._end([work], error)
 
     def pump(self) -> float:
         """For the transport's thread: runs or hands over one batch, if an instance is idle and a batch is due.
@@ -220,7 +235,7 @@ class Batcher:
         batch = self._take(self.max_batch_items)
         if batch is not None:
             self._inbox.put(batch)
-        elif self._max_delay_seconds:
+        else:
             self._hand_over_when_due()
 
     def _hand_over_when_due(self) -> None:
@@ -242,8 +257,7 @@ class Batcher:
             while following is not None:
                 self._run(following)
                 following = self._take(self.max_batch_items)
-            if self._max_delay_seconds:
-                self._hand_over_when_due()
+            self._hand_over_when_due()
 
     def _plan(self) -> tuple[int, bool]:
         """How many items the next batch may have, and whether it runs on the transport's thread."""
@@ -260,29 +274,42 @@ class Batcher:
 
     def _due(self) -> float:
         """When the next batch is to be formed of what waits."""
-        if not self._max_delay_seconds or self._queue.items >= self.max_batch_items:
+        waiting = self._queue.items
+        if waiting >= self.max_batch_items:
             return -math.inf
-        return min((work.submitted for work in self._queue), default=math.inf) + self._max_delay_seconds
+        due = self._company_until if waiting < self._company else -math.inf
+        if self._max_delay_seconds:
+            due = max(due, min((work.submitted for work in self._queue), default=math.inf) + self._max_delay_seconds)
+        return due
 
     def _trusted(self, now: float) -> bool:
         """Whether the measured times are fresh. Old ones refuse nobody: if they were wrong, nothing would ever correct them."""
         return now - self._measured_at <= TRUST_SECONDS and self._times.expected(1) != math.inf
 
-    def _late(self, work: Work, now: float) -> float:
-        """By how many seconds a work that comes now would miss its deadline; 0 or less if it should be in time."""
+    def _too_late(self, work: Work, now: float) -> DeadlinePassed | None:
+        """Why a work that comes now is not to be taken in, if it should not be in time."""
+        left = work.deadline - now
+        if left <= 0:
+            return DeadlinePassed("the deadline has passed")
         if not self._trusted(now):
-            return now - work.deadline
-        start = now if self._idle else max(now, min(batch.until for batch in self._running))
-        late = start + self._seconds(self._queue.items + work.items) - work.deadline
-        if late > 0:  # now it is worth looking who is really ahead of it
-            late = start + self._seconds(self._queue.ahead(work) + work.items) - work.deadline
-        return late
+            return None
+        wait = 0.0 if self._idle else max(0.0, min(batch.until for batch in self._running) - now)
+        most = QUEUE_SHARE * left if self._queue.items else left
+        takes = wait + self._seconds(self._queue.items + work.items)
+        if takes > most:  # now it is worth looking who is really ahead of it
+            takes = wait + self._seconds(self._queue.ahead(work) + work.items)
+        if takes <= most:
+            return None
+        return DeadlinePassed(
+            f"the deadline is too near: by the measured times the answer would take {1000 * takes:.1f} ms; "
+            f"for a deadline in {1000 * left:.1f} ms at most {1000 * most:.1f} ms are accepted"
+        )
 
     def _seconds(self, items: int) -> float:
         """What so many items should take, in batches on all instances."""
         whole, rest = divmod(items, self.max_batch_items)
-        expected = self._times.expected
-        return (whole * expected(self.max_batch_items) if whole else 0.0) / self._instances + (expected(rest) if rest else 0.0)
+        likely = self._times.likely
+        return (whole * likely(self.max_batch_items) if whole else 0.0) / self._instances + (likely(rest) if rest else 0.0)
 
     def _take(self, most: int) -> _Batch | None:
         """The next batch of at most `most` items, for an idle instance; None if none is idle or nothing is due.
@@ -295,23 +322,24 @@ class Batcher:
             now = self._clock()
             if self._queue.next_expiry() != math.inf:
                 trusted = self._trusted(now)
-                expired = self._queue.expire(now + self._times.expected(1) if trusted else now)
+                expired = self._queue.expire(now + self._times.likely(1) if trusted else now)
                 if trusted:
-                    most = min(most, max(1, self._times.largest_within(self._queue.next_expiry() - now)))
-            if self._idle and self._queue.items and (not self._max_delay_seconds or self._due() <= now):
-                until = now + self._times.expected(min(most, self._queue.items))
+                    most = min(most, max(1, self._times.largest_likely_within(self._queue.next_expiry() - now)))
+            if self._idle and self._queue.items and self._due() <= now:
+                until = now + self._times.likely(min(most, self._queue.items))
                 batch = _Batch(self._idle.pop(), self._queue.take(most), until)
                 self._running.append(batch)
-        for work in expired:
-            self._end(work, DeadlinePassed("while the request waited for inference, its deadline passed or came too near"))
+        if expired:
+            self._end(expired, DeadlinePassed("while the request waited for inference, its deadline passed or came too near"))
         return batch
 
     def _run(self, batch: _Batch) -> None:
         """Runs a batch that `_take` gave, ends the works that are complete with it, and marks its instance idle."""
         try:
-            for part in batch.parts:
-                if not part.entry.started:
-                    part.entry.started = self._clock()
+            now = self._clock()
+            for work, _, _ in batch.parts:
+                if not work.started:
+                    work.started = now
             self._compute(batch.predict, batch.parts)
         finally:
             with self._lock:
@@ -335,6 +363,8 @@ class Batcher:
         items = len(outputs[0])
         self._times.observe(items, end - start)
         self._measured_at = end
+        if end - start > INLINE_SECONDS:
+            self._company, self._company_until = items, end + LINGER * (end - start)
         try:
             self._on_batch(items, end - start)
             if self._trace_batch is not None:
@@ -342,6 +372,7 @@ class Batcher:
         except Exception:
             log.exception("model %s: a batch could not be counted or traced", self._name)
         offset = 0
+        complete = []
         for part in parts:
             work, first, last = part
             answers = outputs if len(parts) == 1 else [output[offset : offset + last - first] for output in outputs]
@@ -349,15 +380,16 @@ class Batcher:
             if last - first == work.items:
                 work.outputs = answers
                 work.finished = end
-            elif not self._put_together(part, answers, end):
-                continue
-            self._end(work, None)
+                complete.append(work)
+            elif self._put_together(part, answers, end):
+                complete.append(work)
+        self._end(complete, None)
 
     def _put_together(self, part: Part[Work], answers: Sequence[NDArray[Any]], end: float) -> bool:
         """Takes in the answers to a part of a work; whether they are its last. Other instances may be at other parts of it."""
         work, first, last = part
         with self._lock:
-            if work.outputs is None:
+            if not work.outputs:
                 work.outputs = [np.empty((work.items, *answer.shape[1:]), answer.dtype) for answer in answers]
             for output, answer in zip(work.outputs, answers, strict=True):
                 output[first:last] = answer
@@ -374,31 +406,32 @@ class Batcher:
         work = parts[0].entry
         with self._lock:
             self._queue.cancel(work)
-        self._end(work, ModelFailed(f"model {self._name!r} failed on this request"))
+        self.fail(work, ModelFailed(f"model {self._name!r} failed on this request"))
 
     def _outputs(self, predict: Predict, parts: list[Part[Work]]) -> Sequence[NDArray[Any]]:
         """The model's answers, one array [items,...] an output."""
         if len(parts) == 1:
             images = parts[0].entry.images[parts[0].start : parts[0].stop]
         else:
-            images = np.concatenate([part.entry.images[part.start : part.stop] for part in parts])
+            images = np.concatenate([work.images[start:stop] for work, start, stop in parts])
         outputs = predict(images)
         for output in outputs:
             if len(output) != len(images):
                 raise ValueError(f"the model gave {output.shape} for {len(images)} items")
         return outputs
 
-    def _end(self, work: Work, error: RequestError | None) -> None:
+    def _end(self, works: Sequence[Work], error: RequestError | None) -> None:
         with self._lock:
-            if work.ended:
-                return
-            work.ended = True
-        work.error = error
-        try:
-            work.done(work)
-        except Exception:
-            # A reply that cannot be sent is that request's trouble, never its batch mates'.
-            log.exception("model %s: the answer of a request could not be delivered", self._name)
+            ending = [work for work in works if not work.ended]
+            for work in ending:
+                work.ended = True
+        for work in ending:
+            work.error = error
+            try:
+                work.done()
+            except Exception:
+                # A reply that cannot be sent is that request's trouble, never its batch mates'.
+                log.exception("model %s: the answer of a request could not be delivered", self._name)
 
     def _full(self, items: int) -> QueueFull:
         waiting = self._queue.items + self._queue.reserved

@@ -90,10 +90,12 @@ class Answer:
         finished: float,
         trace: TraceContext | None,
     ) -> None:
-        self.served = served
         scores = outputs[0]
-        self.scores = scores if scores.ndim == 2 else scores.reshape(len(scores), -1)
-        self.top_k = min(top_k or DEFAULT_TOP_K, self.scores.shape[1])
+        if scores.ndim != 2:
+            scores = scores.reshape(len(scores), -1)
+        self.served = served
+        self.scores = scores
+        self.top_k = min(top_k or DEFAULT_TOP_K, scores.shape[1])
         self.phases = phases
         self.finished = finished
         self.trace = trace
@@ -134,6 +136,7 @@ class Classifier:
     def __init__(self, repository: Repository, metrics: Metrics, cpus: int | None = None) -> None:
         """Decodes with as many threads as there are `cpus`; all that this process may use if not given."""
         self._repository = repository
+        self.release = repository.release
         self._metrics = metrics
         self._decoders = ThreadPoolExecutor(cpus or cpu_budget(), thread_name_prefix="decode")
         self._draining = False
@@ -177,8 +180,8 @@ class Classifier:
                 request.begin_elsewhere()
         except BaseException as error:
             if isinstance(error, RequestError):
-                self._refused(served, error)
-            self._repository.release(served)
+                self.refused(served, error)
+            self.release(served)
             raise
         return request.cancel
 
@@ -197,62 +200,48 @@ class Classifier:
             raise outcomes[0]
         return outcomes[0]
 
-    def ended(self, served: ServedModel, outcome: Answer | RequestError, submitted: float) -> None:
-        """A request that was taken on has its outcome. `submitted` is when it joined the queue, infinite if it did not."""
-        if isinstance(outcome, RequestError):
-            self._refused(served, outcome, max(0.0, time.monotonic() - submitted))
-        self._repository.release(served)
-
     def decode_in_pool(self, job: Callable[[], None]) -> None:
         """Runs a job on a decoding thread."""
         self._decoders.submit(job)
 
-    def _refused(self, served: ServedModel, error: RequestError, seconds: float = 0.0) -> None:
+    def refused(self, served: ServedModel, error: RequestError, seconds: float = 0.0) -> None:
+        """Counts a request that was not answered, so many seconds after it had joined the queue."""
         served.metrics.failed(error.reason or "failed", seconds)
         if error.reason is not None:
             self._metrics.rejected(served.name, error.reason)
 
 
-class _Request:
-    """One query on its way. It lets go of its pictures when it has ended: what it refers to may refer to it."""
+class _Request(Work):
+    """One query on its way. It lets go of its pictures when it is done: what it refers to may refer to it."""
 
-    __slots__ = (
-        "_cancelled",
-        "_classifier",
-        "_count",
-        "_deadline",
-        "_decode_seconds",
-        "_items",
-        "_priority",
-        "_respond",
-        "_served",
-        "_tensor",
-        "_top_k",
-        "_trace",
-        "_work",
-    )
+    __slots__ = ("_cancelled", "_classifier", "_decode_seconds", "_items", "_respond", "_served", "_tensor", "_top_k")
 
     def __init__(self, classifier: Classifier, served: ServedModel, query: Query, respond: Respond) -> None:
         policy = served.policy
-        self._count = len(query.items) if query.tensor is None else len(query.tensor)
-        _check_count(self._count, policy.max_request_items)
-        self._priority = _priority(query.priority, policy.priority_levels, policy.default_priority)
-        self._deadline = _deadline(query, policy.default_timeout_seconds)
+        count = len(query.items) if query.tensor is None else len(query.tensor)
+        if not 0 < count <= policy.max_request_items:
+            raise _wrong_count(count, policy.max_request_items)
+        if query.priority > policy.priority_levels:
+            raise InvalidRequest(
+                f"priority {query.priority} is above the lowest level of this model, {policy.priority_levels}", "priority"
+            )
+        timeout = query.timeout_seconds or policy.default_timeout_seconds
+        deadline = _deadline(query.deadline, timeout) if timeout else query.deadline
+        super().__init__(count, query.priority or policy.default_priority, deadline, query.trace)
         self._classifier = classifier
         self._served = served
         self._items = query.items
         self._tensor = query.tensor
         self._top_k = query.top_k
-        self._trace = query.trace
         self._respond = respond
         self._decode_seconds: float | None = None
-        self._work: Work | None = None
         self._cancelled = False
 
     def begin(self) -> None:
         """Sends the request on from the transport's thread; raises RequestError if it cannot be taken on."""
-        if not self._encoded():
-            self._submit(self._raw(), pool=False)
+        images = self._raw()
+        if images is not None:
+            self._submit(images, pool=False)
             return
         items = self._items
         batcher = self._served.batcher
@@ -264,13 +253,13 @@ class _Request:
                 self._decode_seconds = time.monotonic() - start
                 self._submit(pixels, pool=False)
                 return
-        batcher.reserve(self._count)
+        batcher.reserve(self.items)
         self._classifier.decode_in_pool(self._decode_then_submit)
 
     def begin_elsewhere(self) -> None:
         """Sends the request on from any other thread; raises RequestError if it cannot be taken on."""
-        images = None if self._encoded() else self._raw()
-        self._served.batcher.reserve(self._count)
+        images = self._raw()
+        self._served.batcher.reserve(self.items)
         if images is None:
             self._classifier.decode_in_pool(self._decode_then_submit)
         else:
@@ -279,28 +268,27 @@ class _Request:
     def cancel(self) -> None:
         """The client is gone."""
         self._cancelled = True
-        work = self._work
-        if work is not None:
-            self._served.batcher.cancel(work)
+        if self.submitted:
+            self._served.batcher.cancel(self)
 
     def _decode_then_submit(self) -> None:
         try:
             pixels = self._decoded()
         except Exception as error:
-            self._served.batcher.release(self._count)
+            self._served.batcher.release(self.items)
             if not isinstance(error, RequestError):
                 log.exception("model %s: a request failed while it was decoded", self._served.name)
                 error = ModelFailed("the request failed inside the server")
-            self._end(error)
+            self._served.batcher.fail(self, error)
             return
         try:
             self._submit(pixels, pool=True)
         except RequestError as error:
-            self._end(error)
+            self._served.batcher.fail(self, error)
 
     def _decoded(self) -> NDArray[np.uint8]:
         start = time.monotonic()
-        if start >= self._deadline:
+        if start >= self.deadline:
             raise DeadlinePassed("the deadline passed while the request waited to be decoded")
         if self._cancelled:
             raise ClientGone("the client cancelled the call")
@@ -315,35 +303,32 @@ class _Request:
         except InvalidRequest as error:
             raise InvalidRequest(f"item {index}: {error}", f"items[{index}].encoded") from None
 
-    def _encoded(self) -> bool:
-        """Whether there is something to decode; raises InvalidRequest if there is and nobody knows how."""
-        for index, item in enumerate(self._items):
-            if item.encoded:
-                if self._served.model.foreign:
-                    raise self._needs_tensors(f"items[{index}].encoded")
-                return True
-        return False
-
-    def _raw(self) -> NDArray[Any]:
-        """The tensor, or uint8[n,H,W,C] of items that are all raw: one copy at most."""
+    def _raw(self) -> NDArray[Any] | None:
+        """The tensor, or uint8[n,H,W,C] of items that are all raw, one copy at most; None if there is something to decode."""
         spec = self._served.model.input
         if self._tensor is not None:
             _check_tensor(self._tensor, spec)
             return self._tensor
-        if not spec.is_picture:
-            raise self._needs_tensors("items[0].pixels")
         items = self._items
         for index, item in enumerate(items):
-            _check_size(index, item, spec)
-        data = items[0].data if len(items) == 1 else b"".join(item.data for item in items)
-        return np.frombuffer(data, np.uint8).reshape(len(items), *spec.shape)
+            if item.encoded:
+                if self._served.model.foreign:
+                    raise self._needs_tensors(f"items[{index}].encoded")
+                return None
+        if not spec.is_picture:
+            raise self._needs_tensors("items[0].pixels")
+        for index, item in enumerate(items):
+            if len(item.data) != spec.size_bytes:
+                raise _wrong_size(index, item, spec)
+        data = items[0].data if len(items) == 1 else b"".join([item.data for item in items])
+        return np.frombuffer(data, spec.item)
 
     def _pixels(self, opened: list[Image.Image | None]) -> NDArray[np.uint8]:
         """uint8[n,H,W,C] of all items. Those that are not `opened` yet are, one by one: a decoded picture is large."""
         spec = self._served.model.contract.input
         for index, item in enumerate(self._items):
-            if not item.encoded:
-                _check_size(index, item, self._served.model.input)
+            if not item.encoded and len(item.data) != self._served.model.input.size_bytes:
+                raise _wrong_size(index, item, self._served.model.input)
         images = np.empty((len(self._items), *spec.shape), np.uint8)
         for index, item in enumerate(self._items):
             if not item.encoded:
@@ -366,39 +351,38 @@ class _Request:
 
     def _submit(self, images: NDArray[Any], *, pool: bool) -> None:
         batcher = self._served.batcher
-        work = Work(images, self._worked, self._priority, self._deadline, self._trace)
-        self._work = work  # before it is submitted: from then on it may end at any moment
-        full = batcher.submit(work, reserved=pool)
+        self.images = images
+        full = batcher.submit(self, reserved=pool)
         if self._cancelled:  # it came while the pictures were decoded
-            batcher.cancel(work)
+            batcher.cancel(self)
         elif pool:
             batcher.hand_over()
         elif full:
             batcher.pump()
 
-    def _worked(self, work: Work) -> None:
-        if work.error is not None or work.outputs is None:
-            self._end(work.error or ModelFailed("the model gave no answer"))
-            return
-        phases = Phases(self._decode_seconds, work.started - work.submitted, work.finished - work.started)
-        self._end(Answer(self._served, work.outputs, self._top_k, phases, work.finished, self._trace))
-
-    def _end(self, outcome: Answer | RequestError) -> None:
+    def done(self) -> None:
+        """See Work."""
+        error, served, respond = self.error, self._served, self._respond
+        del self._respond
+        self._items = ()
+        self._tensor = None
         try:
-            self._respond(outcome)
+            if error is None:
+                phases = Phases(self._decode_seconds, self.started - self.submitted, self.finished - self.started)
+                del self.images  # no instance computes on them any more
+                respond(Answer(served, self.outputs, self._top_k, phases, self.finished, self.trace))
+            else:
+                respond(error)
         finally:
-            self._classifier.ended(self._served, outcome, self._work.submitted if self._work is not None else math.inf)
-            self._items = ()
-            self._tensor = None
-            self._work = None
-            del self._respond
+            if error is not None:
+                self._classifier.refused(served, error, time.monotonic() - self.submitted if self.submitted else 0.0)
+            self._classifier.release(served)
 
 
-def _check_count(items: int, limit: int) -> None:
+def _wrong_count(items: int, limit: int) -> InvalidRequest:
     if not items:
-        raise InvalidRequest("the request has no items; send 1 or more images", "items")
-    if items > limit:
-        raise InvalidRequest(f"the request has {items} items; at most {limit} are accepted", "items")
+        return InvalidRequest("the request has no items; send 1 or more images", "items")
+    return InvalidRequest(f"the request has {items} items; at most {limit} are accepted", "items")
 
 
 def _check_tensor(tensor: NDArray[Any], spec: TensorSpec) -> None:
@@ -407,25 +391,16 @@ def _check_tensor(tensor: NDArray[Any], spec: TensorSpec) -> None:
         raise InvalidRequest(f"the tensor's items are {tensor.dtype} {given}; the model takes {spec}", spec.name)
 
 
-def _check_size(index: int, item: Item, spec: TensorSpec) -> None:
-    if len(item.data) != spec.size_bytes:
-        message = f"item {index}: {len(item.data)} bytes of pixels; the model takes {spec.size_bytes} ({spec})"
-        raise InvalidRequest(message, f"items[{index}].pixels")
+def _wrong_size(index: int, item: Item, spec: TensorSpec) -> InvalidRequest:
+    message = f"item {index}: {len(item.data)} bytes of pixels; the model takes {spec.size_bytes} ({spec})"
+    return InvalidRequest(message, f"items[{index}].pixels")
 
 
-def _priority(asked: int, levels: int, default: int) -> int:
-    if asked > levels:
-        raise InvalidRequest(f"priority {asked} is above the lowest level of this model, {levels}", "priority")
-    return asked or default
-
-
-def _deadline(query: Query, default_timeout_seconds: float) -> float:
-    """The earlier of the call's deadline and now plus the timeout."""
-    timeout = query.timeout_seconds
+def _deadline(deadline: float, timeout: float) -> float:
+    """The earlier of the call's deadline and now plus the timeout, in seconds."""
     if not 0 <= timeout <= MAX_TIMEOUT_SECONDS:  # a NaN is refused too
         raise InvalidRequest(f"timeout_seconds {timeout} is not between 0 and {MAX_TIMEOUT_SECONDS:.0e}", "timeout_seconds")
-    timeout = timeout or default_timeout_seconds
-    return min(query.deadline, time.monotonic() + timeout) if timeout else query.deadline
+    return min(deadline, time.monotonic() + timeout)
 
 
 def _few_bytes(items: Sequence[Item]) -> bool:

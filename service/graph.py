@@ -55,6 +55,11 @@ class TensorSpec:
         return self.dtype.itemsize * math.prod(self.shape)
 
     @cached_property
+    def item(self) -> np.dtype[Any]:
+        """An item as one element of an array: what `numpy.frombuffer` needs to give [n, *shape] at once."""
+        return np.dtype((self.dtype, self.shape))
+
+    @cached_property
     def is_picture(self) -> bool:
         """Whether an item can be a decoded picture: uint8[H,W,C]."""
         return self.dtype == np.uint8 and len(self.shape) == 3 and self.shape[2] in (1, 3, 4)

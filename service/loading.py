@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from service.batcher import INLINE_SECONDS, Batcher, TraceBatch
+from service.batcher import Batcher, TraceBatch
 from service.config import Policy, Provider
 from service.errors import InvalidModel
 from service.model import Model, load
@@ -23,8 +23,7 @@ class Loaded(NamedTuple):
 def load_model(path: Path, labels: tuple[str, ...] | None, policy: Policy, provider: Provider, cpus: int) -> Loaded:
     """Loads as many instances of a model as its policy asks for, and measures what a batch takes.
 
-    On the CPU the instances share `cpus` threads. A model that answers one item within the time of an inline batch is given one
-    thread: waking a second one costs it more than it gains, and the second core is wanted for the transport.
+    On the CPU the instances share `cpus` threads.
 
     Args:
         path: the model file.
@@ -44,11 +43,9 @@ def load_model(path: Path, labels: tuple[str, ...] | None, policy: Policy, provi
     def instance(threads: int) -> Model:
         return load(content, policy.provider or provider, threads, labels, policy.max_batch_size)
 
-    first = instance(1)
     threads = max(1, cpus // policy.instances)
-    if threads > 1 and first.provider in ("cpu", "openvino") and first.measure(1)[1] > INLINE_SECONDS:
-        first = instance(threads)
-    instances = (first, *(instance(first.threads) for _ in range(1, policy.instances)))
+    instances = tuple(instance(threads) for _ in range(policy.instances))
+    first = instances[0]
     measured = [each.measure(policy.max_batch_size) for each in instances]  # which warms each of them up
     if labels is not None and not first.foreign:
         log.warning("%s: the labels are those of the file's contract; labels.txt is not used", path.parent.parent.name)

@@ -12,10 +12,10 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import watchfiles
 
@@ -49,6 +49,7 @@ class ServedModel:
     batcher: Batcher
     metrics: ModelMetrics
     fingerprint: Fingerprint
+    kept: dict[type, Any] = field(default_factory=dict)  # what others keep with it for as long as it is served, by type
     inflight: int = 0
     retired: bool = False
 
@@ -98,6 +99,7 @@ class Repository:
         # What readers need no lock for is replaced, never changed.
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
+        self._waiting = 0  # for it to be idle
         self._served: dict[str, tuple[ServedModel, ...]] = {}  # highest version first
         self._aliases: dict[str, dict[str, int]] = {}
         self._routes: dict[tuple[str, str], ServedModel] = {}  # by name, and version or alias as requests write it
@@ -185,7 +187,7 @@ class Repository:
             if close:
                 self._retiring = tuple(other for other in self._retiring if other is not served)
                 self._active = self._all()
-            if served.inflight == 0:
+            if served.inflight == 0 and self._waiting:
                 self._idle.notify_all()
         if close:
             self._close(served)
@@ -228,7 +230,11 @@ class Repository:
     def wait_until_idle(self, seconds: float) -> bool:
         """Waits until no request is in hand, at most so long; whether it came to that."""
         with self._lock:
-            return self._idle.wait_for(lambda: not any(served.inflight for served in self._active), timeout=seconds)
+            self._waiting += 1
+            try:
+                return self._idle.wait_for(lambda: not any(served.inflight for served in self._active), timeout=seconds)
+            finally:
+                self._waiting -= 1
 
     def pump(self) -> float:
         """For the transport's thread: `Batcher.pump` of every model where something waits; the earliest time it wants next."""

@@ -21,8 +21,7 @@ from rich.console import Console
 
 from service.metrics import Metrics, Phases
 from service.pb.convoy.v1 import classifier_pb2 as pb
-from service.rpc.call import _trace
-from service.trace_context import TraceContext
+from service.trace_context import HEADER, trace_context
 from tests.benchmarks.transport import check, make_repository, measure, serving
 
 CALLS = 40_000
@@ -68,7 +67,7 @@ def counted(metadata: tuple[tuple[str, str], ...]) -> float:
     start = time.process_time()
     for call in range(CALLS):
         method.started()
-        trace: TraceContext | None = _trace(metadata)
+        trace = next((trace_context(value) for key, value in metadata if key == HEADER), None)
         if call % CALLS_A_BATCH == 0:
             served.batch(CALLS_A_BATCH, 0.0003)
         method.handled("OK", 0.0007, trace)

@@ -35,6 +35,21 @@ def test_one_slow_batch_says_little_and_fast_ones_much() -> None:
     assert unknown.expected(1) == 0.5
 
 
+def test_what_is_promised_follows_a_machine_that_gets_busy_and_is_free_again() -> None:
+    times = BatchTimes({1: 0.001, 8: 0.008})
+    assert times.likely(1) == pytest.approx(0.0011)
+    for _ in range(8):
+        times.observe(8, 0.016)
+    assert times.expected(8) < 0.010, "learnt slowly"
+    assert 0.0014 < times.likely(1) < 0.0025, "learnt at once, and of one size for all"
+    assert times.largest_likely_within(0.008) < 8 == times.largest_within(0.010)
+    for _ in range(100):
+        times.observe(8, 0.008)
+    assert times.likely(8) == pytest.approx(0.0088, rel=0.02)
+    times.observe(8, 100.0)
+    assert times.likely(8) < 0.1, "one hour of sleep is not a busy machine"
+
+
 @pytest.mark.parametrize(
     ("measured", "most", "worthwhile"),
     [

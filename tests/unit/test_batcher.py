@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from service.batcher import TRUST_SECONDS, Batcher, Work
+from service.batcher import LINGER, TRUST_SECONDS, Batcher, Work
 from service.errors import ClientGone, DeadlinePassed, ModelFailed, QueueFull
 
 FAST = {1: 1e-4, 64: 1e-4}
@@ -46,8 +46,22 @@ class Gate:
         return [np.stack([total, -total], axis=1)]
 
 
+class Asked(Work):
+    """A work that says to a function that it is done."""
+
+    def __init__(
+        self, images: NDArray[np.uint8], tell: Callable[[Work], None], priority: int = 1, deadline: float = math.inf
+    ) -> None:
+        super().__init__(len(images), priority, deadline)
+        self.images = images
+        self._tell = tell
+
+    def done(self) -> None:
+        self._tell(self)
+
+
 class Outcomes:
-    """Collects what `done` is called with."""
+    """Collects the works that are done."""
 
     def __init__(self) -> None:
         self.works: list[Work] = []
@@ -102,10 +116,10 @@ def images(*values: int) -> NDArray[np.uint8]:
 
 def test_a_short_batch_runs_on_the_callers_thread_and_a_long_one_on_the_models(make: Make, gate: Gate, done: Outcomes) -> None:
     fast, slow = make(FAST), make(SLOW)
-    fast.submit(Work(images(1, 2), done))
+    fast.submit(Asked(images(1, 2), done))
     fast.pump()
     assert len(done.works) == 1
-    slow.submit(Work(images(3), done))
+    slow.submit(Asked(images(3), done))
     slow.pump()
     done.wait_for(2)
     assert gate.threads == [threading.current_thread().name, "batcher-m-1"]
@@ -116,14 +130,14 @@ def test_a_short_batch_runs_on_the_callers_thread_and_a_long_one_on_the_models(m
 def test_a_long_batch_is_cut_to_run_inline_unless_large_batches_gain_much(make: Make, gate: Gate, done: Outcomes) -> None:
     linear = make({1: 4e-4, 2: 8e-4, 4: 16e-4, 8: 32e-4})
     for value in range(8):
-        linear.submit(Work(images(value), done))
+        linear.submit(Asked(images(value), done))
     while linear.pump() == -math.inf:
         pass
     assert gate.batches == [2, 2, 2, 2]
     assert set(gate.threads) == {threading.current_thread().name}
     gaining = make({1: 9e-4, 8: 20e-4})
     for value in range(8):
-        gaining.submit(Work(images(value), done))
+        gaining.submit(Asked(images(value), done))
     gaining.pump()
     done.wait_for(16)
     assert gate.batches[4:] == [8]
@@ -132,7 +146,7 @@ def test_a_long_batch_is_cut_to_run_inline_unless_large_batches_gain_much(make: 
 
 def test_hand_over_never_runs_a_batch_on_the_caller(make: Make, gate: Gate, done: Outcomes) -> None:
     batcher = make(FAST)
-    batcher.submit(Work(images(1), done))
+    batcher.submit(Asked(images(1), done))
     batcher.hand_over()
     done.wait_for(1)
     assert gate.threads == ["batcher-m-1"]
@@ -142,21 +156,20 @@ def test_requests_share_a_batch_and_large_ones_are_put_together_again(make: Make
     batcher = make(FAST, max_batch_items=4)
     sent = [images(1), images(*range(10, 20)), images(2, 3)]
     for pixels in sent:
-        batcher.submit(Work(pixels, done))
+        batcher.submit(Asked(pixels, done))
     while batcher.pump() == -math.inf:
         pass
     assert gate.batches == [4, 4, 4, 1]
     by_size = {work.items: work for work in done.works}
     for pixels in sent:
         outputs = by_size[len(pixels)].outputs
-        assert outputs is not None
         assert outputs[0][:, 0].tolist() == pixels.ravel().tolist()
 
 
 def test_one_of_four_cancelled_while_the_model_runs_leaves_three_answered(make: Make, gate: Gate, done: Outcomes) -> None:
     batcher = make(SLOW)
     gate.held = True
-    works = [Work(images(value), done) for value in (1, 2, 3, 4)]
+    works = [Asked(images(value), done) for value in (1, 2, 3, 4)]
     for work in works:
         batcher.submit(work)
     batcher.pump()
@@ -169,17 +182,16 @@ def test_one_of_four_cancelled_while_the_model_runs_leaves_three_answered(make: 
     assert len(done.works) == 4
     for work, value in ((works[0], 1), (works[2], 3), (works[3], 4)):
         assert work.error is None
-        assert work.outputs is not None
         assert work.outputs[0][0, 0] == value
 
 
 def test_a_cancelled_request_that_still_waits_costs_no_inference(make: Make, gate: Gate, done: Outcomes) -> None:
     batcher = make(SLOW)
     gate.held = True
-    batcher.submit(Work(images(1), done))
+    batcher.submit(Asked(images(1), done))
     batcher.pump()
     assert gate.entered.acquire(timeout=10)
-    waiting = Work(images(2, 3), done)
+    waiting = Asked(images(2, 3), done)
     batcher.submit(waiting)
     batcher.cancel(waiting)
     batcher.cancel(waiting)
@@ -192,11 +204,11 @@ def test_a_cancelled_request_that_still_waits_costs_no_inference(make: Make, gat
 
 def test_a_full_queue_refuses_with_a_time_to_come_back(make: Make, gate: Gate, done: Outcomes) -> None:
     batcher = make(SLOW, max_batch_items=2, max_queue_items=4)
-    assert not batcher.submit(Work(images(1), done))
-    assert batcher.submit(Work(images(2), done))
-    assert batcher.submit(Work(images(3), done))
+    assert not batcher.submit(Asked(images(1), done))
+    assert batcher.submit(Asked(images(2), done))
+    assert batcher.submit(Asked(images(3), done))
     with pytest.raises(QueueFull, match="3 of 4 items wait, 2 more came") as refused:
-        batcher.submit(Work(images(4, 5), done))
+        batcher.submit(Asked(images(4, 5), done))
     assert refused.value.retry_after_seconds == pytest.approx(2.0)
     batcher.pump()
     done.wait_for(3)
@@ -206,13 +218,12 @@ def test_a_full_queue_refuses_with_a_time_to_come_back(make: Make, gate: Gate, d
 def test_a_request_that_expires_in_the_queue_costs_no_inference(make: Make, gate: Gate, done: Outcomes) -> None:
     clock = Clock()
     batcher = make(FAST, clock=clock)
-    late, alive = Work(images(1), done, deadline=clock.now + 1), Work(images(2), done, deadline=clock.now + 3)
+    late, alive = Asked(images(1), done, deadline=clock.now + 1), Asked(images(2), done, deadline=clock.now + 3)
     batcher.submit(late)
     batcher.submit(alive)
     clock.now += 1
     batcher.pump()
     assert isinstance(late.error, DeadlinePassed)
-    assert alive.outputs is not None
     assert gate.batches == [1]
 
 
@@ -220,10 +231,10 @@ def test_pump_asks_to_be_called_at_the_earliest_deadline_while_the_model_is_busy
     clock = Clock()
     batcher = make(SLOW, clock=clock)
     gate.held = True
-    batcher.submit(Work(images(1), done))
+    batcher.submit(Asked(images(1), done))
     assert batcher.pump() == math.inf
     assert gate.entered.acquire(timeout=10)
-    expiring = Work(images(2), done, deadline=clock.now + 5)
+    expiring = Asked(images(2), done, deadline=clock.now + 5)
     batcher.submit(expiring)
     assert batcher.pump() == clock.now + 5
     clock.now += 5
@@ -236,25 +247,24 @@ def test_pump_asks_to_be_called_at_the_earliest_deadline_while_the_model_is_busy
 
 def test_a_poisonous_request_fails_alone_and_without_the_models_words(make: Make, gate: Gate, done: Outcomes) -> None:
     batcher = make(FAST, max_batch_items=4)
-    works = [Work(images(value), done) for value in (1, 255, 2, 3, 4)]
+    works = [Asked(images(value), done) for value in (1, 255, 2, 3, 4)]
     for work in works:
         batcher.submit(work)
     while batcher.pump() == -math.inf:
         pass
     assert [type(work.error) for work in works] == [type(None), ModelFailed, type(None), type(None), type(None)]
     assert "secret" not in str(works[1].error)
-    assert [work.outputs[0][0, 0] for work in works if work.outputs is not None] == [1, 2, 3, 4]
+    assert [work.outputs[0][0, 0] for work in works if work.outputs] == [1, 2, 3, 4]
     assert gate.batches == [4, 1, 1, 1, 1, 1]
 
 
 def test_a_model_that_gives_too_few_answers_fails_the_request_and_goes_on(done: Outcomes) -> None:
     batcher = Batcher(lambda images: [np.zeros((1, 2), np.float32)], name="m", max_batch_items=8, max_queue_items=8, measured=FAST)
-    wrong, right = Work(images(1, 2), done), Work(images(3), done)
+    wrong, right = Asked(images(1, 2), done), Asked(images(3), done)
     for work in (wrong, right):
         batcher.submit(work)
         batcher.pump()
     assert isinstance(wrong.error, ModelFailed)
-    assert right.outputs is not None
 
 
 def test_a_batch_that_cannot_be_counted_is_answered_all_the_same(done: Outcomes) -> None:
@@ -263,12 +273,11 @@ def test_a_batch_that_cannot_be_counted_is_answered_all_the_same(done: Outcomes)
 
     batcher = Batcher(Gate(), name="m", max_batch_items=8, max_queue_items=8, measured=FAST, on_batch=cannot_count)
     batcher.start()
-    batcher.submit(Work(np.ones((2, 1, 1, 1), np.uint8), done))
+    batcher.submit(Asked(np.ones((2, 1, 1, 1), np.uint8), done))
     batcher.pump()
     batcher.close()
     [work] = done.works
     assert work.error is None
-    assert work.outputs is not None
     assert work.outputs[0][:, 0].tolist() == [1.0, 1.0]
 
 
@@ -276,12 +285,11 @@ def test_room_reserved_counts_against_the_bound(make: Make, done: Outcomes) -> N
     batcher = make(FAST, max_queue_items=4)
     batcher.reserve(3)
     with pytest.raises(QueueFull, match="3 of 4 items wait, 2 more came"):
-        batcher.submit(Work(images(1, 2), done))
+        batcher.submit(Asked(images(1, 2), done))
     with pytest.raises(QueueFull):
         batcher.reserve(2)
-    batcher.submit(Work(images(1, 2, 3), done), reserved=True)
+    batcher.submit(Asked(images(1, 2, 3), done), reserved=True)
     batcher.pump()
-    assert done.works[0].outputs is not None
     batcher.reserve(4)
     batcher.release(4)
     batcher.reserve(4)
@@ -292,10 +300,9 @@ def test_an_answer_that_cannot_be_delivered_harms_nobody_else(make: Make, done: 
         raise RuntimeError("no way to send this")
 
     batcher = make(FAST)
-    batcher.submit(Work(images(1), broken))
-    batcher.submit(Work(images(2), done))
+    batcher.submit(Asked(images(1), broken))
+    batcher.submit(Asked(images(2), done))
     batcher.pump()
-    assert done.works[0].outputs is not None
 
 
 def test_every_work_ends_once_under_submissions_and_cancellations_from_many_threads(make: Make, done: Outcomes) -> None:
@@ -304,7 +311,7 @@ def test_every_work_ends_once_under_submissions_and_cancellations_from_many_thre
     def client(seed: int) -> None:
         random = np.random.default_rng(seed)
         for _ in range(100):
-            work = Work(images(*random.integers(0, 200, random.integers(1, 9)).tolist()), done)
+            work = Asked(images(*random.integers(0, 200, random.integers(1, 9)).tolist()), done)
             batcher.submit(work)
             batcher.hand_over()
             if random.random() < 0.3:
@@ -320,14 +327,13 @@ def test_every_work_ends_once_under_submissions_and_cancellations_from_many_thre
     assert len(done.works) == len(set(done.works)) == 400
     for work in done.works:
         if work.error is None:
-            assert work.outputs is not None
             assert work.outputs[0][:, 0].tolist() == work.images.ravel().tolist()
 
 
 def test_instances_run_batches_side_by_side_and_put_one_large_request_together(make: Make, gate: Gate, done: Outcomes) -> None:
     batcher = make(SLOW, max_batch_items=4, instances=2)
     gate.held = True
-    large = Work(images(*range(8)), done)
+    large = Asked(images(*range(8)), done)
     batcher.submit(large)
     assert batcher.pump() == -math.inf
     assert batcher.pump() == math.inf
@@ -337,7 +343,6 @@ def test_instances_run_batches_side_by_side_and_put_one_large_request_together(m
     for _ in range(2):
         gate.go_on.release()
     done.wait_for(1)
-    assert large.outputs is not None
     assert large.outputs[0][:, 0].tolist() == list(range(8))
     assert sorted(gate.threads) == ["batcher-m-1", "batcher-m-2"]
 
@@ -345,25 +350,53 @@ def test_instances_run_batches_side_by_side_and_put_one_large_request_together(m
 def test_with_a_delay_a_batch_waits_for_company_and_no_longer(make: Make, gate: Gate, done: Outcomes) -> None:
     clock = Clock()
     batcher = make(FAST, max_batch_items=4, max_delay_seconds=0.5, clock=clock)
-    batcher.submit(Work(images(1), done))
+    batcher.submit(Asked(images(1), done))
     assert batcher.pump() == clock.now + 0.5
     clock.now += 0.3
-    batcher.submit(Work(images(2), done))
+    batcher.submit(Asked(images(2), done))
     assert batcher.pump() == pytest.approx(clock.now + 0.2)
     assert gate.batches == []
     clock.now += 0.2
     assert batcher.pump() == math.inf
     assert gate.batches == [2]
     for value in range(5):
-        assert batcher.submit(Work(images(value), done)) == (value >= 3), "a full batch does not wait"
+        assert batcher.submit(Asked(images(value), done)) == (value >= 3), "a full batch does not wait"
     assert batcher.pump() == clock.now + 0.5, "the one that is left over does"
     assert gate.batches == [2, 4]
+
+
+def test_after_a_long_batch_those_who_had_their_answers_are_waited_for_a_moment(make: Make, gate: Gate, done: Outcomes) -> None:
+    clock = Clock()
+    batcher = make({1: 1.0, 2: 2.0, 4: 4.0}, max_batch_items=8, clock=clock)
+    gate.held = True
+    batcher.submit(Asked(images(1, 2, 3), done))
+    batcher.pump()
+    assert gate.entered.acquire(timeout=10)
+    clock.now += 4.0
+    gate.held = False
+    gate.go_on.release()
+    done.wait_for(1)
+    while not batcher._idle:
+        time.sleep(0.001)
+    batcher.submit(Asked(images(1), done))
+    assert batcher.pump() == pytest.approx(clock.now + 4.0 * LINGER)
+    batcher.submit(Asked(images(2), done))
+    assert batcher.pump() > clock.now
+    batcher.submit(Asked(images(3), done))
+    batcher.pump()
+    done.wait_for(4)
+    assert gate.batches == [3, 3], "as many are back as there were"
+    batcher.submit(Asked(images(4), done))
+    clock.now += 1.0
+    batcher.pump()
+    done.wait_for(5)
+    assert gate.batches == [3, 3, 1], "nobody is waited for longer"
 
 
 def test_what_other_threads_submit_waits_for_company_too(make: Make, gate: Gate, done: Outcomes) -> None:
     batcher = make(FAST, max_batch_items=4, max_delay_seconds=0.1)
     for value in (1, 2, 3):
-        batcher.submit(Work(images(value), done))
+        batcher.submit(Asked(images(value), done))
         batcher.hand_over()
     assert gate.batches == []
     done.wait_for(3)
@@ -374,31 +407,44 @@ def test_what_other_threads_submit_waits_for_company_too(make: Make, gate: Gate,
 def test_a_deadline_that_cannot_be_met_is_refused_at_once(make: Make, done: Outcomes) -> None:
     clock = Clock()
     batcher = make({1: 1.0, 2: 1.1, 4: 1.2}, max_batch_items=4, clock=clock)
-    with pytest.raises(DeadlinePassed, match=r"cannot be met: by the measured times the answer would be 500\.0 ms late"):
-        batcher.submit(Work(images(1), done, deadline=clock.now + 0.5))
-    batcher.submit(Work(images(1, 2, 3, 4), done, deadline=clock.now + 10))  # 1.2 s
+    with pytest.raises(
+        DeadlinePassed, match=r"too near: by the measured times the answer would take 1100\.0 ms; .* 500\.0 ms at most"
+    ):
+        batcher.submit(Asked(images(1), done, deadline=clock.now + 0.5))
+    with pytest.raises(DeadlinePassed, match="the deadline has passed"):
+        batcher.submit(Asked(images(1), done, deadline=clock.now))
+    batcher.submit(Asked(images(1, 2, 3, 4), done, deadline=clock.now + 10))  # 1.2 s
     with pytest.raises(DeadlinePassed):
-        batcher.submit(Work(images(5), done, priority=2, deadline=clock.now + 2))
-    batcher.submit(Work(images(5), done, deadline=clock.now + 2))  # goes ahead: an earlier deadline, the same priority
+        batcher.submit(Asked(images(5), done, priority=2, deadline=clock.now + 2))
+    batcher.submit(Asked(images(5), done, deadline=clock.now + 2))  # goes ahead: an earlier deadline, the same priority
     assert batcher.queued_items == 5
+
+
+def test_a_request_that_has_to_queue_leaves_time_for_more_than_the_smallest_batches(make: Make, done: Outcomes) -> None:
+    clock = Clock()
+    batcher = make({1: 1.0, 2: 1.0}, max_batch_items=2, clock=clock)
+    batcher.submit(Asked(images(1), done, deadline=clock.now + 1.2))  # alone, it is in time: 1.1 s
+    with pytest.raises(DeadlinePassed, match=r"for a deadline in 3000\.0 ms at most 2000\.0 ms are accepted"):
+        batcher.submit(Asked(images(2, 3), done, deadline=clock.now + 3))  # behind it, it would take 2.2 s
+    batcher.submit(Asked(images(2, 3), done, deadline=clock.now + 4))
 
 
 def test_times_that_are_old_refuse_nobody(make: Make, done: Outcomes) -> None:
     clock = Clock()
     batcher = make(SLOW, clock=clock)
     clock.now += TRUST_SECONDS + 1
-    batcher.submit(Work(images(1), done, deadline=clock.now + 0.5))
+    batcher.submit(Asked(images(1), done, deadline=clock.now + 0.5))
     batcher.pump()
     done.wait_for(1)
     assert done.works[0].error is None
     with pytest.raises(DeadlinePassed):
-        batcher.submit(Work(images(1), done, deadline=clock.now))
+        batcher.submit(Asked(images(1), done, deadline=clock.now))
 
 
 def test_a_request_that_has_waited_too_long_to_be_in_time_costs_no_inference(make: Make, gate: Gate, done: Outcomes) -> None:
     clock = Clock()
     batcher = make(SLOW, clock=clock)
-    hopeless = Work(images(1), done, deadline=clock.now + 1.5)
+    hopeless = Asked(images(1), done, deadline=clock.now + 1.5)
     batcher.submit(hopeless)
     clock.now += 0.6
     batcher.pump()
@@ -410,8 +456,8 @@ def test_a_batch_is_no_longer_than_the_earliest_deadline_allows(make: Make, gate
     clock = Clock()
     batcher = make({1: 1.0, 2: 2.0, 4: 4.0, 8: 8.0}, clock=clock)
     for value in range(6):
-        batcher.submit(Work(images(value), done, deadline=clock.now + 100))
-    batcher.submit(Work(images(9), done, deadline=clock.now + 3))
+        batcher.submit(Asked(images(value), done, deadline=clock.now + 100))
+    batcher.submit(Asked(images(9), done, deadline=clock.now + 3))
     batcher.pump()
     done.wait_for(7)
     assert gate.batches[0] == 2
