@@ -171,7 +171,8 @@ class ResponseWriter:
             parts += (self._ID, varint(len(text)), text)
         for predictions in results:
             result = b"".join([labels[index] + pack(probability) for index, probability in predictions])
-            parts += (self._RESULT, varint(len(result)), result)
+            size = len(result)
+            parts += (self._RESULT, _SHORT[size] if size < 128 else varint(size), result)
         decode, queue, inference = phases
         if decode is None:
             parts.append(self._PHASES.pack(0x2A, 18, 0x11, queue, 0x19, inference))

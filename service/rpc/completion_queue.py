@@ -150,7 +150,7 @@ class CompletionQueueServer:
             for method in options.methods
         }
         self._ident = 0  # the thread's, while it runs
-        self._messages: list[tuple[_FastUnaryCall, bytes]] = []
+        self.messages: list[tuple[_FastUnaryCall, bytes]] = []
         self._outbox: list[tuple[Any, Sequence[Any], Tag]] = []
         self._stopping = False
         self._stopped = threading.Event()
@@ -224,15 +224,8 @@ class CompletionQueueServer:
             self._start_batches()
         self._drain()
 
-    def collect(self, call: "_FastUnaryCall", payload: bytes) -> None:
-        """Takes a call's message."""
-        if len(payload) < LARGE_BYTES:
-            self._messages.append((call, payload))
-        else:
-            handle_unary(call.method, payload, call)  # type: ignore[arg-type]
-
     def _handle_messages(self) -> None:
-        messages, self._messages = self._messages, []
+        messages, self.messages = self.messages, []
         for call, payload in messages:
             if not call.ended:
                 handle_unary(call.method, payload, call)  # type: ignore[arg-type]
@@ -302,7 +295,10 @@ class _FastUnaryCall(UnaryCall):
         """Takes the event of ReceiveMessage."""
         payload = event.batch_operations[0].message()
         if payload is not None:
-            self.server.collect(self, payload)
+            if len(payload) < LARGE_BYTES:
+                self.server.messages.append((self, payload))
+            else:
+                handle_unary(self.method, payload, self)  # type: ignore[arg-type]
         elif self.core is not None:
             # The client has left, or it has sent nothing. If it has left, the close event is in the queue by now: an empty batch's
             # event comes behind it.
@@ -321,7 +317,10 @@ class _FastUnaryCall(UnaryCall):
         core = self.core
         if core is None:
             return
-        operations = [cygrpc.SendInitialMetadataOperation(self.initial, 0), _status(status)]
+        operations = [
+            cygrpc.SendInitialMetadataOperation(self.initial, 0),
+            cygrpc.SendStatusFromServerOperation(status.trailing, status.number, status.message.encode(), 0),
+        ]
         if payload is not None:
             operations.append(cygrpc.SendMessageOperation(payload, 0))
         self.server.begin(core, operations, _ignore)
