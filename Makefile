@@ -82,6 +82,7 @@ test-cluster: setup  ## install the kit in the cluster of KUBECONFIG, with IMAGE
 
 bench: setup  ## reproduce tests/benchmarks/RESULTS.md (needs h2load: apt-get install nghttp2-client)
 	$(BIN)/python -m tests.benchmarks.transport
+	$(BIN)/python -m tests.benchmarks.workers
 	$(BIN)/python -m tests.benchmarks.serving
 	$(BIN)/python -m tests.benchmarks.leaks
 	$(BIN)/python -m tests.benchmarks.precision
