@@ -30,6 +30,11 @@ from service.server import Server
 SEED = 0
 
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts background jobs so, and the programs that the tests stop by Ctrl-C would inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(scope="session")
 def digits() -> data.Dataset:
     return data.load("digits", SEED)

@@ -103,13 +103,17 @@ def test_ctrl_c_shows_what_was_measured_until_then(server: Server) -> None:
     command = [sys.executable, "-m", "service.cli", "bench", "--model", "digits", "--server", f"127.0.0.1:{server.grpc_port}",
                "--seconds", "600", "--warmup", "0", "--metrics", "none", "--json", "--processes", "2"]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ})
-    calls = server_calls(server)
-    deadline = time.monotonic() + 60
-    while server_calls(server) < calls + 50:
-        assert time.monotonic() < deadline and process.poll() is None  # noqa: PT018
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    try:
+        calls = server_calls(server)
+        deadline = time.monotonic() + 60
+        while server_calls(server) < calls + 50:
+            assert time.monotonic() < deadline and process.poll() is None  # noqa: PT018
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()  # ten minutes of load would go on beside the tests that follow
+        process.communicate()
     assert process.returncode == 0, err
     found = json.loads(out)
     assert found["answered"] > 0
