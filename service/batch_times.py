@@ -12,6 +12,8 @@ _DOWN = 0.5
 _UP = 0.02
 _WARY = 0.25
 _RELAXED = 0.05
+"""How much of a batch that was later, or less late, than those before is believed of the ones to come."""
+
 _MOST_RATIO = 4.0
 """What took even longer says no more: a guest that was paused for a minute is not a busy machine."""
 

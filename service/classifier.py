@@ -136,7 +136,7 @@ class Classifier:
     def __init__(self, repository: Repository, metrics: Metrics, cpus: int | None = None) -> None:
         """Decodes with as many threads as there are `cpus`; all that this process may use if not given."""
         self._repository = repository
-        self.release = repository.release
+        self.release = repository.release  # as it is: each request goes through it
         self._metrics = metrics
         self._decoders = ThreadPoolExecutor(cpus or cpu_budget(), thread_name_prefix="decode")
         self._draining = False

@@ -41,10 +41,10 @@ A round
 
 No more events waiting
     `poll` with a deadline in the past returns what is ready; `queue_timeout` says that it found nothing. C core looks at one
-    connection a poll, so only when LOOKS of them in a row have found nothing is there nothing. At that moment the transport calls
-    `quiet`, which runs a batch of the model, and then polls again: until the time that `quiet` asked for, or not at all if more can
-    be run at once. No other thread ever wakes the poll; because work may come in from the decoding threads meanwhile, it ends by
-    itself after POLL_SECONDS.
+    connection a poll, so only when LOOKS of them in a row have found nothing is there nothing. Then the round goes on: messages,
+    and `quiet`, which runs a batch of the model. After it the transport polls again: until the time that `quiet` asked for, or
+    not at all if more can be run at once. No other thread ever wakes the poll; because work may come in from the decoding threads
+    meanwhile, it ends by itself after POLL_SECONDS.
 
 The end
     `stop` starts the server's shutdown, whose event comes when the last call is over; after the grace it cancels what is
