@@ -1,6 +1,7 @@
 """What a server admits of its connections and their messages."""
 
 import logging
+import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,12 +93,13 @@ def test_more_calls_than_a_connection_may_have_wait_in_the_client(tmp_path: Path
         call: Any = channel.unary_unary("/convoy.v1.Classifier/Classify", pb.ClassifyRequest.SerializeToString)
         call(request, timeout=60)
         calls = [call.future(request, timeout=60) for _ in range(6)]
-        most = 0
+        inflight = []
         while not all(each.done() for each in calls):
-            most = max(most, server._repository.served["slow"][0].inflight)
+            inflight.append(server._repository.served["slow"][0].inflight)
             time.sleep(0.005)
         assert all(each.code() is grpc.StatusCode.OK for each in calls)
-    assert 1 <= most <= 2
+    # The median, as a call whose answer has just left is still counted for a moment; without the limit it would be 3 or 4.
+    assert statistics.median(inflight) == 2
 
 
 def test_a_connection_that_is_old_is_replaced_and_its_calls_have_the_grace(tmp_path: Path, serve: Serve, slow_file: Path) -> None:
