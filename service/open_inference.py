@@ -181,6 +181,9 @@ def elements_of_values(datatype: str, shape: Sequence[int], values: Sequence[Any
     try:
         found = np.asarray(values)
         fits = not found.size or found.dtype.kind in _KINDS[dtype.kind]
+        if not fits and dtype.kind in "iu":  # numpy takes integers for floats if some are beyond int64 and others are not
+            found = np.asarray(values, object)
+            fits = all(type(value) is int for value in found.flat)
         with np.errstate(over="ignore"):  # too large for the data type is infinite in it
             array = found.astype(dtype) if fits else None
     except (ValueError, OverflowError, TypeError):

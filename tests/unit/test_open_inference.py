@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -36,6 +36,7 @@ def test_raw_bytes_there_and_back(array: np.ndarray) -> None:
 
 
 @given(ARRAYS)
+@example(np.array([0, 2**63], np.uint64))
 def test_values_there_and_back_flat_and_nested(array: np.ndarray) -> None:
     datatype = next(name for name, dtype in DTYPES.items() if dtype == array.dtype)
     for values in (array.ravel().tolist(), array.tolist()):
