@@ -3,12 +3,14 @@
 Shared by the server that is alone and by the supervisor of several, so it imports neither gRPC nor ONNX Runtime.
 """
 
+import contextlib
 import json
 import logging
 import os
 import signal
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
@@ -37,30 +39,64 @@ def check_settings(config: ServerConfig) -> None:
         raise UserError(f"--host {config.host!r} is no address or name of a machine") from None
 
 
-class AskedToStop(threading.Event):
-    """Is set when the process is to stop; for `lame_duck_seconds` it then still takes requests."""
+class AskedToStop:
+    """Is set, by SIGTERM, SIGINT or a thread, when the process is to stop. Made and waited for by the main thread.
 
-    lame_duck_seconds = 0.0
-
-
-def stop_on_signals(lame_duck_seconds: float) -> AskedToStop:
-    """What SIGTERM and SIGINT set from now on. A second of them ends the process at once, with code 1.
-
-    SIGTERM comes from whoever else runs clients or balancers, and is given the lame-duck time; SIGINT from a person who waits.
+    Not a `threading.Event`: its lock may be held by the very code that a signal handler interrupts, and then never comes free; and
+    a signal that comes just before the main thread sleeps on a lock wakes nobody. A byte in a pipe stays until it is read.
     """
-    asked_to_stop = AskedToStop()
 
-    def on_signal(number: int, _: FrameType | None) -> None:
-        if asked_to_stop.is_set():
-            log.warning("%s again: leaving at once", signal.Signals(number).name)
-            os._exit(1)
-        if number == signal.SIGTERM:
-            asked_to_stop.lame_duck_seconds = lame_duck_seconds
-        asked_to_stop.set()
+    def __init__(self, on_signal: Callable[[int], None] = lambda number: None) -> None:
+        """Takes the signals from now on. `on_signal` is called with the number of each signal, before this is set by it."""
+        self._is_set = False
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, on_signal)
-    return asked_to_stop
+        def handle(number: int, _: FrameType | None) -> None:
+            on_signal(number)
+            self._is_set = True
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, handle)
+
+    def is_set(self) -> bool:
+        """Whether the process is to stop."""
+        return self._is_set
+
+    def set(self) -> None:
+        """Asks the process to stop; from any thread."""
+        self._is_set = True
+        with contextlib.suppress(BlockingIOError):  # as many bytes are there already as a pipe holds
+            os.write(self._writer, b"\0")
+
+    def wait(self) -> None:
+        """Blocks until it is set."""
+        while not self._is_set:
+            os.read(self._reader, 1)
+
+
+class StopOnSignals(AskedToStop):
+    """Of a process that its user started: a second signal ends it at once, with code 1.
+
+    Attributes:
+        lame_duck_seconds: for how long requests are still to be taken. SIGTERM comes from whoever else runs clients or balancers,
+            and is given time; SIGINT from a person who waits.
+    """
+
+    def __init__(self, lame_duck_seconds: float) -> None:
+        self.lame_duck_seconds = 0.0
+
+        def on_signal(number: int) -> None:
+            if self.is_set():
+                try:
+                    log.warning("%s again: leaving at once", signal.Signals(number).name)
+                finally:
+                    os._exit(1)
+            if number == signal.SIGTERM:
+                self.lame_duck_seconds = lame_duck_seconds
+
+        super().__init__(on_signal)
 
 
 class ReadyFile:

@@ -26,7 +26,7 @@ from service.control import Control
 from service.errors import UserError
 from service.http import HttpServer
 from service.inventory import Inventory
-from service.lifecycle import ReadyFile, check_settings, stop_on_signals
+from service.lifecycle import ReadyFile, StopOnSignals, check_settings
 from service.metrics import Metrics
 from service.model import check_provider, cpu_budget
 from service.observed_classifier import ObservedClassifier
@@ -247,7 +247,7 @@ class Server:
 
 def serve(config: ServerConfig) -> None:
     """Serves until SIGTERM or SIGINT, then drains. A second signal ends the process at once, with code 1."""
-    asked_to_stop = stop_on_signals(config.lame_duck_seconds)
+    asked_to_stop = StopOnSignals(config.lame_duck_seconds)
     server = Server(config)
     server.start()
     try:

@@ -30,7 +30,7 @@ from service.channel import AnswerFailed, ChannelClosed
 from service.config import ServerConfig
 from service.errors import ConvoyError, Unavailable, UserError
 from service.http import HttpServer
-from service.lifecycle import ReadyFile, check_settings, stop_on_signals
+from service.lifecycle import ReadyFile, StopOnSignals, check_settings
 from service.merged_metrics import counts, merge, without_forgotten
 from service.standing_calls import Call, remember
 from service.worker_process import WorkerProcess
@@ -295,7 +295,7 @@ def _hold_port(config: ServerConfig) -> socket.socket:
 
 def serve(config: ServerConfig) -> None:
     """Serves until SIGTERM or SIGINT, then drains. A second signal ends the process, and so the workers, at once, with code 1."""
-    asked_to_stop = stop_on_signals(config.lame_duck_seconds)
+    asked_to_stop = StopOnSignals(config.lame_duck_seconds)
     supervisor = Supervisor(config, on_failure=asked_to_stop.set)
     supervisor.start()
     try:

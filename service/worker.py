@@ -14,7 +14,6 @@ import io
 import itertools
 import logging
 import os
-import signal
 import sys
 import threading
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ from service.channel import Channel, ChannelClosed
 from service.config import ServerConfig
 from service.errors import ConvoyError, Unavailable
 from service.http import CLOSE_SECONDS
+from service.lifecycle import AskedToStop
 from service.logs import set_up_logging
 from service.standing_calls import Call
 from service.worker_process import Report
@@ -53,13 +53,11 @@ class Worker:
         self._reports = itertools.count(1)
         self._reporting = threading.Lock()
         self._last_report: Report | None = None
-        self._asked_to_stop = threading.Event()
+        self._asked_to_stop = AskedToStop()
         self._lame_duck_seconds = config.lame_duck_seconds
 
     def run(self) -> None:
         """Serves until the supervisor or a signal ends it."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self._asked_to_stop.set())
         self._channel.start()
         self._asked_to_stop.wait()
         with self._opening:

@@ -1,0 +1,42 @@
+"""What ends the serving process."""
+
+import subprocess
+import sys
+
+_SIGNAL_AT_ANY_MOMENT = """
+import random, signal
+from service.lifecycle import AskedToStop
+
+told = []
+asked_to_stop = AskedToStop(told.append)
+signal.signal(signal.SIGALRM, signal.getsignal(signal.SIGTERM))  # the one signal that a timer can send within microseconds
+for _ in range(5_000):
+    asked_to_stop._is_set = False
+    signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-6, 60e-6))
+    asked_to_stop.wait()
+print(len(told))
+"""
+
+
+def test_a_signal_ends_the_wait_whatever_the_main_thread_is_at() -> None:
+    """With a `threading.Event` in its place, one of the first thousand signals finds the Event's lock held, and nothing goes on."""
+    script = [sys.executable, "-c", _SIGNAL_AT_ANY_MOMENT]
+    assert subprocess.run(script, capture_output=True, text=True, timeout=60, check=True).stdout == "5000\n"
+
+
+_A_THREAD = """
+import threading
+from service.lifecycle import AskedToStop
+
+asked_to_stop = AskedToStop()
+threading.Timer(0.1, asked_to_stop.set).start()
+asked_to_stop.wait()
+asked_to_stop.set()
+asked_to_stop.wait()
+print(asked_to_stop.is_set())
+"""
+
+
+def test_a_thread_ends_the_wait_too() -> None:
+    script = [sys.executable, "-c", _A_THREAD]
+    assert subprocess.run(script, capture_output=True, text=True, timeout=60, check=True).stdout == "True\n"
