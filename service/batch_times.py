@@ -1,5 +1,8 @@
 """What a batch of so many items takes: begun with what warm-up measured, kept up while serving. Pure, like `batch_queue.py`.
 
+How sizes of batch compare is a matter of the model, and was measured at warm-up; how fast the machine is now, one factor for all
+of them, is learnt. Learnt size by size, one that was disturbed would seem slow, not be run any more, and so seem slow for good.
+
 What is measured while serving includes waiting for the GIL and for cores that are busy with something else. Learning fast from
 short times and slowly from long ones keeps close to the time of the batch itself, `expected`, which decides where it runs and how
 large it is worth being. What is promised to a request with a deadline must hold on the machine as it is: `likely` is that time and
@@ -29,6 +32,7 @@ class BatchTimes:
 
     def __init__(self, measured: dict[int, float]) -> None:
         """`measured` holds seconds a batch by items; empty means that nothing is known and every batch counts as slow."""
+        self._factor = 1.0
         self._delay = 1.0
         self._seconds = [math.inf] * (_bucket(max(measured, default=1)) + 1)
         for items, seconds in sorted(measured.items(), reverse=True):
@@ -39,12 +43,12 @@ class BatchTimes:
         """Seconds that a batch of `items` should take; infinite if nothing is known."""
         bucket = _bucket(items)
         if bucket >= len(self._seconds):
-            return self._seconds[-1]
-        seconds = self._seconds[bucket]
+            return self._factor * self._seconds[-1]
+        seconds = self._factor * self._seconds[bucket]
         if items == 1 << bucket or seconds == math.inf:
             return seconds
         half = 1 << bucket - 1
-        shorter = self._seconds[bucket - 1]
+        shorter = self._factor * self._seconds[bucket - 1]
         return shorter + (seconds - shorter) * (items - half) / half
 
     def likely(self, items: int) -> float:
@@ -57,23 +61,23 @@ class BatchTimes:
 
     def measured(self) -> dict[int, float]:
         """Seconds a batch by items, as known by now."""
-        return {1 << bucket: seconds for bucket, seconds in enumerate(self._seconds)}
+        return {1 << bucket: self._factor * seconds for bucket, seconds in enumerate(self._seconds)}
 
     def observe(self, items: int, seconds: float) -> None:
         """Learns from a batch that ran."""
         bucket = min(_bucket(items), len(self._seconds) - 1)
         expected = self.expected(items)
         if expected == math.inf:
-            self._seconds[bucket] = seconds
+            self._seconds[bucket] = seconds / self._factor
             return
         ratio = min(seconds / expected, _MOST_RATIO)
-        self._seconds[bucket] *= 1 + (_DOWN if ratio < 1 else _UP) * (ratio - 1)
+        self._factor *= 1 + (_DOWN if ratio < 1 else _UP) * (ratio - 1)
         self._delay += (_WARY if ratio > self._delay else _RELAXED) * (ratio - self._delay)
         self._delay = max(self._delay, 1.0)
 
     def largest_within(self, seconds: float) -> int:
         """The most items, a power of two, whose batch should take at most `seconds`; 0 if not even one item's does."""
-        fitting = [1 << bucket for bucket, expected in enumerate(self._seconds) if expected <= seconds]
+        fitting = [1 << bucket for bucket, measured in enumerate(self._seconds) if self._factor * measured <= seconds]
         return max(fitting, default=0)
 
     def most_worthwhile(self, max_items: int) -> int:

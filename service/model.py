@@ -49,8 +49,11 @@ _CUDA = {"cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameA
 _TOLERANCE_OF: dict[ProviderName, ProviderName] = {"tensorrt": "cuda", "openvino": "cpu"}
 """Whose tolerance counts where golden samples state none: that of the same kind of arithmetic."""
 
+_PASSES = 3
+_PASSES_SECONDS = 0.05
+"""All sizes of batch are measured so often, and for so long, by turns: what disturbs for a moment then spoils none of them."""
 _MEASURED_SECONDS = 0.1
-"""A size of batch has been measured for long enough after this time: what takes long varies little."""
+"""A size has been measured for long enough after this time: what takes long varies little."""
 
 _NO_CUDA_GRAPH = -1
 _GRAPH_GAIN = 0.95
@@ -195,16 +198,22 @@ class Model:
 
     def measure(self, max_batch_items: int) -> dict[int, float]:
         """Warms the session up and returns seconds a batch by items in it, for powers of two up to the largest batch."""
-        seconds = {}
-        for items in batch_sizes(max_batch_items):
-            images = np.zeros((items, *self.input.shape), self.input.dtype)
-            self.predict(images)
-            runs: list[float] = []
-            while len(runs) < 3 and sum(runs) < _MEASURED_SECONDS:
+        sizes = batch_sizes(max_batch_items)
+        images = {items: np.zeros((items, *self.input.shape), self.input.dtype) for items in sizes}
+        for items in sizes:
+            self.predict(images[items])
+        seconds = dict.fromkeys(sizes, math.inf)
+        spent = dict.fromkeys(sizes, 0.0)
+        passes = 0
+        while sizes and (passes < _PASSES or sum(spent.values()) < _PASSES_SECONDS):
+            passes += 1
+            for items in sizes:
                 start = time.perf_counter()
-                self.predict(images)
-                runs.append(time.perf_counter() - start)
-            seconds[items] = min(runs)
+                self.predict(images[items])
+                took = time.perf_counter() - start
+                seconds[items] = min(seconds[items], took)
+                spent[items] += took
+            sizes = [items for items in sizes if spent[items] < _MEASURED_SECONDS]
         return seconds
 
 
@@ -318,8 +327,8 @@ def _open_session(content: bytes, provider: ProviderName, threads: int, cuda_gra
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Spinning threads would take the cores that the transport and the decoders need.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Not longer than it takes to wake a thread: the transport and the decoders need the cores.
+    options.add_session_config_entry("session.intra_op.spin_duration_us", "5")
     options.log_severity_level = 4
     cuda = (_PROVIDERS["cuda"], _CUDA | {"enable_cuda_graph": str(int(cuda_graphs))})
     providers: dict[ProviderName, list[tuple[str, dict[str, str]]]] = {

@@ -29,7 +29,7 @@ def test_one_slow_batch_says_little_and_fast_ones_much() -> None:
     for _ in range(10):
         times.observe(2, 0.003)
     assert times.expected(2) == pytest.approx(0.003, rel=0.01)
-    assert times.expected(1) == 0.001
+    assert times.expected(1) == pytest.approx(0.003 / 2, rel=0.01), "sizes compare as they did at warm-up, whichever of them ran"
     unknown = BatchTimes({})
     unknown.observe(1, 0.5)
     assert unknown.expected(1) == 0.5
