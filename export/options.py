@@ -43,13 +43,21 @@ def finite(_: click.Context, parameter: click.Parameter, value: float | None) ->
     return value
 
 
-def new_folder(folder: Path, hint: str = "") -> None:
-    """Makes the folder of `--output`. Raises UserError if there is something in it, or if it cannot be written."""
+def check_new_folder(folder: Path, hint: str = "") -> None:
+    """Raises UserError if there is something in the folder of `--output`: for before the work, of which it may be made."""
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(
                 f"--output {str(folder)!r} exists and is not an empty folder: nothing is overwritten, choose another{hint}"
             )
+    except OSError as error:
+        raise UserError(f"--output {str(folder)!r}: {error.strerror}") from None
+
+
+def new_folder(folder: Path) -> None:
+    """Makes the folder of `--output`. Raises UserError if there is something in it, or if it cannot be written."""
+    check_new_folder(folder)
+    try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".convoy-probe"
         probe.touch()

@@ -115,13 +115,17 @@ def _train(
     console = Console(highlight=False, quiet=group.rank > 0)
 
     def prepare() -> "tuple[Dataset, recipes.Settings]":
-        networks.parse(network)  # before the data, which can take minutes
+        networks.parse(network)  # this and the folder before the data, which can take minutes
+        if resume:
+            training.interrupted(output)
+        elif group.rank == 0:
+            options.check_new_folder(output, " (or --resume, to go on with an interrupted training)")
         shift = recipes.recipe(network).shift_pixels if shift_pixels is None else shift_pixels
         choices = datasets.Choices(image_size, None, fit, flip, shift)
         dataset = options.load(console, partial(datasets.load, data, given["seed"], data_dir, choices))
         settings = recipes.settings(network, len(dataset.training), **given)
         if group.rank == 0 and not resume:
-            options.new_folder(output, " (or --resume, to go on with an interrupted training)")
+            options.new_folder(output)
         return dataset, settings
 
     dataset, settings = group.in_turn(prepare)

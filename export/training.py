@@ -228,9 +228,7 @@ class _Session:
 
     def resume(self, run: Path) -> tuple[Checkpoint, list[Epoch]]:
         """Takes up the training in a run folder after its last finished epoch; gives its best checkpoint and its history."""
-        best, state = load_with_state(run)
-        if state is None:
-            raise UserError(f"the training in {str(run)!r} is finished: there is nothing to resume")
+        best, state = interrupted(run)
         for name, value in asdict(best.settings).items():
             if value != (now := getattr(self._settings, name)):
                 raise UserError(f"cannot resume {str(run)!r}: its --{name.replace('_', '-')} is {value}, and not {now}")
@@ -246,6 +244,14 @@ class _Session:
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
         return best, [Epoch(**epoch) for epoch in state["history"]]
+
+
+def interrupted(run: Path) -> tuple[Checkpoint, dict[str, Any]]:
+    """The best checkpoint of a training that is to be gone on with, and its state. Raises UserError if there is none."""
+    best, state = load_with_state(run)
+    if state is None:
+        raise UserError(f"the training in {str(run)!r} is finished: there is nothing to resume")
+    return best, state
 
 
 def autocasts(settings: Settings, device: torch.device) -> bool:

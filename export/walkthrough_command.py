@@ -49,6 +49,7 @@ def walkthrough(
     from export import article_page, article_tour, subject, walkthrough, walkthrough_page
     from service.preprocessing import decode
 
+    options.check_new_folder(output)
     encoded = _read(image)
     with options.progress() as progress:
         task = progress.add_task("", total=None)
@@ -61,20 +62,19 @@ def walkthrough(
                 for name, value in (("--label", label), ("--learning-rate", learning_rate), ("--scaling", scaling)):
                     if value is not None:
                         raise UserError(f"{name} needs --model")
-                options.new_folder(output)
                 page = article_page.page(article_tour.tour(encoded, _MAX_PIXELS), image.name)
             else:
                 on_step("reading the model", 0, 0)
                 found = subject.load(model_path, scaling)
                 aim = _aim(found, label, learning_rate, image)
                 pixels, photo = decode(encoded, found.spec, _MAX_PIXELS), article_tour.photo(encoded, _MAX_PIXELS)
-                options.new_folder(output)
                 page = walkthrough.page(found, pixels, photo, image.name, aim, learning_rate or 0.01, on_step)
         except InvalidRequest as error:
             raise UserError(f"{image}: {error}") from None
         except LoadError as error:
             raise UserError(f"{model_path}: {error}") from None
         on_step("writing the page", 0, 0)
+        options.new_folder(output)
         names = walkthrough_page.write(page, output)
     for bar in page.answers[:1]:
         console.print(f"{image.name}: {bar.name}, {bar.text}", soft_wrap=True, markup=False)

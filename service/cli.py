@@ -173,18 +173,33 @@ def serve(no_page: bool, **settings: Any) -> None:
 def classify(
     images: tuple[Path, ...], model: str, version: str, server: str, top_k: int, timeout: float, as_json: bool, **tls: Path | None
 ) -> None:
-    """Classify image files with a model of a running server."""
+    """Classify image files with a model of a running server.
+
+    An image that cannot be classified is named, the others are classified all the same, and the exit code is 2.
+    """
     from service.client import CallFailed, Client
 
+    failed = 0
     with Client(server, timeout_seconds=timeout, **tls) as client:
-        for start in range(0, len(images), IMAGES_A_REQUEST):
-            some = images[start : start + IMAGES_A_REQUEST]
+        requests = [images[start : start + IMAGES_A_REQUEST] for start in range(0, len(images), IMAGES_A_REQUEST)]
+        while requests:
+            some = requests.pop(0)
             try:
                 answer = client.classify(some, model, version=version, top_k=top_k)
-            except CallFailed as error:
-                raise _explained(error, server, some) from None
+            except (CallFailed, UserError) as error:
+                explained = error if isinstance(error, UserError) else _explained(error, server, some)
+                if len(images) == 1 or not _of_an_image(error):
+                    raise explained from None
+                if len(some) > 1:  # one by one, none suffers for another
+                    requests = [(path,) for path in some] + requests
+                else:
+                    failed += 1
+                    click.echo(f"convoy: {explained}", err=True)
+                continue
             for path, predictions in zip(some, answer.results, strict=True):
                 _show(path, answer, predictions, as_json)
+    if failed:
+        raise UserError(f"{failed} of {len(images)} images could not be classified")
 
 
 def _show(path: Path, answer: Any, predictions: Any, as_json: bool) -> None:
@@ -198,13 +213,25 @@ def _show(path: Path, answer: Any, predictions: Any, as_json: bool) -> None:
         click.echo(f"  {p.label:<{width}}  {p.probability:7.2%}  {'█' * round(p.probability * 40)}")
 
 
+_ITEM = re.compile(r"items\[(\d+)\]")
+
+
+def _too_large(error: Any) -> bool:
+    return error.code == "RESOURCE_EXHAUSTED" and "the server takes at most" in error.message
+
+
+def _of_an_image(error: Any) -> bool:
+    """Whether it is a file's fault that a request failed: here, where it is read, or with the server."""
+    return isinstance(error, UserError) or _too_large(error) or _ITEM.match(error.field) is not None
+
+
 def _explained(error: Any, server: str, images: tuple[Path, ...]) -> ConvoyError:
     """An error that names the file, where the server named the item."""
     if error.code == "UNAVAILABLE" and "connect" in error.message.lower():
         return UserError(f"no server answers at {server}: start one with `convoy serve`, or name it with --server HOST:PORT")
-    if error.code == "RESOURCE_EXHAUSTED" and "the server takes at most" in error.message:
-        return UserError(f"{images[0]}{' and others' if len(images) > 1 else ''}: too large: {error.message}")
-    item = re.match(r"items\[(\d+)\]", error.field)
+    if _too_large(error):
+        return UserError(f"{images[0]}: too large: {error.message}")
+    item = _ITEM.match(error.field)
     if item is not None and int(item[1]) < len(images):
         return UserError(f"{images[int(item[1])]}: {re.sub(r'^item [0-9]+: ', '', error.message)}")
     return UserError(str(error))

@@ -166,7 +166,7 @@ def test_large_requests_are_read_only_while_few_bytes_are_unanswered(slow: grpc.
     for _ in range(10):
         talk.write_raw(message)
     talk.read()
-    assert 1 <= inflight(slow_server) <= 4
+    assert 1 <= inflight(slow_server) <= 5  # one may be answered and not yet counted out
     talk.half_close()
     assert sum(1 for _ in talk.call) == 9
     assert talk.code() == "OK"

@@ -246,7 +246,14 @@ def test_classify_prints_for_people_and_for_programs(repository: Path, spawn: Sp
     text.write_text("not a picture")
     empty.write_bytes(b"")
     at = ["--model", "digits", "--server", server]
-    assert f"{text}: not an image in a format accepted here" in one_line(convoy("classify", files[0], text, *at))
+    assert f"{text}: not an image in a format accepted here" in one_line(convoy("classify", text, *at))
+    mixed = convoy("classify", files[0], text, tmp_path / "none.png", files[1], *at)
+    assert mixed.returncode == 2
+    assert [line.split()[0] for line in mixed.stdout.splitlines() if not line.startswith(" ")] == [str(file) for file in files[:2]]
+    of_text, of_none, all_in_all = mixed.stderr.splitlines()
+    assert of_text.startswith(f"convoy: {text}: not an image")
+    assert "No such file" in of_none
+    assert all_in_all == "convoy: 2 of 4 images could not be classified"
     assert f"{empty}: the image is empty (0 bytes)" in one_line(convoy("classify", empty, *at))
     assert "No such file" in one_line(convoy("classify", tmp_path / "none.png", *at))
     assert "no model named 'cats'; served are: digits" in one_line(
@@ -306,6 +313,11 @@ def test_train_refuses_what_cannot_be(tmp_path: Path) -> None:
         convoy("train", "--data", "digits", "--network", "lenet", "--output", tmp_path / "b")
     )
     assert not (tmp_path / "b").exists()
+    offline = ("--data", "mnist", "--data-dir", tmp_path)  # which come after the folder: they may take minutes
+    assert "has no checkpoint.pt" in one_line(convoy("train", *offline, "--output", tmp_path / "b", "--resume"))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "kept.txt").touch()
+    assert "nothing is overwritten" in one_line(convoy("train", *offline, "--output", tmp_path / "full"))
     assert "nan is not a finite number" in one_line(
         convoy("train", "--data", "digits", "--learning-rate", "nan", "--output", tmp_path / "c")
     )
