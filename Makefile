@@ -18,7 +18,7 @@ demo: setup  ## train, export, serve and classify handwritten digits, end to end
 	@$(BIN)/python tests/demo.py
 
 test: setup clients  ## run the tests that need nothing but PyPI
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 3
 
 test-system: setup clients perf-analyzer  ## run the tests that need Debian packages, and say what is missing
 	$(BIN)/python -m pytest -m system

@@ -97,4 +97,4 @@ class Interleavings(RuleBasedStateMachine):
 @pytest.mark.parametrize("kind", [PublicServer, CompletionQueueServer], ids=lambda kind: kind.name)
 def test_any_interleaving_gives_each_call_one_end(kind: Kind) -> None:
     machine = type(f"Interleavings_{kind.name}", (Interleavings,), {"kind": kind})
-    run_state_machine_as_test(machine, settings=settings(max_examples=40, stateful_step_count=15, deadline=None))
+    run_state_machine_as_test(machine, settings=settings(max_examples=25, stateful_step_count=15, deadline=None))
