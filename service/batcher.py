@@ -5,8 +5,9 @@ A model has one or more instances: sessions of ONNX Runtime, each with a thread 
 Who runs a batch. The transport calls `pump` when it has no more events waiting, and when `submit` says that a batch is full. If
 an instance is idle, `pump` takes a batch. A batch that is expected to take at most `INLINE_SECONDS` runs at once on the
 transport's own thread: handing it over would change the GIL twice, which costs more than it gains. A longer one is cut to that
-time where that costs little, and otherwise goes to the instance's thread, which then takes the next batch by itself for as long as
-there is one. Threads other than the transport's submit and then call `hand_over`, which never runs a batch on the caller.
+time where that costs little, unless the request that is first is so long by itself. Otherwise it goes to the instance's thread,
+which then takes the next batch by itself for as long as there is one. Threads other than the transport's submit and then call
+`hand_over`, which never runs a batch on the caller.
 
 When. At once, unless `max_delay_seconds` lets requests wait for company: then a batch is due when it is full, or when the oldest
 request has waited so long. One thing is always waited for: after a batch too long for the transport's thread, clients that send
@@ -262,6 +263,9 @@ class Batcher:
     def _plan(self) -> tuple[int, bool]:
         """How many items the next batch may have, and whether it runs on the transport's thread."""
         times = self._times
+        first = next(iter(self._queue), None)
+        if first is not None and times.expected(first.items) > INLINE_SECONDS:
+            return self.max_batch_items, False  # it is long whatever it is cut into, and the next can be read meanwhile
         items = min(max(self._queue.items, 1), self.max_batch_items)
         seconds = times.expected(items)
         if seconds <= INLINE_SECONDS:
