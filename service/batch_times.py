@@ -10,6 +10,7 @@ how much longer batches have taken of late, learnt the other way round, and a li
 """
 
 import math
+from bisect import bisect_right
 
 _DOWN = 0.5
 _UP = 0.02
@@ -76,9 +77,8 @@ class BatchTimes:
         self._delay = max(self._delay, 1.0)
 
     def largest_within(self, seconds: float) -> int:
-        """The most items, a power of two, whose batch should take at most `seconds`; 0 if not even one item's does."""
-        fitting = [1 << bucket for bucket, measured in enumerate(self._seconds) if self._factor * measured <= seconds]
-        return max(fitting, default=0)
+        """The most items whose batch should take at most `seconds`; 0 if not even one item's does."""
+        return bisect_right(range(1, (1 << len(self._seconds) - 1) + 1), seconds, key=self.expected)
 
     def most_worthwhile(self, max_items: int) -> int:
         """The most items, up to `max_items`, that a batch should have: above it, items cost more each than in smaller batches."""

@@ -11,7 +11,7 @@ def test_times_start_from_what_was_measured_with_straight_lines_between() -> Non
     assert times.expected(3) == pytest.approx(0.003)
     assert times.expected(5) == pytest.approx(0.0045)
     assert times.expected(100) == 0.006
-    assert [times.largest_within(seconds) for seconds in (0.0005, 0.001, 0.003, 1)] == [0, 1, 2, 8]
+    assert [times.largest_within(seconds) for seconds in (0.0005, 0.001, 0.0035, 1)] == [0, 1, 3, 8]
 
 
 def test_what_was_not_measured_counts_as_the_next_larger_and_nothing_known_as_endless() -> None:
