@@ -10,7 +10,8 @@ how much longer batches have taken of late, learnt the other way round, and a li
 """
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
+from itertools import accumulate
 
 _DOWN = 0.5
 _UP = 0.02
@@ -29,28 +30,26 @@ _WORSE = 1.05
 
 
 class BatchTimes:
-    """Seconds a batch, for each power of two of items; in between, straight lines."""
+    """Seconds a batch, for each size that was measured; in between, straight lines."""
 
     def __init__(self, measured: dict[int, float]) -> None:
         """`measured` holds seconds a batch by items; empty means that nothing is known and every batch counts as slow."""
         self._factor = 1.0
         self._delay = 1.0
-        self._seconds = [math.inf] * (_bucket(max(measured, default=1)) + 1)
-        for items, seconds in sorted(measured.items(), reverse=True):
-            # What was not measured counts as the next larger batch that was.
-            self._seconds[: _bucket(items) + 1] = [seconds] * (_bucket(items) + 1)
+        self._sizes = sorted(measured)
+        # No batch counts as faster than a smaller one: if it was, something had disturbed the smaller one.
+        self._seconds = list(accumulate((measured[items] for items in self._sizes), max))
 
     def expected(self, items: int) -> float:
-        """Seconds that a batch of `items` should take; infinite if nothing is known."""
-        bucket = _bucket(items)
-        if bucket >= len(self._seconds):
-            return self._factor * self._seconds[-1]
-        seconds = self._factor * self._seconds[bucket]
-        if items == 1 << bucket or seconds == math.inf:
-            return seconds
-        half = 1 << bucket - 1
-        shorter = self._factor * self._seconds[bucket - 1]
-        return shorter + (seconds - shorter) * (items - half) / half
+        """Seconds that a batch of `items`, at most the largest size, should take; infinite if nothing is known."""
+        if not self._sizes:
+            return math.inf
+        at = min(bisect_left(self._sizes, items), len(self._sizes) - 1)
+        seconds = self._seconds[at]
+        if at and items < self._sizes[at]:
+            fewer, shorter = self._sizes[at - 1], self._seconds[at - 1]
+            seconds = shorter + (seconds - shorter) * (items - fewer) / (self._sizes[at] - fewer)
+        return self._factor * seconds
 
     def likely(self, items: int) -> float:
         """Seconds within which a batch of `items` should be over, the machine being as busy as it is."""
@@ -62,33 +61,28 @@ class BatchTimes:
 
     def measured(self) -> dict[int, float]:
         """Seconds a batch by items, as known by now."""
-        return {1 << bucket: self._factor * seconds for bucket, seconds in enumerate(self._seconds)}
+        return {items: self._factor * seconds for items, seconds in zip(self._sizes, self._seconds, strict=True)}
 
     def observe(self, items: int, seconds: float) -> None:
         """Learns from a batch that ran."""
-        bucket = min(_bucket(items), len(self._seconds) - 1)
-        expected = self.expected(items)
-        if expected == math.inf:
-            self._seconds[bucket] = seconds / self._factor
+        if not self._sizes:
+            self._sizes, self._seconds = [items], [seconds]
             return
-        ratio = min(seconds / expected, _MOST_RATIO)
+        ratio = min(seconds / self.expected(items), _MOST_RATIO)
         self._factor *= 1 + (_DOWN if ratio < 1 else _UP) * (ratio - 1)
         self._delay += (_WARY if ratio > self._delay else _RELAXED) * (ratio - self._delay)
         self._delay = max(self._delay, 1.0)
 
     def largest_within(self, seconds: float) -> int:
-        """The most items whose batch should take at most `seconds`; 0 if not even one item's does."""
-        return bisect_right(range(1, (1 << len(self._seconds) - 1) + 1), seconds, key=self.expected)
+        """The largest size measured whose batch should take at most `seconds`; 0 if not even the smallest's does.
+
+        Not what lies between two sizes: a model that fills its batches up takes as long for that as for the larger one.
+        """
+        at = bisect_right(self._seconds, seconds / self._factor)
+        return self._sizes[at - 1] if at else 0
 
     def most_worthwhile(self, max_items: int) -> int:
         """The most items, up to `max_items`, that a batch should have: above it, items cost more each than in smaller batches."""
-        sizes = [1 << bucket for bucket in range(len(self._seconds)) if 1 << bucket <= max_items]
-        if max_items not in sizes:
-            sizes.append(max_items)
+        sizes = sorted({*(items for items in self._sizes if items <= max_items), max_items})
         costs = [self.expected(size) / size for size in sizes]
         return max(size for size, cost in zip(sizes, costs, strict=True) if cost <= _WORSE * min(costs))
-
-
-def _bucket(items: int) -> int:
-    """The exponent of the smallest power of two that holds `items`."""
-    return (items - 1).bit_length()

@@ -261,10 +261,14 @@ class Batcher:
             self._hand_over_when_due()
 
     def _plan(self) -> tuple[int, bool]:
-        """How many items the next batch may have, and whether it runs on the transport's thread."""
+        """How many items the next batch may have, and whether it runs on the transport's thread.
+
+        Looks at the queue without the lock: `_take` sees to what has changed meanwhile.
+        """
         times = self._times
         first = next(iter(self._queue), None)
-        if first is not None and times.expected(first.items) > INLINE_SECONDS:
+        left = first.items - first.taken if first is not None else 0
+        if left > self.max_batch_items or times.expected(left) > INLINE_SECONDS:
             return self.max_batch_items, False  # it is long whatever it is cut into, and the next can be read meanwhile
         items = min(max(self._queue.items, 1), self.max_batch_items)
         seconds = times.expected(items)

@@ -49,11 +49,12 @@ _CUDA = {"cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameA
 _TOLERANCE_OF: dict[ProviderName, ProviderName] = {"tensorrt": "cuda", "openvino": "cpu"}
 """Whose tolerance counts where golden samples state none: that of the same kind of arithmetic."""
 
-_PASSES = 3
+_PASSES = 4
 _PASSES_SECONDS = 0.05
-"""All sizes of batch are measured so often, and for so long, by turns: what disturbs for a moment then spoils none of them."""
+"""All sizes of batch are measured so often, and for so long, by turns, so that what disturbs for a moment spoils none of them. The
+first time warms the session up."""
 _MEASURED_SECONDS = 0.1
-"""A size has been measured for long enough after this time: what takes long varies little."""
+"""After the second time, a size has been measured for long enough if it came to this: what takes long varies little."""
 
 _NO_CUDA_GRAPH = -1
 _GRAPH_GAIN = 0.95
@@ -199,9 +200,7 @@ class Model:
     def measure(self, max_batch_items: int) -> dict[int, float]:
         """Warms the session up and returns seconds a batch by items in it, for powers of two up to the largest batch."""
         sizes = batch_sizes(max_batch_items)
-        images = {items: np.zeros((items, *self.input.shape), self.input.dtype) for items in sizes}
-        for items in sizes:
-            self.predict(images[items])
+        images = np.zeros((max_batch_items, *self.input.shape), self.input.dtype)
         seconds = dict.fromkeys(sizes, math.inf)
         spent = dict.fromkeys(sizes, 0.0)
         passes = 0
@@ -209,11 +208,12 @@ class Model:
             passes += 1
             for items in sizes:
                 start = time.perf_counter()
-                self.predict(images[items])
+                self.predict(images[:items])
                 took = time.perf_counter() - start
                 seconds[items] = min(seconds[items], took)
                 spent[items] += took
-            sizes = [items for items in sizes if spent[items] < _MEASURED_SECONDS]
+            if passes > 1:
+                sizes = [items for items in sizes if spent[items] < _MEASURED_SECONDS]
         return seconds
 
 

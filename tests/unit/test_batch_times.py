@@ -11,12 +11,22 @@ def test_times_start_from_what_was_measured_with_straight_lines_between() -> Non
     assert times.expected(3) == pytest.approx(0.003)
     assert times.expected(5) == pytest.approx(0.0045)
     assert times.expected(100) == 0.006
-    assert [times.largest_within(seconds) for seconds in (0.0005, 0.001, 0.0035, 1)] == [0, 1, 3, 8]
+    assert [times.largest_within(seconds) for seconds in (0.0005, 0.001, 0.0035, 1)] == [0, 1, 2, 8]
 
 
-def test_what_was_not_measured_counts_as_the_next_larger_and_nothing_known_as_endless() -> None:
-    assert BatchTimes({1: 0.001, 8: 0.008}).expected(2) == 0.008
+def test_a_largest_size_of_any_number_has_its_own_time_and_nothing_known_is_endless() -> None:
+    times = BatchTimes({1: 0.001, 32: 0.032, 40: 0.040})
+    assert [times.expected(items) for items in (36, 40, 64)] == pytest.approx([0.036, 0.040, 0.040])
+    for _ in range(100):
+        times.observe(40, 0.040)
+    assert times.measured() == pytest.approx({1: 0.001, 32: 0.032, 40: 0.040})
     assert BatchTimes({}).expected(1) == math.inf
+    assert BatchTimes({}).largest_within(1.0) == 0
+
+
+def test_a_size_that_seemed_faster_than_a_smaller_one_counts_as_that() -> None:
+    times = BatchTimes({1: 0.0009, 2: 0.002, 4: 0.0009})
+    assert [times.largest_within(seconds) for seconds in (0.001, 0.002)] == [1, 4]
 
 
 def test_one_slow_batch_says_little_and_fast_ones_much() -> None:

@@ -171,6 +171,7 @@ def test_requests_share_a_batch_and_large_ones_are_put_together_again(make: Make
         batcher.submit(Asked(pixels, done))
     while batcher.pump() == -math.inf:
         pass
+    done.wait_for(3)
     assert gate.batches == [4, 4, 4, 1]
     by_size = {work.items: work for work in done.works}
     for pixels in sent:
