@@ -110,6 +110,8 @@ def evaluate(
     from service.model import load as load_model
 
     check_provider(provider)
+    if output is not None:
+        options.check_new_folder(output)
     try:
         served = load_model(model, provider, cpu_budget())
         contract = served.contract

@@ -1,6 +1,7 @@
 """The options that choose data and network, as the commands share them, and how the data are loaded before the user's eyes."""
 
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,14 +45,17 @@ def finite(_: click.Context, parameter: click.Parameter, value: float | None) ->
 
 
 def check_new_folder(folder: Path, hint: str = "") -> None:
-    """Raises UserError if there is something in the folder of `--output`: for before the work, of which it may be made."""
+    """Raises UserError if `new_folder` would refuse the folder of `--output`: before work that may take minutes."""
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(
                 f"--output {str(folder)!r} exists and is not an empty folder: nothing is overwritten, choose another{hint}"
             )
+        above = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     except OSError as error:
         raise UserError(f"--output {str(folder)!r}: {error.strerror}") from None
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"--output {str(folder)!r}: this user may not write to {str(above)!r}")
 
 
 def new_folder(folder: Path) -> None:

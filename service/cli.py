@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 
-from service.errors import ConvoyError, UserError
+from service.errors import ConvoyError, FileUnreadable, UserError
 
 _EXPORT_PACKAGES = {"jinja2", "torch", "onnx", "onnxscript", "onnx_ir", "pooch", "scipy", "sklearn", "matplotlib"}
 _ENGINE_PACKAGES = {"onnxruntime"}
@@ -221,8 +221,10 @@ def _too_large(error: Any) -> bool:
 
 
 def _of_an_image(error: Any) -> bool:
-    """Whether it is a file's fault that a request failed: here, where it is read, or with the server."""
-    return isinstance(error, UserError) or _too_large(error) or _ITEM.match(error.field) is not None
+    """Whether it is a picture's fault that a request failed: here, where it is read, or with the server."""
+    if isinstance(error, UserError):
+        return isinstance(error, FileUnreadable)
+    return _too_large(error) or (_ITEM.match(error.field) is not None and error.message.startswith("item "))
 
 
 def _explained(error: Any, server: str, images: tuple[Path, ...]) -> ConvoyError:

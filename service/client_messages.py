@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import BadRequest
 from google.rpc.status_pb2 import Status
 
-from service.errors import ConvoyError, UserError
+from service.errors import ConvoyError, FileUnreadable, UserError
 from service.pb.convoy.v1 import classifier_pb2 as pb
 
 _PNG_MODES = {"1", "L", "LA", "I;16", "P", "RGB", "RGBA"}
@@ -191,11 +191,11 @@ def _png(picture: Picture) -> bytes:
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
-    """A file's bytes; raises UserError that names it."""
+    """A file's bytes. Raises FileUnreadable."""
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise UserError(f"{os.fspath(path)}: {error.strerror}") from None
+        raise FileUnreadable(f"{os.fspath(path)}: {error.strerror}") from None
 
 
 def classification(response: pb.ClassifyResponse) -> Classification:

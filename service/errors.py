@@ -13,6 +13,10 @@ class UserError(ConvoyError):
     """The operator's fault: a flag, a file or a folder. The command line prints the message and exits with code 2."""
 
 
+class FileUnreadable(UserError):
+    """A picture's file cannot be read; the message names it."""
+
+
 class LoadError(ConvoyError):
     """A model file cannot be served. `outcome` is its value of the label `outcome` in `convoy_model_loads_total`."""
 

@@ -86,13 +86,15 @@ class StopOnSignals(AskedToStop):
 
     def __init__(self, lame_duck_seconds: float) -> None:
         self.lame_duck_seconds = 0.0
+        self._signalled = False
 
         def on_signal(number: int) -> None:
-            if self.is_set():
+            if self._signalled:
                 try:
                     log.warning("%s again: leaving at once", signal.Signals(number).name)
                 finally:
                     os._exit(1)
+            self._signalled = True
             if number == signal.SIGTERM:
                 self.lame_duck_seconds = lame_duck_seconds
 
