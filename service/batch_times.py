@@ -37,8 +37,8 @@ class BatchTimes:
         self._factor = 1.0
         self._delay = 1.0
         self._sizes = sorted(measured)
-        # No batch counts as faster than a smaller one: if it was, something had disturbed the smaller one.
-        self._seconds = list(accumulate((measured[items] for items in self._sizes), max))
+        # No batch counts as slower than a larger one: if it was, something had disturbed it.
+        self._seconds = list(accumulate((measured[items] for items in reversed(self._sizes)), min))[::-1]
 
     def expected(self, items: int) -> float:
         """Seconds that a batch of `items`, at most the largest size, should take; infinite if nothing is known."""

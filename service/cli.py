@@ -187,7 +187,7 @@ def classify(
             try:
                 answer = client.classify(some, model, version=version, top_k=top_k)
             except (CallFailed, UserError) as error:
-                explained = error if isinstance(error, UserError) else _explained(error, server, some)
+                explained = _explained(error, server, some)
                 if len(images) == 1 or not _of_an_image(error):
                     raise explained from None
                 if len(some) > 1:  # one by one, none suffers for another
@@ -229,6 +229,8 @@ def _of_an_image(error: Any) -> bool:
 
 def _explained(error: Any, server: str, images: tuple[Path, ...]) -> ConvoyError:
     """An error that names the file, where the server named the item."""
+    if isinstance(error, UserError):
+        return error
     if error.code == "UNAVAILABLE" and "connect" in error.message.lower():
         return UserError(f"no server answers at {server}: start one with `convoy serve`, or name it with --server HOST:PORT")
     if _too_large(error):

@@ -14,7 +14,7 @@ class UserError(ConvoyError):
 
 
 class FileUnreadable(UserError):
-    """A picture's file cannot be read; the message names it."""
+    """A file that the user named cannot be read; the message says which."""
 
 
 class LoadError(ConvoyError):

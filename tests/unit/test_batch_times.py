@@ -24,9 +24,10 @@ def test_a_largest_size_of_any_number_has_its_own_time_and_nothing_known_is_endl
     assert BatchTimes({}).largest_within(1.0) == 0
 
 
-def test_a_size_that_seemed_faster_than_a_smaller_one_counts_as_that() -> None:
-    times = BatchTimes({1: 0.0009, 2: 0.002, 4: 0.0009})
-    assert [times.largest_within(seconds) for seconds in (0.001, 0.002)] == [1, 4]
+def test_a_size_that_took_longer_than_a_larger_one_was_disturbed() -> None:
+    times = BatchTimes({1: 0.0005, 2: 0.002, 4: 0.001})
+    assert [times.expected(items) for items in (1, 2, 4)] == [0.0005, 0.001, 0.001]
+    assert [times.largest_within(seconds) for seconds in (0.0008, 0.001)] == [1, 4]
 
 
 def test_one_slow_batch_says_little_and_fast_ones_much() -> None:
