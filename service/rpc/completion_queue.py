@@ -37,7 +37,7 @@ A round
     Events are taken until no more are waiting; then the messages that came are handed to the seam, the model runs, and what all of
     that sends is started, each of these in a row. Done by turns, a call after the other, the same work takes a sixth more time:
     C core, Python and the model each want the processor's caches and branch predictors for themselves. What other threads send
-    is started at once.
+    is started at once; so are the messages of a stream that follow when the one before is out, or there would be one a round.
 
 No more events waiting
     `poll` with a deadline in the past returns what is ready; `queue_timeout` says that it found nothing. C core looks at one
@@ -221,7 +221,7 @@ class CompletionQueueServer:
             except Exception:
                 log.exception("what was collected could not be run")
                 wanted = NEVER
-            self._start_batches()
+            self.start_batches()
         self._drain()
 
     def _handle_messages(self) -> None:
@@ -230,7 +230,7 @@ class CompletionQueueServer:
             if not call.ended:
                 handle_unary(call.method, payload, call)  # type: ignore[arg-type]
             if self._outbox:  # a batch was full and has run, or the request was refused
-                self._start_batches()
+                self.start_batches()
 
     def begin(self, core: Any, operations: Sequence[Any], tag: Tag) -> None:
         """Starts a batch that sends; at the end of the round, if this is the transport's thread."""
@@ -239,7 +239,8 @@ class CompletionQueueServer:
         else:
             core.start_server_batch(operations, tag)
 
-    def _start_batches(self) -> None:
+    def start_batches(self) -> None:
+        """Starts what `begin` has collected."""
         outbox, self._outbox = self._outbox, []
         for core, operations, tag in outbox:
             try:
@@ -254,7 +255,7 @@ class CompletionQueueServer:
         while (event := self._queue.poll()).completion_type != cygrpc.CompletionType.queue_shutdown:
             event.tag(event)
             self._handle_messages()
-            self._start_batches()
+            self.start_batches()
 
     def _shut_down(self, _: Any) -> None:
         self._stopped.set()
@@ -367,6 +368,7 @@ class _FastStreamCall(StreamCall):
     def _wrote(self, event: Any) -> None:
         if event.success:
             self.written()
+            self.server.start_batches()
 
     def _close(self, status: Status) -> None:
         core = self.core

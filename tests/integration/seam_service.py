@@ -58,9 +58,12 @@ class Service:
         self.quiet_calls = 0
         self.wanted = math.inf
         self.quiet_threads: set[str] = set()
+        self.bursts: list[BurstReceiver] = []
 
     def quiet(self) -> float:
         self.quiet_calls += 1
+        for burst in self.bursts:
+            burst.quiet()
         self.quiet_threads.add(threading.current_thread().name)
         wanted, self.wanted = self.wanted, math.inf
         return wanted
@@ -76,6 +79,7 @@ class Service:
             Unary("/t.T/Remaining", BytesValue, self.remaining),
             Stream("/t.T/EchoStream", BytesValue, lambda call: EchoReceiver(self, call), "bidi_stream"),
             Stream("/t.T/Count", BytesValue, CountReceiver, "server_stream"),
+            Stream("/t.T/Burst", BytesValue, lambda call: BurstReceiver(self, call), "server_stream"),
             Stream("/t.T/Broken", BytesValue, BrokenReceiver, "bidi_stream"),
         ]
 
@@ -162,6 +166,35 @@ class CountReceiver:
 
     def half_closed(self) -> None:
         raise AssertionError("was not asked for")
+
+
+class BurstReceiver:
+    """Sends as many messages as it is told, all at once, when the transport is quiet; then how often it was quiet meanwhile."""
+
+    def __init__(self, service: Service, call: StreamCall) -> None:
+        self._call = call
+        self._count = self._sent = self._quiet_calls = 0
+        service.bursts.append(self)
+        call.receive()
+
+    def message(self, request: BytesValue) -> None:
+        self._count = int(request.value)
+
+    def half_closed(self) -> None:
+        raise AssertionError("was not asked for")
+
+    def quiet(self) -> None:
+        if self._sent < self._count:
+            self._quiet_calls += 1
+        if self._quiet_calls == 1:
+            for _ in range(self._count):
+                self._call.send(b"", self.sent)
+
+    def sent(self) -> None:
+        self._sent += 1
+        if self._sent == self._count:
+            self._call.send(BytesValue(value=str(self._quiet_calls).encode()).SerializeToString())
+            self._call.finish()
 
 
 class BrokenReceiver:

@@ -235,6 +235,12 @@ def test_messages_sent_all_at_once_go_out_in_order_before_the_status(channel: An
     seen.wait_for("Count", "OK")
 
 
+def test_messages_sent_all_at_once_do_not_take_a_round_each(channel: Any) -> None:
+    *messages, last = stream(channel, "Burst")(iter([BytesValue(value=b"64")]), timeout=20)
+    assert messages == [BytesValue()] * 64
+    assert int(last.value) < 32
+
+
 def test_a_stream_that_does_not_ask_for_more_is_not_given_more(channel: Any, service: Service) -> None:
     messages = iter([BytesValue(value=b"hold")] + [BytesValue(value=b"x" * 10_000)] * 50)
     call = stream(channel, "EchoStream")(messages, timeout=20)
