@@ -4,6 +4,9 @@ Knows nothing of normalisation: that is inside the ONNX graph.
 """
 
 import io
+import struct
+import zlib
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +24,35 @@ PngImagePlugin.MAX_TEXT_MEMORY = 4 * PngImagePlugin.MAX_TEXT_CHUNK
 
 _BACKGROUND = (255, 255, 255, 255)
 
+_PNG = b"\x89PNG\r\n\x1a\n"
+_CHUNK = struct.Struct(">I4s")
+_IHDR = struct.Struct(">IIBBBBB")
+_PLAIN_MODES = {0: "L", 2: "RGB"}
+_WITHOUT_EFFECT = (b"sRGB", b"gAMA", b"pHYs", b"tIME")
+"""What Pillow would note of a PNG, and nobody here asks for."""
+
+
+class _PlainPng(Image.Image):
+    """A PNG of 8-bit gray or RGB with nothing in it that changes how its pixels are to be seen: what most programs send.
+
+    Pillow's own class for PNG comes to the same pixels by the same decoder, but reads as from a file that may hold anything: for a
+    small picture, that takes three times as long as all of this.
+    """
+
+    format = "PNG"
+
+    def __init__(self, mode: str, size: tuple[int, int], compressed: bytes) -> None:
+        super().__init__()
+        self._mode, self._size = mode, size
+        self._compressed: bytes | None = compressed
+
+    def load(self) -> Any:
+        """Decodes the pixels, the first time."""
+        if self._compressed is not None:
+            self.im = Image.frombytes(self.mode, self.size, self._compressed, "zip", self.mode).im
+            self._compressed = None
+        return super().load()
+
 
 def open_image(encoded: bytes, max_pixels: int) -> Image.Image:
     """Reads an image's header, and nothing more of it.
@@ -31,7 +63,7 @@ def open_image(encoded: bytes, max_pixels: int) -> Image.Image:
     if not encoded:
         raise InvalidRequest("the image is empty (0 bytes)")
     try:
-        image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+        image = _plain_png(encoded) or Image.open(io.BytesIO(encoded), formats=FORMATS)
     except UnidentifiedImageError:
         raise InvalidRequest(f"not an image in a format accepted here: {', '.join(FORMATS)}") from None
     except Exception as error:  # noqa: BLE001 - Pillow's parsers raise whatever broken input makes them raise
@@ -54,7 +86,8 @@ def to_pixels(image: Image.Image, spec: InputSpec) -> NDArray[np.uint8]:
         InvalidRequest: the image's data are broken or cut short, or its pixels are of a kind that has no 8-bit meaning.
     """
     try:
-        ImageOps.exif_transpose(image, in_place=True)
+        if not isinstance(image, _PlainPng):
+            ImageOps.exif_transpose(image, in_place=True)
         return _fitted(_to_mode(image, "L" if spec.channels == 1 else "RGB"), spec)
     except InvalidRequest:
         raise
@@ -77,6 +110,38 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def _plain_png(encoded: bytes) -> _PlainPng | None:
+    """The picture if it is such a PNG, whole and with the right checksums; see the PNG specification, sections 5 and 11."""
+    if not encoded.startswith(_PNG):
+        return None
+    header, compressed = b"", []
+    at = len(_PNG)
+    while at + _CHUNK.size <= len(encoded):
+        length, kind = _CHUNK.unpack_from(encoded, at)
+        data = encoded[at + _CHUNK.size : at + _CHUNK.size + length]
+        at += _CHUNK.size + length + 4
+        if kind == b"IDAT":
+            compressed.append(data)  # has a checksum of its own inside
+            continue
+        if encoded[at - 4 : at] != zlib.crc32(data, zlib.crc32(kind)).to_bytes(4, "big"):
+            return None
+        if kind == b"IEND":
+            break
+        if kind == b"IHDR":
+            header = data
+        elif kind not in _WITHOUT_EFFECT:
+            return None
+    else:
+        return None
+    if len(header) != _IHDR.size:
+        return None
+    width, height, depth, colours, *methods = _IHDR.unpack(header)
+    mode = _PLAIN_MODES.get(colours)
+    if mode is None or depth != 8 or any(methods) or not (width and height):
+        return None
+    return _PlainPng(mode, (width, height), compressed[0] if len(compressed) == 1 else b"".join(compressed))
 
 
 def _fitted(image: Image.Image, spec: InputSpec) -> NDArray[np.uint8]:

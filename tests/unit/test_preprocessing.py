@@ -1,14 +1,17 @@
 import io
+import zlib
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from numpy.typing import NDArray
+from PIL import Image, PngImagePlugin
 
 from service.contract import InputSpec
 from service.errors import InvalidRequest
-from service.preprocessing import decode, encode_png, open_image, resize
+from service.preprocessing import decode, encode_png, open_image, resize, to_pixels
 
 LIMIT = 1_000_000
 
@@ -87,6 +90,81 @@ def test_exif_orientation_is_applied() -> None:
     turned = decode(file_of(image, "JPEG", exif=exif, quality=100), spec(8, 16), LIMIT)
     assert turned[:, :8].min() > 200
     assert turned[:, 8:].max() < 50
+
+
+def by_pillows_own_class(encoded: bytes, channels: int) -> NDArray[np.uint8] | None:
+    """The pixels; None if the file is refused."""
+    try:
+        return to_pixels(Image.open(io.BytesIO(encoded), formats=["PNG"]), spec(9, 7, channels))
+    except Exception:  # noqa: BLE001 - as in open_image
+        return None
+
+
+def as_it_is_served(encoded: bytes, channels: int) -> NDArray[np.uint8] | None:
+    try:
+        return decode(encoded, spec(9, 7, channels), LIMIT)
+    except InvalidRequest:
+        return None
+
+
+def assert_as_pillow(encoded: bytes, channels: int) -> NDArray[np.uint8] | None:
+    expected, found = by_pillows_own_class(encoded, channels), as_it_is_served(encoded, channels)
+    assert (expected is None and found is None) or np.array_equal(expected, found)  # type: ignore[arg-type]
+    return found
+
+
+def png_of(mode: str, random: np.random.Generator, level: int) -> bytes:
+    height, width = random.integers(1, 20, 2)
+    image = Image.fromarray(random.integers(0, 256, (height, width, 4), np.uint8)).convert(mode.split()[0])
+    options: dict[str, Any] = {"compress_level": level}
+    if mode.endswith("transparent"):
+        options["transparency"] = image.getpixel((0, 0))
+    if level % 2:
+        options["dpi"] = (72, 72)
+    if level % 3 == 1:
+        options["pnginfo"] = note = PngImagePlugin.PngInfo()
+        note.add_text("Comment", "a" * level)
+    if level % 4 == 1:
+        exif = Image.Exif()
+        exif[0x0112] = 6  # turned by 90 degrees
+        options["exif"] = exif
+    return file_of(image, **options)
+
+
+MODES = ["L", "RGB", "RGB transparent", "RGBA", "LA", "P", "1", "I;16"]
+
+
+@given(st.sampled_from(MODES), st.integers(0, 9), st.sampled_from([1, 3]), st.integers(0, 10_000))
+@settings(max_examples=200, deadline=None)
+def test_every_kind_of_png_has_the_pixels_that_pillows_own_class_gives(mode: str, level: int, channels: int, seed: int) -> None:
+    assert assert_as_pillow(png_of(mode, np.random.default_rng(seed), level), channels) is not None
+
+
+@given(st.sampled_from(["L", "RGB"]), st.sampled_from([0, 2, 6]), st.integers(0, 10_000), st.integers(0, 2), st.booleans())
+@settings(max_examples=300, deadline=None)
+def test_a_broken_png_is_refused_when_pillows_own_class_refuses_it(
+    mode: str, level: int, seed: int, broken: int, cut: bool
+) -> None:
+    random = np.random.default_rng(seed)
+    content = bytearray(png_of(mode, random, level))
+    for at in random.integers(8, len(content), broken):
+        content[at] = random.integers(0, 256)
+    assert_as_pillow(bytes(content[: random.integers(8, len(content))] if cut else content), 3)
+
+
+def test_the_compressed_pixels_of_a_png_may_be_in_many_pieces_among_notes() -> None:
+    pixels = np.random.default_rng(2).integers(0, 256, (9, 7, 3), np.uint8)
+    whole = encode_png(pixels)
+    at = whole.index(b"IDAT")
+    data = whole[at + 4 : whole.index(b"IEND") - 8]
+    pieces = b"".join(chunk(b"IDAT", data[first : first + 10]) for first in range(0, len(data), 10))
+    split = whole[: at - 4] + chunk(b"gAMA", (45455).to_bytes(4, "big")) + pieces + chunk(b"IEND", b"") + b"and more"
+    assert isinstance(open_image(split, LIMIT), type(open_image(whole, LIMIT)))
+    assert np.array_equal(decode(split, spec(9, 7, 3), LIMIT), pixels)
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
 
 
 def test_only_the_header_is_read_to_refuse_a_picture_that_is_too_large() -> None:
