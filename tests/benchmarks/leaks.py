@@ -9,11 +9,8 @@ Needs h2load (Debian package nghttp2-client).
 
 import argparse
 import json
-import shutil
 import socket
 import struct
-import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
@@ -27,6 +24,7 @@ from rich.progress import track
 from rich.table import Table
 
 from service.pb.convoy.v1 import classifier_pb2 as pb
+from tests.benchmarks import h2load
 from tests.benchmarks.transport import make_repository, serving
 
 CANCELLED = 10_000
@@ -42,14 +40,13 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=1_000_000)
     parser.add_argument("--model", type=Path, help="a digits model; trained afresh if not given")
     arguments = parser.parse_args()
-    if shutil.which("h2load") is None:
-        sys.exit("h2load is not installed: apt-get install nghttp2-client")
+    h2load.needed()
     table = Table("after", "RSS MB", "open files", "threads", box=None)
     with tempfile.TemporaryDirectory() as folder:
         repository = make_repository(Path(folder), arguments.model)
         request = pb.ClassifyRequest(model="digits", items=[pb.Item(pixels=bytes(784))])
         body = Path(folder) / "body"
-        body.write_bytes(framed(request))
+        body.write_bytes(h2load.framed(request))
         with serving(f"Convoy {arguments.transport}", repository, Path(folder)) as (port, pid):
             http_port = json.loads((Path(folder) / "ready").read_text())["http_port"]
 
@@ -62,9 +59,9 @@ def main() -> None:
                 console.print(f"{stage}: {field['VmRSS'] / 1024:.1f} MB, {files} files, {field['Threads']} threads", style="dim")
 
             note("start")
-            load(port, body, 50_000)
+            h2load.load(port, body, 8, 8, calls=50_000)
             note("50,000 calls")
-            load(port, body, arguments.calls)
+            h2load.load(port, body, 8, 8, calls=arguments.calls)
             note(f"{arguments.calls:,} calls more")
             for _ in range(2):
                 before = seen_cancelled(http_port)
@@ -73,26 +70,9 @@ def main() -> None:
                 before = seen_cancelled(http_port)
                 break_connections(port, request.SerializeToString())
                 note(f"{BROKEN:,} broken connections ({seen_cancelled(http_port) - before:,} calls seen cancelled)")
-            load(port, body, 50_000)
+            h2load.load(port, body, 8, 8, calls=50_000)
             note("50,000 calls more")
     console.print(table)
-
-
-def framed(request: pb.ClassifyRequest) -> bytes:
-    """A message as gRPC frames it."""
-    message = request.SerializeToString()
-    return struct.pack(">BI", 0, len(message)) + message
-
-
-def load(port: int, body: Path, calls: int) -> None:
-    """So many calls, 64 in flight; all must be answered."""
-    result = subprocess.run(
-        ["h2load", "-t1", "-c8", "-m8", f"-n{calls}", f"-d{body}", "-Hcontent-type: application/grpc", "-Hte: trailers",
-         f"http://127.0.0.1:{port}/convoy.v1.Classifier/Classify"],
-        capture_output=True, text=True, check=True, timeout=1800,
-    )  # fmt: skip
-    if f"{calls} succeeded" not in result.stdout:
-        sys.exit(f"not every call was answered:\n{result.stdout}")
 
 
 def seen_cancelled(http_port: int) -> int:

@@ -8,10 +8,7 @@ Usage: python -m tests.benchmarks.metrics [--rounds 7] [--model MODEL.onnx]
 """
 
 import argparse
-import shutil
 import statistics
-import struct
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -22,6 +19,7 @@ from rich.console import Console
 from service.metrics import Metrics, Phases
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.trace_context import HEADER, trace_context
+from tests.benchmarks import h2load
 from tests.benchmarks.transport import check, make_repository, measure, serving
 
 CALLS = 40_000
@@ -36,14 +34,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--model", type=Path, help="a digits model; trained afresh if not given")
     arguments = parser.parse_args()
-    if shutil.which("h2load") is None:
-        sys.exit("h2load is not installed: apt-get install nghttp2-client")
+    h2load.needed()
     rows: list[tuple[float, ...]] = []
     with tempfile.TemporaryDirectory() as folder:
         repository = make_repository(Path(folder), arguments.model)
-        request = pb.ClassifyRequest(model="digits", items=[pb.Item(pixels=bytes(range(256)) * 3 + bytes(16))]).SerializeToString()
+        request = pb.ClassifyRequest(model="digits", items=[pb.Item(pixels=bytes(range(256)) * 3 + bytes(16))])
         body = Path(folder) / "body"
-        body.write_bytes(struct.pack(">BI", 0, len(request)) + request)
+        body.write_bytes(h2load.framed(request))
         with serving("Convoy fast", repository, Path(folder)) as (port, pid):
             check(port, request, "Convoy fast")
             measure(port, pid, body, 16, 1.0)

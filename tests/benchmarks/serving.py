@@ -2,8 +2,8 @@
 
 Two models: `small`, the tutorials' CNN on digits, and `r18`, a ResNet-18 for 32x32 colour pictures, in fp32, and in int8 too. They
 are trained for an epoch on what is at hand: speed does not depend on what they have learnt. The limit is ONNX Runtime in a loop in
-one process, the best of one session with all cores and of one session a core, over batches of 1 to 64. The load is
-that of `convoy bench`, in processes of its own on the same cores.
+one process, the best of one session with all cores and of one session a core, over batches of 1 to 64. A load is a closed loop
+of h2load or, where requests arrive by the clock, that of `convoy bench`; either is on the same cores.
 
 A machine's speed moves, so the limit is measured again right before and right after each load that is held against it; the mean
 of the two is what the load is divided by. Medians over the rounds are what to keep.
@@ -37,7 +37,7 @@ from service.bench import Load, Outcome, run
 from service.bench_pictures import made_up
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.preprocessing import decode
-from tests.benchmarks import transport
+from tests.benchmarks import h2load, transport
 
 BATCHES = (1, 4, 16, 32, 64)
 CPUS = model.cpu_budget()
@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3.0)
     arguments = parser.parse_args()
+    h2load.needed()
     console = Console(highlight=False, soft_wrap=True)
     found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -97,58 +98,56 @@ def one_round(repository: Path, seconds: float) -> Iterator[tuple[str, float]]:
     start = time.monotonic()
     with serving(repository, only="small") as (port, pid):
         yield "start to READY, small, s", time.monotonic() - start
-        yield (
-            "small, 32 a request, 4 in flight: to the limit",
-            small_limit.share(32, lambda: closed(port, "small", (28, 28, 1), seconds, items=32, concurrency=4)),
-        )
+        many = made_up("small", "", 32, (28, 28, 1), "pixels", 0)
+        yield "small, 32 a request, 4 in flight: to the limit", small_limit.share(lambda: 32 * closed(port, many, 4, 1, seconds))
         png = made_up("small", "", 32, (28, 28, 1), "png", 0)
         decoded = decode_limit(small, png)
-        outcome = load(port, png, seconds, concurrency=4)
-        yield "small, 32 PNG 28x28 a request: to decoding and inference in-process", 32 * rate(outcome) / decoded
+        yield "small, 32 PNG 28x28 a request: to decoding and inference in-process", 32 * closed(port, png, 4, 1, seconds) / decoded
         jpeg = made_up("small", "", 32, (224, 224, 3), "jpeg", 0)
         decoded = decode_limit(small, jpeg)
-        outcome = load(port, jpeg, seconds, concurrency=4)
-        yield "small, 32 JPEG 224x224 a request: to decoding and inference in-process", 32 * rate(outcome) / decoded
-        unary = closed(port, "small", (28, 28, 1), seconds, concurrency=64, connections=8)
-        stream = closed(port, "small", (28, 28, 1), seconds, concurrency=64, connections=8, stream=True)
-        yield "small, 64 in flight: ClassifyStream to Classify, messages/s", rate(stream) / rate(unary)
+        yield (
+            "small, 32 JPEG 224x224 a request: to decoding and inference in-process",
+            32 * closed(port, jpeg, 4, 1, seconds) / decoded,
+        )
+        png = made_up("small", "", 1, (28, 28, 1), "png", 0)
+        calls = closed(port, png, 8, 8, seconds)
+        with tempfile.TemporaryDirectory() as folder, transport.serving("echo aio", repository, Path(folder)) as (echo_port, _):
+            yield (
+                "small, one PNG 28x28 a request, 64 in flight: calls/s to the empty echo's",
+                calls / closed(echo_port, png, 8, 8, seconds),
+            )
         yield "peak RSS, small, MB", peak_rss(pid)
     with serving(repository, only="r18") as (port, _):
-        for in_flight in (16, 64):
-            yield (
-                f"r18, {in_flight} in flight: to the limit",
-                r18_limit.share(1, partial(closed, port, "r18", (32, 32, 3), seconds, concurrency=in_flight, connections=4)),
-            )
-        capacity = rate(closed(port, "r18", (32, 32, 3), seconds, concurrency=64, connections=4))
-        alone = closed(port, "r18", (32, 32, 3), seconds, concurrency=1)
+        one = made_up("r18", "", 1, (32, 32, 3), "pixels", 0)
+        for connections in (4, 8):
+            name = f"r18, {connections**2} in flight: to the limit"
+            yield name, r18_limit.share(partial(closed, port, one, connections, connections, seconds))
+        capacity = closed(port, one, 8, 8, seconds)
+        alone = bench(port, one, seconds, concurrency=1)
         service = alone.answered.get_value_at_percentile(50) / 1e6
-        outcome = closed(port, "r18", (32, 32, 3), 3 * seconds, rate=capacity / 2)
+        outcome = bench(port, one, 3 * seconds, rate=capacity / 2)
         p99 = outcome.answered.get_value_at_percentile(99) / 1e6
         yield "r18, Poisson at half of capacity: p99 to the time of one alone", p99 / service
-        outcome = closed(port, "r18", (32, 32, 3), 2 * seconds, rate=2 * capacity, timeout_seconds=DEADLINE_SECONDS)
-        yield "r18, twice its capacity, deadline 100 ms: answered in time, to capacity", rate(outcome) / capacity
+        outcome = bench(port, one, 2 * seconds, rate=2 * capacity, timeout_seconds=DEADLINE_SECONDS)
+        answered = float(outcome.answered.get_total_count()) / outcome.seconds
+        yield "r18, twice its capacity, deadline 100 ms: answered in time, to capacity", answered / capacity
         yield "... refused: p50, ms", outcome.refused.get_value_at_percentile(50) / 1000
     with serving(repository, only="r18-int8") as (port, _):
-        yield (
-            "r18 int8, 64 in flight: to the limit of fp32",
-            r18_limit.share(1, partial(closed, port, "r18-int8", (32, 32, 3), seconds, concurrency=64, connections=4)),
-        )
+        one = made_up("r18-int8", "", 1, (32, 32, 3), "pixels", 0)
+        yield "r18 int8, 64 in flight: to the limit of fp32", r18_limit.share(partial(closed, port, one, 8, 8, seconds))
 
 
-def rate(outcome: Outcome) -> float:
-    """Answered requests a second."""
-    return float(outcome.answered.get_total_count()) / outcome.seconds
+def closed(port: int, requests: Sequence[bytes], connections: int, streams: int, seconds: float) -> float:
+    """Calls answered a second by a closed loop of h2load, after a shorter one to warm up. All carry the first request."""
+    with tempfile.TemporaryDirectory() as folder:
+        body = Path(folder) / "body"
+        body.write_bytes(h2load.framed(pb.ClassifyRequest.FromString(requests[0])))
+        h2load.load(port, body, connections, streams, seconds=seconds / 4)
+        return h2load.load(port, body, connections, streams, seconds=seconds).calls_per_second
 
 
-def closed(
-    port: int, name: str, shape: tuple[int, int, int], seconds: float, *, items: int = 1, connections: int = 2, **kind: Any
-) -> Outcome:
-    """A load of made-up pixels."""
-    return load(port, made_up(name, "", items, shape, "pixels", 0), seconds, connections=connections, **kind)
-
-
-def load(port: int, requests: tuple[bytes, ...], seconds: float, **kind: Any) -> Outcome:
-    """A load of `convoy bench` on a server of this machine."""
+def bench(port: int, requests: tuple[bytes, ...], seconds: float, **kind: Any) -> Outcome:
+    """A load of `convoy bench`."""
     return run(Load(f"127.0.0.1:{port}", requests, seconds, **kind))
 
 
@@ -161,11 +160,11 @@ class Limit:
             ((at_once(sessions, batch), batch, sessions) for sessions in kinds for batch in BATCHES), key=lambda found: found[0]
         )
 
-    def share(self, items: int, measure: Callable[[], Outcome]) -> float:
-        """The images a second of a load, `items` in a request, as a share of what ONNX Runtime does alone at that time."""
+    def share(self, measure: Callable[[], float]) -> float:
+        """The images a second of a load, as a share of what ONNX Runtime does alone at that time."""
         before = at_once(self._sessions, self._batch)
-        outcome = measure()
-        return items * rate(outcome) / statistics.mean((before, at_once(self._sessions, self._batch)))
+        images = measure()
+        return images / statistics.mean((before, at_once(self._sessions, self._batch)))
 
 
 def at_once(sessions: Sequence[model.Model], batch: int, seconds: float = 0.4) -> float:

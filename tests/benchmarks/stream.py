@@ -8,20 +8,16 @@ Usage: python -m tests.benchmarks.stream [--rounds 5] [--seconds 2] [--streams 1
 """
 
 import argparse
-import re
-import shutil
 import statistics
-import struct
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 from service.pb.convoy.v1 import classifier_pb2 as pb
+from tests.benchmarks import h2load
 from tests.benchmarks.transport import cpu_seconds, make_repository, measure, serving
 
 MESSAGES = 2000
-UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 
 
 def main() -> None:
@@ -32,16 +28,15 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a digits model; trained afresh if not given")
     parser.add_argument("--transport", choices=["fast", "public"], default="fast")
     arguments = parser.parse_args()
-    if shutil.which("h2load") is None:
-        sys.exit("h2load is not installed: apt-get install nghttp2-client")
+    h2load.needed()
     ratios, cpu_ratios = [], []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         repository = make_repository(folder, arguments.model)
         request = pb.ClassifyRequest(model="digits", items=[pb.Item(pixels=bytes(range(256)) * 3 + bytes(16))])
         one, many = folder / "one", folder / "many"
-        one.write_bytes(framed(request.SerializeToString()))
-        many.write_bytes(framed(pb.ClassifyStreamRequest(request=request).SerializeToString()) * MESSAGES)
+        one.write_bytes(h2load.framed(request))
+        many.write_bytes(h2load.framed(pb.ClassifyStreamRequest(request=request)) * MESSAGES)
         with serving(f"Convoy {arguments.transport}", repository, folder) as (port, pid):
             for round_number in range(arguments.rounds):
                 measure(port, pid, one, 64, 0.3)
@@ -60,27 +55,12 @@ def main() -> None:
     )
 
 
-def framed(message: bytes) -> bytes:
-    """A message as gRPC puts it into HTTP/2."""
-    return struct.pack(">BI", 0, len(message)) + message
-
-
 def stream_load(port: int, pid: int, body: Path, streams: int) -> tuple[float, float]:
     """Messages a second, and the server's CPU for one in microseconds, over so many whole streams."""
     before = cpu_seconds(pid)
-    result = subprocess.run(
-        ["h2load", "-t1", "-c1", "-m1", f"-n{streams}", f"-d{body}", "-Hcontent-type: application/grpc",
-         "-Hte: trailers", f"http://127.0.0.1:{port}/convoy.v1.Classifier/ClassifyStream"],
-        capture_output=True, text=True, check=True, timeout=600,
-    )  # fmt: skip
+    load = h2load.load(port, body, 1, 1, calls=streams, method="ClassifyStream", answers=MESSAGES)
     cpu = cpu_seconds(pid) - before
-    data = re.search(r"\((\d+)\) data", result.stdout)
-    took = re.search(r"finished in ([\d.]+)(us|ms|s),", result.stdout)
-    succeeded = f" {streams} succeeded, 0 failed" in result.stdout
-    if data is None or took is None or not succeeded or int(data[1]) < 60 * MESSAGES * streams:
-        sys.exit(f"not every message was answered:\n{result.stdout}")
-    messages = streams * MESSAGES
-    return messages / (float(took[1]) * UNITS[took[2]]), 1e6 * cpu / messages
+    return MESSAGES * load.calls_per_second, 1e6 * cpu / (MESSAGES * streams)
 
 
 def print_line(text: str) -> None:

@@ -1,6 +1,6 @@
 """What a unary call costs: Convoy's two transports, whole service on, beside empty gRPC servers, in interleaved rounds of one run.
 
-The load is h2load (Debian package nghttp2-client), one thread, closed loop: at 1 in flight one connection with one stream, at 16
+The load is that of h2load.py: at 1 in flight one connection with one stream, at 16
 four with four, at 64 eight with eight. A request is one 28x28x1 picture as raw pixels for Convoy's `Classify`; the empty servers
 get and parse the same request, and answer with a response of the same size. Server CPU is user and system time of the process
 over the measured seconds, from /proc. Ratios within a round are the figures to keep: the machine's speed moves.
@@ -12,10 +12,8 @@ import argparse
 import contextlib
 import json
 import os
-import re
 import shutil
 import statistics
-import struct
 import subprocess
 import sys
 import tempfile
@@ -23,12 +21,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 from rich.console import Console
 from rich.table import Table
 
 from service.pb.convoy.v1 import classifier_pb2 as pb
+from tests.benchmarks import h2load
 
 CONTENDERS = ("echo aio", "echo sync", "Convoy public", "Convoy fast")
 POINTS = {1: (1, 1), 16: (4, 4), 64: (8, 8)}  # in flight: connections, streams on each
@@ -51,14 +51,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--model", type=Path, help="a digits model; trained afresh if not given")
     arguments = parser.parse_args()
-    if shutil.which("h2load") is None:
-        sys.exit("h2load is not installed: apt-get install nghttp2-client")
+    h2load.needed()
     console = Console(highlight=False, soft_wrap=True)
     with tempfile.TemporaryDirectory() as folder:
         repository = make_repository(Path(folder), arguments.model)
-        request = pb.ClassifyRequest(model="digits", items=[pb.Item(pixels=bytes(range(256)) * 3 + bytes(16))]).SerializeToString()
+        request = pb.ClassifyRequest(model="digits", items=[pb.Item(pixels=bytes(range(256)) * 3 + bytes(16))])
         body = Path(folder) / "body"
-        body.write_bytes(struct.pack(">BI", 0, len(request)) + request)
+        body.write_bytes(h2load.framed(request))
         found: dict[tuple[str, int], list[Point]] = {}
         for round_number in range(arguments.rounds):
             for contender in CONTENDERS:
@@ -112,10 +111,11 @@ def serving(contender: str, repository: Path, folder: Path) -> Iterator[tuple[in
         process.wait(30)
 
 
-def check(port: int, request: bytes, contender: str) -> None:
+def check(port: int, request: pb.ClassifyRequest, contender: str) -> None:
     """One call by grpcio's client: the answer must have one result of five labels."""
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        answer = pb.ClassifyResponse.FromString(channel.unary_unary("/convoy.v1.Classifier/Classify")(request, timeout=20))  # type: ignore[arg-type]
+        classify: Any = channel.unary_unary("/convoy.v1.Classifier/Classify")
+        answer = pb.ClassifyResponse.FromString(classify(request.SerializeToString(), timeout=20))
     if len(answer.results) != 1 or len(answer.results[0].predictions) != 5:
         sys.exit(f"{contender} answers wrongly: {answer}")
 
@@ -126,26 +126,14 @@ def measure(port: int, pid: int, body: Path, in_flight: int, seconds: float) -> 
     log = body.with_name("h2load.log")
     log.unlink(missing_ok=True)
     before = cpu_seconds(pid)
-    result = subprocess.run(
-        ["h2load", "-t1", f"-c{connections}", f"-m{streams}", f"-D{round(1000 * seconds)}ms", f"-d{body}", f"--log-file={log}",
-         "-Hcontent-type: application/grpc", "-Hte: trailers", f"http://127.0.0.1:{port}/convoy.v1.Classifier/Classify"],
-        capture_output=True, text=True, check=True, timeout=seconds + 60,
-    )  # fmt: skip
+    load = h2load.load(port, body, connections, streams, seconds=seconds, log=log)
     cpu = cpu_seconds(pid) - before
-    done = re.search(r"requests: (\d+) total, \d+ started, (\d+) done, (\d+) succeeded, (\d+) failed, (\d+) errored", result.stdout)
-    # A gRPC error has HTTP status 200 and far fewer bytes than an answer: what came back says whether it was answered.
-    data = re.search(r"\((\d+)\) data", result.stdout)
-    if done is None or data is None or done[2] == "0":
-        sys.exit(f"h2load said nothing that can be read:\n{result.stdout}")
-    calls = int(done[2])
-    if int(done[4]) or int(data[1]) < 60 * calls:
-        sys.exit(f"not every call was answered:\n{result.stdout}")
     latencies = sorted(int(line.split()[2]) / 1000 for line in log.read_text().splitlines())
     return Point(
-        calls_per_second=calls / seconds,
+        calls_per_second=load.calls_per_second,
         p50_ms=latencies[len(latencies) // 2],
         p99_ms=latencies[len(latencies) * 99 // 100],
-        server_cpu_us=1e6 * cpu / calls,
+        server_cpu_us=1e6 * cpu / load.calls,
     )
 
 

@@ -10,14 +10,13 @@ import argparse
 import os
 import re
 import statistics
-import struct
-import subprocess
 import tempfile
 from pathlib import Path
 
 from rich.console import Console
 
 from service.pb.convoy.v1 import classifier_pb2 as pb
+from tests.benchmarks import h2load
 from tests.benchmarks.transport import check, cpu_seconds, make_repository, serving
 
 CONNECTIONS, STREAMS = 16, 4
@@ -30,12 +29,12 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a digits model; trained afresh if not given")
     arguments = parser.parse_args()
     console = Console(highlight=False, soft_wrap=True)
-    request = pb.ClassifyRequest(model="digits", items=[pb.Item(pixels=bytes(range(256)) * 3 + bytes(16))]).SerializeToString()
+    request = pb.ClassifyRequest(model="digits", items=[pb.Item(pixels=bytes(range(256)) * 3 + bytes(16))])
     found: dict[int, list[tuple[float, float, float]]] = {1: [], 2: []}
     with tempfile.TemporaryDirectory() as folder:
         repository = make_repository(Path(folder), arguments.model)
         body = Path(folder) / "body"
-        body.write_bytes(struct.pack(">BI", 0, len(request)) + request)
+        body.write_bytes(h2load.framed(request))
         for round_number in range(arguments.rounds):
             for workers, points in found.items():
                 os.environ["CONVOY_WORKERS"] = str(workers)
@@ -54,20 +53,12 @@ def main() -> None:
 def load(port: int, pid: int, body: Path, seconds: float) -> tuple[float, float, float]:
     """Calls a second, CPU microseconds a call of all server processes, and their memory in MB."""
     before = sum(map(cpu_seconds, processes(pid)))
-    result = subprocess.run(
-        ["h2load", "-t1", f"-c{CONNECTIONS}", f"-m{STREAMS}", f"-D{round(1000 * seconds)}ms", f"-d{body}",
-         "-Hcontent-type: application/grpc", "-Hte: trailers", f"http://127.0.0.1:{port}/convoy.v1.Classifier/Classify"],
-        capture_output=True, text=True, check=True, timeout=seconds + 60,
-    )  # fmt: skip
+    done = h2load.load(port, body, CONNECTIONS, STREAMS, seconds=seconds)
     cpu = sum(map(cpu_seconds, processes(pid))) - before
-    done = re.search(r"requests: \d+ total, \d+ started, (\d+) done, \d+ succeeded, (\d+) failed, (\d+) errored", result.stdout)
-    data = re.search(r"\((\d+)\) data", result.stdout)
-    if done is None or data is None or int(done[2]) or int(data[1]) < 60 * int(done[1]):
-        raise SystemExit(f"not every call was answered:\n{result.stdout}")
     memory = sum(
         int(re.findall(r"^Pss: +(\d+)", Path(f"/proc/{each}/smaps_rollup").read_text(), re.M)[0]) for each in processes(pid)
     )
-    return int(done[1]) / seconds, 1e6 * cpu / int(done[1]), memory / 1024
+    return done.calls_per_second, 1e6 * cpu / done.calls, memory / 1024
 
 
 def processes(pid: int) -> list[int]:
