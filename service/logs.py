@@ -38,6 +38,7 @@ def set_up_logging(level: str, form: Literal["text", "json"], worker: int | None
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(level.upper())
+    logging.getLogger("convoy.access").setLevel(logging.INFO)  # whoever asked for it gets it, however quiet the rest is to be
     logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it tells of every change that it sees, ours of those that matter
 
 

@@ -38,7 +38,7 @@ def access_lines(log: str) -> list[dict[str, Any]]:
 
 
 def test_json_has_one_line_a_request_with_its_ids_and_no_payload(repository: Path, spawn: Spawn, digits: Dataset) -> None:
-    server = spawn(repository, "--log-format", "json", "--access-log-sample", "1")
+    server = spawn(repository, "--log-format", "json", "--log-level", "warning", "--access-log-sample", "1")
     request = pb.ClassifyRequest(model="digits", id="order-66", items=[pb.Item(encoded=digits.test.encoded(0))] * 2)
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         classify = channel.unary_unary(
