@@ -2,7 +2,7 @@
 
 The rules:
 - A request of n items waits as one entry. It may be taken in several parts, for several batches, and it may share a batch.
-- Order: priority (1 first), then deadline (none comes last), then arrival.
+- Order: priority (1 first), then turn, then arrival. The turn of an entry is its deadline, unless it was given an earlier one.
 - The bound counts items that wait and room that is reserved, exactly. An entry that does not fit whole is not taken in.
 - An entry whose deadline has passed, or whose client has left, is out of the queue from that call on: it costs no inference
   and holds no room. Parts of it already taken are the taker's business.
@@ -18,14 +18,14 @@ from typing import Generic, NamedTuple, TypeVar
 
 
 class Entry:
-    """A request as the queue sees it. `deadline` is in seconds on the caller's clock, infinite if there is none."""
+    """A request as the queue sees it. `deadline` and `turn` are in seconds on the caller's clock, infinite if there is none."""
 
-    __slots__ = ("deadline", "items", "order", "priority", "taken")
+    __slots__ = ("deadline", "items", "order", "priority", "taken", "turn")
 
     def __init__(self, items: int, priority: int = 1, deadline: float = math.inf) -> None:
         self.items = items
         self.priority = priority
-        self.deadline = deadline
+        self.deadline = self.turn = deadline
         self.taken = 0
         self.order = 0
 
@@ -49,7 +49,7 @@ class BatchQueue(Generic[E]):
         self.items = 0
         self.reserved = 0
         self._arrivals = 0
-        self._waiting: list[tuple[int, float, int, E]] = []  # sorted by priority, deadline, arrival; arrival is unique
+        self._waiting: list[tuple[int, float, int, E]] = []  # sorted by priority, turn, arrival; arrival is unique
         self._deadlines: list[tuple[float, int, E]] = []  # those that have a deadline, sorted by it
 
     def reserve(self, items: int) -> bool:
@@ -69,7 +69,7 @@ class BatchQueue(Generic[E]):
             return False
         self._arrivals += 1
         entry.order = self._arrivals
-        insort(self._waiting, (entry.priority, entry.deadline, entry.order, entry))
+        insort(self._waiting, (entry.priority, entry.turn, entry.order, entry))
         if entry.deadline != math.inf:
             insort(self._deadlines, (entry.deadline, entry.order, entry))
         self.items += entry.items
@@ -110,7 +110,7 @@ class BatchQueue(Generic[E]):
 
     def cancel(self, entry: E) -> bool:
         """Removes what still waits of an entry; False if nothing of it does."""
-        key = (entry.priority, entry.deadline, entry.order)
+        key = (entry.priority, entry.turn, entry.order)
         at = bisect_left(self._waiting, key)
         if at == len(self._waiting) or self._waiting[at][3] is not entry:
             return False
@@ -122,7 +122,7 @@ class BatchQueue(Generic[E]):
 
     def ahead(self, entry: E) -> int:
         """How many items wait that would be taken before those of an entry that has not been pushed yet."""
-        before = bisect_left(self._waiting, (entry.priority, entry.deadline, self._arrivals + 1))
+        before = bisect_left(self._waiting, (entry.priority, entry.turn, self._arrivals + 1))
         return sum(other.items - other.taken for _, _, _, other in self._waiting[:before])
 
     def __iter__(self) -> Iterator[E]:
@@ -132,6 +132,16 @@ class BatchQueue(Generic[E]):
     def next_expiry(self) -> float:
         """The earliest deadline among those that wait; infinite if none has one."""
         return self._deadlines[0][0] if self._deadlines else math.inf
+
+    def next_expiry_of(self, items: int) -> float:
+        """The earliest deadline among the entries that so many items would be taken of; infinite if none has one."""
+        earliest = math.inf
+        for _, _, _, entry in self._waiting if self._deadlines else ():
+            if items <= 0:
+                break
+            items -= entry.items - entry.taken
+            earliest = min(earliest, entry.deadline)
+        return earliest
 
     def _forget_deadline(self, entry: E) -> None:
         del self._deadlines[bisect_left(self._deadlines, (entry.deadline, entry.order))]

@@ -9,11 +9,15 @@ time where that costs little, unless the request that is first is so long by its
 which then takes the next batch by itself for as long as there is one. Threads other than the transport's submit and then call
 `hand_over`, which never runs a batch on the caller.
 
-When. At once, unless `max_delay_seconds` lets requests wait for company: then a batch is due when it is full, or when the oldest
-request has waited so long. One thing is always waited for: after a batch too long for the transport's thread, clients that send
-their next request when they have their answer are about to be back. Until as many items wait as that batch had, the next is not
-formed for LINGER of its time; else the first to be back would be computed alone while all others wait, over and over. The
-transport's poll is the clock for all this; what other threads submitted is not known there, and gets a timer.
+When. At once, unless `max_delay_seconds` lets requests wait for company: then a batch is due when it is full, when the oldest
+request has waited so long, or when a deadline leaves no more time to wait. One thing is always waited for: after a batch too long
+for the transport's thread, clients that send their next request when they have their answer are about to be back. Until as many
+items wait as that batch had, the next is not formed for LINGER of its time; else the first to be back would be computed alone while
+all others wait, over and over. The transport's poll is the clock for all this; what other threads submitted is not known there, and
+gets a timer.
+
+In which order. By priority, then by deadline; but a deadline further away than PATIENCE_SECONDS counts as one so far away, and so
+does none at all: among requests with time to spare who came first is first, and nobody waits for ever behind those in a hurry.
 
 Who is refused. A request whose deadline, by the measured times, cannot well be met behind what is ahead of it is refused when it
 comes; one that has waited until it cannot be met any more is dropped before it costs inference; and a batch is made no longer
@@ -62,6 +66,12 @@ LINGER = 0.02
 QUEUE_SHARE = 2 / 3
 """A request that has to queue is taken in if it should be answered within this share of the time that it has. Requests that wait
 until their deadlines are near leave no time for any but the smallest batches, which cost the most an item."""
+
+PATIENCE_SECONDS = 5.0
+"""So long a request lets others pass whose deadlines are nearer."""
+
+LEAST_SLACK_SECONDS = 0.002
+"""How much earlier than necessary, for a deadline, a batch is formed that would have waited for company: no timer is exact."""
 
 TRUST_SECONDS = 10.0
 """For so long after a batch the measured times are believed, and requests refused by them."""
@@ -132,7 +142,8 @@ class Batcher:
         self._instances = len(instances)
         self._idle = list(instances)
         self._running: list[_Batch] = []
-        self._timer_set = False
+        self._timer_at = math.inf
+        self._owed = 0  # items that were due, and that a batch had no room for
         self._company = 0  # items that may be about to be back, and until when that is waited for
         self._company_until = -math.inf
         self._inbox: SimpleQueue[_Batch | None] = SimpleQueue()
@@ -190,14 +201,15 @@ class Batcher:
                 In either case the work has not been taken in.
         """
         now = work.submitted = self._clock()
+        work.turn = min(work.deadline, now + PATIENCE_SECONDS)
         with self._lock:
             if reserved:
                 self._queue.release(work.items)
-            late = self._too_late(work, now) if work.deadline != math.inf else None
-            pushed = late is None and self._queue.push(work)
+            too_late = self._too_late(work, now) if work.deadline != math.inf else ""
+            pushed = not too_late and self._queue.push(work)
             full = self._queue.items >= self.max_batch_items
-        if late is not None:
-            raise late
+        if too_late:
+            raise DeadlinePassed(too_late)
         if not pushed:
             raise self._full(work.items)
         return full
@@ -239,17 +251,25 @@ class Batcher:
         else:
             self._hand_over_when_due()
 
+    def hurry(self) -> None:
+        """Lets nothing wait for company any more, for a server that drains."""
+        self._max_delay_seconds = 0.0
+        self.hand_over()
+
     def _hand_over_when_due(self) -> None:
         with self._lock:
-            if self._timer_set or not self._queue.items or not self._idle:
+            if not self._queue.items or not self._idle:
                 return  # an instance that is busy looks again by itself
-            self._timer_set = True
-            timer = threading.Timer(max(0.0, self._due() - self._clock()), self._on_timer)
+            due = self._due()
+            if due >= self._timer_at:
+                return
+            self._timer_at = due
+            timer = threading.Timer(max(0.0, due - self._clock()), self._on_timer)
         timer.daemon = True
         timer.start()
 
     def _on_timer(self) -> None:
-        self._timer_set = False
+        self._timer_at = math.inf
         self.hand_over()
 
     def _work(self) -> None:
@@ -283,32 +303,36 @@ class Batcher:
     def _due(self) -> float:
         """When the next batch is to be formed of what waits."""
         waiting = self._queue.items
-        if waiting >= self.max_batch_items:
+        if waiting >= self.max_batch_items or self._owed:
             return -math.inf
         due = self._company_until if waiting < self._company else -math.inf
         if self._max_delay_seconds:
             due = max(due, min((work.submitted for work in self._queue), default=math.inf) + self._max_delay_seconds)
+            expiry = self._queue.next_expiry()
+            if expiry != math.inf:
+                # Once for the batch itself, and once for what may run first.
+                due = min(due, expiry - 2 * self._times.likely(waiting) - LEAST_SLACK_SECONDS)
         return due
 
     def _trusted(self, now: float) -> bool:
         """Whether the measured times are fresh. Old ones refuse nobody: if they were wrong, nothing would ever correct them."""
         return now - self._measured_at <= TRUST_SECONDS and self._times.expected(1) != math.inf
 
-    def _too_late(self, work: Work, now: float) -> DeadlinePassed | None:
-        """Why a work that comes now is not to be taken in, if it should not be in time."""
+    def _too_late(self, work: Work, now: float) -> str:
+        """Why a work that comes now is not to be taken in, if it should not be in time; else empty."""
         left = work.deadline - now
         if left <= 0:
-            return DeadlinePassed("the deadline has passed")
+            return "the deadline has passed"
         if not self._trusted(now):
-            return None
+            return ""
         wait = 0.0 if self._idle else max(0.0, min(batch.until for batch in self._running) - now)
         most = QUEUE_SHARE * left if self._queue.items else left
         takes = wait + self._seconds(self._queue.items + work.items)
         if takes > most:  # now it is worth looking who is really ahead of it
             takes = wait + self._seconds(self._queue.ahead(work) + work.items)
         if takes <= most:
-            return None
-        return DeadlinePassed(
+            return ""
+        return (
             f"the deadline is too near: by the measured times the answer would take {1000 * takes:.1f} ms; "
             f"for a deadline in {1000 * left:.1f} ms at most {1000 * most:.1f} ms are accepted"
         )
@@ -332,11 +356,14 @@ class Batcher:
                 trusted = self._trusted(now)
                 expired = self._queue.expire(now + self._times.likely(1) if trusted else now)
                 if trusted:
-                    most = min(most, max(1, self._times.largest_likely_within(self._queue.next_expiry() - now)))
+                    most = min(most, max(1, self._times.largest_likely_within(self._queue.next_expiry_of(most) - now)))
             if self._idle and self._queue.items and self._due() <= now:
                 until = now + self._times.likely(min(most, self._queue.items))
+                due = self._owed or min(self._queue.items, self.max_batch_items)
                 batch = _Batch(self._idle.pop(), self._queue.take(most), until)
                 self._running.append(batch)
+                if self._max_delay_seconds:
+                    self._owed = max(0, min(due - most, self._queue.items))
         if expired:
             self._end(expired, DeadlinePassed("while the request waited for inference, its deadline passed or came too near"))
         return batch

@@ -140,14 +140,17 @@ class Classifier:
         self._metrics = metrics
         self._decoders = ThreadPoolExecutor(cpus or cpu_budget(), thread_name_prefix="decode")
         self._draining = False
+        self.closed = False
 
     def drain(self, seconds: float) -> bool:
         """Refuses new queries from now on and waits for those in hand, at most so long; whether all of them ended."""
         self._draining = True
+        self._repository.hurry()
         return self._repository.wait_until_idle(seconds)
 
     def close(self) -> None:
-        """Ends the decoding threads. Only after `drain`."""
+        """Ends the decoding threads, at the next picture. Only after `drain`."""
+        self.closed = True
         self._decoders.shutdown()
 
     def pump(self) -> float:
@@ -196,9 +199,13 @@ class Classifier:
 
         self.classify(query, respond, on_transport=False)
         ended.wait()
-        if isinstance(outcomes[0], RequestError):
-            raise outcomes[0]
-        return outcomes[0]
+        outcome = outcomes.pop()
+        try:
+            if isinstance(outcome, RequestError):
+                raise outcome
+            return outcome
+        finally:
+            del outcome  # an error refers to this frame
 
     def decode_in_pool(self, job: Callable[[], None]) -> None:
         """Runs a job on a decoding thread."""
@@ -245,7 +252,7 @@ class _Request(Work):
             return
         items = self._items
         batcher = self._served.batcher
-        if batcher.inline and _few_bytes(items):
+        if batcher.inline and _quickly_opened(items):
             start = time.monotonic()
             opened = [self._open(index, item) if item.encoded else None for index, item in enumerate(items)]
             if _quickly_decoded(opened):
@@ -288,10 +295,6 @@ class _Request(Work):
 
     def _decoded(self) -> NDArray[np.uint8]:
         start = time.monotonic()
-        if start >= self.deadline:
-            raise DeadlinePassed("the deadline passed while the request waited to be decoded")
-        if self._cancelled:
-            raise ClientGone("the client cancelled the call")
         pixels = self._pixels([None] * len(self._items))
         self._decode_seconds = time.monotonic() - start
         return pixels
@@ -334,12 +337,24 @@ class _Request(Work):
             if not item.encoded:
                 images[index] = np.frombuffer(item.data, np.uint8).reshape(spec.shape)
                 continue
-            image = opened[index] or self._open(index, item)
+            image = opened[index]
+            if image is None:
+                self._check_wanted()
+                image = self._open(index, item)
             try:
                 images[index] = to_pixels(image, spec)
             except InvalidRequest as error:
                 raise InvalidRequest(f"item {index}: {error}", f"items[{index}].encoded") from None
         return images
+
+    def _check_wanted(self) -> None:
+        """Raises RequestError if nobody waits for the answer any more."""
+        if time.monotonic() >= self.deadline:
+            raise DeadlinePassed("the deadline passed before the request was decoded")
+        if self._cancelled:
+            raise ClientGone("the client cancelled the call")
+        if self._classifier.closed:
+            raise Unavailable("the server has stopped")
 
     def _needs_tensors(self, field: str) -> InvalidRequest:
         served = self._served
@@ -372,6 +387,8 @@ class _Request(Work):
                 del self.images  # no instance computes on them any more
                 respond(Answer(served, self.outputs, self._top_k, phases, self.finished, self.trace))
             else:
+                # What raised it holds pictures; as the error is remembered here, they would wait for the garbage collector.
+                error.__traceback__ = error.__context__ = None
                 respond(error)
         finally:
             if error is not None:
@@ -403,8 +420,13 @@ def _deadline(deadline: float, timeout: float) -> float:
     return min(deadline, time.monotonic() + timeout)
 
 
-def _few_bytes(items: Sequence[Item]) -> bool:
-    return len(items) <= INLINE_DECODE_ITEMS and sum(len(item.data) for item in items) <= INLINE_DECODE_BYTES
+def _quickly_opened(items: Sequence[Item]) -> bool:
+    """Few bytes, and none of it what a PNG may hold compressed beside its pixels, which is unfolded with the header."""
+    return (
+        len(items) <= INLINE_DECODE_ITEMS
+        and sum(len(item.data) for item in items) <= INLINE_DECODE_BYTES
+        and not any(kind in item.data for item in items for kind in (b"zTXt", b"iTXt", b"iCCP"))
+    )
 
 
 def _quickly_decoded(opened: Sequence[Image.Image | None]) -> bool:

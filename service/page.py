@@ -72,7 +72,7 @@ class Page:
             return self._elsewhere(environ, start_response)
         try:
             answer, arguments = self._routes.bind_to_environ(environ).match()
-            response: Response = answer(Request(environ), **arguments)
+            response: Response = answer(Request(environ, populate_request=False), **arguments)  # as in rest.py
         except ConvoyError as error:
             response = _json({"error": str(error)}, status_of(error))
         except HTTPException as error:

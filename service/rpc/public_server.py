@@ -1,8 +1,8 @@
 """The seam of `call.py` on grpcio's public asyncio server.
 
 One thread runs the event loop and is the transport's thread. Each call is a coroutine that hands its message to the seam and, if
-there is no answer yet, waits on a future that any thread may resolve. "No more events waiting" is when the loop has gone through
-everything that was ready: the first call of an iteration schedules one `quiet` behind all the others.
+there is no answer yet, waits on a future that any thread may resolve. The loop takes about one message an iteration, so "no more
+events waiting" is when LOOKS iterations in a row have brought none.
 """
 
 import asyncio
@@ -32,6 +32,8 @@ from service.rpc.transport import Options
 
 log = logging.getLogger(__name__)
 
+LOOKS = 8
+
 # Both classes are generic in their type stubs alone, so that they cannot be named with their parameters here.
 Context = Any  # grpc.aio.ServicerContext[bytes, bytes]
 _Handler = Any  # grpc.RpcMethodHandler[bytes, bytes]
@@ -49,6 +51,7 @@ class PublicServer:
         self._thread = threading.Thread(target=self._loop.run_forever, name="grpc", daemon=True)
         self._server: grpc.aio.Server | None = None
         self._quiet_due = False
+        self._found_nothing = 0
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
@@ -110,6 +113,7 @@ class PublicServer:
     async def _serve_unary(self, method: Unary, observer: MethodObserver, payload: bytes, context: Context) -> bytes:
         call = _PublicUnaryCall(method, _deadline(context), _metadata(context), observer)
         handle_unary(method, payload, call)
+        del payload
         self._quiet_soon()
         try:
             reply, status = await call.outcome
@@ -151,9 +155,17 @@ class PublicServer:
             self._quiet_soon()
 
     def _quiet_soon(self) -> None:
+        self._found_nothing = 0
         if not self._quiet_due:
             self._quiet_due = True
-            self._loop.call_soon(self._quiet)
+            self._loop.call_soon(self._look)
+
+    def _look(self) -> None:
+        self._found_nothing += 1
+        if self._found_nothing < LOOKS:
+            self._loop.call_soon(self._look)
+        else:
+            self._quiet()
 
     def _quiet(self) -> None:
         self._quiet_due = False

@@ -89,12 +89,13 @@ class RequestStream:
             read_on = self._reading = self._may_read()
         if read_on:
             self._call.receive()
+        if isinstance(message, InvalidRequest):
+            request.fail(message, self._refuse(None, request.index, message))
+            return
         try:
-            if isinstance(message, InvalidRequest):
-                raise message
             request.cancel = self._begin(message, request)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer to this request, and the stream goes on
-            request.fail(error, self._refuse(None if message is error else message, request.index, error))
+            request.fail(error, self._refuse(message, request.index, error))
 
     def half_closed(self) -> None:
         """See Receiver."""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from service.batcher import LINGER, TRUST_SECONDS, Batcher, Work
+from service.batcher import LINGER, PATIENCE_SECONDS, TRUST_SECONDS, Batcher, Work
 from service.errors import ClientGone, DeadlinePassed, ModelFailed, QueueFull
 
 FAST = {1: 1e-4, 64: 1e-4}
@@ -378,6 +378,65 @@ def test_with_a_delay_a_batch_waits_for_company_and_no_longer(make: Make, gate: 
     assert gate.batches == [2, 4]
 
 
+def test_with_a_delay_the_rest_of_a_full_batch_that_was_cut_does_not_wait(make: Make, gate: Gate, done: Outcomes) -> None:
+    batcher = make({1: 3e-4, 2: 5e-4, 4: 9e-4, 8: 1.7e-3}, max_delay_seconds=60)
+    for value in range(8):
+        batcher.submit(Asked(images(value), done))
+    assert batcher.pump() == -math.inf, "four of eight that were due are left"
+    assert batcher.pump() == math.inf
+    assert gate.batches == [4, 4]
+    batcher.submit(Asked(images(9), done))
+    assert 50 < batcher.pump() - time.monotonic() <= 60, "the next waits"
+    batcher.hurry()
+
+
+def test_a_deadline_ends_the_wait_for_company(make: Make, gate: Gate, done: Outcomes) -> None:
+    clock = Clock()
+    batcher = make({1: 0.01, 8: 0.02}, max_delay_seconds=0.5, clock=clock)
+    batcher.submit(Asked(images(1), done))
+    assert batcher.pump() == clock.now + 0.5
+    batcher.submit(Asked(images(2), done, deadline=clock.now + 0.3))
+    at = batcher.pump()
+    assert clock.now + 0.2 < at < clock.now + 0.29
+    clock.now = at
+    batcher.pump()
+    done.wait_for(2)
+    assert [work.error for work in done.works] == [None, None]
+
+
+def test_a_deadline_ends_the_wait_of_what_other_threads_submitted_too(make: Make, done: Outcomes) -> None:
+    batcher = make(FAST, max_delay_seconds=60)
+    for deadline in (math.inf, time.monotonic() + 0.5):
+        batcher.submit(Asked(images(1), done, deadline=deadline))
+        batcher.hand_over()
+    done.wait_for(2)
+    assert [work.error for work in done.works] == [None, None]
+
+
+def test_in_a_hurry_nothing_waits_for_company(make: Make, done: Outcomes) -> None:
+    batcher = make(FAST, max_delay_seconds=60)
+    batcher.submit(Asked(images(1), done))
+    batcher.hand_over()
+    batcher.hurry()
+    done.wait_for(1)
+    batcher.submit(Asked(images(1), done))
+    assert batcher.pump() == math.inf
+    done.wait_for(2)
+
+
+def test_a_request_without_a_deadline_lets_others_pass_only_for_so_long(make: Make, gate: Gate, done: Outcomes) -> None:
+    clock = Clock()
+    batcher = make({1: 1e-4}, max_batch_items=1, clock=clock)
+    late = Asked(images(2), done, deadline=clock.now + 60)
+    for work in (Asked(images(1), done), late, Asked(images(3), done, deadline=clock.now + PATIENCE_SECONDS / 2)):
+        batcher.submit(work)
+    clock.now += PATIENCE_SECONDS / 4
+    batcher.submit(Asked(images(4), done, deadline=clock.now + PATIENCE_SECONDS))
+    while batcher.queued_items:
+        batcher.pump()
+    assert [work.images.ravel().tolist() for work in done.works] == [[3], [1], [2], [4]]
+
+
 def test_after_a_long_batch_those_who_had_their_answers_are_waited_for_a_moment(make: Make, gate: Gate, done: Outcomes) -> None:
     clock = Clock()
     batcher = make({1: 1.0, 2: 2.0, 4: 4.0}, max_batch_items=8, clock=clock)
@@ -440,6 +499,19 @@ def test_a_request_that_has_to_queue_leaves_time_for_more_than_the_smallest_batc
     with pytest.raises(DeadlinePassed, match=r"for a deadline in 3000\.0 ms at most 2000\.0 ms are accepted"):
         batcher.submit(Asked(images(2, 3), done, deadline=clock.now + 3))  # behind it, it would take 2.2 s
     batcher.submit(Asked(images(2, 3), done, deadline=clock.now + 4))
+
+
+def test_the_deadline_of_a_request_that_is_not_in_it_does_not_shorten_a_batch(make: Make, gate: Gate, done: Outcomes) -> None:
+    clock = Clock()
+    batcher = make({1: 1.0, 2: 2.0, 4: 4.0}, max_batch_items=4, clock=clock)
+    clock.now += TRUST_SECONDS + 1  # nobody is refused
+    for value in range(4):
+        batcher.submit(Asked(images(value), done))
+    batcher.submit(Asked(images(9), done, priority=2, deadline=clock.now + 2.5))
+    batcher._measured_at = clock.now
+    batcher.pump()
+    done.wait_for(5)
+    assert gate.batches[0] == 4
 
 
 def test_times_that_are_old_refuse_nobody(make: Make, done: Outcomes) -> None:
