@@ -11,6 +11,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import grpc
@@ -99,11 +100,7 @@ class PublicServer:
         # No (de)serializers: messages cross as bytes, and the seam parses them so that it can say what is wrong.
         observer = self._options.observer.rpc_method(method.kind, method.service, method.name)
         if isinstance(method, Unary):
-
-            async def unary(payload: bytes, context: Context) -> bytes:
-                return await self._serve_unary(method, observer, payload, context)
-
-            return grpc.unary_unary_rpc_method_handler(unary)
+            return grpc.unary_unary_rpc_method_handler(partial(self._serve_unary, method, observer))
 
         async def stream(_: object, context: Context) -> None:
             await self._serve_stream(method, observer, context)
@@ -113,7 +110,7 @@ class PublicServer:
     async def _serve_unary(self, method: Unary, observer: MethodObserver, payload: bytes, context: Context) -> bytes:
         call = _PublicUnaryCall(method, _deadline(context), _metadata(context), observer)
         handle_unary(method, payload, call)
-        del payload
+        del payload  # grpcio's abort leaves this frame to the garbage collector
         self._quiet_soon()
         try:
             reply, status = await call.outcome

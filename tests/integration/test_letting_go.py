@@ -1,0 +1,157 @@
+"""What a request holds is let go of when it ends: at once, not when the garbage collector comes, and however it ends."""
+
+import gc
+import http.client
+import io
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+import grpc
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, PngImagePlugin
+
+import service.classifier
+from service.classifier import Item, Query
+from service.contract import InputSpec
+from service.errors import ClientGone, RequestError
+from service.pb.convoy.v1 import classifier_pb2 as pb
+from service.preprocessing import open_image, to_pixels
+from service.server import Server
+from tests.conftest import Serve
+
+CLASSIFY = "/convoy.v1.Classifier/Classify"
+
+
+def png(side: int, note: str = "") -> bytes:
+    buffer = io.BytesIO()
+    noted = PngImagePlugin.PngInfo()
+    if note:
+        noted.add_text("note", note, zip=True)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side), np.uint8)).save(buffer, "PNG", pnginfo=noted)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def server(repository: Path, serve: Serve) -> Server:
+    return serve(repository)
+
+
+def left_behind(ask: Callable[[], None]) -> set[str]:
+    """What of ours, and of the HTTP library's, only the garbage collector would find after requests of one kind."""
+    ask()
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        for _ in range(5):
+            ask()
+        time.sleep(0.2)  # whoever answers may still be on the way out
+        gc.collect()
+        ours = {type(found).__qualname__ for found in gc.garbage if type(found).__module__.startswith(("service.", "werkzeug."))}
+        frames = [found.f_code for found in gc.garbage if isinstance(found, FrameType)]
+        return ours | {code.co_qualname for code in frames if "/service/" in code.co_filename}
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+
+
+BIG, SMALL = png(600), png(28)
+REQUESTS: dict[str, pb.ClassifyRequest] = {
+    "answered": pb.ClassifyRequest(model="digits", items=[pb.Item(pixels=bytes(784)), pb.Item(encoded=BIG)]),
+    "broken, decoded at once": pb.ClassifyRequest(model="digits", items=[pb.Item(encoded=SMALL[:-30])]),
+    "broken, decoded in the pool": pb.ClassifyRequest(model="digits", items=[pb.Item(encoded=BIG[:-30])]),
+    "too many bytes": pb.ClassifyRequest(model="digits", items=[pb.Item(pixels=bytes(785))]),
+    "unknown model": pb.ClassifyRequest(model="other", items=[pb.Item(pixels=bytes(784))]),
+    "late": pb.ClassifyRequest(model="digits", items=[pb.Item(pixels=bytes(784))], timeout_seconds=1e-6),
+    "late, decoded in the pool": pb.ClassifyRequest(model="digits", items=[pb.Item(encoded=BIG)], timeout_seconds=1e-6),
+}
+
+
+ABORTED = {"PublicServer._serve_unary", "_PublicUnaryCall", "Status"}
+"""What grpc.aio's `abort` holds, by the traceback of what it raises. None of it has the message."""
+
+
+@pytest.mark.parametrize("kind", REQUESTS)
+def test_a_call_leaves_nothing_to_the_garbage_collector(server: Server, kind: str, transport_name: str) -> None:
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        classify = channel.unary_unary(CLASSIFY, pb.ClassifyRequest.SerializeToString, pb.ClassifyResponse.FromString)
+
+        def ask() -> None:
+            outcome = classify.future(REQUESTS[kind], timeout=20)
+            assert (outcome.exception() is None) == (kind == "answered")
+
+        assert left_behind(ask) - (ABORTED if transport_name == "public" else set()) == set()
+
+
+@pytest.mark.parametrize("body", [SMALL, BIG[:-30], b"nonsense"], ids=["answered", "broken", "nonsense"])
+def test_an_http_request_leaves_nothing_to_the_garbage_collector(server: Server, body: bytes) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", server.http_port)
+
+    def ask() -> None:
+        connection.request("POST", "/v2/models/digits/infer", body, {"Inference-Header-Content-Length": "0"})
+        response = connection.getresponse()
+        response.read()
+        assert (response.status == 200) == (body == SMALL)
+
+    assert left_behind(ask) == set()
+    connection.close()
+
+
+def test_a_request_that_nobody_waits_for_is_not_decoded_to_the_end(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcomes: list[object] = []
+    ended = threading.Event()
+
+    def respond(outcome: object) -> None:
+        outcomes.append(outcome)
+        ended.set()
+
+    decoded = 0
+    cancelled = threading.Event()
+
+    def slowly(image: Image.Image, spec: InputSpec) -> NDArray[np.uint8]:
+        nonlocal decoded
+        decoded += 1
+        assert cancelled.wait(10)
+        return to_pixels(image, spec)
+
+    monkeypatch.setattr(service.classifier, "to_pixels", slowly)
+    cancel = server._classifier.classify(Query("digits", [Item(BIG, True)] * 20), respond, on_transport=False)
+    cancel()
+    cancelled.set()
+    assert ended.wait(10)
+    assert isinstance(outcomes[0], ClientGone)
+    assert decoded <= 1
+
+
+def test_what_is_compressed_beside_a_png_s_pixels_is_not_unfolded_on_the_transports_thread(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: dict[bytes, str] = {}
+
+    def noting(encoded: bytes, max_pixels: int) -> Image.Image:
+        threads[encoded] = threading.current_thread().name
+        return open_image(encoded, max_pixels)
+
+    monkeypatch.setattr(service.classifier, "open_image", noting)
+    plain, noted = SMALL, png(28, "a" * 100_000)
+    for encoded in (plain, noted):
+        request = Query("digits", [Item(encoded, True)])
+        ended = threading.Event()
+        outcomes: list[object] = []
+
+        def respond(outcome: object, outcomes: list[object] = outcomes, ended: threading.Event = ended) -> None:
+            outcomes.append(outcome)
+            ended.set()
+
+        server._classifier.classify(request, respond)
+        server._classifier.pump()
+        assert ended.wait(10)
+        assert not isinstance(outcomes[0], RequestError)
+    assert threads[plain] == threading.current_thread().name
+    assert threads[noted].startswith("decode")
