@@ -1,6 +1,7 @@
 """`convoy bench`: asks the server what the model takes, sends the load, shows what came of it."""
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,15 @@ from service.bench import Load, Outcome
 from service.bench import run as send
 from service.cli import FiniteFloat
 from service.client import CallFailed, Client
+from service.client_messages import no_server
 from service.errors import UserError
 from service.scrape import Snapshot, look
 
 IN_FLIGHT = 16
 IN_FLIGHT_A_CONNECTION = 8
 HTTP_PORT = 8002
+MAX_SIDE = 65_535
+"""A JPEG has no larger sides."""
 
 
 class _Size(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.3 only
@@ -133,6 +137,9 @@ def bench(
     most = described.limits["max_request_items"]
     if items > most:
         raise UserError(f"--items {items}: model {model!r} takes at most {most} images in a request")
+    if image_size is not None and (max(image_size) > MAX_SIDE or math.prod(image_size) > described.limits["max_image_pixels"]):
+        most = described.limits["max_image_pixels"]
+        raise UserError(f"--image-size {image_size[0]}x{image_size[1]}: at most {MAX_SIDE} a side and {most} pixels are accepted")
     if images:
         requests = bench_pictures.of_files(model, version, items, images, seed)
     else:
@@ -184,8 +191,8 @@ def _describe(client: Client, server: str, model: str, version: str) -> Any:
     try:
         described = client.model(model, version)
     except CallFailed as error:
-        if error.code == "UNAVAILABLE":
-            raise UserError(f"no server answers at {server}: start one with `convoy serve`, or name it with --server") from None
+        if error.code == "UNAVAILABLE" and "connect" in error.message.lower():
+            raise no_server(server, error) from None
         raise
     if described.contract is None:
         raise UserError(f"model {model!r} was not exported by Convoy: it takes tensors, and this program sends pictures")

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.batcher import Work
+from service.config import MAX_TIMEOUT_SECONDS
 from service.errors import ClientGone, DeadlinePassed, InvalidRequest, ModelFailed, RequestError, Unavailable
 from service.metrics import Metrics, Phases
 from service.model import TensorSpec, cpu_budget
@@ -36,7 +37,6 @@ DEFAULT_TOP_K = 5
 INLINE_DECODE_ITEMS = 32
 INLINE_DECODE_BYTES = 64 * 1024
 INLINE_DECODE_PIXELS = 64 * 1024
-MAX_TIMEOUT_SECONDS = 1e9
 SMALL_SCORES = 64
 """Up to so many scores Python sorts faster than numpy is called."""
 

@@ -232,7 +232,9 @@ def _explained(error: Any, server: str, images: tuple[Path, ...]) -> ConvoyError
     if isinstance(error, UserError):
         return error
     if error.code == "UNAVAILABLE" and "connect" in error.message.lower():
-        return UserError(f"no server answers at {server}: start one with `convoy serve`, or name it with --server HOST:PORT")
+        from service.client_messages import no_server
+
+        return no_server(server, error)
     if _too_large(error):
         return UserError(f"{images[0]}: too large: {error.message}")
     item = _ITEM.match(error.field)

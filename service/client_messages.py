@@ -136,6 +136,14 @@ class CallFailed(ConvoyError):
         self.retry_after_seconds = retry_after_seconds
 
 
+def no_server(server: str, error: CallFailed) -> UserError:
+    """What to say when a call failed because nobody answered."""
+    cause = error.message.rpartition("last error: ")[2]
+    if "Connection refused" in cause:
+        return UserError(f"no server answers at {server}: start one with `convoy serve`, or name it with --server HOST:PORT")
+    return UserError(f"no gRPC server answers at {server}, or not in this way (with TLS or without): {cause}")
+
+
 def classify_request(images: Images, **fields: Any) -> pb.ClassifyRequest:
     """The request; raises UserError for an image or a field that cannot be sent."""
     items = [_item(image) for image in _each(images)]
@@ -190,9 +198,16 @@ def _png(picture: Picture) -> bytes:
     return buffer.getvalue()
 
 
+MAX_MESSAGE_BYTES = 2**31 - 1
+"""Protobuf's limit."""
+
+
 def read_file(path: str | os.PathLike[str]) -> bytes:
-    """A file's bytes. Raises FileUnreadable."""
+    """A file's bytes. Raises FileUnreadable, also for one that is too large for any request."""
     try:
+        size = Path(path).stat().st_size
+        if size > MAX_MESSAGE_BYTES:
+            raise FileUnreadable(f"{os.fspath(path)}: {size} bytes; a request holds at most {MAX_MESSAGE_BYTES}")
         return Path(path).read_bytes()
     except OSError as error:
         raise FileUnreadable(f"{os.fspath(path)}: {error.strerror}") from None

@@ -60,6 +60,9 @@ class ServerConfig(_Settings):
         return f"[{self.host}]" if ":" in self.host else self.host
 
 
+MAX_TIMEOUT_SECONDS = 1e9
+
+
 class Policy(_Settings):
     """How one model is served. Counts are of items (images), never of requests."""
 
@@ -67,7 +70,7 @@ class Policy(_Settings):
     max_queue_delay_seconds: float = Field(default=0.0, ge=0, le=60, allow_inf_nan=False)
     max_queue_items: int = Field(default=1024, ge=1)
     max_request_items: int = Field(default_factory=lambda given: min(512, given["max_queue_items"]), ge=1)
-    default_timeout_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    default_timeout_seconds: float = Field(default=0.0, ge=0, le=MAX_TIMEOUT_SECONDS)
     priority_levels: int = Field(default=2, ge=1, le=1000)
     default_priority: int = Field(default_factory=lambda given: given["priority_levels"], ge=1)
     instances: int = Field(default=1, ge=1, le=64)

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import waitress
 from prometheus_client import CollectorRegistry, make_wsgi_app
@@ -29,6 +30,18 @@ CLOSE_SECONDS = 1.0
 """What answers that are ready may take to be sent when the port closes."""
 
 _ROUTES = Map([Rule("/metrics", endpoint="metrics"), Rule("/livez", endpoint="livez"), Rule("/readyz", endpoint="readyz")])
+
+
+def _of_another_site(environ: "WSGIEnvironment") -> bool:
+    """Whether a browser sent the request for a page that is not of this server: it would unload a model without its user's knowing.
+
+    Sec-Fetch-Site is right behind a proxy too, but browsers send it to https and localhost alone.
+    """
+    site = environ.get("HTTP_SEC_FETCH_SITE")
+    if site is not None:
+        return site not in ("same-origin", "none")
+    origin = environ.get("HTTP_ORIGIN")
+    return origin is not None and urlsplit(origin).netloc != environ.get("HTTP_HOST")
 
 
 class HttpServer:
@@ -107,6 +120,9 @@ class HttpServer:
         try:
             endpoint, _ = _ROUTES.bind_to_environ(environ).match()
         except NotFound:
+            if environ["REQUEST_METHOD"] not in ("GET", "HEAD") and _of_another_site(environ):
+                text = json.dumps({"error": "refused: a web page of another site sent this request"})
+                return Response(text, 403, mimetype="application/json")(environ, start_response)
             return self._with_permit(self._elsewhere, environ, start_response)
         except HTTPException as error:
             return error(environ, start_response)

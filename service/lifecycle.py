@@ -40,7 +40,7 @@ def check_settings(config: ServerConfig) -> None:
 
 
 class AskedToStop:
-    """Is set, by SIGTERM, SIGINT or a thread, when the process is to stop. Made and waited for by the main thread.
+    """Is set, by SIGTERM, SIGINT, SIGHUP or a thread, when the process is to stop. Made and waited for by the main thread.
 
     Not a `threading.Event`: its lock may be held by the very code that a signal handler interrupts, and then never comes free; and
     a signal that comes just before the main thread sleeps on a lock wakes nobody. A byte in a pipe stays until it is read.
@@ -57,8 +57,9 @@ class AskedToStop:
             on_signal(number)
             self._is_set = True
 
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, handle)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
+                signal.signal(number, handle)
 
     def is_set(self) -> bool:
         """Whether the process is to stop."""
@@ -109,7 +110,7 @@ class ReadyFile:
         self._lock = threading.Lock()
 
     def check(self) -> None:
-        """Fails now rather than after loading if the file cannot be written; removes a stale one. Raises UserError."""
+        """Fails now rather than after loading if the file cannot be written. Raises UserError."""
         path = self._path
         if path is None:
             return
@@ -120,7 +121,6 @@ class ReadyFile:
             probe = _partial(path)
             probe.touch()
             probe.unlink()
-            path.unlink(missing_ok=True)
         except OSError as error:
             raise UserError(f"--ready-file {str(path)!r}: {error.strerror}") from None
 
@@ -136,7 +136,7 @@ class ReadyFile:
             partial.replace(self._path)
 
     def remove(self) -> None:
-        """Says that nothing is served any more."""
+        """Says that nothing is served any more, or not yet: only once the ports are this process's own."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)
 

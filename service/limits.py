@@ -25,10 +25,13 @@ PIXEL_BYTES = 4
 """Of an encoded picture that is not compressed, such as a BMP, with transparency."""
 
 
-def largest_request_bytes(policy: Policy, item_bytes: int) -> int:
-    """Bytes of the largest request to a model: its most items as pixels or tensors, or one encoded picture of its most pixels."""
+def largest_request_bytes(policy: Policy, item_bytes: int, *, pictures: bool = True) -> int:
+    """Bytes of the largest request to a model: its most items as pixels or tensors, or one encoded picture of its most pixels.
+
+    `pictures` says whether the model takes any.
+    """
     raw = policy.max_request_items * (item_bytes + ITEM_BYTES)
-    encoded = policy.max_image_pixels * PIXEL_BYTES
+    encoded = policy.max_image_pixels * PIXEL_BYTES if pictures else 0
     return min(max(raw, encoded, LEAST_BYTES) + ENVELOPE_BYTES, MOST_BYTES)
 
 

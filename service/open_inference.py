@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from service.classifier import MAX_TIMEOUT_SECONDS, Answer, Item, Query, best
+from service.classifier import Answer, Item, Query, best
+from service.config import MAX_TIMEOUT_SECONDS
 from service.errors import InvalidRequest, NotOffered, RequestError
 from service.model import TensorSpec
 from service.repository import ServedModel

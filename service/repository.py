@@ -118,7 +118,7 @@ class Repository:
         self._scan()
         self._scanned = True
         if not self._served:
-            log.warning("no model is served yet; watching %s for one", self._folder)
+            log.warning("no model is served yet; watching for %s", self._folder / "<model>" / "<version>" / MODEL_FILE)
         self._on_change()
         self._watcher.start()
 

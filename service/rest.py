@@ -122,6 +122,7 @@ class Rest:
                 *(Rule(path, endpoint=_not_offered(reason)) for path, reason in missing.items()),
             ],
             strict_slashes=False,
+            merge_slashes=False,
         )
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
@@ -134,6 +135,7 @@ class Rest:
             response = _error(error)
         except HTTPException as error:
             response = _json({"error": f"{asked}: {(error.name or 'not accepted').lower()}"}, error.code or 500)
+            response.headers.extend(header for header in error.get_headers(environ) if header[0] == "Allow")
         except Exception:
             log.exception("%s failed", asked)
             response = _json({"error": "the server failed on this request; its log says why"}, 500)
@@ -286,7 +288,10 @@ def _answer(head: dict[str, Any], found: Sequence[tuple[Output, bool]]) -> Respo
         else:
             tensor["data"] = output.elements.ravel().tolist()
         tensors.append(tensor)
-    text = json.dumps(head | {"outputs": tensors}).encode()
+    try:
+        text = json.dumps(head | {"outputs": tensors}, allow_nan=False).encode()
+    except ValueError:
+        raise ModelFailed("the model gave NaN or infinity, for which JSON has no number: ask for binary data") from None
     if not binary:
         return Response(text, mimetype="application/json")
     return Response(b"".join([text, *binary]), headers={JSON_LENGTH: str(len(text))}, mimetype="application/octet-stream")
@@ -325,13 +330,17 @@ def _split(body: bytes, length: str | None) -> tuple[dict[str, Any], bytes]:
 
 def _parse(text: bytes) -> dict[str, Any]:
     try:
-        document = json.loads(text)
+        document = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        reason = str(error) if isinstance(error, json.JSONDecodeError) else "not UTF-8, or nested too deeply"
-        raise InvalidRequest(f"the body is not JSON: {reason}") from None
+        reason = str(error) if isinstance(error, json.JSONDecodeError) else "not UTF-8, nested too deeply, or NaN or Infinity"
+        raise InvalidRequest(f"the body is not JSON: {reason} (for an image file as it is, send {JSON_LENGTH}: 0)") from None
     if not isinstance(document, dict):
         raise InvalidRequest("the body is JSON, but not an object")
     return document
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(name)  # Python's own parser takes NaN and Infinity
 
 
 _NOTHING = object()

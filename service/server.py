@@ -144,6 +144,7 @@ class Server:
         except BaseException:
             self._transport.stop(0)
             raise
+        self._ready_file.remove()
         log.info(
             "listening: gRPC on %s:%d (%s transport%s), HTTP on %s:%d",
             self._config.url_host, self.grpc_port, self._transport.name, ", TLS" if self._config.tls_cert else "",
@@ -235,7 +236,7 @@ class Server:
 
     def _warn_of_large_requests(self) -> None:
         for served in (served for versions in self._repository.served.values() for served in versions):
-            needed = limits.largest_request_bytes(served.policy, served.model.input.size_bytes)
+            needed = limits.largest_request_bytes(served.policy, served.model.input.size_bytes, pictures=not served.model.foreign)
             if needed > self._max_message_bytes and (served.name, served.version) not in self._warned:
                 self._warned.add((served.name, served.version))
                 log.warning(

@@ -143,6 +143,8 @@ def server_calls(server: Server) -> float:
         (["--metrics", "file:///etc/passwd"], "not the address"),
         (["--items", "100000"], "takes at most 512 images"),
         (["--version", "7"], "7"),
+        (["--encoding", "jpeg", "--image-size", "1x70000"], "at most 65535 a side and 25000000 pixels"),
+        (["--encoding", "png", "--image-size", "60000x60000"], "at most 65535 a side and 25000000 pixels"),
     ],
 )
 def test_what_cannot_be_measured_is_one_clear_line(server: Server, arguments: list[str], said: str) -> None:

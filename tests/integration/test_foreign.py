@@ -1,5 +1,7 @@
 """ONNX files that Convoy did not write: served by tensor, as their graphs say."""
 
+import http.client
+import json
 from pathlib import Path
 
 import grpc
@@ -119,6 +121,20 @@ def test_pixels_go_where_the_graph_takes_pictures_and_everything_else_is_told_to
     found = samples(server)
     assert found["convoy_items_total", "pictures", "1"] == 1
     assert found["convoy_confidence_count", "pictures", "1"] == 0, "a foreign score is no probability"
+
+
+def test_a_score_that_is_no_number_is_no_json(tmp_path: Path, serve: Serve) -> None:
+    write(tmp_path / "floats" / "1" / "model.onnx")
+    server = serve(tmp_path)
+    for value, status, said in ((1.0, 200, b'"outputs"'), (np.nan, 500, b"the model gave NaN or infinity, for which JSON has no")):
+        items = np.full((1, 3, 2, 2), value, np.float32).tobytes()
+        tensor = {"name": "data", "datatype": "FP32", "shape": [1, 3, 2, 2], "parameters": {"binary_data_size": len(items)}}
+        head = json.dumps({"inputs": [tensor]}).encode()
+        connection = http.client.HTTPConnection("127.0.0.1", server.http_port)
+        connection.request("POST", "/v2/models/floats/infer", head + items, {"Inference-Header-Content-Length": str(len(head))})
+        response = connection.getresponse()
+        assert (response.status, said in response.read()) == (status, True)
+        connection.close()
 
 
 def test_what_cannot_be_served_by_tensor_says_why(tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ def test_the_largest_request_is_the_most_items_or_the_largest_picture(repository
     settings.write_text("max_image_pixels = 'many'\n")
     assert limits.message_bytes(repository) == default
     assert limits.largest_request_bytes(Policy(max_request_items=1000), 10**9) == 2**31 - 1
+    assert limits.largest_request_bytes(Policy(), 16, pictures=False) < default
 
 
 def test_the_largest_legal_request_is_answered_and_one_above_the_limit_refused(repository: Path, serve: Serve) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -183,8 +184,14 @@ def test_serve_says_what_is_wrong_in_one_line(repository: Path, tmp_path: Path, 
     assert "Missing argument 'REPOSITORY'" in one_line(convoy("serve"))
     assert "No such option" in one_line(convoy("serve", repository, "--nope"))
     assert "CONVOY_GRPC_PORT" in one_line(convoy("serve", repository, CONVOY_GRPC_PORT="tcp://10.0.0.1:8001"))
+    ready = tmp_path / "ready"
+    ready.write_text("of the one that runs")
+    ours = ["--grpc-port", str(running.grpc_port), "--http-port", "0", "--ready-file", str(ready)]
+    assert "the port is in use" in one_line(convoy("serve", repository, *ours))
+    assert ready.read_text() == "of the one that runs"
     assert running.process.poll() is None
-    assert running.terminate() == 0
+    running.process.send_signal(signal.SIGHUP)
+    assert running.process.wait(30) == 0, "a terminal that is closed ends it as Ctrl-C does"
 
 
 def test_the_ready_file_appears_whole_and_a_stale_one_is_gone_first(repository: Path, tmp_path: Path) -> None:
@@ -265,6 +272,22 @@ def test_classify_prints_for_people_and_for_programs(repository: Path, spawn: Sp
     assert "no server answers at 127.0.0.1:1" in one_line(
         convoy("classify", files[0], "--model", "digits", "--server", "127.0.0.1:1")
     )
+    with large.open("wb") as file:
+        file.truncate(2**31)  # takes no room on the disk
+    assert f"{large}: 2147483648 bytes; a request holds at most 2147483647" in one_line(convoy("classify", large, *at))
+    with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def answer() -> None:
+            with other.accept()[0] as connection:
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        answering = threading.Thread(target=answer)
+        answering.start()
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        assert f"no gRPC server answers at {address}, or not in this way" in one_line(
+            convoy("classify", files[0], "--model", "digits", "--server", address)
+        )
+        answering.join()
 
 
 def test_train_export_inspect(tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ def test_an_image_file_as_it_is_in_json_and_as_pixels_gets_one_answer(server: Se
 PIXELS = [0] * 784
 BAD: dict[str, tuple[bytes, dict[str, str], int, str]] = {
     "no JSON": (b"{", {}, 400, "the body is not JSON"),
+    "NaN": (b'{"inputs": [NaN]}', {}, 400, "the body is not JSON"),
     "no object": (b"[1]", {}, 400, "but not an object"),
     "not UTF-8": (b"\xff\xfe{}", {}, 400, "the body is not JSON"),
     "nested for ever": (b"[" * 200_000, {}, 400, "the body is not JSON"),
@@ -96,6 +97,7 @@ def test_paths_and_methods(server: Server) -> None:
     for method, path, status, message in (
         ("GET", "/v2/nothing", 404, "GET /v2/nothing: not found"),
         ("GET", INFER, 405, "method not allowed"),
+        ("GET", "/v2//models/digits", 404, "not found"),
         ("POST", "/v2/models/nothing/infer", 404, "no model named 'nothing'"),
         ("GET", "/v2/models/nothing/ready", 404, "no model named 'nothing'"),
         ("GET", "/v2/trace/setting", 501, "trace settings are not offered"),
@@ -106,6 +108,21 @@ def test_paths_and_methods(server: Server) -> None:
         assert (got, message in answer["error"]) == (status, True), (path, answer)
     assert ask(server, "GET", "/v2/models/digits/ready") == (200, {"ready": True})
     assert ask(server, "POST", "/v2/repository/index")[1][0]["state"] == "READY"
+
+
+@pytest.mark.parametrize("headers", [{"Origin": "http://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}])
+def test_a_page_of_another_site_can_change_nothing(server: Server, headers: dict[str, str]) -> None:
+    for path in ("/v2/repository/models/digits/unload", INFER, "/page/classify"):
+        status, answer = ask(server, "POST", path, body=b"{}", **headers)
+        assert (status, answer["error"]) == (403, "refused: a web page of another site sent this request"), path
+    assert ask(server, "GET", "/v2/models/digits/ready", None, **headers) == (200, {"ready": True})
+
+
+def test_a_page_of_this_server_may_ask(server: Server) -> None:
+    body = document(PIXELS, [1, 28, 28, 1])
+    assert ask(server, "POST", INFER, body, Origin=f"http://127.0.0.1:{server.http_port}")[0] == 200
+    behind_a_proxy = {"Origin": "https://digits.example", "Sec-Fetch-Site": "same-origin"}
+    assert ask(server, "POST", INFER, body, **behind_a_proxy)[0] == 200
 
 
 def test_a_request_in_hand_is_answered_when_the_server_stops(slow_file: Path, tmp_path: Path, serve: Serve) -> None:
