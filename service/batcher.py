@@ -10,11 +10,11 @@ which then takes the next batch by itself for as long as there is one. Threads o
 `hand_over`, which never runs a batch on the caller.
 
 When. At once, unless `max_delay_seconds` lets requests wait for company: then a batch is due when it is full, when the oldest
-request has waited so long, or when a deadline leaves no more time to wait. One thing is always waited for: after a batch too long
-for the transport's thread, clients that send their next request when they have their answer are about to be back. Until as many
-items wait as that batch had, the next is not formed for LINGER of its time; else the first to be back would be computed alone while
-all others wait, over and over. The transport's poll is the clock for all this; what other threads submitted is not known there, and
-gets a timer.
+request has waited so long, or when one has waited for half of the time until its deadline. One thing is always waited for: after a
+batch too long for the transport's thread, clients that send their next request when they have their answer are about to be back.
+Until as many items wait as that batch had, the next is not formed for LINGER of its time; else the first to be back would be
+computed alone while all others wait, over and over. The transport's poll is the clock for all this; what other threads submitted is
+not known there, and gets a timer.
 
 In which order. By priority, then by deadline; but a deadline further away than PATIENCE_SECONDS counts as one so far away, and so
 does none at all: among requests with time to spare who came first is first, and nobody waits for ever behind those in a hurry.
@@ -69,9 +69,6 @@ until their deadlines are near leave no time for any but the smallest batches, w
 
 PATIENCE_SECONDS = 5.0
 """So long a request lets others pass whose deadlines are nearer."""
-
-LEAST_SLACK_SECONDS = 0.002
-"""How much earlier than necessary, for a deadline, a batch is formed that would have waited for company: no timer is exact."""
 
 TRUST_SECONDS = 10.0
 """For so long after a batch the measured times are believed, and requests refused by them."""
@@ -307,11 +304,11 @@ class Batcher:
             return -math.inf
         due = self._company_until if waiting < self._company else -math.inf
         if self._max_delay_seconds:
-            due = max(due, min((work.submitted for work in self._queue), default=math.inf) + self._max_delay_seconds)
-            expiry = self._queue.next_expiry()
-            if expiry != math.inf:
-                # Once for the batch itself, and once for what may run first.
-                due = min(due, expiry - 2 * self._times.likely(waiting) - LEAST_SLACK_SECONDS)
+            delay = self._max_delay_seconds
+            due = max(
+                due,
+                min((min(work.submitted + delay, (work.submitted + work.deadline) / 2) for work in self._queue), default=math.inf),
+            )
         return due
 
     def _trusted(self, now: float) -> bool:
