@@ -1,5 +1,6 @@
 """The seam of rpc/call.py on a real transport, driven by grpcio's own client."""
 
+import asyncio
 import contextlib
 import math
 import socket
@@ -271,6 +272,26 @@ def test_quiet_comes_after_calls_and_at_the_time_it_asked_for(unary: Unaries, se
     assert service.quiet_calls >= 2
     assert len(service.quiet_threads) == 1
     assert threading.current_thread().name not in service.quiet_threads
+
+
+def test_the_public_transport_is_quiet_once_for_messages_that_come_in_a_row(service: Service, seen: Seen) -> None:
+    transport = PublicServer(Options("127.0.0.1", 0, LIMIT, service.methods(), seen, service.quiet))
+    transport.start()
+
+    async def messages() -> int:
+        before = service.quiet_calls
+        for _ in range(20):
+            transport._quiet_soon()
+            await asyncio.sleep(0)
+        during = service.quiet_calls - before
+        await asyncio.sleep(0.2)
+        assert service.quiet_calls - before == 1
+        return during
+
+    try:
+        assert asyncio.run_coroutine_threadsafe(messages(), transport._loop).result(20) == 0
+    finally:
+        transport.stop(0)
 
 
 def test_stop_finishes_what_is_in_hand_and_refuses_what_comes(unary: Unaries, service: Service, transport: Transport) -> None:
