@@ -250,7 +250,8 @@ class Batcher:
 
     def hurry(self) -> None:
         """Lets nothing wait for company any more, for a server that drains."""
-        self._max_delay_seconds = 0.0
+        with self._lock:
+            self._max_delay_seconds, self._owed = 0.0, 0
         self.hand_over()
 
     def _hand_over_when_due(self) -> None:
@@ -305,10 +306,8 @@ class Batcher:
         due = self._company_until if waiting < self._company else -math.inf
         if self._max_delay_seconds:
             delay = self._max_delay_seconds
-            due = max(
-                due,
-                min((min(work.submitted + delay, (work.submitted + work.deadline) / 2) for work in self._queue), default=math.inf),
-            )
+            latest = (min(work.submitted + delay, (work.submitted + work.deadline) / 2) for work in self._queue)
+            due = max(due, min(latest, default=math.inf))
         return due
 
     def _trusted(self, now: float) -> bool:
@@ -356,11 +355,11 @@ class Batcher:
                     most = min(most, max(1, self._times.largest_likely_within(self._queue.next_expiry_of(most) - now)))
             if self._idle and self._queue.items and self._due() <= now:
                 until = now + self._times.likely(min(most, self._queue.items))
-                due = self._owed or min(self._queue.items, self.max_batch_items)
+                due_items = self._owed or min(self._queue.items, self.max_batch_items)
                 batch = _Batch(self._idle.pop(), self._queue.take(most), until)
                 self._running.append(batch)
                 if self._max_delay_seconds:
-                    self._owed = max(0, min(due - most, self._queue.items))
+                    self._owed = max(0, min(due_items - most, self._queue.items))
         if expired:
             self._end(expired, DeadlinePassed("while the request waited for inference, its deadline passed or came too near"))
         return batch

@@ -191,9 +191,7 @@ def _describe(client: Client, server: str, model: str, version: str) -> Any:
     try:
         described = client.model(model, version)
     except CallFailed as error:
-        if error.code == "UNAVAILABLE" and "connect" in error.message.lower():
-            raise no_server(server, error) from None
-        raise
+        raise no_server(server, error) or error from None
     if described.contract is None:
         raise UserError(f"model {model!r} was not exported by Convoy: it takes tensors, and this program sends pictures")
     return described

@@ -231,10 +231,11 @@ def _explained(error: Any, server: str, images: tuple[Path, ...]) -> ConvoyError
     """An error that names the file, where the server named the item."""
     if isinstance(error, UserError):
         return error
-    if error.code == "UNAVAILABLE" and "connect" in error.message.lower():
-        from service.client_messages import no_server
+    from service.client_messages import no_server
 
-        return no_server(server, error)
+    unanswered = no_server(server, error)
+    if unanswered is not None:
+        return unanswered
     if _too_large(error):
         return UserError(f"{images[0]}: too large: {error.message}")
     item = _ITEM.match(error.field)

@@ -16,6 +16,9 @@ from google.rpc.status_pb2 import Status
 from service.errors import ConvoyError, FileUnreadable, UserError
 from service.pb.convoy.v1 import classifier_pb2 as pb
 
+MAX_MESSAGE_BYTES = 2**31 - 1
+"""Protobuf's limit."""
+
 _PNG_MODES = {"1", "L", "LA", "I;16", "P", "RGB", "RGBA"}
 _TOO_LARGE = re.compile(r"larger than max \((\d+) vs\. (\d+)\)")
 
@@ -136,8 +139,10 @@ class CallFailed(ConvoyError):
         self.retry_after_seconds = retry_after_seconds
 
 
-def no_server(server: str, error: CallFailed) -> UserError:
-    """What to say when a call failed because nobody answered."""
+def no_server(server: str, error: CallFailed) -> UserError | None:
+    """What to say if a call failed because nobody answered; None if somebody did."""
+    if error.code != "UNAVAILABLE" or "connect" not in error.message.lower():
+        return None
     cause = error.message.rpartition("last error: ")[2]
     if "Connection refused" in cause:
         return UserError(f"no server answers at {server}: start one with `convoy serve`, or name it with --server HOST:PORT")
@@ -196,10 +201,6 @@ def _png(picture: Picture) -> bytes:
         picture = picture.convert("RGB")
     picture.save(buffer, "PNG", compress_level=1, exif=exif)
     return buffer.getvalue()
-
-
-MAX_MESSAGE_BYTES = 2**31 - 1
-"""Protobuf's limit."""
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:

@@ -61,6 +61,7 @@ class ServerConfig(_Settings):
 
 
 MAX_TIMEOUT_SECONDS = 1e9
+"""Of a request, whether it says so itself or its model's policy does."""
 
 
 class Policy(_Settings):

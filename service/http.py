@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import waitress
 from prometheus_client import CollectorRegistry, make_wsgi_app
@@ -41,7 +40,7 @@ def _of_another_site(environ: "WSGIEnvironment") -> bool:
     if site is not None:
         return site not in ("same-origin", "none")
     origin = environ.get("HTTP_ORIGIN")
-    return origin is not None and urlsplit(origin).netloc != environ.get("HTTP_HOST")
+    return origin is not None and origin.partition("://")[2] != environ.get("HTTP_HOST")
 
 
 class HttpServer:

@@ -36,7 +36,7 @@ class _PlainPng(Image.Image):
     """A PNG of 8-bit gray or RGB with nothing in it that changes how its pixels are to be seen: what most programs send.
 
     Pillow's own class for PNG comes to the same pixels by the same decoder, but reads as from a file that may hold anything: for a
-    small picture, that takes three times as long as all of this.
+    small picture, that takes twice as long as all of this.
     """
 
     format = "PNG"

@@ -130,7 +130,9 @@ class Rest:
         asked = f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}"
         try:
             answer, arguments = self._routes.bind_to_environ(environ).match()
-            response: Response = answer(Request(environ, populate_request=False), **arguments)  # else either holds the other
+            response: Response = answer(
+                Request(environ, populate_request=False), **arguments
+            )  # else it and `environ` hold each other
         except ConvoyError as error:
             response = _error(error)
         except HTTPException as error:

@@ -34,6 +34,7 @@ from service.rpc.transport import Options
 log = logging.getLogger(__name__)
 
 LOOKS = 8
+"""So many iterations in a row must bring no message before a batch is formed."""
 
 # Both classes are generic in their type stubs alone, so that they cannot be named with their parameters here.
 Context = Any  # grpc.aio.ServicerContext[bytes, bytes]

@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--model", type=Path, help="a digits model; trained afresh if not given")
     arguments = parser.parse_args()
+    h2load.needed()
     console = Console(highlight=False, soft_wrap=True)
     request = pb.ClassifyRequest(model="digits", items=[pb.Item(pixels=bytes(range(256)) * 3 + bytes(16))])
     found: dict[int, list[tuple[float, float, float]]] = {1: [], 2: []}

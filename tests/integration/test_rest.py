@@ -110,7 +110,9 @@ def test_paths_and_methods(server: Server) -> None:
     assert ask(server, "POST", "/v2/repository/index")[1][0]["state"] == "READY"
 
 
-@pytest.mark.parametrize("headers", [{"Origin": "http://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}])
+@pytest.mark.parametrize(
+    "headers", [{"Origin": "http://evil.example"}, {"Origin": "http://["}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}]
+)
 def test_a_page_of_another_site_can_change_nothing(server: Server, headers: dict[str, str]) -> None:
     for path in ("/v2/repository/models/digits/unload", INFER, "/page/classify"):
         status, answer = ask(server, "POST", path, body=b"{}", **headers)
