@@ -103,6 +103,7 @@ def train(**given: Any) -> None:
 
     with distributed.joined() as group:
         _train(group, **given)
+    group.end_process()
 
 
 def _train(

@@ -7,11 +7,11 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import waitress
-from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client import CollectorRegistry, Histogram, make_wsgi_app
 from werkzeug.exceptions import HTTPException, NotFound
 from werkzeug.routing import Map, Rule
 from werkzeug.wrappers import Response
@@ -28,7 +28,44 @@ IN_HAND = 64
 CLOSE_SECONDS = 1.0
 """What answers that are ready may take to be sent when the port closes."""
 
+ROUTE = "convoy.route"
+"""In a request's environment, a list: whoever finds the rule that it matches puts the rule there."""
+
+INFER = "/v2/models/<model>/infer"
+
 _ROUTES = Map([Rule("/metrics", endpoint="metrics"), Rule("/livez", endpoint="livez"), Rule("/readyz", endpoint="readyz")])
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+def find(routes: Map, environ: "WSGIEnvironment") -> tuple[Any, Mapping[str, Any]]:
+    """The endpoint and the arguments that a request's path and method stand for. Raises werkzeug's HTTPException if for none."""
+    rule, arguments = routes.bind_to_environ(environ).match(return_rule=True)
+    environ[ROUTE].append(rule.rule)
+    return rule.endpoint, arguments
+
+
+class HttpMetrics:
+    """What is counted of every HTTP request, named as OpenTelemetry names it.
+
+    https://opentelemetry.io/docs/specs/semconv/http/http-metrics/. What a client sends never becomes a label: the route is that of
+    the rule that matched, empty if none did.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._seconds = Histogram(
+            "http_server_request_duration_seconds",
+            "Seconds from an HTTP request's arrival to its answer",
+            ("http_request_method", "http_route", "http_response_status_code"),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        for code in ("200", "429", "500", "503", "504"):  # from the start, at 0: see metrics.py
+            self._seconds.labels("POST", INFER, code)
+
+    def answered(self, method: str, route: str, code: str, seconds: float) -> None:
+        """A request has been answered with this status code."""
+        self._seconds.labels(method if method in _METHODS else "_OTHER", route, code).observe(seconds)
 
 
 def _of_another_site(environ: "WSGIEnvironment") -> bool:
@@ -51,17 +88,20 @@ class HttpServer:
         host: str,
         port: int,
         registry: CollectorRegistry,
+        metrics: HttpMetrics,
         why_not_ready: Callable[[], str],
         elsewhere: "WSGIApplication",
         max_body_bytes: int,
     ) -> None:
         """Port 0 takes a free one. `why_not_ready` gives an empty text when requests can be answered.
 
+        What is in `registry` is exposed; what comes in on the port is counted in `metrics`.
         `elsewhere` answers requests for anything but metrics and probes, at most IN_HAND at a time, of at most `max_body_bytes`.
         """
         self.port = port
         self._host = host
-        self._metrics: Callable[..., Iterable[bytes]] = make_wsgi_app(registry)
+        self._metrics = metrics
+        self._expose: Callable[..., Iterable[bytes]] = make_wsgi_app(registry)
         self._why_not_ready = why_not_ready
         self._elsewhere = elsewhere
         self._permits = threading.BoundedSemaphore(IN_HAND)
@@ -84,7 +124,7 @@ class HttpServer:
             ) from None
         self.port = listener.getsockname()[1]
         self._server = waitress.create_server(
-            self.application, sockets=[listener], map=self._channels, threads=PROBE_THREADS + IN_HAND, ident="convoy",
+            self._counted, sockets=[listener], map=self._channels, threads=PROBE_THREADS + IN_HAND, ident="convoy",
             clear_untrusted_proxy_headers=True, max_request_body_size=self._max_body_bytes, connection_limit=1000,
         )  # fmt: skip
         self._thread.start()
@@ -114,10 +154,26 @@ class HttpServer:
     def _run(self) -> None:
         self._server.run()
 
-    def application(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
-        """Answers one request, as WSGI has it."""
+    def _counted(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        start = time.monotonic()
+        route: list[str] = []
+        environ[ROUTE] = route
+        code = "500"  # what waitress answers if nobody else does
+
+        def start_counted(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Callable[[bytes], object]:
+            nonlocal code
+            code = status[:3]
+            return start_response(status, headers, exc_info)
+
         try:
-            endpoint, _ = _ROUTES.bind_to_environ(environ).match()
+            return self.application(environ, start_counted)
+        finally:
+            self._metrics.answered(environ["REQUEST_METHOD"], route[0] if route else "", code, time.monotonic() - start)
+
+    def application(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        """Answers one request, as WSGI has it, without counting it."""
+        try:
+            endpoint, _ = find(_ROUTES, environ)
         except NotFound:
             if environ["REQUEST_METHOD"] not in ("GET", "HEAD") and _of_another_site(environ):
                 text = json.dumps({"error": "refused: a web page of another site sent this request"})
@@ -126,7 +182,7 @@ class HttpServer:
         except HTTPException as error:
             return error(environ, start_response)
         if endpoint == "metrics":
-            return self._metrics(environ, start_response)
+            return self._expose(environ, start_response)
         reason = self._why_not_ready() if endpoint == "readyz" else ""
         response = Response(f"{reason or 'ok'}\n", status=503 if reason else 200, mimetype="text/plain")
         return response(environ, start_response)

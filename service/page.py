@@ -24,6 +24,7 @@ from werkzeug.wrappers import Request, Response
 
 from service.classifier import Classifier, Item, Query
 from service.errors import ConvoyError, InvalidRequest
+from service.http import find
 from service.preprocessing import decode
 from service.repository import Repository, ServedModel
 from service.rest import status_of
@@ -71,7 +72,7 @@ class Page:
         if path != "/" and not path.startswith("/page/"):
             return self._elsewhere(environ, start_response)
         try:
-            answer, arguments = self._routes.bind_to_environ(environ).match()
+            answer, arguments = find(self._routes, environ)
             response: Response = answer(Request(environ, populate_request=False), **arguments)  # as in rest.py
         except ConvoyError as error:
             response = _json({"error": str(error)}, status_of(error))

@@ -32,6 +32,7 @@ from service.errors import (
     RequestError,
     Unavailable,
 )
+from service.http import INFER, find
 from service.inventory import Inventory
 from service.open_inference import (
     BYTES,
@@ -99,7 +100,7 @@ class Rest:
                 f"{path}/stats": lambda _, model, version="": _json(inventory.statistics(model, version)),
             }
         post: dict[str, Callable[..., Response]] = {
-            f"{_MODEL}/infer": self._infer,
+            INFER: self._infer,
             f"{_VERSION}/infer": self._infer,
             "/v2/repository/index": self._index,
             "/v2/repository/models/<model>/load": self._load,
@@ -129,7 +130,7 @@ class Rest:
         """Answers one request; see PEP 3333."""
         asked = f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}"
         try:
-            answer, arguments = self._routes.bind_to_environ(environ).match()
+            answer, arguments = find(self._routes, environ)
             response: Response = answer(
                 Request(environ, populate_request=False), **arguments
             )  # else it and `environ` hold each other

@@ -24,7 +24,7 @@ from service.classifier import Classifier
 from service.config import ServerConfig
 from service.control import Control
 from service.errors import UserError
-from service.http import HttpServer
+from service.http import HttpMetrics, HttpServer
 from service.inventory import Inventory
 from service.lifecycle import ReadyFile, StopOnSignals, check_settings
 from service.metrics import Metrics
@@ -116,7 +116,8 @@ class Server:
         elsewhere = Page(self._classifier, self._repository, rest) if config.page else rest
         self._registry = metrics.registry
         self._http = HttpServer(
-            config.host, config.http_port, metrics.registry, self.why_not_ready, elsewhere, self._max_message_bytes
+            config.host, config.http_port, metrics.registry, HttpMetrics(metrics.registry), self.why_not_ready, elsewhere,
+            self._max_message_bytes,
         )  # fmt: skip
         self._ready_file = ReadyFile(config.ready_file)
 

@@ -29,7 +29,7 @@ from service import limits
 from service.channel import AnswerFailed, ChannelClosed
 from service.config import ServerConfig
 from service.errors import ConvoyError, Unavailable, UserError
-from service.http import HttpServer
+from service.http import ROUTE, HttpMetrics, HttpServer
 from service.lifecycle import ReadyFile, StopOnSignals, check_settings
 from service.merged_metrics import counts, merge, without_forgotten
 from service.standing_calls import Call, remember
@@ -73,7 +73,7 @@ class Supervisor(Collector):
         everything = CollectorRegistry()
         everything.register(self)
         self._http = HttpServer(
-            config.host, config.http_port, everything, self.why_not_ready, self._pass_on,
+            config.host, config.http_port, everything, HttpMetrics(self._own), self.why_not_ready, self._pass_on,
             max_body_bytes=config.max_message_bytes or limits.message_bytes(config.repository, config.policies),
         )  # fmt: skip
         self._ready_file = ReadyFile(config.ready_file)
@@ -261,7 +261,8 @@ class Supervisor(Collector):
                 raise Unavailable(self.why_not_ready())
             request = {key: value for key, value in environ.items() if isinstance(value, str)}
             worker = workers[next(self._turns) % len(workers)]
-            status, headers, body = worker.ask("http", request, environ["wsgi.input"].read()).result()
+            status, headers, body, route = worker.ask("http", request, environ["wsgi.input"].read()).result()
+            environ[ROUTE] += route
         except ConvoyError as error:
             response = Response(json.dumps({"error": str(error)}), 503, {"Retry-After": "1"}, mimetype="application/json")
         else:

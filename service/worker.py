@@ -25,7 +25,7 @@ from werkzeug.wrappers import Response
 from service.channel import Channel, ChannelClosed
 from service.config import ServerConfig
 from service.errors import ConvoyError, Unavailable
-from service.http import CLOSE_SECONDS
+from service.http import CLOSE_SECONDS, ROUTE
 from service.lifecycle import AskedToStop
 from service.logs import set_up_logging
 from service.standing_calls import Call
@@ -113,14 +113,15 @@ class Worker:
                 return Report(next(self._reports), "loading", [])
             return Report(next(self._reports), server.why_not_ready(), server.metrics())
 
-    def _http(self, environ: dict[str, Any], body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+    def _http(self, environ: dict[str, Any], body: bytes) -> tuple[int, list[tuple[str, str]], bytes, list[str]]:
+        route: list[str] = []
         environ |= {"wsgi.input": io.BytesIO(body), "wsgi.errors": sys.stderr, "wsgi.version": (1, 0), "wsgi.multithread": True,
-                    "wsgi.multiprocess": True, "wsgi.run_once": False}  # fmt: skip
+                    "wsgi.multiprocess": True, "wsgi.run_once": False, ROUTE: route}  # fmt: skip
         with self._http_answered:
             self._http_in_hand += 1
         try:
             response = Response.from_app(self._loaded.http_application, environ, buffered=True)
-            return response.status_code, list(response.headers.items()), response.get_data()
+            return response.status_code, list(response.headers.items()), response.get_data(), route
         finally:
             with self._http_answered:
                 self._http_in_hand -= 1

@@ -23,11 +23,13 @@ POD = 'namespace=~"$namespace", pod=~"$pod"'
 MODEL = f'{POD}, model=~"$model"'
 VERSION = f'{MODEL}, version=~"$version"'
 CALLS = f'{POD}, grpc_type="unary", grpc_method=~"Classify|ModelInfer"'
+INFER = f'{POD}, http_route=~"/v2/models/.+/infer"'
 RATE = "[$__rate_interval]"
 PHASES = ("decode", "queue", "inference", "encode")
 QUANTILES = (0.5, 0.9, 0.99)
 WINDOWS = ("5m", "1h", "6h", "3d")
 FAULTS = "INTERNAL|UNAVAILABLE|RESOURCE_EXHAUSTED|DEADLINE_EXCEEDED"
+HTTP_FAULTS = "429|500|503|504"
 OF_CONVOY = "and on (namespace, job, pod, instance) convoy_build_info"  # every process has the metrics process_*
 
 Panel = Builder[model.Panel]
@@ -108,6 +110,12 @@ def rate(counter: str, selector: str, by: str) -> str:
     return f"sum by ({by}) (rate({counter}{{{selector}}}{RATE}))"
 
 
+def either(calls: str, requests: str) -> str:
+    """The rate of calls over gRPC and of requests over HTTP together."""
+    over_http = f"rate(http_server_request_duration_seconds_count{{{requests}}}{RATE})"
+    return f"sum(rate(grpc_server_handled_total{{{calls}}}{RATE}) or {over_http})"
+
+
 def mean(histogram: str, selector: str, by: str) -> str:
     """The mean of what a histogram observed."""
     return f"{rate(f'{histogram}_sum', selector, by)} / {rate(f'{histogram}_count', selector, by)}"
@@ -120,13 +128,13 @@ def quantile(q: float, histogram: str, selector: str, *by: str) -> str:
 
 def overview() -> list[Panel]:
     """What an operator wants to know first."""
-    ended = f"sum(rate(grpc_server_handled_total{{{CALLS}}}{RATE}))"
-    failed = f'sum(rate(grpc_server_handled_total{{{CALLS}, grpc_code=~"{FAULTS}"}}{RATE}))'
+    ended = either(CALLS, INFER)
+    failed = either(f'{CALLS}, grpc_code=~"{FAULTS}"', f'{INFER}, http_response_status_code=~"{HTTP_FAULTS}"')
     return [
-        figure("Classify calls", "reqps", ended),
+        figure("Classify calls", "reqps", ended, about="Over gRPC and HTTP."),
         figure("Images answered", "ops", f"sum(rate(convoy_items_total{{{VERSION}}}{RATE}))"),
         figure("Calls failed by the server", "percentunit", f"{failed} / {ended}", limits=((0.001, "orange"), (0.01, "red"))),
-        figure("99th percentile", "s", quantile(0.99, "grpc_server_handling_seconds", CALLS),
+        figure("99th percentile", "s", quantile(0.99, "grpc_server_handling_seconds", CALLS), about="Of calls over gRPC.",
                limits=((0.1, "orange"), (0.5, "red"))),
         figure("Versions served", "short", f"count(count by (model, version) (convoy_model_info{{{VERSION}}}))"),
         figure("Servers", "short", f"count(convoy_build_info{{{POD}}})"),
@@ -162,6 +170,19 @@ def latency() -> list[Panel]:
                 {f"p{100 * q:g} {{{{model}}}}": quantile(q, phases, selector, "model") for q in QUANTILES}, width=6)
           for phase, selector in selectors.items()),
         *(buckets(phase.capitalize(), "s", phases, selector) for phase, selector in selectors.items()),
+    ]  # fmt: skip
+
+
+def http() -> list[Panel]:
+    """What comes in on the HTTP port."""
+    requests, answered = "http_server_request_duration_seconds", "http_server_request_duration_seconds_count"
+    return [
+        lines("HTTP requests", "reqps", {"{{http_route}}": rate(answered, POD, "http_route")},
+              about="By route; nothing stands for paths that are none."),
+        lines("HTTP answers by code", "reqps",
+              {"{{http_response_status_code}}": rate(answered, POD, "http_response_status_code")}),
+        lines("Latency over HTTP", "s", {f"p{100 * q:g}": quantile(q, requests, INFER) for q in QUANTILES},
+              about="Of requests for inference, from arrival to answer."),
     ]  # fmt: skip
 
 
@@ -314,8 +335,8 @@ def dashboard_json() -> str:
         .with_variable(variable("version", f"label_values(convoy_model_info{{{MODEL}}}, version)"))
     )
     rows = {
-        "Overview": overview, "Traffic": traffic, "Latency": latency, "Batches and queue": batching, "Predictions": predictions,
-        "Models": models, "Objectives": objectives, "CPU and memory": resources, "GPU (DCGM exporter)": gpu,
+        "Overview": overview, "Traffic": traffic, "Latency": latency, "HTTP": http, "Batches and queue": batching,
+        "Predictions": predictions, "Models": models, "Objectives": objectives, "CPU and memory": resources, "GPU (DCGM exporter)": gpu,
     }  # fmt: skip
     for title, panels in rows.items():
         made = made.with_row(dashboard.Row(title))

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from export.data import Dataset
 from service.server import Server
@@ -142,3 +143,38 @@ def test_a_request_in_hand_is_answered_when_the_server_stops(slow_file: Path, tm
     [(status, answer)] = answers
     assert status == 200
     assert answer["outputs"][0]["shape"] == [4, 2]
+
+
+def test_what_is_asked_over_http_is_counted_by_route_and_code(server: Server, digits: Dataset) -> None:
+    for _ in range(3):
+        assert ask(server, "POST", INFER, digits.test.encoded(0), Inference_Header_Content_Length="0")[0] == 200
+    assert ask(server, "POST", INFER, b"{")[0] == 400
+    assert ask(server, "POST", "/v2/models/cats/infer", b"pixels", Inference_Header_Content_Length="0")[0] == 404
+    assert ask(server, "POST", "/v2/models/digits/versions/1/infer", b"{")[0] == 400
+    assert ask(server, "GET", INFER)[0] == 405
+    assert ask(server, "BREW", "/coffee")[0] == 404
+    assert ask(server, "GET", "/v2/models/digits")[0] == 200
+    counted = requests(server)
+    infer = "/v2/models/<model>/infer"
+    assert counted["POST", infer, "200"] == 3
+    assert (counted["POST", infer, "400"], counted["POST", infer, "404"]) == (1, 1)
+    assert counted["POST", "/v2/models/<model>/versions/<version>/infer", "400"] == 1
+    assert (counted["GET", "", "405"], counted["_OTHER", "", "404"], counted["GET", "/v2/models/<model>", "200"]) == (1, 1, 1)
+    assert counted["POST", infer, "503"] == 0, "there from the start"
+    assert requests(server)["GET", "/metrics", "200"] == counted.get(("GET", "/metrics", "200"), 0) + 1
+
+
+def requests(server: Server) -> dict[tuple[str, str, str], float]:
+    """How many requests were answered, by method, route and status."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=60)
+    try:
+        connection.request("GET", "/metrics")
+        text = connection.getresponse().read().decode()
+    finally:
+        connection.close()
+    return {
+        tuple(sample.labels[f"http_{name}"] for name in ("request_method", "route", "response_status_code")): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == "http_server_request_duration_seconds_count"
+    }

@@ -131,6 +131,11 @@ def test_two_workers_as_a_user_runs_them(repository: Path, spawn: Spawn, digits:
     status, text = fetch(server.http_port, "/nope")
     assert status == 404, "a worker has answered"
     assert "not found" in text.lower()
+    assert fetch(server.http_port, "/v2/models/digits")[0] == 200
+    counted = {
+        key[1:]: value for key, value in scrape(server.http_port).items() if key[0] == "http_server_request_duration_seconds_count"
+    }
+    assert (counted["GET", "404", ""], counted["GET", "200", "/v2/models/<model>"]) == (1, 1), "once, not by supervisor and worker"
     workers = children(server.process.pid)
     server.process.send_signal(signal.SIGINT)
     assert server.process.wait(30) == 0

@@ -97,23 +97,33 @@ class Load:
         )
         picture = pb.ClassifyRequest(model="digits", items=[pb.Item(encoded=digits.test.encoded(0))])
         broken = pb.ClassifyRequest(model="digits", items=[pb.Item(encoded=b"nonsense")])
+        self._infer_url = f"http://127.0.0.1:{server.http_port}/v2/models/digits/infer"
+        self._file = digits.test.encoded(0)
         self._threads: list[threading.Thread] = []
-        self._start(picture, 0.1)
-        self._start(broken, 0.3)
+        self._start(self._client, picture, 0.1)
+        self._start(self._client, broken, 0.3)
+        self._start(self._http_client, 0.3)
 
     def flood(self) -> None:
         """More requests for the slow model than it computes and its queue holds."""
         for _ in range(24):
-            self._start(pb.ClassifyRequest(model="slow", items=[pb.Item(pixels=bytes(4))]), 0.1)
+            self._start(self._client, pb.ClassifyRequest(model="slow", items=[pb.Item(pixels=bytes(4))]), 0.1)
 
-    def _start(self, request: pb.ClassifyRequest, pause_seconds: float) -> None:
-        self._threads.append(threading.Thread(target=self._client, args=(request, pause_seconds)))
+    def _start(self, client: Callable[..., None], *arguments: object) -> None:
+        self._threads.append(threading.Thread(target=client, args=arguments))
         self._threads[-1].start()
 
     def _client(self, request: pb.ClassifyRequest, pause_seconds: float) -> None:
         while not self._stop.is_set():
             with contextlib.suppress(grpc.RpcError):  # most of them are there to be refused
                 self._classify(request, timeout=30, metadata=(("traceparent", f"00-{TRACE}-b7ad6b7169203331-01"),))
+            self._stop.wait(pause_seconds)
+
+    def _http_client(self, pause_seconds: float) -> None:
+        while not self._stop.is_set():
+            asked = urllib.request.Request(self._infer_url, self._file, {"Inference-Header-Content-Length": "0"})
+            with urllib.request.urlopen(asked, timeout=30) as response:
+                response.read()
             self._stop.wait(pause_seconds)
 
     def stop(self) -> None:

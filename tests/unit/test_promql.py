@@ -5,6 +5,7 @@ import re
 import pytest
 from prometheus_client import CollectorRegistry
 
+from service.http import INFER, HttpMetrics
 from service.metrics import Metrics, Phases
 from tests.promql import DEPLOY, NO_GPU_HERE, alerts, panels, rules, selectors, variables
 
@@ -35,6 +36,7 @@ def labels() -> dict[str, set[str]]:
     metrics.watch_model("digits", lambda: 0, lambda: 0, 1)
     metrics.model_serving("digits", "1", "cpu", "fp32", "digest")
     metrics.load_ended("digits", "ready", 0.1)
+    HttpMetrics(metrics.registry).answered("POST", INFER, "200", 0.01)
     found: dict[str, set[str]] = {}
     for family in metrics.registry.collect():
         for sample in family.samples:
@@ -64,6 +66,8 @@ def test_what_is_asked_for_exists(where: str, expr: str, labels: dict[str, set[s
             continue
         assert selector.name in labels, f"{where}: there is no metric {selector.name}"
         for matcher in selector.matchers.matchers:
+            if matcher.name == "http_route":
+                assert re.fullmatch(matcher.value, INFER)
             assert matcher.name in labels[selector.name] | OF_THE_TARGET, f"{where}: {selector.name} has no label {matcher.name}"
 
 
