@@ -24,7 +24,7 @@ from PIL import Image
 
 from service.batcher import Work
 from service.config import MAX_TIMEOUT_SECONDS
-from service.errors import ClientGone, DeadlinePassed, InvalidRequest, ModelFailed, RequestError, Unavailable
+from service.errors import ClientGone, DeadlinePassed, InvalidRequest, ModelFailed, QueueFull, RequestError, Unavailable
 from service.metrics import Metrics, Phases
 from service.model import TensorSpec, cpu_budget
 from service.preprocessing import open_image, to_pixels
@@ -37,6 +37,9 @@ DEFAULT_TOP_K = 5
 INLINE_DECODE_ITEMS = 32
 INLINE_DECODE_BYTES = 64 * 1024
 INLINE_DECODE_PIXELS = 64 * 1024
+UNDECODED_BYTES = 256 * 2**20
+"""So many bytes of encoded pictures may wait for a decoding thread, of all models together: queues count pictures, not bytes."""
+
 SMALL_SCORES = 64
 """Up to so many scores Python sorts faster than numpy is called."""
 
@@ -110,6 +113,15 @@ class Answer:
         """For each item its `top_k` labels as (index, probability), the most probable first, equal ones by index."""
         return best(self.scores, self.top_k)
 
+    def predictions(self) -> Results:
+        """As `best`. Raises ModelFailed if that is NaN: of such an item nothing can be said."""
+        found = self.best()
+        for item in found:
+            if item[0][1] != item[0][1]:
+                log.error("model %s version %d: the scores of a request are NaN", self.served.name, self.served.version)
+                raise ModelFailed(f"model {self.served.name!r} gave NaN for this request")
+        return found
+
     def delivered(self, best: Results, encode_seconds: float) -> None:
         """To be called once, when the reply with what `best` gave has been handed to the transport."""
         self.served.metrics.answered(self.phases, encode_seconds, best, self.trace)
@@ -139,6 +151,8 @@ class Classifier:
         self.release = repository.release  # as it is: each request goes through it
         self._metrics = metrics
         self._decoders = ThreadPoolExecutor(cpus or cpu_budget(), thread_name_prefix="decode")
+        self._undecoded = threading.Lock()
+        self._undecoded_bytes = 0
         self._draining = False
         self.closed = False
 
@@ -207,15 +221,27 @@ class Classifier:
         finally:
             del outcome  # an error refers to this frame
 
-    def decode_in_pool(self, job: Callable[[], None]) -> None:
-        """Runs a job on a decoding thread."""
-        self._decoders.submit(job)
+    def decode_in_pool(self, job: Callable[[], None], encoded_bytes: int) -> None:
+        """Runs a job, which holds so many bytes until it is done, on a decoding thread. Raises QueueFull if too many wait."""
+        with self._undecoded:
+            waiting = self._undecoded_bytes
+            if waiting and waiting + encoded_bytes > UNDECODED_BYTES:
+                raise QueueFull(f"{waiting} bytes of encoded images wait to be decoded, {encoded_bytes} more came", 1.0)
+            self._undecoded_bytes += encoded_bytes
+
+        def run() -> None:
+            try:
+                job()
+            finally:
+                with self._undecoded:
+                    self._undecoded_bytes -= encoded_bytes
+
+        self._decoders.submit(run)
 
     def refused(self, served: ServedModel, error: RequestError, seconds: float = 0.0) -> None:
         """Counts a request that was not answered, so many seconds after it had joined the queue."""
-        served.metrics.failed(error.reason or "failed", seconds)
-        if error.reason is not None:
-            self._metrics.rejected(served.name, error.reason)
+        served.metrics.failed(error.reason, seconds)
+        self._metrics.rejected(served.name, error.reason)
 
 
 class _Request(Work):
@@ -260,16 +286,15 @@ class _Request(Work):
                 self._decode_seconds = time.monotonic() - start
                 self._submit(pixels, pool=False)
                 return
-        batcher.reserve(self.items)
-        self._classifier.decode_in_pool(self._decode_then_submit)
+        self._decode_in_pool()
 
     def begin_elsewhere(self) -> None:
         """Sends the request on from any other thread; raises RequestError if it cannot be taken on."""
         images = self._raw()
-        self._served.batcher.reserve(self.items)
         if images is None:
-            self._classifier.decode_in_pool(self._decode_then_submit)
+            self._decode_in_pool()
         else:
+            self._served.batcher.reserve(self.items)
             self._submit(images, pool=True)
 
     def cancel(self) -> None:
@@ -278,9 +303,19 @@ class _Request(Work):
         if self.submitted:
             self._served.batcher.cancel(self)
 
+    def _decode_in_pool(self) -> None:
+        batcher = self._served.batcher
+        batcher.reserve(self.items)
+        try:
+            self._classifier.decode_in_pool(self._decode_then_submit, sum(len(item.data) for item in self._items))
+        except QueueFull:
+            batcher.release(self.items)
+            raise
+
     def _decode_then_submit(self) -> None:
         try:
             pixels = self._decoded()
+            self._items = ()
         except Exception as error:
             self._served.batcher.release(self.items)
             if not isinstance(error, RequestError):

@@ -116,11 +116,20 @@ def _setting(flag: str, **options: Any) -> Callable[[Any], Any]:
           help="Disconnect clients that ping more often than this while nothing is sent to them; 0 allows any.")  # fmt: skip
 @_setting("--channelz", is_flag=True,
           help="Offer grpc.channelz.v1.Channelz: connections, addresses and counts, to whoever can reach the port.")  # fmt: skip
-@_setting("--tls-cert", type=click.Path(path_type=Path), help="Server certificate (PEM); turns TLS on.")
+@_setting(
+    "--tls-cert",
+    type=click.Path(path_type=Path),
+    help="Server certificate (PEM); turns TLS on, for gRPC. Read again when it changes.",
+)
 @_setting("--tls-key", type=click.Path(path_type=Path), help="Private key of the certificate (PEM).")
 @_setting("--tls-client-ca", type=click.Path(path_type=Path),
-          help="CA (PEM) whose clients alone are let in: mutual TLS.")  # fmt: skip
+          help="CA (PEM) whose clients alone are let in: mutual TLS. Turns --no-rest on, as HTTP asks for no "
+               "certificate.")  # fmt: skip
 @_setting("--no-page", is_flag=True, help="Do not offer the web page at / of the HTTP port.")
+@_setting("--no-rest", is_flag=True, help="Offer /metrics, /livez and /readyz over HTTP, and nothing else: no REST, no page.")
+@_setting("--no-control", is_flag=True,
+          help="Refuse requests that load or unload models or register shared memory: the folder alone says what is "
+               "served.")  # fmt: skip
 @_setting("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", help="What to log, to stderr.")
 @_setting("--log-format", type=click.Choice(["text", "json"]), default="text", help="Lines for people, or JSON for programs.")
 @_setting("--access-log-sample", type=FiniteFloat(0, 1), default=0.0,
@@ -130,7 +139,7 @@ def _setting(flag: str, **options: Any) -> Callable[[Any], Any]:
                "needs the extra 'tracing'.")  # fmt: skip
 @_setting("--trace-sample", type=FiniteFloat(0, 1), default=1.0,
           help="Share of the requests without a client's trace that are traced, 0 to 1; otherwise the client decides.")  # fmt: skip
-def serve(no_page: bool, **settings: Any) -> None:
+def serve(no_page: bool, no_rest: bool, no_control: bool, **settings: Any) -> None:
     """Serve every model in the folder REPOSITORY (REPOSITORY/<model>/<version>/model.onnx).
 
     New versions are picked up while serving. SIGTERM or Ctrl-C finishes the requests in hand and ends with exit code 0; a second
@@ -139,7 +148,7 @@ def serve(no_page: bool, **settings: Any) -> None:
     from service.config import ServerConfig
     from service.logs import set_up_logging
 
-    config = ServerConfig(**settings, page=not no_page)
+    config = ServerConfig(**settings, page=not no_page, rest=not no_rest, control=not no_control)
     set_up_logging(config.log_level, config.log_format)
     if config.workers > 1:
         from service.supervisor import serve as run

@@ -48,6 +48,8 @@ class ServerConfig(_Settings):
     tls_key: Path | None = None
     tls_client_ca: Path | None = None
     page: bool = True
+    rest: bool = True
+    control: bool = True
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
     access_log_sample: float = Field(default=0.0, ge=0, le=1)
@@ -58,6 +60,11 @@ class ServerConfig(_Settings):
     def url_host(self) -> str:
         """The host as it stands before a colon and a port."""
         return f"[{self.host}]" if ":" in self.host else self.host
+
+    @property
+    def rest_offered(self) -> bool:
+        """Whether requests are taken over HTTP, which asks nobody for a certificate."""
+        return self.rest and self.tls_client_ca is None
 
 
 MAX_TIMEOUT_SECONDS = 1e9

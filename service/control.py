@@ -5,9 +5,9 @@ several.
 """
 
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Any, Protocol
 
-from service.errors import InvalidRequest
+from service.errors import InvalidRequest, NotOffered
 
 NO_CUDA = "CUDA shared memory is not offered; system shared memory is"
 NO_TRACE_SETTINGS = "trace settings are not offered: traces are OpenTelemetry's, set up when the server starts"
@@ -28,6 +28,17 @@ class Control(Protocol):
 
     def unregister(self, name: str) -> None:
         """See `SharedMemory.unregister`."""
+
+
+class Forbidden:
+    """Control of a server that only its operator may change: every method raises NotOffered."""
+
+    def __init__(self) -> None:
+        self.load = self.unload = self.register = self.unregister = _refuse
+
+
+def _refuse(*_: Any, **__: Any) -> None:
+    raise NotOffered("this server was started with --no-control: requests change neither its models nor its shared memory")
 
 
 def check_load(repository: str, parameters: Iterable[str]) -> None:

@@ -36,15 +36,13 @@ class GoldenMismatch(LoadError):
 
 
 class RequestError(ConvoyError):
-    """A request that is not answered. `reason` is its value of the label `reason` in `convoy_rejections_total`, if any."""
+    """A request that is not answered. `reason` is its value of the label `reason` in `convoy_rejections_total`."""
 
-    reason: str | None = None
+    reason = "invalid"
 
 
 class InvalidRequest(RequestError):
     """The client's fault: `field` is the path of the offending field in the request, such as `items[3].encoded`."""
-
-    reason = "invalid"
 
     def __init__(self, message: str, field: str = "") -> None:
         super().__init__(message)
@@ -93,3 +91,5 @@ class ClientGone(RequestError):
 
 class ModelFailed(RequestError):
     """The server's fault: the model raised. The cause is in the server's log, never in the message."""
+
+    reason = "failed"

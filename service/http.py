@@ -90,13 +90,14 @@ class HttpServer:
         registry: CollectorRegistry,
         metrics: HttpMetrics,
         why_not_ready: Callable[[], str],
-        elsewhere: "WSGIApplication",
+        elsewhere: "WSGIApplication | None",
         max_body_bytes: int,
     ) -> None:
         """Port 0 takes a free one. `why_not_ready` gives an empty text when requests can be answered.
 
         What is in `registry` is exposed; what comes in on the port is counted in `metrics`.
-        `elsewhere` answers requests for anything but metrics and probes, at most IN_HAND at a time, of at most `max_body_bytes`.
+        `elsewhere` answers requests for anything but metrics and probes, at most IN_HAND at a time, of at most `max_body_bytes`;
+        without it nothing else is offered.
         """
         self.port = port
         self._host = host
@@ -174,7 +175,9 @@ class HttpServer:
         """Answers one request, as WSGI has it, without counting it."""
         try:
             endpoint, _ = find(_ROUTES, environ)
-        except NotFound:
+        except NotFound as error:
+            if self._elsewhere is None:
+                return error(environ, start_response)
             if environ["REQUEST_METHOD"] not in ("GET", "HEAD") and _of_another_site(environ):
                 text = json.dumps({"error": "refused: a web page of another site sent this request"})
                 return Response(text, 403, mimetype="application/json")(environ, start_response)

@@ -23,6 +23,7 @@ NOT_SUMMED: dict[str, Callable[[float, float], float]] = {
     "convoy_model_load_seconds": max,
     "convoy_batch_limit_items": max,
     "convoy_provider_fallback": max,
+    "convoy_model_load_failed": max,
 }
 """Gauges of which the sum would say nothing."""
 

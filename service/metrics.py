@@ -30,7 +30,7 @@ from service.tally import FOLD, Tally, Total, add, taken
 from service.trace_context import TraceContext
 
 PHASES = ("decode", "queue", "inference", "encode")
-REASONS = ("queue_full", "deadline", "cancelled", "draining", "invalid")
+REASONS = ("queue_full", "deadline", "cancelled", "draining", "invalid", "failed")
 OUTCOMES = ("ready", "golden_mismatch", "invalid", "failed")
 CODES = (
     "OK", "CANCELLED", "DEADLINE_EXCEEDED", "FAILED_PRECONDITION", "INTERNAL", "INVALID_ARGUMENT", "NOT_FOUND",
@@ -129,7 +129,7 @@ class ModelMetrics:
         for result in results:
             best, probability = result[0]
             self._best.append(best)
-            if self.probabilities:
+            if self.probabilities and probability == probability:  # a NaN would stay in the sum for good
                 self._confidence.observe(probability)
         if trace is not None and trace.sampled:
             for tally, seconds in zip(self._phases, (*phases, encode_seconds), strict=True):
@@ -244,6 +244,7 @@ class _Requests(Collector):
         self._lock = threading.Lock()
         self._models: dict[tuple[str, str], ModelMetrics] = {}
         self._methods: list[RpcMetrics] = []
+        self.failures: Callable[[], Iterable[tuple[str, str, str]]] = list
 
     def model(self, model: str, version: str, labels: Sequence[str], probabilities: bool) -> ModelMetrics:
         """The metrics of a version; those of before if it is loaded again with the same labels, as for a new policy."""
@@ -271,12 +272,19 @@ class _Requests(Collector):
         handled = CounterMetricFamily("grpc_server_handled", "RPCs completed, by code", labels=(*rpc, "grpc_code"))
         seconds = HistogramMetricFamily("grpc_server_handling_seconds", "Seconds from an RPC's arrival to its end", labels=rpc)
         models = _ModelFamilies()
+        failed = GaugeMetricFamily(
+            "convoy_model_load_failed",
+            "1 for each version that should be served as it is now and could not be loaded",
+            labels=("model", "version", "outcome"),
+        )
+        for failure in self.failures():
+            failed.add_metric(failure, 1)
         with self._lock:
             for method in self._methods:
                 method.add_to(started, handled, seconds)
             for model in self._models.values():
                 model.add_to(models)
-        return [started, handled, seconds, *models.all()]
+        return [started, handled, seconds, failed, *models.all()]
 
 
 class Metrics:
@@ -333,6 +341,10 @@ class Metrics:
         self._queue_items.labels(model).set_function(queue_items)
         self._inflight.labels(model).set_function(inflight)
         self._ort_threads.labels(model).set(threads)
+
+    def watch_failures(self, failures: Callable[[], Iterable[tuple[str, str, str]]]) -> None:
+        """Asks for (model, version, outcome) of what could not be loaded, when somebody scrapes."""
+        self._requests.failures = failures
 
     def model_forgotten(self, model: str, version: str) -> None:
         """Drops the series of a version that is no longer served: a server that lives long sees many versions."""

@@ -118,7 +118,7 @@ class Page:
             raise InvalidRequest("the body is to be an image file")
         answer = self._classifier.answer(Query(model=model, version=version, items=[Item(body, encoded=True)], top_k=TOP_K))
         start = time.monotonic()
-        best = answer.best()
+        best = answer.predictions()
         served = answer.served
         with self._decoding:  # one at a time: a decoded picture is large
             seen = decode(body, served.model.contract.input, served.policy.max_image_pixels)

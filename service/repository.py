@@ -11,7 +11,7 @@ cannot be loaded takes no place: a version in memory serves on until there is an
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -68,6 +68,7 @@ class _Failure(NamedTuple):
 
     fingerprint: Fingerprint
     reason: str
+    outcome: str
 
 
 class Repository:
@@ -112,6 +113,9 @@ class Repository:
         self._scanned = False
         self._stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="repository-watch", daemon=True)
+        metrics.watch_failures(
+            lambda: [(name, str(version), failure.outcome) for (name, version), failure in dict(self._failed).items()]
+        )
 
     def start(self) -> None:
         """Loads what is there, then watches the folder."""
@@ -262,19 +266,31 @@ class Repository:
         return NotServed(f"no model named {name[:64]!r}; served are: {', '.join(sorted(self._served)) or 'none'}")
 
     def _watch(self) -> None:
+        for _ in self._notices():
+            try:
+                self._scan()
+            except Exception:
+                log.exception("repository: looking for changes failed")
+
+    def _notices(self) -> Iterator[None]:
+        """Comes to the next when something in the folder may have changed, until `stop`."""
         # Changes inside a debounce window come together; a file still being written shows up again when it has grown. The timeout
         # finds what no notification tells of: changes on network file systems, those made while the first scan ran, and a folder
         # that was deleted and made again.
+        said = ""
         while not self._stopping.is_set():
             try:
                 for _ in watchfiles.watch(
                     self._folder, stop_event=self._stopping, step=100, debounce=800, rust_timeout=RESCAN_MILLISECONDS,
-                    yield_on_timeout=True, raise_interrupt=False,
+                    yield_on_timeout=True, raise_interrupt=False, ignore_permission_denied=True,
                 ):  # fmt: skip
-                    self._scan()
-            except Exception as error:  # noqa: BLE001 - whatever it is, watching must go on
-                log.warning("repository: cannot watch %s: %s", self._folder, error)
+                    yield
+            except Exception as error:  # noqa: BLE001 - such as no more of the kernel's watches to be had
+                if str(error) != said:
+                    said = str(error)
+                    log.warning("repository: not told of changes, looking every %g s: %s", RESCAN_MILLISECONDS / 1000, error)
                 self._stopping.wait(RESCAN_MILLISECONDS / 1000)
+                yield
 
     def _names(self) -> list[str]:
         try:
@@ -380,7 +396,7 @@ class Repository:
     ) -> None:
         """Keeps why a version could not be loaded: in the index, and, the first time, in log and metric."""
         known = self._failed.get((name, version))
-        self._failed[name, version] = _Failure(fingerprint, reason)
+        self._failed[name, version] = _Failure(fingerprint, reason, outcome)
         if known is not None and known.fingerprint == fingerprint:
             return
         if any(served.version == version for served in self._served.get(name, ())):

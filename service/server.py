@@ -1,4 +1,4 @@
-"""One server process, from start to end: construct, `start`, `wait`, `stop`.
+"""One server process, from start to end: construct, `start`, and in the end `stop`.
 
 Start: the ports are bound first, so that a port in use is known at once and probes see a server that is loading; then
 models are loaded; then the ready file is written. Stop: health says NOT_SERVING first, and for a lame-duck time nothing else
@@ -11,10 +11,11 @@ that it shares, because the kernel gives it connections from then on; and its su
 
 import gc
 import logging
-import ssl
+import os
+import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
@@ -22,7 +23,7 @@ from prometheus_client.core import Metric
 from service import limits
 from service.classifier import Classifier
 from service.config import ServerConfig
-from service.control import Control
+from service.control import Control, Forbidden
 from service.errors import UserError
 from service.http import HttpMetrics, HttpServer
 from service.inventory import Inventory
@@ -36,7 +37,8 @@ from service.rest import Rest
 from service.rpc import channelz, classify, health, models, open_inference, open_inference_control, reflection
 from service.rpc.completion_queue import CompletionQueueServer, why_not
 from service.rpc.public_server import PublicServer
-from service.rpc.transport import Options, Tls, Transport
+from service.rpc.tls import TlsFiles
+from service.rpc.transport import Options, Transport
 from service.shared_memory import SharedMemory
 
 if TYPE_CHECKING:
@@ -81,7 +83,7 @@ class Server:
         self._classifier = _classifier(config, self._repository, metrics, cpus, self._tracing)
         memory = SharedMemory()
         self._here = _Here(self._repository, memory)
-        control = control or self._here
+        control = (control or self._here) if config.control else Forbidden()
         inventory = Inventory(self._repository, lambda: not self.why_not_ready())
         self._classify = classify.ClassifyServicer(self._classifier)
         self._infer = open_inference.InferServicer(self._classifier, memory)
@@ -97,6 +99,7 @@ class Server:
         self._max_message_bytes = config.max_message_bytes or limits.message_bytes(config.repository, config.policies)
         self._warned: set[tuple[str, int]] = set()
         transport = _transport(config)
+        tls = _tls(config)
         metrics.transport_chosen(transport.name)
         self._transport: Transport = transport(
             Options(
@@ -106,14 +109,18 @@ class Server:
                 methods=methods,
                 observer=metrics,
                 quiet=self._classifier.pump,
-                tls=_tls(config),
+                tls=None if tls is None else tls.read(),
+                renewed_tls=lambda: None if tls is None else tls.renewed(),
                 compression=config.compression,
                 shared_port=config.workers > 1,
                 arguments=_channel_arguments(config),
             )
         )
-        rest = Rest(self._classifier, inventory, control, memory, self._max_message_bytes)
-        elsewhere = Page(self._classifier, self._repository, rest) if config.page else rest
+        elsewhere: WSGIApplication | None = None
+        if config.rest_offered:
+            elsewhere = Rest(self._classifier, inventory, control, memory, self._max_message_bytes)
+            if config.page:
+                elsewhere = Page(self._classifier, self._repository, elsewhere)
         self._registry = metrics.registry
         self._http = HttpServer(
             config.host, config.http_port, metrics.registry, HttpMetrics(metrics.registry), self.why_not_ready, elsewhere,
@@ -138,6 +145,11 @@ class Server:
 
     def start(self) -> None:
         """Binds the ports, loads the models and serves. Raises UserError for what the operator can put right."""
+        self.open()
+        self.load()
+
+    def open(self) -> None:
+        """Binds the ports and answers what needs no model. Raises UserError for what the operator can put right."""
         self.check()
         self.listen()
         try:
@@ -151,7 +163,6 @@ class Server:
             self._config.url_host, self.grpc_port, self._transport.name, ", TLS" if self._config.tls_cert else "",
             self._config.url_host, self.http_port,
         )  # fmt: skip
-        self.load()
 
     def check(self) -> None:
         """Raises UserError for a flag that cannot be, before anything is done."""
@@ -209,6 +220,13 @@ class Server:
         self._ready_file.remove()
         log.info("stopped")
 
+    def leave(self) -> NoReturn:
+        """Ends the process while models are still being loaded, which nothing can interrupt. Only after `drain`."""
+        self._ready_file.remove()
+        log.info("stopped before all models were loaded")
+        logging.shutdown()
+        os._exit(0)
+
     def _serving(self) -> dict[str, bool]:
         up = not self._draining
         names = dict.fromkeys(self._repository.served, up)
@@ -251,11 +269,28 @@ def serve(config: ServerConfig) -> None:
     """Serves until SIGTERM or SIGINT, then drains. A second signal ends the process at once, with code 1."""
     asked_to_stop = StopOnSignals(config.lame_duck_seconds)
     server = Server(config)
-    server.start()
+    server.open()
+    # On a thread of its own: a model may take minutes to load, and whoever wants the server to leave should not have to wait.
+    failures: list[BaseException] = []
+
+    def load() -> None:
+        try:
+            server.load()
+        except BaseException as error:  # noqa: BLE001 - the main thread raises it
+            failures.append(error)
+            asked_to_stop.set()
+
+    loading = threading.Thread(target=load, name="load", daemon=True)
+    loading.start()
     try:
         asked_to_stop.wait()
     finally:
-        server.stop(asked_to_stop.lame_duck_seconds)
+        server.drain(0.0 if loading.is_alive() else asked_to_stop.lame_duck_seconds)
+        if loading.is_alive():
+            server.leave()
+        server.close()
+    if failures:
+        raise failures[0]
 
 
 def _tracing(config: ServerConfig) -> "Tracing | None":
@@ -286,24 +321,13 @@ def _transport(config: ServerConfig) -> type[CompletionQueueServer] | type[Publi
     return PublicServer
 
 
-def _tls(config: ServerConfig) -> Tls | None:
-    """What the TLS flags name, read and checked. Raises UserError for a file that is not what it should be."""
+def _tls(config: ServerConfig) -> TlsFiles | None:
+    """The files that the TLS flags name; None for plain text. Raises UserError if one of the flags is missing."""
     if config.tls_cert is None and config.tls_key is None and config.tls_client_ca is None:
         return None
     if config.tls_cert is None or config.tls_key is None:
         raise UserError("TLS needs both --tls-cert and --tls-key")
-    try:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        # Without a password given, a key that is encrypted would have it asked for on the terminal.
-        context.load_cert_chain(config.tls_cert, config.tls_key, password="")
-        if config.tls_client_ca is not None:
-            context.load_verify_locations(config.tls_client_ca)
-        client_ca = config.tls_client_ca.read_bytes() if config.tls_client_ca is not None else None
-        return Tls(config.tls_cert.read_bytes(), config.tls_key.read_bytes(), client_ca)
-    except OSError as error:  # ssl's errors are among them
-        raise UserError(
-            f"TLS: --tls-cert, --tls-key and --tls-client-ca must be PEM files that belong together: {error.strerror or error}"
-        ) from None
+    return TlsFiles(config.tls_cert, config.tls_key, config.tls_client_ca)
 
 
 def _channel_arguments(config: ServerConfig) -> list[tuple[str, int]]:

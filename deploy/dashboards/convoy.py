@@ -336,7 +336,8 @@ def dashboard_json() -> str:
     )
     rows = {
         "Overview": overview, "Traffic": traffic, "Latency": latency, "HTTP": http, "Batches and queue": batching,
-        "Predictions": predictions, "Models": models, "Objectives": objectives, "CPU and memory": resources, "GPU (DCGM exporter)": gpu,
+        "Predictions": predictions, "Models": models, "Objectives": objectives, "CPU and memory": resources,
+        "GPU (DCGM exporter)": gpu,
     }  # fmt: skip
     for title, panels in rows.items():
         made = made.with_row(dashboard.Row(title))

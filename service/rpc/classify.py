@@ -46,7 +46,7 @@ class ClassifyServicer:
                 return
             start = time.monotonic()
             try:
-                best = outcome.best()
+                best = outcome.predictions()
                 payload = _writer(outcome.served).write(request_id, outcome.phases, best)
             except Exception as error:  # noqa: BLE001 - whatever it is, the caller must not wait for ever
                 call.fail(error)
@@ -68,7 +68,7 @@ class ClassifyServicer:
                     return
                 start = time.monotonic()
                 try:
-                    best = outcome.best()
+                    best = outcome.predictions()
                     response = _writer(outcome.served).write(request_id, outcome.phases, best)
                     payload = b"".join((_head(request_id, place.index), _RESPONSE, varint(len(response)), response))
                 except Exception as error:  # noqa: BLE001 - as in _classify

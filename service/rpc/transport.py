@@ -3,7 +3,7 @@
 What passes between a running transport and the methods above it is in `call.py`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -11,6 +11,7 @@ import grpc
 
 from service.errors import UserError
 from service.rpc.call import Method, Observer, Quiet
+from service.rpc.tls import Tls
 
 
 class Transport(Protocol):
@@ -27,21 +28,13 @@ class Transport(Protocol):
 
 
 @dataclass(frozen=True)
-class Tls:
-    """PEM contents. With `client_ca`, only clients with a certificate that it signed are let in (mutual TLS)."""
-
-    certificate: bytes
-    key: bytes
-    client_ca: bytes | None = None
-
-
-@dataclass(frozen=True)
 class Options:
     """What every transport needs to know.
 
     Port 0 takes a free one. `max_message_bytes` bounds a message from a client. `compression` is what replies are compressed with.
     With `shared_port` other processes of this user may serve on the same port: the kernel spreads connections over them.
-    `arguments` are C core's own channel arguments, such as `grpc.max_connection_age_ms`.
+    `renewed_tls` gives what is to take the place of `tls`, once, when there is something new. `arguments` are C core's own channel
+    arguments, such as `grpc.max_connection_age_ms`.
     """
 
     host: str
@@ -51,6 +44,7 @@ class Options:
     observer: Observer
     quiet: Quiet
     tls: Tls | None = None
+    renewed_tls: Callable[[], Tls | None] = lambda: None
     compression: Literal["none", "deflate", "gzip"] = "none"
     shared_port: bool = False
     arguments: Sequence[tuple[str, int]] = ()
@@ -72,10 +66,7 @@ class Options:
 
     def credentials(self) -> grpc.ServerCredentials | None:
         """Credentials for `tls`; None for plain text."""
-        if self.tls is None:
-            return None
-        mutual = self.tls.client_ca is not None
-        return grpc.ssl_server_credentials([(self.tls.key, self.tls.certificate)], self.tls.client_ca, mutual)
+        return None if self.tls is None else self.tls.credentials(self.renewed_tls)
 
     def cannot_listen(self) -> UserError:
         """The error for a port that C core would not give."""

@@ -26,7 +26,10 @@ FLOAT, UINT8 = TensorProto.FLOAT, TensorProto.UINT8
 WEIGHT = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
 
 
-def write(path: Path, kind: int = FLOAT, shape: tuple[str | int, ...] = ("N", 3, 2, 2), column: bool = False) -> Path:
+def write(
+    path: Path, kind: int = FLOAT, shape: tuple[str | int, ...] = ("N", 3, 2, 2), column: bool = False,
+    weight: NDArray[np.float32] = WEIGHT,
+) -> Path:  # fmt: skip
     """A linear classifier of 12 numbers an item into 3 classes, with the features as a second output, given first."""
     nodes = [
         helper.make_node("Cast", ["data"], ["numbers"], to=FLOAT),
@@ -36,7 +39,7 @@ def write(path: Path, kind: int = FLOAT, shape: tuple[str | int, ...] = ("N", 3,
         helper.make_node("Reshape", ["product", "scores_shape"], ["scores"]),
     ]
     constants: dict[str, NDArray[np.generic]] = {
-        "rows": np.array([-1, 12]), "grid": np.array([-1, 3, 4]), "weight": WEIGHT,
+        "rows": np.array([-1, 12]), "grid": np.array([-1, 3, 4]), "weight": weight,
         "scores_shape": np.array([-1, 3, 1, 1] if column else [-1, 3]),
     }  # fmt: skip
     graph = helper.make_graph(
@@ -121,6 +124,14 @@ def test_pixels_go_where_the_graph_takes_pictures_and_everything_else_is_told_to
     found = samples(server)
     assert found["convoy_items_total", "pictures", "1"] == 1
     assert found["convoy_confidence_count", "pictures", "1"] == 0, "a foreign score is no probability"
+
+
+def test_a_picture_of_which_the_model_says_nan_has_no_labels(tmp_path: Path, serve: Serve) -> None:
+    write(tmp_path / "broken" / "1" / "model.onnx", UINT8, ("N", 2, 2, 3), weight=np.full_like(WEIGHT, np.nan))
+    server = serve(tmp_path)
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        request = pb.ClassifyRequest(model="broken", items=[pb.Item(pixels=bytes(12))])
+        assert refused(classify_on(channel), request) == ("INTERNAL", "model 'broken' gave NaN for this request", "")
 
 
 def test_a_score_that_is_no_number_is_no_json(tmp_path: Path, serve: Serve) -> None:

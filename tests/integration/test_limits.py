@@ -2,9 +2,11 @@
 
 import logging
 import statistics
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import grpc
@@ -13,15 +15,21 @@ import pytest
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_channelz.v1 import channelz_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from prometheus_client import CollectorRegistry
 
+from export.data import Dataset
 from service import limits
+from service.classifier import Answer, Classifier, Item, Query
 from service.client import CallFailed, Client
 from service.config import Policy
 from service.contract import Contract
-from service.errors import InvalidModel
+from service.errors import InvalidModel, QueueFull, RequestError
+from service.metrics import Metrics
 from service.pb.convoy.v1 import classifier_pb2 as pb
+from service.repository import Repository
 from service.server import Server
 from tests.conftest import Serve, put
+from tests.integration.test_repository import eventually
 from tests.integration.test_transport import Proxy
 
 MIB = 1024 * 1024
@@ -192,3 +200,33 @@ def test_channelz_is_not_there_unless_asked_for(channel: grpc.Channel) -> None:
     refused: Any = caught.value
     assert refused.code() is grpc.StatusCode.UNIMPLEMENTED
     assert "grpc.channelz.v1.Channelz" not in ProtoReflectionDescriptorDatabase(channel).get_services()
+
+
+def test_bytes_that_wait_to_be_decoded_are_bounded(repository: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.classifier.UNDECODED_BYTES", 1000)
+    metrics = Metrics(CollectorRegistry())
+    models = Repository(repository, "cpu", metrics)
+    models.start()
+    classifier = Classifier(models, metrics, cpus=1)
+    held, answers = threading.Event(), SimpleQueue[Answer | RequestError]()
+
+    def hold() -> None:
+        held.wait(30)
+
+    classifier.decode_in_pool(hold, 900)
+    pictures = [Item(digits.test.encoded(index), True) for index in range(2)]
+    query = Query("digits", pictures)
+    with pytest.raises(QueueFull, match="900 bytes of encoded images wait to be decoded"):
+        classifier.classify(query, answers.put, on_transport=False)
+    assert metrics.registry.get_sample_value("convoy_rejections_total", {"model": "digits", "reason": "queue_full"}) == 1
+    held.set()
+    eventually(lambda: classifier._undecoded_bytes == 0)
+    many = query._replace(items=pictures * 10)
+    assert sum(len(item.data) for item in many.items) > 1000
+    classifier.classify(many, answers.put, on_transport=False)
+    assert isinstance(answers.get(timeout=30), Answer), "one alone may be as large as it likes"
+    batcher = models.served["digits"][0].batcher
+    eventually(lambda: (batcher._queue.items, batcher._queue.reserved, classifier._undecoded_bytes) == (0, 0, 0))
+    assert classifier.drain(5)
+    classifier.close()
+    models.stop()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,6 +119,24 @@ def test_while_draining_liveness_holds_health_says_not_serving_and_new_requests_
         assert "grpc-retry-pushback-ms" in dict(error.trailing_metadata())
         assert len(in_hand.result().results) == 12
     assert server.process.wait(30) == 0
+
+
+def test_a_server_that_is_loading_leaves_when_it_is_told_to(repository: Path, model_file: Path, tmp_path: Path) -> None:
+    put(model_file, repository, "slow", 1)
+    os.mkfifo(repository / "slow" / "labels.txt")  # whoever reads it waits
+    log = tmp_path / "log"
+    with log.open("w") as to:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "service.cli", "serve", str(repository), "--grpc-port", "0", "--http-port", "0"], stderr=to
+        )
+    deadline = time.monotonic() + 60
+    while "model digits version 1 is ready" not in log.read_text():
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0
+    assert "stopped before all models were loaded" in log.read_text()
+    assert "Traceback" not in log.read_text()
 
 
 def test_a_second_signal_ends_at_once(tmp_path: Path, spawn: Spawn, slow_file: Path) -> None:
@@ -413,6 +432,21 @@ def test_tls_from_the_command_line(repository: Path, spawn: Spawn, digits: Datas
     assert convoy(*ask, *own).returncode == 0
     for missing in ([], own[:2]):
         assert one_line(convoy(*ask, *missing))
+    with pytest.raises(urllib.error.HTTPError, match="404"):  # nobody gets in by HTTP either
+        urllib.request.urlopen(f"http://127.0.0.1:{server.http_port}/v2/models/digits", timeout=30)
+    renewed = trustme.CA()
+    for path, blob in zip((key, pem), (renewed.issue_cert("127.0.0.1").private_key_pem, renewed.cert_pem), strict=True):
+        blob.write_to_path(path)
+    assert convoy(*ask, *own).returncode == 0, "files that do not belong together change nothing"
+    issued = renewed.issue_cert("127.0.0.1")
+    issued.private_key_pem.write_to_path(key)
+    issued.cert_chain_pems[0].write_to_path(pem)
+    assert one_line(convoy(*ask, *own)), "the CA is not the new certificate's"
+    renewed.cert_pem.write_to_path(tmp_path / "renewed.pem")
+    assert convoy(*ask, "--tls-ca", tmp_path / "renewed.pem", *own[2:]).returncode == 0
+    log = server.log.read_text()
+    assert "the ones before are kept" in log
+    assert "has been renewed" in log
     ports = ["--grpc-port", "0", "--http-port", "0"]
     encrypted = tmp_path / "encrypted.key"
     loaded = serialization.load_pem_private_key(Path(key).read_bytes(), None)

@@ -248,3 +248,34 @@ def test_a_policy_of_several_instances_and_a_delay_is_kept(repository: Path, ser
     assert found == [loaded.labels[row.argmax()] for row in loaded.probabilities(digits.test.pixels[:4])]
     assert samples(server)["convoy_batch_items_count", "digits", "1"] == 4 // batch, "they wait for each other"
     assert samples(server)["convoy_ort_threads", "digits"] == 2 * served.model.threads
+
+
+def test_a_folder_that_cannot_be_watched_is_looked_through(
+    repository: Path, model_file: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("Too many open files")
+
+    monkeypatch.setattr("watchfiles.watch", refuse)
+    monkeypatch.setattr("service.repository.RESCAN_MILLISECONDS", 50)
+    server = serve(repository)
+    put(model_file, repository, "digits", 2)
+    eventually(lambda: [each.version for each in server._repository.served["digits"]] == [2])
+    assert [record.message for record in caplog.records].count(
+        "repository: not told of changes, looking every 0.05 s: Too many open files"
+    ) == 1, "once, not each time"
+
+
+def test_what_cannot_be_loaded_is_a_metric_for_as_long_as_it_is_there(repository: Path, model_file: Path) -> None:
+    registry = CollectorRegistry()
+    truncate(put(model_file, repository, "digits", 2))
+    models = Repository(repository, "cpu", Metrics(registry))
+    failed = {"model": "digits", "version": "2", "outcome": "invalid"}
+    models._scan()
+    assert registry.get_sample_value("convoy_model_load_failed", failed) == 1
+    models._scan()
+    assert registry.get_sample_value("convoy_model_load_failed", failed) == 1
+    (repository / "digits" / "2" / "model.onnx").write_bytes(model_file.read_bytes())
+    models._scan()
+    assert registry.get_sample_value("convoy_model_load_failed", failed) is None
+    models.stop()

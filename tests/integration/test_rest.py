@@ -10,11 +10,13 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from export.data import Dataset
+from service.pb.inference import open_inference_pb2 as pb
 from service.server import Server
 from tests.conftest import Serve, put
 
@@ -173,8 +175,42 @@ def requests(server: Server) -> dict[tuple[str, str, str], float]:
     finally:
         connection.close()
     return {
-        tuple(sample.labels[f"http_{name}"] for name in ("request_method", "route", "response_status_code")): sample.value
+        (
+            sample.labels["http_request_method"],
+            sample.labels["http_route"],
+            sample.labels["http_response_status_code"],
+        ): sample.value
         for family in text_string_to_metric_families(text)
         for sample in family.samples
         if sample.name == "http_server_request_duration_seconds_count"
     }
+
+
+def test_without_rest_there_are_metrics_and_probes_alone(repository: Path, serve: Serve, digits: Dataset) -> None:
+    server = serve(repository, rest=False)
+    for path in (INFER, "/v2/models/digits", "/", "/page/models"):
+        connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=60)
+        connection.request("POST" if path == INFER else "GET", path, digits.test.encoded(0) if path == INFER else None)
+        assert connection.getresponse().status == 404, path
+        connection.close()
+    assert requests(server)["POST", "", "404"] == 1
+
+
+def test_without_control_requests_change_nothing(repository: Path, serve: Serve, digits: Dataset) -> None:
+    server = serve(repository, control=False)
+    changes = {
+        "/v2/repository/models/digits/unload": b"{}",
+        "/v2/repository/models/digits/load": b"{}",
+        "/v2/systemsharedmemory/region/r/register": json.dumps({"key": "/nothing", "byte_size": 8}).encode(),
+        "/v2/systemsharedmemory/unregister": b"{}",
+    }
+    for path, body in changes.items():
+        status, answer = ask(server, "POST", path, body)
+        assert (status, "--no-control" in answer["error"]) == (501, True), path
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        unload: grpc.UnaryUnaryMultiCallable = channel.unary_unary(
+            "/inference.GRPCInferenceService/RepositoryModelUnload", pb.RepositoryModelUnloadRequest.SerializeToString
+        )
+        with pytest.raises(grpc.RpcError, match="UNIMPLEMENTED"):
+            unload(pb.RepositoryModelUnloadRequest(model_name="digits"))
+    assert ask(server, "POST", INFER, digits.test.encoded(0), Inference_Header_Content_Length="0")[0] == 200

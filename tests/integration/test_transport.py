@@ -20,7 +20,8 @@ from grpc_status import rpc_status
 from service import errors
 from service.rpc.completion_queue import CompletionQueueServer, why_not
 from service.rpc.public_server import PublicServer
-from service.rpc.transport import Options, Tls, Transport
+from service.rpc.tls import Tls
+from service.rpc.transport import Options, Transport
 from tests.benchmarks.leaks import half_a_call
 from tests.integration.seam_service import ERRORS, LIMIT, Seen, Service
 
