@@ -191,7 +191,6 @@ def batching() -> list[Panel]:
     served = "{{model}} {{version}}"
     size = mean("convoy_batch_items", VERSION, "model, version")
     most = f"max by (model, version) (convoy_batch_limit_items{{{VERSION}}})"
-    places = f"max by (namespace, pod, instance, model) (convoy_queue_limit_items{{{MODEL}}})"
     return [
         lines("Batch size", "short", {
             f"{served} mean": size,
@@ -202,8 +201,8 @@ def batching() -> list[Panel]:
         buckets("Batches by items", "short", "convoy_batch_items", VERSION, width=8),
         lines("Queue", "short", {
             "{{model}}": f"sum by (model) (convoy_queue_items{{{MODEL}}})",
-            "{{model}} limit": f"sum by (model) ({places})",
-        }, about="Items that wait, and how many may."),
+            "{{model}} limit": f"sum by (model) (convoy_queue_limit_items{{{MODEL}}})",
+        }, about="Items that wait, and how many may: each version has a queue."),
         lines("Queue fill", "percentunit", {"{{model}} {{pod}}": f"max by (model, pod) (convoy:queue:saturation{{{MODEL}}})"}),
         lines("Batches", "ops", {served: rate("convoy_batch_items_count", VERSION, "model, version")}),
     ]  # fmt: skip
@@ -246,6 +245,9 @@ def models() -> list[Panel]:
         lines("Loads", "short", {
             "{{model}} {{outcome}}": f"sum by (model, outcome) (increase(convoy_model_loads_total{{{MODEL}}}{RATE}))",
         }, width=6),
+        lines("Versions that cannot be loaded", "short", {
+            "{{model}} {{version}} {{outcome}}": f"count by (model, version, outcome) (convoy_model_load_failed{{{POD}}})",
+        }, width=6, about="Servers on which it is so now."),
         lines("Seconds of the last load", "s", {"{{model}}": f"max by (model) (convoy_model_load_seconds{{{MODEL}}})"}, width=6),
         lines("Threads of ONNX Runtime", "short", {"{{model}}": f"max by (model) (convoy_ort_threads{{{MODEL}}})"}, width=6),
         lines("Gave CUDA up", "short", {
@@ -254,6 +256,11 @@ def models() -> list[Panel]:
         lines("Servers by version", "short", {"Convoy {{version}}": f"count by (version) (convoy_build_info{{{POD}}})"}, width=6),
         lines("Servers by transport", "short", {"{{transport}}": f"count by (transport) (convoy_transport_info{{{POD}}})"},
               width=6),
+        lines("Workers", "short", {
+            "{{pod}}": f"convoy_workers{{{POD}}}",
+            "{{pod}} ready": f"convoy_workers_ready{{{POD}}}",
+            "{{pod}} restarts in 30 minutes": f"increase(convoy_worker_restarts_total{{{POD}}}[30m])",
+        }, width=6, about="Of servers with --workers."),
     ]  # fmt: skip
 
 

@@ -1,8 +1,8 @@
 """A real Prometheus that scrapes real servers under load: every panel has data, every alert is answered or fires.
 
-What cannot come about here: a GPU (the row GPU is left out, by name), CUDA that fails (ConvoyProviderFellBack) and a week of
-predictions (ConvoyPredictionDrift). Of those two alerts the selectors must have data here; that they fire is for the unit
-tests of the rules. ConvoyAbsent is asked about the time before the test.
+What does not come about here: a GPU (the row GPU is left out, by name), CUDA that fails (ConvoyProviderFellBack), a week of
+predictions (ConvoyPredictionDrift) and a worker that stays away (ConvoyWorkersMissing). Of those three alerts the selectors must
+have data here; that they fire is for the unit tests of the rules. ConvoyAbsent is asked about the time before the test.
 """
 
 import contextlib
@@ -28,12 +28,13 @@ import yaml
 from export.data import Dataset
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from tests.conftest import ServerProcess, Spawn, put
+from tests.integration.test_isolation import POISON, poisonable
 from tests.promql import NO_GPU_HERE, RULES, alerts, panels, rules, selectors, variables
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600), pytest.mark.parametrize("transport_name", ["fast"])]
 
 PATIENCE_SECONDS = 180
-NOT_PROVOKED = {"ConvoyProviderFellBack", "ConvoyPredictionDrift", "ConvoyAbsent"}
+NOT_PROVOKED = {"ConvoyProviderFellBack", "ConvoyPredictionDrift", "ConvoyWorkersMissing", "ConvoyAbsent"}
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 
 
@@ -97,11 +98,13 @@ class Load:
         )
         picture = pb.ClassifyRequest(model="digits", items=[pb.Item(encoded=digits.test.encoded(0))])
         broken = pb.ClassifyRequest(model="digits", items=[pb.Item(encoded=b"nonsense")])
+        poisonous = pb.ClassifyRequest(model="fragile", items=[pb.Item(pixels=bytes([POISON, 0, 0, 0]))])
         self._infer_url = f"http://127.0.0.1:{server.http_port}/v2/models/digits/infer"
         self._file = digits.test.encoded(0)
         self._threads: list[threading.Thread] = []
         self._start(self._client, picture, 0.1)
         self._start(self._client, broken, 0.3)
+        self._start(self._client, poisonous, 0.1)
         self._start(self._http_client, 0.3)
 
     def flood(self) -> None:
@@ -164,11 +167,12 @@ class Restarting:
 
 @dataclass
 class World:
-    """A Prometheus and what it scrapes: a busy server and one without a model."""
+    """A Prometheus and what it scrapes: a busy server, one without a model, one with workers, and one that is about to end."""
 
     prometheus: Prometheus
     load: Load
     empty: Restarting
+    ending: ServerProcess
     repository: Path
 
 
@@ -176,15 +180,17 @@ class World:
 def world(tmp_path: Path, repository: Path, slow_file: Path, spawn: Spawn, digits: Dataset) -> Iterator[World]:
     put(slow_file, repository, "slow", 1)
     (repository / "slow" / "serving.toml").write_text("max_batch_size = 8\nmax_queue_items = 8\nmax_request_items = 8\n")
+    poisonable(repository / "fragile" / "1" / "model.onnx")
     with contextlib.ExitStack() as stack:
-        server = spawn(repository)
+        server, pair, ending = spawn(repository), spawn(repository, "--workers", "2"), spawn(repository)
         empty = Restarting(tmp_path)
         stack.callback(empty.stop)
         load = Load(server, digits)
         stack.callback(load.stop)
-        prometheus = Prometheus(tmp_path, {"busy": server.http_port, "empty": empty.http_port})
+        pods = {"busy": server.http_port, "empty": empty.http_port, "pair": pair.http_port, "ending": ending.http_port}
+        prometheus = Prometheus(tmp_path, pods)
         stack.callback(prometheus.stop)
-        yield World(prometheus, load, empty, repository)
+        yield World(prometheus, load, empty, ending, repository)
 
 
 def wait_for(missing: Callable[[], object]) -> None:
@@ -208,10 +214,11 @@ def test_every_panel_and_every_alert_has_its_data(world: World) -> None:
 
     shown = {name: expr for name, expr in panels().items() if not {found.name for found in selectors(expr)} & NO_GPU_HERE}
     assert {name.split()[0] for name in panels().keys() - shown.keys()} == {"GPU"}
+    put_broken_version(world.repository)
     wait_for_data(prometheus, shown)
     wait_for_data(prometheus, {rule["record"]: rule["record"] for rule in rules() if "record" in rule})
 
-    put_broken_version(world.repository)
+    assert world.ending.terminate() == 0
     for starts in range(1, 4):
         world.empty.restart()
         wait_for_data(prometheus, {"restart": f'changes(process_start_time_seconds{{pod="empty"}}[10m]) == {starts}'})

@@ -36,6 +36,7 @@ def labels() -> dict[str, set[str]]:
     metrics.watch_model("digits", lambda: 0, lambda: 0, 1)
     metrics.model_serving("digits", "1", "cpu", "fp32", "digest")
     metrics.load_ended("digits", "ready", 0.1)
+    metrics.watch_failures(lambda: [("digits", "2", "invalid")])
     HttpMetrics(metrics.registry).answered("POST", INFER, "200", 0.01)
     found: dict[str, set[str]] = {}
     for family in metrics.registry.collect():
@@ -44,6 +45,7 @@ def labels() -> dict[str, set[str]]:
     for rule in rules():
         if "record" in rule:
             found[rule["record"]] = {"model", "version", "label"} if "predictions" in rule["record"] else {"model"}
+    found |= {"up": set(), "convoy_workers": set(), "convoy_workers_ready": set(), "convoy_worker_restarts_total": set()}
     return found
 
 
