@@ -101,6 +101,11 @@ def test_helm_lint_finds_nothing(values: dict[str, Any]) -> None:
         ({"policies": {"digits": "max_batch_size = 4"}}, "policies"),
         ({"extraArgs": ["-x"]}, "extraArgs"),
         ({"replicas": 0}, "replicas"),
+        ({"extraArgs": ["--drain-seconds=300"]}, "extraArgs"),
+        ({"extraArgs": ["--grpc-port=9001"]}, "extraArgs"),
+        ({"tls": True, "envoy": True}, "tls cannot be combined with envoy or gateway"),
+        ({"tls": True, "gateway": {"enabled": True}}, "tls cannot be combined with envoy or gateway"),
+        ({"resources": {"limits": {"memory": "1Gi"}}}, "autoscaling by CPU needs resources.requests.cpu"),
     ],
 )
 def test_values_that_it_does_not_know_are_refused(values: dict[str, Any], what: str) -> None:
@@ -134,6 +139,57 @@ def test_values_reach_the_objects() -> None:
     assert pod["nodeSelector"] == {"pool": "serving"}
     assert pod["tolerations"] == [{"key": "serving", "operator": "Exists"}]
     assert pod["priorityClassName"] == "high"
+
+
+@pytest.mark.parametrize(
+    ("resources", "target"),
+    [
+        ({}, 140),
+        ({"requests": {"cpu": "4"}, "limits": {"cpu": "4"}}, 70),
+        ({"limits": {"cpu": 8}}, 70),
+        ({"requests": {"cpu": "500m"}, "limits": {"cpu": "1.5"}}, 210),
+        ({"requests": {"cpu": 2}}, 70),
+    ],
+)
+def test_pods_are_added_before_they_use_all_that_they_may(resources: dict[str, Any], target: int) -> None:
+    [hpa] = kit.of_kind(rendered({"resources": resources}), "HorizontalPodAutoscaler")
+    assert hpa["spec"]["metrics"][0]["resource"]["target"] == {"type": "Utilization", "averageUtilization": target}
+    [scaled] = kit.of_kind(rendered({"resources": resources, "autoscaling": {"type": "keda"}}), "ScaledObject")
+    assert scaled["spec"]["triggers"][1]["metadata"]["value"] == str(target)
+
+
+def deployed(values: dict[str, Any]) -> tuple[Object, Object]:
+    """The pod and its container."""
+    pod = kit.of_kind(rendered(values), "Deployment")[0]["spec"]["template"]["spec"]
+    return pod, pod["containers"][0]
+
+
+def test_a_gpu_stays_whatever_else_is_asked_for() -> None:
+    resources = {"requests": {"cpu": "4", "memory": "16Gi"}, "limits": {"cpu": "8", "memory": "16Gi"}}
+    limits = deployed(GPU | {"resources": resources})[1]["resources"]["limits"]
+    assert limits == {"cpu": "8", "memory": "16Gi", "nvidia.com/gpu": "1"}
+    two = deployed(GPU | {"resources": {"limits": {"nvidia.com/gpu": "2"}}})[1]["resources"]
+    assert two == {"limits": {"nvidia.com/gpu": "2"}}
+
+
+def test_workers_are_probed_by_what_answers_while_they_load() -> None:
+    for arguments, way in (([], "grpc"), (["--workers=1"], "grpc"), (["--workers=2"], "httpGet"), (["--workers=16"], "httpGet")):
+        container = deployed({"extraArgs": arguments})[1]
+        assert all(way in container[f"{probe}Probe"] for probe in ("startup", "liveness", "readiness")), arguments
+
+
+def test_the_grace_has_room_for_the_drain() -> None:
+    pod, container = deployed({"drainSeconds": 300})
+    assert pod["terminationGracePeriodSeconds"] == 315
+    assert [argument for argument in container["args"] if "drain" in argument] == ["--drain-seconds=300"]
+
+
+def test_servers_may_be_let_out() -> None:
+    collector = {"to": [{"namespaceSelector": {}}], "ports": [{"port": 4317}]}
+    for values in ({}, {"models": {"source": "objectStorage"}}):
+        [closed] = kit.of_kind(rendered(values), "NetworkPolicy")
+        [opened] = kit.of_kind(rendered(values | {"egress": [collector]}), "NetworkPolicy")
+        assert opened["spec"]["egress"] == [*closed["spec"]["egress"], collector]
 
 
 def test_a_change_of_the_policies_rolls_the_pods() -> None:

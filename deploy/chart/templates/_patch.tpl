@@ -36,3 +36,9 @@ the pod and of its first container grow, maps merge, a null takes away. Call wit
   {{- $_ := set .target .key .value -}}
 {{- end -}}
 {{- end -}}
+
+{{/* A quantity of CPU, such as 2, "1.5" or 500m, in thousandths of a core. */}}
+{{- define "convoy.millicores" -}}
+{{- $text := toString . -}}
+{{- if hasSuffix "m" $text -}}{{ trimSuffix "m" $text }}{{- else -}}{{ mulf (float64 $text) 1000 | int }}{{- end -}}
+{{- end -}}
