@@ -24,6 +24,11 @@ class Augmentation:
     flip: bool = False
     padding: Literal["reflect", "replicate"] = "replicate"
 
+    def __str__(self) -> str:
+        """In words."""
+        shift = f"shifted by up to {self.shift_pixels} pixels" if self.shift_pixels else "not shifted"
+        return f"{shift}, {'mirrored at random' if self.flip else 'not mirrored'}"
+
 
 def augment(images: "torch.Tensor", augmentation: Augmentation, generator: "torch.Generator | None" = None) -> "torch.Tensor":
     """Shifts and mirrors each picture of a batch (N, C, H, W) by its own draw; type, shape and device stay.

@@ -26,7 +26,8 @@ FORMAT = 2
 class Checkpoint:
     """A trained network with all that its export needs. `mean` and `std` are per channel, on the scale 0 to 255.
 
-    `data` is the data set's name, `source` what loads it again, and `epoch` the one that the weights are from.
+    `data` is the data set's name, `source` what loads it again and `data_digest` what tells whether it still is what it was;
+    `augmentation` says in words what was done to training pictures, and `epoch` is the one that the weights are from.
     """
 
     network: nn.Module
@@ -38,6 +39,8 @@ class Checkpoint:
     settings: Settings
     epoch: int
     source: str = ""
+    data_digest: str = ""
+    augmentation: str = ""
 
 
 def save(checkpoint: Checkpoint, run: Path, state: dict[str, Any] | None = None) -> None:

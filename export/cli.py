@@ -1,6 +1,7 @@
 """The commands that the export stage adds to the program `convoy`."""
 
 import json
+import shlex
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -75,7 +76,7 @@ def export(
         f"parity {'' if found.cost is None else 'of fp32 '}with PyTorch on {parity.scores.items} test pictures: largest difference "
         f"{parity.max_difference:.1e}, same top label on {100 * parity.same_top1:g}%; PyTorch's accuracy "
         f"{parity.reference_accuracy:.2%}\n{summary.headline(found.report.scores)}\n"
-        f"wrote {path}, and beside it {', '.join(beside)}; next: convoy serve {repository}",
+        f"wrote {path}, and beside it {', '.join(beside)}; next: convoy serve {shlex.quote(str(repository))}",
         soft_wrap=True,
         markup=False,
     )
@@ -154,6 +155,12 @@ def evaluate(
     if dataset.name != contract.training.data:
         console.print(
             f"the model was trained on {contract.training.data}: whether these pictures were among them cannot be told",
+            soft_wrap=True, markup=False,
+        )  # fmt: skip
+    elif contract.training.data_digest not in ("", dataset.digest):
+        console.print(
+            f"{dataset.name} is not what it was when the model was trained: pictures were added, removed or changed since, so that "
+            f"some of this {part} part may have been trained on",
             soft_wrap=True, markup=False,
         )  # fmt: skip
     summary.show(scores, console)

@@ -57,9 +57,12 @@ def tensorboard(folder: Path) -> Callable[[Epoch], None]:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise UserError("--tensorboard needs the package tensorboard, which is not installed (pip install tensorboard)") from None
-    writer = SummaryWriter(str(folder))
+    writers: list[SummaryWriter] = []  # one, once there is something to write: it makes the folder
 
     def write(epoch: Epoch) -> None:
+        if not writers:
+            writers.append(SummaryWriter(str(folder)))
+        [writer] = writers
         for name, value in vars(epoch).items():
             if name != "epoch":
                 part, _, figure = name.partition("_")

@@ -5,8 +5,9 @@ the encoded files that a client would send. The test part is for one look at the
 the validation part.
 """
 
+import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,7 +49,8 @@ class Dataset:
 
     `name` can name a model. `labels` are the names of the classes. `input` suits the pictures, and `augmentation` may be done to
     those of the training part. `source` is what `load` takes to find the same pictures again, from any working folder. `pictures`
-    says in words what they were before they were brought to `input`; `skipped` has a line for each file that was left out.
+    says in words what they were before they were brought to `input`; `skipped` has a line for each file that was left out. `digest`
+    tells whether the parts hold what they held another time: adding one picture to a folder deals all of them out anew.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Dataset:
     source: str = ""
     pictures: str = ""
     skipped: tuple[str, ...] = ()
+    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -163,7 +166,7 @@ def _digits(seed: int, choices: Choices) -> Dataset:
     return Dataset(
         "digits", tuple(str(digit) for digit in range(10)), spec, training, validation, test,
         augmentation=_augmentation(Augmentation(shift_pixels=2), choices, spec, readable=True),
-        source="digits", pictures="8x8, gray",
+        source="digits", pictures="8x8, gray", digest="digits",
     )  # fmt: skip
 
 
@@ -185,7 +188,7 @@ def _published(name: str, where: Path | None, seed: int, choices: Choices, on_pr
         _part(test.pixels, test.labels, spec, "test", on_progress),
         augmentation=_augmentation(default, choices, spec, readable=name == "mnist"),
         source=name if where is None else f"{name}:{where}",
-        pictures=f"{height}x{width}, {'color' if color else 'gray'}",
+        pictures=f"{height}x{width}, {'color' if color else 'gray'}", digest=name,  # its files were checked
     )  # fmt: skip
 
 
@@ -226,8 +229,14 @@ def _folder(data: str, seed: int, choices: Choices, on_progress: Progress) -> Da
     return Dataset(
         re.sub(r"[^A-Za-z0-9._-]+", "-", path.name).lstrip("._-")[:64] or "pictures", found.labels, spec, **parts,
         augmentation=_augmentation(Augmentation(shift, flip=True, padding="reflect"), choices, spec),
-        source=str(path), pictures=folder.description(every), skipped=tuple(skipped),
+        source=str(path), pictures=folder.description(every), skipped=tuple(skipped), digest=_digest(path, files),
     )  # fmt: skip
+
+
+def _digest(path: Path, files: Mapping[str, Sequence[folder.File]]) -> str:
+    """Of which files are in which part; a file is known by its place in the folder and its size."""
+    held = sorted((part, str(file.path.relative_to(path)), file.path.stat().st_size) for part in files for file in files[part])
+    return hashlib.sha256(repr(held).encode(errors="surrogateescape")).hexdigest()
 
 
 def _read(files: list[folder.File], spec: InputSpec, part: str, skipped: list[str], on_progress: Progress) -> Part:

@@ -102,8 +102,11 @@ def joined() -> Iterator[Group]:
     Raises:
         UserError: the processes cannot meet, or, on rank 0, another process has ended.
     """
-    size, rank, local_rank = (int(os.environ.get(name, 0)) for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"))
-    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    try:
+        size, rank, local_rank = (int(os.environ.get(name, 0)) for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"))
+        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    except ValueError:
+        raise UserError("WORLD_SIZE, RANK, LOCAL_RANK and LOCAL_WORLD_SIZE are whole numbers, as torchrun sets them") from None
     cuda = torch.cuda.device_count() >= max(local_size, 1)
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     if device.type == "cuda":

@@ -11,7 +11,7 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import confusion_matrix, log_loss, precision_recall_fscore_support
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from export.calibration import Reliability, reliability, without_temperature
 from export.data import Part
@@ -140,7 +140,8 @@ class Scores:
     @property
     def cross_entropy(self) -> float:
         """Mean of -log(probability of the true class), in nats."""
-        return float(log_loss(self.truth, self.probabilities, labels=range(len(self.labels))))
+        of_truth = self.probabilities[np.arange(len(self.truth)), self.truth].astype(np.float64)
+        return float(-np.log(np.maximum(of_truth, np.finfo(np.float32).tiny)).mean())
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ headers and small pictures one thread is best, as handing the lock over costs mo
 """
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ PARTS = {
     "test": "test", "testing": "test",
 }  # fmt: skip
 
+_PART_LIKE = re.compile(r"train|valid|test|(?<![a-z])val(?![a-z])", re.IGNORECASE)
 _OWN_SIZE_UP_TO = 64
 _SIZES = (32, 64, 128, 224)
 _GRAY = ("1", "L", "LA", "I", "F")
@@ -70,6 +72,7 @@ def listing(folder: Path, on_progress: Progress) -> Listing:
     """
     try:
         parts, skipped = _parts(folder)
+        skipped += [f"{path}: not in the folder of a class" for where in {folder, *parts.values()} for path in _loose(where)]
         classes = {part: _subfolders(where) for part, where in parts.items()}
         labels = _labels(parts, classes)
         found = {
@@ -119,7 +122,7 @@ def description(files: list[File]) -> str:
 
 def check_memory(pictures: int, spec: InputSpec) -> None:
     """Raises UserError if so many pictures do not fit into this machine's memory at the size of `spec`."""
-    needed = pictures * spec.size_bytes
+    needed = 2 * pictures * spec.size_bytes  # a training puts them into PyTorch's order beside
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > _MEMORY_SHARE * memory:
         raise UserError(
@@ -179,6 +182,14 @@ def _labels(parts: dict[str, Path], classes: dict[str, list[Path]]) -> tuple[str
     if len(labels) < 2:
         found = f"one class folder alone, {labels[0]!r}" if labels else "no class folder"
         raise UserError(f"{folder}: {found}; wanted are two or more, as in {folder}/cat/1.jpg and {folder}/dog/1.jpg")
+    if (
+        any(_PART_LIKE.search(label) for label in labels)
+        and len({tuple(inside) for inside in map(_classes_of, classes["training"])}) == 1
+    ):
+        raise UserError(
+            f"{folder}: {', '.join(labels)} hold the same folders, so they look like parts and not like classes: name them train, "
+            "val and test"
+        )
     for label in labels:
         if not label.isprintable():
             raise UserError(f"{folder}: the class folder {label!r} has a name that cannot be printed: rename it")
@@ -190,8 +201,20 @@ def _labels(parts: dict[str, Path], classes: dict[str, list[Path]]) -> tuple[str
     return labels
 
 
+def _classes_of(part: Path) -> list[str]:
+    """The folders in what may be a part; for what is a class, with pictures of its own or none but one folder, its path alone."""
+    names = [path.name for path in _subfolders(part)]
+    return names if len(names) > 1 and not _loose(part) else [str(part)]
+
+
 def _subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not _hidden(path.name))
+
+
+def _loose(folder: Path) -> list[Path]:
+    return sorted(
+        path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file() and not _hidden(path.name)
+    )
 
 
 def _pictures(folder: Path, skipped: list[str]) -> Iterator[Path]:
@@ -200,7 +223,13 @@ def _pictures(folder: Path, skipped: list[str]) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
         raise error
 
-    for where, inside, names in os.walk(folder, onerror=refuse):
+    seen: set[tuple[int, int]] = set()
+    for where, inside, names in os.walk(folder, onerror=refuse, followlinks=True):
+        stat = Path(where).stat()
+        if (stat.st_dev, stat.st_ino) in seen:  # a link back up
+            inside[:] = []
+            continue
+        seen.add((stat.st_dev, stat.st_ino))
         inside[:] = sorted(name for name in inside if not _hidden(name))
         for name in sorted(names):
             path = Path(where, name)

@@ -78,13 +78,13 @@ def model_card(
 
 def _overview(contract: Contract, scores: Scores, digest: str, size_bytes: int) -> str:
     training = contract.training
-    labels = ", ".join(_text(label) for label in contract.labels[:20])
+    labels = ", ".join(contract.labels[:20])
     if len(contract.labels) > 20:
         labels += f" and {len(contract.labels) - 20} more"
     rows = [
         ("input", _input(contract.input)),
         ("labels", labels),
-        ("network", f"{_text(training.network)}, {contract.head} head, {contract.precision}, {size_bytes:,} bytes"),
+        ("network", f"{training.network}, {contract.head} head, {contract.precision}, {size_bytes:,} bytes"),
         ("accuracy", _accuracy(scores)),
         ("calibration error", f"{scores.reliability.error:.2%}"),
         ("digest", f"sha256 {digest}"),

@@ -6,6 +6,7 @@ from one that passed, and may lose so much accuracy against it and no more. Besi
 that the card shows; a server passes them over.
 """
 
+import contextlib
 import copy
 import importlib.metadata
 import logging
@@ -16,6 +17,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -32,13 +34,14 @@ from export.precision import TOLERANCE, Cost, Precision
 from export.release import publish, write
 from export.training import Checkpoint
 from service import model
-from service.contract import INPUT_NAME, LOGITS_NAME, PROBABILITIES_NAME, Contract, Golden, Training
-from service.errors import LoadError, UserError
-from service.preprocessing import encode_png
+from service.contract import INPUT_NAME, LOGITS_NAME, MAX_GOLDEN_PIXELS, PROBABILITIES_NAME, Contract, Golden, Training
+from service.errors import InvalidRequest, LoadError, UserError
+from service.preprocessing import encode_png, open_image
 from service.repository_layout import MODEL_FILE, check_model_name
 
 GOLDEN_SAMPLES = 4
 GOLDEN_BYTES = 16 * 1024
+_RANGE_ITEMS = 512
 
 Progress = Callable[[str, int, int], None]
 """Called with: what is being done, how many pictures of it are done, and of how many; 0 of 0 if nobody counts."""
@@ -139,6 +142,7 @@ def export(
             if precision == "int8":
                 graph, quantization = lower.quantize(graph, contract, dataset, max_accuracy_loss, drafts, on_step)
             else:
+                _check_half_range(checkpoint, dataset.validation)
                 graph = to_onnx(checkpoint, temperature, torch.float16)
             served, reference = lower.load(graph, contract, precision, file), model.load(full, "cpu", model.cpu_budget())
             report = evaluation.compare(
@@ -166,7 +170,8 @@ def export(
             pictures.append(training.CURVES)
         parts = {"training": len(dataset.training), "validation": len(dataset.validation), "test": len(dataset.test)}
         size_bytes = file.stat().st_size
-        text = model_card(contract, report, asdict(checkpoint.settings), parts, pictures, digest, size_bytes, parity, cost)
+        settings = asdict(checkpoint.settings) | ({"training pictures": checkpoint.augmentation} if checkpoint.augmentation else {})
+        text = model_card(contract, report, settings, parts, pictures, digest, size_bytes, parity, cost)
         (version / CARD).write_text(text, encoding="utf-8")
         on_step("publishing", 0, 0)
         return Exported(publish(version, repository, name), report, parity, cost)
@@ -226,6 +231,37 @@ def _check_data(checkpoint: Checkpoint, dataset: Dataset) -> None:
         raise UserError(
             f"the network takes pictures of {ours}, the data come as {theirs}: these are not the data it was trained on"
         )
+    if checkpoint.data_digest and dataset.digest and checkpoint.data_digest != dataset.digest:
+        raise UserError(
+            f"{dataset.name} is not what the network was trained on: another data set, or pictures were added, removed or changed "
+            "since, so that the test part may hold some that were trained on; export with the data as they were, or train again"
+        )
+
+
+def _check_half_range(checkpoint: Checkpoint, part: Part) -> None:
+    """Raises UserError if half precision has no number for a weight, or for what a layer gives for pictures of a part.
+
+    ONNX Runtime computes half precision on the CPU in float32, so that what is measured there would never show it.
+    """
+    largest = {name: float(weights.detach().abs().max()) for name, weights in checkpoint.network.named_parameters()}
+
+    def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(_: nn.Module, __: Any, output: Any) -> None:
+            largest[name] = max(largest.get(name, 0.0), float(output.abs().max()))
+
+        return hook
+
+    leaves = [(name, module) for name, module in checkpoint.network.named_modules() if not any(module.children())]
+    hooks = [module.register_forward_hook(note(name)) for name, module in leaves]
+    try:
+        training.logits(checkpoint, part.pixels[:_RANGE_ITEMS])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    name, value = max(largest.items(), key=lambda item: item[1])
+    limit = torch.finfo(torch.float16).max
+    if not value < limit:
+        raise UserError(f"fp16: {name} comes to {value:.3g} and half precision ends at {limit:g}: export with --precision fp32")
 
 
 def _logits(checkpoint: Checkpoint, part: Part, on_step: evaluation.Progress) -> NDArray[np.float32]:
@@ -250,7 +286,11 @@ def _golden_picture(part: Part, index: int) -> bytes:
     versions of libjpeg, which is no reason to refuse a model, and a photo of megabytes does not belong into a contract.
     """
     encoded = part.encoded(index)
-    return encoded if encoded.startswith(_PNG) and len(encoded) <= GOLDEN_BYTES else encode_png(part.pixels[index])
+    if encoded.startswith(_PNG) and len(encoded) <= GOLDEN_BYTES:
+        with contextlib.suppress(InvalidRequest):  # more pixels than a server would decode
+            open_image(encoded, MAX_GOLDEN_PIXELS)
+            return encoded
+    return encode_png(part.pixels[index])
 
 
 def _contract(checkpoint: Checkpoint, dataset: Dataset, name: str, temperature: float = 1.0) -> Contract:
@@ -272,6 +312,7 @@ def _contract(checkpoint: Checkpoint, dataset: Dataset, name: str, temperature: 
         precision="fp32",
         training=Training(
             data=checkpoint.data,
+            data_digest=checkpoint.data_digest,
             network=checkpoint.settings.network,
             epochs=checkpoint.epoch,
             seed=checkpoint.settings.seed,
@@ -302,9 +343,10 @@ def _commit() -> str | None:
     folder = Path(__file__).resolve().parent
     try:
         found = subprocess.run(
-            ["git", "rev-parse", "HEAD"],  # noqa: S607 - whichever git is on the path
+            ["git", "rev-parse", "--show-toplevel", "HEAD"],  # noqa: S607 - whichever git is on the path
             cwd=folder, capture_output=True, text=True, check=True, timeout=10,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.strip() or None
+    top, _, commit = found.stdout.strip().rpartition("\n")
+    return commit if Path(top) == folder.parent else None  # else it is installed inside of some other project's clone

@@ -1,5 +1,6 @@
 """The options that choose data and network, as the commands share them, and how the data are loaded before the user's eyes."""
 
+import fcntl
 import math
 import os
 from collections.abc import Callable
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 _LARGEST_SIDE = 4096
 _SKIPPED_SHOWN = 5
+_LABELS_SHOWN = 10
 _METAVAR = "digits|mnist|cifar10|DIR"
 
 
@@ -56,6 +58,17 @@ def check_new_folder(folder: Path, hint: str = "") -> None:
         raise UserError(f"--output {str(folder)!r}: {error.strerror}") from None
     if not os.access(above, os.W_OK | os.X_OK):
         raise UserError(f"--output {str(folder)!r}: this user may not write to {str(above)!r}")
+
+
+def hold(run: Path) -> None:
+    """Keeps a run's folder for this process until it ends. Raises UserError if another training has it."""
+    try:
+        descriptor = os.open(run, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"another training writes to {str(run)!r}: wait for it, or choose another --output") from None
+    except OSError:
+        return  # a file system without locks
 
 
 def new_folder(folder: Path) -> None:
@@ -125,7 +138,7 @@ def picture_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def load(console: Console, read: "Callable[[Callable[[str, int, int], None]], Dataset]") -> "Dataset":
+def load(console: Console, read: "Callable[[Callable[[str, int, int], None]], Dataset]", *, to_train: bool = False) -> "Dataset":
     """Loads data by `read`, which is given what to call with its progress; shows a bar, and then what was found."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
@@ -140,7 +153,7 @@ def load(console: Console, read: "Callable[[Callable[[str, int, int], None]], Da
             progress.update(tasks[what], completed=done, total=total or None)
 
         dataset = read(on_progress)
-    console.print(summary(dataset), soft_wrap=True, markup=False)
+    console.print(summary(dataset, to_train=to_train), soft_wrap=True, markup=False)
     return dataset
 
 
@@ -151,16 +164,19 @@ def progress() -> Progress:
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
-def summary(dataset: "Dataset") -> str:
+def summary(dataset: "Dataset", *, to_train: bool = False) -> str:
     """What was loaded, and what was chosen for it, in a line or a few."""
-    spec, changes = dataset.input, dataset.augmentation
-    shift = f"shifted by up to {changes.shift_pixels} pixels" if changes.shift_pixels else "not shifted"
+    spec = dataset.input
     lines = [
         f"{dataset.name}: {len(dataset.training)} training, {len(dataset.validation)} validation, {len(dataset.test)} test "
         f"pictures, {len(dataset.labels)} classes, {'x'.join(map(str, spec.shape))}",
         f"pictures are {dataset.pictures}; brought to {spec.height}x{spec.width}, {'gray' if spec.channels == 1 else 'color'}, "
-        f"{spec.fit}; in training {shift}, {'mirrored at random' if changes.flip else 'not mirrored'}",
+        f"{spec.fit}{f'; in training {dataset.augmentation}' if to_train else ''}",
     ]
+    if to_train:
+        lines.append(
+            f"classes: {', '.join(dataset.labels[:_LABELS_SHOWN])}{', ...' if len(dataset.labels) > _LABELS_SHOWN else ''}"
+        )
     if dataset.skipped:
         lines.append(f"left out: {len(dataset.skipped)} files")
         lines += [f"  {line}" for line in dataset.skipped[:_SKIPPED_SHOWN]]

@@ -20,7 +20,7 @@ from export.evaluation import Report
 from export.quantization import Quantization
 from export.release import write
 from service import model
-from service.contract import Contract, ProviderName
+from service.contract import MAX_GOLDEN_PIXELS, Contract, ProviderName
 from service.errors import LoadError, UserError
 from service.model import Model
 from service.preprocessing import decode
@@ -117,7 +117,7 @@ def load(graph: onnx.ModelProto, contract: Contract, precision: Precision, path:
 def with_own_golden(served: Model, contract: Contract) -> Contract:
     """The contract of a loaded file of a lower precision: the golden pictures of the fp32 file, and its own answers to them."""
     precision: Precision = served.contract.precision
-    pictures = np.stack([decode(sample.image_png, contract.input, max_pixels=1 << 24) for sample in contract.golden])
+    pictures = np.stack([decode(sample.image_png, contract.input, MAX_GOLDEN_PIXELS) for sample in contract.golden])
     golden = tuple(
         sample.model_copy(update={"probabilities": tuple(row.tolist()), "tolerance": TOLERANCE[precision]})
         for sample, row in zip(contract.golden, served.probabilities(pictures), strict=True)

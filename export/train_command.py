@@ -123,10 +123,13 @@ def _train(
             options.check_new_folder(output, " (or --resume, to go on with an interrupted training)")
         shift = recipes.recipe(network).shift_pixels if shift_pixels is None else shift_pixels
         choices = datasets.Choices(image_size, None, fit, flip, shift)
-        dataset = options.load(console, partial(datasets.load, data, given["seed"], data_dir, choices))
+        if resume and group.rank == 0:
+            options.hold(output)
+        dataset = options.load(console, partial(datasets.load, data, given["seed"], data_dir, choices), to_train=True)
         settings = recipes.settings(network, len(dataset.training), **given)
         if group.rank == 0 and not resume:
             options.new_folder(output)
+            options.hold(output)
         return dataset, settings
 
     dataset, settings = group.in_turn(prepare)
@@ -157,7 +160,12 @@ def _train(
             checkpoint = training.train(dataset, settings, output, on_step, on_epoch, group, resume)
         except KeyboardInterrupt:
             progress.stop()
-            if not (output / training.CHECKPOINT).exists():
+            if (output / training.CURVES).exists():
+                console.print(
+                    f"interrupted when all was done but the look at the test part; next: {_next(output)}",
+                    soft_wrap=True, markup=False,
+                )  # fmt: skip
+            elif not (output / training.CHECKPOINT).exists():
                 console.print("interrupted before the first epoch had ended: nothing is kept")
                 _remove_if_empty(output)
             else:
@@ -185,9 +193,13 @@ def _report(console: Console, checkpoint: "Checkpoint", dataset: "Dataset", outp
     low, high = wilson_interval(correct, items)
     console.print(
         f"kept epoch {checkpoint.epoch}; test accuracy {correct / items:.2%} ({correct} of {items}; 95 % interval "
-        f"{low:.1%} to {high:.1%})\nwrote {output}; next: convoy export {output} --repository models",
-        soft_wrap=True,
-    )
+        f"{low:.1%} to {high:.1%})\nwrote {output}; next: {_next(output)}",
+        soft_wrap=True, markup=False,
+    )  # fmt: skip
+
+
+def _next(run: Path) -> str:
+    return f"convoy export {shlex.quote(str(run))} --repository models"
 
 
 def _describe(settings: recipes.Settings, group: "Group") -> str:

@@ -43,7 +43,8 @@ CURVES = "curves.png"
 
 _PREDICT_ITEMS = 256
 _REPORT_SECONDS = 0.1
-_WHITENING_ITEMS = 5_000
+_STATISTICS_ITEMS = 20_000
+_WHITENING_PIXELS = 5_000 * 32 * 32
 
 
 @dataclass(frozen=True)
@@ -103,13 +104,14 @@ def train(
         if epoch is min(history, key=lambda epoch: epoch.validation_loss):
             best = session.checkpoint(epoch.epoch)
         if best is not None and group.rank == 0:
-            checkpoints.save(best, run, None if session.finished(history) else session.state(history))
+            checkpoints.save(best, run, session.state(history))
             _write_metrics(history, run)
         on_epoch(epoch)
     if best is None:
         raise RuntimeError("a training of no epochs")
     if group.rank == 0:
         curves.plot(history, run / CURVES)
+        checkpoints.save(best, run)  # only now is nothing left to go on with
     best.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return best
 
@@ -131,14 +133,13 @@ class _Session:
         self._validation = _tensors(dataset.validation)
         if group.device.type == "cuda" and self._images.nbytes < torch.cuda.mem_get_info(group.device)[0] / 4:
             self._images, self._labels = self._images.to(group.device), self._labels.to(group.device)
-        sample = self._images[:: max(1, items // 20_000)].float()
-        mean, std = sample.mean((0, 2, 3)), sample.std((0, 2, 3)).clamp(min=1.0)
-        self._mean, self._std = tuple(mean.tolist()), tuple(std.tolist())
+        self._mean, self._std = _mean_and_std(_spread(self._images, _STATISTICS_ITEMS))
         self._normalise = _Normalise(self._mean, self._std, group.device)
         torch.manual_seed(settings.seed)
         network = networks.build(settings.network, dataset.input, len(dataset.labels))
         if isinstance(network, SpeedNet):
-            network.whiten(self._normalise(self._images[:: max(1, items // _WHITENING_ITEMS)]).cpu())
+            pixels = dataset.input.height * dataset.input.width
+            network.whiten(self._normalise(_spread(self._images, max(1, _WHITENING_PIXELS // pixels))).cpu())
         self._network = network.to(group.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._optimizer = optimization.optimizer(self._network, settings)
         self._schedule = optimization.schedule(self._optimizer, settings, settings.epochs * self._batches)
@@ -172,6 +173,7 @@ class _Session:
             self._optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             self._optimizer.step()
+            rate = self._optimizer.param_groups[0]["lr"]
             self._schedule.step()
             if self._average:
                 self._average.update(step)
@@ -186,7 +188,6 @@ class _Session:
         loss_sum, correct, items = group.sum(sums).tolist()
         seconds = time.perf_counter() - start
         validation_loss, validation_accuracy = self._validate()
-        rate = self._optimizer.param_groups[0]["lr"]
         return Epoch(
             number, loss_sum / items, correct / items, validation_loss, validation_accuracy, items / seconds, rate, seconds
         )  # fmt: skip
@@ -211,7 +212,7 @@ class _Session:
         """The weights as they are now, in a network of their own."""
         dataset = self._dataset
         network = copy.deepcopy(self._measured).eval().to("cpu")
-        kept = (self._mean, self._std, self._settings, epoch, dataset.source)
+        kept = (self._mean, self._std, self._settings, epoch, dataset.source, dataset.digest, str(dataset.augmentation))
         return Checkpoint(network, dataset.input, dataset.labels, dataset.name, *kept)
 
     def state(self, history: list[Epoch]) -> dict[str, Any]:
@@ -317,6 +318,23 @@ def _sums(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 def _tensors(part: Part) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(part.pixels).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(part.labels)
+
+
+def _spread(images: torch.Tensor, most: int) -> torch.Tensor:
+    """At most so many of the images, from all over them."""
+    return images[:: math.ceil(len(images) / most)]
+
+
+def _mean_and_std(images: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Of each channel of uint8[N,C,H,W], on the scale 0 to 255; a standard deviation is at least 1."""
+    total = torch.zeros(2, images.shape[1], dtype=torch.float64, device=images.device)
+    for part in torch.split(images, _PREDICT_ITEMS):  # as floats all of them would take four times their memory
+        values = part.float()
+        total += torch.stack([values.sum((0, 2, 3), dtype=torch.float64), values.square().sum((0, 2, 3), dtype=torch.float64)])
+    count = images.numel() / images.shape[1]
+    mean = total[0] / count
+    std = ((total[1] - count * mean.square()) / max(1.0, count - 1)).clamp(min=0).sqrt().clamp(min=1.0)
+    return tuple(mean.tolist()), tuple(std.tolist())
 
 
 def _seed(*path: int) -> int:

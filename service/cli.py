@@ -294,7 +294,10 @@ def main() -> None:
         raise
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EIO):
-            raise
+            if error.filename is None:
+                raise
+            name = os.fsdecode(error.filename)
+            _leave(f"{name if len(name) <= 200 else name[:200] + '...'}: {error.strerror}", 2)
         # The reader of our output has left, as `| head` does, or it cannot be written; Python would try again while closing stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if error.errno == errno.EPIPE:

@@ -23,6 +23,9 @@ LOGITS_NAME = "logits"
 
 ProviderName = Literal["cpu", "cuda", "tensorrt", "openvino"]
 
+MAX_GOLDEN_PIXELS = 1 << 24
+"""Of a golden sample's picture, which every server decodes that loads the model."""
+
 _METADATA_PROPS = 14  # of onnx.ModelProto: messages of a key (1) and a value (2)
 
 
@@ -55,9 +58,11 @@ class Training(_Part):
 
     `accuracy` is a fraction of the test part and `calibration_error` its expected calibration error, both measured through the
     file as it is served. `temperature` is what the network's logits were divided by, inside the graph; 1 if nothing was fitted.
+    `data_digest` tells whether the data still are what they were.
     """
 
     data: str
+    data_digest: str = ""
     network: str
     epochs: int = Field(ge=0)
     seed: int

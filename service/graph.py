@@ -86,12 +86,15 @@ def graph_of_contract(session: Session, contract: Contract) -> Graph:
         raise InvalidModel(f"the graph takes {shape}, the contract says [N, {', '.join(map(str, contract.input.shape))}]")
     if isinstance(shape[0], int):
         raise InvalidModel(f"the graph takes batches of exactly {shape[0]}; the first dimension must be dynamic")
-    outputs = {node.name: node.shape for node in session.get_outputs()}
+    outputs = {node.name: (node.type, node.shape) for node in session.get_outputs()}
     for name in (PROBABILITIES_NAME, LOGITS_NAME):
         if name not in outputs:
             raise InvalidModel(f"the graph has no output named {name!r}; it gives {sorted(outputs)}")
-        if outputs[name][-1] != len(contract.labels):
-            raise InvalidModel(f"the graph gives {outputs[name][-1]} {name}, the contract has {len(contract.labels)} labels")
+        kind, given = outputs[name]
+        if kind != "tensor(float)" or len(given) != 2:
+            raise InvalidModel(f"the graph gives {name} as {kind} {given}; tensor(float) [N, K] is accepted")
+        if given[1] != len(contract.labels):
+            raise InvalidModel(f"the graph gives {given[1]} {name}, the contract has {len(contract.labels)} labels")
     scores = tuple(TensorSpec(name, np.dtype(np.float32), (len(contract.labels),)) for name in (PROBABILITIES_NAME, LOGITS_NAME))
     return Graph(TensorSpec(INPUT_NAME, np.dtype(np.uint8), contract.input.shape), scores)
 

@@ -27,7 +27,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from service.cgroup import cpu_limit
-from service.contract import METADATA_KEY, Contract, ProviderName
+from service.contract import MAX_GOLDEN_PIXELS, METADATA_KEY, Contract, ProviderName
 from service.errors import GoldenMismatch, InvalidModel, InvalidRequest, LoadError, UserError
 from service.graph import Graph, first_line, graph_of_contract, graph_of_foreign
 from service.graph import TensorSpec as TensorSpec
@@ -361,7 +361,7 @@ def _foreign_labels(graph: Graph, names: tuple[str, ...] | None) -> tuple[str, .
 def _replay_golden(model: Model, contract: Contract) -> None:
     for index, sample in enumerate(contract.golden):
         try:
-            image = decode(sample.image_png, contract.input, max_pixels=1 << 24)
+            image = decode(sample.image_png, contract.input, MAX_GOLDEN_PIXELS)
         except InvalidRequest as error:
             raise InvalidModel(f"golden sample {index}: {error}") from None
         try:

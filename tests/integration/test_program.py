@@ -365,6 +365,19 @@ def test_train_refuses_what_cannot_be(tmp_path: Path) -> None:
     )
 
 
+def test_names_that_no_file_can_have_are_no_tracebacks(tmp_path: Path) -> None:
+    name = "n" * 300
+    for command in (
+        ["train", "--data", name, "--output", tmp_path / "run"],
+        ["train", "--data", "digits", "--output", tmp_path / name],
+        ["export", name, "--repository", tmp_path / "models"],
+        ["evaluate", name, "--data", "digits"],
+        ["inspect", name],
+        ["serve", name],
+    ):
+        assert "File name too long" in one_line(convoy(*command)), command
+
+
 def test_ctrl_c_while_training_leaves_a_checkpoint(tmp_path: Path, digits: Dataset) -> None:
     run = tmp_path / "run"
     arguments = ["train", "--data", "digits", "--epochs", "1000", "--output", str(run)]

@@ -396,6 +396,48 @@ def test_a_folder_that_has_moved_is_found_again_and_another_is_not_taken_for_it(
         data.load_again(found.source, 3, found.input, found.labels, data=str(other))
 
 
+def test_a_picture_more_is_other_data(tmp_path: Path) -> None:
+    root = pets(tmp_path / "pets", {"cat": 10, "dog": 10})
+    digest = data.load(str(root), 3).digest
+    assert data.load(str(root), 3, choices=Choices(image_size=(9, 9))).digest == digest
+    assert data.load(str(root), 4).digest != digest, "the same pictures in other parts"
+    root = root.rename(tmp_path / "moved")
+    assert data.load(str(root), 3).digest == digest
+    added = draw(root / "cat" / "more.png")
+    assert data.load(str(root), 3).digest != digest
+    added.unlink()
+    assert data.load(str(root), 3).digest == digest
+
+
+def test_linked_folders_are_gone_into_once_and_loose_pictures_are_named(tmp_path: Path) -> None:
+    root = pets(tmp_path / "pets", {"cat": 4, "dog": 4})
+    pets(tmp_path, {"elsewhere": 5})
+    (root / "cat" / "more").symlink_to(tmp_path / "elsewhere")
+    (root / "dog" / "round").symlink_to(root / "dog")
+    draw(root / "loose.png")
+    found = data.load(str(root), 0)
+    labels = np.concatenate([part.labels for part in (found.training, found.validation, found.test)])
+    assert np.bincount(labels).tolist() == [9, 4]
+    assert found.skipped == (f"{root}/loose.png: not in the folder of a class",)
+
+
+@pytest.mark.parametrize("names", [("training_set", "test_set"), ("train_images", "test"), ("my-train", "my-val")])
+def test_parts_are_not_taken_for_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        pets(tmp_path / name, {"cat": 4, "dog": 4})
+    with pytest.raises(UserError, match="look like parts and not like classes: name them train, val and test"):
+        data.load(str(tmp_path), 0)
+
+
+def test_classes_may_be_called_like_parts_or_have_the_same_folders(tmp_path: Path) -> None:
+    for label in ("steam train", "plane"):
+        pets(tmp_path / "one" / label, {"old": 4, "new": 4} if label == "plane" else {"all": 4})
+    assert data.load(str(tmp_path / "one"), 0).labels == ("plane", "steam train")
+    for label in ("cat", "dog"):
+        pets(tmp_path / "indoors" / label, {"indoor": 4, "outdoor": 4})
+    assert data.load(str(tmp_path / "indoors"), 0).labels == ("cat", "dog")
+
+
 def test_folders_that_are_no_data(tmp_path: Path) -> None:
     def refused(path: Path | str, **options: object) -> str:
         with pytest.raises(UserError) as raised:

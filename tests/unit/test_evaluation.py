@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from PIL import Image
 from prometheus_client import CollectorRegistry
 
-from export import calibration, cli, data, evaluation, figures, onnx_export, release, training
+from export import calibration, cli, data, evaluation, figures, model_card, onnx_export, release, training
 from export.evaluation import Scores
 from service import model
 from service.contract import METADATA_KEY, Contract, InputSpec
@@ -52,6 +52,11 @@ def test_precision_and_recall_by_hand() -> None:
     assert found.confused(5) == [("cat", "dog", 1), ("dog", "cat", 1)]
     assert scores([0, 1], [0, 1]).confused(5) == []
     assert found.cross_entropy == pytest.approx(-(4 * np.log(0.9) + 2 * np.log(0.05)) / 6, rel=1e-6)
+
+
+def test_cross_entropy_by_hand() -> None:
+    found = Scores(("cat", "dog"), np.array([0, 1]), np.array([[1e-20, 1.0], [0.1, 0.9]], np.float32))
+    assert found.cross_entropy == pytest.approx((20 * np.log(10) - np.log(0.9)) / 2, rel=1e-6)
 
 
 def test_the_most_confident_mistakes_come_first() -> None:
@@ -347,15 +352,21 @@ def test_data_that_are_not_those_of_the_training_are_refused(run: Path, digits: 
     small = dataclasses.replace(digits, input=InputSpec(height=8, width=8, channels=1))
     with pytest.raises(UserError, match=r"takes pictures of 28x28x1 \(stretch\), the data come as 8x8x1"):
         onnx_export.export(checkpoint, small, tmp_path / "models", "digits")
+    assert checkpoint.data_digest == "digits"
+    with pytest.raises(UserError, match="digits is not what the network was trained on: another data set, or pictures were added"):
+        onnx_export.export(checkpoint, dataclasses.replace(digits, digest="mnist"), tmp_path / "models", "digits")
     assert not (tmp_path / "models").exists()
 
 
 def test_golden_samples_are_lossless_and_small(digits: data.Dataset) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (100, 200, 3), dtype=np.uint8)
-    photo, large = io.BytesIO(), encode_png(noise)
+    photo, scan, large = io.BytesIO(), io.BytesIO(), encode_png(noise)
     Image.fromarray(noise).save(photo, "JPEG")
+    Image.new("1", (4200, 5940)).save(scan, "PNG")
     assert len(large) > onnx_export.GOLDEN_BYTES > len(digits.test.encoded(0))
-    for encoded, kept in ((digits.test.encoded(0), True), (photo.getvalue(), False), (large, False)):
+    assert len(scan.getvalue()) < onnx_export.GOLDEN_BYTES, "few bytes, and more pixels than a server decodes for a golden sample"
+    pictures = ((digits.test.encoded(0), True), (photo.getvalue(), False), (large, False), (scan.getvalue(), False))
+    for encoded, kept in pictures:
         part = dataclasses.replace(digits.test, encoded={0: encoded}.__getitem__)
         golden = onnx_export._golden_picture(part, 0)
         assert (golden == encoded) is kept
@@ -382,6 +393,27 @@ def test_the_card_says_what_the_file_is_and_a_server_passes_it_over(model_file: 
         assert {name: served.version for name, [served] in repository.served.items()} == {"digits": 1}
     finally:
         repository.stop()
+
+
+def test_the_card_shows_names_as_they_are(model_file: Path) -> None:
+    contract = model.load(model_file, "cpu", 1).contract.model_copy(update={"labels": ("golden_retriever", "a|b", "owl")})
+    overview = model_card._overview(contract, scores([0, 1, 2], [0, 1, 2]), "1f", 10)
+    assert r"| labels | golden\_retriever, a\|b, owl |" in overview
+
+
+def test_the_commit_is_of_convoys_own_clone_or_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Path(onnx_export.__file__).parents[1]
+    assert onnx_export._commit() == (git(own, "rev-parse", "HEAD") if (own / ".git").exists() else None)
+    installed = tmp_path / "site-packages" / "export" / "onnx_export.py"
+    installed.parent.mkdir(parents=True)
+    git(tmp_path, "init", "--quiet")
+    git(tmp_path, "-c", "user.name=n", "-c", "user.email=e", "commit", "--quiet", "--allow-empty", "--message", "theirs")
+    monkeypatch.setattr(onnx_export, "__file__", str(installed))
+    assert onnx_export._commit() is None
+
+
+def git(folder: Path, *arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
 
 
 # The command
@@ -419,6 +451,15 @@ def test_evaluate_measures_the_held_out_pictures(model_file: Path, tmp_path: Pat
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
     assert json.loads(evaluate(model_file, "--data", "digits", "--json")) == content
     assert json.loads(evaluate(model_file, "--data", "digits", "--json", "--part", "training"))["items"] == 1257
+
+
+def test_evaluate_says_if_the_data_have_changed(model_file: Path, tmp_path: Path) -> None:
+    facts = json.loads(onnx.load(model_file).metadata_props[0].value)["training"]
+    assert facts["data_digest"] == "digits"
+    other = with_contract(model_file, tmp_path / "other.onnx", training=facts | {"data_digest": "1f"})
+    said = "digits is not what it was when the model was trained"
+    assert said in " ".join(evaluate(other, "--data", "digits").split())
+    assert said not in " ".join(evaluate(model_file, "--data", "digits").split())
 
 
 def test_evaluate_refuses_what_cannot_be_measured(model_file: Path, tmp_path: Path) -> None:

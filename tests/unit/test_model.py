@@ -1,14 +1,16 @@
 """A session and its provider: batches in buffers of a few sizes, and providers that are not to be had."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
 from export.data import Dataset
 from service import model
-from service.errors import LoadError, UserError
+from service.errors import InvalidModel, LoadError, UserError
 from service.graph import graph_of_contract
 
 
@@ -31,6 +33,28 @@ def test_batches_of_any_size_are_answered_from_buffers_of_a_few_sizes(model_file
         outputs = [output.copy() for output in bucketed.predict(pixels[:items])]
         for output, expected in zip(outputs, plain.predict(pixels[:items]), strict=True):
             np.testing.assert_allclose(output, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("operator", "attributes", "said"),
+    [
+        ("Cast", {"to": onnx.TensorProto.FLOAT16}, r"gives probabilities as tensor\(float16\) \[.*\]; tensor\(float\) \[N, K\] is"),
+        ("ReduceMax", {"keepdims": 0}, r"gives probabilities as tensor\(float\) \[\]"),
+    ],
+)
+def test_outputs_of_another_kind_or_shape_are_refused(
+    operator: str, attributes: dict[str, Any], said: str, model_file: Path, tmp_path: Path
+) -> None:
+    graph = onnx.load(model_file)
+    for node in graph.graph.node:
+        node.output[:] = ["before" if name == "probabilities" else name for name in node.output]
+    graph.graph.node.append(onnx.helper.make_node(operator, ["before"], ["probabilities"], **attributes))
+    [output] = [output for output in graph.graph.output if output.name == "probabilities"]
+    output.type.CopyFrom(onnx.TypeProto())
+    output.type.tensor_type.elem_type = attributes.get("to", onnx.TensorProto.FLOAT)
+    onnx.save_model(graph, tmp_path / "model.onnx")
+    with pytest.raises(InvalidModel, match=said):
+        model.load(tmp_path / "model.onnx", "cpu", 1)
 
 
 def test_sizes_of_batches_are_powers_of_two_and_the_largest() -> None:

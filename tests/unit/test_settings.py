@@ -18,8 +18,8 @@ CONTRACT = {
     "head": "sigmoid",
     "precision": "int8",
     "training": {
-        "data": "folder", "network": "n", "epochs": 1, "seed": 0, "accuracy": 0.9, "accuracy_interval": [0.8, 0.95],
-        "temperature": 1.25, "calibration_error": 0.02,
+        "data": "folder", "data_digest": "1f", "network": "n", "epochs": 1, "seed": 0,
+        "accuracy": 0.9, "accuracy_interval": [0.8, 0.95], "temperature": 1.25, "calibration_error": 0.02,
         "versions": {"torch": "2"}, "commit": "abc",
     },
     "golden": [{"image_png": "aGk=", "probabilities": [0.25, 0.75], "tolerance": {"cpu": 1e-4, "cuda": 5e-3}}],

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import nn
 
 from export import checkpoint as checkpoints
-from export import cli, curves, data, networks, optimization, recipes, speed_net, training
+from export import cli, curves, data, networks, optimization, options, recipes, speed_net, training
 from export.augmentation import Augmentation
 from service.contract import InputSpec
 from service.errors import UserError
@@ -143,6 +143,56 @@ def test_a_write_that_breaks_off_leaves_the_older_checkpoint_whole(
         checkpoints.save(dataclasses.replace(checkpoint, epoch=2), tmp_path)
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_training_that_breaks_off_at_its_very_end_can_be_finished(
+    tmp_path: Path, few: data.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(curves, "plot", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            trained(tmp_path, few, SETTINGS)
+    epochs: list[training.Epoch] = []
+    whole = trained(tmp_path, few, SETTINGS, resume=True, on_epoch=epochs.append)
+    assert (epochs, (tmp_path / "curves.png").exists()) == ([], True), "nothing was left but to draw"
+    assert torch.equal(weights(whole), weights(training.load(tmp_path)))
+    with pytest.raises(UserError, match="is finished: there is nothing to resume"):
+        trained(tmp_path, few, SETTINGS, resume=True)
+
+
+def test_a_run_has_one_training_at_a_time(tmp_path: Path) -> None:
+    options.hold(tmp_path)
+    holding = "import sys; from pathlib import Path; from export import options; options.hold(Path(sys.argv[1]))"
+    other = subprocess.run([sys.executable, "-c", holding, tmp_path], capture_output=True, text=True, timeout=60, check=False)
+    assert "another training writes to" in other.stderr
+    subprocess.run([sys.executable, "-c", holding, tmp_path / ".."], timeout=60, check=True)
+
+
+def test_the_learning_rate_of_an_epoch_is_that_of_its_last_step(tmp_path: Path, few: data.Dataset) -> None:
+    settings = dataclasses.replace(SETTINGS, epochs=2)
+    batches = -(-len(few.training) // settings.batch_size)
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], settings.learning_rate)
+    schedule = optimization.schedule(optimizer, settings, 2 * batches)
+    rates = []
+    for _ in range(2 * batches):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    trained(tmp_path, few, settings)
+    assert [line["learning_rate"] for line in metrics(tmp_path)] == pytest.approx([rates[batches - 1], rates[-1]])
+
+
+def test_mean_and_deviation_of_many_pictures_are_taken_in_parts() -> None:
+    images = torch.randint(0, 256, (1000, 3, 5, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images[:, 2] = 7
+    mean, std = training._mean_and_std(images)
+    np.testing.assert_allclose(mean, images.double().mean((0, 2, 3)).numpy(), rtol=1e-9)
+    np.testing.assert_allclose(std, [*images.double().std((0, 2, 3))[:2].tolist(), 1.0], rtol=1e-9)
+    assert [len(training._spread(images, most)) for most in (1, 3, 999, 1000, 5000)] == [1, 3, 500, 1000, 1000]
 
 
 def test_ctrl_c_says_how_to_go_on_and_that_works(tmp_path: Path) -> None:
