@@ -44,6 +44,7 @@ CURVES = "curves.png"
 _PREDICT_ITEMS = 256
 _REPORT_SECONDS = 0.1
 _STATISTICS_ITEMS = 20_000
+_STATISTICS_BATCH = 64
 _WHITENING_PIXELS = 5_000 * 32 * 32
 
 
@@ -328,7 +329,7 @@ def _spread(images: torch.Tensor, most: int) -> torch.Tensor:
 def _mean_and_std(images: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Of each channel of uint8[N,C,H,W], on the scale 0 to 255; a standard deviation is at least 1."""
     total = torch.zeros(2, images.shape[1], dtype=torch.float64, device=images.device)
-    for part in torch.split(images, _PREDICT_ITEMS):  # as floats all of them would take four times their memory
+    for part in torch.split(images, _STATISTICS_BATCH):  # as floats all of them would take four times their memory
         values = part.float()
         total += torch.stack([values.sum((0, 2, 3), dtype=torch.float64), values.square().sum((0, 2, 3), dtype=torch.float64)])
     count = images.numel() / images.shape[1]
