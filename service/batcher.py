@@ -372,6 +372,13 @@ class Batcher:
                 if not work.started:
                     work.started = now
             self._compute(batch.predict, batch.parts)
+        except Exception:
+            # Nothing here is meant to raise. If it does, as for want of memory, nobody waits for ever, and the thread goes on.
+            log.exception("model %s: a batch of %d requests could not be answered", self._name, len(batch.parts))
+            with self._lock:
+                for part in batch.parts:
+                    self._queue.cancel(part.entry)
+            self._end([part.entry for part in batch.parts], ModelFailed("the request failed inside the server"))
         finally:
             with self._lock:
                 self._running.remove(batch)

@@ -71,7 +71,7 @@ MAX_TIMEOUT_SECONDS = 1e9
 """Of a request, whether it says so itself or its model's policy does."""
 
 
-class Policy(_Settings):
+class Policy(_Settings, strict=True):
     """How one model is served. Counts are of items (images), never of requests."""
 
     max_batch_size: int = Field(default=64, ge=1, le=4096)

@@ -163,7 +163,11 @@ class Supervisor(Collector):
         pause = FIRST_PAUSE_SECONDS
         while True:
             started = time.monotonic()
-            ending = self._run(number)
+            try:
+                ending = self._run(number)
+            except Exception:
+                log.exception("worker %d: keeping it failed", number)
+                ending = "is lost"
             if self._stopping.is_set() or self.failure is not None:
                 return
             if time.monotonic() - started > STEADY_SECONDS:

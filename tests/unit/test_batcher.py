@@ -280,6 +280,28 @@ def test_a_model_that_gives_too_few_answers_fails_the_request_and_goes_on(done: 
     assert isinstance(wrong.error, ModelFailed)
 
 
+def test_whatever_fails_round_a_batch_everybody_is_told_and_the_next_is_answered(
+    make: Make, done: Outcomes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batcher = make(SLOW, max_batch_items=2)
+    split, small = Asked(images(1, 2, 3), done), Asked(images(4), done)
+
+    def fail(*_: object) -> bool:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Batcher, "_put_together", fail)
+        batcher.submit(split)
+        batcher.hand_over()
+        done.wait_for(1)
+    assert isinstance(split.error, ModelFailed)
+    assert batcher.queued_items == 0, "nor does what was left of it wait"
+    batcher.submit(small)
+    batcher.hand_over()
+    done.wait_for(2)
+    assert small.outputs[0][:, 0].tolist() == [4.0]
+
+
 def test_a_batch_that_cannot_be_counted_is_answered_all_the_same(done: Outcomes) -> None:
     def cannot_count(items: int, seconds: float) -> None:
         raise RuntimeError("no room for more figures")

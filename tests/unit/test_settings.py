@@ -85,6 +85,8 @@ def test_one_key_alone_is_enough(tmp_path: Path) -> None:
         ("provider = 'gpu'", "pets/serving.toml: provider: Input should be 'auto', 'cuda'"),
         ("default_timeout_seconds = inf", "pets/serving.toml: default_timeout_seconds: "),
         ("default_timeout_seconds = 2e9", "pets/serving.toml: default_timeout_seconds: .*less than or equal to 1000000000"),
+        ("max_batch_size = true", "pets/serving.toml: max_batch_size: Input should be a valid integer"),
+        ("max_queue_delay_seconds = '0.1'", "pets/serving.toml: max_queue_delay_seconds: Input should be a valid number"),
         ("max_batch_size 8", "pets/serving.toml: Expected"),
     ],
 )
