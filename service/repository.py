@@ -25,7 +25,16 @@ from service.errors import LoadError, NotServed, Unavailable, UserError
 from service.loading import load_model, read_labels, start_batcher
 from service.metrics import Metrics, ModelMetrics
 from service.model import Model, cpu_budget, fell_back
-from service.repository_layout import MODEL_FILE, POLICY_FILE, labels_path, model_names, model_path, policy_path, version_numbers
+from service.repository_layout import (
+    MODEL_FILE,
+    POLICY_FILE,
+    labels_path,
+    misplaced,
+    model_names,
+    model_path,
+    policy_path,
+    version_numbers,
+)
 from service.trace_context import TraceContext
 
 log = logging.getLogger(__name__)
@@ -121,6 +130,8 @@ class Repository:
         """Loads what is there, then watches the folder."""
         self._scan()
         self._scanned = True
+        for file in misplaced(self._folder):
+            log.warning("repository: %s is not served: wanted is %s", file, Path("<model>", "<version>", MODEL_FILE))
         if not self._served:
             log.warning("no model is served yet; watching for %s", self._folder / "<model>" / "<version>" / MODEL_FILE)
         self._on_change()

@@ -47,6 +47,24 @@ def version_numbers(repository: Path, name: str) -> list[int]:
     return sorted(int(path.name) for path in folder.iterdir() if path.is_dir() and _VERSION.fullmatch(path.name))
 
 
+def misplaced(repository: Path) -> list[Path]:
+    """ONNX files that lie in a repository, at most three folders deep, where they are no version of a model; relative to it."""
+    files = [file.relative_to(repository) for depth in ("*", "*/*", "*/*/*") for file in repository.glob(f"{depth}.onnx")]
+    return sorted(
+        file for file in files if not _in_place(repository, file) and not any(part.startswith(".") for part in file.parts)
+    )
+
+
+def _in_place(repository: Path, file: Path) -> bool:
+    """Whether it is a version's model file, or lies beside one."""
+    return (
+        len(file.parts) == 3
+        and _is_model(repository / file.parts[0])
+        and _VERSION.fullmatch(file.parts[1]) is not None
+        and (repository / file).with_name(MODEL_FILE).exists()
+    )
+
+
 def model_path(repository: Path, name: str, version: int) -> Path:
     """Where the model file of a version lies."""
     return repository / name / str(version) / MODEL_FILE

@@ -8,7 +8,7 @@ import pytest
 from service.config import Policy, read_policy
 from service.contract import Contract
 from service.errors import InvalidModel, UserError
-from service.repository_layout import check_model_name, model_names, model_path, next_version, version_numbers
+from service.repository_layout import check_model_name, misplaced, model_names, model_path, next_version, version_numbers
 
 CONTRACT = {
     "schema": 1,
@@ -107,6 +107,15 @@ def test_versions_are_folders_named_by_positive_integers(tmp_path: Path) -> None
     assert next_version(tmp_path, "a") == 11
     assert next_version(tmp_path, "new") == 1
     assert model_path(tmp_path, "a", 9) == tmp_path / "a" / "9" / "model.onnx"
+
+
+def test_model_files_in_other_places_are_found(tmp_path: Path) -> None:
+    wrong = ["a/model.onnx", "a/v1/model.onnx", "b/1/resnet.onnx", "bad name/1/model.onnx", "net.onnx"]
+    right = ["a/1/model.onnx", "a/1/beside.onnx", "a/.export-1/model.onnx", ".hidden/1/model.onnx", "a/1/deep/er/model.onnx"]
+    for name in (*wrong, *right):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert [str(path) for path in misplaced(tmp_path)] == wrong
 
 
 @pytest.mark.parametrize("name", ["", "liveness", "../up", "a/b", ".hidden", "x" * 65, "ünicode", "a b"])
