@@ -81,7 +81,11 @@ class _Failure(NamedTuple):
 
 
 class Repository:
-    """The models of one folder. Construct, `start`, and in the end `stop`."""
+    """The models of one folder. Construct, `start`, and in the end `stop`.
+
+    Attributes:
+        scanned: whether every model has been loaded that was there at the start, and can be.
+    """
 
     def __init__(
         self,
@@ -119,7 +123,7 @@ class Repository:
         self._failed: dict[tuple[str, int], _Failure] = {}
         self._unloaded: dict[str, tuple[int, ...]] = {}  # by request; not loaded again without one
         self._loading: tuple[str, int] | None = None
-        self._scanned = False
+        self.scanned = False
         self._stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="repository-watch", daemon=True)
         metrics.watch_failures(
@@ -129,7 +133,7 @@ class Repository:
     def start(self) -> None:
         """Loads what is there, then watches the folder."""
         self._scan()
-        self._scanned = True
+        self.scanned = True
         for file in misplaced(self._folder):
             log.warning("repository: %s is not served: wanted is %s", file, Path("<model>", "<version>", MODEL_FILE))
         if not self._served:
@@ -149,7 +153,7 @@ class Repository:
     @property
     def ready(self) -> bool:
         """Whether every loadable model has been loaded and at least one serves."""
-        return self._scanned and bool(self._served)
+        return self.scanned and bool(self._served)
 
     @property
     def served(self) -> dict[str, tuple[ServedModel, ...]]:
@@ -190,7 +194,7 @@ class Repository:
             if served is not None:
                 served.inflight += 1
                 return served
-        if not self._scanned:
+        if not self.scanned:
             raise Unavailable("the server is still loading its models")
         raise self._not_served(name, version)
 
@@ -456,7 +460,7 @@ class Repository:
             self._metrics.model_unloaded(name)
         for served in idle:
             self._close(served)
-        if self._scanned:
+        if self.scanned:
             self._on_change()
 
     def _all(self) -> tuple[ServedModel, ...]:

@@ -220,6 +220,11 @@ class Server:
         self._ready_file.remove()
         log.info("stopped")
 
+    @property
+    def loaded(self) -> bool:
+        """Whether every model has been loaded that was there at the start, and can be."""
+        return self._repository.scanned
+
     def leave(self) -> NoReturn:
         """Ends the process while models are still being loaded, which nothing can interrupt. Only after `drain`."""
         self._ready_file.remove()
@@ -285,9 +290,10 @@ def serve(config: ServerConfig) -> None:
     try:
         asked_to_stop.wait()
     finally:
-        server.drain(0.0 if loading.is_alive() else asked_to_stop.lame_duck_seconds)
-        if loading.is_alive():
+        server.drain(asked_to_stop.lame_duck_seconds if server.loaded else 0.0)
+        if not server.loaded and not failures:
             server.leave()
+        loading.join()
         server.close()
     if failures:
         raise failures[0]

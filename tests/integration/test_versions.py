@@ -68,7 +68,7 @@ def test_a_version_is_asked_for_by_number_alias_or_as_the_latest(models: Reposit
     put(model_file, repository, "digits", 3)
     policy(repository, "[aliases]\nstable = 1\nnext = 3\nlost = 2")
     models._scan()
-    models._scanned = True
+    models.scanned = True
     assert {name: answers(models, name) for name in ("", "latest", "3", "next", "1", "stable")} == {
         "": 3, "latest": 3, "3": 3, "next": 3, "1": 1, "stable": 1,
     }  # fmt: skip
@@ -156,7 +156,7 @@ def test_a_policy_of_versions_that_cannot_be_says_what_is_accepted(
 
 def test_an_unloaded_model_stays_so_until_it_is_loaded(models: Repository, repository: Path, model_file: Path) -> None:
     models._scan()
-    models._scanned = True
+    models.scanned = True
     models.unload("digits")
     models.unload("digits")
     put(model_file, repository, "digits", 2)
