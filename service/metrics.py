@@ -1,4 +1,6 @@
-"""Every metric that Convoy has: names, labels, buckets. Nothing here is global: a registry comes in.
+"""Every metric of a server: names, labels, buckets. Nothing here is global: a registry comes in.
+
+What is counted of HTTP is in `http.py`, and a supervisor's own is in `supervisor.py`, which cannot have numpy.
 
 Label values are bounded: models, versions and labels are those of models that were loaded from the repository, methods are those
 that the server offers. What a client sends never becomes a label.

@@ -259,11 +259,13 @@ class Server:
         self._on_change()
 
     def _warn_of_large_requests(self) -> None:
+        level = logging.WARNING if self._config.max_message_bytes is None else logging.INFO  # then it was meant so
         for served in (served for versions in self._repository.served.values() for served in versions):
             needed = limits.largest_request_bytes(served.policy, served.model.input.size_bytes, pictures=not served.model.foreign)
             if needed > self._max_message_bytes and (served.name, served.version) not in self._warned:
                 self._warned.add((served.name, served.version))
-                log.warning(
+                log.log(
+                    level,
                     "model %s version %d: its largest requests have %d bytes, more than the %d that a message may have; "
                     "start again with --max-message-bytes %d to take them",
                     served.name, served.version, needed, self._max_message_bytes, needed,

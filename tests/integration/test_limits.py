@@ -78,19 +78,25 @@ def test_the_largest_legal_request_is_answered_and_one_above_the_limit_refused(r
             client.classify([bytes(6 * MIB)], "digits")
 
 
+@pytest.mark.parametrize(("asked_for", "level"), [(None, logging.WARNING), (2 * MIB, logging.INFO)])
 def test_a_model_whose_requests_are_larger_than_a_message_is_told_of(
-    repository: Path, serve: Serve, model_file: Path, caplog: pytest.LogCaptureFixture
+    asked_for: int | None, level: int, repository: Path, serve: Serve, model_file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.WARNING):
-        server = serve(repository, max_message_bytes=2 * MIB)
+    policy = repository / "digits" / "serving.toml"
+    policy.write_text("max_image_pixels = 1\nmax_request_items = 1\n")
+    with caplog.at_level(logging.INFO):
+        server = serve(repository, max_message_bytes=asked_for)
+        limit = asked_for or 4 * MIB + 64 * 1024
+        policy.unlink()
         put(model_file, repository, "digits", 2)
         deadline = time.monotonic() + 20
         while server._repository.served["digits"][0].version != 2 and time.monotonic() < deadline:
             time.sleep(0.05)
         server.stop()
-    said = [record.getMessage() for record in caplog.records if "largest requests" in record.getMessage()]
-    assert [message.split(":")[0] for message in said] == ["model digits version 1", "model digits version 2"]
-    assert "more than the 2097152 that a message may have; start again with --max-message-bytes 1000" in said[0]
+    said = [record for record in caplog.records if "largest requests" in record.getMessage()]
+    assert {record.levelno for record in said} == {level}
+    assert said[-1].getMessage().startswith("model digits version 2: ")
+    assert f"more than the {limit} that a message may have; start again with --max-message-bytes 1000" in said[-1].getMessage()
 
 
 def test_more_calls_than_a_connection_may_have_wait_in_the_client(tmp_path: Path, serve: Serve, slow_file: Path) -> None:
