@@ -132,6 +132,7 @@ def test_a_picture_of_which_the_model_says_nan_has_no_labels(tmp_path: Path, ser
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         request = pb.ClassifyRequest(model="broken", items=[pb.Item(pixels=bytes(12))])
         assert refused(classify_on(channel), request) == ("INTERNAL", "model 'broken' gave NaN for this request", "")
+    assert samples(server)["convoy_rejections_total", "broken", "failed"] == 1
 
 
 def test_a_score_that_is_no_number_is_no_json(tmp_path: Path, serve: Serve) -> None:
