@@ -11,7 +11,7 @@ headers and small pictures one thread is best, as handing the lock over costs mo
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ PARTS = {
     "test": "test", "testing": "test",
 }  # fmt: skip
 
-_PART_LIKE = re.compile(r"train|valid|test|(?<![a-z])val(?![a-z])", re.IGNORECASE)
+_PART_LIKE = re.compile(r"(?<![a-z])(train(ing)?|val(id(ation)?)?|test(ing)?)(?![a-z])", re.IGNORECASE)
 _OWN_SIZE_UP_TO = 64
 _SIZES = (32, 64, 128, 224)
 _GRAY = ("1", "L", "LA", "I", "F")
@@ -75,8 +75,9 @@ def listing(folder: Path, on_progress: Progress) -> Listing:
         skipped += [f"{path}: not in the folder of a class" for where in {folder, *parts.values()} for path in _loose(where)]
         classes = {part: _subfolders(where) for part, where in parts.items()}
         labels = _labels(parts, classes)
+        every = {where for folders in classes.values() for where in folders}
         found = {
-            part: [(path, label) for label, where in enumerate(folders) for path in _pictures(where, skipped)]
+            part: [(path, label) for label, where in enumerate(folders) for path in _pictures(where, every - {where}, skipped)]
             for part, folders in classes.items()
         }
     except OSError as error:
@@ -120,14 +121,15 @@ def description(files: list[File]) -> str:
     return f"{size}, {'gray' if gray == len(files) else 'color' if gray == 0 else f'{gray:,} of {len(files):,} gray'}"
 
 
-def check_memory(pictures: int, spec: InputSpec) -> None:
-    """Raises UserError if so many pictures do not fit into this machine's memory at the size of `spec`."""
-    needed = 2 * pictures * spec.size_bytes  # a training puts them into PyTorch's order beside
+def check_memory(pictures: int, spec: InputSpec, copies: int = 1) -> None:
+    """Raises UserError if so many pictures do not fit into this machine's memory at the size of `spec`, so many times over."""
+    needed = copies * pictures * spec.size_bytes
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > _MEMORY_SHARE * memory:
         raise UserError(
-            f"{pictures:,} pictures of {'x'.join(map(str, spec.shape))} take {needed / 1e9:.1f} GB, and this machine has "
-            f"{memory / 1e9:.1f} GB: choose a smaller --image-size"
+            f"{pictures:,} pictures of {'x'.join(map(str, spec.shape))} take {needed / 1e9:.1f} GB"
+            f"{f' {copies} times over' if copies > 1 else ''}, and this machine has {memory / 1e9:.1f} GB: "
+            "choose a smaller --image-size"
         )
 
 
@@ -183,7 +185,7 @@ def _labels(parts: dict[str, Path], classes: dict[str, list[Path]]) -> tuple[str
         found = f"one class folder alone, {labels[0]!r}" if labels else "no class folder"
         raise UserError(f"{folder}: {found}; wanted are two or more, as in {folder}/cat/1.jpg and {folder}/dog/1.jpg")
     if (
-        any(_PART_LIKE.search(label) for label in labels)
+        all(_PART_LIKE.search(label) for label in labels)
         and len({tuple(inside) for inside in map(_classes_of, classes["training"])}) == 1
     ):
         raise UserError(
@@ -217,8 +219,11 @@ def _loose(folder: Path) -> list[Path]:
     )
 
 
-def _pictures(folder: Path, skipped: list[str]) -> Iterator[Path]:
-    """The pictures under a class folder, at any depth, in the order of their names; notes what is none."""
+def _pictures(folder: Path, others: Collection[Path], skipped: list[str]) -> Iterator[Path]:
+    """The pictures under a class folder, at any depth, in the order of their names; notes what is none.
+
+    Links to folders are gone into, once, but for those that lead into one of the `others`, or up to what holds them.
+    """
 
     def refuse(error: OSError) -> None:
         raise error
@@ -231,6 +236,10 @@ def _pictures(folder: Path, skipped: list[str]) -> Iterator[Path]:
             continue
         seen.add((stat.st_dev, stat.st_ino))
         inside[:] = sorted(name for name in inside if not _hidden(name))
+        for link in [Path(where, name) for name in inside if Path(where, name).is_symlink()]:
+            if _leads_to(link, others):
+                inside.remove(link.name)
+                skipped.append(f"{link}: a link to where other classes are")
         for name in sorted(names):
             path = Path(where, name)
             if _hidden(name):
@@ -239,6 +248,12 @@ def _pictures(folder: Path, skipped: list[str]) -> Iterator[Path]:
                 yield path
             else:
                 skipped.append(f"{path}: not named like a picture")
+
+
+def _leads_to(link: Path, folders: Collection[Path]) -> bool:
+    """Whether a link ends in one of the folders, or in one that they are in."""
+    end = link.resolve()
+    return any(end.is_relative_to(folder) or folder.is_relative_to(end) for folder in (path.resolve() for path in folders))
 
 
 def _hidden(name: str) -> bool:

@@ -243,16 +243,23 @@ def _check_half_range(checkpoint: Checkpoint, part: Part) -> None:
 
     ONNX Runtime computes half precision on the CPU in float32, so that what is measured there would never show it.
     """
-    largest = {name: float(weights.detach().abs().max()) for name, weights in checkpoint.network.named_parameters()}
+    network = checkpoint.network
+    largest: dict[str, float] = {}
 
-    def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(_: nn.Module, __: Any, output: Any) -> None:
-            largest[name] = max(largest.get(name, 0.0), float(output.abs().max()))
+    def note(name: str, values: Any) -> None:
+        if isinstance(values, torch.Tensor) and values.is_floating_point():
+            largest[name] = max(largest.get(name, 0.0), float(values.detach().abs().max().nan_to_num(nan=torch.inf)))
+
+    def hook_of(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(_: nn.Module, inputs: Any, output: Any) -> None:
+            for values in (*inputs, output):  # what a block adds up by itself is the input of the next module
+                note(name or "the network", values)
 
         return hook
 
-    leaves = [(name, module) for name, module in checkpoint.network.named_modules() if not any(module.children())]
-    hooks = [module.register_forward_hook(note(name)) for name, module in leaves]
+    for name, weights in (*network.named_parameters(), *network.named_buffers()):
+        note(name, weights)
+    hooks = [module.register_forward_hook(hook_of(name)) for name, module in network.named_modules()]
     try:
         training.logits(checkpoint, part.pixels[:_RANGE_ITEMS])
     finally:

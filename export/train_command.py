@@ -161,10 +161,7 @@ def _train(
         except KeyboardInterrupt:
             progress.stop()
             if (output / training.CURVES).exists():
-                console.print(
-                    f"interrupted when all was done but the look at the test part; next: {_next(output)}",
-                    soft_wrap=True, markup=False,
-                )  # fmt: skip
+                _say_all_but_done(console, output)
             elif not (output / training.CHECKPOINT).exists():
                 console.print("interrupted before the first epoch had ended: nothing is kept")
                 _remove_if_empty(output)
@@ -182,7 +179,15 @@ def _train(
                 _remove_if_empty(output)
             raise
     if group.rank == 0:
-        _report(console, checkpoint, dataset, output)
+        try:
+            _report(console, checkpoint, dataset, output)
+        except KeyboardInterrupt:
+            _say_all_but_done(console, output)
+            raise
+
+
+def _say_all_but_done(console: Console, run: Path) -> None:
+    console.print(f"interrupted when all was done but the look at the test part; next: {_next(run)}", soft_wrap=True, markup=False)
 
 
 def _report(console: Console, checkpoint: "Checkpoint", dataset: "Dataset", output: Path) -> None:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from export import checkpoint as checkpoints
-from export import curves, networks, optimization
+from export import curves, folder, networks, optimization
 from export.augmentation import augment
 from export.checkpoint import CHECKPOINT as CHECKPOINT
 from export.checkpoint import Checkpoint as Checkpoint
@@ -130,6 +130,7 @@ class _Session:
                 "a larger --batch-size, or fewer processes"
             )
         self._autocast = torch.autocast(group.device.type, torch.bfloat16, enabled=autocasts(settings, group.device))
+        folder.check_memory(items + len(dataset.validation), dataset.input, copies=2)  # once more in the order that PyTorch wants
         self._images, self._labels = _tensors(dataset.training)
         self._validation = _tensors(dataset.validation)
         if group.device.type == "cuda" and self._images.nbytes < torch.cuda.mem_get_info(group.device)[0] / 4:

@@ -114,12 +114,12 @@ class Answer:
         return best(self.scores, self.top_k)
 
     def predictions(self) -> Results:
-        """As `best`. Raises ModelFailed if that is NaN: of such an item nothing can be said."""
+        """As `best`. Raises ModelFailed if a score is NaN: in no order does it have a place."""
         found = self.best()
-        for item in found:
-            if item[0][1] != item[0][1]:
-                log.error("model %s version %d: the scores of a request are NaN", self.served.name, self.served.version)
-                raise ModelFailed(f"model {self.served.name!r} gave NaN for this request")
+        # With a softmax over them they are all NaN or none is.
+        if any(item[0][1] != item[0][1] for item in found) or (self.served.model.foreign and np.isnan(self.scores).any()):
+            log.error("model %s version %d: the scores of a request are NaN", self.served.name, self.served.version)
+            raise ModelFailed(f"model {self.served.name!r} gave NaN for this request")
         return found
 
     def delivered(self, best: Results, encode_seconds: float) -> None:

@@ -58,8 +58,10 @@ class Training(_Part):
 
     `accuracy` is a fraction of the test part and `calibration_error` its expected calibration error, both measured through the
     file as it is served. `temperature` is what the network's logits were divided by, inside the graph; 1 if nothing was fitted.
-    `data_digest` tells whether the data still are what they were.
+    `data_digest` tells whether the data still are what they were. What a later export has to say beside does no harm.
     """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
     data: str
     data_digest: str = ""

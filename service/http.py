@@ -32,8 +32,14 @@ ROUTE = "convoy.route"
 """In a request's environment, a list: whoever finds the rule that it matches puts the rule there."""
 
 INFER = "/v2/models/<model>/infer"
+INFER_VERSION = "/v2/models/<model>/versions/<version>/infer"
 
-_ROUTES = Map([Rule("/metrics", endpoint="metrics"), Rule("/livez", endpoint="livez"), Rule("/readyz", endpoint="readyz")])
+# Inference is answered elsewhere, but known here: what is refused before it gets there counts against the same budget.
+_ROUTES = Map(
+    [Rule(f"/{name}", endpoint=name) for name in ("metrics", "livez", "readyz")]
+    + [Rule(path, endpoint="elsewhere") for path in (INFER, INFER_VERSION)],
+    merge_slashes=False,
+)
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
@@ -175,15 +181,17 @@ class HttpServer:
         """Answers one request, as WSGI has it, without counting it."""
         try:
             endpoint, _ = find(_ROUTES, environ)
-        except NotFound as error:
+        except NotFound:
+            endpoint = "elsewhere"
+        except HTTPException as error:
+            return error(environ, start_response)
+        if endpoint == "elsewhere":
             if self._elsewhere is None:
-                return error(environ, start_response)
+                return NotFound()(environ, start_response)
             if environ["REQUEST_METHOD"] not in ("GET", "HEAD") and _of_another_site(environ):
                 text = json.dumps({"error": "refused: a web page of another site sent this request"})
                 return Response(text, 403, mimetype="application/json")(environ, start_response)
             return self._with_permit(self._elsewhere, environ, start_response)
-        except HTTPException as error:
-            return error(environ, start_response)
         if endpoint == "metrics":
             return self._expose(environ, start_response)
         reason = self._why_not_ready() if endpoint == "readyz" else ""

@@ -94,6 +94,7 @@ class ModelMetrics:
         self._last_batch = 0.0
         self._failures: dict[str, Total] = {}
         self._limits: tuple[int, int] | None = None
+        self._queued_items: Callable[[], int] = int
         self._fell_back = False
 
     def batch(self, items: int, seconds: float) -> None:
@@ -109,9 +110,13 @@ class ModelMetrics:
             if len(self._new_batches) >= FOLD:  # all that ran was of requests that were not answered
                 self._fold()
 
-    def serving(self, queue_limit_items: int, batch_limit_items: int, *, fell_back: bool) -> None:
-        """The version is about to serve within these limits, `fell_back` from a GPU to the CPU or not."""
+    def serving(self, queue_limit_items: int, batch_limit_items: int, queued_items: Callable[[], int], *, fell_back: bool) -> None:
+        """The version is about to serve within these limits, `fell_back` from a GPU to the CPU or not.
+
+        `queued_items` is asked how many items wait, when somebody scrapes.
+        """
         self._limits = (queue_limit_items, batch_limit_items)
+        self._queued_items = queued_items
         self._fell_back = fell_back
 
     def answered(
@@ -130,8 +135,10 @@ class ModelMetrics:
         self._encode.observe(encode_seconds)
         for result in results:
             best, probability = result[0]
+            if probability != probability:
+                continue  # NaN is no prediction, and would stay in the sum for good
             self._best.append(best)
-            if self.probabilities and probability == probability:  # a NaN would stay in the sum for good
+            if self.probabilities:
                 self._confidence.observe(probability)
         if trace is not None and trace.sampled:
             for tally, seconds in zip(self._phases, (*phases, encode_seconds), strict=True):
@@ -174,6 +181,7 @@ class ModelMetrics:
             if self._limits is not None:
                 for family, limit in zip((families.queue_limit, families.batch_limit), self._limits, strict=True):
                     family.add_metric(served, limit)
+                families.queue.add_metric(served, self._queued_items())
                 families.fallback.add_metric(served, self._fell_back)
 
 
@@ -189,6 +197,7 @@ class _ModelFamilies:
         self.items = CounterMetricFamily("convoy_items", "Items answered", labels=served)
         self.predictions = CounterMetricFamily("convoy_predictions", "Items by best label", labels=(*served, "label"))
         self.confidence = HistogramMetricFamily("convoy_confidence", "Probability of the best label", labels=served)
+        self.queue = GaugeMetricFamily("convoy_queue_items", "Items waiting for inference", labels=served)
         self.queue_limit = GaugeMetricFamily("convoy_queue_limit_items", "Items that may wait for inference", labels=served)
         self.batch_limit = GaugeMetricFamily("convoy_batch_limit_items", "Items that a batch may hold", labels=served)
         self.fallback = GaugeMetricFamily(
@@ -305,7 +314,6 @@ class Metrics:
         registry.register(self._requests)
 
         served = ("model", "version")
-        self._queue_items = Gauge("convoy_queue_items", "Items waiting for inference", ("model",), registry=registry)
         self._inflight = Gauge("convoy_inflight_requests", "Requests being worked on", ("model",), registry=registry)
         self._rejections = Counter("convoy_rejections", "Requests not answered, by reason", ("model", "reason"), registry=registry)
         self._info = Gauge(
@@ -336,11 +344,10 @@ class Metrics:
         """The metrics of a version that is about to be served."""
         return self._requests.model(model, version, labels, probabilities)
 
-    def watch_model(self, model: str, queue_items: Callable[[], float], inflight: Callable[[], float], threads: int) -> None:
-        """Reads the model's gauges from these functions from now on, when somebody scrapes; `threads` are ONNX Runtime's."""
+    def watch_model(self, model: str, inflight: Callable[[], float], threads: int) -> None:
+        """Asks how many requests are in hand from now on, when somebody scrapes; `threads` are ONNX Runtime's."""
         for reason in REASONS:
             self._rejections.labels(model, reason)
-        self._queue_items.labels(model).set_function(queue_items)
         self._inflight.labels(model).set_function(inflight)
         self._ort_threads.labels(model).set(threads)
 
@@ -362,7 +369,7 @@ class Metrics:
 
     def model_unloaded(self, model: str) -> None:
         """No version of the model is served any more."""
-        for gauge in (self._queue_items, self._inflight, self._ort_threads):
+        for gauge in (self._inflight, self._ort_threads):
             gauge.remove(model)
 
     def load_ended(self, model: str, outcome: str, seconds: float | None) -> None:

@@ -23,7 +23,7 @@ from werkzeug.routing import Map, Rule
 from werkzeug.wrappers import Request, Response
 
 from service.classifier import Classifier, Item, Query
-from service.errors import ConvoyError, InvalidRequest
+from service.errors import ConvoyError, InvalidRequest, RequestError
 from service.http import find
 from service.preprocessing import decode
 from service.repository import Repository, ServedModel
@@ -118,8 +118,12 @@ class Page:
             raise InvalidRequest("the body is to be an image file")
         answer = self._classifier.answer(Query(model=model, version=version, items=[Item(body, encoded=True)], top_k=TOP_K))
         start = time.monotonic()
-        best = answer.predictions()
         served = answer.served
+        try:
+            best = answer.predictions()
+        except RequestError as error:
+            self._classifier.refused(served, error)
+            raise
         with self._decoding:  # one at a time: a decoded picture is large
             seen = decode(body, served.model.contract.input, served.policy.max_image_pixels)
         file = io.BytesIO()

@@ -8,6 +8,7 @@ Which versions. A policy names them, or takes the highest ones that load; a vers
 cannot be loaded takes no place: a version in memory serves on until there is another that works, or its file is gone.
 """
 
+import contextlib
 import logging
 import threading
 import time
@@ -134,12 +135,13 @@ class Repository:
         """Loads what is there, then watches the folder."""
         self._scan()
         self.scanned = True
-        for file in misplaced(self._folder):
-            log.warning("repository: %s is not served: wanted is %s", file, Path("<model>", "<version>", MODEL_FILE))
-        if not self._served:
-            log.warning("no model is served yet; watching for %s", self._folder / "<model>" / "<version>" / MODEL_FILE)
         self._on_change()
         self._watcher.start()
+        if not self._served:
+            log.warning("no model is served yet; watching for %s", self._folder / "<model>" / "<version>" / MODEL_FILE)
+        with contextlib.suppress(OSError):  # what cannot be looked at is nobody's mistake
+            for file in misplaced(self._folder):
+                log.warning("repository: %s is not served: wanted is %s", file, Path("<model>", "<version>", MODEL_FILE))
 
     def stop(self) -> None:
         """Stops watching and closes every model. Only when no request is in hand."""
@@ -304,7 +306,8 @@ class Repository:
                 if str(error) != said:
                     said = str(error)
                     log.warning("repository: not told of changes, looking every %g s: %s", RESCAN_MILLISECONDS / 1000, error)
-                self._stopping.wait(RESCAN_MILLISECONDS / 1000)
+                if self._stopping.wait(RESCAN_MILLISECONDS / 1000):
+                    return
                 yield
 
     def _names(self) -> list[str]:
@@ -340,6 +343,7 @@ class Repository:
         try:
             policy = read_policy(path)
         except UserError as error:
+            self._failed = {key: failure for key, failure in self._failed.items() if key[0] != name or key[1] in found[-1:]}
             if found:
                 self._fail(name, found[-1], (_stat(path),), "invalid", str(error))
             return
@@ -388,7 +392,7 @@ class Repository:
             trace_batch = None if self._trace_batch is None else partial(self._trace_batch, name, version)
             batcher = start_batcher(name, loaded, policy, metrics.batch, trace_batch)
             fallen = fell_back(policy.provider or self._provider, model.provider)
-            metrics.serving(policy.max_queue_items, batcher.max_batch_items, fell_back=fallen)
+            metrics.serving(policy.max_queue_items, batcher.max_batch_items, lambda: batcher.queued_items, fell_back=fallen)
         except LoadError as error:
             self._fail(name, version, fingerprint, error.outcome, str(error), time.monotonic() - start)
             return None
@@ -437,7 +441,7 @@ class Repository:
             self._metrics.model_serving(name, str(served.version), model.provider, model.precision, model.digest)
         if new:
             threads = sum(served.policy.instances * served.model.threads for served in new)
-            self._metrics.watch_model(name, lambda: self._queued(name), lambda: self._inflight(name), threads)
+            self._metrics.watch_model(name, lambda: self._inflight(name), threads)
         gone = [served for served in old if served not in new]
         with self._lock:
             self._served = others(self._served) | ({name: new} if new else {})
@@ -465,9 +469,6 @@ class Repository:
 
     def _all(self) -> tuple[ServedModel, ...]:
         return (*(served for versions in self._served.values() for served in versions), *self._retiring)
-
-    def _queued(self, name: str) -> int:
-        return sum(served.batcher.queued_items for served in self._active if served.name == name)
 
     def _inflight(self, name: str) -> int:
         return sum(served.inflight for served in self._active if served.name == name)

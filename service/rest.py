@@ -32,7 +32,7 @@ from service.errors import (
     RequestError,
     Unavailable,
 )
-from service.http import INFER, find
+from service.http import INFER, INFER_VERSION, find
 from service.inventory import Inventory
 from service.open_inference import (
     BYTES,
@@ -101,7 +101,7 @@ class Rest:
             }
         post: dict[str, Callable[..., Response]] = {
             INFER: self._infer,
-            f"{_VERSION}/infer": self._infer,
+            INFER_VERSION: self._infer,
             "/v2/repository/index": self._index,
             "/v2/repository/models/<model>/load": self._load,
             "/v2/repository/models/<model>/unload": self._unload,
@@ -177,7 +177,11 @@ class Rest:
         head = {"model_name": answer.served.name, "model_version": str(answer.served.version)}
         if "id" in document:
             head["id"] = _member(document, "id", str)
-        response = _answer(head, list(zip(found, binaries, strict=True)))
+        try:
+            response = _answer(head, list(zip(found, binaries, strict=True)))
+        except ModelFailed as error:
+            self._classifier.refused(answer.served, error)
+            raise
         answer.delivered(best, time.monotonic() - start)
         return _compressed(request, response)
 

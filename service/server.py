@@ -227,6 +227,9 @@ class Server:
 
     def leave(self) -> NoReturn:
         """Ends the process while models are still being loaded, which nothing can interrupt. Only after `drain`."""
+        self._http.stop()
+        if self._tracing is not None:
+            self._tracing.close()
         self._ready_file.remove()
         log.info("stopped before all models were loaded")
         logging.shutdown()

@@ -103,6 +103,9 @@ def test_helm_lint_finds_nothing(values: dict[str, Any]) -> None:
         ({"replicas": 0}, "replicas"),
         ({"extraArgs": ["--drain-seconds=300"]}, "extraArgs"),
         ({"extraArgs": ["--grpc-port=9001"]}, "extraArgs"),
+        ({"extraArgs": ["--lame-duck-seconds=60"]}, "extraArgs"),
+        ({"resources": {"requests": {"cpu": "0"}, "limits": {"cpu": "1"}}}, "takes cores, such as 2 or 1.5"),
+        ({"resources": {"requests": {"cpu": "500000u"}, "limits": {"cpu": "1"}}}, "takes cores, such as 2 or 1.5"),
         ({"tls": True, "envoy": True}, "tls cannot be combined with envoy or gateway"),
         ({"tls": True, "gateway": {"enabled": True}}, "tls cannot be combined with envoy or gateway"),
         ({"resources": {"limits": {"memory": "1Gi"}}}, "autoscaling by CPU needs resources.requests.cpu"),
@@ -149,6 +152,8 @@ def test_values_reach_the_objects() -> None:
         ({"limits": {"cpu": 8}}, 70),
         ({"requests": {"cpu": "500m"}, "limits": {"cpu": "1.5"}}, 210),
         ({"requests": {"cpu": 2}}, 70),
+        ({"requests": {"cpu": "0.5"}, "limits": {"cpu": "10"}}, 1400),
+        ({"requests": {"cpu": "1"}, "limits": None}, 70),
     ],
 )
 def test_pods_are_added_before_they_use_all_that_they_may(resources: dict[str, Any], target: int) -> None:
@@ -176,6 +181,14 @@ def test_workers_are_probed_by_what_answers_while_they_load() -> None:
     for arguments, way in (([], "grpc"), (["--workers=1"], "grpc"), (["--workers=2"], "httpGet"), (["--workers=16"], "httpGet")):
         container = deployed({"extraArgs": arguments})[1]
         assert all(way in container[f"{probe}Probe"] for probe in ("startup", "liveness", "readiness")), arguments
+
+    variable = [{"name": "CONVOY_WORKERS", "value": "4"}]
+    assert "httpGet" in deployed({"env": variable})[1]["startupProbe"]
+
+
+def test_resources_may_be_anything_where_nothing_is_scaled_by_them() -> None:
+    for resources in ({"limits": None, "requests": {"memory": "1Gi"}}, {"requests": {"cpu": "1k"}}):
+        assert deployed({"resources": resources, "autoscaling": {"type": "none"}})[1]["resources"]
 
 
 def test_the_grace_has_room_for_the_drain() -> None:

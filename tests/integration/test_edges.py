@@ -182,7 +182,7 @@ def test_metrics_count_what_happened(server: Server, digits: Dataset) -> None:
     for label in digits.labels:
         assert found["convoy_predictions_total", label, "digits", "1"] == predicted.count(label)
     assert found["convoy_rejections_total", "digits", "invalid"] == 1
-    assert found["convoy_inflight_requests", "digits"] == found["convoy_queue_items", "digits"] == 0
+    assert found["convoy_inflight_requests", "digits"] == found["convoy_queue_items", "digits", "1"] == 0
     assert found["convoy_model_loads_total", "digits", "ready"] == 1
     assert any(key[0] == "convoy_model_info" and "cpu" in key and value == 1 for key, value in found.items())
     assert not any("x" * 50 in key for key in found), "what a client sends never becomes a label"

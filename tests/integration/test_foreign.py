@@ -133,6 +133,17 @@ def test_a_picture_of_which_the_model_says_nan_has_no_labels(tmp_path: Path, ser
         request = pb.ClassifyRequest(model="broken", items=[pb.Item(pixels=bytes(12))])
         assert refused(classify_on(channel), request) == ("INTERNAL", "model 'broken' gave NaN for this request", "")
     assert samples(server)["convoy_rejections_total", "broken", "failed"] == 1
+    assert sum(value for key, value in samples(server).items() if key[0] == "convoy_predictions_total") == 0
+
+
+def test_one_nan_among_scores_leaves_no_order(tmp_path: Path, serve: Serve) -> None:
+    weight = WEIGHT.copy()
+    weight[:, 1] = np.nan
+    write(tmp_path / "partly" / "1" / "model.onnx", UINT8, ("N", 2, 2, 3), weight=weight)
+    server = serve(tmp_path)
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        request = pb.ClassifyRequest(model="partly", items=[pb.Item(pixels=bytes(range(12)))])
+        assert refused(classify_on(channel), request)[:2] == ("INTERNAL", "model 'partly' gave NaN for this request")
 
 
 def test_a_score_that_is_no_number_is_no_json(tmp_path: Path, serve: Serve) -> None:

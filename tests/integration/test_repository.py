@@ -278,4 +278,19 @@ def test_what_cannot_be_loaded_is_a_metric_for_as_long_as_it_is_there(repository
     (repository / "digits" / "2" / "model.onnx").write_bytes(model_file.read_bytes())
     models._scan()
     assert registry.get_sample_value("convoy_model_load_failed", failed) is None
+    truncate(put(model_file, repository, "digits", 3))
+    models._scan()
+    (repository / "digits" / "serving.toml").write_text("nonsense")
+    shutil.rmtree(repository / "digits" / "3")
+    models._scan()
+    assert registry.get_sample_value("convoy_model_load_failed", failed) == 1, "of the policy, by the highest version"
+    assert registry.get_sample_value("convoy_model_load_failed", failed | {"version": "3"}) is None, "it is gone"
     models.stop()
+
+
+def test_what_cannot_be_looked_at_harms_nobody(repository: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Path) -> list[Path]:
+        raise PermissionError(13, "Permission denied", "other/1/model.onnx")
+
+    monkeypatch.setattr("service.repository.misplaced", refuse)
+    assert [each.version for each in serve(repository)._repository.served["digits"]] == [1]

@@ -161,7 +161,7 @@ def test_what_is_asked_over_http_is_counted_by_route_and_code(server: Server, di
     assert counted["POST", infer, "200"] == 3
     assert (counted["POST", infer, "400"], counted["POST", infer, "404"]) == (1, 1)
     assert counted["POST", "/v2/models/<model>/versions/<version>/infer", "400"] == 1
-    assert (counted["GET", "", "405"], counted["_OTHER", "", "404"], counted["GET", "/v2/models/<model>", "200"]) == (1, 1, 1)
+    assert (counted["GET", infer, "405"], counted["_OTHER", "", "404"], counted["GET", "/v2/models/<model>", "200"]) == (1, 1, 1)
     assert counted["POST", infer, "503"] == 0, "there from the start"
     assert requests(server)["GET", "/metrics", "200"] == counted.get(("GET", "/metrics", "200"), 0) + 1
 
@@ -186,6 +186,15 @@ def requests(server: Server) -> dict[tuple[str, str, str], float]:
     }
 
 
+def test_a_request_that_finds_no_place_counts_for_the_route_that_it_wanted(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server._http, "_permits", threading.BoundedSemaphore(1))
+    server._http._permits.acquire()
+    assert ask(server, "POST", INFER, b"{")[0] == 429
+    assert ask(server, "GET", "/v2/models/digits")[0] == 429
+    server._http._permits.release()
+    assert (requests(server)["POST", "/v2/models/<model>/infer", "429"], requests(server)["GET", "", "429"]) == (1, 1)
+
+
 def test_without_rest_there_are_metrics_and_probes_alone(repository: Path, serve: Serve, digits: Dataset) -> None:
     server = serve(repository, rest=False)
     for path in (INFER, "/v2/models/digits", "/", "/page/models"):
@@ -193,7 +202,7 @@ def test_without_rest_there_are_metrics_and_probes_alone(repository: Path, serve
         connection.request("POST" if path == INFER else "GET", path, digits.test.encoded(0) if path == INFER else None)
         assert connection.getresponse().status == 404, path
         connection.close()
-    assert requests(server)["POST", "", "404"] == 1
+    assert requests(server)["POST", "/v2/models/<model>/infer", "404"] == 1
 
 
 def test_without_control_requests_change_nothing(repository: Path, serve: Serve, digits: Dataset) -> None:

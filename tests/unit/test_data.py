@@ -414,11 +414,15 @@ def test_linked_folders_are_gone_into_once_and_loose_pictures_are_named(tmp_path
     pets(tmp_path, {"elsewhere": 5})
     (root / "cat" / "more").symlink_to(tmp_path / "elsewhere")
     (root / "dog" / "round").symlink_to(root / "dog")
+    (root / "dog" / "up").symlink_to(root)
+    (root / "cat" / "deep").mkdir()
+    (root / "cat" / "deep" / "dogs").symlink_to(root / "dog")
     draw(root / "loose.png")
     found = data.load(str(root), 0)
     labels = np.concatenate([part.labels for part in (found.training, found.validation, found.test)])
     assert np.bincount(labels).tolist() == [9, 4]
-    assert found.skipped == (f"{root}/loose.png: not in the folder of a class",)
+    links = {f"{root}/{link}: a link to where other classes are" for link in ("cat/deep/dogs", "dog/up")}
+    assert set(found.skipped) == {f"{root}/loose.png: not in the folder of a class"} | links
 
 
 @pytest.mark.parametrize("names", [("training_set", "test_set"), ("train_images", "test"), ("my-train", "my-val")])
@@ -433,9 +437,9 @@ def test_classes_may_be_called_like_parts_or_have_the_same_folders(tmp_path: Pat
     for label in ("steam train", "plane"):
         pets(tmp_path / "one" / label, {"old": 4, "new": 4} if label == "plane" else {"all": 4})
     assert data.load(str(tmp_path / "one"), 0).labels == ("plane", "steam train")
-    for label in ("cat", "dog"):
-        pets(tmp_path / "indoors" / label, {"indoor": 4, "outdoor": 4})
-    assert data.load(str(tmp_path / "indoors"), 0).labels == ("cat", "dog")
+    for label in ("large intestine", "stomach", "trainers"):
+        pets(tmp_path / "two" / label, {"left": 4, "right": 4})
+    assert data.load(str(tmp_path / "two"), 0).labels == ("large intestine", "stomach", "trainers")
 
 
 def test_folders_that_are_no_data(tmp_path: Path) -> None:

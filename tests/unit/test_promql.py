@@ -30,10 +30,10 @@ def labels() -> dict[str, set[str]]:
     method.started()
     method.handled("OK", 0.001, None)
     served = metrics.model_loaded("digits", "1", ["0", "1"], probabilities=True)
-    served.serving(1024, 64, fell_back=False)
+    served.serving(1024, 64, lambda: 0, fell_back=False)
     served.batch(1, 0.001)
     served.answered(Phases(0.001, 0.001, 0.001), 0.001, [[(1, 0.9)]])
-    metrics.watch_model("digits", lambda: 0, lambda: 0, 1)
+    metrics.watch_model("digits", lambda: 0, 1)
     metrics.model_serving("digits", "1", "cpu", "fp32", "digest")
     metrics.load_ended("digits", "ready", 0.1)
     metrics.watch_failures(lambda: [("digits", "2", "invalid")])
@@ -44,7 +44,7 @@ def labels() -> dict[str, set[str]]:
             found.setdefault(sample.name, set()).update(sample.labels)
     for rule in rules():
         if "record" in rule:
-            found[rule["record"]] = {"model", "version", "label"} if "predictions" in rule["record"] else {"model"}
+            found[rule["record"]] = {"model", "version", *(["label"] if "predictions" in rule["record"] else [])}
     found |= {"up": set(), "convoy_workers": set(), "convoy_workers_ready": set(), "convoy_worker_restarts_total": set()}
     return found
 

@@ -14,7 +14,8 @@ import torch
 from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
-from export import cli, data, inspection, onnx_export, quantization, training
+from export import cli, data, inspection, networks, onnx_export, quantization, training
+from export.resnet import BasicBlock
 from service import model
 from service.errors import GoldenMismatch, UserError
 
@@ -205,6 +206,28 @@ def test_fp16_that_overflows_is_refused_with_the_figures(run: Path, digits: data
     ):
         onnx_export.export(large, digits, tmp_path / "models", "digits", precision="fp16")
     assert not (tmp_path / "models").exists()
+
+
+def test_fp16_is_refused_for_a_sum_inside_of_a_block_that_is_beyond_its_range(run: Path, digits: data.Dataset) -> None:
+    torch.manual_seed(0)
+    network = networks.build("resnet18", digits.input, 10).eval()
+    blocks = [module for module in network.modules() if isinstance(module, BasicBlock)]
+    checkpoint = dataclasses.replace(training.load(run), network=network)
+    onnx_export._check_half_range(checkpoint, digits.validation)
+    with torch.no_grad():  # what the second block adds up is beyond the range, and neither of its parts is
+        blocks[0].norm2.bias.fill_(40_000.0)
+        blocks[1].norm2.bias.fill_(40_000.0)
+        for block, name in ((1, "conv1"), (2, "conv1"), (2, "shortcut.conv")):
+            blocks[block].get_parameter(f"{name}.weight").mul_(1e-6)
+    with pytest.raises(UserError, match="half precision ends at 65504"):
+        onnx_export._check_half_range(checkpoint, digits.validation)
+    with torch.no_grad():
+        blocks[1].norm2.bias.fill_(0.0)
+    onnx_export._check_half_range(checkpoint, digits.validation)
+    with torch.no_grad():
+        blocks[5].get_buffer("norm1.running_var").fill_(1e5)
+    with pytest.raises(UserError, match=r"fp16: .*norm1.* comes to 1e\+05"):
+        onnx_export._check_half_range(checkpoint, digits.validation)
 
 
 # The commands

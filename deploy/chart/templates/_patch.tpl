@@ -40,5 +40,8 @@ the pod and of its first container grow, maps merge, a null takes away. Call wit
 {{/* A quantity of CPU, such as 2, "1.5" or 500m, in thousandths of a core. */}}
 {{- define "convoy.millicores" -}}
 {{- $text := toString . -}}
+{{- if not (regexMatch "^([1-9][0-9]*m|[0-9]*[.]?[0-9]*[1-9][0-9]*[.]?[0-9]*)$" $text) -}}
+  {{- fail (printf "resources: cpu %q: autoscaling by CPU takes cores, such as 2 or 1.5, or thousandths of one, such as 500m" $text) -}}
+{{- end -}}
 {{- if hasSuffix "m" $text -}}{{ trimSuffix "m" $text }}{{- else -}}{{ mulf (float64 $text) 1000 | int }}{{- end -}}
 {{- end -}}
