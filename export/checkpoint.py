@@ -74,7 +74,9 @@ def load_with_state(run: Path) -> tuple[Checkpoint, dict[str, Any] | None]:
     """Reads a run folder's checkpoint and the state to go on from: None if the training is finished. Raises as `load` does."""
     path = run / CHECKPOINT
     if not path.is_file():
-        raise UserError(f"{str(run)!r} is no folder of a run: it has no {CHECKPOINT} (`convoy train --output {run}` makes one)")
+        raise UserError(
+            f"{str(run)!r} is no folder of a run: it has no {CHECKPOINT} (`convoy train` makes one, when its first epoch ends)"
+        )
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         fields = content["best"]

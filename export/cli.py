@@ -35,8 +35,9 @@ console = Console(highlight=False)
 @click.option("--calibration/--no-calibration", default=True, show_default=True,
               help="Fit a temperature on the validation part, so that the model is as often right as it is sure.")  # fmt: skip
 @click.option("--precision", type=click.Choice(["fp32", "int8", "fp16"]), default="fp32", show_default=True,
-              help="What the layers compute in. int8 for CPUs: a quarter of the size and faster, most of all for large networks on "
-                   "CPUs with VNNI. fp16 for GPUs: half the size; on a CPU slower than fp32.")  # fmt: skip
+              help="What the layers compute in. int8 for CPUs: a quarter of the size, and faster for large networks, most of all "
+                   "on CPUs with VNNI; a small one may be slower. fp16 for GPUs: half the size; on a CPU slower than "
+                   "fp32.")  # fmt: skip
 @click.option("--max-accuracy-loss", type=click.FloatRange(0, 100), callback=options.finite, default=0.5, show_default=True,
               metavar="POINTS",
               help="Refuse to export if more is lost on the test part: by fp32 to PyTorch, by int8 and fp16 to fp32.")  # fmt: skip
@@ -212,7 +213,7 @@ def inspect(model: Path) -> None:
         "labels": f"{len(contract.labels)}: {', '.join(contract.labels[:20])}{', ...' if len(contract.labels) > 20 else ''}",
         "head": contract.head,
         "precision": contract.precision,
-        "trained": f"{training.network} on {training.data}, {training.epochs} epochs, seed {training.seed}",
+        "trained": f"{training.network} on {training.data}, kept epoch {training.epochs}, seed {training.seed}",
         "accuracy": accuracy,
         "calibration": calibration,
         "golden": f"{len(contract.golden)} samples",

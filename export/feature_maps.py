@@ -43,13 +43,16 @@ class Scale:
     clipped: bool = False
 
     @classmethod
-    def of(cls, values: NDArray[np.floating]) -> "Scale":
-        """The scale that suits values of any shape; what is beyond it gets the colour of its end."""
+    def of(cls, values: NDArray[np.floating], shown: NDArray[np.floating] | None = None) -> "Scale":
+        """The scale that suits values of any shape, and what else is `shown`; what is beyond it gets the colour of its end."""
         finite = values[np.isfinite(values)]
         sizes = np.abs(finite)
         largest = float(sizes.max(initial=0.0))
         high = float(np.percentile(sizes, _HIGHEST_SHARE)) if largest else 1.0
         high = high or largest
+        if shown is not None:
+            finite = shown[np.isfinite(shown)]
+            largest = float(np.abs(finite).max(initial=0.0))
         return cls(-high if finite.min(initial=0.0) < 0 else 0.0, high, largest > high)
 
     @property

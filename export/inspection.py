@@ -106,6 +106,8 @@ def read(path: Path) -> tuple[bytes, onnx.ModelProto]:
     """A model file's bytes, and what they say. Raises UserError as `inspect` does."""
     try:
         content = path.read_bytes()
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder; wanted is an ONNX file, as `convoy export` makes one of a run") from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     with _valid(path):

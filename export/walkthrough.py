@@ -73,8 +73,8 @@ def page(
         sections.append(_learned(subject, pixels, top if label is None else label, label is not None, rate))
     difference = float(np.abs(_softmax(subject.logits(probe.outputs)[0]) - probabilities).max())
     notes = [
-        "Shapes are (pictures, channels, rows, columns). Every number was computed by ONNX Runtime on the network's own graph; "
-        f"that all layers were watched changed no probability by more than {max(difference, 1e-9):.0e}. Of each layer the "
+        "Shapes are (pictures, channels, rows, columns). Every number of a layer was computed by ONNX Runtime on the network's own "
+        f"graph; that all layers were watched changed no probability by more than {max(difference, 1e-9):.0e}. Of each layer the "
         f"first {SHOWN_MAPS} maps are shown, on one scale. The pictures lie beside this page as PNG files."
     ]
     if any(node.op_type in QUANTISATION for node in subject.model.graph.node):

@@ -21,7 +21,7 @@ from service.scrape import Snapshot, look
 
 IN_FLIGHT = 16
 IN_FLIGHT_A_CONNECTION = 8
-HTTP_PORT = 8002
+GRPC_PORT, HTTP_PORT = 8001, 8002
 MAX_SIDE = 65_535
 """A JPEG has no larger sides."""
 
@@ -96,7 +96,8 @@ class _Size(click.ParamType):  # type: ignore[type-arg]  # generic since click 8
     "--metrics",
     "metrics_url",
     metavar="URL",
-    help=f"Where the server's own figures are; `none` leaves them out. Default: http://HOST:{HTTP_PORT}/metrics, if it answers.",
+    help=f"Where the server's own figures are; `none` leaves them out. Default: http://HOST:{HTTP_PORT}/metrics for a server at "
+    f"port {GRPC_PORT}, if it answers.",
 )
 @click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="PNG to draw latency by percentile in.")
 @click.option(
@@ -160,8 +161,9 @@ def bench(
         seed=seed,
         tls=_read(tls_ca, tls_key, tls_cert) if tls_ca is not None else None,
     )
-    host = server.rpartition("/")[2].rpartition(":")[0]
-    url = metrics_url or f"http://{host}:{HTTP_PORT}/metrics"
+    host, _, port = server.rpartition("/")[2].rpartition(":")
+    # At another port is another server, and at the usual HTTP port there may be the figures of a third.
+    url = metrics_url or (f"http://{host}:{HTTP_PORT}/metrics" if port == str(GRPC_PORT) else "none")
     before = _look(url, model, must=metrics_url is not None) if url != "none" else None
     outcome = _send(load)
     after = _look(url, model, must=False) if before is not None else None
@@ -179,6 +181,8 @@ def bench(
         bench_report.show(console, found, outcome)
         if came is None and url != "none":
             console.print(f"no figures of the server itself: nothing answers at {url} (say where with --metrics)", style="dim")
+        elif url == "none" and metrics_url is None:
+            console.print(f"no figures of the server itself: say where with --metrics http://{host}:PORT/metrics", style="dim")
     if plot is not None:
         bench_report.plot(plot, found, outcome)
 

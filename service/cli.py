@@ -160,7 +160,7 @@ def serve(no_page: bool, no_rest: bool, no_control: bool, **settings: Any) -> No
 @program.command()
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...", type=click.Path(path_type=Path))
 @click.option("--model", required=True, help="Name of the model.")
-@click.option("--version", default="", help="Version of the model; the server's default if not given.")
+@click.option("--version", default="", help="Version of the model, or an alias; the server's default if not given.")
 @click.option(
     "--server",
     default="127.0.0.1:8001",

@@ -66,6 +66,11 @@ class ServerConfig(_Settings):
         """Whether requests are taken over HTTP, which asks nobody for a certificate."""
         return self.rest and self.tls_client_ca is None
 
+    @property
+    def page_offered(self) -> bool:
+        """Whether there is a page, which asks by HTTP too."""
+        return self.page and self.rest_offered
+
 
 MAX_TIMEOUT_SECONDS = 1e9
 """Of a request, whether it says so itself or its model's policy does."""

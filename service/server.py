@@ -73,6 +73,7 @@ class Server:
         self._config = config
         self._on_change = on_change
         self._draining = False
+        self._said_ready = False
         metrics = Metrics(CollectorRegistry())
         cpus = max(1, cpu_budget() // config.workers)
         self._tracing = _tracing(config)
@@ -119,7 +120,7 @@ class Server:
         elsewhere: WSGIApplication | None = None
         if config.rest_offered:
             elsewhere = Rest(self._classifier, inventory, control, memory, self._max_message_bytes)
-            if config.page:
+            if config.page_offered:
                 elsewhere = Page(self._classifier, self._repository, elsewhere)
         self._registry = metrics.registry
         self._http = HttpServer(
@@ -258,6 +259,10 @@ class Server:
         self._warn_of_large_requests()
         if self._repository.ready and not self._draining:
             self._ready_file.write(self.grpc_port, self.http_port)
+            if not self._said_ready and not self._config.workers > 1:
+                self._said_ready = True
+                page = f"; the page is http://{self._config.url_host}:{self.http_port}/" if self._config.page_offered else ""
+                log.info("ready%s", page)
         self._health.changed()
         self._on_change()
 
