@@ -8,8 +8,6 @@ from export.article_tour import LAPLACIAN, SIDE, UNITS, Tour
 from export.feature_maps import Scale
 from export.walkthrough_page import Example, Figure, Page, Step, number, rows
 
-_RIM_OUT_FROM = 8
-
 
 def page(tour: Tour, image_name: str) -> Page:
     """What to show of a tour of the picture `image_name`."""
@@ -76,7 +74,7 @@ def _map(title: str, values: NDArray[np.float32], text: str, example: Example | 
             title, "", title, text, values, [Figure(title.lower(), feature_maps.picture(pixels), "Black is 0, white is 1.")]
         )
     # Without the rim: next to a border of zeros everything is an edge, of a kind that would leave no colour for those inside.
-    scale = Scale.of(values[:, 1:-1, 1:-1] if min(values.shape[1:3]) > _RIM_OUT_FROM else values, values)
+    scale = Scale.of(values[:, 1:-1, 1:-1], values)
     content = feature_maps.maps(values[0].transpose(2, 0, 1), scale)
     return Step(title, "", title, text, values, [Figure(title.lower(), content, "", scale)], example=example)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from service.errors import UserError
@@ -57,12 +58,10 @@ def tensorboard(folder: Path) -> Callable[[Epoch], None]:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise UserError("--tensorboard needs the package tensorboard, which is not installed (pip install tensorboard)") from None
-    writers: list[SummaryWriter] = []  # one, once there is something to write: it makes the folder
+    opened = cache(lambda: SummaryWriter(str(folder)))  # once there is something to write: it makes the folder
 
     def write(epoch: Epoch) -> None:
-        if not writers:
-            writers.append(SummaryWriter(str(folder)))
-        [writer] = writers
+        writer = opened()
         for name, value in vars(epoch).items():
             if name != "epoch":
                 part, _, figure = name.partition("_")

@@ -74,6 +74,10 @@ class HttpMetrics:
         self._seconds.labels(method if method in _METHODS else "_OTHER", route, code).observe(seconds)
 
 
+def _refusal(status: int, why: str) -> Response:
+    return Response(json.dumps({"error": why}), status, mimetype="application/json")
+
+
 def _of_another_site(environ: "WSGIEnvironment") -> bool:
     """Whether a browser sent the request for a page that is not of this server: it would unload a model without its user's knowing.
 
@@ -187,10 +191,9 @@ class HttpServer:
             return error(environ, start_response)
         if endpoint == "elsewhere":
             if self._elsewhere is None:
-                return NotFound()(environ, start_response)
+                return _refusal(404, "only /metrics, /livez and /readyz are offered here")(environ, start_response)
             if environ["REQUEST_METHOD"] not in ("GET", "HEAD") and _of_another_site(environ):
-                text = json.dumps({"error": "refused: a web page of another site sent this request"})
-                return Response(text, 403, mimetype="application/json")(environ, start_response)
+                return _refusal(403, "refused: a web page of another site sent this request")(environ, start_response)
             return self._with_permit(self._elsewhere, environ, start_response)
         if endpoint == "metrics":
             return self._expose(environ, start_response)
@@ -202,8 +205,9 @@ class HttpServer:
         self, answer: "WSGIApplication", environ: "WSGIEnvironment", start_response: "StartResponse"
     ) -> Iterable[bytes]:
         if not self._permits.acquire(blocking=False):
-            text = json.dumps({"error": f"{IN_HAND} requests are in hand over HTTP; gRPC takes more"})
-            return Response(text, 429, {"Retry-After": "1"}, mimetype="application/json")(environ, start_response)
+            refusal = _refusal(429, f"{IN_HAND} requests are in hand over HTTP; gRPC takes more")
+            refusal.headers["Retry-After"] = "1"
+            return refusal(environ, start_response)
         try:
             return answer(environ, start_response)
         finally:

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ import watchfiles
 from service.batcher import Batcher
 from service.config import Policy, Provider, read_policy
 from service.errors import LoadError, NotServed, Unavailable, UserError
+from service.files import file_state
 from service.loading import load_model, read_labels, start_batcher
 from service.metrics import Metrics, ModelMetrics
 from service.model import Model, cpu_budget, fell_back
@@ -343,9 +344,9 @@ class Repository:
         try:
             policy = read_policy(path)
         except UserError as error:
-            self._failed = {key: failure for key, failure in self._failed.items() if key[0] != name or key[1] in found[-1:]}
+            self._forget_failures(name, but=found[-1:])
             if found:
-                self._fail(name, found[-1], (_stat(path),), "invalid", str(error))
+                self._fail(name, found[-1], (file_state(path),), "invalid", str(error))
             return
         named = policy.named(found)
         serving: list[ServedModel] = []
@@ -357,14 +358,14 @@ class Repository:
                 serving += [served] if served is not None else []
         if not serving:
             serving = [served for served in current.values() if model_path(self._folder, name, served.version).exists()]
-        self._failed = {key: failure for key, failure in self._failed.items() if key[0] != name or key[1] in tried}
+        self._forget_failures(name, but=tried)
         self._publish(name, tuple(serving), policy.aliases)
 
     def _bring(self, name: str, version: int, policy: Policy, current: ServedModel | None, required: bool) -> ServedModel | None:
         """A version as its files are now; as it is in memory, if that has not changed or cannot be loaded; None without either."""
-        file = _stat(model_path(self._folder, name, version))
+        file = file_state(model_path(self._folder, name, version))
         how = policy.model_dump(exclude={"versions", "aliases"})
-        fingerprint = (file, _stat(labels_path(self._folder, name)), how)
+        fingerprint = (file, file_state(labels_path(self._folder, name)), how)
         if file is None:
             if required:
                 self._fail(name, version, fingerprint, "failed", f"{POLICY_FILE} names it, but there is no {MODEL_FILE} of it")
@@ -424,8 +425,9 @@ class Repository:
             log.error("model %s version %d is not served: %s", name, version, reason)
         self._metrics.load_ended(name, outcome, seconds)
 
-    def _forget_failures(self, name: str) -> None:
-        self._failed = {key: failure for key, failure in self._failed.items() if key[0] != name}
+    def _forget_failures(self, name: str, but: Collection[int] = ()) -> None:
+        """Forgets why versions of a model could not be loaded, `but` those that still are to be."""
+        self._failed = {key: failure for key, failure in self._failed.items() if key[0] != name or key[1] in but}
 
     def _publish(self, name: str, new: tuple[ServedModel, ...], aliases: dict[str, int]) -> None:
         """The atomic swap: from here on requests get the `new` versions and their aliases, and the others are retired."""
@@ -491,11 +493,3 @@ def _routes(name: str, versions: tuple[ServedModel, ...], aliases: dict[str, int
 def _identity(served: ServedModel) -> tuple[str, str, str, str]:
     model = served.model
     return str(served.version), model.provider, model.precision, model.digest
-
-
-def _stat(path: Path) -> tuple[int, int, int] | None:
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    return stat.st_ino, stat.st_mtime_ns, stat.st_size

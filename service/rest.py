@@ -131,9 +131,8 @@ class Rest:
         asked = f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}"
         try:
             answer, arguments = find(self._routes, environ)
-            response: Response = answer(
-                Request(environ, populate_request=False), **arguments
-            )  # else it and `environ` hold each other
+            request = Request(environ, populate_request=False)  # else it and `environ` hold each other
+            response: Response = answer(request, **arguments)
         except ConvoyError as error:
             response = _error(error)
         except HTTPException as error:

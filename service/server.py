@@ -259,7 +259,7 @@ class Server:
         self._warn_of_large_requests()
         if self._repository.ready and not self._draining:
             self._ready_file.write(self.grpc_port, self.http_port)
-            if not self._said_ready and not self._config.workers > 1:
+            if not self._said_ready and self._config.workers == 1:
                 self._said_ready = True
                 page = f"; the page is http://{self._config.url_host}:{self.http_port}/" if self._config.page_offered else ""
                 log.info("ready%s", page)

@@ -13,6 +13,7 @@ from pathlib import Path
 import grpc
 
 from service.errors import UserError
+from service.files import FileState, file_state
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class TlsFiles:
         self._certificate = certificate
         self._key = key
         self._client_ca = client_ca
-        self._seen = self._stats()
+        self._seen = self._states()
 
     def read(self) -> Tls:
         """What is in the files now. Raises UserError if that is not what it should be."""
@@ -65,10 +66,10 @@ class TlsFiles:
 
     def renewed(self) -> Tls | None:
         """What is in the files, if they have changed since they were last looked at, and can be used."""
-        stats = self._stats()
-        if stats == self._seen:
+        states = self._states()
+        if states == self._seen:
             return None
-        self._seen = stats
+        self._seen = states
         try:
             tls = self.read()
         except UserError as error:
@@ -77,13 +78,5 @@ class TlsFiles:
         log.info("TLS: the certificate has been renewed")
         return tls
 
-    def _stats(self) -> list[tuple[int, int, int] | None]:
-        return [_stat(path) for path in (self._certificate, self._key, self._client_ca) if path is not None]
-
-
-def _stat(path: Path) -> tuple[int, int, int] | None:
-    try:
-        stat = path.stat()
-    except OSError:
-        return None  # between an old file and a new one
-    return stat.st_ino, stat.st_mtime_ns, stat.st_size
+    def _states(self) -> list[FileState | None]:
+        return [file_state(path) for path in (self._certificate, self._key, self._client_ca) if path is not None]

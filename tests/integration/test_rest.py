@@ -200,7 +200,8 @@ def test_without_rest_there_are_metrics_and_probes_alone(repository: Path, serve
     for path in (INFER, "/v2/models/digits", "/", "/page/models"):
         connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=60)
         connection.request("POST" if path == INFER else "GET", path, digits.test.encoded(0) if path == INFER else None)
-        assert connection.getresponse().status == 404, path
+        response = connection.getresponse()
+        assert (response.status, b"only /metrics, /livez and /readyz" in response.read()) == (404, True), path
         connection.close()
     assert requests(server)["POST", "/v2/models/<model>/infer", "404"] == 1
 
