@@ -29,9 +29,9 @@ class Seen:
             self.handled.append((method, code))
             self._more.notify_all()
 
-    def wait_for(self, method: str, code: str) -> None:
+    def wait_for(self, method: str, *codes: str) -> None:
         with self._more:
-            assert self._more.wait_for(lambda: (method, code) in self.handled, timeout=10), self.handled
+            assert self._more.wait_for(lambda: any((method, code) in self.handled for code in codes), timeout=10), self.handled
 
 
 class SeenMethod:
