@@ -190,7 +190,13 @@ def classify(
 
     failed = 0
     with Client(server, timeout_seconds=timeout, **tls) as client:
-        requests = [images[start : start + IMAGES_A_REQUEST] for start in range(0, len(images), IMAGES_A_REQUEST)]
+        most = 1
+        if len(images) > 1:
+            try:
+                most = min(IMAGES_A_REQUEST, int(client.model(model, version).limits["max_request_items"]))
+            except CallFailed as error:
+                raise _explained(error, server, images) from None
+        requests = [images[start : start + most] for start in range(0, len(images), most)]
         while requests:
             some = requests.pop(0)
             try:
@@ -262,6 +268,8 @@ def main() -> None:
     os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")
     # ONNX Runtime would report its use to its makers; a server tells nobody of itself unless it was asked to.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    if sys.stdout is None:
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - for good: the number of what was closed is not for another file
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without the bar's character gets a "?" and not an error
     try:

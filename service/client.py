@@ -4,19 +4,20 @@ with Client("127.0.0.1:8001") as client:
     answer = client.classify(["cat.jpg", "dog.png"], model="pets")
     print(answer.results[0][0].label)
 
-A client may be given several servers, or a name with several addresses, and takes them in turn. gRPC itself tries a call
-again when no server could take it, or the queue was full, after the time that the server asks for.
+A client may be given several servers, or a name with several addresses, and takes in turn those that say they serve. gRPC itself
+tries a call of up to 1 MiB again, three times within a second, when no server could take it, and when the queue was full, after the
+time that the server asks for.
 """
 
 import asyncio
-import json
-import re
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
+import time
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import grpc
 
+from service.client_connection import Connection, checked_timeout, deadline_seconds
 from service.client_messages import (
     CallFailed,
     Classification,
@@ -29,14 +30,13 @@ from service.client_messages import (
     call_failed,
     classification,
     classify_request,
+    filled,
     model_info,
     model_statuses,
     needs_reading,
     outcome,
-    read_file,
 )
 from service.client_stream import AsyncFeed, Feed
-from service.errors import UserError
 from service.pb.convoy.v1 import classifier_pb2 as pb
 
 __all__ = [
@@ -46,88 +46,42 @@ __all__ = [
 IN_FLIGHT = 64
 """As many requests of a stream as a server reads before it has answered one."""
 
-MAX_RETRIED_BYTES = 1024 * 1024
-"""gRPC keeps a request to try it again up to this size. No server's limit is below it (`--max-message-bytes`), so that a request
-which is refused as too large, with the status of a full queue, is never sent twice."""
-
-_SERVICE_CONFIG = {
-    "loadBalancingConfig": [{"round_robin": {}}],
-    "methodConfig": [
-        {
-            "name": [{"service": "convoy.v1.Classifier"}],
-            "retryPolicy": {
-                "maxAttempts": 4,
-                "initialBackoff": "0.1s",
-                "maxBackoff": "2s",
-                "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
-            },
-        }
-    ],
-}
-_HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}")
-_TARGET = re.compile(rf"(dns|unix|ipv4|ipv6|xds):\S+|{_HOST_PORT.pattern}")
-_IPV4 = re.compile(r"[0-9]{1,3}(\.[0-9]{1,3}){3}:[0-9]{1,5}")
-_LOOPBACK = re.compile(r"(ipv4:)?127\.|localhost:|(ipv6:)?\[::1\]")
-
-
-class _Connection:
-    """Where the servers are, and how to speak to them."""
-
-    def __init__(self, server: str | Sequence[str], tls_ca: Path | None, tls_cert: Path | None, tls_key: Path | None) -> None:
-        self.target = _target(server)
-        self.options: list[tuple[str, Any]] = [
-            # What is too large is the server's to say.
-            ("grpc.max_send_message_length", -1),
-            ("grpc.max_receive_message_length", -1),
-            ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
-            ("grpc.per_rpc_retry_buffer_size", MAX_RETRIED_BYTES),
-            # A server that vanishes while calls are in flight is noticed in 30 seconds, not after TCP's quarter of an hour.
-            ("grpc.keepalive_time_ms", 20_000),
-            ("grpc.keepalive_timeout_ms", 10_000),
-            ("grpc.http2.max_pings_without_data", 0),
-            # A proxy in the environment is for other machines; gRPC would send calls to this one through it too.
-            ("grpc.enable_http_proxy", 0 if _LOOPBACK.match(self.target) else 1),
-        ]
-        self.credentials: grpc.ChannelCredentials | None = None
-        if tls_ca is None and tls_cert is None and tls_key is None:
-            return
-        if tls_ca is None or (tls_cert is None) != (tls_key is None):
-            raise UserError("TLS needs the server's CA, and a client certificate needs its key: --tls-ca, --tls-cert, --tls-key")
-        key, certificate = (read_file(path) if path is not None else None for path in (tls_key, tls_cert))
-        self.credentials = grpc.ssl_channel_credentials(read_file(tls_ca), key, certificate)
-
-
-def _target(server: str | Sequence[str]) -> str:
-    """The one name that gRPC knows a server, or several, by."""
-    if isinstance(server, str) and _TARGET.fullmatch(server):
-        return server
-    servers = server.split(",") if isinstance(server, str) else server
-    if len(servers) == 1 and _TARGET.fullmatch(servers[0]):
-        return servers[0]
-    if len(servers) > 1 and all(_IPV4.fullmatch(each) for each in servers):
-        return "ipv4:" + ",".join(servers)
-    raise UserError(
-        f"server {server!r}: give it as HOST:PORT, such as 127.0.0.1:8001 or [::1]:8001; several servers as a list of IPv4 "
-        "addresses with ports, or as dns:///HOST:PORT, which stands for all addresses of the name"
-    )
-
 
 class _Stubs:
     """The methods of the service on a channel of either kind."""
 
     def __init__(self, channel: Any) -> None:
         def unary(name: str, request: Any, response: Any) -> Any:
-            return channel.unary_unary(f"/convoy.v1.Classifier/{name}", request.SerializeToString, response.FromString)
+            return _unless_closed(
+                channel.unary_unary(f"/convoy.v1.Classifier/{name}", request.SerializeToString, response.FromString)
+            )
 
         self.classify = unary("Classify", pb.ClassifyRequest, pb.ClassifyResponse)
         self.get_model = unary("GetModel", pb.GetModelRequest, pb.GetModelResponse)
         self.list_models = unary("ListModels", pb.ListModelsRequest, pb.ListModelsResponse)
-        self.classify_stream = channel.stream_stream(
-            "/convoy.v1.Classifier/ClassifyStream",
-            pb.ClassifyStreamRequest.SerializeToString,
-            pb.ClassifyStreamResponse.FromString,
+        self.classify_stream = _unless_closed(
+            channel.stream_stream(
+                "/convoy.v1.Classifier/ClassifyStream",
+                pb.ClassifyStreamRequest.SerializeToString,
+                pb.ClassifyStreamResponse.FromString,
+            )
         )
+
+
+def _unless_closed(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method that raises CallFailed once its channel is closed."""
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        try:
+            return method(*arguments, **options)
+        except (ValueError, grpc.aio.UsageError):
+            raise _closed() from None
+
+    return call
+
+
+def _closed() -> CallFailed:
+    return CallFailed("CANCELLED", "the client is closed")
 
 
 class Client:
@@ -137,7 +91,7 @@ class Client:
         self,
         server: str | Sequence[str] = "127.0.0.1:8001",
         *,
-        timeout_seconds: float = 30.0,
+        timeout_seconds: float | None = 30.0,
         tls_ca: Path | None = None,
         tls_cert: Path | None = None,
         tls_key: Path | None = None,
@@ -146,17 +100,17 @@ class Client:
 
         Args:
             server: HOST:PORT; or a list of IPv4 addresses with ports, or dns:///HOST:PORT, of which each address takes its turn.
-            timeout_seconds: the deadline of each call, with all that gRPC tries; a stream has none.
+            timeout_seconds: the deadline of each call, with all that gRPC tries; None for no deadline. A stream has none.
             tls_ca: PEM file of the CA that the server's certificate must come from; turns TLS on.
             tls_cert: PEM file of the client's certificate, for mutual TLS.
             tls_key: PEM file of its private key.
 
         Raises:
-            UserError: not a server's address, or a PEM file cannot be read, or one is missing.
+            UserError: not a server's address, no timeout, or a PEM file is missing or is not what it should be.
         """
-        connection = _Connection(server, tls_ca, tls_cert, tls_key)
+        connection = Connection(server, tls_ca, tls_cert, tls_key)
         self.server = connection.target
-        self._timeout_seconds = timeout_seconds
+        self._timeout_seconds = checked_timeout(timeout_seconds)
         if connection.credentials is None:
             self._channel = grpc.insecure_channel(connection.target, connection.options)
         else:
@@ -191,16 +145,16 @@ class Client:
             version: a version number or an alias; empty for the one served by default.
             top_k: how many labels an image gets; 0 means 5.
             priority: 1 is served first; 0 means the model's default level.
-            timeout_seconds: how long the server may take; 0 leaves it at the client's own deadline.
+            timeout_seconds: how long the server may take, and the call a second more; 0 leaves it at the client's own deadline.
 
         Raises:
-            UserError: a file cannot be read, or an array is not uint8.
+            UserError: a file cannot be read, an array is not uint8, or a field has a value that it cannot have.
             CallFailed: the server refused or failed, or cannot be reached.
         """
         request = classify_request(
             images, model=model, version=version, top_k=top_k, priority=priority, timeout_seconds=timeout_seconds
         )
-        return classification(self._call(self._stubs.classify, request))
+        return classification(self._call(self._stubs.classify, request, timeout_seconds))
 
     def classify_stream(
         self,
@@ -212,11 +166,12 @@ class Client:
         priority: int = 0,
         timeout_seconds: float = 0.0,
         in_flight: int = IN_FLIGHT,
-    ) -> Iterator[tuple[int, Classification | CallFailed]]:
+    ) -> Generator[tuple[int, Classification | CallFailed], None, None]:
         """Classifies any number of requests over one stream: the way to the most answers a second.
 
         Requests are taken as there is room for them, by a thread of the client's. When the stream breaks because its server
-        drains or its connection has reached its age, what is not answered is sent again on a new one.
+        drains or its connection has reached its age, what is not answered is sent again on a new one; for about a second, if
+        nothing is answered meanwhile.
 
         Args:
             requests: the images of each request, as for `classify`.
@@ -237,20 +192,20 @@ class Client:
         fields = {"model": model, "version": version, "top_k": top_k, "priority": priority, "timeout_seconds": timeout_seconds}
         feed = Feed(requests, fields, in_flight)
         try:
-            while True:
-                answered = False
+            while feed.waiting():
                 call = self._stubs.classify_stream(feed.outgoing())
                 try:
                     for response in call:
-                        answered = True
                         number = int(response.id)
                         if feed.answered(number):
                             yield number, outcome(response)
                     break
                 except grpc.RpcError as error:
-                    failed = call_failed(error)
-                    if not answered or failed.code != "UNAVAILABLE":
-                        raise failed from None
+                    refused = feed.too_large(error)
+                    if refused is None:
+                        time.sleep(feed.pause_seconds(error))
+                    elif feed.answered(refused):
+                        yield refused, call_failed(error)
                 finally:
                     call.cancel()
             feed.check()
@@ -258,16 +213,16 @@ class Client:
             feed.close()
 
     def model(self, model: str, version: str = "") -> ModelInfo:
-        """What a served model takes and gives. Raises CallFailed, NOT_FOUND if it is not served."""
-        return model_info(self._call(self._stubs.get_model, pb.GetModelRequest(model=model, version=version)))
+        """What a served model takes and gives. Raises UserError, or CallFailed: NOT_FOUND if it is not served."""
+        return model_info(self._call(self._stubs.get_model, filled(pb.GetModelRequest(), model=model, version=version)))
 
     def models(self) -> list[ModelStatus]:
         """Every version in the server's repository, and how it stands. Raises CallFailed."""
         return model_statuses(self._call(self._stubs.list_models, pb.ListModelsRequest()))
 
-    def _call(self, stub: Any, request: Any) -> Any:
+    def _call(self, stub: Any, request: Any, server_seconds: float = 0.0) -> Any:
         try:
-            return stub(request, timeout=self._timeout_seconds)
+            return stub(request, timeout=deadline_seconds(self._timeout_seconds, server_seconds))
         except grpc.RpcError as error:
             raise call_failed(error) from None
 
@@ -279,19 +234,20 @@ class AsyncClient:
         self,
         server: str | Sequence[str] = "127.0.0.1:8001",
         *,
-        timeout_seconds: float = 30.0,
+        timeout_seconds: float | None = 30.0,
         tls_ca: Path | None = None,
         tls_cert: Path | None = None,
         tls_key: Path | None = None,
     ) -> None:
         """See Client."""
-        connection = _Connection(server, tls_ca, tls_cert, tls_key)
+        connection = Connection(server, tls_ca, tls_cert, tls_key)
         self.server = connection.target
-        self._timeout_seconds = timeout_seconds
+        self._timeout_seconds = checked_timeout(timeout_seconds)
         if connection.credentials is None:
             self._channel = grpc.aio.insecure_channel(connection.target, connection.options)
         else:
             self._channel = grpc.aio.secure_channel(connection.target, connection.credentials, connection.options)
+        self._closed = False
         self._stubs = _Stubs(self._channel)
 
     async def __aenter__(self) -> "AsyncClient":
@@ -302,6 +258,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """See Client."""
+        self._closed = True
         await self._channel.close()
 
     async def classify(
@@ -320,7 +277,7 @@ class AsyncClient:
             request = await asyncio.to_thread(classify_request, images, **fields)
         else:
             request = classify_request(images, **fields)
-        return classification(await self._call(self._stubs.classify, request))
+        return classification(await self._call(self._stubs.classify, request, timeout_seconds))
 
     async def classify_stream(
         self,
@@ -332,26 +289,29 @@ class AsyncClient:
         priority: int = 0,
         timeout_seconds: float = 0.0,
         in_flight: int = IN_FLIGHT,
-    ) -> AsyncIterator[tuple[int, Classification | CallFailed]]:
+    ) -> AsyncGenerator[tuple[int, Classification | CallFailed], None]:
         """See Client; requests are taken by a task."""
         fields = {"model": model, "version": version, "top_k": top_k, "priority": priority, "timeout_seconds": timeout_seconds}
         feed = AsyncFeed(requests, fields, in_flight)
         try:
-            while True:
-                answered = False
+            while await feed.waiting():
                 call = self._stubs.classify_stream()
                 writing = asyncio.create_task(feed.write_to(call))
                 try:
                     async for response in call:
-                        answered = True
                         number = int(response.id)
                         if await feed.answered(number):
                             yield number, outcome(response)
                     break
                 except grpc.aio.AioRpcError as error:
-                    failed = call_failed(error)
-                    if not answered or failed.code != "UNAVAILABLE":
-                        raise failed from None
+                    refused = feed.too_large(error)
+                    if refused is None:
+                        await asyncio.sleep(feed.pause_seconds(error))
+                    elif await feed.answered(refused):
+                        yield refused, call_failed(error)
+                except asyncio.CancelledError:
+                    self._check_open()
+                    raise
                 finally:
                     writing.cancel()
                     call.cancel()
@@ -361,14 +321,23 @@ class AsyncClient:
 
     async def model(self, model: str, version: str = "") -> ModelInfo:
         """See Client."""
-        return model_info(await self._call(self._stubs.get_model, pb.GetModelRequest(model=model, version=version)))
+        return model_info(await self._call(self._stubs.get_model, filled(pb.GetModelRequest(), model=model, version=version)))
 
     async def models(self) -> list[ModelStatus]:
         """See Client."""
         return model_statuses(await self._call(self._stubs.list_models, pb.ListModelsRequest()))
 
-    async def _call(self, stub: Any, request: Any) -> Any:
+    async def _call(self, stub: Any, request: Any, server_seconds: float = 0.0) -> Any:
         try:
-            return await stub(request, timeout=self._timeout_seconds)
+            return await stub(request, timeout=deadline_seconds(self._timeout_seconds, server_seconds))
         except grpc.aio.AioRpcError as error:
             raise call_failed(error) from None
+        except asyncio.CancelledError:
+            self._check_open()
+            raise
+
+    def _check_open(self) -> None:
+        """Raises CallFailed if a call was cancelled because the client was closed, not its task, though gRPC tells it so."""
+        task = asyncio.current_task()
+        if self._closed and (task is None or not task.cancelling()):
+            raise _closed() from None

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import grpc
 from google.protobuf.message import Message
@@ -19,7 +19,13 @@ from service.pb.convoy.v1 import classifier_pb2 as pb
 MAX_MESSAGE_BYTES = 2**31 - 1
 """Protobuf's limit."""
 
-_PNG_MODES = {"1", "L", "LA", "I;16", "P", "RGB", "RGBA"}
+_PNG_MODES = {mode: mode for mode in ("1", "L", "LA", "I;16", "I;16B", "P", "RGB", "RGBA")} | {
+    "La": "LA", "PA": "RGBA", "RGBa": "RGBA",
+}  # fmt: skip
+"""By a picture's mode, the one of PNG that holds all of it; RGB for any other."""
+
+_Request = TypeVar("_Request", pb.ClassifyRequest, pb.GetModelRequest)
+
 _TOO_LARGE = re.compile(r"larger than max \((\d+) vs\. (\d+)\)")
 
 
@@ -132,11 +138,14 @@ class CallFailed(ConvoyError):
     """
 
     def __init__(self, code: str, message: str, field: str = "", retry_after_seconds: float = 0.0) -> None:
-        super().__init__(f"{code}: {message}")
+        super().__init__(code, message, field, retry_after_seconds)  # all that pickle makes it of again
         self.code = code
         self.message = message
         self.field = field
         self.retry_after_seconds = retry_after_seconds
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.message}"
 
 
 def no_server(server: str, error: CallFailed) -> UserError | None:
@@ -151,16 +160,26 @@ def no_server(server: str, error: CallFailed) -> UserError | None:
 
 def classify_request(images: Images, **fields: Any) -> pb.ClassifyRequest:
     """The request; raises UserError for an image or a field that cannot be sent."""
-    items = [_item(image) for image in _each(images)]
-    try:
-        return pb.ClassifyRequest(items=items, **fields)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"a field of the request has a value that it cannot have: {error}") from None
+    request = filled(pb.ClassifyRequest(), **fields)
+    request.items.extend(_item(image) for image in _each(images))
+    return request
+
+
+def filled(request: _Request, **fields: Any) -> _Request:
+    """The request, with these fields set; raises UserError for one that cannot have its value."""
+    for name, value in fields.items():
+        try:
+            setattr(request, name, value)
+        except (TypeError, ValueError):
+            raise UserError(f"{name} {value!r}: a value that it cannot have") from None
+    return request
 
 
 def needs_reading(images: Images) -> bool:
     """Whether to make the request of them reads files or encodes pictures."""
-    return not isinstance(images, Pixels) and not all(isinstance(image, bytes | Pixels) for image in images)
+    if isinstance(images, Pixels) or not isinstance(images, Sequence):
+        return False
+    return not all(isinstance(image, bytes | Pixels) for image in images)
 
 
 def _each(images: Images) -> Iterable[Image]:
@@ -195,11 +214,17 @@ def _item(image: Image) -> pb.Item:
 
 def _png(picture: Picture) -> bytes:
     """Without loss, and quickly; how it is to be turned goes along, as it would in a file."""
+    if picture.mode.startswith(("I", "F")) and picture.mode not in _PNG_MODES:
+        raise UserError(f"PIL images of mode {picture.mode} are not accepted: the range of their pixels is not known")
     buffer = io.BytesIO()
-    exif = picture.getexif()
-    if picture.mode not in _PNG_MODES:
-        picture = picture.convert("RGB")
-    picture.save(buffer, "PNG", compress_level=1, exif=exif)
+    try:
+        exif = picture.getexif()
+        mode = _PNG_MODES.get(picture.mode, "RGB")
+        if picture.mode != mode:
+            picture = picture.convert(mode)
+        picture.save(buffer, "PNG", compress_level=1, exif=exif)
+    except Exception as error:  # noqa: BLE001 - Pillow raises whatever a broken file makes it raise, here where it reads it
+        raise UserError(f"a PIL image cannot be read, or made a PNG of: {error}") from None
     return buffer.getvalue()
 
 
@@ -212,6 +237,8 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         return Path(path).read_bytes()
     except OSError as error:
         raise FileUnreadable(f"{os.fspath(path)}: {error.strerror}") from None
+    except ValueError as error:  # of a name with a zero byte
+        raise FileUnreadable(f"{os.fspath(path)!r}: {error}") from None
 
 
 def classification(response: pb.ClassifyResponse) -> Classification:
@@ -283,14 +310,26 @@ def _fields(message: Message) -> dict[str, Any]:
 _CODES = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
+def too_large_bytes(error: Any) -> int | None:
+    """The size of the request if it is more than the server takes; None if the RPC failed for another reason."""
+    found = _too_large(error)
+    return int(found[1]) if found is not None else None
+
+
+def _too_large(error: Any) -> re.Match[str] | None:
+    return _TOO_LARGE.search(error.details() or "") if error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED else None
+
+
 def call_failed(error: Any) -> CallFailed:
     """What an RPC that failed says, of grpcio's synchronous or asyncio client."""
     if not isinstance(error, grpc.Call | grpc.aio.AioRpcError):
         return CallFailed("UNKNOWN", str(error))
     code, message, field = error.code().name, error.details() or "", ""
-    too_large = _TOO_LARGE.search(message)
-    if too_large is not None and code == "RESOURCE_EXHAUSTED":
+    too_large = _too_large(error)
+    if too_large is not None:
         message = f"the request has {too_large[1]} bytes, and the server takes at most {too_large[2]} (its --max-message-bytes)"
+    elif code == "UNAVAILABLE" and "backend unhealthy" in message:
+        message = "no server serves: those that answer say that they are loading, draining, or have no model"
     trailing = dict(error.trailing_metadata() or ())
     for detail in Status.FromString(trailing.get("grpc-status-details-bin", b"")).details:
         bad_request = BadRequest()

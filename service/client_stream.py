@@ -1,6 +1,8 @@
 """The sending side of the client's streams: requests are taken as there is room, and kept until they are answered.
 
 When a stream breaks, the next one begins with what was sent and not answered. That is safe because to classify twice does no harm.
+A stream is opened when there is something to send on it: one that breaks while it is idle, as by its connection's age, is nobody's
+loss. Streams that break one after the other without an answer are given up soon.
 """
 
 import asyncio
@@ -11,25 +13,32 @@ from typing import Any
 
 import grpc
 
-from service.client_messages import CallFailed, Images, classify_request, needs_reading
+from service.client_messages import CallFailed, Images, call_failed, classify_request, needs_reading, too_large_bytes
 from service.errors import UserError
 from service.pb.convoy.v1 import classifier_pb2 as pb
+
+_PAUSES_SECONDS = (0.0, 0.1, 0.2, 0.4)
+"""Before each stream that follows one without an answer: about as gRPC tries a unary call again."""
+
+_ENDED_WHILE_WRITTEN_TO = "Internal error from Core"
+"""All that gRPC's asyncio client says at times of a stream that the server has ended, instead of why."""
 
 
 class _Window:
     """The requests that are unanswered, by number, and those of them that the current stream has yet to send."""
 
     def __init__(self, most: int) -> None:
-        if most < 1:
-            raise UserError(f"in_flight {most}: a stream needs room for at least 1 request")
+        if not isinstance(most, int) or most < 1:
+            raise UserError(f"in_flight {most!r}: a stream needs room for at least 1 request")
         self._most = most
         self._unanswered: dict[int, pb.ClassifyStreamRequest] = {}
         self._unsent: deque[int] = deque()
         self._taken = 0
         self._exhausted = False
         self._closed = False
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self._streams = 0
+        self._failures = 0  # since there was an answer
 
     @property
     def _room(self) -> bool:
@@ -53,6 +62,32 @@ class _Window:
 
     def _over(self, stream: int) -> bool:
         return self._closed or stream != self._streams
+
+    @property
+    def _settled(self) -> bool:
+        """Whether it is known if another stream is needed."""
+        return bool(self._unanswered) or self._exhausted
+
+    def _remove(self, number: int) -> bool:
+        self._failures = 0
+        return self._unanswered.pop(number, None) is not None
+
+    def too_large(self, error: grpc.RpcError) -> int | None:
+        """The number of the request that was too large for the server, if that is why a stream broke."""
+        size_bytes = too_large_bytes(error)
+        return next((number for number, sent in list(self._unanswered.items()) if sent.ByteSize() == size_bytes), None)
+
+    def pause_seconds(self, error: grpc.RpcError) -> float:
+        """After how long to send again what a stream that broke has not answered. Raises CallFailed if it is not worth it."""
+        failed = call_failed(error)
+        if failed.code not in ("UNAVAILABLE", "CANCELLED") and failed.message != _ENDED_WHILE_WRITTEN_TO:
+            raise failed from None
+        if not self._unanswered:
+            return 0.0
+        self._failures += 1
+        if self._failures > len(_PAUSES_SECONDS):
+            raise failed from None
+        return _PAUSES_SECONDS[self._failures - 1]
 
     def check(self) -> None:
         """To be called when a stream has ended well: raises what ended the requests early, or what the server left out."""
@@ -80,12 +115,18 @@ class Feed(_Window):
                         return
                     self._add(request)
                     self._changed.notify_all()
-        except Exception as error:  # noqa: BLE001 - raised to whoever takes the answers, when those that are due have come
+        except BaseException as error:  # noqa: BLE001 - raised to whoever takes the answers, when those that are due have come
             self._error = error
         finally:
             with self._changed:
                 self._exhausted = True
                 self._changed.notify_all()
+
+    def waiting(self) -> bool:
+        """Whether there is something to send on a new stream, as soon as that is known; False at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._settled)
+            return bool(self._unanswered)
 
     def outgoing(self) -> Iterator[pb.ClassifyStreamRequest]:
         """The messages of a new stream."""
@@ -106,7 +147,7 @@ class Feed(_Window):
     def answered(self, number: int) -> bool:
         """A request is answered; False if it was before."""
         with self._changed:
-            known = self._unanswered.pop(number, None) is not None
+            known = self._remove(number)
             self._changed.notify_all()
         return known
 
@@ -136,11 +177,19 @@ class AsyncFeed(_Window):
                     await self._changed.wait_for(lambda: self._room)
                     self._add(request)
                     self._changed.notify_all()
-        except Exception as error:  # noqa: BLE001 - as in Feed
+        except BaseException as error:
+            if self._closed and isinstance(error, asyncio.CancelledError):
+                raise
             self._error = error
         async with self._changed:
             self._exhausted = True
             self._changed.notify_all()
+
+    async def waiting(self) -> bool:
+        """See Feed."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._settled)
+            return bool(self._unanswered)
 
     async def write_to(self, call: Any) -> None:
         """Sends the messages of a new stream."""
@@ -162,7 +211,7 @@ class AsyncFeed(_Window):
     async def answered(self, number: int) -> bool:
         """A request is answered; False if it was before."""
         async with self._changed:
-            known = self._unanswered.pop(number, None) is not None
+            known = self._remove(number)
             self._changed.notify_all()
         return known
 

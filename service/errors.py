@@ -4,6 +4,17 @@ Each edge translates this tree once: `rpc/status.py` to gRPC statuses, `cli.py` 
 are written for the reader at that edge: they say what is wrong and what is accepted, and hold no path of the server's, no trace.
 """
 
+import re
+
+_FROM = re.compile(r"/\S+\.(?:cc|h):\d+ .*?\) ")
+"""The place in ONNX Runtime's source, and the whole signature there, that come before what its errors say."""
+
+
+def first_line(error: Exception) -> str:
+    """What an error of a library says is wrong, in a line of at most 300 characters."""
+    lines = _FROM.sub("", str(error).strip()).splitlines()
+    return lines[0][:300] if lines else type(error).__name__
+
 
 class ConvoyError(Exception):
     """Base of every error that Convoy raises on purpose."""

@@ -53,11 +53,15 @@ def _of_model(repository: Path, name: str, policies: Path | None) -> int:
         versions = version_numbers(repository, name)
     except OSError:
         versions = []  # as above
+    item_bytes = 0
     for version in reversed(versions):
+        path = model_path(repository, name, version)
         try:
-            contract = Contract.of_file(model_path(repository, name, version))
+            if not path.is_file():  # what cannot be read to its end would hold up the start
+                continue
+            contract = Contract.of_file(path)
         except (ConvoyError, OSError):
             continue
-        if contract is not None:
-            return largest_request_bytes(policy, contract.input.size_bytes)
-    return largest_request_bytes(policy, 0)
+        item_bytes = contract.input.size_bytes if contract is not None else 0
+        break
+    return largest_request_bytes(policy, item_bytes)

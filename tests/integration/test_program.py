@@ -121,6 +121,22 @@ def test_while_draining_liveness_holds_health_says_not_serving_and_new_requests_
     assert server.process.wait(30) == 0
 
 
+def test_what_is_not_finished_in_time_holds_nobody_up(tmp_path: Path, spawn: Spawn, slow_file: Path) -> None:
+    put(slow_file, tmp_path / "models", "slow", 1)
+    (tmp_path / "models" / "slow" / "serving.toml").write_text("max_batch_size = 1\n")
+    server = spawn(tmp_path / "models", "--drain-seconds", "0.1")
+    tensor = {"name": "image", "datatype": "UINT8", "shape": [200, 2, 2, 1], "data": [0] * 800}
+    connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=60)
+    connection.request("POST", "/v2/models/slow/infer", json.dumps({"inputs": [tensor]}))
+    running = f"http://127.0.0.1:{server.http_port}/metrics"
+    deadline = time.monotonic() + 30
+    while b'convoy_inflight_requests{model="slow"} 1.0' not in urllib.request.urlopen(running, timeout=10).read():
+        assert time.monotonic() < deadline
+    assert server.terminate() == 0
+    assert "some requests were not finished within 0.1 s and are cancelled" in server.log.read_text()
+    connection.close()
+
+
 def test_a_server_that_is_loading_leaves_when_it_is_told_to(repository: Path, model_file: Path, tmp_path: Path) -> None:
     put(model_file, repository, "slow", 1)
     os.mkfifo(repository / "slow" / "labels.txt")  # whoever reads it waits
@@ -268,6 +284,14 @@ def test_classify_prints_for_people_and_for_programs(repository: Path, spawn: Sp
     assert [line["image"] for line in lines] == [str(file) for file in files]
     assert all(line["version"] == "1" and len(line["predictions"]) == 5 for line in lines)
 
+    (repository / "digits" / "serving.toml").write_text("max_request_items = 2\n")
+    small = f"127.0.0.1:{spawn(repository).grpc_port}"
+    assert convoy("classify", *files, "--model", "digits", "--json", "--server", small).stdout == as_json.stdout
+
+    ask = f'exec "$0" -m service.cli classify {files[0]} --model digits --server {server} >&-'
+    to_nobody = subprocess.run(["sh", "-c", ask, sys.executable], capture_output=True, text=True, timeout=60, check=False)
+    assert (to_nobody.returncode, to_nobody.stderr) == (0, "")
+
     text, empty = tmp_path / "text.png", tmp_path / "empty.png"
     text.write_text("not a picture")
     empty.write_bytes(b"")
@@ -375,7 +399,9 @@ def test_names_that_no_file_can_have_are_no_tracebacks(tmp_path: Path) -> None:
         ["inspect", name],
         ["serve", name],
     ):
-        assert "File name too long" in one_line(convoy(*command)), command
+        said = one_line(convoy(*command))
+        # For Python 3.14 what no file can be called just does not exist.
+        assert "File name too long" in said or (sys.version_info >= (3, 14) and name in said), command
 
 
 def test_ctrl_c_while_training_leaves_a_checkpoint(tmp_path: Path, digits: Dataset) -> None:
@@ -445,8 +471,9 @@ def test_tls_from_the_command_line(repository: Path, spawn: Spawn, digits: Datas
     assert convoy(*ask, *own).returncode == 0
     for missing in ([], own[:2]):
         assert one_line(convoy(*ask, *missing))
-    with pytest.raises(urllib.error.HTTPError, match="404"):  # nobody gets in by HTTP either
+    with pytest.raises(urllib.error.HTTPError, match="404") as refused:  # nobody gets in by HTTP either
         urllib.request.urlopen(f"http://127.0.0.1:{server.http_port}/v2/models/digits", timeout=30)
+    refused.value.close()
     renewed = trustme.CA()
     for path, blob in zip((key, pem), (renewed.issue_cert("127.0.0.1").private_key_pem, renewed.cert_pem), strict=True):
         blob.write_to_path(path)

@@ -6,13 +6,16 @@ import socket
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from export.data import Dataset
+from service.client import CallFailed, Client
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from tests.conftest import ServerProcess, Spawn
 from tests.integration.test_classify import classify_on
@@ -80,7 +83,7 @@ def test_a_rolling_restart_of_two_servers_fails_no_request(repository: Path, spa
     outcomes: Counter[str] = Counter()
     stop = threading.Event()
     target = "ipv4:" + ",".join(f"127.0.0.1:{port}" for port in ports)
-    with grpc.insecure_channel(target, CHANNEL) as channel:
+    with grpc.insecure_channel(target, CHANNEL) as channel, Client(target) as own:
         classify = classify_on(channel)
 
         def load() -> None:
@@ -89,7 +92,28 @@ def test_a_rolling_restart_of_two_servers_fails_no_request(repository: Path, spa
                 outcomes[f"{future.code().name} {future.details()}"] += 1
                 time.sleep(0.002)
 
-        clients = [threading.Thread(target=load) for _ in range(4)]
+        def own_load() -> None:
+            while not stop.is_set():
+                try:
+                    own.classify([digits.test.pixels[0]], "digits")
+                except CallFailed as error:
+                    outcomes[str(error)] += 1
+                time.sleep(0.002)
+
+        def own_stream() -> None:
+            def requests() -> Iterator[list[np.ndarray]]:
+                while not stop.is_set():
+                    yield [digits.test.pixels[0]]
+                    time.sleep(0.002)
+
+            try:
+                for _, answer in own.classify_stream(requests(), "digits"):
+                    if isinstance(answer, CallFailed):
+                        outcomes[str(answer)] += 1
+            except CallFailed as error:
+                outcomes[str(error)] += 1
+
+        clients = [threading.Thread(target=each) for each in (load, load, load, load, own_load, own_stream)]
         grpc.channel_ready_future(channel).result(20)
         for client in clients:
             client.start()

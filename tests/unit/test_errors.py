@@ -22,3 +22,11 @@ def test_what_was_not_raised_on_purpose_does_not_show_its_text() -> None:
     assert status.code is grpc.StatusCode.INTERNAL
     assert "secret" not in status.message
     assert status.trailing == ()
+
+
+def test_however_long_a_message_is_it_fits_into_the_trailers() -> None:
+    for text in ("served are: " + 9999 * "model, ", 9999 * "\u00fc"):
+        status = status_of(errors.InvalidRequest(text, "inputs"))
+        assert len(status.message.encode()) < 1010
+        assert sum(len(value) for _, value in status.trailing) < 2500
+        assert status.message[:50] == text[:50]
