@@ -144,6 +144,18 @@ def test_figures_of_few_and_many_classes(classes: int, tmp_path: Path) -> None:
         assert len(picture.convert("L").getcolors() or []) > 10, "something is drawn"
 
 
+def test_labels_that_are_cut_can_be_told_apart() -> None:
+    given = {
+        "exactly-twenty-chars": "exactly-twenty-chars",
+        "Chesapeake-Bay-retriever dog": "Chesapeake…iever dog",
+        "Chesapeake-Bay-retriever cat": "Chesapeake…iever cat",
+        30 * "a": "aaaaaaaaaa…aaaaaaaaa (3)",
+        31 * "a": "aaaaaaaaaa…aaaaaaaaa (4)",
+        "日本語のとても長いラベルの名前": "日本語のと…ルの名前",
+    }
+    assert figures._shortened(list(given), 20) == list(given.values())
+
+
 def test_without_a_mistake_there_is_no_picture_of_them(tmp_path: Path) -> None:
     part = data.Part(np.empty((0, 1, 1, 1), np.uint8), np.array([0, 1]), lambda index: b"")
     names = figures.draw(scores([0, 1], [0, 1]), part, InputSpec(height=1, width=1, channels=1), tmp_path)

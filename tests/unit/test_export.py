@@ -1,5 +1,6 @@
 """The parts of the export stage, on small real work."""
 
+import importlib.metadata
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ def test_the_exported_file_is_the_network_with_its_contract(run: Path, model_fil
     assert contract.training.epochs == checkpoint.epoch
     assert contract.training.accuracy == pytest.approx((found.argmax(1) == digits.test.labels).mean())
     assert contract.training.accuracy_interval is not None
-    assert contract.training.versions["torch"] == torch.__version__
+    assert contract.training.versions["torch"] == importlib.metadata.version("torch")
     assert len(contract.golden) == 4
     assert {sample.tolerance["cpu"] for sample in contract.golden} == {1e-4}
     graph = onnx.load(model_file, load_external_data=False).graph

@@ -110,12 +110,24 @@ def test_versions_are_folders_named_by_positive_integers(tmp_path: Path) -> None
 
 
 def test_model_files_in_other_places_are_found(tmp_path: Path) -> None:
-    wrong = ["a/model.onnx", "a/v1/model.onnx", "b/1/resnet.onnx", "bad name/1/model.onnx", "net.onnx"]
+    wrong = {
+        "a/2/model.onnx": "a link to what is not there",
+        "a/model.onnx": "wanted is <model>/<version>/model.onnx",
+        "a/v1/model.onnx": "'v1' is no version",
+        "b/1/resnet.onnx": "wanted is <model>/<version>/model.onnx",
+        "bad name/1/model.onnx": "a name starts with a letter or digit",
+        "liveness/1/model.onnx": "is taken",
+        "net.onnx": "wanted is <model>/<version>/model.onnx",
+    }
     right = ["a/1/model.onnx", "a/1/beside.onnx", "a/.export-1/model.onnx", ".hidden/1/model.onnx", "a/1/deep/er/model.onnx"]
     for name in (*wrong, *right):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert [str(path) for path in misplaced(tmp_path)] == wrong
+    (tmp_path / "a/2/model.onnx").unlink()
+    (tmp_path / "a/2/model.onnx").symlink_to("nowhere")
+    found = {str(path): reason for path, reason in misplaced(tmp_path)}
+    assert list(found) == list(wrong)
+    assert [reason for name, reason in found.items() if wrong[name] not in reason] == []
 
 
 @pytest.mark.parametrize("name", ["", "liveness", "../up", "a/b", ".hidden", "x" * 65, "ünicode", "a b"])
