@@ -72,7 +72,9 @@ def photo(encoded: bytes, max_pixels: int) -> NDArray[np.uint8]:
 
 def convolve(images: NDArray[np.float32]) -> NDArray[np.float32]:
     """The Laplacian of float32[1,H,W,1], of the same shape: outside the picture there are zeros."""
-    return np.asarray(signal.correlate2d(images[0, :, :, 0], LAPLACIAN, mode="same"), np.float32)[np.newaxis, :, :, np.newaxis]
+    # Not in float32, of which what is flat would keep something.
+    image = images[0, :, :, 0].astype(np.float64)
+    return np.asarray(signal.correlate2d(image, LAPLACIAN, mode="same"), np.float32)[np.newaxis, :, :, np.newaxis]
 
 
 def max_pool(images: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -45,7 +45,7 @@ def plot(history: Sequence[Epoch], path: Path) -> None:
     accuracy.set(title="Accuracy", xlabel="epoch", ylabel="percent")
     rate.set(title="Learning rate at the end of the epoch", xlabel="epoch")
     for axes in (loss, accuracy, rate):
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axes.grid(alpha=0.3)
     loss.legend()
     accuracy.legend()

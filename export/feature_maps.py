@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib import colormaps
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 SHOWN_MAPS = 64
 SHOWN_BARS = 128
@@ -26,7 +26,6 @@ _LINE_VALUES = 960
 _LINES = 64
 _HIGHEST_SHARE = 99.8  # percent of the values that the colours tell apart: a lone spike leaves something of the rest
 _BARS = (960, 240)
-_FONT_PIXELS = 24
 SHOWN_VALUES = _LINES * _LINE_VALUES
 _ABOVE, _BELOW, _LINE = (213, 94, 0, 255), (0, 114, 178, 255), (128, 128, 128, 255)  # of Okabe and Ito's palette, but for the gray
 
@@ -126,13 +125,12 @@ def strip(values: NDArray[np.floating], scale: Scale) -> bytes:
     return png(_palette(lines, scale))
 
 
-def bars(values: NDArray[np.floating], labels: tuple[str, ...] = ()) -> bytes:
-    """A short vector as PNG: a bar a value, up and orange above zero, down and blue below; labels where there is room for them."""
+def bars(values: NDArray[np.floating]) -> bytes:
+    """A short vector as PNG: a bar a value, up and orange above zero, down and blue below."""
     largest = float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
     values = np.nan_to_num(values, posinf=largest, neginf=-largest)
     width, height = _BARS
-    font, below = _font(labels, 0.96 * width / len(values))
-    image = Image.new("RGBA", (width, height + below))
+    image = Image.new("RGBA", _BARS)
     draw = ImageDraw.Draw(image)
     low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
     span = (high - low) or 1.0
@@ -143,9 +141,6 @@ def bars(values: NDArray[np.floating], labels: tuple[str, ...] = ()) -> bytes:
         left, right = round(index * step + 0.15 * step), max(round(index * step + 0.15 * step), round((index + 0.85) * step) - 1)
         draw.rectangle((left, min(zero, end), right, max(zero, end)), fill=_ABOVE if value >= 0 else _BELOW)
     draw.line((0, zero, width, zero), fill=_LINE)
-    if font is not None:
-        for index, label in enumerate(labels):
-            draw.text(((index + 0.5) * step, height + below - 2), label, _LINE, font, anchor="mb")
     return png(image)
 
 
@@ -162,15 +157,6 @@ def overlay(pixels: NDArray[np.uint8], heat: NDArray[np.floating]) -> bytes:
     colour = np.where(smooth > 0, np.array([215, 25, 28], np.float32), np.array([30, 90, 200], np.float32))
     mixed = ground + (colour - ground) * 0.75 * np.abs(smooth)
     return png(Image.fromarray(np.rint(mixed).astype(np.uint8)))
-
-
-def _font(labels: tuple[str, ...], room: float) -> tuple[ImageFont.FreeTypeFont | ImageFont.ImageFont | None, int]:
-    """The largest legible font in which every label has room, and the height of a line of it; none if there is none."""
-    for size in range(_FONT_PIXELS, _FONT_PIXELS // 2, -1) if labels else ():
-        font = ImageFont.load_default(size)
-        if max(font.getlength(label) for label in labels) <= room:
-            return font, round(1.6 * size)
-    return None, 0
 
 
 def _tile(values: NDArray[np.floating], scale: Scale, side: int) -> NDArray[np.uint8]:

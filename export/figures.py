@@ -4,8 +4,9 @@ Drawn with matplotlib's objects, never its global state; colours can be told apa
 """
 
 import math
-import textwrap
+import unicodedata
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,7 @@ def draw_confusion(scores: Scores, path: Path) -> None:
     classes = len(scores.labels)
     counts = scores.confusion
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    names = [_short(label) for label in scores.labels]
+    names = _shortened(scores.labels, 20)
     numbered, named = classes <= _NUMBERED_CLASSES, classes <= _NAMED_CLASSES
     side = min(max(4.0, 2.2 + 0.52 * classes), 15.0)
     figure = Figure(figsize=(side + 1.2, side), layout="constrained")
@@ -79,7 +80,7 @@ def draw_reliability(scores: Scores, path: Path) -> None:
 
     The whiskers are 95 % confidence intervals: a bin of a few pictures says little.
     """
-    figure = Figure(figsize=(5.4, 6.4), layout="constrained")
+    figure = Figure(figsize=(5.4, 7.0), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     upper.plot([0, 1], [0, 1], color=_GRAY, linestyle=":", label="perfectly calibrated")
     if scores.temperature != 1.0:
@@ -104,7 +105,7 @@ def draw_reliability(scores: Scores, path: Path) -> None:
     lower.set(xlabel="confidence of the answer", ylabel="pictures", xlim=(0, 1), ylim=(0.7, None))
     upper.set(ylabel="fraction of them right", ylim=(-0.02, 1.02))
     upper.set_title(f"Are the answers as right as they are sure? ({scores.items:,} pictures)", loc="left", fontsize=11)
-    upper.legend(loc="lower right")
+    figure.legend(loc="outside lower center")  # within the axes there is no place that no point could have
     for axes in (upper, lower):
         axes.grid(alpha=0.3)
         axes.set_axisbelow(True)
@@ -114,6 +115,7 @@ def draw_reliability(scores: Scores, path: Path) -> None:
 def draw_mistakes(scores: Scores, part: Part, spec: InputSpec, path: Path) -> None:
     """The most confident mistakes as a PNG: the pictures as the network sees them, with true label, answer and confidence."""
     chosen = scores.mistakes(_MISTAKES)
+    names = _shortened(scores.labels, 14)
     columns = min(len(chosen), math.ceil(math.sqrt(1.5 * len(chosen))))
     rows = math.ceil(len(chosen) / columns)
     figure = Figure(figsize=(max(1.9 * columns, 2.4), 2.35 * rows + 0.5), layout="constrained")
@@ -123,7 +125,7 @@ def draw_mistakes(scores: Scores, part: Part, spec: InputSpec, path: Path) -> No
     for axes, index in zip(grid.flat, chosen, strict=False):
         picture = decode(part.encoded(int(index)), spec, _MAX_PIXELS)
         axes.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        true, answer = _short(scores.labels[scores.truth[index]], 16), _short(scores.labels[scores.answers[index]], 16)
+        true, answer = names[scores.truth[index]], names[scores.answers[index]]
         axes.set_title(f"{answer} ({scores.confidence[index]:.1%})\ntruth: {true}", fontsize=9, parse_math=False)
     wrong = scores.items - scores.correct
     if wrong > len(chosen):
@@ -134,10 +136,19 @@ def draw_mistakes(scores: Scores, part: Part, spec: InputSpec, path: Path) -> No
     _save(figure, path)
 
 
-def _short(label: str, most: int = 20) -> str:
-    return (
-        textwrap.shorten(label, most, placeholder="…") if len(label.split()) > 1 else label[: most - 1] + "…" * (len(label) >= most)
-    )
+def _shortened(labels: Sequence[str], most: int) -> list[str]:
+    """Labels of at most `most` letters, wide ones counted twice: of others the middle is left out.
+
+    Those that this makes alike are told apart by the numbers of their classes.
+    """
+    cut = [_cut(label, most) for label in labels]
+    return [f"{label} ({index})" if cut.count(label) > 1 else label for index, label in enumerate(cut)]
+
+
+def _cut(label: str, most: int) -> str:
+    if any(unicodedata.east_asian_width(letter) in "WF" for letter in label):
+        most //= 2
+    return label if len(label) <= most else f"{label[: most // 2]}…{label[-((most - 1) // 2) :]}"
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -19,7 +19,7 @@ from onnx import TensorProto, inliner
 
 from export.naming import layer_name
 from service.contract import METADATA_KEY, Contract
-from service.errors import InvalidModel, UserError
+from service.errors import InvalidModel, UserError, first_line
 
 Shape = tuple[int | str, ...]
 
@@ -133,13 +133,18 @@ def layers(model: onnx.ModelProto, ours: bool) -> list[Layer]:
     return list(_Walk(pictures[1], _NORMALISATION if ours else ()).layers(shown.graph, bound.graph))
 
 
+_INVALID = (
+    DecodeError, ValueError, IndexError, RuntimeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError
+)  # fmt: skip
+"""What comes of a file that is no ONNX model, or one whose nodes lack inputs."""
+
+
 @contextmanager
 def _valid(path: Path) -> Iterator[None]:
     try:
         yield
-    except (DecodeError, ValueError, RuntimeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path}: not a valid ONNX model ({reason})") from None
+    except _INVALID as error:
+        raise UserError(f"{path}: not a valid ONNX model ({first_line(error)})") from None
 
 
 def _external(model: onnx.ModelProto) -> tuple[str, ...]:

@@ -48,6 +48,8 @@ def title(stop: Stop) -> str:
         return "Temperature"
     if {"Sub", "Div"} <= operators:
         return "Normalisation"
+    if _against_zero(stop):
+        return "A score for each class"
     if stop.last.op_type in ("Reshape", "Flatten") and stop.value.ndim != 2:
         return "Another shape"
     if stop.last.op_type in ("ReduceMean", "ReduceMax") and stop.inputs and stop.inputs[0].ndim != 4:
@@ -86,6 +88,11 @@ def explain(stop: Stop, first: bool) -> str:
         return f"Of every map only its {what} stays: how much there is of a thing counts, and no longer where it is."
     if operator in ("Flatten", "Reshape"):
         return f"The same {stop.value.size:,} values, laid out in another shape. Nothing is computed."
+    if _against_zero(stop):
+        return (
+            "The network gives one score, z. It becomes the second class's, and the first gets 0: the softmax of the two gives the "
+            "second class 1 / (1 + exp(-z)), the sigmoid of z."
+        )
     if operator in _ARITHMETIC:
         return _arithmetic(stop)
     if operator == "Relu" and stop.inputs:
@@ -98,6 +105,11 @@ def explain(stop: Stop, first: bool) -> str:
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:
     """A node's attributes by name."""
     return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def _against_zero(stop: Stop) -> bool:
+    """Whether the step makes two scores of a sigmoid's one."""
+    return stop.last.op_type == "Pad" and stop.value.shape[1:] == (2,) and bool(stop.inputs) and stop.inputs[0].shape[1:] == (1,)
 
 
 def _convolution(stop: Stop, first: bool) -> str:
@@ -138,8 +150,8 @@ def _arithmetic(stop: Stop) -> str:
         return f"{_ARITHMETIC[stop.last.op_type][0]} value by value: two layers meet."
     if {"Sub", "Div"} <= set(operators):
         return (
-            "The mean of the training pictures is subtracted, and the rest divided by their standard deviation: what the network "
-            "takes is near 0, however light the picture."
+            "The mean of the training pictures is subtracted, and the rest divided by their standard deviation, so that over all "
+            "of them the values lie around 0, with a deviation of 1."
         )
     words = " and ".join(_ARITHMETIC[operator][0].lower() for operator in operators if operator in _ARITHMETIC)
     with_what = {"added": "to", "subtracted": "from", "multiplied": "with", "divided": "by"}

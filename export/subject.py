@@ -18,9 +18,9 @@ from onnx import TensorProto
 from export import inspection
 from export.scaling import Scaling, scaled
 from service.contract import INPUT_NAME, LOGITS_NAME, InputSpec
-from service.errors import UserError
+from service.errors import InvalidModel, UserError, first_line
 from service.model import OpenGraph, cpu_budget
-from service.repository_layout import LABELS_FILE, MODEL_FILE
+from service.repository_layout import LABELS_FILE, MODEL_FILE, read_labels
 
 if TYPE_CHECKING:
     from export.checkpoint import Checkpoint
@@ -159,7 +159,7 @@ def _with_weights(path: Path, model: onnx.ModelProto) -> onnx.ModelProto:
     try:
         onnx.load_external_data_for_model(model, str(path.parent))
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
-        raise UserError(f"{path}: its weights, which are outside the file, cannot be read ({_first_line(error)})") from None
+        raise UserError(f"{path}: its weights, which are outside the file, cannot be read ({first_line(error)})") from None
     if model.ByteSize() >= 1 << 31:
         raise UserError(f"{path}: models of 2 GiB and more cannot be walked through")
     return model
@@ -200,13 +200,10 @@ def _foreign(path: Path, model: onnx.ModelProto, scaling: Scaling) -> Subject:
 def _labels(path: Path) -> tuple[str, ...]:
     """The lines of `labels.txt` beside the file, or where a repository has it: beside the folder of the version."""
     for folder in (path.parent, path.parent.parent):
-        if (file := folder / LABELS_FILE).is_file():
-            try:
-                return tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
-            except (OSError, UnicodeDecodeError) as error:
-                raise UserError(f"{file}: {_first_line(error)}") from None
+        try:
+            labels = read_labels(folder / LABELS_FILE)
+        except InvalidModel as error:
+            raise UserError(f"{folder}: {error}") from None
+        if labels is not None:
+            return labels
     return ()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

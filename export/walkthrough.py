@@ -12,7 +12,7 @@ from export.feature_maps import SHOWN_MAPS, Scale
 from export.operators import attributes, explain, title
 from export.probe import QUANTISATION, Probe, Stop
 from export.subject import Answers, Subject
-from export.walkthrough_page import Bar, Example, Figure, Page, Section, Step, curve, number, percent, rows
+from export.walkthrough_page import Bar, Example, Figure, Page, Section, Step, curve, number, percent, sum_of_products
 from service.contract import LOGITS_NAME
 from service.errors import UserError
 from service.model import cpu_budget
@@ -21,6 +21,7 @@ Progress = Callable[[str, int, int], None]
 """Called with: what is being done, how much of it is done, and of how much; 0 of 0 if nobody counts."""
 
 _SHOWN_ANSWERS = 5
+_NAMED_BARS = 25
 _EXAMPLE_PRODUCTS = 27
 _COLOURS = ("red", "green", "blue")
 _OVERLAY = "Laid over the picture: red spoke for the answer, blue against it."
@@ -116,13 +117,27 @@ def _step(stop: Stop, before: int, first: bool, labels: tuple[str, ...]) -> Step
         told = {1: "red adds, blue subtracts, white does nothing", 3: "gray does nothing"}.get(channels, "means over the channels")
         which = f"The first {SHOWN_MAPS} of its {count}" if count > SHOWN_MAPS else f"Its {count}"
         figures.append(Figure(f"{name} filters", feature_maps.filters(stop.weights), f"{which} filters: {told}."))
-    figures.append(_figure(stop.value, name, labels))
+    bars = _bars(stop.value, labels)
+    if not bars:
+        figures.append(_figure(stop.value, name))
     example = _worked_out(stop) if filters else None
-    return Step(title(stop), stop.name, stop.operator, explain(stop, first), stop.value, figures, stop.parameters, example)
+    return Step(title(stop), stop.name, stop.operator, explain(stop, first), stop.value, figures, stop.parameters, example, bars)
 
 
-def _figure(value: NDArray[np.float32], name: str, labels: tuple[str, ...]) -> Figure:
-    """The picture that suits a value [1, ...] of this shape; with a value for each label it is labelled."""
+def _bars(value: NDArray[np.float32], labels: tuple[str, ...]) -> list[Bar]:
+    """A bar for each class, if there is a value for each and they are few; else none."""
+    if value.size != len(labels) or len(labels) > _NAMED_BARS:
+        return []
+    values = np.nan_to_num(value.reshape(-1).astype(np.float64))
+    largest, top = float(np.abs(values).max()) or 1.0, int(values.argmax())
+    return [
+        Bar(label, each / largest, number(each), index == top)
+        for index, (label, each) in enumerate(zip(labels, values.tolist(), strict=True))
+    ]
+
+
+def _figure(value: NDArray[np.float32], name: str) -> Figure:
+    """The picture that suits a value [1, ...] of this shape."""
     scale = Scale.of(value)
     item = value[0] if value.ndim > 1 else value
     item = item.reshape(item.shape[0]) if item.ndim == 3 and item.shape[1:] == (1, 1) else item
@@ -135,9 +150,8 @@ def _figure(value: NDArray[np.float32], name: str, labels: tuple[str, ...]) -> F
         which = "All" if shown == item.size else f"The first {shown:,} of"
         return Figure(name, feature_maps.strip(item, scale), f"{which} {item.size:,} values, line by line.", scale)
     if item.ndim < 2:
-        named = labels if item.size == len(labels) else ()
         below = "; below the line is negative" if (item < 0).any() else ""
-        return Figure(name, feature_maps.bars(item.reshape(-1), named), f"A bar for each {'class' if named else 'value'}{below}.")
+        return Figure(name, feature_maps.bars(item.reshape(-1)), f"A bar for each value{below}.")
     return Figure(name, feature_maps.maps(item.reshape(1, item.shape[0], -1), scale), "A row for each of its rows.", scale)
 
 
@@ -161,14 +175,15 @@ def _worked_out(stop: Stop) -> Example | None:
     if not np.isclose(result, stop.value[0, which, row, column], rtol=1e-2, atol=1e-2):
         return None
     colours = _COLOURS if len(patch) == 3 else ("",) * len(patch)
-    lines = [
-        [(f"{'+ ' if at else ''}{colour}", rows(values)), ("times", rows(weights[which, at]))]
-        for at, (colour, values) in enumerate(zip(colours, patch, strict=True))
-    ]
-    return Example(
-        f"The strongest value: filter {which + 1}, row {row}, column {column}. What lies there, times the filter, added up.",
-        lines, (f"+ bias {number(bias)} " if bias else "") + f"= {number(result)}",
-    )  # fmt: skip
+    return sum_of_products(
+        f"The strongest value: filter {which}, row {row}, column {column}, all counted from 0. What lies there, times the filter, "
+        "added up.",
+        [
+            (f"{'+ ' if at else ''}{colour}", values, weights[which, at])
+            for at, (colour, values) in enumerate(zip(colours, patch, strict=True))
+        ],
+        bias,
+    )
 
 
 def _mattered(

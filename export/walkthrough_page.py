@@ -21,6 +21,7 @@ from service.errors import UserError
 PAGE = "index.html"
 
 _VALUES = 8
+_DECIMALS, _MOST_DECIMALS = 4, 8
 _GRADIENT_STOPS = 9
 
 
@@ -54,6 +55,16 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Bar:
+    """A named share of the whole, from 0 to 1, or less than 0 of what is negative."""
+
+    name: str
+    share: float
+    text: str
+    strong: bool = False
+
+
+@dataclass(frozen=True)
 class Step:
     """One stop: what happens, and what came of it."""
 
@@ -65,6 +76,7 @@ class Step:
     figures: list[Figure]
     parameters: int = 0
     example: Example | None = None
+    bars: list[Bar] = field(default_factory=list)
 
     @property
     def shape(self) -> str:
@@ -80,16 +92,6 @@ class Step:
     def span(self) -> str:
         """The lowest and the highest value."""
         return f"{number(self.value.min())} to {number(self.value.max())}"
-
-
-@dataclass(frozen=True)
-class Bar:
-    """A named share of the whole, from 0 to 1."""
-
-    name: str
-    share: float
-    text: str
-    strong: bool = False
 
 
 @dataclass(frozen=True)
@@ -186,9 +188,32 @@ def percent(share: float) -> str:
     return f"{share:.2%}" if share >= 0.0001 else "< 0.01%"
 
 
-def rows(values: NDArray[np.generic]) -> list[list[str]]:
+def rows(values: NDArray[np.generic], decimals: int = _DECIMALS) -> list[list[str]]:
     """A small matrix as text."""
-    return [[f"{value:.2f}".replace("-0.00", "0.00") if value % 1 else f"{value:.0f}" for value in row] for row in values.tolist()]
+    return [
+        [f"{round(value, decimals) + 0.0:.{decimals}f}" if value % 1 else f"{value:.0f}" for value in row]
+        for row in values.tolist()
+    ]
+
+
+def sum_of_products(words: str, factors: Sequence[tuple[str, NDArray[np.floating], NDArray[np.floating]]], bias: float) -> Example:
+    """A sum of products and a bias, worked out: in so many decimals that who adds up what is printed gets what is printed.
+
+    Args:
+        words: what is worked out.
+        factors: pairs of matrices of one shape, each after what stands before it.
+        bias: is added; nothing is said of 0.
+    """
+    exact = sum(float((one.astype(np.float64) * other.astype(np.float64)).sum()) for _, one, other in factors) + bias
+    places = min(max(0, 2 - math.floor(math.log10(abs(exact)))), _MOST_DECIMALS) if exact else 0
+    result = f"{exact:.{places}f}"
+    for decimals in range(2, _MOST_DECIMALS + 1):
+        tables = [(rows(one, decimals), rows(other, decimals)) for _, one, other in factors]
+        printed = sum(float((np.array(one, float) * np.array(other, float)).sum()) for one, other in tables) + float(number(bias))
+        if f"{printed:.{places}f}" == result:
+            break
+    lines = [[(before, one), ("times", other)] for (before, *_), (one, other) in zip(factors, tables, strict=True)]
+    return Example(words, lines, (f"+ bias {number(bias)} " if bias else "") + f"= {result}")
 
 
 def curve(rates: NDArray[np.float64], losses: NDArray[np.float64], rate: float, before: float, after: float) -> Curve:
