@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import waitress
+import waitress.channel
+import waitress.task
 from prometheus_client import CollectorRegistry, Histogram, make_wsgi_app
 from werkzeug.exceptions import HTTPException, NotFound
 from werkzeug.routing import Map, Rule
@@ -78,6 +79,26 @@ def _refusal(status: int, why: str) -> Response:
     return Response(json.dumps({"error": why}), status, mimetype="application/json")
 
 
+class _Refusal(waitress.task.ErrorTask):  # type: ignore[misc]
+    """Tells what waitress refuses by itself as everything else that is refused here is told."""
+
+    def execute(self) -> None:
+        error = self.request.error
+        why = f"{error.reason.lower()}: {error.body}"
+        if error.code == 413:
+            why = f"the body is too large: at most {self.channel.server.adj.max_request_body_size - 1} bytes are taken"
+        answer = _refusal(error.code, why)
+        self.status = answer.status
+        self.response_headers.extend(answer.headers.items())
+        self.set_close_on_finish()
+        self.content_length = answer.content_length
+        self.write(answer.get_data())
+
+
+class _Channel(waitress.channel.HTTPChannel):  # type: ignore[misc]
+    error_task_class = _Refusal
+
+
 def _of_another_site(environ: "WSGIEnvironment") -> bool:
     """Whether a browser sent the request for a page that is not of this server: it would unload a model without its user's knowing.
 
@@ -136,8 +157,10 @@ class HttpServer:
         self.port = listener.getsockname()[1]
         self._server = waitress.create_server(
             self._counted, sockets=[listener], map=self._channels, threads=PROBE_THREADS + IN_HAND, ident="convoy",
-            clear_untrusted_proxy_headers=True, max_request_body_size=self._max_body_bytes, connection_limit=1000,
+            clear_untrusted_proxy_headers=True, connection_limit=1000,
+            max_request_body_size=self._max_body_bytes + 1,  # waitress refuses a body of just as many
         )  # fmt: skip
+        self._server.channel_class = _Channel
         self._thread.start()
 
     def stop(self) -> None:
@@ -159,7 +182,7 @@ class HttpServer:
         for channel in list(self._channels.values()):
             if channel is not self._server.trigger:
                 channel.close()
-        self._server.task_dispatcher.shutdown()
+        self._server.task_dispatcher.shutdown(timeout=CLOSE_SECONDS)
         self._channels.clear()
 
     def _run(self) -> None:

@@ -6,9 +6,10 @@ const PHASES = ["decode", "queue", "inference", "encode"];
 const COLORS = { decode: "#8a63d2", queue: "#d97706", inference: "#0b8a6b", encode: "#c2417c", one: "#0b6bcb", two: "#d97706" };
 const KEPT = 180; // seconds of history
 const WINDOW = 10; // seconds that a percentile and a rate look back
+const GAP = 5; // seconds without a look that break a line: of them nothing is drawn
 
 const looks = []; // [seconds since 1970, families]
-const series = { time: [], rate: [], batch: [], waiting: [], inflight: [] };
+let shown = looks; // while paused, those there were
 const element = (id) => document.getElementById(id);
 const number = (value, digits = 0) => (value === null || !Number.isFinite(value) ? "–" : value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits }));
 let charts = null;
@@ -21,7 +22,7 @@ function chart(id, lines, unit) {
   const place = element(id);
   const axis = { stroke: () => style("--faint"), grid: { stroke: () => style("--line") }, ticks: { stroke: () => style("--line") } };
   const value = (_, v) => (v === null || v === undefined ? "–" : `${number(v, v < 10 ? 2 : 0)}${unit}`);
-  return new uPlot(
+  const made = new uPlot(
     {
       width: place.clientWidth, height: 220, padding: [8, 8, 0, 0], cursor: { y: false },
       scales: { x: { time: true }, y: { range: (_, low, high) => [0, (high || 1) * 1.1] } },
@@ -31,6 +32,9 @@ function chart(id, lines, unit) {
     [[], ...lines.map(() => [])],
     place,
   );
+  made.ctx.canvas.setAttribute("role", "img");
+  made.ctx.canvas.setAttribute("aria-label", `Chart: ${place.parentElement.querySelector("figcaption").textContent}`);
+  return made;
 }
 
 function makeCharts() {
@@ -45,56 +49,60 @@ function makeCharts() {
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => Object.values(charts).forEach((each) => each.redraw(false, true)));
 }
 
-/** Takes one look at /metrics and draws. */
+/** Takes one look at /metrics. */
 async function look() {
   const response = await fetch("/metrics", { cache: "no-store", signal: AbortSignal.timeout(5000) });
   if (!response.ok) throw new Error(`/metrics: ${response.status}`);
-  looks.push([Date.now() / 1000, parse(await response.text())]);
-  while (looks.length > KEPT + WINDOW) looks.shift();
-  draw();
+  const now = Date.now() / 1000;
+  looks.push([now, parse(await response.text())]);
+  while (looks[0][0] < now - KEPT - WINDOW) looks.shift();
 }
 
 function draw() {
   const model = element("live-model").value;
   const wanted = model ? { model } : {};
   const q = Number(element("percentile").value);
-  for (const key of Object.keys(series)) series[key] = [];
-  const latency = PHASES.map(() => []);
-  looks.forEach(([time, now], at) => {
-    const [since, before] = looks[Math.max(0, at - 1)];
-    const seconds = time - since;
+  const rows = []; // of the charts: time, images a second, images a batch, waiting, in hand, and each phase's latency
+  shown.forEach(([time, now], at) => {
+    const [since, before] = shown[Math.max(0, at - 1)];
+    const gap = time - since > GAP;
+    if (gap) rows.push([(since + time) / 2, ...Array(4 + PHASES.length).fill(null)]);
     const grew = (name) => Math.max(0, total(now, name, wanted) - total(before, name, wanted));
     const batches = grew("convoy_batch_items_count");
-    series.time.push(time);
-    series.rate.push(seconds > 0 ? grew("convoy_items_total") / seconds : null);
-    series.batch.push(batches ? grew("convoy_batch_items_sum") / batches : null);
-    series.waiting.push(total(now, "convoy_queue_items", wanted));
-    series.inflight.push(total(now, "convoy_inflight_requests", wanted));
-    PHASES.forEach((phase, index) => {
-      const value = at ? quantile(recent(at, phase, wanted), q) : null;
-      latency[index].push(value === null ? null : 1000 * value);
-    });
+    rows.push([
+      time,
+      time > since && !gap ? grew("convoy_items_total") / (time - since) : null,
+      batches && !gap ? grew("convoy_batch_items_sum") / batches : null,
+      total(now, "convoy_queue_items", wanted),
+      total(now, "convoy_inflight_requests", wanted),
+      ...PHASES.map((phase) => quantile(recent(at, phase, wanted), q)).map((value) => (value === null ? null : 1000 * value)),
+    ]);
   });
-  charts.latency.setData([series.time, ...latency]);
-  charts.rate.setData([series.time, series.rate]);
-  charts.batch.setData([series.time, series.batch]);
-  charts.queue.setData([series.time, series.waiting, series.inflight]);
+  const [times, rate, batch, waiting, inflight, ...latency] = rows[0].map((_, column) => rows.map((row) => row[column]));
+  charts.latency.setData([times, ...latency]);
+  charts.rate.setData([times, rate]);
+  charts.batch.setData([times, batch]);
+  charts.queue.setData([times, waiting, inflight]);
   figures(wanted);
   table(wanted);
 }
 
+/** The first look of the last WINDOW seconds before one; after a gap that is the look itself. */
+function opening(at) {
+  return shown.find(([time]) => time >= shown[at][0] - WINDOW);
+}
+
 function recent(at, phase, wanted) {
-  const then = looks[Math.max(0, at - WINDOW)][1];
   const of = { ...wanted, phase };
-  return between(buckets(looks[at][1], "convoy_phase_seconds", of), buckets(then, "convoy_phase_seconds", of));
+  return between(buckets(shown[at][1], "convoy_phase_seconds", of), buckets(opening(at)[1], "convoy_phase_seconds", of));
 }
 
 function figures(wanted) {
-  const [time, now] = looks.at(-1);
-  const [since, before] = looks[Math.max(0, looks.length - 1 - WINDOW)];
+  const [time, now] = shown.at(-1);
+  const [since, before] = opening(shown.length - 1);
   const rate = (name, of = wanted) => (time > since ? Math.max(0, total(now, name, of) - total(before, name, of)) / (time - since) : null);
   const batches = rate("convoy_batch_items_count");
-  const shown = [
+  const facts = [
     ["images/s", number(rate("convoy_items_total"), 1)],
     ["requests/s", number(rate("convoy_phase_seconds_count", { ...wanted, phase: "inference" }), 1)],
     ["images a batch", batches ? number(rate("convoy_batch_items_sum") / batches, 1) : "–"],
@@ -104,8 +112,8 @@ function figures(wanted) {
     ["memory", `${number(total(now, "process_resident_memory_bytes") / 2 ** 20)} MiB`],
   ];
   const list = element("figures");
-  if (list.children.length !== shown.length) {
-    list.replaceChildren(...shown.map(([name]) => {
+  if (list.children.length !== facts.length) {
+    list.replaceChildren(...facts.map(([name]) => {
       const box = document.createElement("div");
       const term = document.createElement("dt");
       term.textContent = name;
@@ -113,12 +121,12 @@ function figures(wanted) {
       return box;
     }));
   }
-  shown.forEach(([, value], index) => { list.children[index].lastChild.textContent = value; });
+  facts.forEach(([, value], index) => { list.children[index].lastChild.textContent = value; });
 }
 
 function table(wanted) {
   const rows = PHASES.map((phase) => {
-    const histogram = recent(looks.length - 1, phase, wanted);
+    const histogram = recent(shown.length - 1, phase, wanted);
     const cells = [0.5, 0.9, 0.99].map((q) => quantile(histogram, q)).map((value) => (value === null ? "–" : number(1000 * value, 2)));
     return [phase, ...cells, number(histogram.at(-1)?.[1] ?? 0)];
   });
@@ -134,15 +142,17 @@ export function start(onState) {
   makeCharts();
   const pause = element("pause");
   pause.addEventListener("click", () => {
-    const paused = pause.getAttribute("aria-pressed") !== "true";
+    const paused = shown === looks;
+    shown = paused ? [...looks] : looks;
     pause.setAttribute("aria-pressed", String(paused));
     pause.textContent = paused ? "Go on" : "Pause";
   });
-  for (const id of ["live-model", "percentile"]) element(id).addEventListener("change", () => looks.length && draw());
+  for (const id of ["live-model", "percentile"]) element(id).addEventListener("change", () => shown.length && draw());
   const tick = async () => {
-    if (pause.getAttribute("aria-pressed") !== "true" && !document.hidden) {
+    if (!document.hidden) {
       try {
         await look();
+        if (shown === looks) draw();
         onState(true);
       } catch {
         onState(false);

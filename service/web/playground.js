@@ -6,11 +6,14 @@ const MARGIN = 0.12; // round a drawing, as a share of it
 const percent = (share) => `${(100 * share).toFixed(share > 0.9995 || share < 0.1 ? 2 : 1)} %`;
 
 let models = [];
-let picture = null; // the blob that was sent last
+let chosen = null; // the file of the tab "Picture"
+let sketch = null; // the picture of the tab "Draw", as it is sent
 let asked = 0;
+let taken = 0;
 let waiting = null;
 const pen = { down: false, x: 140, y: 140, drawn: false };
 
+const paper = () => element("canvas").getContext("2d", { willReadFrequently: true });
 const drawing = () => element("tab-draw").getAttribute("aria-pressed") === "true";
 
 /** Tells the playground what is served. */
@@ -40,21 +43,36 @@ function hint() {
   element("hint").textContent = facts ? `Takes ${facts.input}; any picture is brought to that. It knows ${facts.label_count} labels, and gives one of them to everything.` : "";
 }
 
+/** Asks about the picture of the tab that is open; without one nothing is left of the answer to another. */
 async function ask() {
-  const name = element("model").value;
-  if (!picture || element("model").disabled) return;
   const turn = ++asked;
-  let body;
-  try {
-    const path = name.split("/").map(encodeURIComponent).join("/");
-    const response = await fetch(`/page/classify/${path}`, { method: "POST", body: picture });
-    body = await response.json();
-    if (!response.ok) throw new Error(body.error || response.statusText);
-  } catch (error) {
-    if (turn === asked) fail(error instanceof TypeError ? "The server does not answer." : error.message);
+  const picture = drawing() ? sketch : chosen;
+  if (!picture || element("model").disabled) {
+    forget();
     return;
   }
-  if (turn === asked) show(body);
+  let answer;
+  try {
+    const path = element("model").value.split("/").map(encodeURIComponent).join("/");
+    const response = await fetch(`/page/classify/${path}`, { method: "POST", body: picture });
+    const told = (response.headers.get("content-type") || "").startsWith("application/json");
+    answer = told ? await response.json() : { error: refusal(response) };
+  } catch {
+    answer = { error: "The server does not answer." };
+  }
+  if (turn !== asked) return;
+  if (answer.error) fail(answer.error);
+  else show(answer);
+}
+
+/** What an answer says that is not the server's own: some proxy before it gave it. */
+function refusal({ status, statusText }) {
+  return status === 413 ? "This picture is too large to be sent." : `Instead of the server's answer came: ${status} ${statusText}`;
+}
+
+function forget() {
+  element("error").hidden = element("answer").hidden = true;
+  element("empty").hidden = false;
 }
 
 function fail(message) {
@@ -96,15 +114,25 @@ function show(answer) {
   element("answered-by").textContent = `${answer.model}, version ${answer.version}`;
 }
 
-function take(file) {
+/** Reads a file at once: what is sent later is what is shown now, whatever becomes of the file. */
+async function take(file) {
   if (!file) return;
-  picture = file;
+  const turn = ++taken;
+  const content = await file.arrayBuffer().catch(() => null);
+  if (turn !== taken) return;
+  chosen = content && new Blob([content], { type: file.type });
+  preview();
+  choose(false);
+  if (!chosen) fail("This file cannot be read: choose it again.");
+}
+
+function preview() {
   const image = element("preview");
+  const shown = (yes) => { image.hidden = !yes; element("drop-text").hidden = yes; image.classList.toggle("tiny", image.naturalWidth < 112); };
   URL.revokeObjectURL(image.src);
-  image.onload = () => { image.hidden = false; element("drop-text").hidden = true; image.classList.toggle("tiny", image.naturalWidth < 112); };
-  image.onerror = () => { image.hidden = true; element("drop-text").hidden = false; }; // a format that the browser does not know, such as TIFF: the server may
-  image.src = URL.createObjectURL(file);
-  ask();
+  image.onload = () => shown(true);
+  image.onerror = () => shown(false); // no picture, or of a format that the browser does not know, such as TIFF: the server may
+  image.src = chosen ? URL.createObjectURL(chosen) : "data:,";
 }
 
 function choose(draw) {
@@ -112,18 +140,40 @@ function choose(draw) {
   element("tab-file").setAttribute("aria-pressed", String(!draw));
   element("pane-draw").hidden = !draw;
   element("pane-file").hidden = draw;
+  ask();
 }
 
 function clear() {
-  const context = element("canvas").getContext("2d");
+  const context = paper();
   context.fillStyle = element("dark").checked ? "#fff" : "#000";
   context.fillRect(0, 0, SIDE, SIDE);
   pen.drawn = false;
-  cursor();
+  clearTimeout(waiting);
+  sketch = null;
+  ask();
+}
+
+function invert() {
+  const context = paper();
+  context.globalCompositeOperation = "difference";
+  context.fillStyle = "#fff";
+  context.fillRect(0, 0, SIDE, SIDE);
+  context.globalCompositeOperation = "source-over";
+  if (pen.drawn) soon();
+}
+
+/** Asks about the drawing once the pen has rested. */
+function soon() {
+  clearTimeout(waiting);
+  waiting = setTimeout(() => framed().toBlob((blob) => {
+    if (!pen.drawn) return; // cleared meanwhile
+    sketch = blob;
+    ask();
+  }, "image/png"), 120);
 }
 
 function line(x, y) {
-  const context = element("canvas").getContext("2d");
+  const context = paper();
   context.strokeStyle = element("dark").checked ? "#000" : "#fff";
   context.lineWidth = Number(element("pen").value);
   context.lineCap = context.lineJoin = "round";
@@ -132,19 +182,18 @@ function line(x, y) {
   context.lineTo(x + 0.01, y);
   context.stroke();
   pen.drawn = true;
-  clearTimeout(waiting);
-  waiting = setTimeout(() => framed().toBlob((blob) => { picture = blob; ask(); }, "image/png"), 120);
+  soon();
 }
 
 /** The drawing in the middle of a square that it nearly fills, as the pictures of handwriting data sets are. */
 function framed() {
   const canvas = element("canvas");
-  const { data } = canvas.getContext("2d", { willReadFrequently: true }).getImageData(0, 0, SIDE, SIDE);
-  const paper = element("dark").checked ? 255 : 0;
+  const { data } = paper().getImageData(0, 0, SIDE, SIDE);
+  const ground = element("dark").checked ? 255 : 0;
   let [left, top, right, bottom] = [SIDE, SIDE, 0, 0];
   for (let y = 0; y < SIDE; y++) {
     for (let x = 0; x < SIDE; x++) {
-      if (Math.abs(data[4 * (y * SIDE + x)] - paper) < 64) continue;
+      if (Math.abs(data[4 * (y * SIDE + x)] - ground) < 64) continue;
       [left, top, right, bottom] = [Math.min(left, x), Math.min(top, y), Math.max(right, x), Math.max(bottom, y)];
     }
   }
@@ -159,7 +208,13 @@ function framed() {
   return made;
 }
 
+/** Shows where the pen is, for those who draw without seeing a pointer there. */
 function cursor() {
+  const ring = element("ring");
+  ring.style.left = `${(100 * pen.x) / SIDE}%`;
+  ring.style.top = `${(100 * pen.y) / SIDE}%`;
+  ring.style.width = `${(100 * element("pen").value) / SIDE}%`;
+  ring.classList.toggle("down", pen.down);
   element("canvas").title = pen.down ? "pen down" : "pen up";
 }
 
@@ -190,34 +245,36 @@ function draw() {
     if (event.key === " ") {
       pen.down = !pen.down;
       if (pen.down) line(pen.x, pen.y);
-      cursor();
     } else if (step) {
       const [x, y] = [pen.x + step[0], pen.y + step[1]].map((at) => Math.min(272, Math.max(8, at)));
       if (pen.down) line(x, y);
       [pen.x, pen.y] = [x, y];
     } else return;
+    cursor();
     event.preventDefault();
   });
+  canvas.addEventListener("focus", cursor);
+  element("pen").addEventListener("input", cursor);
   element("clear").addEventListener("click", clear);
-  element("dark").addEventListener("change", clear);
+  element("dark").addEventListener("change", invert);
   clear();
 }
 
 /** Makes the playground ready. */
 export function start() {
-  const drop = element("drop");
-  element("file").addEventListener("change", (event) => take(event.target.files[0]));
+  element("file").addEventListener("change", ({ target }) => {
+    take(target.files[0]);
+    target.value = ""; // so that the same file can be chosen again
+  });
   for (const kind of ["dragover", "dragleave", "drop"]) {
-    drop.addEventListener(kind, (event) => {
+    document.addEventListener(kind, (event) => { // anywhere: beside the box the browser would leave the page for the picture
+      if (!event.dataTransfer.types.includes("Files")) return;
       event.preventDefault();
-      drop.classList.toggle("over", kind === "dragover");
+      element("drop").classList.toggle("over", kind === "dragover");
       if (kind === "drop") take(event.dataTransfer.files[0]);
     });
   }
-  document.addEventListener("paste", (event) => {
-    const file = [...event.clipboardData.files].find((each) => each.type.startsWith("image/"));
-    if (file) { choose(false); take(file); }
-  });
+  document.addEventListener("paste", (event) => take([...event.clipboardData.files].find((each) => each.type.startsWith("image/"))));
   element("tab-file").addEventListener("click", () => choose(false));
   element("tab-draw").addEventListener("click", () => choose(true));
   element("model").addEventListener("change", () => { hint(); ask(); });

@@ -1,9 +1,11 @@
 """What the page asks of the server, without a browser (for that, see tests/system/test_page.py)."""
 
 import base64
+import http.client
 import io
 import json
 import re
+import socket
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -121,3 +123,23 @@ def test_the_page_can_be_left_out(repository: Path, serve: Serve) -> None:
     assert ask(server, "/")[0] == 404
     assert ask(server, "/page/models")[0] == 404
     assert ask(server, "/livez")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "status", "why"),
+    [
+        ("Content-Length: 1048577", 413, "the body is too large: at most 1048576 bytes are taken"),
+        ("Content-Length: many", 400, "bad request: Content-Length is invalid"),
+    ],
+)
+def test_what_is_refused_before_it_is_read_is_told_as_all_refusals_are(
+    repository: Path, serve: Serve, headers: str, status: int, why: str
+) -> None:
+    server = serve(repository, max_message_bytes=1 << 20)
+    with socket.create_connection(("127.0.0.1", server.http_port), timeout=20) as connection:
+        connection.sendall(f"POST /page/classify/digits HTTP/1.1\r\nHost: convoy\r\n{headers}\r\n\r\n".encode())
+        response = http.client.HTTPResponse(connection)
+        response.begin()
+        assert (response.status, response.headers["Content-Type"]) == (status, "application/json")
+        assert json.loads(response.read()) == {"error": why}
+        assert connection.recv(1) == b""

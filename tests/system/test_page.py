@@ -1,5 +1,6 @@
-"""The page in a real browser: Debian's chromium, driven by Playwright."""
+"""The page, and a walkthrough's, in a real browser: Debian's chromium, driven by Playwright."""
 
+import dataclasses
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,10 +8,11 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from export import subject, walkthrough, walkthrough_page
 from export.data import Dataset
 from service.client import Client
 from service.server import Server
-from tests.conftest import Serve
+from tests.conftest import Serve, put
 
 pytestmark = pytest.mark.system
 
@@ -83,12 +85,7 @@ def test_a_broken_picture_is_said_to_be_one_and_the_next_is_answered(page: Page,
 def test_a_drawing_is_classified(page: Page) -> None:
     """A thick upright stroke, with the mouse: among these digits that is a 1."""
     page.get_by_role("button", name="Draw").click()
-    box = page.locator("#canvas").bounding_box()
-    assert box is not None
-    page.mouse.move(box["x"] + 140, box["y"] + 40)
-    page.mouse.down()
-    page.mouse.move(box["x"] + 140, box["y"] + 240, steps=10)
-    page.mouse.up()
+    stroke(page)
     expect(page.locator("#answer")).to_be_visible()
     ink = page.evaluate(
         """async () => {
@@ -106,6 +103,97 @@ def test_a_drawing_is_classified(page: Page) -> None:
     assert sum(columns[:8]) + sum(columns[20:]) == 0  # and nothing beside it
 
 
+def stroke(page: Page) -> None:
+    """Draws a thick upright stroke with the mouse."""
+    box = page.locator("#canvas").bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + 140, box["y"] + 40)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 140, box["y"] + 240, steps=10)
+    page.mouse.up()
+
+
+def test_each_tab_has_its_own_picture_and_the_answer_to_it(page: Page, digits: Dataset) -> None:
+    send(page, "digit.png", digits.test.encoded(0))
+    expect(page.locator("#best")).to_have_text(digits.labels[digits.test.labels[0]])
+    of_the_file = page.locator("#seen").get_attribute("src")
+    assert of_the_file is not None
+    page.get_by_role("button", name="Draw").click()
+    expect(page.locator("#empty")).to_be_visible()
+    expect(page.locator("#answer")).to_be_hidden()
+    stroke(page)
+    expect(page.locator("#seen")).not_to_have_attribute("src", of_the_file)
+    page.get_by_role("button", name="Picture").click()
+    expect(page.locator("#seen")).to_have_attribute("src", of_the_file)
+    page.locator("#model").dispatch_event("change")
+    expect(page.locator("#seen")).to_have_attribute("src", of_the_file)
+
+
+def test_a_drawing_that_is_cleared_has_no_answer_and_one_on_white_is_the_same_drawing(page: Page) -> None:
+    page.get_by_role("button", name="Draw").click()
+    stroke(page)
+    expect(page.locator("#answer")).to_be_visible()
+    light = (
+        "() => canvas.getContext('2d').getImageData(0, 0, 280, 280).data.filter((value, at) => at % 4 == 0 && value > 127).length"
+    )
+    ink = page.evaluate(light)
+    white_on_black = page.locator("#seen").get_attribute("src") or ""
+    page.get_by_label("dark on white").check()
+    assert page.evaluate(light) == 280 * 280 - ink
+    expect(page.locator("#seen")).not_to_have_attribute("src", white_on_black)
+    stroke(page)
+    page.get_by_role("button", name="Clear").click()  # before the stroke is sent, which waits for the next
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.locator("#model").dispatch_event("change")
+    expect(page.locator("#empty")).to_be_visible()
+    page.wait_for_timeout(500)
+    expect(page.locator("#answer")).to_be_hidden()
+    assert not [url for url in asked if "classify" in url]
+
+
+DROP = """() => {
+    const dropped = new DataTransfer();
+    dropped.items.add(window.held);
+    document.body.dispatchEvent(new DragEvent('drop', {dataTransfer: dropped, bubbles: true, cancelable: true}));
+}"""
+
+
+def test_a_picture_may_be_dropped_anywhere_and_its_file_change_afterwards(page: Page, digits: Dataset, tmp_path: Path) -> None:
+    """What is held back from the page's own listeners is a file on disk, as the browser gives it."""
+    file = tmp_path / "digit.png"
+    file.write_bytes(digits.test.encoded(0))
+    page.evaluate(
+        "() => window.addEventListener('change', event => { window.held = event.target.files[0]; event.stopPropagation(); },"
+        " {capture: true, once: true})"
+    )
+    page.locator("#file").set_input_files(file)
+    page.get_by_role("button", name="Draw").click()
+    page.evaluate(DROP)
+    expect(page.locator("#best")).to_have_text(digits.labels[digits.test.labels[0]])
+    expect(page.locator("#preview")).to_be_visible()
+    file.write_bytes(b"something else, and longer")
+    answer = page.locator("#seen").get_attribute("src") or ""
+    page.get_by_role("button", name="Draw").click()
+    page.get_by_role("button", name="Picture").click()
+    expect(page.locator("#seen")).to_have_attribute("src", answer)
+    expect(page.locator("#answer")).to_be_visible()
+    page.evaluate(DROP)
+    expect(page.locator("#error")).to_contain_text("cannot be read")
+    expect(page.locator("#preview")).to_be_hidden()
+
+
+def test_a_file_above_the_limit_is_said_to_be_too_large(browser: Browser, repository: Path, serve: Serve) -> None:
+    server = serve(repository, max_message_bytes=1 << 20)
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(f"http://127.0.0.1:{server.http_port}/")
+    expect(page.locator("#model")).to_be_enabled(timeout=20_000)
+    send(page, "large.png", bytes(2 << 20))
+    expect(page.locator("#error")).to_have_text("the body is too large: at most 1048576 bytes are taken")
+    context.close()
+
+
 def test_it_can_be_used_by_keyboard_alone(page: Page) -> None:
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
@@ -113,6 +201,11 @@ def test_it_can_be_used_by_keyboard_alone(page: Page) -> None:
     page.keyboard.press("Enter")
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "canvas"
+    page.keyboard.press("ArrowRight")
+    ring, canvas = page.locator("#ring").bounding_box(), page.locator("#canvas").bounding_box()
+    assert ring is not None
+    assert canvas is not None
+    assert ring["x"] + ring["width"] / 2 - canvas["x"] == pytest.approx(148, abs=2)  # it is seen where the stroke will begin
     page.keyboard.press("Space")
     for _ in range(8):
         page.keyboard.press("ArrowDown")
@@ -136,7 +229,32 @@ def test_the_live_figures_follow_the_load(page: Page, server: Server, digits: Da
         })"""
     )
     assert drawn == [True] * 4
+    for name in ("Latency by phase, ms", "Images a second", "Images a batch", "Waiting, in hand"):
+        expect(page.get_by_role("img", name=name)).to_be_visible()
+
+
+def test_the_last_ten_seconds_are_seconds_and_not_looks(page: Page, server: Server, digits: Dataset) -> None:
+    page.clock.install()
+    inference = page.locator("#phase-table tbody tr").nth(2).locator("td").nth(4)
+    expect(inference).to_have_text("0")
+    with Client(f"127.0.0.1:{server.grpc_port}") as client:
+        for _ in range(30):
+            client.classify([digits.test.encoded(0)], "digits")
+    expect(inference).to_have_text("30")
+    page.clock.fast_forward(30_000)  # as for a tab that was in the background
+    expect(inference).to_have_text("0")
+
+
+def test_a_pause_stops_the_charts_and_nothing_else(page: Page, server: Server, repository: Path, model_file: Path) -> None:
+    table = page.locator("#phase-table")
     page.get_by_role("button", name="Pause").click()
+    before = table.inner_text()
+    put(model_file, repository, "more", 1)
+    expect(page.locator("#model-cards h3")).to_have_text(["digits", "more"], timeout=20_000)
+    page.locator("#live-model").select_option("digits")
+    assert table.inner_text() == before
+    server.stop()
+    expect(page.locator("#state")).to_have_text("not reachable", timeout=20_000)
     expect(page.get_by_role("button", name="Go on")).to_be_visible()
 
 
@@ -153,6 +271,18 @@ def test_it_fits_a_phone(browser: Browser, server: Server, digits: Dataset, sche
     red = int(background.removeprefix("rgb(").split(",")[0])
     assert (red < 64) == (scheme == "dark")
     context.close()
+
+
+def test_a_walkthrough_with_a_long_label_fits_a_phone(browser: Browser, model_file: Path, digits: Dataset, tmp_path: Path) -> None:
+    found = subject.load(model_file)
+    found = dataclasses.replace(found, labels=tuple(120 * label for label in found.labels))
+    pixels = digits.test.pixels[0]
+    walkthrough_page.write(walkthrough.page(found, pixels, pixels.repeat(3, 2), "digit.png"), tmp_path)
+    page = browser.new_page(viewport={"width": 360, "height": 740})
+    page.goto((tmp_path / walkthrough_page.PAGE).as_uri())
+    expect(page.locator("h1")).to_contain_text("digit.png")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    page.close()
 
 
 def test_a_server_that_goes_away_is_said_to_be_gone(page: Page, server: Server) -> None:
