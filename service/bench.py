@@ -4,7 +4,8 @@ Two kinds of load. *Closed loop*: so many requests are in flight at any moment, 
 server can do. *Poisson arrivals* (open loop): requests arrive at random at a given rate, whether or not those before them were
 answered, as they do from many independent users; it finds how long people wait. There a latency counts from the moment at which
 the request was to be sent, so that a server that stalls, or a client that falls behind, is not hidden by requests that were never
-sent ("coordinated omission": Gil Tene, https://github.com/giltene/wrk2; the histograms are his too).
+sent ("coordinated omission": Gil Tene, https://github.com/giltene/wrk2; the histograms are his too). The rate counts what was
+answered before the load's end, whenever it was sent; the latencies have the answers that came later too.
 
 One client process costs about as much CPU as a small model's server, so several can share the load. Each is spawned, connects,
 makes one call, and waits for the common start; what it measured comes back as a histogram, which adds up without loss.
@@ -19,8 +20,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from itertools import cycle
+from dataclasses import dataclass, field, replace
+from itertools import count, cycle
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any
@@ -40,8 +41,10 @@ MAX_OUTSTANDING = 10_000
 NOT_SENT = "NOT_SENT"
 _CONNECT_SECONDS = 20.0
 _GRACE_SECONDS = 5.0
+_RECONNECT_SECONDS = 0.1
 _LONGEST_US = 3_600_000_000
 _DIGITS = 3
+_HISTOGRAMS = ("answered", "refused", "late")
 
 
 @dataclass(frozen=True)
@@ -64,19 +67,22 @@ class Load:
 
     def share(self, index: int) -> "Load":
         """The part of the load that one of the processes sends."""
-        values = {
-            **self.__dict__,
-            "rate": self.rate / self.processes,
-            "concurrency": _part(self.concurrency, self.processes, index),
-            "connections": max(1, _part(self.connections, self.processes, index)),
-            "seed": self.seed + index,
-        }
-        return Load(**values)
+        return replace(
+            self,
+            rate=self.rate / self.processes,
+            concurrency=_part(self.concurrency, self.processes, index),
+            connections=max(1, _part(self.connections, self.processes, index)),
+            seed=self.seed + index,
+        )
 
 
 @dataclass
 class Outcome:
-    """What came of a load. Latencies are in microseconds, of requests sent after the warm-up."""
+    """What came of a load. Latencies and codes are of requests sent after the warm-up; latencies are in microseconds.
+
+    `by_second` counts the answers that came until the load's end, of requests of the warm-up too; `answered_after_end` those that
+    came later.
+    """
 
     answered: HdrHistogram = field(default_factory=lambda: HdrHistogram(1, _LONGEST_US, _DIGITS))
     refused: HdrHistogram = field(default_factory=lambda: HdrHistogram(1, _LONGEST_US, _DIGITS))
@@ -84,25 +90,29 @@ class Outcome:
     codes: Counter[str] = field(default_factory=Counter)
     messages: dict[str, str] = field(default_factory=dict)
     by_second: Counter[int] = field(default_factory=Counter)
+    answered_after_end: int = 0
     seconds: float = 0.0
-    client_cpu_seconds: list[float] = field(default_factory=list)
+    client_cpu_cores: list[float] = field(default_factory=list)
+
+    @property
+    def requests_per_second(self) -> float:
+        """What the server did while the load lasted."""
+        return self.by_second.total() / self.seconds if self.seconds else 0.0
 
     def add(self, packed: dict[str, Any]) -> None:
         """Adds what another process measured."""
-        for name in ("answered", "refused", "late"):
+        for name in _HISTOGRAMS:
             getattr(self, name).decode_and_add(packed[name])
         self.codes.update(packed["codes"])
+        self.messages = packed["messages"] | self.messages
         self.by_second.update(packed["by_second"])
-        for code, message in packed["messages"].items():
-            self.messages.setdefault(code, message)
+        self.answered_after_end += packed["answered_after_end"]
         self.seconds = max(self.seconds, packed["seconds"])
-        self.client_cpu_seconds.append(packed["cpu_seconds"])
+        self.client_cpu_cores += packed["client_cpu_cores"]
 
-    def pack(self, cpu_seconds: float) -> dict[str, Any]:
+    def pack(self) -> dict[str, Any]:
         """What travels between processes."""
-        histograms = {name: getattr(self, name).encode() for name in ("answered", "refused", "late")}
-        return {**histograms, "codes": self.codes, "by_second": self.by_second, "messages": self.messages,
-                "seconds": self.seconds, "cpu_seconds": cpu_seconds}  # fmt: skip
+        return {**self.__dict__, **{name: getattr(self, name).encode() for name in _HISTOGRAMS}}
 
 
 def run(
@@ -222,21 +232,20 @@ class _Client:
                 await self._first_call(channel)
             self._pipe.send("ready")
             begin = await asyncio.to_thread(self._pipe.recv)
-            threading.Thread(target=self._listen, args=(asyncio.get_running_loop(),), daemon=True).start()
             self._start = begin + load.warmup_seconds
             self._end = self._start + load.seconds
-            await asyncio.sleep(max(0.0, begin - time.monotonic()))
-            cpu = time.process_time()
+            threading.Thread(target=self._listen, args=(asyncio.get_running_loop(),), daemon=True).start()
+            await self._until(begin)
             if load.stream:
                 jobs = [self._stream(channel, _part(load.concurrency, len(channels), at)) for at, channel in enumerate(channels)]
-                await asyncio.gather(*jobs)
             elif load.rate:
-                await self._arrivals(channels)
+                jobs = [self._arrivals(channels)]
             else:
                 calls = [_unary(channel) for channel in channels]
-                await asyncio.gather(*(self._loop(calls[at % len(calls)]) for at in range(load.concurrency)))
-            self._outcome.seconds = min(max(time.monotonic() - self._start, 0.0), load.seconds)
-            return self._outcome.pack(time.process_time() - cpu)
+                jobs = [self._loop(calls[at % len(calls)]) for at in range(load.concurrency)]
+            await asyncio.gather(self._watch_cpu(), *jobs)
+            self._outcome.seconds = max(0.0, round(self._end - self._start, 6))  # or 3 s may be 2.9999999999
+            return self._outcome.pack()
         finally:
             for channel in channels:
                 await channel.close()
@@ -245,9 +254,20 @@ class _Client:
         """Any word of the parent, or its end, ends the load."""
         with suppress(EOFError, OSError):
             self._pipe.recv()
-        self._end = 0.0
+        self._end = min(self._end, time.monotonic())
         with suppress(RuntimeError):  # the loop has ended by itself
             loop.call_soon_threadsafe(self._stopped.set)
+
+    async def _until(self, moment: float) -> None:
+        """Sleeps until then, or until somebody ends the load."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._stopped.wait(), moment - time.monotonic())
+
+    async def _watch_cpu(self) -> None:
+        """Until the load's end, and no longer: to wait for late answers costs little, and would hide a client at its limit."""
+        begin, cpu_seconds = time.monotonic(), time.process_time()
+        await self._until(self._end)
+        self._outcome.client_cpu_cores = [(time.process_time() - cpu_seconds) / (time.monotonic() - begin)]
 
     async def _first_call(self, channel: grpc.aio.Channel) -> None:
         """Connects, and makes sure that the request is answered at all: a refused one would be measured as very fast."""
@@ -270,13 +290,12 @@ class _Client:
         calls = cycle([_unary(channel) for channel in channels])
         outstanding: set[asyncio.Task[None]] = set()
         for at in self._moments():
-            while (wait_seconds := at - time.monotonic()) > 0 and self._end:
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._stopped.wait(), wait_seconds)
-            if not self._end:
+            if at > time.monotonic():
+                await self._until(at)
+            if at >= self._end:
                 break
             if len(outstanding) >= MAX_OUTSTANDING:
-                self._failed(NOT_SENT, f"more than {MAX_OUTSTANDING} requests of one process are unanswered", at, at)
+                self._failed(NOT_SENT, f"more than {MAX_OUTSTANDING} requests of one process are unanswered", at)
                 continue
             if at >= self._start:
                 self._outcome.late.record_value(_microseconds(time.monotonic() - at))
@@ -290,65 +309,78 @@ class _Client:
         """When requests arrive: the gaps of a Poisson process are exponential."""
         gaps = random.Random(self._load.seed)  # noqa: S311 - nobody guesses it
         at = self._start - self._load.warmup_seconds
-        while (at := at + gaps.expovariate(self._load.rate)) < self._start + self._load.seconds:
+        while (at := at + gaps.expovariate(self._load.rate)) < self._end:
             yield at
 
     async def _call(self, call: Any, since: float) -> None:
         try:
             await call(next(self._requests), timeout=self._load.timeout_seconds)
         except grpc.aio.AioRpcError as error:
-            self._failed(error.code().name, error.details() or "", since, time.monotonic())
+            self._failed(error.code().name, error.details() or "", since)
         else:
-            self._answered(since, time.monotonic())
+            self._answered(since)
 
     async def _stream(self, channel: grpc.aio.Channel, in_flight: int) -> None:
-        """Requests on one stream, `in_flight` of them unanswered at any moment."""
-        if not in_flight:
-            return
-        since: dict[int, float] = {}
-        sent = 0
+        """Requests on one stream, `in_flight` of them unanswered at any moment; on the next one when it breaks."""
+        while in_flight and time.monotonic() < self._end:
+            since: dict[int, float] = {}
+            code, message = "UNKNOWN", "the server ended the stream"
+            try:
+                async with asyncio.timeout(self._load.timeout_seconds) as deadline:
+                    await self._converse(channel, in_flight, since, deadline)
+            except TimeoutError:
+                code, message = "DEADLINE_EXCEEDED", "an answer took longer than the deadline: its stream was given up"
+            except grpc.aio.AioRpcError as error:
+                code, message = error.code().name, error.details() or ""
+            for begun in since.values():
+                self._failed(code, message, begun)
+            await self._until(min(time.monotonic() + _RECONNECT_SECONDS, self._end))
+
+    async def _converse(
+        self, channel: grpc.aio.Channel, in_flight: int, since: dict[int, float], deadline: asyncio.Timeout
+    ) -> None:
+        """One stream until the load's end. `since` has when each request was sent that is not answered, the oldest first."""
         call: Any = channel.stream_stream(CLASSIFY_STREAM)()  # bytes in, bytes out: nothing to serialise
+        places = count()
 
         async def send() -> None:
-            nonlocal sent
-            since[sent] = time.monotonic()
-            sent += 1
-            await call.write(next(self._messages))
+            since[next(places)] = time.monotonic()
+            if not call.done():  # else the next read says why it is
+                await call.write(next(self._messages))
 
-        try:
-            for _ in range(in_flight):
+        for _ in range(in_flight):
+            await send()
+        while since:
+            deadline.reschedule(next(iter(since.values())) + self._load.timeout_seconds)
+            message = await call.read()
+            if message is grpc.aio.EOF:
+                return
+            answer = pb.ClassifyStreamResponse.FromString(message)
+            begun = since.pop(answer.index)
+            if answer.HasField("error"):
+                self._failed(_CODES.get(answer.error.code, "UNKNOWN"), answer.error.message, begun)
+            else:
+                self._answered(begun)
+            if time.monotonic() < self._end:
                 await send()
-            while since:
-                message = await call.read()
-                if message is grpc.aio.EOF:
-                    break
-                now = time.monotonic()
-                answer = pb.ClassifyStreamResponse.FromString(message)
-                begun = since.pop(answer.index)
-                if answer.HasField("error"):
-                    self._failed(_CODES.get(answer.error.code, "UNKNOWN"), answer.error.message, begun, now)
-                else:
-                    self._answered(begun, now)
-                if now < self._end:
-                    await send()
-            await call.done_writing()
-        except grpc.aio.AioRpcError as error:
-            for begun in since.values():
-                self._failed(error.code().name, error.details() or "", begun, time.monotonic())
+        await call.done_writing()
 
-    def _answered(self, since: float, now: float) -> None:
+    def _answered(self, since: float) -> None:
+        now, outcome = time.monotonic(), self._outcome
+        if self._start <= now < self._end:
+            outcome.by_second[int(now - self._start)] += 1
         if since >= self._start:
-            outcome = self._outcome
             outcome.answered.record_value(_microseconds(now - since))
             outcome.codes["OK"] += 1
-            outcome.by_second[int(now - self._start)] += 1
+            outcome.answered_after_end += now >= self._end
 
-    def _failed(self, code: str, message: str, since: float, now: float) -> None:
+    def _failed(self, code: str, message: str, since: float) -> None:
         if since >= self._start:
             outcome = self._outcome
-            outcome.refused.record_value(_microseconds(now - since))
             outcome.codes[code] += 1
             outcome.messages.setdefault(code, message)
+            if code != NOT_SENT:  # nobody was refused: there was no wait
+                outcome.refused.record_value(_microseconds(time.monotonic() - since))
 
 
 _CODES = {code.value[0]: code.name for code in grpc.StatusCode}

@@ -24,6 +24,8 @@ IN_FLIGHT_A_CONNECTION = 8
 GRPC_PORT, HTTP_PORT = 8001, 8002
 MAX_SIDE = 65_535
 """A JPEG has no larger sides."""
+_WIDTH = 132
+"""Of the table, whatever the terminal's: a terminal breaks lines that are too long, but rich cuts figures off."""
 
 
 class _Size(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.3 only
@@ -115,8 +117,8 @@ def bench(
     """Load a running server, and show how long the answers took.
 
     A closed loop (--concurrency) finds what a server can do; random arrivals at a given rate (--rate) find how long people wait.
-    With --rate a latency counts from the moment a request was to be sent, so that stalls are not hidden. Ctrl-C ends early and
-    shows what was measured.
+    With --rate a latency counts from the moment a request was to be sent, so that stalls are not hidden; what is answered after
+    the end counts for the latencies, not for requests/s. Ctrl-C ends early and shows what was measured.
 
     \b
     Examples:
@@ -174,12 +176,16 @@ def bench(
         raise UserError("no request was answered: " + "; ".join(f"{code}: {text}" for code, text in outcome.messages.items()))
     found = {"model": model, "version": described.version, **bench_report.summary(load, items, outcome, came)}
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        click.echo(json.dumps(found, indent=2, allow_nan=False))
     else:
-        console = Console(highlight=False, soft_wrap=True)
+        console = Console(highlight=False, soft_wrap=True, width=_WIDTH)
         console.print(f"{model} version {described.version} at {server}")
         bench_report.show(console, found, outcome)
-        if came is None and url != "none":
+        if after is not None and came is None:
+            console.print(
+                "no figures of the server itself: it was restarted meanwhile, or a version of the model unloaded", style="dim"
+            )
+        elif came is None and url != "none":
             console.print(f"no figures of the server itself: nothing answers at {url} (say where with --metrics)", style="dim")
         elif url == "none" and metrics_url is None:
             console.print(f"no figures of the server itself: say where with --metrics http://{host}:PORT/metrics", style="dim")

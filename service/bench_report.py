@@ -20,8 +20,6 @@ _SHOWN_MESSAGE = 120
 
 def summary(load: Load, items: int, outcome: Outcome, server: Snapshot | None) -> dict[str, Any]:
     """Everything that was measured, as JSON; milliseconds, but for what is named otherwise."""
-    answered = outcome.answered.get_total_count()
-    seconds = outcome.seconds or 1e-9
     found: dict[str, Any] = {
         "load": {
             "server": load.target,
@@ -36,12 +34,13 @@ def summary(load: Load, items: int, outcome: Outcome, server: Snapshot | None) -
             "timeout_seconds": load.timeout_seconds,
             "seed": load.seed,
         },
-        "answered": answered,
-        "requests_per_second": answered / seconds,
-        "items_per_second": items * answered / seconds,
+        "answered": outcome.answered.get_total_count(),
+        "answered_after_end": outcome.answered_after_end,
+        "requests_per_second": outcome.requests_per_second,
+        "items_per_second": items * outcome.requests_per_second,
         "latency_ms": _latency(outcome.answered),
         "codes": dict(outcome.codes.most_common()),
-        "client_cpu_cores": [round(used / (outcome.seconds + load.warmup_seconds), 3) for used in outcome.client_cpu_seconds],
+        "client_cpu_cores": [round(cores, 3) for cores in outcome.client_cpu_cores],
     }
     if outcome.refused.get_total_count():
         found["refused_latency_ms"] = _latency(outcome.refused)
@@ -68,6 +67,7 @@ def _server(server: Snapshot) -> dict[str, Any]:
         "requests": int(server.requests),
         "cpu_us_a_request": 1e6 * server.process_cpu_seconds / server.requests if server.requests else None,
         "mean_batch_items": server.batch_items / server.batches if server.batches else None,
+        "largest_bucket_ms": max((1000 * buckets[-2][0] for buckets in server.phases.values()), default=None),
         "phases_ms": {
             phase: {f"p{percentile:g}": 1000 * quantile(server.phases[phase], percentile / 100) for percentile in PERCENTILES[:3]}
             for phase in PHASES
@@ -86,9 +86,10 @@ def show(console: Console, found: Mapping[str, Any], outcome: Outcome) -> None:
         f"{load['processes']} client process{'es' * (load['processes'] != 1)}, {load['seconds']:g} s after "
         f"{load['warmup_seconds']:g} s of warm-up"
     )
+    late = found["answered_after_end"] if "rate_per_second" in load else 0  # of a closed loop always those in flight
     console.print(
-        f"[bold]{found['requests_per_second']:,.0f} requests/s[/bold], {found['items_per_second']:,.0f} images/s; "
-        f"{found['answered']:,} answered"
+        f"[bold]{_rate(found['requests_per_second'])} requests/s[/bold], {_rate(found['items_per_second'])} images/s; "
+        f"{found['answered']:,} answered" + f", {late:,} of them after the end" * (late > 0)
     )
     for code, count in found["codes"].items():
         if code != "OK":
@@ -101,7 +102,7 @@ def show(console: Console, found: Mapping[str, Any], outcome: Outcome) -> None:
     _row(table, "client late", found.get("client_late_ms"))
     server = found.get("server") or {"phases_ms": {}}
     for phase, values in server["phases_ms"].items():
-        table.add_row(f"server: {phase}", "", "", *(f"{value:.2f}" for value in values.values()))
+        table.add_row(f"server: {phase}", "", "", *(_bounded(value, server["largest_bucket_ms"]) for value in values.values()))
     console.print(table)
     if server.get("cpu_us_a_request"):
         console.print(
@@ -115,6 +116,15 @@ def show(console: Console, found: Mapping[str, Any], outcome: Outcome) -> None:
         )
     if NOT_SENT in found["codes"]:
         console.print("[yellow]the client could not keep so many requests open: the server is far behind this rate[/yellow]")
+
+
+def _rate(per_second: float) -> str:
+    return f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.2g}"
+
+
+def _bounded(milliseconds: float, largest: float) -> str:
+    """A percentile from buckets, which do not say how far beyond the largest it is."""
+    return f"{milliseconds:.2f}" if milliseconds < largest else f"> {largest:.0f}"
 
 
 def _row(table: Table, name: str, latency: Mapping[str, float] | None) -> None:
@@ -138,16 +148,17 @@ def plot(path: Path, found: Mapping[str, Any], outcome: Outcome) -> None:
     left.set(title="Latency by percentile", xlabel="percentile", ylabel="milliseconds", ylim=(0, None))
     left.grid(alpha=0.3)
     left.legend()
-    # Whole seconds: random arrivals end a moment before the last is over.
-    answers = [outcome.by_second[second] for second in range(max(1, int(found["load"]["seconds"] + 0.1)))]
-    right.stairs(answers, baseline=None)
+    # Whole seconds, unless there is none: what is left over of the last would be noise.
+    width = min(1.0, outcome.seconds) or 1.0
+    answers = [outcome.by_second[second] / width for second in range(max(1, int(outcome.seconds)))]
+    right.stairs(answers, [width * edge for edge in range(len(answers) + 1)], baseline=None)
     right.set(title="Answers by second", xlabel="second", ylabel="requests/s", ylim=(0, 1.1 * max(1, *answers)))
-    right.xaxis.get_major_locator().set_params(integer=True)
+    right.xaxis.get_major_locator().set_params(integer=outcome.seconds >= 1)
     right.grid(alpha=0.3)
     load = found["load"]
     many = f"{load['rate_per_second']:g} requests/s" if "rate_per_second" in load else f"{load['concurrency']} in flight"
     figure.suptitle(
-        f"{found['model']}: {many}, {load['items_a_request']} a request, {found['requests_per_second']:,.0f} answered/s"
+        f"{found['model']}: {many}, {load['items_a_request']} a request, {_rate(found['requests_per_second'])} answered/s"
     )
     try:
         figure.savefig(path, format="png")

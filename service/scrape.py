@@ -13,7 +13,8 @@ from service.metrics import PHASES
 
 _TIMEOUT_SECONDS = 10.0
 
-_SUMS = ("convoy_batch_items_count", "convoy_batch_items_sum", "convoy_rejections_total", "process_cpu_seconds_total")
+_SUMS = ("convoy_batch_items_count", "convoy_batch_items_sum", "convoy_rejections_total", "process_cpu_seconds_total",
+         "process_start_time_seconds")  # fmt: skip
 """In the order of Snapshot's fields; requests are those refused, to which the answered are added."""
 
 Buckets = list[tuple[float, float]]
@@ -32,9 +33,13 @@ class Snapshot:
     batch_items: float
     requests: float
     process_cpu_seconds: float
+    started: float
+    """Seconds since 1970; of the oldest process where there are several, which is none of the workers."""
 
-    def since(self, earlier: "Snapshot") -> "Snapshot":
-        """What came between two looks."""
+    def since(self, earlier: "Snapshot") -> "Snapshot | None":
+        """What came between two looks; None if they do not compare: another process counts, or forgot what it had counted."""
+        if self.started != earlier.started:
+            return None
         phases = {
             phase: [
                 (bound, count - before)
@@ -44,13 +49,17 @@ class Snapshot:
             ]
             for phase, buckets in self.phases.items()
         }
-        return Snapshot(
+        came = Snapshot(
             phases,
             self.batches - earlier.batches,
             self.batch_items - earlier.batch_items,
             self.requests - earlier.requests,
             self.process_cpu_seconds - earlier.process_cpu_seconds,
+            self.started,
         )
+        counted = [came.batches, came.batch_items, came.requests, came.process_cpu_seconds]
+        counted += [count for buckets in phases.values() for _, count in buckets]
+        return came if min(counted) >= 0 else None
 
 
 def look(url: str, model: str) -> Snapshot:
@@ -86,7 +95,10 @@ def look(url: str, model: str) -> Snapshot:
 
 
 def quantile(buckets: Buckets, q: float) -> float:
-    """A quantile of a cumulative histogram, interpolated as PromQL's histogram_quantile does; 0 of an empty one."""
+    """A quantile of a cumulative histogram, interpolated as PromQL's histogram_quantile does.
+
+    It is 0 of an empty one, and never above the last finite bound.
+    """
     rank = q * buckets[-1][1]
     lower, below = 0.0, 0.0
     for upper, count in buckets:

@@ -1,23 +1,30 @@
 """`convoy bench` against a real server, as a user runs it."""
 
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from export.data import Dataset
-from service.bench import Load, Outcome
-from service.bench_report import summary
-from service.scrape import quantile
+from service.bench import NOT_SENT, Load, Outcome, run
+from service.bench_pictures import made_up
+from service.bench_report import show, summary
+from service.scrape import Snapshot, look, quantile
 from service.server import Server
-from tests.conftest import Serve, convoy, put
+from tests.conftest import Serve, ServerProcess, Spawn, convoy, put
 
 
 @pytest.fixture
@@ -59,6 +66,7 @@ def test_random_arrivals_come_at_the_rate_asked_for(server: Server) -> None:
     assert 120 - 55 < found["answered"] < 120 + 55
     assert found["load"]["kind"] == "poisson"
     assert found["client_late_ms"]["min"] >= 0
+    assert found["load"]["seconds"] == 3, "a load lasts as long as it was asked to, whenever its last request comes"
 
 
 def test_a_stream_carries_the_same(server: Server) -> None:
@@ -97,6 +105,72 @@ def test_what_is_refused_is_counted_by_its_code(repository: Path, slow_file: Pat
     assert found["codes"]["RESOURCE_EXHAUSTED"] > found["codes"]["OK"] > 0
     assert found["answered"] == found["codes"]["OK"]
     assert found["refused_latency_ms"]["p50"] < found["latency_ms"]["p50"]
+
+
+def test_what_is_answered_after_the_end_has_a_latency_but_no_part_in_the_rate(
+    repository: Path, slow_file: Path, serve: Serve
+) -> None:
+    put(slow_file, repository, "slow", 1)
+    (repository / "slow" / "serving.toml").write_text("max_batch_size = 1\n")
+    requests = made_up("slow", "", 1, (2, 2, 1), "pixels", 0)
+    load = Load(f"127.0.0.1:{serve(repository).grpc_port}", requests, seconds=1.5, warmup_seconds=0, rate=20)
+    outcome = run(load)
+    found = summary(load, 1, outcome, None)
+    assert found["codes"] == {"OK": found["answered"]}
+    assert found["answered_after_end"] > 0
+    assert found["requests_per_second"] == (found["answered"] - found["answered_after_end"]) / 1.5
+    assert found["latency_ms"]["max"] > 1000 * load.seconds, "the last arrival waited for all those before it"
+
+
+def test_what_was_not_sent_was_not_refused(server: Server) -> None:
+    outcome = run(Load(f"127.0.0.1:{server.grpc_port}", pictures(), seconds=0.02, warmup_seconds=0, rate=1e6))
+    assert outcome.codes[NOT_SENT] > 0
+    assert outcome.refused.get_total_count() == outcome.codes.total() - outcome.codes["OK"] - outcome.codes[NOT_SENT]
+
+
+def pictures() -> tuple[bytes, ...]:
+    return made_up("digits", "", 1, (28, 28, 1), "png", 0)
+
+
+def answered(server: Server | ServerProcess) -> float:
+    return look(f"http://127.0.0.1:{server.http_port}/metrics", "digits").requests
+
+
+def test_a_stream_to_a_server_that_hangs_ends_by_the_deadline(repository: Path, spawn: Spawn) -> None:
+    server = spawn(repository)
+
+    hung: list[float] = []
+
+    def hang(seconds: float) -> None:
+        if hung:
+            raise KeyboardInterrupt  # or every second would try anew
+        if answered(server) > 100:
+            server.process.send_signal(signal.SIGSTOP)
+            hung.append(seconds)
+
+    load = Load(
+        f"127.0.0.1:{server.grpc_port}", pictures(), seconds=60, warmup_seconds=0, concurrency=4, stream=True, timeout_seconds=1
+    )
+    codes = run(load, on_second=hang).codes
+    assert set(codes) == {"OK", "DEADLINE_EXCEEDED"}
+
+
+def test_a_stream_that_breaks_is_followed_by_another(repository: Path, serve: Serve) -> None:
+    servers = [serve(repository)]
+    port = servers[0].grpc_port
+
+    def restart(seconds: float) -> None:
+        if answered(servers[-1]) > 100:
+            if len(servers) == 2:
+                raise KeyboardInterrupt
+            servers[0].stop()
+            servers.append(serve(repository, grpc_port=port))
+
+    outcome = run(
+        Load(f"127.0.0.1:{port}", pictures(), seconds=60, warmup_seconds=0, concurrency=4, stream=True), on_second=restart
+    )
+    assert answered(servers[1]) > 100
+    assert 0 < outcome.codes["OK"] < outcome.codes.total(), "some were under way when the server ended"
 
 
 def test_ctrl_c_shows_what_was_measured_until_then(server: Server) -> None:
@@ -175,13 +249,47 @@ def test_what_processes_measured_adds_up() -> None:
         for _ in range(100):
             part.answered.record_value(latency)
             part.codes["OK"] += 1
+            part.by_second[0] += 1
     whole = Outcome()
     for part in parts:
-        whole.add(part.pack(0.5))
+        whole.add(part.pack())
     found = summary(Load(target="", requests=(b"",), seconds=2, processes=2, concurrency=2), 1, whole, None)
     assert found["requests_per_second"] == 100
     assert found["latency_ms"]["p50"] == pytest.approx(1.0, rel=0.01)
     assert found["latency_ms"]["p90"] == pytest.approx(3.0, rel=0.01)
+
+
+def test_slow_rates_and_long_waits_are_shown_for_what_they_are() -> None:
+    outcome = Outcome(by_second=Counter([3]), seconds=6.0, codes=Counter(OK=1))
+    outcome.answered.record_value(5_000_000)
+    server = Snapshot({"inference": [(5.0, 0.0), (10.0, 1.0), (inf, 10.0)]}, 1.0, 1.0, 1.0, 1.0, 0.0)
+    found = summary(Load(target="", requests=(b"",), seconds=6, rate=0.4), 1, outcome, server)
+    shown = io.StringIO()
+    show(Console(file=shown, width=132), found, outcome)
+    assert "0.17 requests/s" in shown.getvalue()
+    assert re.search(r"server: inference +> 10000 +> 10000 +> 10000 *\n", shown.getvalue())
+
+
+def test_a_narrow_terminal_cuts_no_figures_off(server: Server) -> None:
+    result = convoy(
+        "bench", "--model", "digits", "--server", f"127.0.0.1:{server.grpc_port}", "--seconds", "0.5", "--warmup", "0",
+        "--metrics", f"http://127.0.0.1:{server.http_port}/metrics", COLUMNS="40",
+    )  # fmt: skip
+    assert "server: inference" in result.stdout
+    assert "p99.9" in result.stdout
+    assert "…" not in result.stdout
+
+
+def test_figures_of_a_server_that_was_restarted_meanwhile_are_none(server: Server) -> None:
+    url = f"http://127.0.0.1:{server.http_port}/metrics"
+    before = look(url, "digits")
+    bench(server)
+    after = look(url, "digits")
+    came = after.since(before)
+    assert came is not None
+    assert came.requests > 0
+    assert before.since(after) is None, "it has counted less"
+    assert after.since(replace(before, started=before.started - 1)) is None, "it has counted more, but is another process"
 
 
 def test_a_quantile_of_buckets_is_prometheus_own() -> None:
