@@ -45,7 +45,7 @@ from numpy.typing import NDArray
 
 from service.batch_queue import BatchQueue, Entry, Part
 from service.batch_times import BatchTimes
-from service.errors import ClientGone, DeadlinePassed, ModelFailed, QueueFull, RequestError
+from service.errors import ClientGone, DeadlinePassed, ModelFailed, QueueFull, RequestError, first_line
 from service.trace_context import TraceContext
 
 log = logging.getLogger(__name__)
@@ -59,6 +59,11 @@ TraceBatch = Callable[[int, list[TraceContext], float, float], None]
 INLINE_SECONDS = 0.001
 SPLIT_COST = 1.25
 """How much more an item may cost in short batches on the transport's thread than in one long batch on an instance's."""
+
+STALL_SECONDS = 0.1
+REPRIEVE_SECONDS = 60.0
+"""A batch that took so long on the transport's thread held up all other calls for that time: how long a model takes can depend on
+what it is asked. For a while, that model then computes on its instance's thread."""
 
 LINGER = 0.02
 """The share of a batch's time that the next may be waited for."""
@@ -134,6 +139,7 @@ class Batcher:
         self._trace_batch = trace_batch
         self._clock = clock
         self._measured_at = clock()
+        self._inline_from = -math.inf
         self._lock = threading.Lock()
         self._queue: BatchQueue[Work] = BatchQueue(max_queue_items)
         self._instances = len(instances)
@@ -169,7 +175,7 @@ class Batcher:
     @property
     def inline(self) -> bool:
         """Whether a batch of one item would run on the transport's thread."""
-        return self._times.expected(1) <= INLINE_SECONDS
+        return self._times.expected(1) <= INLINE_SECONDS and self._inline_from <= self._clock()
 
     def measured(self) -> dict[int, float]:
         """Seconds that a batch takes by items in it: what warm-up measured, kept up while serving."""
@@ -232,7 +238,10 @@ class Batcher:
         batch = self._take(most)
         if batch is not None:
             if inline:
+                start = self._clock()
                 self._run(batch)
+                if self._clock() - start > STALL_SECONDS:
+                    self._inline_from = self._clock() + REPRIEVE_SECONDS
             else:
                 self._inbox.put(batch)
         with self._lock:
@@ -286,7 +295,7 @@ class Batcher:
         times = self._times
         first = next(iter(self._queue), None)
         left = first.items - first.taken if first is not None else 0
-        if left > self.max_batch_items or times.expected(left) > INLINE_SECONDS:
+        if left > self.max_batch_items or times.expected(left) > INLINE_SECONDS or self._inline_from > self._clock():
             return self.max_batch_items, False  # it is long whatever it is cut into, and the next can be read meanwhile
         items = min(max(self._queue.items, 1), self.max_batch_items)
         seconds = times.expected(items)
@@ -391,8 +400,10 @@ class Batcher:
         start = self._clock()
         try:
             outputs = self._outputs(predict, parts)
-        except Exception:
-            log.exception("model %s failed on a batch of %d requests", self._name, len(parts))
+        except Exception as error:
+            # Whoever sends what a model cannot take may send it for hours: a line each, the traceback for who looks closer.
+            debug = log.isEnabledFor(logging.DEBUG)
+            log.error("model %s failed on a batch of %d requests: %s", self._name, len(parts), first_line(error), exc_info=debug)
             outputs = None
         if outputs is None:
             self._isolate(predict, parts)

@@ -133,9 +133,20 @@ def best(scores: NDArray[Any], top_k: int) -> Results:
         if top_k == 1:
             return [[max(enumerate(row), key=itemgetter(1))] for row in scores.tolist()]
         return [sorted(enumerate(row), key=itemgetter(1), reverse=True)[:top_k] for row in scores.tolist()]
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
+    if top_k == 1:
+        order = scores.argmax(axis=1)[:, np.newaxis]
+    else:
+        # To sort all of them would take longer than the inference: only those no less than the last to be named.
+        least = -np.partition(-scores, top_k - 1, axis=1)[:, top_k - 1]
+        order = np.array([_order(row, limit, top_k) for row, limit in zip(scores, least, strict=True)])
     found = np.take_along_axis(scores, order, axis=1)
     return [list(zip(*pair, strict=True)) for pair in zip(order.tolist(), found.tolist(), strict=True)]
+
+
+def _order(row: NDArray[Any], least: float, top_k: int) -> NDArray[np.intp]:
+    """The indices of the `top_k` best of floating[K], of which none is under `least`; equal ones by index, NaN last."""
+    candidates = np.flatnonzero(~(row < least))
+    return candidates[np.argsort(-row[candidates], kind="stable")][:top_k]
 
 
 Respond = Callable[[Answer | RequestError], None]

@@ -1,5 +1,6 @@
 """What the graph of a model takes and gives: as its contract says, or, for a foreign file, as the graph itself does."""
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract import INPUT_NAME, LOGITS_NAME, METADATA_KEY, PROBABILITIES_NAME, Contract
-from service.errors import InvalidModel
+from service.errors import InvalidModel, first_line
+
+log = logging.getLogger(__name__)
+
+_PROBES = (1, 2, 3)
+"""Items in the batches that a graph is tried on: one that answers two items rightly need not so answer one, or three."""
 
 _DTYPES: dict[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16), "tensor(double)": np.dtype(np.float64),
@@ -99,8 +105,14 @@ def graph_of_contract(session: Session, contract: Contract) -> Graph:
     return Graph(TensorSpec(INPUT_NAME, np.dtype(np.uint8), contract.input.shape), scores)
 
 
-def graph_of_foreign(session: Session) -> Graph:
-    """What a graph without a contract takes and gives. Outputs are found out by running it: graphs often leave shapes open."""
+def graph_of_foreign(session: Session, labels: int | None = None) -> Graph:
+    """What a graph without a contract takes and gives. Outputs are found out by running it: graphs often leave shapes open.
+
+    The scores are the first output that can be scores; of as many classes as there are `labels`, if they are given and one has.
+
+    Raises:
+        InvalidModel: it cannot be served by tensor.
+    """
     inputs = session.get_inputs()
     names = {node.name for node in (*inputs, *session.get_outputs())}
     if {INPUT_NAME, PROBABILITIES_NAME, LOGITS_NAME} <= names:
@@ -116,37 +128,59 @@ def graph_of_foreign(session: Session) -> Graph:
         raise InvalidModel(f"the graph takes {node.shape}; every dimension but the first, of the batch, must be there and be fixed")
     batch_items = node.shape[0] if isinstance(node.shape[0], int) else 0
     taken = TensorSpec(node.name, dtype, shape)
-    outputs = _try_outputs(session, taken, batch_items or 2)
-    scores = next(
-        (output for output in outputs if output.dtype.kind == "f" and _classes(output) == max(output.shape, default=1)), None
-    )
+    nodes = [node for node in session.get_outputs() if node.type in _DTYPES]
+    left_out = ", ".join(f"{node.type} {node.name!r}" for node in session.get_outputs() if node.type not in _DTYPES)
+    if not nodes:
+        hint = " (a scikit-learn export with zipmap=False gives a tensor)" if "map(" in left_out else ""
+        raise InvalidModel(f"the graph gives {left_out}; tensors of numbers are accepted{hint}")
+    probes = [_try_outputs(session, nodes, taken, items) for items in ((batch_items,) if batch_items else _PROBES)]
+    outputs = probes[0]
+    for one, more in (pair for other in probes[1:] for pair in zip(outputs, other, strict=True)):
+        if one != more:
+            raise InvalidModel(f"the graph gives {one.name!r} as {one} for one item, and as {more} for several")
+    scores = _scores(outputs, labels)
     if scores is None:
         given = ", ".join(f"{output.name} ({output})" for output in outputs)
+        given += f", {left_out}" if left_out else ""
         raise InvalidModel(f"the graph is not a classifier's: it gives {given}; one output must be float, a number for each class")
+    if left_out:
+        log.warning("left out of what the model gives, because only tensors of numbers are served: %s", left_out)
     others = (output for output in outputs if output is not scores)
     return Graph(taken, (scores, *others), batch_items)
 
 
-def _try_outputs(session: Session, taken: TensorSpec, items: int) -> list[TensorSpec]:
-    for node in session.get_outputs():
-        if node.type not in _DTYPES:
-            raise InvalidModel(f"the graph gives {node.type} {node.name!r}; tensors of numbers are accepted")
-    nodes = session.get_outputs()
+def _try_outputs(session: Session, nodes: Sequence[Node], taken: TensorSpec, items: int) -> list[TensorSpec]:
     try:
         arrays = session.run([node.name for node in nodes], {taken.name: np.zeros((items, *taken.shape), taken.dtype)})
     except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors share no base class
-        raise InvalidModel(f"the graph fails on {items} items of zeros: {first_line(error)}") from None
+        raise InvalidModel(f"the graph fails on a batch of {items}, all zeros: {first_line(error)}") from None
     for node, array in zip(nodes, arrays, strict=True):
         if array.ndim < 1 or len(array) != items:
-            raise InvalidModel(f"the graph gives {node.name!r} {array.shape} for {items} items; one row an item is accepted")
+            raise InvalidModel(f"the graph gives {node.name!r} {array.shape} for a batch of {items}; one row an item is accepted")
     return [TensorSpec(node.name, array.dtype, array.shape[1:]) for node, array in zip(nodes, arrays, strict=True)]
 
 
-def _classes(scores: TensorSpec) -> int:
-    return math.prod(scores.shape)
+def _scores(outputs: Sequence[TensorSpec], labels: int | None) -> TensorSpec | None:
+    """The output that holds a number for each class; None if there is none."""
+    found = [
+        output for output in outputs if output.dtype.kind == "f" and 0 < math.prod(output.shape) == max(output.shape, default=1)
+    ]
+    return next((output for output in found if math.prod(output.shape) == labels), next(iter(found), None))
 
 
-def first_line(error: Exception) -> str:
-    """What ONNX Runtime says is wrong, without the rest."""
-    text = str(error).strip()
-    return text.splitlines()[0][:300] if text else type(error).__name__
+def mixes_items(session: Session, graph: Graph) -> bool:
+    """Whether an item's scores change with what else is in its batch. Tried on random items; False if the graph refuses them."""
+    random = np.random.default_rng(0)
+    shape = (graph.batch_items or 2, *graph.input.shape)
+    items = random.integers(0, 256, shape, np.uint8) if graph.input.dtype == np.uint8 else random.random(shape)
+    items = items.astype(graph.input.dtype)
+    other = items.copy()
+    other[1:] = 0
+    try:
+        found = [session.run([graph.outputs[0].name], {graph.input.name: each})[0][0] for each in (items, other)]
+    except Exception:  # noqa: BLE001 - such as an index that is none
+        return False
+    first, second = (scores.astype(np.float64) for scores in found)
+    with np.errstate(all="ignore"):  # what is NaN or infinite says nothing
+        # Wide enough for half precision, and for inputs quantised by the range of a whole batch.
+        return bool((np.abs(first - second) > 0.02 * np.abs(first).max()).any())

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from service.config import ServerConfig
 from service.errors import UserError
@@ -100,6 +101,25 @@ class StopOnSignals(AskedToStop):
                 self.lame_duck_seconds = lame_duck_seconds
 
         super().__init__(on_signal)
+
+
+def leave_at_once() -> NoReturn:
+    """Ends the process with code 0, whatever its threads do. An ordinary exit would wait for a model that computes, or abort."""
+    logging.shutdown()
+    os._exit(0)
+
+
+def leave_within(seconds: float) -> None:
+    """Ends the process with code 1 if it is still there then: nothing can interrupt a model that never comes to an end."""
+
+    def leave() -> None:
+        log.error("not stopped within %g s, perhaps because a model still computes: leaving at once", seconds)
+        logging.shutdown()
+        os._exit(1)
+
+    timer = threading.Timer(seconds, leave)
+    timer.daemon = True
+    timer.start()
 
 
 class ReadyFile:

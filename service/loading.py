@@ -36,20 +36,24 @@ def load_model(path: Path, labels: tuple[str, ...] | None, policy: Policy, provi
         LoadError: it cannot be served.
     """
     try:
+        if not path.is_file():
+            raise InvalidModel("the model file is no regular file")
         content = path.read_bytes()  # once: the file may be replaced between two instances
     except OSError as error:
         raise InvalidModel(f"cannot read the model file: {error.strerror}") from None
 
     def instance(threads: int) -> Model:
-        return load(content, policy.provider or provider, threads, labels, policy.max_batch_size)
+        return load(content, policy.provider or provider, threads, labels, policy.max_batch_size, path.parent)
 
     threads = max(1, cpus // policy.instances)
     instances = tuple(instance(threads) for _ in range(policy.instances))
     first = instances[0]
-    measured = [each.measure(policy.max_batch_size) for each in instances]  # which warms each of them up
+    measured = first.measure(policy.max_batch_size)
+    for other in instances[1:]:
+        other.measure(max(measured))  # which warms it up
     if labels is not None and not first.foreign:
         log.warning("%s: the labels are those of the file's contract; labels.txt is not used", path.parent.parent.name)
-    return Loaded(instances, measured[0])
+    return Loaded(instances, measured)
 
 
 def start_batcher(
@@ -59,7 +63,7 @@ def start_batcher(
     batcher = Batcher(
         *(instance.predict for instance in loaded.instances),
         name=name,
-        max_batch_items=policy.max_batch_size,
+        max_batch_items=max(loaded.measured),
         max_queue_items=policy.max_queue_items,
         measured=loaded.measured,
         max_delay_seconds=policy.max_queue_delay_seconds,
@@ -68,16 +72,3 @@ def start_batcher(
     )
     batcher.start()
     return batcher
-
-
-def read_labels(path: Path) -> tuple[str, ...] | None:
-    """The lines of a `labels.txt`; None if there is none. Raises InvalidModel for one that cannot be used."""
-    try:
-        labels = tuple(line.strip() for line in path.read_text(encoding="utf-8").rstrip().splitlines())
-    except FileNotFoundError:
-        return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidModel(f"{path.name}: {error}") from None
-    if "" in labels:
-        raise InvalidModel(f"{path.name}: line {labels.index('') + 1} is empty; one label a line is accepted")
-    return labels

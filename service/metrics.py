@@ -74,6 +74,10 @@ class Statistics(NamedTuple):
     last_batch: float
 
 
+_NONE = -1
+"""In place of the best label of an item without one."""
+
+
 class ModelMetrics:
     """The metrics of one version of a model."""
 
@@ -89,6 +93,7 @@ class ModelMetrics:
         self._best: list[int] = []
         self._names = [*labels[:MAX_LABELS], *[OTHER_LABEL] * (len(labels) - MAX_LABELS)]
         self._predictions = dict.fromkeys(self._names, 0)
+        self._items = 0
         self._new_batches: list[tuple[int, float]] = []
         self._batches: dict[int, Total] = {}
         self._last_batch = 0.0
@@ -136,7 +141,8 @@ class ModelMetrics:
         for result in results:
             best, probability = result[0]
             if probability != probability:
-                continue  # NaN is no prediction, and would stay in the sum for good
+                self._best.append(_NONE)  # NaN is no prediction, and would stay in the sum for good
+                continue
             self._best.append(best)
             if self.probabilities:
                 self._confidence.observe(probability)
@@ -154,7 +160,7 @@ class ModelMetrics:
             self._fold()
             tallies = zip(PHASES, self._phases, strict=True)
             return Statistics(
-                {phase: tally.total() for phase, tally in tallies}, sum(self._predictions.values()),
+                {phase: tally.total() for phase, tally in tallies}, self._items,
                 dict(self._failures), dict(self._batches), self._last_batch,
             )  # fmt: skip
 
@@ -164,7 +170,9 @@ class ModelMetrics:
         for tally in (*self._phases, self._batch_items, self._confidence):
             tally.fold()
         for best, count in Counts(taken(self._best)).items():
-            self._predictions[self._names[best]] += count
+            self._items += count
+            if best != _NONE:
+                self._predictions[self._names[best]] += count
 
     def add_to(self, families: "_ModelFamilies") -> None:
         """Adds what happened so far to what is being exposed."""
@@ -175,7 +183,7 @@ class ModelMetrics:
                 tally.add_to(families.phase_seconds, (*served, phase))
             self._batch_items.add_to(families.batch_items, served)
             self._confidence.add_to(families.confidence, served)
-            families.items.add_metric(served, sum(self._predictions.values()))
+            families.items.add_metric(served, self._items)
             for name, count in self._predictions.items():
                 families.predictions.add_metric((*served, name), count)
             if self._limits is not None:

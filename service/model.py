@@ -20,7 +20,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import onnxruntime as ort
@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 
 from service.cgroup import cpu_limit
 from service.contract import MAX_GOLDEN_PIXELS, METADATA_KEY, Contract, ProviderName
-from service.errors import GoldenMismatch, InvalidModel, InvalidRequest, LoadError, UserError
-from service.graph import Graph, first_line, graph_of_contract, graph_of_foreign
+from service.errors import GoldenMismatch, InvalidModel, InvalidRequest, LoadError, UserError, first_line
+from service.graph import Graph, graph_of_contract, graph_of_foreign, mixes_items
 from service.graph import TensorSpec as TensorSpec
 from service.preprocessing import decode
 
@@ -54,11 +54,14 @@ _PASSES_SECONDS = 0.05
 """All sizes of batch are measured so often, and for so long, by turns, so that what disturbs for a moment spoils none of them. The
 first time warms the session up."""
 _MEASURED_SECONDS = 0.1
-"""After the second time, a size has been measured for long enough if it came to this: what takes long varies little."""
+"""A size has been measured for long enough if it came to this: what takes long varies little."""
+
+_LONG_SECONDS = 1.0
+"""Of batches that take longer, only those are measured, and made, whose items take less time each than in smaller ones."""
 
 _NO_CUDA_GRAPH = -1
-_GRAPH_GAIN = 0.95
-"""A CUDA graph is worth its memory if a batch takes at most so much of the time without."""
+_GAIN = 0.95
+"""What takes more than so much of the time that it took otherwise has gained nothing: a CUDA graph, or a larger batch."""
 
 
 class _Bucket:
@@ -66,6 +69,7 @@ class _Bucket:
 
     def __init__(self, session: ort.InferenceSession, graph: Graph, device: str, items: int) -> None:
         self.items = items
+        self._filled = 0
         self._session = session
         self._staging = np.zeros((items, *graph.input.shape), graph.input.dtype)
         self._input = ort.OrtValue.ortvalue_from_numpy(self._staging, device, 0)
@@ -82,7 +86,9 @@ class _Bucket:
         """The outputs for at most `items` images."""
         count = len(images)
         if count < self.items:
-            self._staging[:count] = images  # what lies behind is of earlier batches, and is computed for nothing
+            self._staging[:count] = images
+            self._staging[count : self._filled] = 0  # nobody's answer depends on what an earlier batch held, nor fails by it
+            self._filled = count
             images = self._staging
         self._input.update_inplace(images)
         self._session.run_with_iobinding(self._binding, self._options)
@@ -93,8 +99,23 @@ class _Bucket:
         without = _best_seconds(self, self._staging)
         if cuda_graphs:
             self._options = _run_options(self.items)
-            if _best_seconds(self, self._staging) > _GRAPH_GAIN * without:
+            if _best_seconds(self, self._staging) > _GAIN * without:
                 self._options = _run_options(_NO_CUDA_GRAPH)
+
+
+class _NotCaptured:
+    """A session on a GPU, whose runs are part of no CUDA graph: they come with any number of items, from anywhere in memory."""
+
+    def __init__(self, session: ort.InferenceSession) -> None:
+        self._session = session
+        self._options = _run_options(_NO_CUDA_GRAPH)
+        self.get_inputs = session.get_inputs
+        self.get_outputs = session.get_outputs
+
+    def run(self, names: Sequence[str], feed: dict[str, NDArray[Any]]) -> Sequence[NDArray[Any]]:
+        """As of the session."""
+        outputs: Sequence[NDArray[Any]] = self._session.run(names, feed, self._options)
+        return outputs
 
 
 def _run_options(cuda_graph: int) -> ort.RunOptions:
@@ -123,7 +144,7 @@ class Model:
         foreign: whether the file has no contract: Convoy did not write it.
         provider: where it computes.
         threads: how many threads ONNX Runtime computes with.
-        digest: SHA-256 of the file, in hexadecimal.
+        digest: SHA-256 of the file, without its external data, in hexadecimal.
     """
 
     def __init__(
@@ -147,7 +168,8 @@ class Model:
         self._contract = contract
         self._batch_items = graph.batch_items
         self._names = [output.name for output in graph.outputs]
-        self._run = session.run
+        self._shapes = [output.shape for output in graph.outputs]
+        self._run = session.run if provider == "cpu" else _NotCaptured(session).run
         self._buckets = sorted(buckets, key=lambda bucket: bucket.items)
 
     @property
@@ -163,12 +185,23 @@ class Model:
         return "unknown" if self.foreign else self.contract.precision
 
     def predict(self, images: NDArray[Any]) -> Sequence[NDArray[Any]]:
-        """For [n, *input.shape] of the input's dtype one array [n, *shape] an output, in the order of `outputs`."""
+        """For [n, *input.shape] of the input's dtype one array [n, *shape] an output, in the order of `outputs`.
+
+        Raises:
+            ValueError: the graph gave items of another shape than when it was loaded.
+        """
+        outputs: Sequence[NDArray[Any]]
         if self._batch_items:
-            return self._in_batches(images, self._batch_items)
-        if self._buckets:
-            return self._in_buckets(images)
-        outputs: list[NDArray[Any]] = self._run(self._names, {self.input.name: images})
+            outputs = self._in_batches(images, self._batch_items)
+        elif self._buckets:
+            outputs = self._in_buckets(images)
+        else:
+            outputs = self._run(self._names, {self.input.name: images})
+        for name, shape, output in zip(self._names, self._shapes, outputs, strict=True):
+            if output.shape[1:] != shape:
+                raise ValueError(
+                    f"the graph gave {name!r} {output.shape} for {len(images)} items; each had {shape} when it was loaded"
+                )
         return outputs
 
     def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -198,12 +231,19 @@ class Model:
         return whole
 
     def measure(self, max_batch_items: int) -> dict[int, float]:
-        """Warms the session up and returns seconds a batch by items in it, for powers of two up to the largest batch."""
-        sizes = batch_sizes(max_batch_items)
-        images = np.zeros((max_batch_items, *self.input.shape), self.input.dtype)
+        """Warms the session up and returns seconds a batch by items in it, for powers of two up to the largest batch.
+
+        The largest is `max_batch_items`, or less: what the graph takes at a time, what there is memory for, what ends within a
+        second or gains by being larger.
+
+        Raises:
+            LoadError: not even one item can be computed.
+        """
+        sizes = self._sizes(min(max_batch_items, self._batch_items or max_batch_items))
+        images = np.zeros((sizes[-1], *self.input.shape), self.input.dtype)
         seconds = dict.fromkeys(sizes, math.inf)
         spent = dict.fromkeys(sizes, 0.0)
-        passes = 0
+        passes = 1
         while sizes and (passes < _PASSES or sum(spent.values()) < _PASSES_SECONDS):
             passes += 1
             for items in sizes:
@@ -212,9 +252,28 @@ class Model:
                 took = time.perf_counter() - start
                 seconds[items] = min(seconds[items], took)
                 spent[items] += took
-            if passes > 1:
-                sizes = [items for items in sizes if spent[items] < _MEASURED_SECONDS]
+            sizes = [items for items in sizes if spent[items] < _MEASURED_SECONDS]
         return seconds
+
+    def _sizes(self, max_batch_items: int) -> list[int]:
+        """The sizes to measure, each of which has been run once."""
+        sizes: list[int] = []
+        least = math.inf
+        for items in batch_sizes(max_batch_items):
+            start = time.perf_counter()
+            try:
+                self.predict(np.zeros((items, *self.input.shape), self.input.dtype))
+            except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors share no base class
+                if not sizes:
+                    raise LoadError(f"the model fails on a batch of {items}, all zeros: {first_line(error)}") from None
+                log.warning("batches of %d items fail, so they have at most %d: %s", items, sizes[-1], first_line(error))
+                break
+            took = time.perf_counter() - start
+            sizes.append(items)
+            if took > _LONG_SECONDS and took > _GAIN * least * items:
+                break
+            least = min(least, took / items)
+        return sizes
 
 
 def batch_sizes(max_items: int) -> list[int]:
@@ -228,6 +287,7 @@ def load(
     threads: int,
     foreign_labels: tuple[str, ...] | None = None,
     max_batch_items: int = 0,
+    weights: Path | None = None,
 ) -> Model:
     """Loads a model and replays its golden samples on the provider in use.
 
@@ -237,6 +297,7 @@ def load(
         threads: how many threads ONNX Runtime computes with on the CPU, at least 1.
         foreign_labels: names of the classes of a file without a contract; their numbers if not given.
         max_batch_items: on a GPU, the largest batch to make buffers for; 0 has every batch copied as it comes.
+        weights: where the files lie in which the graph says that its weights are, if it does; a path's own folder.
 
     Raises:
         InvalidModel: not an ONNX file, no valid contract, a graph that is not as the contract says, or, without one, a graph that
@@ -245,7 +306,7 @@ def load(
         LoadError: the provider asked for is not to be had.
     """
     try:
-        content = source if isinstance(source, bytes) else source.read_bytes()
+        content = _Content(source, weights) if isinstance(source, bytes) else _Content(source.read_bytes(), source.parent)
     except OSError as error:
         raise InvalidModel(f"cannot read the model file: {error.strerror}") from None
     if provider == "auto":
@@ -258,11 +319,20 @@ def load(
     return _load_on(provider, content, threads, foreign_labels, max_batch_items)
 
 
+class _Content(NamedTuple):
+    """What is in an ONNX file, and the folder of its external data."""
+
+    graph: bytes
+    folder: Path | None = None
+
+
 class _NotToBeHad(LoadError):
     """The provider asked for is not in the installed ONNX Runtime, or does not work on this machine."""
 
 
-def _load_on(provider: ProviderName, content: bytes, threads: int, labels: tuple[str, ...] | None, max_batch_items: int) -> Model:
+def _load_on(
+    provider: ProviderName, content: _Content, threads: int, labels: tuple[str, ...] | None, max_batch_items: int
+) -> Model:
     if provider == "cuda" and max_batch_items:
         try:
             return _load(provider, content, threads, labels, max_batch_items, cuda_graphs=True)
@@ -274,7 +344,7 @@ def _load_on(provider: ProviderName, content: bytes, threads: int, labels: tuple
 
 
 def _load(
-    provider: ProviderName, content: bytes, threads: int, labels: tuple[str, ...] | None, max_batch_items: int, cuda_graphs: bool
+    provider: ProviderName, content: _Content, threads: int, labels: tuple[str, ...] | None, max_batch_items: int, cuda_graphs: bool
 ) -> Model:
     session = _open_session(content, provider, threads, cuda_graphs)
     text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
@@ -282,14 +352,17 @@ def _load(
     if contract is not None:
         graph, names = graph_of_contract(session, contract), contract.labels
     else:
-        graph = graph_of_foreign(session)
+        tried = _NotCaptured(session)
+        graph = graph_of_foreign(tried, None if labels is None else len(labels))
         names = _foreign_labels(graph, labels)
+        if mixes_items(tried, graph):
+            log.warning("an item's scores change with what is in its batch, or by chance; max_batch_size = 1 keeps items apart")
     buckets: list[_Bucket] = []
     if provider in ("cuda", "tensorrt") and max_batch_items and not graph.batch_items:
         for items in reversed(batch_sizes(max_batch_items)):  # the largest first: the arena grows once
             buckets.append(_Bucket(session, graph, "cuda", items))
             buckets[-1].warm_up(cuda_graphs)
-    digest = hashlib.sha256(content).hexdigest()
+    digest = hashlib.sha256(content.graph).hexdigest()
     model = Model(session, graph, names, contract, provider, threads, digest, buckets)
     if contract is not None:
         _replay_golden(model, contract)
@@ -321,7 +394,7 @@ def _not_installed(provider: ProviderName) -> str:
     )
 
 
-def _open_session(content: bytes, provider: ProviderName, threads: int, cuda_graphs: bool = False) -> ort.InferenceSession:
+def _open_session(content: _Content, provider: ProviderName, threads: int, cuda_graphs: bool = False) -> ort.InferenceSession:
     if _PROVIDERS[provider] not in ort.get_available_providers():
         raise _NotToBeHad(_not_installed(provider))
     options = ort.SessionOptions()
@@ -330,6 +403,8 @@ def _open_session(content: bytes, provider: ProviderName, threads: int, cuda_gra
     # Not longer than it takes to wake a thread: the transport and the decoders need the cores.
     options.add_session_config_entry("session.intra_op.spin_duration_us", "5")
     options.log_severity_level = 4
+    if content.folder is not None:  # else ONNX Runtime would look where the process was started
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(content.folder))
     cuda = (_PROVIDERS["cuda"], _CUDA | {"enable_cuda_graph": str(int(cuda_graphs))})
     providers: dict[ProviderName, list[tuple[str, dict[str, str]]]] = {
         "cuda": [cuda],
@@ -338,7 +413,7 @@ def _open_session(content: bytes, provider: ProviderName, threads: int, cuda_gra
         "cpu": [(_PROVIDERS["cpu"], {})],
     }
     try:
-        session = ort.InferenceSession(content, options, providers=providers[provider], enable_fallback=0)
+        session = ort.InferenceSession(content.graph, options, providers=providers[provider], enable_fallback=0)
     except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors share no base class
         if provider != "cpu":
             _open_session(content, "cpu", threads)  # which says so if it is the file's fault
@@ -387,7 +462,7 @@ class OpenGraph:
     """
 
     def __init__(self, content: bytes, threads: int) -> None:
-        self._session = _open_session(content, "cpu", threads)
+        self._session = _open_session(_Content(content), "cpu", threads)
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def run(self, images: NDArray[Any]) -> dict[str, NDArray[Any]]:

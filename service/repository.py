@@ -24,7 +24,7 @@ from service.batcher import Batcher
 from service.config import Policy, Provider, read_policy
 from service.errors import LoadError, NotServed, Unavailable, UserError
 from service.files import file_state
-from service.loading import load_model, read_labels, start_batcher
+from service.loading import load_model, start_batcher
 from service.metrics import Metrics, ModelMetrics
 from service.model import Model, cpu_budget, fell_back
 from service.repository_layout import (
@@ -35,6 +35,7 @@ from service.repository_layout import (
     model_names,
     model_path,
     policy_path,
+    read_labels,
     version_numbers,
 )
 from service.trace_context import TraceContext
@@ -141,8 +142,8 @@ class Repository:
         if not self._served:
             log.warning("no model is served yet; watching for %s", self._folder / "<model>" / "<version>" / MODEL_FILE)
         with contextlib.suppress(OSError):  # what cannot be looked at is nobody's mistake
-            for file in misplaced(self._folder):
-                log.warning("repository: %s is not served: wanted is %s", file, Path("<model>", "<version>", MODEL_FILE))
+            for file, reason in misplaced(self._folder):
+                log.warning("repository: %s is not served: %s", file, reason)
 
     def stop(self) -> None:
         """Stops watching and closes every model. Only when no request is in hand."""
@@ -377,6 +378,7 @@ class Repository:
         if failure is not None and failure.fingerprint == fingerprint:
             return current
         self._loading = name, version
+        log.info("model %s version %d: loading", name, version)
         try:
             return self._load(name, version, policy, fingerprint) or current
         finally:

@@ -6,7 +6,7 @@ Export writes this layout and the server reads it; neither knows more of the oth
 import re
 from pathlib import Path
 
-from service.errors import UserError
+from service.errors import InvalidModel, UserError
 
 MODEL_FILE = "model.onnx"
 POLICY_FILE = "serving.toml"
@@ -47,22 +47,29 @@ def version_numbers(repository: Path, name: str) -> list[int]:
     return sorted(int(path.name) for path in folder.iterdir() if path.is_dir() and _VERSION.fullmatch(path.name))
 
 
-def misplaced(repository: Path) -> list[Path]:
-    """ONNX files that lie in a repository, at most three folders deep, where they are no version of a model; relative to it."""
+def misplaced(repository: Path) -> list[tuple[Path, str]]:
+    """ONNX files that lie in a repository, at most three folders deep, where they are no version of a model, and why they are none.
+
+    Relative to the repository, sorted.
+    """
     files = [file.relative_to(repository) for depth in ("*", "*/*", "*/*/*") for file in repository.glob(f"{depth}.onnx")]
-    return sorted(
-        file for file in files if not _in_place(repository, file) and not any(part.startswith(".") for part in file.parts)
-    )
+    found = ((file, _why_misplaced(repository, file)) for file in files if not any(part.startswith(".") for part in file.parts))
+    return sorted((file, reason) for file, reason in found if reason)
 
 
-def _in_place(repository: Path, file: Path) -> bool:
-    """Whether it is a version's model file, or lies beside one."""
-    return (
-        len(file.parts) == 3
-        and _is_model(repository / file.parts[0])
-        and _VERSION.fullmatch(file.parts[1]) is not None
-        and (repository / file).with_name(MODEL_FILE).exists()
-    )
+def _why_misplaced(repository: Path, file: Path) -> str:
+    """Empty if it is a version's model file, or lies beside one."""
+    model_file = file.with_name(MODEL_FILE)
+    if len(file.parts) != 3 or not (repository / model_file).exists():
+        if file == model_file and (repository / file).is_symlink():
+            return "it is a link to what is not there"
+        return f"wanted is {Path('<model>', '<version>', MODEL_FILE)}"
+    name, version, _ = file.parts
+    try:
+        check_model_name(name)
+    except UserError as error:
+        return str(error)
+    return "" if _VERSION.fullmatch(version) else f"{version!r} is no version: versions are whole numbers from 1"
 
 
 def model_path(repository: Path, name: str, version: int) -> Path:
@@ -79,6 +86,19 @@ def policy_path(repository: Path, name: str, policies: Path | None = None) -> Pa
 def labels_path(repository: Path, name: str) -> Path:
     """Where the names of the classes of a foreign model lie, if they are given: one a line."""
     return repository / name / LABELS_FILE
+
+
+def read_labels(path: Path) -> tuple[str, ...] | None:
+    """The lines of a `labels.txt`; None if there is none. Raises InvalidModel for one that cannot be used."""
+    try:
+        labels = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().split("\n"))
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidModel(f"{path.name}: {error}") from None
+    if "" in labels:
+        raise InvalidModel(f"{path.name}: line {labels.index('') + 1} is empty; one label a line is accepted")
+    return labels
 
 
 def next_version(repository: Path, name: str) -> int:

@@ -11,7 +11,6 @@ that it shares, because the kernel gives it connections from then on; and its su
 
 import gc
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -27,7 +26,7 @@ from service.control import Control, Forbidden
 from service.errors import UserError
 from service.http import HttpMetrics, HttpServer
 from service.inventory import Inventory
-from service.lifecycle import ReadyFile, StopOnSignals, check_settings
+from service.lifecycle import ReadyFile, StopOnSignals, check_settings, leave_at_once, leave_within
 from service.metrics import Metrics
 from service.model import check_provider, cpu_budget
 from service.observed_classifier import ObservedClassifier
@@ -50,6 +49,10 @@ log = logging.getLogger(__name__)
 
 STOP_SECONDS = 1.0
 """What calls may still take when no request is in hand any more: replies under way, health checks."""
+
+
+LAST_SECONDS = 5.0
+"""What may be needed beyond the times for lame duck and drain, before something is wrong."""
 
 
 class _Here:
@@ -233,8 +236,7 @@ class Server:
             self._tracing.close()
         self._ready_file.remove()
         log.info("stopped before all models were loaded")
-        logging.shutdown()
-        os._exit(0)
+        leave_at_once()
 
     def _serving(self) -> dict[str, bool]:
         up = not self._draining
@@ -300,13 +302,16 @@ def serve(config: ServerConfig) -> None:
     try:
         asked_to_stop.wait()
     finally:
-        server.drain(asked_to_stop.lame_duck_seconds if server.loaded else 0.0)
+        lame_duck_seconds = asked_to_stop.lame_duck_seconds if server.loaded else 0.0
+        leave_within(lame_duck_seconds + config.drain_seconds + LAST_SECONDS)
+        server.drain(lame_duck_seconds)
         if not server.loaded and not failures:
             server.leave()
         loading.join()
         server.close()
     if failures:
         raise failures[0]
+    leave_at_once()
 
 
 def _tracing(config: ServerConfig) -> "Tracing | None":

@@ -26,7 +26,7 @@ from service.channel import Channel, ChannelClosed
 from service.config import ServerConfig
 from service.errors import ConvoyError, Unavailable
 from service.http import CLOSE_SECONDS, ROUTE
-from service.lifecycle import AskedToStop
+from service.lifecycle import AskedToStop, leave_at_once
 from service.logs import set_up_logging
 from service.standing_calls import Call
 from service.worker_process import Report
@@ -73,6 +73,7 @@ class Worker:
         except (ChannelClosed, TimeoutError):
             log.warning("the supervisor has not heard of the end")
         server.close()
+        leave_at_once()
 
     def _answer(self, question: str, *arguments: Any) -> Any:
         return getattr(self, f"_{question}")(*arguments)

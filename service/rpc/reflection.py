@@ -4,9 +4,11 @@ The answers are grpcio-reflection's own. `grpc.reflection.v1` and `v1alpha` have
 for either, so both names are offered.
 """
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
+from google.protobuf import descriptor_pool
 from grpc_reflection.v1alpha import reflection_pb2 as pb
 from grpc_reflection.v1alpha.reflection import ReflectionServicer as Answers
 
@@ -42,7 +44,13 @@ class ReflectionServicer:
 
     def answer(self, request: pb.ServerReflectionRequest) -> pb.ServerReflectionResponse:
         """One answer to one question."""
-        answers: list[pb.ServerReflectionResponse] = list(self._answers.ServerReflectionInfo(iter([request]), _NO_CONTEXT))
+        asked = pb.ServerReflectionRequest()
+        asked.CopyFrom(request)
+        with contextlib.suppress(KeyError):  # the library finds a method by its service alone
+            method = descriptor_pool.Default().FindMethodByName(request.file_containing_symbol)
+            asked.file_containing_symbol = method.containing_service.full_name
+        answers: list[pb.ServerReflectionResponse] = list(self._answers.ServerReflectionInfo(iter([asked]), _NO_CONTEXT))
+        answers[0].original_request.CopyFrom(request)
         return answers[0]
 
 

@@ -26,6 +26,9 @@ from service.errors import (
     Unavailable,
 )
 
+_MOST_BYTES = 1000
+"""Of a message. Trailers of over 8 KiB may end the call with another code; these have it percent-encoded, and twice in Base64."""
+
 Metadata = tuple[tuple[str, str | bytes], ...]
 
 
@@ -64,7 +67,7 @@ def status_of(error: BaseException) -> Status:
     code = _CODES.get(type(error))
     if code is None:
         return _status(grpc.StatusCode.INTERNAL, "the server failed on this request; its log says why")
-    message = str(error)
+    message = _shortened(str(error))
     if isinstance(error, InvalidRequest):
         violation = BadRequest.FieldViolation(field=error.field, description=message)
         return _status(code, message, _details(code, message, BadRequest(field_violations=[violation])))
@@ -75,6 +78,11 @@ def status_of(error: BaseException) -> Status:
         trailing = _details(code, message, RetryInfo(retry_delay=delay))
         return _status(code, message, (*trailing, ("grpc-retry-pushback-ms", str(milliseconds))))
     return _status(code, message)
+
+
+def _shortened(message: str) -> str:
+    encoded = message.encode()
+    return message if len(encoded) <= _MOST_BYTES else encoded[:_MOST_BYTES].decode(errors="ignore") + "…"
 
 
 def _details(code: grpc.StatusCode, message: str, detail: Message) -> Metadata:

@@ -60,7 +60,8 @@ def get(server: Server, path: str, **headers: str) -> tuple[int, str, str]:
         with urllib.request.urlopen(request, timeout=10) as response:
             return response.status, response.headers["Content-Type"], response.read().decode()
     except urllib.error.HTTPError as error:
-        return error.code, error.headers["Content-Type"], error.read().decode()
+        with error:
+            return error.code, error.headers["Content-Type"], error.read().decode()
 
 
 def samples(server: Server) -> dict[tuple[str, ...], float]:
@@ -148,10 +149,13 @@ def test_reflection_answers_under_its_v1_name_too(opened: grpc.Channel) -> None:
         pb.ServerReflectionRequest.SerializeToString,
         pb.ServerReflectionResponse.FromString,
     )
-    asked = [pb.ServerReflectionRequest(list_services="*"), pb.ServerReflectionRequest(file_containing_symbol="no.such")]
-    listed, missing = call(iter(asked), timeout=10)
+    symbols = ["no.such", "convoy.v1.Classifier.Classify"]
+    asked = [pb.ServerReflectionRequest(file_containing_symbol=symbol) for symbol in symbols]
+    listed, missing, found = call(iter([pb.ServerReflectionRequest(list_services="*"), *asked]), timeout=10)
     assert "convoy.v1.Classifier" in [service.name for service in listed.list_services_response.service]
     assert missing.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
+    assert found.original_request == asked[1], "which is a method"
+    assert b"ClassifyRequest" in found.file_descriptor_response.file_descriptor_proto[0]
 
 
 def test_http_says_what_there_is(server: Server) -> None:

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import signal
 from pathlib import Path
 
 import grpc
@@ -17,12 +18,13 @@ from service.classifier import Answer, Classifier, Query
 from service.errors import InvalidModel, InvalidRequest, RequestError
 from service.metrics import Metrics
 from service.pb.convoy.v1 import classifier_pb2 as pb
+from service.pb.inference import open_inference_pb2 as oip
 from service.repository import Repository
-from tests.conftest import Serve
+from tests.conftest import Serve, Spawn
 from tests.integration.test_classify import classify_on, refused
 from tests.integration.test_edges import samples
 
-FLOAT, UINT8 = TensorProto.FLOAT, TensorProto.UINT8
+FLOAT, UINT8, INT64, BOOL = TensorProto.FLOAT, TensorProto.UINT8, TensorProto.INT64, TensorProto.BOOL
 WEIGHT = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
 
 
@@ -158,6 +160,16 @@ def test_a_score_that_is_no_number_is_no_json(tmp_path: Path, serve: Serve) -> N
         response = connection.getresponse()
         assert (response.status, said in response.read()) == (status, True)
         connection.close()
+    data = oip.ModelInferRequest.InferInputTensor(name="data", datatype="FP32", shape=[1, 3, 2, 2])
+    request = oip.ModelInferRequest(model_name="floats", inputs=[data], raw_input_contents=[items])
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        infer = channel.unary_unary(
+            "/inference.GRPCInferenceService/ModelInfer", oip.ModelInferRequest.SerializeToString, oip.ModelInferResponse.FromString
+        )
+        assert np.isnan(np.frombuffer(infer(request, timeout=10).raw_output_contents[0], np.float32)).any()
+    found = samples(server)
+    assert found["convoy_items_total", "floats", "1"] == 2
+    assert sum(value for key, value in found.items() if key[0] == "convoy_predictions_total") == 1
 
 
 def test_what_cannot_be_served_by_tensor_says_why(tmp_path: Path) -> None:
@@ -166,10 +178,50 @@ def test_what_cannot_be_served_by_tensor_says_why(tmp_path: Path) -> None:
         (TensorProto.INT64, ("N", 3, 2, 2), r"takes tensor\(int64\) 'data'; float16, float32, float64 and uint8 are accepted"),
         (FLOAT, ("N", 3, "H", 2), "every dimension but the first, of the batch, must be there and be fixed"),
         (FLOAT, (12,), "every dimension but the first"),
-        (FLOAT, ("N", 5), "the graph fails on 2 items of zeros"),
-        (FLOAT, ("N", 6), r"the graph gives '\w+' \(1, .*\) for 2 items"),
+        (FLOAT, ("N", 5), "the graph fails on a batch of 1, all zeros: .* cannot be reshaped"),
+        (FLOAT, ("N", 24), r"the graph gives '\w+' \(2, .*\) for a batch of 1; one row an item is accepted"),
     ):
         with pytest.raises(InvalidModel, match=message):
             model.load(write(path, kind, shape), "cpu", 1)
     with pytest.raises(InvalidModel, match=r"labels\.txt has 2 labels; the graph gives 3 classes in 'scores'"):
         model.load(write(path), "cpu", 1, ("cat", "dog"))
+
+
+def test_a_model_that_never_ends_cannot_keep_the_server(tmp_path: Path, spawn: Spawn) -> None:
+    """Its one loop goes round as often as the input's largest number says."""
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["again"], ["more"]), helper.make_node("Abs", ["sum"], ["next"])], "body",
+        [helper.make_tensor_value_info(name, kind, []) for name, kind in (("round", INT64), ("again", BOOL), ("sum", FLOAT))],
+        [helper.make_tensor_value_info(name, kind, []) for name, kind in (("more", BOOL), ("next", FLOAT))],
+    )  # fmt: skip
+    nodes = [
+        helper.make_node("ReduceMax", ["data"], ["most"], keepdims=0),
+        helper.make_node("Cast", ["most"], ["rounds"], to=TensorProto.INT64),
+        helper.make_node("Loop", ["rounds", "", "most"], ["last"], body=body),
+        helper.make_node("Add", ["data", "last"], ["scores"]),
+    ]
+    graph = helper.make_graph(
+        nodes, "loop", [helper.make_tensor_value_info("data", FLOAT, ["N", 2])],
+        [helper.make_tensor_value_info("scores", FLOAT, ["N", 2])],
+    )  # fmt: skip
+    (tmp_path / "models" / "loop" / "1").mkdir(parents=True)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.save(made, tmp_path / "models" / "loop" / "1" / "model.onnx")
+    server = spawn(tmp_path / "models", "--drain-seconds", "0.2")
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        infer = channel.unary_unary(
+            "/inference.GRPCInferenceService/ModelInfer", oip.ModelInferRequest.SerializeToString, oip.ModelInferResponse.FromString
+        )
+        data = oip.ModelInferRequest.InferInputTensor(name="data", datatype="FP32", shape=[1, 2])
+
+        def request(rounds: float) -> oip.ModelInferRequest:
+            items = np.array([[0, rounds]], np.float32).tobytes()
+            return oip.ModelInferRequest(model_name="loop", inputs=[data], raw_input_contents=[items])
+
+        assert np.frombuffer(infer(request(5), timeout=10).raw_output_contents[0], np.float32).tolist() == [5, 10]
+        with pytest.raises(grpc.RpcError) as refused:
+            infer(request(1e18), timeout=0.5)
+        assert refused.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(60) == 1
+    assert "perhaps because a model still computes: leaving at once" in server.log.read_text()

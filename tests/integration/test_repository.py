@@ -289,7 +289,7 @@ def test_what_cannot_be_loaded_is_a_metric_for_as_long_as_it_is_there(repository
 
 
 def test_what_cannot_be_looked_at_harms_nobody(repository: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_: Path) -> list[Path]:
+    def refuse(_: Path) -> list[tuple[Path, str]]:
         raise PermissionError(13, "Permission denied", "other/1/model.onnx")
 
     monkeypatch.setattr("service.repository.misplaced", refuse)

@@ -330,9 +330,9 @@ def test_a_port_in_use_is_a_clear_error(kind: Kind, transport: Transport) -> Non
 class Proxy:
     """Forwards TCP connections to a port, and counts them and the bytes that go there and come back."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, own_port: int = 0) -> None:
         self._target = port
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server(("127.0.0.1", own_port))
         self.port: int = self._listener.getsockname()[1]
         self.connections = 0
         self.asked_bytes = 0

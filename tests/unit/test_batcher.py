@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from service.batcher import LINGER, PATIENCE_SECONDS, TRUST_SECONDS, Batcher, Work
+from service.batcher import LINGER, PATIENCE_SECONDS, REPRIEVE_SECONDS, STALL_SECONDS, TRUST_SECONDS, Batcher, Work
 from service.errors import ClientGone, DeadlinePassed, ModelFailed, QueueFull
 
 FAST = {1: 1e-4, 64: 1e-4}
@@ -31,12 +31,14 @@ class Gate:
         self.entered = threading.Semaphore(0)
         self.go_on = threading.Semaphore(0)
         self.held = False
+        self.takes: Callable[[], None] = lambda: None
         self.threads: list[str] = []
         self.batches: list[int] = []
 
     def __call__(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
         self.threads.append(threading.current_thread().name)
         self.batches.append(len(images))
+        self.takes()
         if self.held:
             self.entered.release()
             assert self.go_on.acquire(timeout=10)
@@ -125,6 +127,27 @@ def test_a_short_batch_runs_on_the_callers_thread_and_a_long_one_on_the_models(m
     assert gate.threads == [threading.current_thread().name, "batcher-m-1"]
     assert fast.inline
     assert not slow.inline
+
+
+def test_a_model_that_held_up_the_callers_thread_computes_on_its_own_for_a_while(make: Make, gate: Gate, done: Outcomes) -> None:
+    clock = Clock()
+    batcher = make(FAST, clock=clock)
+
+    def submit(value: int) -> None:
+        batcher.submit(Asked(images(value), done))
+        batcher.pump()
+        done.wait_for(value)
+
+    gate.takes = lambda: setattr(clock, "now", clock.now + 2 * STALL_SECONDS)
+    submit(1)
+    gate.takes = lambda: None
+    submit(2)
+    assert not batcher.inline
+    clock.now += REPRIEVE_SECONDS
+    submit(3)
+    here = threading.current_thread().name
+    assert gate.threads == [here, "batcher-m-1", here]
+    assert batcher.inline
 
 
 def test_a_long_batch_is_cut_to_run_inline_unless_large_batches_gain_much(make: Make, gate: Gate, done: Outcomes) -> None:

@@ -16,7 +16,7 @@ from service.graph import graph_of_contract
 
 def with_buckets(path: Path, max_items: int) -> model.Model:
     """A model that computes as on a GPU, with buffers that lie in main memory."""
-    session = model._open_session(path.read_bytes(), "cpu", 1)
+    session = model._open_session(model._Content(path.read_bytes()), "cpu", 1)
     contract = model.load(path, "cpu", 1).contract
     graph = graph_of_contract(session, contract)
     buckets = [model._Bucket(session, graph, "cpu", items) for items in model.batch_sizes(max_items)]
@@ -33,6 +33,15 @@ def test_batches_of_any_size_are_answered_from_buffers_of_a_few_sizes(model_file
         outputs = [output.copy() for output in bucketed.predict(pixels[:items])]
         for output, expected in zip(outputs, plain.predict(pixels[:items]), strict=True):
             np.testing.assert_allclose(output, expected, atol=1e-6)
+
+
+def test_nothing_of_an_earlier_batch_is_computed_again(model_file: Path, digits: Dataset) -> None:
+    bucketed = with_buckets(model_file, 8)
+    for items in (7, 5):
+        bucketed.predict(digits.test.pixels[:items])
+    staging = bucketed._buckets[-1]._staging
+    assert staging[:5].any()
+    assert not staging[5:].any()
 
 
 @pytest.mark.parametrize(
