@@ -304,11 +304,16 @@ class AsyncClient:
                             yield number, outcome(response)
                     break
                 except grpc.aio.AioRpcError as error:
-                    refused = feed.too_large(error)
-                    if refused is None:
+                    refused, suspect = feed.too_large(error), feed.suspect(error)
+                    if refused is not None:
+                        if await feed.answered(refused):
+                            yield refused, call_failed(error)
+                    elif suspect is not None:
+                        answer = await self._outcome(suspect, timeout_seconds)
+                        if await feed.answered(int(suspect.id)):
+                            yield int(suspect.id), answer
+                    else:
                         await asyncio.sleep(feed.pause_seconds(error))
-                    elif await feed.answered(refused):
-                        yield refused, call_failed(error)
                 except asyncio.CancelledError:
                     self._check_open()
                     raise
@@ -318,6 +323,15 @@ class AsyncClient:
             feed.check()
         finally:
             feed.close()
+
+    async def _outcome(self, request: pb.ClassifyRequest, timeout_seconds: float) -> Classification | CallFailed:
+        """As a stream's. Raises CallFailed if servers do not answer, after gRPC's retries."""
+        try:
+            return classification(await self._call(self._stubs.classify, request, timeout_seconds))
+        except CallFailed as failed:
+            if failed.code in ("UNAVAILABLE", "CANCELLED"):
+                raise
+            return failed
 
     async def model(self, model: str, version: str = "") -> ModelInfo:
         """See Client."""

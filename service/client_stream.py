@@ -21,7 +21,7 @@ _PAUSES_SECONDS = (0.0, 0.1, 0.2, 0.4)
 """Before each stream that follows one without an answer: about as gRPC tries a unary call again."""
 
 _ENDED_WHILE_WRITTEN_TO = "Internal error from Core"
-"""All that gRPC's asyncio client says at times of a stream that the server has ended, instead of why."""
+"""All that gRPC's asyncio client says of a stream that the server ended while it was written to (grpc/grpc issue 36066)."""
 
 
 class _Window:
@@ -77,13 +77,22 @@ class _Window:
         size_bytes = too_large_bytes(error)
         return next((number for number, sent in list(self._unanswered.items()) if sent.ByteSize() == size_bytes), None)
 
+    def suspect(self, error: grpc.RpcError) -> pb.ClassifyRequest | None:
+        """If gRPC has lost why a stream broke: the request to try as a call of its own, whose status is not lost.
+
+        It is the largest, since a request that is too large would end every stream. None if the status says why.
+        """
+        if call_failed(error).message != _ENDED_WHILE_WRITTEN_TO or not self._unanswered:
+            return None
+        return max(self._unanswered.values(), key=pb.ClassifyStreamRequest.ByteSize).request
+
     def pause_seconds(self, error: grpc.RpcError) -> float:
         """After how long to send again what a stream that broke has not answered. Raises CallFailed if it is not worth it."""
-        failed = call_failed(error)
-        if failed.code not in ("UNAVAILABLE", "CANCELLED") and failed.message != _ENDED_WHILE_WRITTEN_TO:
-            raise failed from None
         if not self._unanswered:
             return 0.0
+        failed = call_failed(error)
+        if failed.code not in ("UNAVAILABLE", "CANCELLED"):
+            raise failed from None
         self._failures += 1
         if self._failures > len(_PAUSES_SECONDS):
             raise failed from None
