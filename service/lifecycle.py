@@ -155,10 +155,21 @@ class ReadyFile:
             partial.write_text(json.dumps(ready) + "\n", encoding="utf-8")
             partial.replace(self._path)
 
-    def remove(self) -> None:
-        """Says that nothing is served any more, or not yet: only once the ports are this process's own."""
+    def clear(self) -> None:
+        """Says that nothing is served yet: only once the ports are this process's own."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)
+
+    def withdraw(self) -> None:
+        """Says that nothing is served any more, unless another server has said since that it is ready."""
+        if self._path is None:
+            return
+        try:
+            if json.loads(self._path.read_text(encoding="utf-8"))["pid"] != os.getpid():
+                return
+        except (OSError, ValueError, LookupError, TypeError):
+            return  # nobody's, so not this process's either
+        self.clear()
 
 
 def _partial(path: Path) -> Path:

@@ -161,7 +161,7 @@ class Server:
         except BaseException:
             self._transport.stop(0)
             raise
-        self._ready_file.remove()
+        self._ready_file.clear()
         log.info(
             "listening: gRPC on %s:%d (%s transport%s), HTTP on %s:%d",
             self._config.url_host, self.grpc_port, self._transport.name, ", TLS" if self._config.tls_cert else "",
@@ -221,7 +221,7 @@ class Server:
         self._http.stop()
         if self._tracing is not None:
             self._tracing.close()
-        self._ready_file.remove()
+        self._ready_file.withdraw()
         log.info("stopped")
 
     @property
@@ -234,7 +234,7 @@ class Server:
         self._http.stop()
         if self._tracing is not None:
             self._tracing.close()
-        self._ready_file.remove()
+        self._ready_file.withdraw()
         log.info("stopped before all models were loaded")
         leave_at_once()
 

@@ -100,7 +100,7 @@ class Supervisor(Collector):
         except BaseException:
             self._port.close()
             raise
-        self._ready_file.remove()
+        self._ready_file.clear()
         self._worker_config = config.model_copy(update={"grpc_port": self.grpc_port, "http_port": 0, "ready_file": None})
         for keeper in self._keepers:
             keeper.start()
@@ -121,7 +121,7 @@ class Supervisor(Collector):
             keeper.join()
         self._http.stop()
         self._port.close()
-        self._ready_file.remove()
+        self._ready_file.withdraw()
         if self.failure is None:
             log.info("stopped")
 

@@ -2,6 +2,9 @@
 
 import subprocess
 import sys
+from pathlib import Path
+
+from service.lifecycle import ReadyFile
 
 _SIGNAL_AT_ANY_MOMENT = """
 import random, signal
@@ -40,3 +43,15 @@ print(asked_to_stop.is_set())
 def test_a_thread_ends_the_wait_too() -> None:
     script = [sys.executable, "-c", _A_THREAD]
     assert subprocess.run(script, capture_output=True, text=True, timeout=60, check=True).stdout == "True\n"
+
+
+def test_a_server_that_ends_leaves_the_ready_file_of_its_successor(tmp_path: Path) -> None:
+    path = tmp_path / "ready.json"
+    ready = ReadyFile(path)
+    ready.write(1, 2)
+    ready.withdraw()
+    assert list(tmp_path.iterdir()) == []
+    for others in ('{"pid": 1}', "[]", "half of i"):
+        path.write_text(others)
+        ready.withdraw()
+        assert path.read_text() == others
