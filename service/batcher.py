@@ -5,7 +5,7 @@ A model has one or more instances: sessions of ONNX Runtime, each with a thread 
 Who runs a batch. The transport calls `pump` when it has no more events waiting, and when `submit` says that a batch is full. If
 an instance is idle, `pump` takes a batch. A batch that is expected to take at most `INLINE_SECONDS` runs at once on the
 transport's own thread: handing it over would change the GIL twice, which costs more than it gains. A longer one is cut to that
-time where that costs little, unless the request that is first is so long by itself. Otherwise it goes to the instance's thread,
+time where that costs little, unless the request that is first is long by itself. Otherwise it goes to the instance's thread,
 which then takes the next batch by itself for as long as there is one. Threads other than the transport's submit and then call
 `hand_over`, which never runs a batch on the caller.
 
@@ -57,6 +57,10 @@ TraceBatch = Callable[[int, list[TraceContext], float, float], None]
 """Takes a batch's items, the traces of its requests that have one, and its start and end by the clock."""
 
 INLINE_SECONDS = 0.001
+MANY_SECONDS = 0.0003
+"""As INLINE_SECONDS, for one request of several items: to take the next such request in and to decode it is work enough to do
+meanwhile that handing the batch over pays."""
+
 SPLIT_COST = 1.25
 """How much more an item may cost in short batches on the transport's thread than in one long batch on an instance's."""
 
@@ -295,7 +299,8 @@ class Batcher:
         times = self._times
         first = next(iter(self._queue), None)
         left = first.items - first.taken if first is not None else 0
-        if left > self.max_batch_items or times.expected(left) > INLINE_SECONDS or self._inline_from > self._clock():
+        longest = MANY_SECONDS if left > 1 else INLINE_SECONDS
+        if left > self.max_batch_items or times.expected(left) > longest or self._inline_from > self._clock():
             return self.max_batch_items, False  # it is long whatever it is cut into, and the next can be read meanwhile
         items = min(max(self._queue.items, 1), self.max_batch_items)
         seconds = times.expected(items)

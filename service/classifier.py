@@ -40,7 +40,7 @@ INLINE_DECODE_PIXELS = 64 * 1024
 UNDECODED_BYTES = 256 * 2**20
 """So many bytes of encoded pictures may wait for a decoding thread, of all models together: queues count pictures, not bytes."""
 
-SMALL_SCORES = 64
+SMALL_SCORES = 128
 """Up to so many scores Python sorts faster than numpy is called."""
 
 
@@ -133,20 +133,20 @@ def best(scores: NDArray[Any], top_k: int) -> Results:
         if top_k == 1:
             return [[max(enumerate(row), key=itemgetter(1))] for row in scores.tolist()]
         return [sorted(enumerate(row), key=itemgetter(1), reverse=True)[:top_k] for row in scores.tolist()]
-    if top_k == 1:
-        order = scores.argmax(axis=1)[:, np.newaxis]
-    else:
-        # To sort all of them would take longer than the inference: only those no less than the last to be named.
-        least = -np.partition(-scores, top_k - 1, axis=1)[:, top_k - 1]
-        order = np.array([_order(row, limit, top_k) for row, limit in zip(scores, least, strict=True)])
+    order = scores.argmax(axis=1)[:, np.newaxis] if top_k == 1 else _order(scores, top_k)
     found = np.take_along_axis(scores, order, axis=1)
     return [list(zip(*pair, strict=True)) for pair in zip(order.tolist(), found.tolist(), strict=True)]
 
 
-def _order(row: NDArray[Any], least: float, top_k: int) -> NDArray[np.intp]:
-    """The indices of the `top_k` best of floating[K], of which none is under `least`; equal ones by index, NaN last."""
-    candidates = np.flatnonzero(~(row < least))
-    return candidates[np.argsort(-row[candidates], kind="stable")][:top_k]
+def _order(scores: NDArray[Any], top_k: int) -> NDArray[np.intp]:
+    """For each row of floating[n,K] the indices [n,top_k] of its best, equal ones by index, NaN last."""
+    # To sort all of them would take longer than the inference: only those no less than the last to be named, all rows at once.
+    least = -np.partition(-scores, top_k - 1, axis=1)[:, top_k - 1 : top_k]
+    rows, indices = np.nonzero(~(scores < least))
+    indices = indices[np.lexsort((indices, -scores[rows, indices], rows))]
+    starts = np.searchsorted(rows, np.arange(len(scores)))
+    order: NDArray[np.intp] = indices[starts[:, np.newaxis] + np.arange(top_k)]
+    return order
 
 
 Respond = Callable[[Answer | RequestError], None]

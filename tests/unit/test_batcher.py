@@ -170,13 +170,17 @@ def test_a_long_batch_is_cut_to_run_inline_unless_large_batches_gain_much(make: 
     assert gate.threads[-1] == "batcher-m-1"
 
 
-def test_a_request_too_long_to_run_inline_is_not_cut_for_that(make: Make, gate: Gate, done: Outcomes) -> None:
+@pytest.mark.parametrize(("pixels", "inline"), [((1,), True), ((1, 2), False), ((1, 2, 3, 4), False)])
+def test_a_request_too_long_to_run_inline_is_not_cut_for_that(
+    pixels: tuple[int, ...], inline: bool, make: Make, gate: Gate, done: Outcomes
+) -> None:
+    """One of several items is sooner too long, because it is work to take in the next such."""
     linear = make({1: 4e-4, 2: 8e-4, 4: 16e-4, 8: 32e-4})
-    linear.submit(Asked(images(1, 2, 3, 4), done))
+    linear.submit(Asked(images(*pixels), done))
     linear.pump()
     done.wait_for(1)
-    assert gate.batches == [4]
-    assert gate.threads == ["batcher-m-1"]
+    assert gate.batches == [len(pixels)]
+    assert gate.threads == [threading.current_thread().name if inline else "batcher-m-1"]
 
 
 def test_hand_over_never_runs_a_batch_on_the_caller(make: Make, gate: Gate, done: Outcomes) -> None:
