@@ -144,6 +144,7 @@ class Batcher:
         self._clock = clock
         self._measured_at = clock()
         self._inline_from = -math.inf
+        self._inline_since = math.inf  # while the transport's thread computes
         self._lock = threading.Lock()
         self._queue: BatchQueue[Work] = BatchQueue(max_queue_items)
         self._instances = len(instances)
@@ -180,6 +181,11 @@ class Batcher:
     def inline(self) -> bool:
         """Whether a batch of one item would run on the transport's thread."""
         return self._times.expected(1) <= INLINE_SECONDS and self._inline_from <= self._clock()
+
+    @property
+    def inline_seconds(self) -> float:
+        """For how long the transport's thread has been computing the batch that it is at, if it is at one."""
+        return max(0.0, self._clock() - self._inline_since)
 
     def measured(self) -> dict[int, float]:
         """Seconds that a batch takes by items in it: what warm-up measured, kept up while serving."""
@@ -242,10 +248,11 @@ class Batcher:
         batch = self._take(most)
         if batch is not None:
             if inline:
-                start = self._clock()
+                self._inline_since = self._clock()
                 self._run(batch)
-                if self._clock() - start > STALL_SECONDS:
+                if self.inline_seconds > STALL_SECONDS:
                     self._inline_from = self._clock() + REPRIEVE_SECONDS
+                self._inline_since = math.inf
             else:
                 self._inbox.put(batch)
         with self._lock:

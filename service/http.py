@@ -123,8 +123,11 @@ class HttpServer:
         why_not_ready: Callable[[], str],
         elsewhere: "WSGIApplication | None",
         max_body_bytes: int,
+        why_not_alive: Callable[[], str] = lambda: "",
     ) -> None:
         """Port 0 takes a free one. `why_not_ready` gives an empty text when requests can be answered.
+
+        `why_not_alive` does so unless nothing but another process can help.
 
         What is in `registry` is exposed; what comes in on the port is counted in `metrics`.
         `elsewhere` answers requests for anything but metrics and probes, at most IN_HAND at a time, of at most `max_body_bytes`;
@@ -135,6 +138,7 @@ class HttpServer:
         self._metrics = metrics
         self._expose: Callable[..., Iterable[bytes]] = make_wsgi_app(registry)
         self._why_not_ready = why_not_ready
+        self._why_not_alive = why_not_alive
         self._elsewhere = elsewhere
         self._permits = threading.BoundedSemaphore(IN_HAND)
         self._max_body_bytes = max_body_bytes
@@ -220,7 +224,7 @@ class HttpServer:
             return self._with_permit(self._elsewhere, environ, start_response)
         if endpoint == "metrics":
             return self._expose(environ, start_response)
-        reason = self._why_not_ready() if endpoint == "readyz" else ""
+        reason = self._why_not_ready() if endpoint == "readyz" else self._why_not_alive()
         response = Response(f"{reason or 'ok'}\n", status=503 if reason else 200, mimetype="text/plain")
         return response(environ, start_response)
 

@@ -43,6 +43,8 @@ from service.trace_context import TraceContext
 log = logging.getLogger(__name__)
 
 RESCAN_MILLISECONDS = 5000
+STUCK_SECONDS = 30.0
+"""A batch that has kept the transport's thread for so long, when a millisecond was expected at most, will hardly come to an end."""
 
 T = TypeVar("T")
 
@@ -271,6 +273,11 @@ class Repository:
             if served.batcher.queued_items:
                 wanted = min(wanted, served.batcher.pump())
         return wanted
+
+    def stuck(self) -> str:
+        """Why no request can be answered, if a batch has held up the transport's thread for long; else empty."""
+        names = [served.name for served in self._active if served.batcher.inline_seconds > STUCK_SECONDS]
+        return f"model {names[0]!r} has held up all calls for more than {STUCK_SECONDS:g} s" if names else ""
 
     def _not_served(self, name: str, version: str) -> NotServed:
         served = self._served.get(name)

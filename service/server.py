@@ -128,7 +128,7 @@ class Server:
         self._registry = metrics.registry
         self._http = HttpServer(
             config.host, config.http_port, metrics.registry, HttpMetrics(metrics.registry), self.why_not_ready, elsewhere,
-            self._max_message_bytes,
+            self._max_message_bytes, self.why_not_alive,
         )  # fmt: skip
         self._ready_file = ReadyFile(config.ready_file)
 
@@ -248,6 +248,10 @@ class Server:
         if self._draining:
             return "draining"
         return "" if self._repository.ready else "no model is ready"
+
+    def why_not_alive(self) -> str:
+        """Why nothing but another process can help; empty if this one is well."""
+        return self._repository.stuck()
 
     def act(self, method: str, *arguments: str | int) -> None:
         """Calls a method of Control on this server itself, and raises what it raises."""

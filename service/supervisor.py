@@ -26,7 +26,7 @@ from prometheus_client.registry import Collector
 from werkzeug.wrappers import Response
 
 from service import limits
-from service.channel import AnswerFailed, ChannelClosed
+from service.channel import ChannelClosed
 from service.config import ServerConfig
 from service.errors import ConvoyError, Unavailable, UserError
 from service.http import ROUTE, HttpMetrics, HttpServer
@@ -147,7 +147,7 @@ class Supervisor(Collector):
         asked = [(worker, worker.ask("report")) for worker in self._workers.values()]
         deadline = time.monotonic() + SCRAPE_SECONDS
         for worker, answer in asked:
-            with contextlib.suppress(ChannelClosed, AnswerFailed, TimeoutError):
+            with contextlib.suppress(ConvoyError, TimeoutError):
                 worker.take(answer.result(max(0.0, deadline - time.monotonic())))
         with self._lock:
             present = [worker.report.metrics for worker in self._workers.values()]
@@ -218,7 +218,7 @@ class Supervisor(Collector):
         self._changed()
 
     def _listen_to(self, worker: WorkerProcess) -> None:
-        """Until it ends, or does not answer: its process may be there and yet be stuck, with connections that nobody serves."""
+        """Until it ends, or is of no use: its process may be there and yet be stuck, with connections that nobody serves."""
         while not worker.ended.wait(HEARTBEAT_SECONDS):
             worker.take(worker.ask("report").result(HUNG_SECONDS))
 

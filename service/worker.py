@@ -2,7 +2,7 @@
 
     load      constructs the server and loads the models. What the operator can put right is raised, and so told to the supervisor.
     open      takes up what was asked of the workers before there was this one, then binds the shared port.
-    report    says whether it is ready, and gives all metrics.
+    report    says whether it is ready, and gives all metrics; fails if nothing but another worker can help.
     act       does here what somebody asked of some worker (`control.py`).
     http      answers one HTTP request that came in on the supervisor's port.
     drain     begins the end, as SIGTERM and SIGINT do: what is in hand is finished, the process leaves.
@@ -67,7 +67,7 @@ class Worker:
         server.drain(self._lame_duck_seconds)
         with self._http_answered:  # a model has given its answer before the answer is written
             self._http_answered.wait_for(lambda: not self._http_in_hand, CLOSE_SECONDS)
-        self._last_report = self._report()  # what comes after it has no metrics left to tell of
+        self._last_report = self._state()  # what comes after it has no metrics left to tell of
         try:
             self._channel.ask("report", self._last_report).result(GOODBYE_SECONDS)
         except (ChannelClosed, TimeoutError):
@@ -106,6 +106,12 @@ class Worker:
         self._asked_to_stop.set()
 
     def _report(self) -> Report:
+        why = self._server.why_not_alive() if self._server is not None else ""
+        if why:
+            raise Unavailable(why)
+        return self._state()
+
+    def _state(self) -> Report:
         with self._reporting:
             if self._last_report is not None:
                 return self._last_report
@@ -135,7 +141,7 @@ class Worker:
         return self._server
 
     def _changed(self) -> None:
-        self._channel.ask("report", self._report())
+        self._channel.ask("report", self._state())
 
 
 class _Everywhere:

@@ -3,6 +3,10 @@
 import http.client
 import json
 import signal
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -13,13 +17,14 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from prometheus_client import CollectorRegistry
 
-from service import model
+from service import model, repository
 from service.classifier import Answer, Classifier, Query
 from service.errors import InvalidModel, InvalidRequest, RequestError
 from service.metrics import Metrics
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.pb.inference import open_inference_pb2 as oip
 from service.repository import Repository
+from service.server import Server
 from tests.conftest import Serve, Spawn
 from tests.integration.test_classify import classify_on, refused
 from tests.integration.test_edges import samples
@@ -187,8 +192,8 @@ def test_what_cannot_be_served_by_tensor_says_why(tmp_path: Path) -> None:
         model.load(write(path), "cpu", 1, ("cat", "dog"))
 
 
-def test_a_model_that_never_ends_cannot_keep_the_server(tmp_path: Path, spawn: Spawn) -> None:
-    """Its one loop goes round as often as the input's largest number says."""
+def write_loop(path: Path) -> None:
+    """A model whose one loop goes round as often as the input's largest number says."""
     body = helper.make_graph(
         [helper.make_node("Identity", ["again"], ["more"]), helper.make_node("Abs", ["sum"], ["next"])], "body",
         [helper.make_tensor_value_info(name, kind, []) for name, kind in (("round", INT64), ("again", BOOL), ("sum", FLOAT))],
@@ -204,24 +209,54 @@ def test_a_model_that_never_ends_cannot_keep_the_server(tmp_path: Path, spawn: S
         nodes, "loop", [helper.make_tensor_value_info("data", FLOAT, ["N", 2])],
         [helper.make_tensor_value_info("scores", FLOAT, ["N", 2])],
     )  # fmt: skip
-    (tmp_path / "models" / "loop" / "1").mkdir(parents=True)
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    onnx.save(made, tmp_path / "models" / "loop" / "1" / "model.onnx")
+    path.parent.mkdir(parents=True)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+
+
+def go_round(channel: grpc.Channel, rounds: float, timeout_seconds: float) -> list[float]:
+    infer = channel.unary_unary(
+        "/inference.GRPCInferenceService/ModelInfer", oip.ModelInferRequest.SerializeToString, oip.ModelInferResponse.FromString
+    )
+    data = oip.ModelInferRequest.InferInputTensor(name="data", datatype="FP32", shape=[1, 2])
+    items = np.array([[0, rounds]], np.float32).tobytes()
+    request = oip.ModelInferRequest(model_name="loop", inputs=[data], raw_input_contents=[items])
+    return list(np.frombuffer(infer(request, timeout=timeout_seconds).raw_output_contents[0], np.float32))
+
+
+def test_a_model_that_never_ends_cannot_keep_the_server(tmp_path: Path, spawn: Spawn) -> None:
+    write_loop(tmp_path / "models" / "loop" / "1" / "model.onnx")
     server = spawn(tmp_path / "models", "--drain-seconds", "0.2")
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
-        infer = channel.unary_unary(
-            "/inference.GRPCInferenceService/ModelInfer", oip.ModelInferRequest.SerializeToString, oip.ModelInferResponse.FromString
-        )
-        data = oip.ModelInferRequest.InferInputTensor(name="data", datatype="FP32", shape=[1, 2])
-
-        def request(rounds: float) -> oip.ModelInferRequest:
-            items = np.array([[0, rounds]], np.float32).tobytes()
-            return oip.ModelInferRequest(model_name="loop", inputs=[data], raw_input_contents=[items])
-
-        assert np.frombuffer(infer(request(5), timeout=10).raw_output_contents[0], np.float32).tolist() == [5, 10]
+        assert go_round(channel, 5, 10) == [5, 10]
         with pytest.raises(grpc.RpcError) as refused:
-            infer(request(1e18), timeout=0.5)
+            go_round(channel, 1e18, 0.5)
         assert refused.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(60) == 1
     assert "perhaps because a model still computes: leaving at once" in server.log.read_text()
+
+
+def test_a_model_that_holds_up_all_calls_is_told_by_livez(tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repository, "STUCK_SECONDS", 0.2)
+    write_loop(tmp_path / "loop" / "1" / "model.onnx")
+    server = serve(tmp_path)
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel, ThreadPoolExecutor() as pool:
+        start = time.monotonic()
+        go_round(channel, 2000, 60)  # what is quick enough to run on the transport's thread again
+        rounds = 2000 / (time.monotonic() - start)
+        assert live(server) == (200, "ok\n")
+        going = pool.submit(go_round, channel, 2 * rounds, 60)
+        seen = set()
+        while not going.done():
+            seen.add(live(server))
+        going.result()
+        assert (503, "model 'loop' has held up all calls for more than 0.2 s\n") in seen
+        assert live(server) == (200, "ok\n")
+
+
+def live(server: Server) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.http_port}/livez", timeout=10) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()

@@ -200,6 +200,7 @@ def test_the_server_needs_neither_torch_nor_onnx(repository: Path) -> None:
 
 
 def test_serve_says_what_is_wrong_in_one_line(repository: Path, tmp_path: Path, spawn: Spawn) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, by those who are started too
     running = spawn(repository)
     ports = ["--grpc-port", "0", "--http-port", "0"]
     port = str(running.grpc_port)

@@ -28,6 +28,7 @@ from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.supervisor import Supervisor
 from tests.conftest import Spawn, convoy, put
 from tests.integration.test_classify import classify_on
+from tests.integration.test_foreign import go_round, write_loop
 from tests.integration.test_program import bytes_of_dark_png, one_line
 from tests.integration.test_repository import eventually
 
@@ -356,6 +357,21 @@ def test_a_worker_that_is_stuck_is_replaced(
     eventually(lambda: 1 in supervisor._workers and supervisor._workers[1].pid != stuck and supervisor.why_not_ready() == "")
     assert f"worker 1 (pid {stuck}) is ended: it did not answer within 5 s; another starts in 0.25 s" in caplog.text
     assert not alive(stuck)
+
+
+@pytest.mark.slow
+def test_a_worker_whose_model_never_ends_is_replaced(
+    tmp_path: Path, supervise: Supervise, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(supervision, "HEARTBEAT_SECONDS", 0.2)
+    write_loop(tmp_path / "loop" / "1" / "model.onnx")
+    supervisor = supervise(tmp_path)
+    before = {worker.pid for worker in supervisor._workers.values()}
+    with grpc.insecure_channel(f"127.0.0.1:{supervisor.grpc_port}") as channel, pytest.raises(grpc.RpcError):
+        go_round(channel, 1e18, 0.5)
+    eventually(lambda: len(before & {worker.pid for worker in supervisor._workers.values()}) == 1)
+    eventually(lambda: supervisor.why_not_ready() == "")
+    assert "is ended: model 'loop' has held up all calls for more than 30 s; another starts in 0.25 s" in caplog.text
 
 
 def test_what_one_worker_is_asked_all_do_and_those_that_come_later(
