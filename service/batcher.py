@@ -261,12 +261,10 @@ class Batcher:
         return -math.inf if due <= self._clock() else min(due, expiry)
 
     def hand_over(self) -> None:
-        """For any other thread, after `submit`: wakes an instance's thread, now or when a batch is due."""
-        batch = self._take(self.max_batch_items)
-        if batch is not None:
+        """For any other thread, after `submit`: wakes as many instances' threads as there are batches, now or when one is due."""
+        while (batch := self._take(self.max_batch_items)) is not None:
             self._inbox.put(batch)
-        else:
-            self._hand_over_when_due()
+        self._hand_over_when_due()
 
     def hurry(self) -> None:
         """Lets nothing wait for company any more, for a server that drains."""
@@ -292,10 +290,9 @@ class Batcher:
 
     def _work(self) -> None:
         while (batch := self._inbox.get()) is not None:
-            following: _Batch | None = batch
-            while following is not None:
-                self._run(following)
-                following = self._take(self.max_batch_items)
+            while batch is not None:  # in the end nothing here holds a batch, and so its pictures
+                self._run(batch)
+                batch = self._take(self.max_batch_items)
             self._hand_over_when_due()
 
     def _plan(self) -> tuple[int, bool]:

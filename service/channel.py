@@ -2,7 +2,8 @@
 
 Either end may `ask` at any time, many questions at once; answers come in any order. A question is answered on a thread of its own:
 answering may mean to ask in turn, even the one who asked, and a pool of threads could be full of such questions that wait for each
-other. The end of the other process is seen as the end of the connection, at once, however it ended.
+other. The end of the other process is seen as the end of the connection, at once, however it ended. A thread of its own sends: a
+process that hangs does not read, and whoever asks it must be able to give up.
 """
 
 import itertools
@@ -12,6 +13,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from multiprocessing.connection import Connection
+from queue import SimpleQueue
 from typing import Any
 
 from service.errors import ConvoyError
@@ -39,18 +41,20 @@ class Channel:
         self._connection = connection
         self._answers = answers
         self._on_closed = on_closed
-        self._sending = threading.Lock()
+        self._outgoing: SimpleQueue[bytes | None] = SimpleQueue()  # None: no more
         self._lock = threading.Lock()
         self._numbers = itertools.count()
         self._waiting: dict[int, Future[Any]] | None = {}  # None once the connection is closed
         self._reader = threading.Thread(target=self._read, name="channel", daemon=True)
+        self._writer = threading.Thread(target=self._write, name="channel-out", daemon=True)
 
     def start(self) -> None:
         """Begins to take questions and answers."""
         self._reader.start()
+        self._writer.start()
 
     def ask(self, question: str, *arguments: Any) -> Future[Any]:
-        """Asks the other process.
+        """Asks the other process, and waits for nothing.
 
         Returns:
             What will hold the answer; or the error that was raised over there; or ChannelClosed; or AnswerFailed.
@@ -63,12 +67,12 @@ class Channel:
                 future.set_exception(ChannelClosed("the process that was asked has ended"))
                 return future
             self._waiting[number] = future
-        self._send(message)
+        self._outgoing.put(message)
         return future
 
-    def _send(self, message: bytes) -> None:
+    def _write(self) -> None:
         try:
-            with self._sending:
+            while (message := self._outgoing.get()) is not None:
                 self._connection.send_bytes(message)
         except OSError:
             self._closed()
@@ -93,16 +97,17 @@ class Channel:
                 future.set_exception(error)
             else:
                 future.set_result(answer)
-        with self._sending:
-            self._connection.close()
         self._closed()
+        self._outgoing.put(None)
+        self._writer.join()
+        self._connection.close()
 
     def _answer(self, number: int, question: str, arguments: tuple[Any, ...]) -> None:
         try:
             message = pickle.dumps((number, "", (self._answers(question, *arguments), None)))
         except Exception as error:  # noqa: BLE001 - it is told to the one who asked
             message = pickle.dumps((number, "", (None, _portable(error, question))))
-        self._send(message)
+        self._outgoing.put(message)
 
     def _closed(self) -> None:
         with self._lock:

@@ -146,10 +146,12 @@ def serve(no_page: bool, no_rest: bool, no_control: bool, **settings: Any) -> No
     one ends at once. Each option can be set as an environment variable CONVOY_<OPTION> too; options win.
     """
     from service.config import ServerConfig
+    from service.lifecycle import raise_file_limit
     from service.logs import set_up_logging
 
     config = ServerConfig(**settings, page=not no_page, rest=not no_rest, control=not no_control)
     set_up_logging(config.log_level, config.log_format)
+    raise_file_limit()
     if config.workers > 1:
         from service.supervisor import serve as run
     else:

@@ -3,7 +3,10 @@
 Runs on waitress, a small pool of threads beside the gRPC transport, so that a scrape never waits for a batch or holds one up.
 """
 
+import errno
 import json
+import logging
+import math
 import socket
 import threading
 import time
@@ -22,12 +25,20 @@ from service.errors import UserError
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
+log = logging.getLogger(__name__)
+
 PROBE_THREADS = 4
 IN_HAND = 64
 """So many requests that are neither a scrape nor a probe are worked on at a time: those two always find a thread."""
 
 CLOSE_SECONDS = 1.0
 """What answers that are ready may take to be sent when the port closes."""
+
+IDLE_SECONDS = 30
+"""A connection is closed on which nothing has moved for so long, unless an answer for it is being worked on."""
+
+LOOK_SECONDS = 5
+"""How often that is looked for."""
 
 ROUTE = "convoy.route"
 """In a request's environment, a list: whoever finds the rule that it matches puts the rule there."""
@@ -142,6 +153,7 @@ class HttpServer:
         self._elsewhere = elsewhere
         self._permits = threading.BoundedSemaphore(IN_HAND)
         self._max_body_bytes = max_body_bytes
+        self._said_full = -math.inf
         self._channels: dict[int, Any] = {}  # waitress's own book of what it waits for
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
 
@@ -163,8 +175,12 @@ class HttpServer:
             self._counted, sockets=[listener], map=self._channels, threads=PROBE_THREADS + IN_HAND, ident="convoy",
             clear_untrusted_proxy_headers=True, connection_limit=1000,
             max_request_body_size=self._max_body_bytes + 1,  # waitress refuses a body of just as many
+            channel_timeout=IDLE_SECONDS, cleanup_interval=LOOK_SECONDS,
+            asyncore_use_poll=True,  # select() ends at 1,024 files, and gRPC's connections are files too
         )  # fmt: skip
         self._server.channel_class = _Channel
+        self._maintain, self._server.maintenance = self._server.maintenance, self._maintenance
+        self._accept, self._server.accept = self._server.accept, self._accept_or_wait
         self._thread.start()
 
     def stop(self) -> None:
@@ -176,6 +192,26 @@ class HttpServer:
             time.sleep(0.01)
         self._server.trigger.pull_trigger(self._close)
         self._thread.join()
+
+    def _maintenance(self, now: float) -> None:
+        """Closes idle connections as waitress does, and those whose client does not read: each holds a thread of ours for ever."""
+        self._maintain(now)
+        for channel in list(self._server.active_channels.values()):
+            if channel.total_outbufs_len and channel.last_activity < now - IDLE_SECONDS:
+                channel.handle_close()
+
+    def _accept_or_wait(self) -> Any:
+        """The next connection. Without files for it waitress would ask again at once, and log a traceback each time."""
+        try:
+            return self._accept()
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            if time.monotonic() > self._said_full + IDLE_SECONDS:
+                self._said_full = time.monotonic()
+                log.error("HTTP connections have to wait: %s", error.strerror)
+            time.sleep(0.1)
+            return None
 
     def _busy(self) -> bool:
         """Whether a connection has a request that is worked on, or an answer that is not all sent."""
@@ -223,7 +259,10 @@ class HttpServer:
                 return _refusal(403, "refused: a web page of another site sent this request")(environ, start_response)
             return self._with_permit(self._elsewhere, environ, start_response)
         if endpoint == "metrics":
-            return self._expose(environ, start_response)
+            try:
+                return self._expose(environ, start_response)
+            except TypeError:  # prometheus_client's, of a version that is no number
+                return _refusal(400, "the header Accept asks for a version that is no number")(environ, start_response)
         reason = self._why_not_ready() if endpoint == "readyz" else self._why_not_alive()
         response = Response(f"{reason or 'ok'}\n", status=503 if reason else 200, mimetype="text/plain")
         return response(environ, start_response)

@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import resource
 import signal
 import socket
 import threading
@@ -103,6 +104,14 @@ class StopOnSignals(AskedToStop):
         super().__init__(on_signal)
 
 
+def raise_file_limit() -> None:
+    """Lets this process, and those it starts, have as many files and connections open as the system allows: usual are 1,024."""
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit != most:
+        with contextlib.suppress(OSError, ValueError):  # macOS names a limit that it does not grant
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def leave_at_once() -> NoReturn:
     """Ends the process with code 0, whatever its threads do. An ordinary exit would wait for a model that computes, or abort."""
     logging.shutdown()
@@ -145,15 +154,18 @@ class ReadyFile:
             raise UserError(f"--ready-file {str(path)!r}: {error.strerror}") from None
 
     def write(self, grpc_port: int, http_port: int) -> None:
-        """Says that this process serves on these ports."""
+        """Says that this process serves on these ports. If the file cannot be written, that is logged: it serves all the same."""
         if self._path is None:
             return
         ready = {"grpc_port": grpc_port, "http_port": http_port, "pid": os.getpid()}
         with self._lock:
             # Whoever polls for the file must never read half of it.
             partial = _partial(self._path)
-            partial.write_text(json.dumps(ready) + "\n", encoding="utf-8")
-            partial.replace(self._path)
+            try:
+                partial.write_text(json.dumps(ready) + "\n", encoding="utf-8")
+                partial.replace(self._path)
+            except OSError as error:
+                log.error("--ready-file %r cannot be written: %s", str(self._path), error.strerror)
 
     def clear(self) -> None:
         """Says that nothing is served yet: only once the ports are this process's own."""

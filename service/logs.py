@@ -5,6 +5,7 @@ Neither form ever has more of a traceback than its lines: no values of variables
 
 import logging
 import sys
+import warnings
 from typing import Literal
 
 import structlog
@@ -35,6 +36,9 @@ def set_up_logging(level: str, form: Literal["text", "json"], worker: int | None
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
         )
     )
+    # What a client can cause as often as it likes: metadata that is no UTF-8, and pictures that Pillow warns of.
+    logging.getLogger("grpc._cython.cygrpc").addFilter(lambda record: not record.getMessage().startswith("Invalid encoding"))
+    warnings.filterwarnings("ignore", module="PIL")
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(level.upper())

@@ -252,6 +252,11 @@ class Repository:
             self._forget_failures(name)
             self._publish(name, (), {})
 
+    @property
+    def loading(self) -> bool:
+        """Whether a version of a model is being loaded now."""
+        return self._loading is not None
+
     def wait_until_idle(self, seconds: float) -> bool:
         """Waits until no request is in hand, at most so long; whether it came to that."""
         with self._lock:

@@ -229,13 +229,18 @@ class Server:
         """Whether every model has been loaded that was there at the start, and can be."""
         return self._repository.scanned
 
+    @property
+    def loading(self) -> bool:
+        """Whether a model is being loaded now."""
+        return self._repository.loading
+
     def leave(self) -> NoReturn:
         """Ends the process while models are still being loaded, which nothing can interrupt. Only after `drain`."""
         self._http.stop()
         if self._tracing is not None:
             self._tracing.close()
         self._ready_file.withdraw()
-        log.info("stopped before all models were loaded")
+        log.info("stopped while models were being loaded")
         leave_at_once()
 
     def _serving(self) -> dict[str, bool]:
@@ -309,7 +314,7 @@ def serve(config: ServerConfig) -> None:
         lame_duck_seconds = asked_to_stop.lame_duck_seconds if server.loaded else 0.0
         leave_within(lame_duck_seconds + config.drain_seconds + LAST_SECONDS)
         server.drain(lame_duck_seconds)
-        if not server.loaded and not failures:
+        if (server.loading or not server.loaded) and not failures:
             server.leave()
         loading.join()
         server.close()

@@ -28,7 +28,7 @@ from werkzeug.wrappers import Response
 from service import limits
 from service.channel import ChannelClosed
 from service.config import ServerConfig
-from service.errors import ConvoyError, Unavailable, UserError
+from service.errors import ConvoyError, LoadError, Unavailable, UserError
 from service.http import ROUTE, HttpMetrics, HttpServer
 from service.lifecycle import ReadyFile, StopOnSignals, check_settings
 from service.merged_metrics import counts, merge, without_forgotten
@@ -252,7 +252,8 @@ class Supervisor(Collector):
                     continue  # the worker in its place will be told
                 except ConvoyError as error:
                     errors.append(error)
-            if len(errors) < len(asked):
+            # A load that fails has taken back an unload before, and serves what it can.
+            if len(errors) < len(asked) or all(isinstance(error, LoadError) for error in errors):
                 self._remembered = remember(self._remembered, (method, *arguments))
             if errors:
                 raise errors[0]

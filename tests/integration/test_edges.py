@@ -1,7 +1,9 @@
 """Health, reflection and the HTTP port of a real server."""
 
+import contextlib
 import gc
 import queue
+import socket
 import threading
 import time
 import urllib.error
@@ -20,8 +22,10 @@ from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from export.data import Dataset
+from service import http
 from service.client import CallFailed, Client
 from service.errors import LoadError, RequestError
+from service.lifecycle import raise_file_limit
 from service.metrics import CODES, OUTCOMES, REASONS
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.rpc.status import _CODES
@@ -197,6 +201,32 @@ def test_metrics_come_as_openmetrics_when_asked_for(server: Server) -> None:
     assert status == 200
     assert content_type.startswith("application/openmetrics-text")
     assert body.endswith("# EOF\n")
+
+
+def test_a_version_that_is_no_number_is_refused(server: Server) -> None:
+    status, _, body = get(server, "/metrics", Accept="application/openmetrics-text; version=abc")
+    assert (status, body) == (400, '{"error": "the header Accept asks for a version that is no number"}')
+
+
+def test_the_http_port_takes_connections_beyond_the_1024th_file(server: Server) -> None:
+    raise_file_limit()
+    with contextlib.ExitStack() as stack:
+        while stack.enter_context(socket.socket()).fileno() < 1024:
+            pass
+        assert get(server, "/livez")[0] == 200
+    assert get(server, "/livez")[0] == 200
+
+
+def test_a_client_that_does_not_read_is_given_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "IDLE_SECONDS", 1)
+    answer_bytes = len(get(server, "/metrics")[2])
+    with socket.create_connection(("127.0.0.1", server.http_port), timeout=60) as client:
+        client.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n" * (2**26 // answer_bytes))
+        deadline = time.monotonic() + 60
+        while server._http._server.active_channels:
+            assert time.monotonic() < deadline, "a thread waits until it has read"
+            time.sleep(0.1)
+    assert get(server, "/livez")[0] == 200
 
 
 def test_a_recorded_trace_is_the_exemplar_of_its_buckets(server: Server, opened: grpc.Channel, digits: Dataset) -> None:

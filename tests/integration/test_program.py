@@ -151,8 +151,21 @@ def test_a_server_that_is_loading_leaves_when_it_is_told_to(repository: Path, mo
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 0
-    assert "stopped before all models were loaded" in log.read_text()
+    assert "stopped while models were being loaded" in log.read_text()
     assert "Traceback" not in log.read_text()
+
+
+def test_a_server_that_loads_a_new_model_leaves_when_it_is_told_to(repository: Path, model_file: Path, spawn: Spawn) -> None:
+    server = spawn(repository)
+    put(model_file, repository, "aside", 1)
+    os.mkfifo(repository / "aside" / "labels.txt")
+    (repository / "aside").rename(repository / "slow")
+    deadline = time.monotonic() + 60
+    while "model slow version 1: loading" not in server.log.read_text():
+        assert time.monotonic() < deadline, server.log.read_text()
+        time.sleep(0.05)
+    assert server.terminate() == 0
+    assert "stopped while models were being loaded" in server.log.read_text()
 
 
 def test_a_second_signal_ends_at_once(tmp_path: Path, spawn: Spawn, slow_file: Path) -> None:

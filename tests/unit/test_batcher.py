@@ -1,6 +1,7 @@
 import math
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -189,6 +190,33 @@ def test_hand_over_never_runs_a_batch_on_the_caller(make: Make, gate: Gate, done
     batcher.hand_over()
     done.wait_for(1)
     assert gate.threads == ["batcher-m-1"]
+
+
+def test_what_is_more_than_one_batch_wakes_as_many_instances(make: Make, gate: Gate, done: Outcomes) -> None:
+    gate.held = True
+    batcher = make(FAST, max_batch_items=2, instances=3)
+    batcher.submit(Asked(images(*range(5)), done))
+    batcher.hand_over()
+    for _ in range(3):
+        assert gate.entered.acquire(timeout=10)
+    gate.go_on.release(3)
+    done.wait_for(1)
+    assert sorted(gate.batches) == [1, 2, 2]
+
+
+def test_an_idle_instance_holds_no_pictures(make: Make, gate: Gate, done: Outcomes) -> None:
+    batcher = make(SLOW)
+    poison = images(255)
+    held = weakref.ref(poison)
+    batcher.submit(Asked(poison, done))
+    del poison
+    batcher.pump()
+    done.wait_for(1)
+    done.works.clear()
+    deadline = time.monotonic() + 10
+    while held() is not None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert held() is None
 
 
 def test_requests_share_a_batch_and_large_ones_are_put_together_again(make: Make, gate: Gate, done: Outcomes) -> None:

@@ -57,6 +57,20 @@ def test_answers_find_their_questions_though_they_come_in_any_order(connect: Con
     assert asked[0].result(10) == ("minus", 0)
 
 
+def test_whoever_asks_a_process_that_hangs_can_give_up(connect: Connect) -> None:
+    ours, theirs = Pipe()
+    here = Channel(ours, nothing)
+    here.start()
+    asked = [here.ask("large", bytes(2**22)), here.ask("small")]
+    for answer in asked:
+        with pytest.raises(TimeoutError):
+            answer.result(0.1)
+    theirs.close()
+    for answer in asked:
+        with pytest.raises(ChannelClosed):
+            answer.result(10)
+
+
 def test_answering_may_mean_to_ask_in_turn(connect: Connect) -> None:
     """As deep as a load that a worker asks of its supervisor, which asks that worker, by many at once."""
     ends: list[Channel] = []

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from service.lifecycle import ReadyFile
 
 _SIGNAL_AT_ANY_MOMENT = """
@@ -43,6 +45,11 @@ print(asked_to_stop.is_set())
 def test_a_thread_ends_the_wait_too() -> None:
     script = [sys.executable, "-c", _A_THREAD]
     assert subprocess.run(script, capture_output=True, text=True, timeout=60, check=True).stdout == "True\n"
+
+
+def test_a_ready_file_that_cannot_be_written_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ReadyFile(tmp_path / "gone" / "ready.json").write(1, 2)
+    assert "ready.json' cannot be written: No such file or directory" in caplog.text
 
 
 def test_a_server_that_ends_leaves_the_ready_file_of_its_successor(tmp_path: Path) -> None:
