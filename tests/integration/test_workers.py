@@ -23,7 +23,7 @@ from export.data import Dataset
 from service import supervisor as supervision
 from service.client import CallFailed, Client
 from service.config import ServerConfig
-from service.errors import NotServed
+from service.errors import LoadError, NotServed
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.supervisor import Supervisor
 from tests.conftest import Spawn, convoy, put
@@ -400,8 +400,11 @@ def test_what_one_worker_is_asked_all_do_and_those_that_come_later(
     assert outcomes() == {"NOT_FOUND"}
     with pytest.raises(NotServed, match="no model named 'cats' is in the repository"):
         supervisor._broadcast("unload", "cats")
-    supervisor._broadcast("load", "twin")
-    assert outcomes() == {label}
+    (repository / "twin" / "2").mkdir()
+    (repository / "twin" / "2" / "model.onnx").write_text("no model")
+    with pytest.raises(LoadError, match="version 2"):
+        supervisor._broadcast("load", "twin")
+    assert outcomes() == {label}, "the load took the unload back, though it failed"
     assert supervisor._remembered == []
 
 
