@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import waitress.channel
 import waitress.task
 from prometheus_client import CollectorRegistry, Histogram, make_wsgi_app
+from waitress.receiver import ChunkedReceiver
 from werkzeug.exceptions import HTTPException, NotFound
 from werkzeug.routing import Map, Rule
 from werkzeug.wrappers import Response
@@ -34,6 +35,7 @@ IN_HAND = 64
 CLOSE_SECONDS = 1.0
 """What answers that are ready may take to be sent when the port closes."""
 
+MOST_LINE_BYTES = 64 * 1024
 IDLE_SECONDS = 30
 """A connection is closed on which nothing has moved for so long, unless an answer for it is being worked on."""
 
@@ -108,6 +110,14 @@ class _Refusal(waitress.task.ErrorTask):  # type: ignore[misc]
 
 class _Channel(waitress.channel.HTTPChannel):  # type: ignore[misc]
     error_task_class = _Refusal
+
+    def received(self, data: bytes) -> bool:
+        """Takes what has come in, unless it is a chunk's size, or what follows the chunks, and has no end: waitress does not mind."""
+        taken: bool = super().received(data)
+        body = self.request.body_rcv if self.request is not None else None
+        if isinstance(body, ChunkedReceiver) and max(len(body.control_line), len(body.trailer)) > MOST_LINE_BYTES:
+            self.handle_close()
+        return taken
 
 
 def _of_another_site(environ: "WSGIEnvironment") -> bool:

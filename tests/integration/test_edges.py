@@ -217,6 +217,16 @@ def test_the_http_port_takes_connections_beyond_the_1024th_file(server: Server) 
     assert get(server, "/livez")[0] == 200
 
 
+@pytest.mark.parametrize("endless", [b"1;", b"0\r\n"])
+def test_a_chunk_that_only_begins_is_cut_off(server: Server, endless: bytes) -> None:
+    head = b"POST /v2/models/digits/infer HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.http_port), timeout=10) as client:
+        client.sendall(head + endless)
+        with pytest.raises(ConnectionError):
+            client.sendall(b"a" * 2**26)
+    assert get(server, "/livez")[0] == 200
+
+
 def test_a_client_that_does_not_read_is_given_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "IDLE_SECONDS", 1)
     answer_bytes = len(get(server, "/metrics")[2])
