@@ -19,6 +19,9 @@ from service.pb.convoy.v1 import classifier_pb2 as pb
 MAX_MESSAGE_BYTES = 2**31 - 1
 """Protobuf's limit."""
 
+_ROUND_IT_BYTES = 64
+"""What a stream's message may have round a request, with its id in it."""
+
 _PNG_MODES = {mode: mode for mode in ("1", "L", "LA", "I;16", "I;16B", "P", "RGB", "RGBA")} | {
     "La": "LA", "PA": "RGBA", "RGBa": "RGBA",
 }  # fmt: skip
@@ -162,6 +165,9 @@ def classify_request(images: Images, **fields: Any) -> pb.ClassifyRequest:
     """The request; raises UserError for an image or a field that cannot be sent."""
     request = filled(pb.ClassifyRequest(), **fields)
     request.items.extend(_item(image) for image in _each(images))
+    size_bytes = request.ByteSize() + _ROUND_IT_BYTES
+    if size_bytes > MAX_MESSAGE_BYTES:  # gRPC's asyncio client would send an empty message in its place
+        raise UserError(f"a request of {size_bytes} bytes; it holds at most {MAX_MESSAGE_BYTES}")
     return request
 
 

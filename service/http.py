@@ -112,7 +112,7 @@ class _Channel(waitress.channel.HTTPChannel):  # type: ignore[misc]
     error_task_class = _Refusal
 
     def received(self, data: bytes) -> bool:
-        """Takes what has come in, unless it is a chunk's size, or what follows the chunks, and has no end: waitress does not mind."""
+        """Takes what has come in, unless a chunk's size, or what follows the chunks, has no end: waitress does not mind."""
         taken: bool = super().received(data)
         body = self.request.body_rcv if self.request is not None else None
         if isinstance(body, ChunkedReceiver) and max(len(body.control_line), len(body.trailer)) > MOST_LINE_BYTES:

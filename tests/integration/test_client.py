@@ -24,6 +24,7 @@ import trustme
 from PIL import Image
 
 from export.data import Dataset
+from service import client_messages
 from service.client import AsyncClient, CallFailed, Classification, Client
 from service.client_connection import MAX_RETRIED_BYTES
 from service.errors import UserError
@@ -256,6 +257,12 @@ class _Stopping:
         self._left -= 1
         if self._left >= 0:
             context.abort(grpc.StatusCode.CANCELLED, "stopping")
+
+
+def test_a_request_too_large_for_any_message_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_messages, "MAX_MESSAGE_BYTES", 1000)
+    with Client("127.0.0.1:1") as client, pytest.raises(UserError, match="a request of 1078 bytes; it holds at most 1000"):
+        client.classify([bytes(1000)], "digits")
 
 
 @pytest.mark.parametrize("cancelled_calls", [2, 100])
