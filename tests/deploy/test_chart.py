@@ -1,7 +1,13 @@
 """The Helm chart, by the real Helm SDK: it lints, makes what kustomize makes, and refuses values that it does not know."""
 
+import contextlib
 import copy
+import hashlib
+import http.server
+import json
 import re
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import helm_python as helm
@@ -106,6 +112,12 @@ def test_helm_lint_finds_nothing(values: dict[str, Any]) -> None:
         ({"extraArgs": ["--lame-duck-seconds=60"]}, "extraArgs"),
         ({"resources": {"requests": {"cpu": "0"}, "limits": {"cpu": "1"}}}, "takes cores, such as 2 or 1.5"),
         ({"resources": {"requests": {"cpu": "500000u"}, "limits": {"cpu": "1"}}}, "takes cores, such as 2 or 1.5"),
+        ({"env": [{"name": "CONVOY_GRPC_PORT", "value": "9001"}]}, "env/0/name"),
+        ({"env": [{"name": "CONVOY_LAME_DUCK_SECONDS", "value": "60"}]}, "env/0/name"),
+        ({"env": [{"name": "CONVOY_WORKERS", "value": 2}]}, "env/0/value"),
+        ({"drainSeconds": None}, "missing property 'drainSeconds'"),
+        ({"autoscaling": {"minReplicas": None}}, "missing property 'minReplicas'"),
+        ({"gateway": None}, "missing property 'gateway'"),
         ({"tls": True, "envoy": True}, "tls cannot be combined with envoy or gateway"),
         ({"tls": True, "gateway": {"enabled": True}}, "tls cannot be combined with envoy or gateway"),
         ({"resources": {"limits": {"memory": "1Gi"}}}, "autoscaling by CPU needs resources.requests.cpu"),
@@ -114,6 +126,18 @@ def test_helm_lint_finds_nothing(values: dict[str, Any]) -> None:
 def test_values_that_it_does_not_know_are_refused(values: dict[str, Any], what: str) -> None:
     with pytest.raises(helm.HelmError, match=what):
         rendered(values)
+
+
+def test_empty_keys_are_as_if_they_were_not_there() -> None:
+    empty = ["env", "extraArgs", "egress", "imagePullSecrets", "podAnnotations", "policies", "resources", "tolerations", "affinity"]
+    assert rendered(dict.fromkeys(empty)) == rendered({})
+
+
+def test_flags_that_are_refused_are_refused_as_variables_too() -> None:
+    properties = json.loads((CHART / "values.schema.json").read_text())["properties"]
+    flags = properties["extraArgs"]["items"]["not"]["pattern"]
+    variables = properties["env"]["items"]["properties"]["name"]["not"]["pattern"]
+    assert re.findall("[a-z-]{3,}", flags) == re.findall("[a-z-]{3,}", variables.removeprefix("^CONVOY_").lower().replace("_", "-"))
 
 
 def test_values_reach_the_objects() -> None:
@@ -213,6 +237,80 @@ def test_a_change_of_the_policies_rolls_the_pods() -> None:
     assert templates[0] != templates[1]
 
 
-def test_the_namespace_of_the_release_is_asked_for() -> None:
-    [scaled] = kit.of_kind(rendered({"autoscaling": {"type": "keda"}}, namespace="elsewhere"), "ScaledObject")
-    assert 'namespace="elsewhere"' in scaled["spec"]["triggers"][0]["metadata"]["query"]
+def test_a_change_of_envoys_configuration_rolls_its_pods() -> None:
+    [envoy] = [found for found in rendered({"envoy": True}) if kit.key(found) == "Deployment/convoy-envoy"]
+    digest = hashlib.sha256((CHART / "components" / "envoy" / "config.yaml").read_bytes()).hexdigest()
+    assert envoy["spec"]["template"]["metadata"]["annotations"] == {"convoy/envoy": digest}
+
+
+def test_the_namespace_of_the_release_is_asked_for_at_the_prometheus_given() -> None:
+    address = "http://thanos.elsewhere.svc:9090"
+    [scaled] = kit.of_kind(
+        rendered({"autoscaling": {"type": "keda", "prometheus": address}}, namespace="elsewhere"), "ScaledObject"
+    )
+    asked = scaled["spec"]["triggers"][0]["metadata"]
+    assert 'namespace="elsewhere"' in asked["query"]
+    assert asked["serverAddress"] == address
+
+
+def test_rules_and_dashboard_are_of_one_installation() -> None:
+    without = comparable(rendered({})).keys()
+    ours = comparable(rendered({"monitoring": {"enabled": True, "rules": False, "dashboard": False}})).keys()
+    assert ours - without == {"ServiceMonitor/convoy"}
+
+
+@contextlib.contextmanager
+def cluster(version: str, replicas: int) -> Iterator[helm.Config]:
+    """As much of an API server as Helm asks: its version, and the Deployment with so many pods."""
+    group = {"name": "apps", "versions": [{"groupVersion": "apps/v1", "version": "v1"}]}
+    resource = {"name": "deployments", "namespaced": True, "kind": "Deployment", "verbs": ["get"]}
+    answers = {
+        "/version": {"major": "1", "minor": version.partition(".")[2], "gitVersion": f"v{version}.0"},
+        "/api": {"kind": "APIVersions", "versions": ["v1"]},
+        "/api/v1": {"kind": "APIResourceList", "groupVersion": "v1", "resources": []},
+        "/apis": {"kind": "APIGroupList", "groups": [group]},
+        "/apis/apps/v1": {"kind": "APIResourceList", "groupVersion": "apps/v1", "resources": [resource]},
+        "/apis/apps/v1/namespaces/convoy/deployments/convoy": {
+            "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "convoy"}, "spec": {"replicas": replicas},
+        },
+    }  # fmt: skip
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            answer = answers.get(self.path.partition("?")[0])
+            self.send_response(200 if answer else 404)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(json.dumps(answer).encode())
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        kubeconfig = {
+            "apiVersion": "v1", "kind": "Config", "current-context": "here", "users": [{"name": "me", "user": {}}],
+            "clusters": [{"name": "here", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}],
+            "contexts": [{"name": "here", "context": {"cluster": "here", "user": "me", "namespace": "convoy"}}],
+        }  # fmt: skip
+        try:
+            with helm.Config(kubeconfig_content=json.dumps(kubeconfig), namespace="convoy", storage_driver="memory") as config:
+                yield config
+        finally:
+            server.shutdown()
+
+
+@pytest.mark.parametrize(("values", "replicas"), [({}, 7), (FIXED, 2)])
+def test_an_autoscaler_starts_from_the_pods_that_are_there(values: dict[str, Any], replicas: int) -> None:
+    with cluster("1.33", replicas=7) as config, helm.Chart.load(CHART) as chart:
+        files = config.render(chart, chart.merge_values(values), name="convoy", namespace="convoy")
+    assert yaml.safe_load(files["convoy/templates/deployment.yaml"])["spec"]["replicas"] == replicas
+
+
+def test_models_in_an_image_need_a_cluster_whose_restricted_profile_takes_them() -> None:
+    values = {"models": {"source": "image"}}
+    with cluster("1.32", replicas=2) as config, pytest.raises(helm.HelmError, match="needs Kubernetes"):
+        config.install(CHART, "convoy", values, dry_run="server")
+    # Rendered, and then stopped for want of schemas.
+    with cluster("1.33", replicas=2) as config, pytest.raises(helm.HelmError, match="download openapi"):
+        config.install(CHART, "convoy", values, dry_run="server")
