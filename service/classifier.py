@@ -476,8 +476,8 @@ def _quickly_opened(items: Sequence[Item]) -> bool:
 
 
 def _quickly_decoded(opened: Sequence[Image.Image | None]) -> bool:
-    """Few pixels, and none of it a progressive JPEG, which may hold any number of scans of them."""
+    """Few pixels, and none of it a progressive JPEG or a TIFF, which may hold any number of scans or tiles of them."""
     images = [image for image in opened if image is not None]
     return sum(image.width * image.height for image in images) <= INLINE_DECODE_PIXELS and not any(
-        "progressive" in image.info for image in images
+        "progressive" in image.info or image.format == "TIFF" for image in images
     )

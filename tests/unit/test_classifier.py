@@ -1,14 +1,17 @@
 """Which labels are named, however many there are."""
 
+import io
 import math
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from PIL import Image
 
-from service.classifier import SMALL_SCORES, best
+from service.classifier import SMALL_SCORES, _quickly_decoded, best
 from service.metrics import ModelMetrics, Phases
+from service.preprocessing import open_image
 
 FEW = st.sampled_from([0.0, 0.25, 0.5, -math.inf, math.inf, 1.0])  # so that there are equal ones
 SCORES = st.tuples(st.integers(1, 5), st.integers(1, 2 * SMALL_SCORES)).flatmap(
@@ -37,3 +40,10 @@ def test_a_score_that_is_nan_comes_after_all_others() -> None:
     highest = 2 * SMALL_SCORES - 1
     assert best(scores, 3) == [[(index, float(index)) for index in (highest, highest - 1, highest - 2)]]
     assert best(scores, 2 * SMALL_SCORES)[0][-1][0] == 7
+
+
+def test_a_tiff_is_never_decoded_on_the_transports_thread() -> None:
+    for name, quickly in (("TIFF", False), ("BMP", True)):
+        buffer = io.BytesIO()
+        Image.new("L", (8, 8)).save(buffer, name)
+        assert _quickly_decoded([open_image(buffer.getvalue(), 64)]) == quickly

@@ -1,4 +1,5 @@
 import io
+import struct
 import zlib
 from typing import Any
 
@@ -75,6 +76,46 @@ def test_transparency_is_laid_on_white() -> None:
     palette.putpalette([10, 20, 30])
     assert (decode(file_of(palette, "GIF", transparency=0), spec(channels=3), LIMIT) == 255).all()
     assert (decode(file_of(palette, "GIF"), spec(channels=3), LIMIT) == [10, 20, 30]).all()
+
+
+def png_with_transparency(depth: int, colours: int, row: bytes, transparent: bytes) -> bytes:
+    """A PNG of one row of two pixels, by hand: Pillow writes no such file of each kind."""
+    header = struct.pack(">IIBBBBB", 2, 1, depth, colours, 0, 0, 0)
+    kinds = {b"IHDR": header, b"tRNS": transparent, b"IDAT": zlib.compress(b"\0" + row), b"IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(kind, data) for kind, data in kinds.items())
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("depth", "colours", "row", "transparent", "other"),
+    [
+        (1, 0, b"\x40", b"\0\0", 255),
+        (2, 0, b"\x60", b"\0\1", 170),
+        (4, 0, b"\x12", b"\0\1", 0x22),
+        (8, 0, b"\1\2", b"\0\1", 2),
+        (16, 0, b"\1\2\1\3", b"\1\2", 1),
+        (8, 2, b"\1\1\1\2\2\2", b"\0\1\0\1\0\1", 2),
+        (16, 2, b"\1\0\1\0\1\0\2\0\2\0\2\0", b"\1\0\1\0\1\0", 2),
+    ],
+)
+def test_a_transparent_colour_is_white_whatever_the_model_takes(
+    depth: int, colours: int, row: bytes, transparent: bytes, other: int, channels: int
+) -> None:
+    pixels = decode(png_with_transparency(depth, colours, row, transparent), spec(1, 2, channels), LIMIT)
+    assert (pixels[0, 0] == 255).all()
+    assert (pixels[0, 1] == other).all()
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"P5 2 1 65535\n\x01\xff\x80\x40", [1, 0x80]),
+        (b"P5 2 1 1000\n\x01\xf4\x03\xe8", [128, 255]),
+        (b"P2 2 1 1000 500 1000", [128, 255]),
+    ],
+)
+def test_a_pgm_of_sixteen_bits_is_scaled_too(content: bytes, expected: list[int]) -> None:
+    assert decode(content, spec(1, 2), LIMIT).ravel().tolist() == expected
 
 
 def test_sixteen_bit_gray_is_scaled_not_clipped() -> None:
@@ -171,6 +212,47 @@ def test_only_the_header_is_read_to_refuse_a_picture_that_is_too_large() -> None
     large = file_of(Image.new("L", (2000, 1000)))
     with pytest.raises(InvalidRequest, match="2000 x 1000 pixels; at most 1000000 are accepted"):
         open_image(large[:60], LIMIT)
+
+
+def tiff_of(width: int, height: int, tile_width: int, tile_height: int) -> bytes:
+    """A gray TIFF with all of its tiles at one place, where there is nothing of them."""
+    tiles = -(-width // tile_width) * -(-height // tile_height)
+    tags = {256: width, 257: height, 258: 8, 259: 8, 262: 1, 277: 1, 322: tile_width, 323: tile_height}
+    entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items()]
+    after = 8 + 2 + 12 * (len(entries) + 2) + 4
+    entries += [struct.pack("<HHII", tag, 4, tiles, 8 if tiles == 1 else after) for tag in (324, 325)]
+    return b"II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(entries) + bytes(4) + struct.pack("<I", 8) * 2 * tiles
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "tile_width", "tile_height"), [(1, 128, 2**20, 16), (1, 1, 2**20, 512), (1, 10**4, 4096, 16)]
+)
+def test_a_tiff_with_tiles_far_larger_than_itself_is_refused(width: int, height: int, tile_width: int, tile_height: int) -> None:
+    with pytest.raises(InvalidRequest, match=r"the image's tiles have \d+ pixels; at most 1000000 are accepted"):
+        open_image(tiff_of(width, height, tile_width, tile_height), LIMIT)
+
+
+def test_a_tiff_with_tiles_beyond_its_edges_is_taken() -> None:
+    assert open_image(tiff_of(20, 20, 256, 256), 400).size == (20, 20)
+    assert open_image(tiff_of(1000, 1000, 256, 256), LIMIT).size == (1000, 1000)
+    assert open_image(file_of(Image.new("RGB", (100, 100)), "TIFF", compression="tiff_lzw"), 10_000).size == (100, 100)
+
+
+def test_a_side_that_is_too_long_is_refused() -> None:
+    assert open_image(file_of(Image.new("L", (65_535, 1))), LIMIT).width == 65_535
+    for size in ((65_536, 1), (1, 65_536)):
+        with pytest.raises(InvalidRequest, match=f"{size[0]} x {size[1]}; at most 65535 pixels a side are accepted"):
+            open_image(file_of(Image.new("L", size)), LIMIT)
+
+
+@pytest.mark.parametrize("progressive", [True, False])
+def test_a_jpeg_of_very_many_scans_is_refused(progressive: bool) -> None:
+    whole = file_of(Image.new("RGB", (16, 16)), "JPEG", progressive=progressive)
+    scan = whole[whole.rindex(b"\xff\xda") : -2]
+    before = whole.count(b"\xff\xda")
+    assert open_image(whole[:-2] + scan * (100 - before) + whole[-2:], LIMIT).size == (16, 16)
+    with pytest.raises(InvalidRequest, match="101 scans; at most 100 are accepted"):
+        open_image(whole[:-2] + scan * (101 - before) + whole[-2:], LIMIT)
 
 
 @given(cut=st.integers(0, 600), seed=st.integers(0, 10_000))
