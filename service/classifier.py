@@ -34,6 +34,9 @@ from service.trace_context import TraceContext
 log = logging.getLogger(__name__)
 
 DEFAULT_TOP_K = 5
+MANY_ITEMS = 512
+"""Of a request; one with more is held against its model before anything is made of them."""
+
 INLINE_DECODE_ITEMS = 32
 INLINE_DECODE_BYTES = 64 * 1024
 INLINE_DECODE_PIXELS = 64 * 1024
@@ -231,6 +234,17 @@ class Classifier:
             return outcome
         finally:
             del outcome  # an error refers to this frame
+
+    def check_count(self, model: str, version: str, items: int) -> None:
+        """For requests of MANY_ITEMS and more. Raises RequestError if there is no such model or it takes fewer in one request."""
+        served = self._repository.acquire(model, version)
+        try:
+            if items > served.policy.max_request_items:
+                error = _wrong_count(items, served.policy.max_request_items)
+                self.refused(served, error)
+                raise error
+        finally:
+            self.release(served)
 
     def decode_in_pool(self, job: Callable[[], None], encoded_bytes: int) -> None:
         """Runs a job, which holds so many bytes until it is done, on a decoding thread. Raises QueueFull if too many wait."""

@@ -35,6 +35,9 @@ FINAL_RESPONSE_ASKED = "triton_enable_empty_final_response"
 MAX_DIMENSIONS = 64
 """Numpy has no more; and a shape is repeated in messages, which must fit into a trailer."""
 
+MAX_OUTPUTS = 1024
+"""That a request may ask for; which of them the model has is not known yet."""
+
 _LENGTH = struct.Struct("<I")
 _FIELDS = {"priority": "parameters[priority]", "timeout_seconds": "parameters[timeout]"}
 # What clients send along for REST's binary extension, over gRPC too.
@@ -160,10 +163,7 @@ def elements_of_raw(datatype: str, shape: Sequence[int], data: bytes) -> Element
         array = None
     # To numpy a size of -1 is whatever fits.
     if array is None or array.shape != tuple(shape) or not array.shape:
-        items = _count(shape)
-        raise InvalidRequest(
-            f"the input has {len(data)} bytes; {datatype} of shape {list(shape)} has {items * dtype.itemsize}", "inputs[0].shape"
-        )
+        raise _wrong_bytes(len(data), datatype, shape, _count(shape) * dtype.itemsize)
     return array
 
 
@@ -179,8 +179,15 @@ def elements_of_values(datatype: str, shape: Sequence[int], values: Sequence[Any
             raise InvalidRequest(f"the input has {len(values)} elements; shape {list(shape)} has {count}", field)
         return list(values)
     count = _count(shape)
+    # A list may be nested; protobuf's own sequences are flat, and a copy costs more than their length.
+    flat = _flat(values) if isinstance(values, list) else values
+    if len(flat) != count:
+        raise InvalidRequest(f"the input has {len(flat)} elements; shape {list(shape)} has {count}", field)
     try:
-        found = np.asarray(values)
+        # To numpy any number of texts are as long as the longest.
+        if not set(map(type, flat)) <= _NUMBERS:
+            raise TypeError
+        found = np.asarray(values if isinstance(values, list) else list(values))
         fits = not found.size or found.dtype.kind in _KINDS[dtype.kind]
         if not fits and dtype.kind in "iu":  # numpy takes integers for floats if some are beyond int64 and others are not
             found = np.asarray(values, object)
@@ -191,11 +198,22 @@ def elements_of_values(datatype: str, shape: Sequence[int], values: Sequence[Any
         array = None
     if array is None or (dtype.kind in "iu" and not np.array_equal(array, found)):
         raise InvalidRequest(f"not every element of the input can be {datatype}", field)
-    if array.size != count or (array.ndim > 1 and array.shape != tuple(shape)):
+    if array.ndim > 1 and array.shape != tuple(shape):
         raise InvalidRequest(f"the input's elements are of shape {list(array.shape)}, its shape is {list(shape)}", field)
-    return array.reshape(shape)
+    try:
+        return array.reshape(shape)
+    except ValueError:
+        raise InvalidRequest(f"shape {list(shape)} is not accepted: it is too large, even for nothing", "inputs[0].shape") from None
 
 
+def _flat(values: list[Any]) -> list[Any]:
+    """The elements of a list that is nested row by row; lists are among them if it is not nested so."""
+    while values and all(type(value) is list for value in values):
+        values = [element for row in values for element in row]
+    return values
+
+
+_NUMBERS = {bool, int, float}
 _KINDS = {"b": "b", "u": "iu", "i": "iu", "f": "fiu"}
 """By the kind of a dtype, the kinds of values that are taken for it."""
 
@@ -205,6 +223,12 @@ def raw(elements: Elements) -> bytes:
     if isinstance(elements, list):
         return b"".join(_LENGTH.pack(len(element)) + element for element in elements)
     return elements.tobytes()
+
+
+def check_outputs(count: int) -> None:
+    """Raises InvalidRequest if a request asks for more outputs than any may."""
+    if count > MAX_OUTPUTS:
+        raise InvalidRequest(f"the request asks for {count} outputs; at most {MAX_OUTPUTS} are accepted", "outputs")
 
 
 def wanted_output(index: int, name: str, parameters: Mapping[str, Any], memory: SharedMemory) -> Wanted:
@@ -228,8 +252,13 @@ def input_place(parameters: Mapping[str, Any], memory: SharedMemory) -> Place | 
     return place(parameters, field, memory)
 
 
-def read(where: Place) -> bytes:
-    """The bytes of an input in shared memory."""
+def read(where: Place, datatype: str, shape: Sequence[int]) -> bytes:
+    """The bytes of an input in shared memory. Raises InvalidRequest before it reads any, if they are not of that shape."""
+    dtype = DTYPES.get(datatype)
+    if dtype is None:
+        _encoded_count(datatype, shape)
+    elif where.size != (size := _count(shape) * dtype.itemsize):
+        raise _wrong_bytes(where.size, datatype, shape, size)
     if where.size > MAX_READ_BYTES:
         raise InvalidRequest(
             f"the input has {where.size} bytes in shared memory; at most {MAX_READ_BYTES} are accepted", "inputs[0]"
@@ -289,8 +318,12 @@ def _whole(value: Any, field: str) -> int:
     return value
 
 
+def _wrong_bytes(given: int, datatype: str, shape: Sequence[int], size: int) -> InvalidRequest:
+    return InvalidRequest(f"the input has {given} bytes; {datatype} of shape {list(shape)} has {size}", "inputs[0].shape")
+
+
 def _count(shape: Sequence[int]) -> int:
-    _check_dimensions(shape)
+    check_dimensions(shape)
     if not shape or any(isinstance(size, bool) or not isinstance(size, int) or size < 0 for size in shape):
         raise InvalidRequest(
             f"shape {list(shape)} is not accepted: one number a dimension, 0 or more, the items first", "inputs[0].shape"
@@ -298,15 +331,19 @@ def _count(shape: Sequence[int]) -> int:
     return math.prod(shape)
 
 
-def _check_dimensions(shape: Sequence[int]) -> None:
+def check_dimensions(shape: Sequence[int]) -> None:
+    """Raises InvalidRequest if a shape has more of them than any may, or one beyond 64 bits."""
     if len(shape) > MAX_DIMENSIONS:
         raise InvalidRequest(f"the shape has {len(shape)} dimensions; at most {MAX_DIMENSIONS} are accepted", "inputs[0].shape")
+    # Their product would have too many digits for a message.
+    if any(isinstance(size, int) and abs(size) > MAX_PARAMETER for size in shape):
+        raise InvalidRequest(f"the shape has a dimension beyond {MAX_PARAMETER}", "inputs[0].shape")
 
 
 def _encoded_count(datatype: str, shape: Sequence[int]) -> int:
     if datatype != BYTES:
         raise InvalidRequest(f"datatype {datatype[:64]!r} is none of {', '.join((*DTYPES, BYTES))}", "inputs[0].datatype")
-    _check_dimensions(shape)
+    check_dimensions(shape)
     if len(shape) not in (1, 2) or shape[1:] not in ((), [], (1,), [1]):
         raise InvalidRequest(f"BYTES {list(shape)}: encoded images have the shape [n] or [n, 1]", "inputs[0].shape")
     return _count(shape)
@@ -314,7 +351,7 @@ def _encoded_count(datatype: str, shape: Sequence[int]) -> int:
 
 def _split(data: bytes, count: int) -> list[bytes]:
     elements: list[bytes] = []
-    at = 0
+    at = 0 if count * _LENGTH.size <= len(data) else len(data) + 1  # more than there can be: none is looked for
     while at < len(data) and len(elements) <= count:
         start = at + _LENGTH.size
         at = start + _LENGTH.unpack_from(data, at)[0] if start <= len(data) else len(data) + 1

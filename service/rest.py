@@ -40,6 +40,7 @@ from service.open_inference import (
     Input,
     Output,
     Wanted,
+    check_outputs,
     elements_of_raw,
     elements_of_values,
     in_request,
@@ -60,6 +61,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 JSON_LENGTH = "Inference-Header-Content-Length"
+CONTROL_BYTES = 64 * 1024
+"""Of a body that asks for anything but inference."""
+
+_PIECE_BYTES = 4096
 COMPRESS_BYTES = 1024
 """Shorter answers are not worth compressing."""
 
@@ -151,7 +156,7 @@ class Rest:
         return self._ready(self._inventory.model_ready(model, version))
 
     def _infer(self, request: Request, model: str, version: str = "") -> Response:
-        body = self._body(request)
+        body = self._body(request, self._max_body_bytes)
         length = request.headers.get(JSON_LENGTH)
         if length == "0":
             document: dict[str, Any] = {}
@@ -205,7 +210,7 @@ class Rest:
                 f"{len(binary)} bytes come after the JSON that no binary_data_size speaks of", "inputs[0].parameters"
             )
         if size is not None or where is not None:
-            elements = elements_of_raw(datatype, shape, binary if where is None else read(where))
+            elements = elements_of_raw(datatype, shape, binary if where is None else read(where, datatype, shape))
         else:
             elements = _values(datatype, shape, _member(tensor, "data", list))
         return Input(name, datatype, shape, elements)
@@ -213,7 +218,9 @@ class Rest:
     def _wanted(self, document: Mapping[str, Any]) -> list[tuple[Wanted, bool | None]]:
         """The outputs asked for, and whether binary; None leaves that to the request's parameter."""
         found: list[tuple[Wanted, bool | None]] = []
-        for index, output in enumerate(_member(document, "outputs", list, [])):
+        asked = _member(document, "outputs", list, [])
+        check_outputs(len(asked))
+        for index, output in enumerate(asked):
             if not isinstance(output, dict):
                 raise InvalidRequest(f"outputs[{index}] is not an object", f"outputs[{index}]")
             parameters = _member(output, "parameters", dict, {})
@@ -258,26 +265,45 @@ class Rest:
 
     def _document(self, request: Request) -> dict[str, Any]:
         """The body as a JSON object; empty if there is none."""
-        body = self._body(request)
+        body = self._body(request, CONTROL_BYTES)
         return _parse(body) if body else {}
 
-    def _body(self, request: Request) -> bytes:
+    def _body(self, request: Request, most: int) -> bytes:
+        """The body, unpacked. Raises InvalidRequest if it has more bytes than `most`."""
+        if (request.content_length or 0) > most:
+            raise InvalidRequest(f"the body is larger than {most} bytes")
         body = request.get_data()
         encoding = request.headers.get("Content-Encoding", "identity").lower()
         if encoding == "identity":
             return body
         if encoding not in ("gzip", "deflate"):
             raise InvalidRequest(f"Content-Encoding {encoding[:64]!r} is none of gzip, deflate, identity")
-        unpacker = zlib.decompressobj(zlib.MAX_WBITS + 32)  # takes either format
         try:
-            unpacked = unpacker.decompress(body, self._max_body_bytes)
+            return _unpacked(body, encoding, most)
         except zlib.error:
             raise InvalidRequest(f"the body is not {encoding} data") from None
-        if unpacker.unconsumed_tail:
-            raise InvalidRequest(f"the body is larger than {self._max_body_bytes} bytes when it is unpacked")
-        if not unpacker.eof:
-            raise InvalidRequest(f"the body is {encoding} data that is cut short")
-        return unpacked
+
+
+def _unpacked(body: bytes, encoding: str, most: int) -> bytes:
+    """What was packed, in one member or more; raises InvalidRequest if it has more bytes than `most`, or is cut short."""
+    unpacker = zlib.decompressobj(zlib.MAX_WBITS + 32)  # takes either format
+    parts = []
+    left = most
+    # Piece by piece, because what comes after a member is copied.
+    for at in range(0, len(body), _PIECE_BYTES):
+        piece = body[at : at + _PIECE_BYTES]
+        while piece:
+            if unpacker.eof:
+                unpacker = zlib.decompressobj(zlib.MAX_WBITS + 32)
+            part = unpacker.decompress(piece, left + 1)
+            left -= len(part)
+            if left < 0:
+                raise InvalidRequest(f"the body is larger than {most} bytes when it is unpacked")
+            parts.append(part)
+            piece = unpacker.unused_data
+    if not unpacker.eof:
+        raise InvalidRequest(f"the body is {encoding} data that is cut short")
+    return b"".join(parts)
 
 
 def _answer(head: dict[str, Any], found: Sequence[tuple[Output, bool]]) -> Response:

@@ -19,7 +19,7 @@ MAX_NAME_CHARACTERS = 255
 MAX_READ_BYTES = 1 << 30
 
 _OBJECTS = Path("/dev/shm")  # noqa: S108 - where Linux keeps the objects of shm_open
-_KEY = re.compile(r"/?(?!\.\.?$)[^/\0]{1,255}")
+_KEY = re.compile(r"/?(?!\.\.?$)[^/\0\ud800-\udfff]{1,255}")  # no surrogates: no answer could name it
 
 
 class Region:

@@ -4,7 +4,7 @@ import struct
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-from service.classifier import Answer, Classifier, Item, Query
+from service.classifier import MANY_ITEMS, Answer, Classifier, Item, Query
 from service.errors import InvalidRequest, ModelFailed, QueueFull, RequestError, Unavailable
 from service.metrics import Phases
 from service.pb.convoy.v1 import classifier_pb2 as pb
@@ -37,7 +37,7 @@ class ClassifyServicer:
         self._streams.finish_all()
 
     def _classify(self, request: pb.ClassifyRequest, call: UnaryCall) -> None:
-        query = _query(request, call.deadline, call.trace)
+        query = _query(request, self._classifier, call.deadline, call.trace)
         request_id = request.id  # and no more of the request, which holds the pictures
 
         def respond(outcome: Answer | RequestError) -> None:
@@ -64,7 +64,7 @@ class ClassifyServicer:
     def _open(self, call: StreamCall) -> Receiver:
         def begin(message: pb.ClassifyStreamRequest, place: Request) -> Callable[[], None]:
             request = message.request
-            query = _query(request, call.deadline, call.trace)
+            query = _query(request, self._classifier, call.deadline, call.trace)
             request_id = request.id
 
             def respond(outcome: Answer | RequestError) -> None:
@@ -90,12 +90,15 @@ class ClassifyServicer:
         return stream
 
 
-def _query(request: pb.ClassifyRequest, deadline: float, trace: TraceContext | None) -> Query:
+def _query(request: pb.ClassifyRequest, classifier: Classifier, deadline: float, trace: TraceContext | None) -> Query:
     request_id = request.id
     if len(request_id) > MAX_ID_CHARACTERS:
         raise InvalidRequest(f"the id has more than {MAX_ID_CHARACTERS} characters", "id")
+    given = request.items
+    if len(given) > MANY_ITEMS:
+        classifier.check_count(request.model, request.version, len(given))
     items = []
-    for item in request.items[:]:  # a list: protobuf's own iteration costs twice as much for one item
+    for item in given[:]:  # a list: protobuf's own iteration costs twice as much for one item
         pixels = item.pixels
         if pixels:
             items.append(Item(pixels, False))

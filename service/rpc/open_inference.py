@@ -9,16 +9,19 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from service.classifier import Answer, Classifier
+from service.classifier import MANY_ITEMS, Answer, Classifier
 from service.errors import InvalidRequest, RequestError
 from service.open_inference import (
     BYTES,
     DATATYPES,
     FINAL_RESPONSE_ASKED,
+    MAX_DIMENSIONS,
     Elements,
     Input,
     Output,
     Wanted,
+    check_dimensions,
+    check_outputs,
     elements_of_raw,
     elements_of_values,
     in_request,
@@ -126,6 +129,8 @@ class InferServicer:
         if len(request.inputs) != 1:
             raise InvalidRequest(f"the request has {len(request.inputs)} inputs; a model here takes 1", "inputs")
         tensor = request.inputs[0]
+        if len(tensor.shape) > MAX_DIMENSIONS:
+            check_dimensions(tensor.shape)
         shape = list(tensor.shape)
         datatype = tensor.datatype
         where = input_place(_values(tensor.parameters), self._memory) if tensor.parameters else None
@@ -137,13 +142,22 @@ class InferServicer:
             raise InvalidRequest(
                 "the input is there twice: in its contents, in raw_input_contents or in shared memory", "inputs[0]"
             )
+        if datatype == BYTES and shape and shape[0] > MANY_ITEMS:
+            self._check_count(request, shape[0])
         if typed:
             elements = _typed(datatype, shape, tensor.contents)
         else:
-            elements = elements_of_raw(datatype, shape, contents[0] if where is None else read(where))
+            elements = elements_of_raw(datatype, shape, contents[0] if where is None else read(where, datatype, shape))
         return Input(tensor.name, datatype, shape, elements), typed
 
+    def _check_count(self, request: pb.ModelInferRequest, items: int) -> None:
+        try:
+            self._classifier.check_count(request.model_name, request.model_version, items)
+        except RequestError as error:
+            raise in_request(error) from None
+
     def _wanted(self, request: pb.ModelInferRequest) -> Sequence[Wanted]:
+        check_outputs(len(request.outputs))
         return [
             wanted_output(index, output.name, _values(output.parameters), self._memory)
             if output.parameters
@@ -215,7 +229,7 @@ def _typed(datatype: str, shape: Sequence[int], contents: pb.InferTensorContents
         if datatype == "FP16":
             raise InvalidRequest("FP16 has no typed contents: send it in raw_input_contents", "inputs[0].contents")
         return elements_of_raw(datatype, shape, b"")  # says what is wrong with it
-    return elements_of_values(datatype, shape, list(getattr(contents, field)), f"inputs[0].contents.{field}")
+    return elements_of_values(datatype, shape, getattr(contents, field), f"inputs[0].contents.{field}")
 
 
 def _fill(response: pb.ModelInferResponse, given: Sequence[Output], typed: bool) -> None:

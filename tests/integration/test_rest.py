@@ -50,12 +50,18 @@ def test_an_image_file_as_it_is_in_json_and_as_pixels_gets_one_answer(server: Se
         ask(server, "POST", INFER, document(pixels.tolist(), [1, 28, 28, 1])),
         ask(server, "POST", INFER, document(pixels.ravel().tolist(), [1, 28, 28, 1])),
         ask(server, "POST", INFER, gzip.compress(document(pixels.tolist(), [1, 28, 28, 1])), Content_Encoding="gzip"),
+        ask(server, "POST", INFER, in_members(document(pixels.tolist(), [1, 28, 28, 1])), Content_Encoding="gzip"),
         ask(server, "POST", INFER, zlib.compress(document(pixels.tolist(), [1, 28, 28, 1])), Content_Encoding="deflate"),
     ]
     assert [status for status, _ in answers] == [200] * len(answers)
     assert all(answer == answers[0][1] for _, answer in answers)
     probabilities = answers[0][1]["outputs"][0]["data"]
     assert np.argmax(probabilities) == digits.test.labels[0]
+
+
+def in_members(content: bytes) -> bytes:
+    """gzip data of many members, some of nothing, as from `cat a.gz b.gz`."""
+    return b"".join(gzip.compress(content[at : at + 1]) for at in range(len(content))) + gzip.compress(b"") * 1000
 
 
 PIXELS = [0] * 784
@@ -79,6 +85,16 @@ BAD: dict[str, tuple[bytes, dict[str, str], int, str]] = {
     "an unknown encoding": (b"{}", {"Content-Encoding": "br"}, 400, "'br' is none of gzip, deflate, identity"),
     "no gzip": (b"{}", {"Content-Encoding": "gzip"}, 400, "the body is not gzip data"),
     "gzip cut short": (gzip.compress(b"{}")[:-9], {"Content-Encoding": "gzip"}, 400, "cut short"),
+    "gzip and something else": (gzip.compress(b"{}") + b"nonsense", {"Content-Encoding": "gzip"}, 400, "not gzip data"),
+    "a bomb in members": (gzip.compress(bytes(2**20)) * 200, {"Content-Encoding": "gzip"}, 400, "when it is unpacked"),
+    "dimensions of thousands of digits": (document([], [10**3000] * 2), {}, 400, "the shape has a dimension beyond"),
+    "dimensions beyond any memory, and none": (
+        document([], [2**63 - 1, 2**63 - 1, 0]),
+        {},
+        400,
+        "is not accepted: it is too large",
+    ),
+    "very many outputs": (document(PIXELS, [1, 28, 28, 1], outputs=[{}] * 1025), {}, 400, "1025 outputs; at most 1024"),
     "a bomb": (
         gzip.compress(bytes(200_000_000)),
         {"Content-Encoding": "gzip"},
@@ -109,6 +125,9 @@ def test_paths_and_methods(server: Server) -> None:
     ):
         got, answer = ask(server, method, path, document(PIXELS, [1, 28, 28, 1]) if path.endswith("infer") else None)
         assert (got, message in answer["error"]) == (status, True), (path, answer)
+    for path in ("/v2/repository/index", "/v2/repository/models/digits/load", "/v2/systemsharedmemory/region/x/register"):
+        got, answer = ask(server, "POST", path, b'{"name": "' + b"x" * 65_536 + b'"}')
+        assert (got, answer["error"]) == (400, "the body is larger than 65536 bytes"), path
     assert ask(server, "GET", "/v2/models/digits/ready") == (200, {"ready": True})
     assert ask(server, "POST", "/v2/repository/index")[1][0]["state"] == "READY"
 

@@ -1,7 +1,11 @@
 """Tensors and parameters of the Open Inference Protocol."""
 
+import re
 import struct
+import tracemalloc
+from collections.abc import Callable
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -13,16 +17,18 @@ from service.errors import InvalidRequest, NotOffered, NotServed, RequestError
 from service.open_inference import (
     DTYPES,
     Input,
+    Place,
     elements_of_raw,
     elements_of_values,
     input_place,
     query,
     raw,
+    read,
     wanted_output,
 )
 from service.pb.inference import open_inference_pb2 as pb
-from service.rpc.open_inference import ResponseWriter
-from service.shared_memory import SharedMemory
+from service.rpc.open_inference import ResponseWriter, _typed
+from service.shared_memory import Region, SharedMemory
 
 ARRAYS = st.sampled_from([*DTYPES.values()]).flatmap(lambda dtype: hnp.arrays(dtype, hnp.array_shapes(max_dims=4, max_side=5)))
 
@@ -70,6 +76,10 @@ RAW: dict[str, tuple[str, list[Any], bytes, str]] = {
     "beyond any memory": ("UINT8", [2**62, 2**62], bytes(1), "the input has 1 bytes"),
     "a thousand dimensions": ("UINT8", [2**62] * 1000, bytes(1), "the shape has 1000 dimensions; at most 64 are accepted"),
     "a thousand dimensions of images": ("BYTES", [1] * 1000, b"", "the shape has 1000 dimensions; at most 64 are accepted"),
+    "beyond 64 bits": ("UINT8", [2**63], bytes(1), f"the shape has a dimension beyond {2**63 - 1}"),
+    "below 64 bits": ("UINT8", [-(10**5000)], bytes(1), "the shape has a dimension beyond"),
+    "thousands of digits": ("UINT8", [10**3000, 10**3000], bytes(1), "the shape has a dimension beyond"),
+    "thousands of digits of images": ("BYTES", [10**5000], b"", "the shape has a dimension beyond"),
     "not a number": ("UINT8", ["a"], bytes(1), "shape ['a'] is not accepted"),
     "half a number": ("UINT8", [1.0], bytes(1), "shape [1.0] is not accepted"),
     "an element cut short": ("BYTES", [1], struct.pack("<I", 5) + b"1234", "not 1 elements of BYTES"),
@@ -98,7 +108,12 @@ VALUES: dict[str, tuple[str, list[Any], list[Any], str]] = {
     "ragged": ("FP32", [3], [[1, 2], [3]], "can be FP32"),
     "nothing": ("FP32", [1], [None], "can be FP32"),
     "beyond any integer": ("INT64", [1], [2**70], "can be INT64"),
-    "too few": ("FP32", [2], [1.0], "elements are of shape [1], its shape is [2]"),
+    "too few": ("FP32", [2], [1.0], "the input has 1 elements; shape [2] has 2"),
+    "a text in a row": ("FP32", [2], [[1.0], ["1"]], "can be FP32"),
+    "a row among numbers": ("FP32", [2], [1.0, [1.0]], "can be FP32"),
+    "a row in a row of numbers": ("FP32", [2], [[1.0, [1.0]]], "can be FP32"),
+    "an object": ("FP32", [1], [{}], "can be FP32"),
+    "too many in rows": ("FP32", [2], [[1.0, 2.0], [3.0, 4.0]], "the input has 4 elements; shape [2] has 2"),
     "nested otherwise": ("FP32", [2, 2], [[1.0, 2.0, 3.0, 4.0]], "elements are of shape [1, 4], its shape is [2, 2]"),
 }
 
@@ -110,6 +125,53 @@ def test_values_that_are_not_the_tensor_are_refused(name: str) -> None:
         elements_of_values(datatype, shape, values, "here")
     assert message in str(caught.value)
     assert caught.value.field == "here"
+
+
+@pytest.mark.parametrize("shape", [[2**63 - 1, 2**63 - 1, 0], [0, 2**63 - 1], [2**70, 0]])
+def test_a_shape_beyond_any_memory_is_refused_for_nothing_too(shape: list[int]) -> None:
+    with pytest.raises(InvalidRequest, match="shape"):
+        elements_of_values("FP32", shape, [], "here")
+    with pytest.raises(InvalidRequest, match="shape"):
+        elements_of_raw("FP32", shape, b"")
+
+
+def peak_bytes(job: Callable[[], object]) -> int:
+    """The most memory that a job, which is refused, holds at a time."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidRequest):
+            job()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_long_text_among_many_does_not_make_all_of_them_long() -> None:
+    values = ["x" * 10_000] + [""] * 1000
+    assert peak_bytes(lambda: elements_of_values("UINT8", [1001], values, "here")) < 1_000_000
+    assert peak_bytes(lambda: elements_of_values("UINT8", [1001, 1], [[value] for value in values], "here")) < 1_000_000
+
+
+def test_what_is_more_than_the_shape_says_is_not_copied_to_be_refused() -> None:
+    contents = pb.InferTensorContents(uint_contents=[1] * 1_000_000, bytes_contents=[b""] * 1_000_000)
+    assert peak_bytes(lambda: _typed("UINT8", [1], contents)) < 100_000
+    assert peak_bytes(lambda: _typed("BYTES", [1], contents)) < 100_000
+    lengths = bytes(4_000_000)
+    assert peak_bytes(lambda: elements_of_raw("BYTES", [1_000_001], lengths)) < 100_000
+
+
+def test_shared_memory_is_read_only_if_it_is_of_the_shape() -> None:
+    region = Mock(spec=Region)
+    for datatype, shape, message in (
+        ("UINT8", [1, 28], "the input has 1073741824 bytes; UINT8 of shape [1, 28] has 28"),
+        ("BF16", [1], "datatype 'BF16' is none of"),
+        ("BYTES", [1, 1, 1], "the shape [n] or [n, 1]"),
+    ):
+        with pytest.raises(InvalidRequest, match=re.escape(message)):
+            read(Place(region, 0, 1 << 30), datatype, shape)
+    region.read.assert_not_called()
+    read(Place(region, 8, 28), "UINT8", [1, 28])
+    region.read.assert_called_once_with(8, 28)
 
 
 IMAGE = Input("image", "UINT8", [1, 1], np.zeros((1, 1), np.uint8))

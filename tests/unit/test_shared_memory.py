@@ -14,7 +14,7 @@ from service.shared_memory import SharedMemory
         ("r", "", "cannot be the name of a shared memory object"),
         ("r", "/..", "cannot be the name of a shared memory object"),
         ("r", "/a/b", "cannot be the name of a shared memory object"),
-        ("r", "/\ud800", "cannot be the name of a shared memory object"),  # JSON can say it, no file can be called it
+        ("r", "/\udc80", "cannot be the name of a shared memory object"),  # JSON can say it, no answer could
         ("r", "/convoy-that-nobody-made", "cannot be opened: No such file or directory"),
     ],
 )
