@@ -9,6 +9,7 @@ import math
 import struct
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -179,13 +180,12 @@ def elements_of_values(datatype: str, shape: Sequence[int], values: Sequence[Any
             raise InvalidRequest(f"the input has {len(values)} elements; shape {list(shape)} has {count}", field)
         return list(values)
     count = _count(shape)
-    # A list may be nested; protobuf's own sequences are flat, and a copy costs more than their length.
-    flat = _flat(values) if isinstance(values, list) else values
+    # A list may be nested and of anything; protobuf's own sequences are neither, and to copy them costs more than their length.
+    flat, kinds = _flat(values) if isinstance(values, list) else (values, _NUMBERS)
     if len(flat) != count:
         raise InvalidRequest(f"the input has {len(flat)} elements; shape {list(shape)} has {count}", field)
     try:
-        # To numpy any number of texts are as long as the longest.
-        if not set(map(type, flat)) <= _NUMBERS:
+        if not kinds <= _NUMBERS:  # to numpy any number of texts are as long as the longest
             raise TypeError
         found = np.asarray(values if isinstance(values, list) else list(values))
         fits = not found.size or found.dtype.kind in _KINDS[dtype.kind]
@@ -206,14 +206,14 @@ def elements_of_values(datatype: str, shape: Sequence[int], values: Sequence[Any
         raise InvalidRequest(f"shape {list(shape)} is not accepted: it is too large, even for nothing", "inputs[0].shape") from None
 
 
-def _flat(values: list[Any]) -> list[Any]:
-    """The elements of a list that is nested row by row; lists are among them if it is not nested so."""
-    while values and all(type(value) is list for value in values):
-        values = [element for row in values for element in row]
-    return values
+def _flat(values: list[Any]) -> tuple[list[Any], set[type]]:
+    """The elements of a list that is nested row by row, and their types; lists are among them if it is not nested so."""
+    while (kinds := set(map(type, values))) == {list}:
+        values = list(chain.from_iterable(values))
+    return values, kinds
 
 
-_NUMBERS = {bool, int, float}
+_NUMBERS: set[type] = {bool, int, float}
 _KINDS = {"b": "b", "u": "iu", "i": "iu", "f": "fiu"}
 """By the kind of a dtype, the kinds of values that are taken for it."""
 
