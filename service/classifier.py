@@ -236,7 +236,7 @@ class Classifier:
             del outcome  # an error refers to this frame
 
     def check_count(self, model: str, version: str, items: int) -> None:
-        """For requests of MANY_ITEMS and more. Raises RequestError if there is no such model or it takes fewer in one request."""
+        """For requests of more than MANY_ITEMS. Raises RequestError if there is no such model or it takes fewer in one request."""
         served = self._repository.acquire(model, version)
         try:
             if items > served.policy.max_request_items:
