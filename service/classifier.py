@@ -263,6 +263,10 @@ class Classifier:
 
         self._decoders.submit(run)
 
+    def unanswerable(self, answer: Answer, error: Exception) -> None:
+        """Counts a request that was computed and of whose answer nothing can be made."""
+        self.refused(answer.served, error if isinstance(error, RequestError) else ModelFailed(str(error)))
+
     def refused(self, served: ServedModel, error: RequestError, seconds: float = 0.0) -> None:
         """Counts a request that was not answered, so many seconds after it had joined the queue."""
         served.metrics.failed(error.reason, seconds)

@@ -176,15 +176,15 @@ class Rest:
         start = time.monotonic()
         best = answer.best()
         all_binary = bool(parameters.get("binary_data_output", False))
-        found = outputs(answer, [each for each, _ in wanted])
-        binaries = [binary if binary is not None else all_binary for _, binary in wanted] or [all_binary] * len(found)
         head = {"model_name": answer.served.name, "model_version": str(answer.served.version)}
         if "id" in document:
             head["id"] = _member(document, "id", str)
         try:
+            found = outputs(answer, [each for each, _ in wanted])
+            binaries = [binary if binary is not None else all_binary for _, binary in wanted] or [all_binary] * len(found)
             response = _answer(head, list(zip(found, binaries, strict=True)))
-        except ModelFailed as error:
-            self._classifier.refused(answer.served, error)
+        except RequestError as error:
+            self._classifier.unanswerable(answer, error)
             raise
         answer.delivered(best, time.monotonic() - start)
         return _compressed(request, response)

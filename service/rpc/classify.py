@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from service.classifier import MANY_ITEMS, Answer, Classifier, Item, Query
-from service.errors import InvalidRequest, ModelFailed, QueueFull, RequestError, Unavailable
+from service.errors import InvalidRequest, QueueFull, RequestError, Unavailable
 from service.metrics import Phases
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.repository import ServedModel
@@ -49,17 +49,13 @@ class ClassifyServicer:
                 best = outcome.predictions()
                 payload = _writer(outcome.served).write(request_id, outcome.phases, best)
             except Exception as error:  # noqa: BLE001 - whatever it is, the caller must not wait for ever
-                self._count(outcome, error)
+                self._classifier.unanswerable(outcome, error)
                 call.fail(error)
                 return
             if call.reply(payload):
                 outcome.delivered(best, time.monotonic() - start)
 
         call.on_gone(self._classifier.classify(query, respond))
-
-    def _count(self, answer: Answer, error: Exception) -> None:
-        """Counts a request whose answer nothing can be made of."""
-        self._classifier.refused(answer.served, error if isinstance(error, RequestError) else ModelFailed(str(error)))
 
     def _open(self, call: StreamCall) -> Receiver:
         def begin(message: pb.ClassifyStreamRequest, place: Request) -> Callable[[], None]:
@@ -77,7 +73,7 @@ class ClassifyServicer:
                     response = _writer(outcome.served).write(request_id, outcome.phases, best)
                     payload = b"".join((_head(request_id, place.index), _RESPONSE, varint(len(response)), response))
                 except Exception as error:  # noqa: BLE001 - as in _classify
-                    self._count(outcome, error)
+                    self._classifier.unanswerable(outcome, error)
                     place.fail(error, _refusal(request_id, place.index, error))
                     return
                 if place.answer(payload):

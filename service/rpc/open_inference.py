@@ -111,6 +111,7 @@ class InferServicer:
                 best = outcome.best()
                 payload = self._payload(outcome, request_id, wanted, typed, final)
             except Exception as error:  # noqa: BLE001 - whatever it is, the caller must not wait for ever
+                self._classifier.unanswerable(outcome, error)
                 fail(error)
                 return
             if reply(payload):
