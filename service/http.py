@@ -36,8 +36,9 @@ CLOSE_SECONDS = 1.0
 """What answers that are ready may take to be sent when the port closes."""
 
 MOST_LINE_BYTES = 64 * 1024
-IDLE_SECONDS = 30
-"""A connection is closed on which nothing has moved for so long, unless an answer for it is being worked on."""
+IDLE_SECONDS = 75
+"""A connection is closed on which nothing has moved for so long, unless an answer for it is being worked on. Load balancers keep
+theirs for 60 s: closed by us before, a request might be lost that was just sent."""
 
 LOOK_SECONDS = 5
 """How often that is looked for."""
