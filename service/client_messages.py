@@ -19,8 +19,8 @@ from service.pb.convoy.v1 import classifier_pb2 as pb
 MAX_MESSAGE_BYTES = 2**31 - 1
 """Protobuf's limit."""
 
-_ROUND_IT_BYTES = 64
-"""What a stream's message may have round a request, with its id in it."""
+_ROUND_BYTES = 16
+"""What a message has round an item, and a stream's message round a request, at most."""
 
 _PNG_MODES = {mode: mode for mode in ("1", "L", "LA", "I;16", "I;16B", "P", "RGB", "RGBA")} | {
     "La": "LA", "PA": "RGBA", "RGBa": "RGBA",
@@ -164,10 +164,14 @@ def no_server(server: str, error: CallFailed) -> UserError | None:
 def classify_request(images: Images, **fields: Any) -> pb.ClassifyRequest:
     """The request; raises UserError for an image or a field that cannot be sent."""
     request = filled(pb.ClassifyRequest(), **fields)
-    request.items.extend(_item(image) for image in _each(images))
-    size_bytes = request.ByteSize() + _ROUND_IT_BYTES
-    if size_bytes > MAX_MESSAGE_BYTES:  # gRPC's asyncio client would send an empty message in its place
-        raise UserError(f"a request of {size_bytes} bytes; it holds at most {MAX_MESSAGE_BYTES}")
+    # Added up: protobuf would have to serialise the images to say it, once more than is needed.
+    size_bytes = request.ByteSize() + 2 * _ROUND_BYTES
+    for image in _each(images):
+        item = _item(image)
+        size_bytes += sum(map(len, item.values())) + _ROUND_BYTES
+        if size_bytes > MAX_MESSAGE_BYTES:  # gRPC's asyncio client would send an empty message in its place
+            raise UserError(f"the images have more bytes than a request holds, which is at most {MAX_MESSAGE_BYTES}")
+        request.items.add(**item)
     return request
 
 
@@ -202,19 +206,20 @@ def _rows(images: Any) -> Iterator[Pixels]:
     yield from images
 
 
-def _item(image: Image) -> pb.Item:
+def _item(image: Image) -> dict[str, bytes]:
+    """An Item's one field."""
     if isinstance(image, bytes):
-        return pb.Item(encoded=image)
+        return {"encoded": image}
     if isinstance(image, str | os.PathLike):
-        return pb.Item(encoded=read_file(image))
+        return {"encoded": read_file(image)}
     if isinstance(image, Pixels):
         if str(image.dtype) != "uint8":
             raise UserError(f"pixels must be uint8, not {image.dtype}: send the picture as decoded, not normalised")
         if len(image.shape) not in (2, 3):
             raise UserError(f"pixels of one image are uint8[H,W,C], not of shape {image.shape}")
-        return pb.Item(pixels=image.tobytes())
+        return {"pixels": image.tobytes()}
     if isinstance(image, Picture):
-        return pb.Item(encoded=_png(image))
+        return {"encoded": _png(image)}
     raise UserError(f"an image is bytes, a path, a PIL image or a uint8 array, not {type(image).__name__}")
 
 

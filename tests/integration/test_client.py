@@ -261,7 +261,7 @@ class _Stopping:
 
 def test_a_request_too_large_for_any_message_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_messages, "MAX_MESSAGE_BYTES", 1000)
-    with Client("127.0.0.1:1") as client, pytest.raises(UserError, match="a request of 1078 bytes; it holds at most 1000"):
+    with Client("127.0.0.1:1") as client, pytest.raises(UserError, match="more bytes than a request holds, which is at most 1000"):
         client.classify([bytes(1000)], "digits")
 
 
