@@ -23,6 +23,7 @@ from onnx import TensorProto, helper
 
 from export import data, onnx_export, training
 from service import model
+from service.client import Client
 from service.config import ServerConfig
 from service.contract import METADATA_KEY, Contract, InputSpec, Training
 from service.server import Server
@@ -162,6 +163,19 @@ def serve(transport_name: str) -> Iterator[Serve]:
             return server
 
         yield start
+
+
+@pytest.fixture
+def server(repository: Path, serve: Serve) -> Server:
+    """A server of `repository`, in this process."""
+    return serve(repository)
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[Client]:
+    """A client of `server`."""
+    with Client(f"127.0.0.1:{server.grpc_port}") as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -33,11 +33,6 @@ def transport_name() -> str:
     return "auto"
 
 
-@pytest.fixture
-def server(repository: Path, serve: Serve) -> Server:
-    return serve(repository)
-
-
 def bench(server: Server, *arguments: str | Path) -> dict[str, Any]:
     result = convoy(
         "bench", "--model", "digits", "--server", f"127.0.0.1:{server.grpc_port}", "--seconds", "1", "--warmup", "0.2",

@@ -38,11 +38,6 @@ SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 @pytest.fixture
-def server(repository: Path, serve: Serve) -> Server:
-    return serve(repository)
-
-
-@pytest.fixture
 def opened(server: Server) -> Iterator[grpc.Channel]:
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         yield channel

@@ -6,7 +6,6 @@ import io
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from types import FrameType
 
 import grpc
@@ -22,7 +21,6 @@ from service.errors import ClientGone, RequestError
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.preprocessing import open_image, to_pixels
 from service.server import Server
-from tests.conftest import Serve
 
 CLASSIFY = "/convoy.v1.Classifier/Classify"
 
@@ -34,11 +32,6 @@ def png(side: int, note: str = "") -> bytes:
         noted.add_text("note", note, zip=True)
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side), np.uint8)).save(buffer, "PNG", pnginfo=noted)
     return buffer.getvalue()
-
-
-@pytest.fixture
-def server(repository: Path, serve: Serve) -> Server:
-    return serve(repository)
 
 
 def left_behind(ask: Callable[[], None]) -> set[str]:

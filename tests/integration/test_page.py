@@ -19,11 +19,6 @@ from service.server import Server
 from tests.conftest import Serve, put
 
 
-@pytest.fixture
-def server(repository: Path, serve: Serve) -> Server:
-    return serve(repository)
-
-
 def ask(server: Server, path: str, body: bytes | None = None) -> tuple[int, dict[str, str], bytes]:
     request = urllib.request.Request(f"http://127.0.0.1:{server.http_port}{path}", data=body)
     try:

@@ -37,11 +37,6 @@ def document(data: Any, shape: list[Any], datatype: str = "UINT8", **more: Any) 
     return json.dumps({"inputs": [{"name": "image", "datatype": datatype, "shape": shape, "data": data}], **more}).encode()
 
 
-@pytest.fixture
-def server(repository: Path, serve: Serve) -> Server:
-    return serve(repository)
-
-
 def test_an_image_file_as_it_is_in_json_and_as_pixels_gets_one_answer(server: Server, digits: Dataset) -> None:
     png, pixels = digits.test.encoded(0), digits.test.pixels[:1]
     answers = [
