@@ -19,31 +19,31 @@ from typing import TYPE_CHECKING, NoReturn
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 
-from service import limits
-from service.classifier import Classifier
+from service import message_limits
 from service.config import ServerConfig
 from service.control import Control, Forbidden
+from service.engine.access_log import ObservedClassifier
+from service.engine.classifier import Classifier
+from service.engine.repository import Repository
 from service.errors import UserError
-from service.http import HttpMetrics, HttpServer
-from service.inventory import Inventory
+from service.http.page import Page
+from service.http.rest import Rest
+from service.http.server import HttpMetrics, HttpServer
 from service.lifecycle import ReadyFile, StopOnSignals, check_settings, leave_at_once, leave_within
-from service.metrics import Metrics
-from service.model import check_provider, cpu_budget
-from service.observed_classifier import ObservedClassifier
-from service.page import Page
-from service.repository import Repository
-from service.rest import Rest
-from service.rpc import channelz, classify, health, models, open_inference, open_inference_control, reflection
+from service.model.session import check_provider, cpu_budget
+from service.observability.metrics import Metrics
+from service.open_inference.metadata import Inventory
+from service.open_inference.shared_memory import SharedMemory
+from service.rpc import channelz, classify, health, model_info, open_inference, open_inference_admin, reflection
+from service.rpc.aio_server import PublicServer
 from service.rpc.completion_queue import CompletionQueueServer, why_not
-from service.rpc.public_server import PublicServer
 from service.rpc.tls import TlsFiles
 from service.rpc.transport import Options, Transport
-from service.shared_memory import SharedMemory
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
-    from service.tracing import Tracing
+    from service.observability.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -91,16 +91,16 @@ class Server:
         inventory = Inventory(self._repository, lambda: not self.why_not_ready())
         self._classify = classify.ClassifyServicer(self._classifier)
         self._infer = open_inference.InferServicer(self._classifier, memory)
-        self._control = open_inference_control.ControlServicer(inventory, control, memory)
+        self._control = open_inference_admin.ControlServicer(inventory, control, memory)
         self._health = health.HealthServicer(self._serving)
         services = [classify.SERVICE, open_inference.SERVICE, health.SERVICE, *([channelz.SERVICE] if config.channelz else [])]
         self._reflection = reflection.ReflectionServicer(services)
         methods = [
-            *self._classify.methods(), *models.ModelsServicer(self._repository).methods(),
+            *self._classify.methods(), *model_info.ModelsServicer(self._repository).methods(),
             *self._infer.methods(), *self._control.methods(), *self._health.methods(), *self._reflection.methods(),
             *(channelz.ChannelzServicer().methods() if config.channelz else []),
         ]  # fmt: skip
-        self._max_message_bytes = config.max_message_bytes or limits.message_bytes(config.repository, config.policies)
+        self._max_message_bytes = config.max_message_bytes or message_limits.message_bytes(config.repository, config.policies)
         self._warned: set[tuple[str, int]] = set()
         transport = _transport(config)
         tls = _tls(config)
@@ -280,7 +280,9 @@ class Server:
     def _warn_of_large_requests(self) -> None:
         level = logging.WARNING if self._config.max_message_bytes is None else logging.INFO  # then it was meant so
         for served in (served for versions in self._repository.served.values() for served in versions):
-            needed = limits.largest_request_bytes(served.policy, served.model.input.size_bytes, pictures=not served.model.foreign)
+            needed = message_limits.largest_request_bytes(
+                served.policy, served.model.input.size_bytes, pictures=not served.model.foreign
+            )
             if needed > self._max_message_bytes and (served.name, served.version) not in self._warned:
                 self._warned.add((served.name, served.version))
                 log.log(
@@ -326,7 +328,7 @@ def serve(config: ServerConfig) -> None:
 def _tracing(config: ServerConfig) -> "Tracing | None":
     if config.otlp_endpoint is None:
         return None
-    from service.tracing import Tracing
+    from service.observability.tracing import Tracing
 
     return Tracing(config.otlp_endpoint, config.trace_sample)
 

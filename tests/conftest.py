@@ -21,11 +21,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from export import data, onnx_export, training
-from service import model
+from export.convert import pipeline
+from export.data import datasets
+from export.training import loop
 from service.client import Client
 from service.config import ServerConfig
-from service.contract import METADATA_KEY, Contract, InputSpec, Training
+from service.model import session
+from service.model.contract import METADATA_KEY, Contract, InputSpec, Training
 from service.server import Server
 
 SEED = 0
@@ -37,23 +39,23 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 @pytest.fixture(scope="session")
-def digits() -> data.Dataset:
-    return data.load("digits", SEED)
+def digits() -> datasets.Dataset:
+    return datasets.load("digits", SEED)
 
 
 @pytest.fixture(scope="session")
-def run(tmp_path_factory: pytest.TempPathFactory, digits: data.Dataset) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory, digits: datasets.Dataset) -> Path:
     """The run folder of a short real training."""
     folder = tmp_path_factory.mktemp("run")
-    training.train(digits, training.Settings("article-cnn", epochs=6, seed=SEED), folder)
+    loop.train(digits, loop.Settings("article-cnn", epochs=6, seed=SEED), folder)
     return folder
 
 
 @pytest.fixture(scope="session")
-def model_file(tmp_path_factory: pytest.TempPathFactory, run: Path, digits: data.Dataset) -> Path:
+def model_file(tmp_path_factory: pytest.TempPathFactory, run: Path, digits: datasets.Dataset) -> Path:
     """A real exported model. Read it, copy it; do not change it."""
     repository = tmp_path_factory.mktemp("exported")
-    return onnx_export.export(training.load(run), digits, repository, "digits").path
+    return pipeline.export(loop.load(run), digits, repository, "digits").path
 
 
 @pytest.fixture
@@ -126,7 +128,7 @@ def slow_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("slow") / "model.onnx"
     products = 8
     _slow_model(path, products)
-    seconds = model.load(path, "cpu", model.cpu_budget()).measure(1)[1]
+    seconds = session.load(path, "cpu", session.cpu_budget()).measure(1)[1]
     _slow_model(path, max(products, round(products * SLOW_SECONDS / seconds)))
     return path
 

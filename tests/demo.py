@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from export import data
+from export.data import datasets
+from service.bench.server_metrics import look, quantile
 from service.client import Classification, Client
-from service.scrape import look, quantile
 
 MODEL = "digits"
 EPOCHS = 20
@@ -60,7 +60,7 @@ def main() -> int:
         with serving(repository, Path(folder) / "ready.json") as ready:
             console.print(f"gRPC on 127.0.0.1:{ready['grpc_port']}, metrics on http://127.0.0.1:{ready['http_port']}/metrics")
             step(4, "classify the held-out digits over gRPC, one PNG a request")
-            test = data.load("digits", SEED).test
+            test = datasets.load("digits", SEED).test
             with Client(f"127.0.0.1:{ready['grpc_port']}") as client:
                 answers = [
                     client.classify([test.encoded(index)], MODEL, top_k=3)
@@ -110,7 +110,7 @@ def serving(repository: Path, ready_file: Path) -> Iterator[dict[str, int]]:
         sys.exit(f"the server ended with exit code {code}")
 
 
-def show(test: data.Part, answers: list[Classification]) -> float:
+def show(test: datasets.Part, answers: list[Classification]) -> float:
     """Prints a few pictures with their answers, and the accuracy of all; returns it in percent."""
     right = [answer.results[0][0].index == label for answer, label in zip(answers, test.labels.tolist(), strict=True)]
     wrong = [index for index, correct in enumerate(right) if not correct]

@@ -29,8 +29,8 @@ from weakref import WeakSet
 from google.protobuf.message import DecodeError, Message
 
 from service.errors import ClientGone, ConvoyError, DeadlinePassed, InvalidRequest
+from service.observability.trace_context import HEADER, TraceContext, trace_context
 from service.rpc.status import OK, Metadata, Status, status_of
-from service.trace_context import HEADER, TraceContext, trace_context
 
 log = logging.getLogger(__name__)
 

@@ -4,15 +4,15 @@ import struct
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-from service.classifier import MANY_ITEMS, Answer, Classifier, Item, Query
+from service.engine.classifier import MANY_ITEMS, Answer, Classifier, Item, Query
+from service.engine.repository import ServedModel
 from service.errors import InvalidRequest, QueueFull, RequestError, Unavailable
-from service.metrics import Phases
+from service.observability.metrics import Phases
+from service.observability.trace_context import TraceContext
 from service.pb.convoy.v1 import classifier_pb2 as pb
-from service.repository import ServedModel
 from service.rpc.call import Method, OpenStreams, Receiver, Stream, StreamCall, Unary, UnaryCall
 from service.rpc.request_stream import Request, RequestStream
 from service.rpc.status import status_of
-from service.trace_context import TraceContext
 
 SERVICE = "convoy.v1.Classifier"
 MAX_ID_CHARACTERS = 256

@@ -4,7 +4,7 @@ grpcio's public servers spend most of a small call handing it from thread to thr
 them, `grpc._cython.cygrpc`, has no such hand-overs: it is a completion queue and calls on which operations are started. This
 file drives it with one thread that polls, parses, runs what may run at once, and replies. It is grpcio's private layer: every
 use of it stands in this file, `why_not` says whether the installed grpcio has it as it was tested, and if it has not,
-`public_server.py` takes over.
+`aio_server.py` takes over.
 
 C core in five sentences
     A *batch* is a set of operations started together on a call, or the request for a new call, together with a *tag*. When the

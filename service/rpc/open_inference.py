@@ -1,6 +1,6 @@
 """`inference.GRPCInferenceService`, the part that infers: protobuf messages to the domain and back.
 
-The rest of the service is in `open_inference_control.py`.
+The rest of the service is in `open_inference_admin.py`.
 """
 
 import time
@@ -9,9 +9,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from service.classifier import MANY_ITEMS, Answer, Classifier
+from service.engine.classifier import MANY_ITEMS, Answer, Classifier
 from service.errors import InvalidRequest, RequestError
-from service.open_inference import (
+from service.open_inference.shared_memory import SharedMemory
+from service.open_inference.tensors import (
     BYTES,
     DATATYPES,
     FINAL_RESPONSE_ASKED,
@@ -38,7 +39,6 @@ from service.rpc.call import Call, Method, OpenStreams, Receiver, Stream, Stream
 from service.rpc.classify import varint
 from service.rpc.request_stream import Request, RequestStream
 from service.rpc.status import status_of
-from service.shared_memory import SharedMemory
 
 SERVICE = "inference.GRPCInferenceService"
 _CONTENTS = {

@@ -13,7 +13,7 @@ from pathlib import Path
 import grpc
 
 from service.errors import UserError
-from service.files import FileState, file_state
+from service.model.files import FileState, file_state
 
 log = logging.getLogger(__name__)
 

@@ -32,15 +32,15 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from service import model
-from service.bench import Load, Outcome, run
-from service.bench_pictures import made_up
+from service.bench.images import made_up
+from service.bench.load import Load, Outcome, run
+from service.model import session
+from service.model.preprocessing import decode
 from service.pb.convoy.v1 import classifier_pb2 as pb
-from service.preprocessing import decode
 from tests.benchmarks import h2load, transport
 
 BATCHES = (1, 4, 16, 32, 64)
-CPUS = model.cpu_budget()
+CPUS = session.cpu_budget()
 DEADLINE_SECONDS = 0.1
 
 
@@ -154,7 +154,7 @@ class Limit:
     """What ONNX Runtime does alone: the best of one session on all cores, and of one session a core."""
 
     def __init__(self, path: Path) -> None:
-        kinds = ([model.load(path, "cpu", CPUS)], [model.load(path, "cpu", 1) for _ in range(CPUS)])
+        kinds = ([session.load(path, "cpu", CPUS)], [session.load(path, "cpu", 1) for _ in range(CPUS)])
         self.images_a_second, self._batch, self._sessions = max(
             ((at_once(sessions, batch), batch, sessions) for sessions in kinds for batch in BATCHES), key=lambda found: found[0]
         )
@@ -166,17 +166,17 @@ class Limit:
         return images / statistics.mean((before, at_once(self._sessions, self._batch)))
 
 
-def at_once(sessions: Sequence[model.Model], batch: int, seconds: float = 0.4) -> float:
+def at_once(sessions: Sequence[session.Model], batch: int, seconds: float = 0.4) -> float:
     """Images a second of several sessions, each in a thread of its own."""
     images = np.random.default_rng(0).integers(0, 256, (batch, *sessions[0].input.shape), np.uint8)
 
-    def work(session: model.Model) -> float:
-        session.predict(images)
+    def work(model: session.Model) -> float:
+        model.predict(images)
         barrier.wait()
         start = time.monotonic()
         done = 0
         while (passed := time.monotonic() - start) < seconds:
-            session.predict(images)
+            model.predict(images)
             done += batch
         return done / passed
 
@@ -188,15 +188,15 @@ def at_once(sessions: Sequence[model.Model], batch: int, seconds: float = 0.4) -
 def decode_limit(path: Path, requests: Sequence[bytes], seconds: float = 1.0) -> float:
     """Images a second of decoding and inference in this process, a thread a core, each with the pictures of a request at a time."""
     pictures = [[item.encoded for item in pb.ClassifyRequest.FromString(request).items] for request in requests]
-    sessions = [model.load(path, "cpu", 1) for _ in range(CPUS)]
+    sessions = [session.load(path, "cpu", 1) for _ in range(CPUS)]
     spec = sessions[0].contract.input
 
-    def work(session: model.Model) -> float:
+    def work(model: session.Model) -> float:
         start = time.monotonic()
         done = 0
         while (passed := time.monotonic() - start) < seconds:
             batch: NDArray[np.uint8] = np.stack([decode(data, spec, 1 << 24) for data in pictures[done % len(pictures)]])
-            session.predict(batch)
+            model.predict(batch)
             done += 1
         return done * len(pictures[0]) / passed
 

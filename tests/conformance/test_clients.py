@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto
 
-from export.data import Dataset
+from export.data.datasets import Dataset
 from service.pb.inference import open_inference_pb2 as ours
 from tests.conftest import Spawn, put
 from tests.integration.test_foreign import write

@@ -12,7 +12,7 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from export.data import Dataset
+from export.data.datasets import Dataset
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from tests.conftest import ServerProcess, Spawn
 from tests.deploy.traffic import Traffic

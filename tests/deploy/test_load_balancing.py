@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from export.data import Dataset
+from export.data.datasets import Dataset
 from tests.conftest import Spawn
 from tests.deploy import balanced, kit
 from tests.deploy.traffic import ROUND_ROBIN, Traffic

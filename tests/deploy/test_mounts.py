@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from export.data import Dataset
+from export.data.datasets import Dataset
 from service.client import CallFailed, Client
 from tests.conftest import Serve, convoy
 from tests.integration.test_repository import eventually

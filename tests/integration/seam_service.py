@@ -7,8 +7,8 @@ import time
 from google.protobuf.wrappers_pb2 import BytesValue
 
 from service import errors
+from service.observability.trace_context import TraceContext
 from service.rpc.call import Method, Stream, StreamCall, Unary, UnaryCall
-from service.trace_context import TraceContext
 
 LIMIT = 1 << 20
 

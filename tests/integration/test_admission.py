@@ -13,8 +13,8 @@ import pytest
 from google.rpc.error_details_pb2 import RetryInfo
 from grpc_status import rpc_status
 
+from service.model.preprocessing import encode_png
 from service.pb.convoy.v1 import classifier_pb2 as pb
-from service.preprocessing import encode_png
 from service.server import Server
 from tests.conftest import SLOW_SECONDS, Serve, put
 from tests.integration.test_classify import classify_on, item, refused

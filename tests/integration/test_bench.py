@@ -18,11 +18,11 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from export.data import Dataset
-from service.bench import NOT_SENT, Load, Outcome, run
-from service.bench_pictures import made_up
-from service.bench_report import show, summary
-from service.scrape import Snapshot, look, quantile
+from export.data.datasets import Dataset
+from service.bench.images import made_up
+from service.bench.load import NOT_SENT, Load, Outcome, run
+from service.bench.report import show, summary
+from service.bench.server_metrics import Snapshot, look, quantile
 from service.server import Server
 from tests.conftest import Serve, ServerProcess, Spawn, convoy, put
 

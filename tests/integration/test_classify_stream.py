@@ -11,7 +11,7 @@ import grpc
 import numpy as np
 import pytest
 
-from export.data import Dataset
+from export.data.datasets import Dataset
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.rpc.request_stream import UNANSWERED_BYTES, UNANSWERED_REQUESTS
 from service.server import Server

@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.data import Dataset
-from service import client_messages
-from service.client import AsyncClient, CallFailed, Client
+from export.data.datasets import Dataset
+from service.client import AsyncClient, CallFailed, Client, messages
 from service.errors import UserError
 from service.server import Server
 from tests.conftest import Serve, put
@@ -74,7 +73,7 @@ def test_an_array_of_several_images_is_several_images(client: Client, digits: Da
 
 
 def test_a_request_too_large_for_any_message_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_messages, "MAX_MESSAGE_BYTES", 1000)
+    monkeypatch.setattr(messages, "MAX_MESSAGE_BYTES", 1000)
     with Client("127.0.0.1:1") as client, pytest.raises(UserError, match="more bytes than a request holds, which is at most 1000"):
         client.classify([bytes(1000)], "digits")
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import trustme
 
-from export.data import Dataset
+from export.data.datasets import Dataset
 from service.client import AsyncClient, CallFailed, Client
-from service.client_connection import MAX_RETRIED_BYTES
+from service.client.connection import MAX_RETRIED_BYTES
 from service.errors import UserError
 from service.server import Server
 from tests.conftest import Serve, Spawn, put

@@ -14,7 +14,7 @@ import grpc
 import numpy as np
 import pytest
 
-from export.data import Dataset
+from export.data.datasets import Dataset
 from service.client import AsyncClient, CallFailed, Classification, Client
 from service.errors import UserError
 from service.pb.convoy.v1 import classifier_pb2 as pb

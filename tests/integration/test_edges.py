@@ -21,12 +21,12 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from export.data import Dataset
-from service import http
+from export.data.datasets import Dataset
 from service.client import CallFailed, Client
 from service.errors import LoadError, RequestError
+from service.http import server as http_server
 from service.lifecycle import raise_file_limit
-from service.metrics import CODES, OUTCOMES, REASONS
+from service.observability.metrics import CODES, OUTCOMES, REASONS
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.rpc.status import _CODES
 from service.server import Server
@@ -223,7 +223,7 @@ def test_a_chunk_that_only_begins_is_cut_off(server: Server, endless: bytes) -> 
 
 
 def test_a_client_that_does_not_read_is_given_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "IDLE_SECONDS", 1)
+    monkeypatch.setattr(http_server, "IDLE_SECONDS", 1)
     answer_bytes = len(get(server, "/metrics")[2])
     with socket.create_connection(("127.0.0.1", server.http_port), timeout=60) as client:
         client.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n" * (2**26 // answer_bytes))

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 from service import errors
+from service.rpc.aio_server import PublicServer
 from service.rpc.call import UnaryCall
 from service.rpc.completion_queue import CompletionQueueServer
-from service.rpc.public_server import PublicServer
 from service.rpc.transport import Options
 from tests.integration.seam_service import LIMIT, Seen, Service
 

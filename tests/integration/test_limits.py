@@ -17,16 +17,16 @@ from grpc_channelz.v1 import channelz_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from prometheus_client import CollectorRegistry
 
-from export.data import Dataset
-from service import limits
-from service.classifier import Answer, Classifier, Item, Query
+from export.data.datasets import Dataset
+from service import message_limits
 from service.client import CallFailed, Client
 from service.config import Policy
-from service.contract import Contract
+from service.engine.classifier import Answer, Classifier, Item, Query
+from service.engine.repository import Repository
 from service.errors import InvalidModel, QueueFull, RequestError
-from service.metrics import Metrics
+from service.model.contract import Contract
+from service.observability.metrics import Metrics
 from service.pb.convoy.v1 import classifier_pb2 as pb
-from service.repository import Repository
 from service.server import Server
 from tests.conftest import Serve, put
 from tests.integration.test_repository import eventually
@@ -51,18 +51,23 @@ def test_the_contract_is_read_from_a_file_without_an_engine(model_file: Path, tm
 
 
 def test_the_largest_request_is_the_most_items_or_the_largest_picture(repository: Path, tmp_path: Path) -> None:
-    default = limits.largest_request_bytes(Policy(), 28 * 28)
+    default = message_limits.largest_request_bytes(Policy(), 28 * 28)
     assert 100_000_000 < default < 101_000_000, "one picture of 25 megapixels as a BMP with transparency"
-    assert limits.message_bytes(repository) == limits.message_bytes(tmp_path) == limits.message_bytes(tmp_path / "none") == default
+    assert (
+        message_limits.message_bytes(repository)
+        == message_limits.message_bytes(tmp_path)
+        == message_limits.message_bytes(tmp_path / "none")
+        == default
+    )
     settings = repository / "digits" / "serving.toml"
     settings.write_text("max_image_pixels = 1000\nmax_request_items = 10000\nmax_queue_items = 10000\n")
-    assert 10_000 * 784 < limits.message_bytes(repository) < 10_000 * 900
+    assert 10_000 * 784 < message_limits.message_bytes(repository) < 10_000 * 900
     settings.write_text("max_image_pixels = 1000\n")
-    assert limits.message_bytes(repository) == limits.LEAST_BYTES + limits.ENVELOPE_BYTES
+    assert message_limits.message_bytes(repository) == message_limits.LEAST_BYTES + message_limits.ENVELOPE_BYTES
     settings.write_text("max_image_pixels = 'many'\n")
-    assert limits.message_bytes(repository) == default
-    assert limits.largest_request_bytes(Policy(max_request_items=1000), 10**9) == 2**31 - 1
-    assert limits.largest_request_bytes(Policy(), 16, pictures=False) < default
+    assert message_limits.message_bytes(repository) == default
+    assert message_limits.largest_request_bytes(Policy(max_request_items=1000), 10**9) == 2**31 - 1
+    assert message_limits.largest_request_bytes(Policy(), 16, pictures=False) < default
 
 
 def test_the_largest_legal_request_is_answered_and_one_above_the_limit_refused(repository: Path, serve: Serve) -> None:
@@ -209,7 +214,7 @@ def test_channelz_is_not_there_unless_asked_for(channel: grpc.Channel) -> None:
 
 
 def test_bytes_that_wait_to_be_decoded_are_bounded(repository: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.classifier.UNDECODED_BYTES", 1000)
+    monkeypatch.setattr("service.engine.classifier.UNDECODED_BYTES", 1000)
     metrics = Metrics(CollectorRegistry())
     models = Repository(repository, "cpu", metrics)
     models.start()

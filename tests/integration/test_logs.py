@@ -11,7 +11,7 @@ import grpc
 import numpy as np
 import pytest
 
-from export.data import Dataset
+from export.data.datasets import Dataset
 from service.client import CallFailed, Client
 from service.logs import set_up_logging
 from service.pb.convoy.v1 import classifier_pb2 as pb

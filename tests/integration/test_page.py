@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.data import Dataset
+from export.data.datasets import Dataset
 from service.server import Server
 from tests.conftest import Serve, put
 

@@ -22,7 +22,7 @@ import trustme
 from cryptography.hazmat.primitives import serialization
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from export.data import Dataset
+from export.data.datasets import Dataset
 from service.client import CallFailed, Client
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from tests.conftest import Spawn, convoy, put
@@ -61,7 +61,7 @@ def test_sigterm_drains_finishes_what_is_in_hand_and_exits_with_0(tmp_path: Path
 def bytes_of_dark_png() -> bytes:
     import numpy as np
 
-    from service.preprocessing import encode_png
+    from service.model.preprocessing import encode_png
 
     return encode_png(np.zeros((2, 2), np.uint8))
 

@@ -14,14 +14,14 @@ import onnx
 import pytest
 from prometheus_client import CollectorRegistry
 
-from export.data import Dataset
-from service import model
-from service.classifier import Answer, Classifier, Item, Query
+from export.data.datasets import Dataset
 from service.client import CallFailed, Client
-from service.contract import METADATA_KEY
+from service.engine.classifier import Answer, Classifier, Item, Query
+from service.engine.repository import Repository
 from service.errors import RequestError
-from service.metrics import Metrics
-from service.repository import Repository
+from service.model import session
+from service.model.contract import METADATA_KEY
+from service.observability.metrics import Metrics
 from service.server import Server
 from tests.conftest import Serve, put
 from tests.integration.test_edges import samples
@@ -244,7 +244,7 @@ def test_a_policy_of_several_instances_and_a_delay_is_kept(repository: Path, ser
     batch = served.batcher.max_batch_items  # at most 4: what warm-up found worthwhile
     with Client(f"127.0.0.1:{server.grpc_port}") as client, ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda index: client.classify([digits.test.encoded(index)], "digits").results[0][0].label, range(4)))
-    loaded = model.load(repository / "digits" / "1" / "model.onnx", "cpu", 1)
+    loaded = session.load(repository / "digits" / "1" / "model.onnx", "cpu", 1)
     assert found == [loaded.labels[row.argmax()] for row in loaded.probabilities(digits.test.pixels[:4])]
     assert samples(server)["convoy_batch_items_count", "digits", "1"] == 4 // batch, "they wait for each other"
     assert samples(server)["convoy_ort_threads", "digits"] == 2 * served.model.threads
@@ -257,7 +257,7 @@ def test_a_folder_that_cannot_be_watched_is_looked_through(
         raise OSError("Too many open files")
 
     monkeypatch.setattr("watchfiles.watch", refuse)
-    monkeypatch.setattr("service.repository.RESCAN_MILLISECONDS", 50)
+    monkeypatch.setattr("service.engine.repository.RESCAN_MILLISECONDS", 50)
     server = serve(repository)
     put(model_file, repository, "digits", 2)
     eventually(lambda: [each.version for each in server._repository.served["digits"]] == [2])
@@ -292,5 +292,5 @@ def test_what_cannot_be_looked_at_harms_nobody(repository: Path, serve: Serve, m
     def refuse(_: Path) -> list[tuple[Path, str]]:
         raise PermissionError(13, "Permission denied", "other/1/model.onnx")
 
-    monkeypatch.setattr("service.repository.misplaced", refuse)
+    monkeypatch.setattr("service.engine.repository.misplaced", refuse)
     assert [each.version for each in serve(repository)._repository.served["digits"]] == [1]

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from export.data import Dataset
+from export.data.datasets import Dataset
 from service.pb.inference import open_inference_pb2 as pb
 from service.server import Server
 from tests.conftest import Serve, put

@@ -14,7 +14,7 @@ import grpc
 import numpy as np
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from export.data import Dataset
+from export.data.datasets import Dataset
 from service.client import CallFailed, Client
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from tests.conftest import ServerProcess, Spawn

@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from export.data import Dataset
+from export.data.datasets import Dataset
 from service.client import CallFailed, Client
 from tests.conftest import Serve, put
 from tests.integration.test_edges import samples
@@ -92,9 +92,9 @@ SOAK = """
 import gc, sys, time
 from pathlib import Path
 from prometheus_client import CollectorRegistry
-from service.classifier import Classifier, Item, Query
-from service.metrics import Metrics
-from service.repository import Repository
+from service.engine.classifier import Classifier, Item, Query
+from service.observability.metrics import Metrics
+from service.engine.repository import Repository
 
 def resident_kilobytes():
     return int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0])

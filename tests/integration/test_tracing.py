@@ -16,7 +16,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.trace.v1 import trace_pb2
 
-from export.data import Dataset
+from export.data.datasets import Dataset
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.server import Server
 from tests.conftest import Serve, put

@@ -18,8 +18,8 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from service import errors
+from service.rpc.aio_server import PublicServer
 from service.rpc.completion_queue import CompletionQueueServer, why_not
-from service.rpc.public_server import PublicServer
 from service.rpc.tls import Tls
 from service.rpc.transport import Options, Transport
 from tests.benchmarks.leaks import half_a_call

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
+from service.engine.repository import IndexEntry, Repository
 from service.errors import LoadError, NotServed
-from service.metrics import Metrics
-from service.repository import IndexEntry, Repository
+from service.observability.metrics import Metrics
 from tests.conftest import put
 from tests.integration.test_repository import truncate, wrong_golden
 

@@ -19,13 +19,13 @@ import grpc
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from export.data import Dataset
-from service import supervisor as supervision
+from export.data.datasets import Dataset
 from service.client import CallFailed, Client
 from service.config import ServerConfig
 from service.errors import LoadError, NotServed
 from service.pb.convoy.v1 import classifier_pb2 as pb
-from service.supervisor import Supervisor
+from service.workers import supervisor as supervision
+from service.workers.supervisor import Supervisor
 from tests.conftest import Spawn, convoy, put
 from tests.integration.test_classify import classify_on
 from tests.integration.test_foreign import go_round, write_loop
@@ -296,7 +296,7 @@ def test_workers_that_cannot_start_end_the_server_with_one_clear_line(repository
     assert re.search(r"worker [12] \(pid \d+\) is ended: it did not load its models within 0\.01 s", one_line(slow))
 
     (tmp_path / "sitecustomize.py").write_text(
-        "import os, sys\nif 'service.worker' in str(sys.orig_argv):\n    os.kill(os.getpid(), 9)\n"
+        "import os, sys\nif 'service.workers.worker' in str(sys.orig_argv):\n    os.kill(os.getpid(), 9)\n"
     )
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     killed = convoy(*serve, "--log-level", "error", PYTHONPATH=path)

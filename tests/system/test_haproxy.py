@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from export.data import Dataset
+from export.data.datasets import Dataset
 from tests.conftest import Spawn
 from tests.deploy import balanced, kit
 

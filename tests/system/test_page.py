@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from export import subject, walkthrough, walkthrough_page
-from export.data import Dataset
+from export.data.datasets import Dataset
+from export.walkthrough import network_page, subject, web_page
 from service.client import Client
 from service.server import Server
 from tests.conftest import Serve, put
@@ -277,9 +277,9 @@ def test_a_walkthrough_with_a_long_label_fits_a_phone(browser: Browser, model_fi
     found = subject.load(model_file)
     found = dataclasses.replace(found, labels=tuple(120 * label for label in found.labels))
     pixels = digits.test.pixels[0]
-    walkthrough_page.write(walkthrough.page(found, pixels, pixels.repeat(3, 2), "digit.png"), tmp_path)
+    web_page.write(network_page.page(found, pixels, pixels.repeat(3, 2), "digit.png"), tmp_path)
     page = browser.new_page(viewport={"width": 360, "height": 740})
-    page.goto((tmp_path / walkthrough_page.PAGE).as_uri())
+    page.goto((tmp_path / web_page.PAGE).as_uri())
     expect(page.locator("h1")).to_contain_text("digit.png")
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     page.close()

@@ -25,7 +25,7 @@ import grpc
 import pytest
 import yaml
 
-from export.data import Dataset
+from export.data.datasets import Dataset
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from tests.conftest import ServerProcess, Spawn, put
 from tests.integration.test_isolation import POISON, poisonable

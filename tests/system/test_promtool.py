@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from export.data import Dataset
+from export.data.datasets import Dataset
 from service.client import CallFailed, Client
 from tests.conftest import Serve
 from tests.promql import RULES, alerts

@@ -5,8 +5,8 @@ import re
 import pytest
 from prometheus_client import CollectorRegistry
 
-from service.http import INFER, HttpMetrics
-from service.metrics import Metrics, Phases
+from service.http.server import INFER, HttpMetrics
+from service.observability.metrics import Metrics, Phases
 from tests.promql import DEPLOY, NO_GPU_HERE, alerts, panels, rules, selectors, variables
 
 OF_THE_TARGET = {"namespace", "pod", "job", "instance"}

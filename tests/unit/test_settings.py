@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from service.config import Policy, read_policy
-from service.contract import Contract
 from service.errors import InvalidModel, UserError
-from service.repository_layout import check_model_name, misplaced, model_names, model_path, next_version, version_numbers
+from service.model.contract import Contract
+from service.model.repository_layout import check_model_name, misplaced, model_names, model_path, next_version, version_numbers
 
 CONTRACT = {
     "schema": 1,

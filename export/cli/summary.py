@@ -1,0 +1,115 @@
+"""What was measured, for a terminal and as JSON."""
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from export.evaluation.scores import ClassScore, Scores
+
+if TYPE_CHECKING:
+    from export.convert.precision import Cost
+
+_SHOWN_CLASSES = 20
+_SHOWN_MISTAKES = 5
+
+
+def as_json(scores: Scores) -> dict[str, object]:
+    """Everything but the single answers; fractions are of 1, what is undefined is null."""
+    return {
+        "items": scores.items,
+        "correct": scores.correct,
+        "accuracy": scores.accuracy,
+        "accuracy_interval": scores.accuracy_interval,
+        "cross_entropy": scores.cross_entropy,
+        "temperature": scores.temperature,
+        "calibration_error": scores.reliability.error,
+        "calibration_error_before_temperature": scores.reliability_before.error,
+        "classes": [vars(score) for score in scores.classes],
+        "labels": scores.labels,
+        "confusion": scores.confusion.tolist(),
+    }
+
+
+def headline(scores: Scores) -> str:
+    """Accuracy, calibration and the hardest class, a line each."""
+    low, high = scores.accuracy_interval
+    calibration = f"expected calibration error {scores.reliability.error:.2%}"
+    if scores.temperature != 1.0:
+        calibration += f" with the temperature of {scores.temperature:.3f}, {scores.reliability_before.error:.2%} without"
+    hardest = scores.hardest
+    return (
+        f"accuracy as served: {scores.accuracy:.2%} ({scores.correct} of {scores.items}; 95 % interval {low:.1%} to {high:.1%})\n"
+        f"{calibration}; cross-entropy {scores.cross_entropy:.4f}\n"
+        f"hardest class: {hardest.label!r}, {hardest.recall or 0.0:.1%} of {hardest.items} right"
+    )
+
+
+def show_cost(cost: "Cost", console: Console) -> None:
+    """Prints both files side by side and, of int8, what each layer costs and where it computes."""
+    found = cost.quantization
+    if found is not None:
+        table = Table("layer", "operator", box=None, header_style="bold", pad_edge=False)
+        for head in ("divergence", "labels changed"):
+            table.add_column(head, justify="right")
+        table.add_column("computed in")
+        for row in found.layers:
+            decided = Text("int8") if row.quantized else Text("float", style="bold")
+            table.add_row(Text(row.layer), row.operator, f"{row.divergence:.1e}", f"{row.changed:.1%}", decided)
+        console.print(table)
+        methods = ", ".join(f"{name} {divergence:.1e}" for name, divergence in found.methods.items())
+        console.print(
+            f"divergence in nats from fp32, each layer alone in int8, on {found.sensitivity_items} validation pictures; of all "
+            f"layers, by how the ranges are taken from {found.calibration_items} training pictures: {methods}\n"
+            f"validation: {found.reference_accuracy:.2%} in fp32, {found.accuracy:.2%} in int8 by {found.method}\n",
+            soft_wrap=True, markup=False,
+        )  # fmt: skip
+    table = Table("", box=None, header_style="bold", pad_edge=False)
+    for head in ("test accuracy", "bytes", f"images/s (CPU, {cost.batch_items} at once)"):
+        table.add_column(head, justify="right")
+    for name, figures in (("fp32", cost.fp32), (cost.precision, cost.lower)):
+        table.add_row(name, f"{figures.accuracy:.2%}", f"{figures.size_bytes:,}", f"{figures.images_per_second:,.0f}")
+    console.print(table)
+
+
+def show(scores: Scores, console: Console) -> None:
+    """Prints the headline, the classes, the confusion matrix where it fits, and the most frequent mistakes."""
+    console.print(headline(scores), soft_wrap=True, markup=False)
+    console.print()
+    console.print(_classes(scores))
+    if len(scores.labels) <= _SHOWN_CLASSES:
+        console.print()
+        console.print(_confusion(scores))
+    pairs = [f"{true!r} for {answer!r} ({count})" for true, answer, count in scores.confused(_SHOWN_MISTAKES)]
+    if pairs:
+        console.print(f"\ntaken most often for another: {', '.join(pairs)}", soft_wrap=True, markup=False)
+
+
+def _classes(scores: Scores) -> Table:
+    classes = scores.classes
+    title = None
+    if len(classes) > _SHOWN_CLASSES:
+        classes = tuple(sorted(classes, key=lambda score: 2.0 if score.recall is None else score.recall)[:_SHOWN_CLASSES])
+        title = f"the {_SHOWN_CLASSES} hardest of {len(scores.labels)} classes"
+    table = Table("class", title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    for head in ("pictures", "precision", "recall", "F1"):
+        table.add_column(head, justify="right")
+    for score in classes:
+        table.add_row(Text(score.label), f"{score.items:,}", *_shares(score))
+    return table
+
+
+def _shares(score: ClassScore) -> list[str]:
+    return ["-" if value is None else f"{value:.1%}" for value in (score.precision, score.recall, score.f1)]
+
+
+def _confusion(scores: Scores) -> Table:
+    """Columns are headed by the number of the class, for names side by side would not fit."""
+    table = Table("truth \\ answer", box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    for index in range(len(scores.labels)):
+        table.add_column(str(index), justify="right", no_wrap=True)
+    for index, (label, row) in enumerate(zip(scores.labels, scores.confusion, strict=True)):
+        cells = [Text(str(count) if count else "·", style="bold" if at == index else "") for at, count in enumerate(row)]
+        table.add_row(Text(label if label == str(index) else f"{index} {label}"), *cells)
+    return table

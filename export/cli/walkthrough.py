@@ -1,0 +1,104 @@
+"""`convoy walkthrough`: a picture's way through a network, as a web page and pictures."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+
+from export.cli import options
+from export.walkthrough.scaling import SCALINGS, Scaling
+from service.errors import InvalidRequest, LoadError, UserError
+
+if TYPE_CHECKING:
+    from export.walkthrough.subject import Subject
+
+_MAX_PIXELS = 1 << 26
+
+console = Console(highlight=False)
+
+
+@click.command()
+@click.argument("image", type=click.Path(path_type=Path))
+@click.option("--model", "model_path", type=click.Path(path_type=Path), metavar="MODEL.onnx|RUN",
+              help="The network to go through: an ONNX file, or the folder of a run. Default: none; the steps of a convolutional "
+                   "layer are done by hand, as in the tutorials.")  # fmt: skip
+@click.option("--output", type=click.Path(path_type=Path), required=True,
+              help="Folder, new or empty, for index.html and the pictures.")  # fmt: skip
+@click.option("--label", metavar="NAME",
+              help="The right answer, at which the step of learning aims; of a RUN alone. Default: the name of the picture's "
+                   "folder if that is a label, or else the network's own answer.")  # fmt: skip
+@click.option("--learning-rate", type=click.FloatRange(0, 1000, min_open=True), callback=options.finite, default=None,
+              help="Of the step of learning; of a RUN alone.  [default: 0.01]")  # fmt: skip
+@click.option("--scaling", type=click.Choice(SCALINGS),
+              help="What the pixels are for an ONNX file that Convoy did not write.  [default: 0..1]")  # fmt: skip
+def walkthrough(
+    image: Path, model_path: Path | None, output: Path, label: str | None, learning_rate: float | None, scaling: Scaling | None
+) -> None:
+    """Show every layer's effect on the picture IMAGE: OUTPUT/index.html, one page that needs nothing else, and its pictures.
+
+    With a model: the maps of every layer, the filters of the first, the answer, and which pixels mattered for it. With a RUN of
+    `convoy train` also one step of backpropagation on the picture.
+
+    \b
+    Examples:
+      convoy walkthrough photo.jpg --output tour
+      convoy walkthrough digit.png --model models/digits/1/model.onnx --output tour
+      convoy walkthrough digit.png --model run --label 6 --output tour
+    """  # noqa: D301 - \b keeps click from re-wrapping the lines
+    from export.walkthrough import network_page, subject, tutorial_page, tutorial_tour, web_page
+    from service.model.preprocessing import decode
+
+    options.check_new_folder(output)
+    encoded = _read(image)
+    with options.progress() as progress:
+        task = progress.add_task("", total=None)
+
+        def on_step(step: str, done: int, total: int) -> None:
+            progress.update(task, description=step, completed=done, total=total or None)
+
+        try:
+            if model_path is None:
+                for name, value in (("--label", label), ("--learning-rate", learning_rate), ("--scaling", scaling)):
+                    if value is not None:
+                        raise UserError(f"{name} needs --model")
+                page = tutorial_page.page(tutorial_tour.tour(encoded, _MAX_PIXELS), image.name)
+            else:
+                on_step("reading the model", 0, 0)
+                found = subject.load(model_path, scaling)
+                aim = _aim(found, label, learning_rate, image)
+                pixels, photo = decode(encoded, found.spec, _MAX_PIXELS), tutorial_tour.photo(encoded, _MAX_PIXELS)
+                page = network_page.page(found, pixels, photo, image.name, aim, learning_rate or 0.01, on_step)
+        except InvalidRequest as error:
+            raise UserError(f"{image}: {error}") from None
+        except LoadError as error:
+            raise UserError(f"{model_path}: {error}") from None
+        on_step("writing the page", 0, 0)
+        options.new_folder(output)
+        names = web_page.write(page, output)
+    for bar in page.answers[:1]:
+        console.print(f"{image.name}: {bar.name}, {bar.text}", soft_wrap=True, markup=False)
+    for section in page.sections:
+        if section.bars:
+            console.print(section.paragraphs[-1], soft_wrap=True, markup=False)
+    console.print(f"wrote {output / names[0]} and {len(names) - 1} pictures beside it", soft_wrap=True, markup=False)
+
+
+def _read(image: Path) -> bytes:
+    try:
+        return image.read_bytes()
+    except OSError as error:
+        raise UserError(f"{image}: {error.strerror}") from None
+
+
+def _aim(found: "Subject", label: str | None, learning_rate: float | None, image: Path) -> int | None:
+    """The class that a step of learning aims at, None if nobody said it."""
+    if found.checkpoint is None:
+        for name, value in (("--label", label), ("--learning-rate", learning_rate)):
+            if value is not None:
+                raise UserError(f"{name} is for a step of learning, which needs the folder of a run (`convoy train`) as --model")
+        return None
+    if label is not None and label not in found.labels:
+        raise UserError(f"--label {label!r} is not one of {', '.join(found.labels)}")
+    name = image.resolve().parent.name if label is None else label
+    return found.labels.index(name) if name in found.labels else None

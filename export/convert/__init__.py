@@ -1,0 +1,1 @@
+"""From a checkpoint to a version in a repository: ONNX, quantisation, model card, publishing."""

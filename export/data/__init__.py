@@ -1,0 +1,1 @@
+"""Labelled pictures: published data sets, folders of pictures, augmentation."""

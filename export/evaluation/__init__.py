@@ -1,0 +1,1 @@
+"""How well a model answers: scores, calibration, figures."""

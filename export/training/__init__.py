@@ -1,0 +1,1 @@
+"""Training: the loop, recipes, optimisers, checkpoints, several processes."""

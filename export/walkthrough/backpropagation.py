@@ -1,0 +1,116 @@
+"""One step of learning on one picture: the loss, its gradient in every layer, and what a step against it does.
+
+Plain gradient descent, w' = w - rate x dL/dw, on the cross-entropy L = -log p(label), with the network as it predicts: batch norms
+use what they remember of the training, for of one picture nothing can be measured.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from export.training.checkpoint import Checkpoint
+
+_RATES = 10.0 ** np.linspace(-5, 1, 37)
+
+
+@dataclass(frozen=True)
+class LayerGradient:
+    """Of one layer: euclidean norms over all its trained weights, before the step. `parameters` is how many these are."""
+
+    name: str
+    parameters: int
+    gradient: float
+    weights: float
+
+
+@dataclass(frozen=True)
+class LearningStep:
+    """What one step did.
+
+    Attributes:
+        label: the class that the step aims at.
+        rate: the learning rate.
+        before: probabilities float32[K].
+        after: likewise.
+        layers: those that have trained weights, from the input to the output.
+        rates: other learning rates that were tried from the same weights.
+        losses: the loss after a step with each of them.
+    """
+
+    label: int
+    rate: float
+    before: NDArray[np.float32]
+    after: NDArray[np.float32]
+    loss_before: float
+    loss_after: float
+    layers: tuple[LayerGradient, ...]
+    rates: NDArray[np.float64]
+    losses: NDArray[np.float64]
+
+    @property
+    def norm(self) -> float:
+        """The norm of the whole gradient."""
+        return math.sqrt(sum(layer.gradient**2 for layer in self.layers))
+
+    @property
+    def promised(self) -> float:
+        """The loss after the step if it were a straight line: before - rate x norm^2."""
+        return self.loss_before - self.rate * self.norm**2
+
+
+def learn(checkpoint: Checkpoint, pixels: NDArray[np.uint8], label: int, rate: float) -> LearningStep:
+    """Takes a step; the checkpoint's own weights stay as they are.
+
+    Args:
+        checkpoint: the trained network.
+        pixels: the picture, uint8[H,W,C].
+        label: the class that is right.
+        rate: the learning rate, above 0.
+    """
+    network = checkpoint.network.eval()
+    mean, std = (torch.tensor(values)[:, None, None] for values in (checkpoint.mean, checkpoint.std))
+    x = (torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() - mean) / std  # (1, C, H, W)
+    target = torch.tensor([label])
+    weights = {name: value for name, value in network.named_parameters() if value.requires_grad}
+    logits = network(x)
+    loss = functional.cross_entropy(logits, target)
+    gradients = dict(zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True))
+
+    @torch.no_grad()
+    def after(tried: float) -> torch.Tensor:
+        moved = {name: value - tried * gradients[name] for name, value in weights.items()}
+        found: torch.Tensor = torch.func.functional_call(network, moved, (x,))
+        return found
+
+    stepped = after(rate)
+    losses = [functional.cross_entropy(after(tried), target).item() for tried in _RATES]
+    return LearningStep(
+        label=label,
+        rate=rate,
+        before=logits.detach().softmax(1)[0].numpy(),
+        after=stepped.softmax(1)[0].numpy(),
+        loss_before=loss.item(),
+        loss_after=functional.cross_entropy(stepped, target).item(),
+        layers=_by_layer(weights, gradients),
+        rates=_RATES,
+        losses=np.array(losses),
+    )
+
+
+def _by_layer(weights: dict[str, torch.nn.Parameter], gradients: dict[str, torch.Tensor]) -> tuple[LayerGradient, ...]:
+    layers: dict[str, list[str]] = {}
+    for name in weights:
+        layers.setdefault(name.rpartition(".")[0], []).append(name)
+    return tuple(
+        LayerGradient(
+            name=layer,
+            parameters=sum(weights[name].numel() for name in names),
+            gradient=math.sqrt(sum(gradients[name].square().sum().item() for name in names)),
+            weights=math.sqrt(sum(weights[name].detach().square().sum().item() for name in names)),
+        )
+        for layer, names in layers.items()
+    )

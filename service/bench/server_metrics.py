@@ -1,0 +1,108 @@
+"""What a server's `/metrics` says of the requests between two looks at it."""
+
+import http.client
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.errors import UserError
+from service.observability.metrics import PHASES
+
+_TIMEOUT_SECONDS = 10.0
+
+_SUMS = ("convoy_batch_items_count", "convoy_batch_items_sum", "convoy_rejections_total", "process_cpu_seconds_total",
+         "process_start_time_seconds")  # fmt: skip
+"""In the order of Snapshot's fields; requests are those refused, to which the answered are added."""
+
+Buckets = list[tuple[float, float]]
+"""A cumulative histogram: (upper bound, count of what is at most that), the last bound infinite."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a server has counted of one model since it started; `process_cpu_seconds` of all that it did.
+
+    `requests` are those answered and those refused, on streams too, which are a single RPC to `grpc_server_handled_total`.
+    """
+
+    phases: Mapping[str, Buckets]
+    batches: float
+    batch_items: float
+    requests: float
+    process_cpu_seconds: float
+    started: float
+    """Seconds since 1970; of the oldest process where there are several, which is none of the workers."""
+
+    def since(self, earlier: "Snapshot") -> "Snapshot | None":
+        """What came between two looks; None if they do not compare: another process counts, or forgot what it had counted."""
+        if self.started != earlier.started:
+            return None
+        phases = {
+            phase: [
+                (bound, count - before)
+                for (bound, count), (_, before) in zip(
+                    buckets, earlier.phases.get(phase) or [(0.0, 0.0)] * len(buckets), strict=True
+                )
+            ]
+            for phase, buckets in self.phases.items()
+        }
+        came = Snapshot(
+            phases,
+            self.batches - earlier.batches,
+            self.batch_items - earlier.batch_items,
+            self.requests - earlier.requests,
+            self.process_cpu_seconds - earlier.process_cpu_seconds,
+            self.started,
+        )
+        counted = [came.batches, came.batch_items, came.requests, came.process_cpu_seconds]
+        counted += [count for buckets in phases.values() for _, count in buckets]
+        return came if min(counted) >= 0 else None
+
+
+def look(url: str, model: str) -> Snapshot:
+    """Reads `url`, such as http://127.0.0.1:8002/metrics, for one model, all its versions together.
+
+    Raises:
+        UserError: it cannot be read, or is not what a Prometheus client library gives out.
+    """
+    if not url.startswith(("http://", "https://")):
+        raise UserError(f"{url!r} is not the address of metrics, such as http://127.0.0.1:8002/metrics")
+    try:
+        with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response:  # noqa: S310 - the line above saw to the scheme
+            families = list(text_string_to_metric_families(response.read().decode()))
+    except (OSError, urllib.error.URLError, http.client.HTTPException, ValueError) as error:
+        raise UserError(f"no metrics at {url}: {error}") from None
+    phases: dict[str, dict[float, float]] = {phase: {} for phase in PHASES}
+    sums = dict.fromkeys(_SUMS, 0.0)
+    answered = 0.0
+    for family in families:
+        for sample in family.samples:
+            if sample.labels.get("model", model) != model:
+                continue
+            if sample.name == "convoy_phase_seconds_bucket":
+                buckets = phases[sample.labels["phase"]]
+                bound = float(sample.labels["le"])
+                buckets[bound] = buckets.get(bound, 0.0) + sample.value
+            elif sample.name == "convoy_phase_seconds_count" and sample.labels["phase"] == "inference":
+                answered += sample.value
+            elif sample.name in sums:
+                sums[sample.name] += sample.value
+    sums["convoy_rejections_total"] += answered
+    return Snapshot({phase: sorted(buckets.items()) for phase, buckets in phases.items() if buckets}, *sums.values())
+
+
+def quantile(buckets: Buckets, q: float) -> float:
+    """A quantile of a cumulative histogram, interpolated as PromQL's histogram_quantile does.
+
+    It is 0 of an empty one, and never above the last finite bound.
+    """
+    rank = q * buckets[-1][1]
+    lower, below = 0.0, 0.0
+    for upper, count in buckets:
+        if count >= rank:
+            return lower if upper == float("inf") else lower + (upper - lower) * (rank - below) / max(count - below, 1)
+        lower, below = upper, count
+    return lower

@@ -1,0 +1,1 @@
+"""Requests in batches through ONNX Runtime: queue, batcher, repository, classifier."""

@@ -1,0 +1,74 @@
+"""From a model file and its policy to instances that are warm and measured, and the batcher that has them."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from service.config import Policy, Provider
+from service.engine.batcher import Batcher, TraceBatch
+from service.errors import InvalidModel
+from service.model.session import Model, load
+
+log = logging.getLogger(__name__)
+
+
+class Loaded(NamedTuple):
+    """The instances of a model, all alike, and seconds a batch by items in it."""
+
+    instances: tuple[Model, ...]
+    measured: dict[int, float]
+
+
+def load_model(path: Path, labels: tuple[str, ...] | None, policy: Policy, provider: Provider, cpus: int) -> Loaded:
+    """Loads as many instances of a model as its policy asks for, and measures what a batch takes.
+
+    On the CPU the instances share `cpus` threads.
+
+    Args:
+        path: the model file.
+        labels: names of the classes of a foreign model, if they are given.
+        policy: how the model is served.
+        provider: where it computes unless the policy says so.
+        cpus: CPUs that this process may use.
+
+    Raises:
+        LoadError: it cannot be served.
+    """
+    try:
+        if not path.is_file():
+            raise InvalidModel("the model file is no regular file")
+        content = path.read_bytes()  # once: the file may be replaced between two instances
+    except OSError as error:
+        raise InvalidModel(f"cannot read the model file: {error.strerror}") from None
+
+    def instance(threads: int) -> Model:
+        return load(content, policy.provider or provider, threads, labels, policy.max_batch_size, path.parent)
+
+    threads = max(1, cpus // policy.instances)
+    instances = tuple(instance(threads) for _ in range(policy.instances))
+    first = instances[0]
+    measured = first.measure(policy.max_batch_size)
+    for other in instances[1:]:
+        other.measure(max(measured))  # which warms it up
+    if labels is not None and not first.foreign:
+        log.warning("%s: the labels are those of the file's contract; labels.txt is not used", path.parent.parent.name)
+    return Loaded(instances, measured)
+
+
+def start_batcher(
+    name: str, loaded: Loaded, policy: Policy, on_batch: Callable[[int, float], None], trace_batch: TraceBatch | None
+) -> Batcher:
+    """The running batcher of a loaded model; for `on_batch` and `trace_batch` see there."""
+    batcher = Batcher(
+        *(instance.predict for instance in loaded.instances),
+        name=name,
+        max_batch_items=max(loaded.measured),
+        max_queue_items=policy.max_queue_items,
+        measured=loaded.measured,
+        max_delay_seconds=policy.max_queue_delay_seconds,
+        on_batch=on_batch,
+        trace_batch=trace_batch,
+    )
+    batcher.start()
+    return batcher

@@ -1,0 +1,1 @@
+"""The HTTP port: metrics, probes, REST and the page."""

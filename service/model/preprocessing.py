@@ -1,0 +1,218 @@
+"""From an encoded image to the uint8[H,W,C] that a model takes: the one way, for training and for serving.
+
+Knows nothing of normalisation: that is inside the ONNX graph.
+"""
+
+import io
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
+
+from service.errors import InvalidRequest
+from service.model.contract import InputSpec
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+
+MAX_SIDE = 65_535
+"""Pixels. What Pillow does once for each column takes longer than all pixels if there are few rows."""
+
+MAX_SCANS = 100
+"""Of a JPEG. Each may go over all of its pixels, and takes no more than 10 bytes; programs write about ten."""
+
+# Pillow's own guard warns at one limit and raises at another; `open_image` keeps the one limit that the operator set.
+Image.MAX_IMAGE_PIXELS = None
+# Compressed text in a PNG is unfolded while its header is read; nobody needs 64 MiB of it, Pillow's own limit.
+PngImagePlugin.MAX_TEXT_MEMORY = 4 * PngImagePlugin.MAX_TEXT_CHUNK
+
+_BACKGROUND = (255, 255, 255, 255)
+
+_SCAN = b"\xff\xda\0"  # the marker, and the first byte of its length, which is 14 at most
+_LEAST_TILES = 1024 * 1024
+_PNG = b"\x89PNG\r\n\x1a\n"
+_CHUNK = struct.Struct(">I4s")
+_IHDR = struct.Struct(">IIBBBBB")
+_PLAIN_MODES = {0: "L", 2: "RGB"}
+_GRAY_STEPS = {"L;2": 85, "L;4": 17}
+_WITHOUT_EFFECT = (b"sRGB", b"gAMA", b"pHYs", b"tIME")
+"""What Pillow would note of a PNG, and nobody here asks for."""
+
+
+class _PlainPng(Image.Image):
+    """A PNG of 8-bit gray or RGB with nothing in it that changes how its pixels are to be seen: what most programs send.
+
+    Pillow's own class for PNG comes to the same pixels by the same decoder, but reads as from a file that may hold anything: for a
+    small picture, that takes twice as long as all of this.
+    """
+
+    format = "PNG"
+
+    def __init__(self, mode: str, size: tuple[int, int], compressed: bytes) -> None:
+        super().__init__()
+        self._mode, self._size = mode, size
+        self._compressed: bytes | None = compressed
+
+    def load(self) -> Any:
+        """Decodes the pixels, the first time."""
+        if self._compressed is not None:
+            self.im = Image.frombytes(self.mode, self.size, self._compressed, "zip", self.mode).im
+            self._compressed = None
+        return super().load()
+
+
+def open_image(encoded: bytes, max_pixels: int) -> Image.Image:
+    """Reads an image's header, and nothing more of it.
+
+    Raises:
+        InvalidRequest: not an image in one of FORMATS, width x height above `max_pixels`, a side above MAX_SIDE, or more to
+            decode than pixels: a JPEG of more than MAX_SCANS, a TIFF whose tiles are far larger than itself.
+    """
+    if not encoded:
+        raise InvalidRequest("the image is empty (0 bytes)")
+    try:
+        image = _plain_png(encoded) or Image.open(io.BytesIO(encoded), formats=FORMATS)
+        tiles = _pixels_of_tiles(image) if isinstance(image, TiffImagePlugin.TiffImageFile) else 0
+    except UnidentifiedImageError:
+        raise InvalidRequest(f"not an image in a format accepted here: {', '.join(FORMATS)}") from None
+    except Exception as error:  # noqa: BLE001 - Pillow's parsers raise whatever broken input makes them raise
+        raise InvalidRequest(f"the image's header is broken ({type(error).__name__})") from None
+    if image.width * image.height > max_pixels:
+        raise InvalidRequest(f"the image has {image.width} x {image.height} pixels; at most {max_pixels} are accepted")
+    if max(image.size) > MAX_SIDE:
+        raise InvalidRequest(f"the image is {image.width} x {image.height}; at most {MAX_SIDE} pixels a side are accepted")
+    # The tiles at its edges may reach beyond the picture.
+    if tiles > max(2 * max_pixels, _LEAST_TILES):
+        raise InvalidRequest(f"the image's tiles have {tiles} pixels; at most {max_pixels} are accepted")
+    if image.format in ("JPEG", "MPO"):
+        scans = encoded.count(_SCAN)
+        if scans > MAX_SCANS:
+            raise InvalidRequest(f"the image has {scans} scans; at most {MAX_SCANS} are accepted")
+    return image
+
+
+def to_pixels(image: Image.Image, spec: InputSpec) -> NDArray[np.uint8]:
+    """Decodes an opened image and brings it to the model's size and channels.
+
+    The EXIF orientation is applied, 16-bit gray is scaled to 8 bits, transparency is laid on white, the first frame of an
+    animation is taken. Then gray or RGB, then the contract's `fit` with an antialiased bilinear filter.
+
+    Returns:
+        uint8[H,W,C] of exactly `spec.shape`.
+
+    Raises:
+        InvalidRequest: the image's data are broken or cut short, or its pixels are of a kind that has no 8-bit meaning.
+    """
+    try:
+        if not isinstance(image, _PlainPng):
+            if isinstance(image, PngImagePlugin.PngImageFile):
+                _scale_transparency(image)
+            ImageOps.exif_transpose(image, in_place=True)
+        return _fitted(_to_mode(image, "L" if spec.channels == 1 else "RGB"), spec)
+    except InvalidRequest:
+        raise
+    except Exception as error:  # noqa: BLE001 - as in open_image
+        raise InvalidRequest(f"the image's data are broken or cut short ({type(error).__name__})") from None
+
+
+def decode(encoded: bytes, spec: InputSpec, max_pixels: int) -> NDArray[np.uint8]:
+    """`open_image`, then `to_pixels`."""
+    return to_pixels(open_image(encoded, max_pixels), spec)
+
+
+def resize(pixels: NDArray[np.uint8], spec: InputSpec) -> NDArray[np.uint8]:
+    """Brings decoded pixels, uint8[h,w] or uint8[h,w,3], to the model's shape as `to_pixels` would."""
+    return to_pixels(Image.fromarray(pixels), spec)
+
+
+def encode_png(pixels: NDArray[np.uint8]) -> bytes:
+    """PNG bytes of uint8[h,w], uint8[h,w,1] or uint8[h,w,3]; lossless, so `decode` gives the same pixels back."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _plain_png(encoded: bytes) -> _PlainPng | None:
+    """The picture if it is such a PNG, whole and with the right checksums; see the PNG specification, sections 5 and 11."""
+    if not encoded.startswith(_PNG):
+        return None
+    header, compressed = b"", []
+    at = len(_PNG)
+    while at + _CHUNK.size <= len(encoded):
+        length, kind = _CHUNK.unpack_from(encoded, at)
+        data = encoded[at + _CHUNK.size : at + _CHUNK.size + length]
+        at += _CHUNK.size + length + 4
+        if kind == b"IDAT":
+            compressed.append(data)  # has a checksum of its own inside
+            continue
+        if encoded[at - 4 : at] != zlib.crc32(data, zlib.crc32(kind)).to_bytes(4, "big"):
+            return None
+        if kind == b"IEND":
+            break
+        if kind == b"IHDR":
+            header = data
+        elif kind not in _WITHOUT_EFFECT:
+            return None
+    else:
+        return None
+    if len(header) != _IHDR.size:
+        return None
+    width, height, depth, colours, *methods = _IHDR.unpack(header)
+    mode = _PLAIN_MODES.get(colours)
+    if mode is None or depth != 8 or any(methods) or not (width and height):
+        return None
+    return _PlainPng(mode, (width, height), compressed[0] if len(compressed) == 1 else b"".join(compressed))
+
+
+def _fitted(image: Image.Image, spec: InputSpec) -> NDArray[np.uint8]:
+    size = (spec.width, spec.height)
+    if image.size != size:
+        if spec.fit == "stretch":
+            image = image.resize(size, Image.Resampling.BILINEAR)
+        elif spec.fit == "crop":
+            image = ImageOps.fit(image, size, Image.Resampling.BILINEAR)
+        else:
+            image = ImageOps.pad(image, size, Image.Resampling.BILINEAR)
+    return np.frombuffer(image.tobytes(), np.uint8).reshape(spec.shape)
+
+
+def _to_mode(image: Image.Image, mode: str) -> Image.Image:
+    transparent = image.info.get("transparency")  # of a PNG, the one value or colour that is
+    if image.mode == mode and transparent is None:
+        image.load()
+        return image
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):  # Pillow scales a PGM to 16 bits
+        values = np.asarray(image)
+        image = Image.fromarray((values >> 8).astype(np.uint8))
+        if transparent is not None:
+            image.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+    elif image.mode in ("I", "F"):
+        raise InvalidRequest("images with 32-bit pixels are not accepted: their range is not known")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, _BACKGROUND), image)
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _scale_transparency(image: PngImagePlugin.PngImageFile) -> None:
+    """Brings the transparent value or colour to the 8 bits that Pillow brings the pixels to."""
+    transparent, depth = image.info.get("transparency"), image.tile[0].args if image.tile else None
+    if depth in _GRAY_STEPS and transparent is not None:
+        image.info["transparency"] = transparent * _GRAY_STEPS[depth]
+    elif depth == "RGB;16B" and transparent is not None:
+        image.info["transparency"] = tuple(value >> 8 for value in transparent)
+
+
+def _pixels_of_tiles(image: TiffImagePlugin.TiffImageFile) -> int:
+    """How many pixels a TIFF's tiles have; 0 if it is in strips, which end with the picture. Raises for what is no size."""
+    tags = image.tag_v2
+    tile = [tags[tag] for tag in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH) if tag in tags]
+    if not tile:
+        return 0
+    if not all(isinstance(side, int) for side in tile):
+        raise TypeError
+    (width, height), columns, rows = tile, tags[TiffImagePlugin.IMAGEWIDTH], tags[TiffImagePlugin.IMAGELENGTH]
+    pixels: int = -(-columns // width) * width * -(-rows // height) * height
+    return pixels

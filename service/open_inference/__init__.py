@@ -1,0 +1,1 @@
+"""The Open Inference Protocol apart from its transport: tensors, metadata, shared memory."""

@@ -1,0 +1,110 @@
+"""`GetModel` and `ListModels` of `convoy.v1.Classifier`: what is served, and how it stands."""
+
+import math
+
+from service.config import Policy
+from service.engine.repository import Repository, ServedModel
+from service.model.session import Model, TensorSpec
+from service.pb.convoy.v1 import classifier_pb2 as pb
+from service.rpc.call import Method, Unary, UnaryCall
+from service.rpc.classify import SERVICE
+
+_STATES = {
+    "READY": pb.ModelStatus.STATE_READY,
+    "LOADING": pb.ModelStatus.STATE_LOADING,
+    "UNAVAILABLE": pb.ModelStatus.STATE_UNAVAILABLE,
+}
+
+
+class ModelsServicer:
+    """Answers questions about the models of a repository."""
+
+    def __init__(self, repository: Repository) -> None:
+        self._repository = repository
+
+    def methods(self) -> list[Method]:
+        """What this servicer offers."""
+        return [
+            Unary(f"/{SERVICE}/GetModel", pb.GetModelRequest, self._get),
+            Unary(f"/{SERVICE}/ListModels", pb.ListModelsRequest, self._list),
+        ]
+
+    def _get(self, request: pb.GetModelRequest, call: UnaryCall) -> None:
+        served = self._repository.acquire(request.model, request.version)
+        try:
+            call.reply(self._described(served).SerializeToString())
+        finally:
+            self._repository.release(served)
+
+    def _described(self, served: ServedModel) -> pb.GetModelResponse:
+        model = served.model
+        return pb.GetModelResponse(
+            model=served.name,
+            version=str(served.version),
+            versions=[str(each.version) for each in self._repository.served.get(served.name, ())],
+            aliases={alias: str(version) for alias, version in self._repository.aliases(served.name).items()},
+            input=_tensor(model.input),
+            outputs=[_tensor(spec) for spec in model.outputs],
+            labels=model.labels,
+            contract=None if model.foreign else _contract(model),
+            provider=model.provider,
+            precision=model.precision,
+            digest=model.digest,
+            preferred_batch_items=preferred_batch_items(served.batcher.measured(), served.batcher.max_batch_items),
+            limits=_limits(served.policy),
+        )
+
+    def _list(self, _: pb.ListModelsRequest, call: UnaryCall) -> None:
+        response = pb.ListModelsResponse(
+            models=[
+                pb.ModelStatus(model=name, version=str(version), state=_STATES[state], reason=reason)
+                for name, version, state, reason in self._repository.index()
+            ]
+        )
+        call.reply(response.SerializeToString())
+
+
+def preferred_batch_items(measured: dict[int, float], max_batch_items: int) -> list[int]:
+    """The measured batch sizes, up to `max_batch_items`, whose items cost less time each than those of any smaller size."""
+    preferred = []
+    least = math.inf
+    for items, seconds in sorted(measured.items()):
+        if items <= max_batch_items and seconds / items < least:
+            least = seconds / items
+            preferred.append(items)
+    return preferred
+
+
+def _tensor(spec: TensorSpec) -> pb.TensorSpec:
+    return pb.TensorSpec(name=spec.name, dtype=str(spec.dtype), shape=spec.shape)
+
+
+def _contract(model: Model) -> pb.Contract:
+    contract = model.contract
+    training = contract.training
+    return pb.Contract(
+        resize=contract.input.resize,
+        fit=contract.input.fit,
+        head=contract.head,
+        data=training.data,
+        network=training.network,
+        epochs=training.epochs,
+        seed=training.seed,
+        accuracy=training.accuracy,
+        accuracy_interval=training.accuracy_interval,
+        calibration_error=training.calibration_error,
+        temperature=training.temperature,
+        software_versions=training.versions,
+        commit=training.commit,
+    )
+
+
+def _limits(policy: Policy) -> pb.Limits:
+    return pb.Limits(
+        max_request_items=policy.max_request_items,
+        max_queue_items=policy.max_queue_items,
+        max_image_pixels=policy.max_image_pixels,
+        priority_levels=policy.priority_levels,
+        default_priority=policy.default_priority,
+        default_timeout_seconds=policy.default_timeout_seconds,
+    )

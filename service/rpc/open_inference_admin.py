@@ -1,0 +1,140 @@
+"""`inference.GRPCInferenceService`, all but inference: health, metadata, statistics, the repository, shared memory.
+
+Questions are answered on the transport's thread, from memory. Changes, which may take as long as a model takes to load, are made on
+a thread of their own.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from google.protobuf.json_format import ParseDict
+from google.protobuf.message import Message
+
+from service.control import NO_CUDA, NO_LOG_SETTINGS, NO_TRACE_SETTINGS, Control, check_load, check_repository, check_unload
+from service.errors import NotOffered
+from service.open_inference.metadata import Inventory
+from service.open_inference.shared_memory import SharedMemory
+from service.pb.inference import open_inference_pb2 as pb
+from service.rpc.call import Method, Unary, UnaryCall
+from service.rpc.open_inference import SERVICE
+
+_CHANGES = 4
+"""So many changes are made at a time; more wait."""
+
+
+class ControlServicer:
+    """Answers questions with an Inventory and makes changes through a Control."""
+
+    def __init__(self, inventory: Inventory, control: Control, memory: SharedMemory) -> None:
+        self._inventory = inventory
+        self._control = control
+        self._memory = memory
+        self._changes = ThreadPoolExecutor(_CHANGES, thread_name_prefix="control")
+
+    def close(self) -> None:
+        """Ends the threads; changes that wait are dropped."""
+        self._changes.shutdown(cancel_futures=True)
+
+    def methods(self) -> list[Method]:
+        """What this servicer offers."""
+        answers: dict[str, tuple[type[Message], Callable[[Any], Message]]] = {
+            "ServerLive": (pb.ServerLiveRequest, lambda _: pb.ServerLiveResponse(live=True)),
+            "ServerReady": (pb.ServerReadyRequest, lambda _: pb.ServerReadyResponse(ready=self._inventory.ready())),
+            "ModelReady": (pb.ModelReadyRequest, self._model_ready),
+            "ServerMetadata": (pb.ServerMetadataRequest, self._server_metadata),
+            "ModelMetadata": (pb.ModelMetadataRequest, self._model_metadata),
+            "ModelConfig": (pb.ModelConfigRequest, self._model_config),
+            "ModelStatistics": (pb.ModelStatisticsRequest, self._model_statistics),
+            "RepositoryIndex": (pb.RepositoryIndexRequest, self._index),
+            "SystemSharedMemoryStatus": (pb.SystemSharedMemoryStatusRequest, self._memory_status),
+            "CudaSharedMemoryStatus": (pb.CudaSharedMemoryStatusRequest, _not_offered(NO_CUDA)),
+            "CudaSharedMemoryRegister": (pb.CudaSharedMemoryRegisterRequest, _not_offered(NO_CUDA)),
+            "CudaSharedMemoryUnregister": (pb.CudaSharedMemoryUnregisterRequest, _not_offered(NO_CUDA)),
+            "TraceSetting": (pb.TraceSettingRequest, _not_offered(NO_TRACE_SETTINGS)),
+            "LogSettings": (pb.LogSettingsRequest, _not_offered(NO_LOG_SETTINGS)),
+        }
+        changes: dict[str, tuple[type[Message], Callable[[Any], Message]]] = {
+            "RepositoryModelLoad": (pb.RepositoryModelLoadRequest, self._load),
+            "RepositoryModelUnload": (pb.RepositoryModelUnloadRequest, self._unload),
+            "SystemSharedMemoryRegister": (pb.SystemSharedMemoryRegisterRequest, self._register),
+            "SystemSharedMemoryUnregister": (pb.SystemSharedMemoryUnregisterRequest, self._unregister),
+        }
+        return [
+            *(Unary(f"/{SERVICE}/{name}", request, _at_once(answer)) for name, (request, answer) in answers.items()),
+            *(Unary(f"/{SERVICE}/{name}", request, self._elsewhere(change)) for name, (request, change) in changes.items()),
+        ]
+
+    def _elsewhere(self, change: Callable[[Any], Message]) -> Callable[[Any, UnaryCall], None]:
+        def make(request: Any, call: UnaryCall) -> None:
+            try:
+                reply = change(request).SerializeToString()
+            except Exception as error:  # noqa: BLE001 - whatever it is, it ends this call and nothing else
+                call.fail(error)
+            else:
+                call.reply(reply)
+
+        def handle(request: Any, call: UnaryCall) -> None:
+            self._changes.submit(make, request, call)
+
+        return handle
+
+    def _model_ready(self, request: pb.ModelReadyRequest) -> Message:
+        return pb.ModelReadyResponse(ready=self._inventory.model_ready(request.name, request.version))
+
+    def _server_metadata(self, _: pb.ServerMetadataRequest) -> Message:
+        return pb.ServerMetadataResponse(**self._inventory.server())
+
+    def _model_metadata(self, request: pb.ModelMetadataRequest) -> Message:
+        return pb.ModelMetadataResponse(**self._inventory.metadata(request.name, request.version))
+
+    def _model_config(self, request: pb.ModelConfigRequest) -> Message:
+        return pb.ModelConfigResponse(config=ParseDict(self._inventory.config(request.name, request.version), pb.ModelConfig()))
+
+    def _model_statistics(self, request: pb.ModelStatisticsRequest) -> Message:
+        return ParseDict(self._inventory.statistics(request.name, request.version), pb.ModelStatisticsResponse())
+
+    def _index(self, request: pb.RepositoryIndexRequest) -> Message:
+        check_repository(request.repository_name)
+        return pb.RepositoryIndexResponse(models=self._inventory.index(ready_only=request.ready))
+
+    def _load(self, request: pb.RepositoryModelLoadRequest) -> Message:
+        check_load(request.repository_name, request.parameters)
+        self._control.load(request.model_name)
+        return pb.RepositoryModelLoadResponse()
+
+    def _unload(self, request: pb.RepositoryModelUnloadRequest) -> Message:
+        check_unload(request.repository_name, request.parameters)
+        self._control.unload(request.model_name)
+        return pb.RepositoryModelUnloadResponse()
+
+    def _memory_status(self, request: pb.SystemSharedMemoryStatusRequest) -> Message:
+        regions = {
+            name: pb.SystemSharedMemoryStatusResponse.RegionStatus(
+                name=name, key=region.key, offset=region.offset, byte_size=region.byte_size
+            )
+            for name, region in self._memory.regions(request.name).items()
+        }
+        return pb.SystemSharedMemoryStatusResponse(regions=regions)
+
+    def _register(self, request: pb.SystemSharedMemoryRegisterRequest) -> Message:
+        self._control.register(request.name, request.key, request.offset, request.byte_size)
+        return pb.SystemSharedMemoryRegisterResponse()
+
+    def _unregister(self, request: pb.SystemSharedMemoryUnregisterRequest) -> Message:
+        self._control.unregister(request.name)
+        return pb.SystemSharedMemoryUnregisterResponse()
+
+
+def _at_once(answer: Callable[[Any], Message]) -> Callable[[Any, UnaryCall], None]:
+    def handle(request: Any, call: UnaryCall) -> None:
+        call.reply(answer(request).SerializeToString())
+
+    return handle
+
+
+def _not_offered(reason: str) -> Callable[[Any], Message]:
+    def refuse(_: Any) -> Message:
+        raise NotOffered(reason)
+
+    return refuse

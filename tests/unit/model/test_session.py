@@ -1,0 +1,90 @@
+"""A session and its provider: batches in buffers of a few sizes, and providers that are not to be had."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from export.data.datasets import Dataset
+from service.errors import InvalidModel, LoadError, UserError
+from service.model import session
+from service.model.signature import graph_of_contract
+
+
+def with_buckets(path: Path, max_items: int) -> session.Model:
+    """A model that computes as on a GPU, with buffers that lie in main memory."""
+    opened = session._open_session(session._Content(path.read_bytes()), "cpu", 1)
+    contract = session.load(path, "cpu", 1).contract
+    graph = graph_of_contract(opened, contract)
+    buckets = [session._Bucket(opened, graph, "cpu", items) for items in session.batch_sizes(max_items)]
+    for bucket in buckets:
+        bucket.warm_up(cuda_graphs=True)
+    return session.Model(opened, graph, contract.labels, contract, "cpu", 1, "", buckets)
+
+
+def test_batches_of_any_size_are_answered_from_buffers_of_a_few_sizes(model_file: Path, digits: Dataset) -> None:
+    plain, bucketed = session.load(model_file, "cpu", 1), with_buckets(model_file, 6)
+    assert [bucket.items for bucket in bucketed._buckets] == [1, 2, 4, 6]
+    pixels = digits.test.pixels
+    for items in (1, 3, 6, 5, 2, 13):  # fewer after more, so that old items lie behind them; and more than the largest holds
+        outputs = [output.copy() for output in bucketed.predict(pixels[:items])]
+        for output, expected in zip(outputs, plain.predict(pixels[:items]), strict=True):
+            np.testing.assert_allclose(output, expected, atol=1e-6)
+
+
+def test_nothing_of_an_earlier_batch_is_computed_again(model_file: Path, digits: Dataset) -> None:
+    bucketed = with_buckets(model_file, 8)
+    for items in (7, 5):
+        bucketed.predict(digits.test.pixels[:items])
+    staging = bucketed._buckets[-1]._staging
+    assert staging[:5].any()
+    assert not staging[5:].any()
+
+
+@pytest.mark.parametrize(
+    ("operator", "attributes", "said"),
+    [
+        ("Cast", {"to": onnx.TensorProto.FLOAT16}, r"gives probabilities as tensor\(float16\) \[.*\]; tensor\(float\) \[N, K\] is"),
+        ("ReduceMax", {"keepdims": 0}, r"gives probabilities as tensor\(float\) \[\]"),
+    ],
+)
+def test_outputs_of_another_kind_or_shape_are_refused(
+    operator: str, attributes: dict[str, Any], said: str, model_file: Path, tmp_path: Path
+) -> None:
+    graph = onnx.load(model_file)
+    for node in graph.graph.node:
+        node.output[:] = ["before" if name == "probabilities" else name for name in node.output]
+    graph.graph.node.append(onnx.helper.make_node(operator, ["before"], ["probabilities"], **attributes))
+    [output] = [output for output in graph.graph.output if output.name == "probabilities"]
+    output.type.CopyFrom(onnx.TypeProto())
+    output.type.tensor_type.elem_type = attributes.get("to", onnx.TensorProto.FLOAT)
+    onnx.save_model(graph, tmp_path / "model.onnx")
+    with pytest.raises(InvalidModel, match=said):
+        session.load(tmp_path / "model.onnx", "cpu", 1)
+
+
+def test_sizes_of_batches_are_powers_of_two_and_the_largest() -> None:
+    assert session.batch_sizes(1) == [1]
+    assert session.batch_sizes(8) == [1, 2, 4, 8]
+    assert session.batch_sizes(11) == [1, 2, 4, 8, 11]
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt", "openvino"])
+def test_a_provider_that_is_asked_for_and_not_there_is_an_error_and_never_the_cpu(
+    provider: session.Provider, model_file: Path
+) -> None:
+    if session._PROVIDERS[provider] in onnxruntime.get_available_providers():  # type: ignore[index]
+        assert session.load(model_file, provider, 1).provider == provider
+        return
+    message = f"provider '{provider}' is not in the installed ONNX Runtime, which has "
+    with pytest.raises(LoadError, match=message):
+        session.load(model_file, provider, 1, None, 4)
+    with pytest.raises(UserError, match=message):
+        session.check_provider(provider)
+
+
+def test_auto_says_what_it_took(model_file: Path) -> None:
+    assert session.load(model_file, "auto", 1).provider in ("cuda", "cpu")

@@ -1,0 +1,25 @@
+"""Names of regions and objects that clients may think of."""
+
+import pytest
+
+from service.errors import InvalidRequest
+from service.open_inference.shared_memory import SharedMemory
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "message"),
+    [
+        ("", "/convoy", "1 to 255 characters, this one 0"),
+        ("r" * 256, "/convoy", "1 to 255 characters, this one 256"),
+        ("r", "", "cannot be the name of a shared memory object"),
+        ("r", "/..", "cannot be the name of a shared memory object"),
+        ("r", "/a/b", "cannot be the name of a shared memory object"),
+        ("r", "/\udc80", "cannot be the name of a shared memory object"),  # JSON can say it, no answer could
+        ("r", "/convoy-that-nobody-made", "cannot be opened: No such file or directory"),
+    ],
+)
+def test_names_that_cannot_be(name: str, key: str, message: str) -> None:
+    memory = SharedMemory()
+    with pytest.raises(InvalidRequest, match=message):
+        memory.register(name, key, 0, 1)
+    assert memory.regions() == {}
