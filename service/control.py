@@ -4,10 +4,10 @@ Servicers are given a `Control`: of itself in a server that is alone; what asks 
 several.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
-from service.errors import InvalidRequest, NotOffered
+from service.errors import InvalidRequest, Unimplemented
 
 NO_CUDA = "CUDA shared memory is not offered; system shared memory is"
 NO_TRACE_SETTINGS = "trace settings are not offered: traces are OpenTelemetry's, set up when the server starts"
@@ -31,14 +31,14 @@ class Control(Protocol):
 
 
 class Forbidden:
-    """Control of a server that only its operator may change: every method raises NotOffered."""
+    """Control of a server that only its operator may change: every method raises Unimplemented."""
 
     def __init__(self) -> None:
         self.load = self.unload = self.register = self.unregister = _refuse
 
 
 def _refuse(*_: Any, **__: Any) -> None:
-    raise NotOffered("this server was started with --no-control: requests change neither its models nor its shared memory")
+    raise Unimplemented("this server was started with --no-control: requests change neither its models nor its shared memory")
 
 
 def check_load(repository: str, parameters: Iterable[str]) -> None:
@@ -60,3 +60,18 @@ def check_repository(name: str) -> None:
     """Raises InvalidRequest unless the name of the repository is empty: there is one."""
     if name:
         raise InvalidRequest(f"no repository named {name[:64]!r}: leave the name empty, there is one repository", "repository_name")
+
+
+Call = tuple[str | int, ...]
+
+UNDOES = {"load": "unload", "unregister": "register"}
+"""Which methods lead back to how a worker begins, and from what."""
+
+
+def remember(standing: Sequence[Call], call: Call) -> list[Call]:
+    """The calls that stand after one more: it may take the place of one, or undo it, or all of its kind if it names nothing."""
+    method, name, *_ = call
+    undone = UNDOES.get(str(method))
+    if undone is not None:
+        return [old for old in standing if old[0] != undone or name not in ("", old[1])]
+    return [*(old for old in standing if old[:2] != (method, name)), call]

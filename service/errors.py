@@ -60,11 +60,11 @@ class InvalidRequest(RequestError):
         self.field = field
 
 
-class NotServed(RequestError):
+class NotFound(RequestError):
     """The client asked for a model, version, alias or region of shared memory that is not there."""
 
 
-class NotOffered(RequestError):
+class Unimplemented(RequestError):
     """The client asked for something that this server does not do."""
 
 
@@ -88,13 +88,13 @@ class Unavailable(RequestError):
         self.retry_after_seconds = retry_after_seconds
 
 
-class DeadlinePassed(RequestError):
+class DeadlineExceeded(RequestError):
     """Nobody's fault: the answer would have come too late."""
 
     reason = "deadline"
 
 
-class ClientGone(RequestError):
+class Cancelled(RequestError):
     """The client's will: it cancelled the call, or its connection broke."""
 
     reason = "cancelled"

@@ -6,10 +6,10 @@ read first, which takes no engine.
 
 from pathlib import Path
 
-from service.config import Policy, read_policy
 from service.errors import ConvoyError
 from service.model.contract import Contract
 from service.model.repository_layout import model_names, model_path, policy_path, version_numbers
+from service.policy import Policy, read_policy
 
 LEAST_BYTES = 4 * 1024 * 1024
 """What gRPC allows by itself, and clients expect."""

@@ -30,12 +30,13 @@ from service.http.page import Page
 from service.http.rest import Rest
 from service.http.server import HttpMetrics, HttpServer
 from service.lifecycle import ReadyFile, StopOnSignals, check_settings, leave_at_once, leave_within
-from service.model.session import check_provider, cpu_budget
+from service.model.cpus import cpu_budget
+from service.model.session import check_provider
 from service.observability.metrics import Metrics
-from service.open_inference.metadata import Inventory
+from service.open_inference.metadata import ServerMetadata
 from service.open_inference.shared_memory import SharedMemory
 from service.rpc import channelz, classify, health, model_info, open_inference, open_inference_admin, reflection
-from service.rpc.aio_server import PublicServer
+from service.rpc.aio_server import AioServer
 from service.rpc.completion_queue import CompletionQueueServer, why_not
 from service.rpc.tls import TlsFiles
 from service.rpc.transport import Options, Transport
@@ -55,7 +56,7 @@ LAST_SECONDS = 5.0
 """What may be needed beyond the times for lame duck and drain, before something is wrong."""
 
 
-class _Here:
+class LocalControl:
     """Control of this server alone."""
 
     def __init__(self, repository: Repository, memory: SharedMemory) -> None:
@@ -86,12 +87,12 @@ class Server:
         )  # fmt: skip
         self._classifier = _classifier(config, self._repository, metrics, cpus, self._tracing)
         memory = SharedMemory()
-        self._here = _Here(self._repository, memory)
+        self._here = LocalControl(self._repository, memory)
         control = (control or self._here) if config.control else Forbidden()
-        inventory = Inventory(self._repository, lambda: not self.why_not_ready())
+        inventory = ServerMetadata(self._repository, lambda: not self.why_not_ready())
         self._classify = classify.ClassifyServicer(self._classifier)
         self._infer = open_inference.InferServicer(self._classifier, memory)
-        self._control = open_inference_admin.ControlServicer(inventory, control, memory)
+        self._control = open_inference_admin.AdminServicer(inventory, control, memory)
         self._health = health.HealthServicer(self._serving)
         services = [classify.SERVICE, open_inference.SERVICE, health.SERVICE, *([channelz.SERVICE] if config.channelz else [])]
         self._reflection = reflection.ReflectionServicer(services)
@@ -112,7 +113,7 @@ class Server:
                 max_message_bytes=self._max_message_bytes,
                 methods=methods,
                 observer=metrics,
-                quiet=self._classifier.pump,
+                on_idle=self._classifier.pump,
                 tls=None if tls is None else tls.read(),
                 renewed_tls=lambda: None if tls is None else tls.renewed(),
                 compression=config.compression,
@@ -120,14 +121,14 @@ class Server:
                 arguments=_channel_arguments(config),
             )
         )
-        elsewhere: WSGIApplication | None = None
+        app: WSGIApplication | None = None
         if config.rest_offered:
-            elsewhere = Rest(self._classifier, inventory, control, memory, self._max_message_bytes)
+            app = Rest(self._classifier, inventory, control, memory, self._max_message_bytes)
             if config.page_offered:
-                elsewhere = Page(self._classifier, self._repository, elsewhere)
+                app = Page(self._classifier, self._repository, app)
         self._registry = metrics.registry
         self._http = HttpServer(
-            config.host, config.http_port, metrics.registry, HttpMetrics(metrics.registry), self.why_not_ready, elsewhere,
+            config.host, config.http_port, metrics.registry, HttpMetrics(metrics.registry), self.why_not_ready, app,
             self._max_message_bytes, self.why_not_alive,
         )  # fmt: skip
         self._ready_file = ReadyFile(config.ready_file)
@@ -340,17 +341,17 @@ def _classifier(config: ServerConfig, repository: Repository, metrics: Metrics, 
     return ObservedClassifier(repository, metrics, cpus, config.access_log_sample, tracing)
 
 
-def _transport(config: ServerConfig) -> type[CompletionQueueServer] | type[PublicServer]:
+def _transport(config: ServerConfig) -> type[CompletionQueueServer] | type[AioServer]:
     """The transport asked for; `auto` takes the fast one where it works. Raises UserError if `fast` does not."""
     if config.transport == "public":
-        return PublicServer
+        return AioServer
     reason = why_not()
     if not reason:
         return CompletionQueueServer
     if config.transport == "fast":
         raise UserError(f"--transport fast cannot be used: {reason}; --transport public can")
     log.warning("the fast transport cannot be used, taking the public one: %s", reason)
-    return PublicServer
+    return AioServer
 
 
 def _tls(config: ServerConfig) -> TlsFiles | None:

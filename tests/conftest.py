@@ -26,7 +26,7 @@ from export.data import datasets
 from export.training import loop
 from service.client import Client
 from service.config import ServerConfig
-from service.model import session
+from service.model import cpus, session
 from service.model.contract import METADATA_KEY, Contract, InputSpec, Training
 from service.server import Server
 
@@ -40,7 +40,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 @pytest.fixture(scope="session")
 def digits() -> datasets.Dataset:
-    return datasets.load("digits", SEED)
+    return datasets.load_dataset("digits", SEED)
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +55,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, digits: datasets.Dataset) -> P
 def model_file(tmp_path_factory: pytest.TempPathFactory, run: Path, digits: datasets.Dataset) -> Path:
     """A real exported model. Read it, copy it; do not change it."""
     repository = tmp_path_factory.mktemp("exported")
-    return pipeline.export(loop.load(run), digits, repository, "digits").path
+    return pipeline.export(loop.load_checkpoint(run), digits, repository, "digits").path
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def slow_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("slow") / "model.onnx"
     products = 8
     _slow_model(path, products)
-    seconds = session.load(path, "cpu", session.cpu_budget()).measure(1)[1]
+    seconds = session.load_model(path, "cpu", cpus.cpu_budget()).measure(1)[1]
     _slow_model(path, max(products, round(products * SLOW_SECONDS / seconds)))
     return path
 

@@ -60,7 +60,7 @@ def main() -> int:
         with serving(repository, Path(folder) / "ready.json") as ready:
             console.print(f"gRPC on 127.0.0.1:{ready['grpc_port']}, metrics on http://127.0.0.1:{ready['http_port']}/metrics")
             step(4, "classify the held-out digits over gRPC, one PNG a request")
-            test = datasets.load("digits", SEED).test
+            test = datasets.load_dataset("digits", SEED).test
             with Client(f"127.0.0.1:{ready['grpc_port']}") as client:
                 answers = [
                     client.classify([test.encoded(index)], MODEL, top_k=3)

@@ -53,12 +53,12 @@ def export(
     """
     from export.cli import summary
     from export.convert import pipeline
-    from export.data.datasets import load_again
+    from export.data.datasets import reload_dataset
     from export.training import loop
 
-    checkpoint = loop.load(run)
+    checkpoint = loop.load_checkpoint(run)
     known = (checkpoint.source, checkpoint.settings.seed, checkpoint.input, checkpoint.labels)
-    dataset = options.load(console, partial(load_again, *known, data, data_dir))
+    dataset = options.load_with_progress(console, partial(reload_dataset, *known, data, data_dir))
     with options.progress() as progress:
         task = progress.add_task("", total=None)
 
@@ -110,8 +110,8 @@ def evaluate(
     from export.data import datasets
     from export.evaluation import figures
     from export.evaluation.scores import check_labels, measure
-    from service.model.session import check_provider, cpu_budget
-    from service.model.session import load as load_model
+    from service.model.cpus import cpu_budget
+    from service.model.session import check_provider, load_model
 
     check_provider(provider)
     if output is not None:
@@ -123,7 +123,8 @@ def evaluate(
         raise UserError(f"{model}: {error}") from None
     spec = contract.input
     choices = datasets.Choices((spec.height, spec.width), spec.channels, spec.fit)
-    dataset = options.load(Console(stderr=True), partial(datasets.load, data, contract.training.seed, data_dir, choices))
+    read = partial(datasets.load_dataset, data, contract.training.seed, data_dir, choices)
+    dataset = options.load_with_progress(Console(stderr=True), read)
     check_labels(dataset.labels, contract.labels)
     if output is not None:
         options.new_folder(output)

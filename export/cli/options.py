@@ -138,7 +138,9 @@ def picture_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def load(console: Console, read: "Callable[[Callable[[str, int, int], None]], Dataset]", *, to_train: bool = False) -> "Dataset":
+def load_with_progress(
+    console: Console, read: "Callable[[Callable[[str, int, int], None]], Dataset]", *, to_train: bool = False
+) -> "Dataset":
     """Loads data by `read`, which is given what to call with its progress; shows a bar, and then what was found."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:

@@ -127,7 +127,9 @@ def _train(
         choices = datasets.Choices(image_size, None, fit, flip, shift)
         if resume and group.rank == 0:
             options.hold(output)
-        dataset = options.load(console, partial(datasets.load, data, given["seed"], data_dir, choices), to_train=True)
+        dataset = options.load_with_progress(
+            console, partial(datasets.load_dataset, data, given["seed"], data_dir, choices), to_train=True
+        )
         settings = recipes.settings(network, len(dataset.training), **given)
         if group.rank == 0 and not resume:
             options.new_folder(output)

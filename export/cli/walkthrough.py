@@ -65,7 +65,7 @@ def walkthrough(
                 page = tutorial_page.page(tutorial_tour.tour(encoded, _MAX_PIXELS), image.name)
             else:
                 on_step("reading the model", 0, 0)
-                found = subject.load(model_path, scaling)
+                found = subject.load_subject(model_path, scaling)
                 aim = _aim(found, label, learning_rate, image)
                 pixels, photo = decode(encoded, found.spec, _MAX_PIXELS), tutorial_tour.photo(encoded, _MAX_PIXELS)
                 page = network_page.page(found, pixels, photo, image.name, aim, learning_rate or 0.01, on_step)

@@ -36,7 +36,7 @@ from export.evaluation.calibration import fit_temperature
 from export.training import loop
 from export.training.loop import Checkpoint
 from service.errors import InvalidRequest, LoadError, UserError
-from service.model import session
+from service.model import cpus, session
 from service.model.contract import INPUT_NAME, LOGITS_NAME, MAX_GOLDEN_PIXELS, PROBABILITIES_NAME, Contract, Golden, Training
 from service.model.preprocessing import encode_png, open_image
 from service.model.repository_layout import MODEL_FILE, check_model_name
@@ -146,7 +146,10 @@ def export(
             else:
                 _check_half_range(checkpoint, dataset.validation)
                 graph = to_onnx(checkpoint, temperature, torch.float16)
-            served, reference = lower.load(graph, contract, precision, file), session.load(full, "cpu", session.cpu_budget())
+            served, reference = (
+                lower.load_candidate(graph, contract, precision, file),
+                session.load_model(full, "cpu", cpus.cpu_budget()),
+            )
             report = evaluation.compare(
                 served, reference.probabilities, dataset.test, dataset.labels,
                 lambda *counts: on_step("comparing with fp32", *counts),
@@ -164,7 +167,7 @@ def export(
         )
         contract = contract.model_copy(update={"training": measured})
         write(graph, contract, file)
-        digest = session.load(file, "cpu", threads=1).digest
+        digest = session.load_model(file, "cpu", threads=1).digest
         cost = None if precision == "fp32" else lower.cost(precision, (full, file), report, quantization)
         pictures = figures.draw(scores, dataset.test, checkpoint.input, version)
         if run is not None and (run / loop.CURVES).is_file():
@@ -217,7 +220,7 @@ def evaluate(
     Raises UserError if it cannot be served.
     """
     try:
-        served = session.load(path, "cpu", session.cpu_budget())
+        served = session.load_model(path, "cpu", cpus.cpu_budget())
     except LoadError as error:
         raise UserError(f"the exported file cannot be served: {error}") from None
     temperature = served.contract.training.temperature

@@ -21,7 +21,7 @@ from export.data.datasets import Dataset
 from export.evaluation import scores
 from export.evaluation.scores import Report
 from service.errors import LoadError, UserError
-from service.model import session
+from service.model import cpus, session
 from service.model.contract import MAX_GOLDEN_PIXELS, Contract, ProviderName
 from service.model.preprocessing import decode
 from service.model.session import Model
@@ -90,7 +90,7 @@ def quantize(
     def run(candidate: onnx.ModelProto, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         copy = onnx.ModelProto()
         copy.CopyFrom(candidate)
-        return scores.predict(load(copy, contract, "int8", folder / "candidate.onnx"), pixels)
+        return scores.predict(load_candidate(copy, contract, "int8", folder / "candidate.onnx"), pixels)
 
     random = np.random.default_rng(contract.training.seed)
     items = min(quantization.CALIBRATION_ITEMS, len(dataset.training))
@@ -102,7 +102,7 @@ def quantize(
     )
 
 
-def load(graph: onnx.ModelProto, contract: Contract, precision: Precision, path: Path) -> Model:
+def load_candidate(graph: onnx.ModelProto, contract: Contract, precision: Precision, path: Path) -> Model:
     """Writes a graph with a contract, but without golden samples, and loads it on the CPU as a server would.
 
     Raises:
@@ -110,7 +110,7 @@ def load(graph: onnx.ModelProto, contract: Contract, precision: Precision, path:
     """
     write(graph, contract.model_copy(update={"precision": precision, "golden": ()}), path)
     try:
-        return session.load(path, "cpu", session.cpu_budget())
+        return session.load_model(path, "cpu", cpus.cpu_budget())
     except LoadError as error:
         raise UserError(f"{precision}: the exported file cannot be served: {error}") from None
 
@@ -128,7 +128,7 @@ def with_own_golden(served: Model, contract: Contract) -> Contract:
 
 def cost(precision: Precision, files: Sequence[Path], report: Report, found: Quantization | None) -> Cost:
     """Puts together what is known of the fp32 file and the one made from it, and measures their speed, on the CPU."""
-    served = [session.load(path, "cpu", session.cpu_budget()) for path in files]
+    served = [session.load_model(path, "cpu", cpus.cpu_budget()) for path in files]
     batch_items = next(scores.batches(SPEED_ITEMS, served[0].contract.input)).stop
     speeds = images_per_second(served, batch_items)
     accuracies = (report.reference_accuracy, report.scores.accuracy)

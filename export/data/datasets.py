@@ -81,7 +81,7 @@ class Choices:
     shift_pixels: int | None = None
 
 
-def load(
+def load_dataset(
     data: str,
     seed: int,
     data_dir: Path | None = None,
@@ -113,7 +113,7 @@ def load(
     return _published(name, where, seed, choices, on_progress)
 
 
-def load_again(
+def reload_dataset(
     source: str,
     seed: int,
     spec: InputSpec,
@@ -138,7 +138,7 @@ def load_again(
     """
     choices = Choices((spec.height, spec.width), spec.channels, spec.fit)
     try:
-        dataset = load(data or source, seed, data_dir, choices, on_progress)
+        dataset = load_dataset(data or source, seed, data_dir, choices, on_progress)
     except UserError as error:
         if data is not None or data_dir is not None:
             raise

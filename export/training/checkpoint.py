@@ -65,7 +65,7 @@ def save(checkpoint: Checkpoint, run: Path, state: dict[str, Any] | None = None)
             partial.unlink()
 
 
-def load(run: Path) -> Checkpoint:
+def load_checkpoint(run: Path) -> Checkpoint:
     """Reads the best weights of a run folder, ready to predict. Raises UserError if there are none that can be read."""
     return load_with_state(run)[0]
 

@@ -33,7 +33,7 @@ from export.training import checkpoint as checkpoints
 from export.training import optimization
 from export.training.checkpoint import CHECKPOINT as CHECKPOINT
 from export.training.checkpoint import Checkpoint as Checkpoint
-from export.training.checkpoint import load as load
+from export.training.checkpoint import load_checkpoint as load_checkpoint
 from export.training.checkpoint import load_with_state
 from export.training.distributed import Group
 from export.training.history import Epoch as Epoch

@@ -15,7 +15,7 @@ from export.walkthrough.subject import Answers, Subject
 from export.walkthrough.web_page import Bar, Example, Figure, Page, Section, Step, curve, number, percent, sum_of_products
 from service.errors import UserError
 from service.model.contract import LOGITS_NAME
-from service.model.session import cpu_budget
+from service.model.cpus import cpu_budget
 
 Progress = Callable[[str, int, int], None]
 """Called with: what is being done, how much of it is done, and of how much; 0 of 0 if nobody counts."""

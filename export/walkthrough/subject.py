@@ -19,8 +19,9 @@ from export.inspection import layers
 from export.walkthrough.scaling import Scaling, scaled
 from service.errors import InvalidModel, UserError, first_line
 from service.model.contract import INPUT_NAME, LOGITS_NAME, InputSpec
+from service.model.cpus import cpu_budget
 from service.model.repository_layout import LABELS_FILE, MODEL_FILE, read_labels
-from service.model.session import OpenGraph, cpu_budget
+from service.model.session import OpenGraph
 
 if TYPE_CHECKING:
     from export.training.checkpoint import Checkpoint
@@ -103,7 +104,7 @@ class Answers:
             yield self._subject.logits(self._graph.run(self._subject.feed(pixels[start : start + items])))
 
 
-def load(path: Path, scaling: Scaling | None = None) -> Subject:
+def load_subject(path: Path, scaling: Scaling | None = None) -> Subject:
     """Reads what `--model` names: an ONNX file, a folder of a version, the folder of a run or its checkpoint.
 
     Raises:
@@ -144,7 +145,7 @@ def _from_run(run: Path) -> Subject:
     if importlib.util.find_spec("torch") is None:
         raise UserError("a run needs PyTorch: install Convoy with the extra 'export'")
     from export.convert import pipeline
-    from export.training.checkpoint import load as load_checkpoint
+    from export.training.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(run)
     facts = {

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.errors import UserError
-from service.observability.metrics import PHASES
+from service.phases import PHASES
 
 _TIMEOUT_SECONDS = 10.0
 

@@ -29,7 +29,7 @@ _WORSE = 1.05
 """A batch whose items cost at most so much more than those of the best size is as good: larger ones leave shorter queues."""
 
 
-class BatchTimes:
+class BatchLatencies:
     """Seconds a batch, for each size that was measured; in between, straight lines."""
 
     def __init__(self, measured: dict[int, float]) -> None:

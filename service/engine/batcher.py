@@ -43,9 +43,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.engine.batch_latencies import BatchTimes
+from service.engine.batch_latencies import BatchLatencies
 from service.engine.queue import BatchQueue, Entry, Part
-from service.errors import ClientGone, DeadlinePassed, ModelFailed, QueueFull, RequestError, first_line
+from service.errors import Cancelled, DeadlineExceeded, ModelFailed, QueueFull, RequestError, first_line
 from service.observability.trace_context import TraceContext
 
 log = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ class Batcher:
         `trace_batch` is told of each batch that ran before any of its works is done.
         """
         self._name = name
-        self._times = BatchTimes(measured)
+        self._times = BatchLatencies(measured)
         self.max_batch_items = self._times.most_worthwhile(max_batch_items)
         self._max_delay_seconds = max_delay_seconds
         self._on_batch = on_batch
@@ -210,7 +210,7 @@ class Batcher:
 
         Raises:
             QueueFull: it does not fit.
-            DeadlinePassed: by the measured times it cannot be answered before its deadline.
+            DeadlineExceeded: by the measured times it cannot be answered before its deadline.
                 In either case the work has not been taken in.
         """
         now = work.submitted = self._clock()
@@ -222,7 +222,7 @@ class Batcher:
             pushed = not too_late and self._queue.push(work)
             full = self._queue.items >= self.max_batch_items
         if too_late:
-            raise DeadlinePassed(too_late)
+            raise DeadlineExceeded(too_late)
         if not pushed:
             raise self._full(work.items)
         return full
@@ -232,7 +232,7 @@ class Batcher:
         with self._lock:
             self._queue.cancel(work)
         late = self._clock() >= work.deadline
-        self.fail(work, DeadlinePassed("the deadline passed") if late else ClientGone("the client cancelled the call"))
+        self.fail(work, DeadlineExceeded("the deadline passed") if late else Cancelled("the client cancelled the call"))
 
     def fail(self, work: Work, error: RequestError) -> None:
         """Ends a work that does not wait, unless it has ended."""
@@ -379,7 +379,7 @@ class Batcher:
                 if self._max_delay_seconds:
                     self._owed = max(0, min(due_items - most, self._queue.items))
         if expired:
-            self._end(expired, DeadlinePassed("while the request waited for inference, its deadline passed or came too near"))
+            self._end(expired, DeadlineExceeded("while the request waited for inference, its deadline passed or came too near"))
         return batch
 
     def _run(self, batch: _Batch) -> None:

@@ -22,14 +22,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.config import MAX_TIMEOUT_SECONDS
 from service.engine.batcher import Work
 from service.engine.repository import Repository, ServedModel
-from service.errors import ClientGone, DeadlinePassed, InvalidRequest, ModelFailed, QueueFull, RequestError, Unavailable
+from service.errors import Cancelled, DeadlineExceeded, InvalidRequest, ModelFailed, QueueFull, RequestError, Unavailable
+from service.model.cpus import cpu_budget
 from service.model.preprocessing import open_image, to_pixels
-from service.model.session import TensorSpec, cpu_budget
-from service.observability.metrics import Metrics, Phases
+from service.model.session import TensorSpec
+from service.observability.metrics import Metrics
 from service.observability.trace_context import TraceContext
+from service.phases import Phases
+from service.policy import MAX_TIMEOUT_SECONDS
 
 log = logging.getLogger(__name__)
 
@@ -208,15 +210,15 @@ class Classifier:
             if on_transport:
                 request.begin()
             else:
-                request.begin_elsewhere()
+                request.begin_off_transport()
         except BaseException as error:
             if isinstance(error, RequestError):
-                self.refused(served, error)
+                self.record_failure(served, error)
             self.release(served)
             raise
         return request.cancel
 
-    def answer(self, query: Query) -> Answer:
+    def classify_blocking(self, query: Query) -> Answer:
         """Answers a query on a thread that may wait, never the transport's. Raises RequestError."""
         outcomes: list[Answer | RequestError] = []
         ended = threading.Event()
@@ -241,7 +243,7 @@ class Classifier:
         try:
             if items > served.policy.max_request_items:
                 error = _wrong_count(items, served.policy.max_request_items)
-                self.refused(served, error)
+                self.record_failure(served, error)
                 raise error
         finally:
             self.release(served)
@@ -263,11 +265,11 @@ class Classifier:
 
         self._decoders.submit(run)
 
-    def unanswerable(self, answer: Answer, error: Exception) -> None:
+    def record_encoding_failure(self, answer: Answer, error: Exception) -> None:
         """Counts a request that was computed and of whose answer nothing can be made."""
-        self.refused(answer.served, error if isinstance(error, RequestError) else ModelFailed(str(error)))
+        self.record_failure(answer.served, error if isinstance(error, RequestError) else ModelFailed(str(error)))
 
-    def refused(self, served: ServedModel, error: RequestError, seconds: float = 0.0) -> None:
+    def record_failure(self, served: ServedModel, error: RequestError, seconds: float = 0.0) -> None:
         """Counts a request that was not answered, so many seconds after it had joined the queue."""
         served.metrics.failed(error.reason, seconds)
         self._metrics.rejected(served.name, error.reason)
@@ -317,7 +319,7 @@ class _Request(Work):
                 return
         self._decode_in_pool()
 
-    def begin_elsewhere(self) -> None:
+    def begin_off_transport(self) -> None:
         """Sends the request on from any other thread; raises RequestError if it cannot be taken on."""
         images = self._raw()
         if images is None:
@@ -414,9 +416,9 @@ class _Request(Work):
     def _check_wanted(self) -> None:
         """Raises RequestError if nobody waits for the answer any more."""
         if time.monotonic() >= self.deadline:
-            raise DeadlinePassed("the deadline passed before the request was decoded")
+            raise DeadlineExceeded("the deadline passed before the request was decoded")
         if self._cancelled:
-            raise ClientGone("the client cancelled the call")
+            raise Cancelled("the client cancelled the call")
         if self._classifier.closed:
             raise Unavailable("the server has stopped")
 
@@ -456,7 +458,7 @@ class _Request(Work):
                 respond(error)
         finally:
             if error is not None:
-                self._classifier.refused(served, error, time.monotonic() - self.submitted if self.submitted else 0.0)
+                self._classifier.record_failure(served, error, time.monotonic() - self.submitted if self.submitted else 0.0)
             self._classifier.release(served)
 
 

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from service.config import Policy, Provider
 from service.engine.batcher import Batcher, TraceBatch
 from service.errors import InvalidModel
-from service.model.session import Model, load
+from service.model.session import Model, load_model
+from service.policy import Policy, Provider
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ class Loaded(NamedTuple):
     measured: dict[int, float]
 
 
-def load_model(path: Path, labels: tuple[str, ...] | None, policy: Policy, provider: Provider, cpus: int) -> Loaded:
+def load_instances(path: Path, labels: tuple[str, ...] | None, policy: Policy, provider: Provider, cpus: int) -> Loaded:
     """Loads as many instances of a model as its policy asks for, and measures what a batch takes.
 
     On the CPU the instances share `cpus` threads.
@@ -43,7 +43,7 @@ def load_model(path: Path, labels: tuple[str, ...] | None, policy: Policy, provi
         raise InvalidModel(f"cannot read the model file: {error.strerror}") from None
 
     def instance(threads: int) -> Model:
-        return load(content, policy.provider or provider, threads, labels, policy.max_batch_size, path.parent)
+        return load_model(content, policy.provider or provider, threads, labels, policy.max_batch_size, path.parent)
 
     threads = max(1, cpus // policy.instances)
     instances = tuple(instance(threads) for _ in range(policy.instances))

@@ -20,10 +20,10 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import watchfiles
 
-from service.config import Policy, Provider, read_policy
 from service.engine.batcher import Batcher
-from service.engine.loader import load_model, start_batcher
-from service.errors import LoadError, NotServed, Unavailable, UserError
+from service.engine.loader import load_instances, start_batcher
+from service.errors import LoadError, NotFound, Unavailable, UserError
+from service.model.cpus import cpu_budget
 from service.model.files import file_state
 from service.model.repository_layout import (
     MODEL_FILE,
@@ -36,9 +36,10 @@ from service.model.repository_layout import (
     read_labels,
     version_numbers,
 )
-from service.model.session import Model, cpu_budget, fell_back
+from service.model.session import Model, fell_back
 from service.observability.metrics import Metrics, ModelMetrics
 from service.observability.trace_context import TraceContext
+from service.policy import Policy, Provider, read_policy
 
 log = logging.getLogger(__name__)
 
@@ -192,7 +193,7 @@ class Repository:
         `version` is a number, an alias, or empty or `latest` for the highest version served.
 
         Raises:
-            NotServed: no such model, version or alias.
+            NotFound: no such model, version or alias.
             Unavailable: the server is still loading, so nobody can say yet.
         """
         with self._lock:
@@ -221,12 +222,12 @@ class Repository:
         """Brings a model to what its folder holds, and serves it again if it was unloaded. Blocks until that is done.
 
         Raises:
-            NotServed: there is no such model in the repository.
+            NotFound: there is no such model in the repository.
             LoadError: a version of it that should be served cannot be; what was served before still is.
         """
         with self._scanning:
             if name not in self._names():
-                raise NotServed(f"no model named {name[:64]!r} is in the repository")
+                raise NotFound(f"no model named {name[:64]!r} is in the repository")
             self._unloaded.pop(name, None)
             self._forget_failures(name)
             self._refresh(name)
@@ -240,11 +241,11 @@ class Repository:
         """Takes a model out of service until `load` or a restart. Requests in hand are finished; the last one frees its memory.
 
         Raises:
-            NotServed: there is no such model in the repository.
+            NotFound: there is no such model in the repository.
         """
         with self._scanning:
             if name not in self._served and name not in self._names():
-                raise NotServed(f"no model named {name[:64]!r} is in the repository")
+                raise NotFound(f"no model named {name[:64]!r} is in the repository")
             if name in self._unloaded:
                 return
             failed = {version for of, version in self._failed if of == name}
@@ -284,17 +285,17 @@ class Repository:
         names = [served.name for served in self._active if served.batcher.inline_seconds > STUCK_SECONDS]
         return f"model {names[0]!r} has held up all calls for more than {STUCK_SECONDS:g} s" if names else ""
 
-    def _not_served(self, name: str, version: str) -> NotServed:
+    def _not_served(self, name: str, version: str) -> NotFound:
         served = self._served.get(name)
         if served is not None:
             known = [str(each.version) for each in served]
             known += [f"{alias} (version {number})" for alias, number in sorted(self.aliases(name).items())]
-            return NotServed(f"model {name!r} has no version {version[:64]!r}; served are: {', '.join(known)}")
+            return NotFound(f"model {name!r} has no version {version[:64]!r}; served are: {', '.join(known)}")
         if name in self._unloaded:
-            return NotServed(f"model {name!r} has been unloaded")
+            return NotFound(f"model {name!r} has been unloaded")
         if any(failed == name for failed, _ in tuple(self._failed)):
-            return NotServed(f"model {name!r} is in the repository but could not be loaded; the server's log says why")
-        return NotServed(f"no model named {name[:64]!r}; served are: {', '.join(sorted(self._served)) or 'none'}")
+            return NotFound(f"model {name!r} is in the repository but could not be loaded; the server's log says why")
+        return NotFound(f"no model named {name[:64]!r}; served are: {', '.join(sorted(self._served)) or 'none'}")
 
     def _watch(self) -> None:
         for _ in self._notices():
@@ -401,7 +402,7 @@ class Repository:
         start = time.monotonic()
         try:
             labels = read_labels(labels_path(self._folder, name))
-            loaded = load_model(model_path(self._folder, name, version), labels, policy, self._provider, self._cpus)
+            loaded = load_instances(model_path(self._folder, name, version), labels, policy, self._provider, self._cpus)
             model = loaded.instances[0]
             metrics = self._metrics.model_loaded(name, str(version), model.labels, not model.foreign)
             trace_batch = None if self._trace_batch is None else partial(self._trace_batch, name, version)

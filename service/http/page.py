@@ -49,12 +49,12 @@ _HEADERS = {
 
 
 class Page:
-    """The WSGI application of `/` and `/page/...`; whatever else is asked for goes to `elsewhere`."""
+    """The WSGI application of `/` and `/page/...`; whatever else is asked for goes to `app`."""
 
-    def __init__(self, classifier: Classifier, repository: Repository, elsewhere: "WSGIApplication") -> None:
+    def __init__(self, classifier: Classifier, repository: Repository, app: "WSGIApplication") -> None:
         self._classifier = classifier
         self._repository = repository
-        self._elsewhere = elsewhere
+        self._app = app
         self._decoding = threading.Lock()
         self._files = {name: files("service.http").joinpath("web", name).read_bytes() for name in _FILES}
         answers: dict[str, tuple[str, Callable[..., Response]]] = {
@@ -70,7 +70,7 @@ class Page:
         """Answers one request; see PEP 3333."""
         path: str = environ["PATH_INFO"]
         if path != "/" and not path.startswith("/page/"):
-            return self._elsewhere(environ, start_response)
+            return self._app(environ, start_response)
         try:
             answer, arguments = find(self._routes, environ)
             response: Response = answer(Request(environ, populate_request=False), **arguments)  # as in rest.py
@@ -116,13 +116,15 @@ class Page:
         body = request.get_data()
         if not body:
             raise InvalidRequest("the body is to be an image file")
-        answer = self._classifier.answer(Query(model=model, version=version, items=[Item(body, encoded=True)], top_k=TOP_K))
+        answer = self._classifier.classify_blocking(
+            Query(model=model, version=version, items=[Item(body, encoded=True)], top_k=TOP_K)
+        )
         start = time.monotonic()
         served = answer.served
         try:
             best = answer.predictions()
         except RequestError as error:
-            self._classifier.refused(served, error)
+            self._classifier.record_failure(served, error)
             raise
         with self._decoding:  # one at a time: a decoded picture is large
             seen = decode(body, served.model.contract.input, served.policy.max_image_pixels)

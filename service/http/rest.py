@@ -20,21 +20,21 @@ from werkzeug.wrappers import Request, Response
 from service.control import NO_CUDA, NO_LOG_SETTINGS, NO_TRACE_SETTINGS, Control, check_load, check_repository, check_unload
 from service.engine.classifier import Classifier
 from service.errors import (
-    ClientGone,
+    Cancelled,
     ConvoyError,
-    DeadlinePassed,
+    DeadlineExceeded,
     InvalidRequest,
     LoadError,
     ModelFailed,
-    NotOffered,
-    NotServed,
+    NotFound,
     QueueFull,
     RequestError,
     Unavailable,
+    Unimplemented,
 )
 from service.http.server import INFER, INFER_VERSION, find
 from service.observability.trace_context import HEADER, trace_context
-from service.open_inference.metadata import Inventory
+from service.open_inference.metadata import ServerMetadata
 from service.open_inference.shared_memory import SharedMemory
 from service.open_inference.tensors import (
     BYTES,
@@ -72,7 +72,7 @@ _MODEL = "/v2/models/<model>"
 _VERSION = f"{_MODEL}/versions/<version>"
 _REGION = "/v2/systemsharedmemory/region/<region>"
 _STATUSES: dict[type[ConvoyError], int] = {
-    InvalidRequest: 400, NotServed: 404, QueueFull: 429, DeadlinePassed: 504, ClientGone: 499, Unavailable: 503, NotOffered: 501,
+    InvalidRequest: 400, NotFound: 404, QueueFull: 429, DeadlineExceeded: 504, Cancelled: 499, Unavailable: 503, Unimplemented: 501,
     ModelFailed: 500, LoadError: 400,
 }  # fmt: skip
 
@@ -81,7 +81,7 @@ class Rest:
     """The WSGI application of `/v2`."""
 
     def __init__(
-        self, classifier: Classifier, inventory: Inventory, control: Control, memory: SharedMemory, max_body_bytes: int
+        self, classifier: Classifier, inventory: ServerMetadata, control: Control, memory: SharedMemory, max_body_bytes: int
     ) -> None:
         """`max_body_bytes` bounds a request's body when it is unpacked."""
         self._classifier = classifier
@@ -167,7 +167,7 @@ class Rest:
         parameters = _member(document, "parameters", dict, {})
         wanted = self._wanted(document)
         try:
-            answer = self._classifier.answer(query(
+            answer = self._classifier.classify_blocking(query(
                 model, version, given, [each for each, _ in wanted], parameters,
                 trace=trace_context(request.headers.get(HEADER, "")), request_id=_member(document, "id", str, ""),
             ))  # fmt: skip
@@ -184,7 +184,7 @@ class Rest:
             binaries = [binary if binary is not None else all_binary for _, binary in wanted] or [all_binary] * len(found)
             response = _answer(head, list(zip(found, binaries, strict=True)))
         except RequestError as error:
-            self._classifier.unanswerable(answer, error)
+            self._classifier.record_encoding_failure(answer, error)
             raise
         answer.delivered(best, time.monotonic() - start)
         return _compressed(request, response)
@@ -407,6 +407,6 @@ def _error(error: ConvoyError) -> Response:
 
 def _not_offered(reason: str) -> Callable[..., Response]:
     def refuse(_: Request, **__: str) -> Response:
-        raise NotOffered(reason)
+        raise Unimplemented(reason)
 
     return refuse

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PROBE_THREADS = 4
-IN_HAND = 64
+MAX_CONCURRENT_REQUESTS = 64
 """So many requests that are neither a scrape nor a probe are worked on at a time: those two always find a thread."""
 
 CLOSE_SECONDS = 1.0
@@ -52,7 +52,7 @@ INFER_VERSION = "/v2/models/<model>/versions/<version>/infer"
 # Inference is answered elsewhere, but known here: what is refused before it gets there counts against the same budget.
 _ROUTES = Map(
     [Rule(f"/{name}", endpoint=name) for name in ("metrics", "livez", "readyz")]
-    + [Rule(path, endpoint="elsewhere") for path in (INFER, INFER_VERSION)],
+    + [Rule(path, endpoint="app") for path in (INFER, INFER_VERSION)],
     merge_slashes=False,
 )
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
@@ -143,7 +143,7 @@ class HttpServer:
         registry: CollectorRegistry,
         metrics: HttpMetrics,
         why_not_ready: Callable[[], str],
-        elsewhere: "WSGIApplication | None",
+        app: "WSGIApplication | None",
         max_body_bytes: int,
         why_not_alive: Callable[[], str] = lambda: "",
     ) -> None:
@@ -152,8 +152,8 @@ class HttpServer:
         `why_not_alive` does so unless nothing but another process can help.
 
         What is in `registry` is exposed; what comes in on the port is counted in `metrics`.
-        `elsewhere` answers requests for anything but metrics and probes, at most IN_HAND at a time, of at most `max_body_bytes`;
-        without it nothing else is offered.
+        `app` answers requests for anything but metrics and probes, at most MAX_CONCURRENT_REQUESTS at a time, with bodies of at
+        most `max_body_bytes`; without it nothing else is offered.
         """
         self.port = port
         self._host = host
@@ -161,8 +161,8 @@ class HttpServer:
         self._expose: Callable[..., Iterable[bytes]] = make_wsgi_app(registry)
         self._why_not_ready = why_not_ready
         self._why_not_alive = why_not_alive
-        self._elsewhere = elsewhere
-        self._permits = threading.BoundedSemaphore(IN_HAND)
+        self._app = app
+        self._permits = threading.BoundedSemaphore(MAX_CONCURRENT_REQUESTS)
         self._max_body_bytes = max_body_bytes
         self._said_full = -math.inf
         self._channels: dict[int, Any] = {}  # waitress's own book of what it waits for
@@ -183,7 +183,7 @@ class HttpServer:
             ) from None
         self.port = listener.getsockname()[1]
         self._server = waitress.create_server(
-            self._counted, sockets=[listener], map=self._channels, threads=PROBE_THREADS + IN_HAND, ident="convoy",
+            self._counted, sockets=[listener], map=self._channels, threads=PROBE_THREADS + MAX_CONCURRENT_REQUESTS, ident="convoy",
             clear_untrusted_proxy_headers=True, connection_limit=1000,
             max_request_body_size=self._max_body_bytes + 1,  # waitress refuses a body of just as many
             channel_timeout=IDLE_SECONDS, cleanup_interval=LOOK_SECONDS,
@@ -260,15 +260,15 @@ class HttpServer:
         try:
             endpoint, _ = find(_ROUTES, environ)
         except NotFound:
-            endpoint = "elsewhere"
+            endpoint = "app"
         except HTTPException as error:
             return error(environ, start_response)
-        if endpoint == "elsewhere":
-            if self._elsewhere is None:
+        if endpoint == "app":
+            if self._app is None:
                 return _refusal(404, "only /metrics, /livez and /readyz are offered here")(environ, start_response)
             if environ["REQUEST_METHOD"] not in ("GET", "HEAD") and _of_another_site(environ):
                 return _refusal(403, "refused: a web page of another site sent this request")(environ, start_response)
-            return self._with_permit(self._elsewhere, environ, start_response)
+            return self._with_permit(self._app, environ, start_response)
         if endpoint == "metrics":
             try:
                 return self._expose(environ, start_response)
@@ -282,7 +282,7 @@ class HttpServer:
         self, answer: "WSGIApplication", environ: "WSGIEnvironment", start_response: "StartResponse"
     ) -> Iterable[bytes]:
         if not self._permits.acquire(blocking=False):
-            refusal = _refusal(429, f"{IN_HAND} requests are in hand over HTTP; gRPC takes more")
+            refusal = _refusal(429, f"{MAX_CONCURRENT_REQUESTS} requests are in hand over HTTP; gRPC takes more")
             refusal.headers["Retry-After"] = "1"
             return refusal(environ, start_response)
         try:

@@ -1,7 +1,14 @@
-"""How many CPUs the kernel's control groups let this process use. Neither Python nor ONNX Runtime looks."""
+"""How many CPUs this process may use: its affinity, and the quotas of its control groups, which ONNX Runtime does not look at."""
 
 import math
+import os
 from pathlib import Path
+
+
+def cpu_budget() -> int:
+    """CPUs that this process may use: its affinity, cut by its cgroups' quota, at least 1. ONNX Runtime sees neither limit."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.floor(min(affinity, cpu_limit())))
 
 
 def cpu_limit(root: Path = Path("/")) -> float:

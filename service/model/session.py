@@ -16,7 +16,6 @@ cuDNN then plans for these sizes alone, before the model is ready, and a CUDA gr
 import hashlib
 import logging
 import math
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +27,6 @@ from numpy.typing import NDArray
 
 from service.errors import GoldenMismatch, InvalidModel, InvalidRequest, LoadError, UserError, first_line
 from service.model.contract import MAX_GOLDEN_PIXELS, METADATA_KEY, Contract, ProviderName
-from service.model.cpus import cpu_limit
 from service.model.preprocessing import decode
 from service.model.signature import Graph, graph_of_contract, graph_of_foreign, mixes_items
 from service.model.signature import TensorSpec as TensorSpec
@@ -103,7 +101,7 @@ class _Bucket:
                 self._options = _run_options(_NO_CUDA_GRAPH)
 
 
-class _NotCaptured:
+class UncapturedSession:
     """A session on a GPU, whose runs are part of no CUDA graph: they come with any number of items, from anywhere in memory."""
 
     def __init__(self, session: ort.InferenceSession) -> None:
@@ -169,7 +167,7 @@ class Model:
         self._batch_items = graph.batch_items
         self._names = [output.name for output in graph.outputs]
         self._shapes = [output.shape for output in graph.outputs]
-        self._run = session.run if provider == "cpu" else _NotCaptured(session).run
+        self._run = session.run if provider == "cpu" else UncapturedSession(session).run
         self._buckets = sorted(buckets, key=lambda bucket: bucket.items)
 
     @property
@@ -281,7 +279,7 @@ def batch_sizes(max_items: int) -> list[int]:
     return sorted({1 << power for power in range(max_items.bit_length())} | {max_items})
 
 
-def load(
+def load_model(
     source: Path | bytes,
     provider: Provider,
     threads: int,
@@ -313,7 +311,7 @@ def load(
         if _PROVIDERS["cuda"] in ort.get_available_providers():
             try:
                 return _load_on("cuda", content, threads, foreign_labels, max_batch_items)
-            except _NotToBeHad as error:
+            except ProviderUnavailable as error:
                 log.warning("computing on the CPU: %s", error)
         provider = "cpu"
     return _load_on(provider, content, threads, foreign_labels, max_batch_items)
@@ -326,7 +324,7 @@ class _Content(NamedTuple):
     folder: Path | None = None
 
 
-class _NotToBeHad(LoadError):
+class ProviderUnavailable(LoadError):
     """The provider asked for is not in the installed ONNX Runtime, or does not work on this machine."""
 
 
@@ -336,7 +334,7 @@ def _load_on(
     if provider == "cuda" and max_batch_items:
         try:
             return _load(provider, content, threads, labels, max_batch_items, cuda_graphs=True)
-        except _NotToBeHad:
+        except ProviderUnavailable:
             raise
         except Exception as error:  # noqa: BLE001 - such as a node that CUDA does not have; all else is found again below
             log.info("without CUDA graphs: %s", first_line(error))
@@ -352,7 +350,7 @@ def _load(
     if contract is not None:
         graph, names = graph_of_contract(session, contract), contract.labels
     else:
-        tried = _NotCaptured(session)
+        tried = UncapturedSession(session)
         graph = graph_of_foreign(tried, None if labels is None else len(labels))
         names = _foreign_labels(graph, labels)
         if mixes_items(tried, graph):
@@ -367,12 +365,6 @@ def _load(
     if contract is not None:
         _replay_golden(model, contract)
     return model
-
-
-def cpu_budget() -> int:
-    """CPUs that this process may use: its affinity, cut by its cgroups' quota, at least 1. ONNX Runtime sees neither limit."""
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, math.floor(min(affinity, cpu_limit())))
 
 
 def check_provider(provider: Provider) -> None:
@@ -396,7 +388,7 @@ def _not_installed(provider: ProviderName) -> str:
 
 def _open_session(content: _Content, provider: ProviderName, threads: int, cuda_graphs: bool = False) -> ort.InferenceSession:
     if _PROVIDERS[provider] not in ort.get_available_providers():
-        raise _NotToBeHad(_not_installed(provider))
+        raise ProviderUnavailable(_not_installed(provider))
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -420,7 +412,9 @@ def _open_session(content: _Content, provider: ProviderName, threads: int, cuda_
             raise LoadError(f"provider {provider!r} cannot load it: {first_line(error)}") from None
         raise InvalidModel(f"ONNX Runtime cannot load the file: {first_line(error)}") from None
     if session.get_providers()[0] != _PROVIDERS[provider]:
-        raise _NotToBeHad(f"provider {provider!r} is in the installed ONNX Runtime, but does not initialise on this machine")
+        raise ProviderUnavailable(
+            f"provider {provider!r} is in the installed ONNX Runtime, but does not initialise on this machine"
+        )
     return session
 
 

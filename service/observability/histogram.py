@@ -42,7 +42,7 @@ def add(totals: dict[T, Total], key: T, seconds: float) -> None:
     totals[key] = Total(known.count + 1, known.seconds + seconds)
 
 
-class Tally:
+class Histogram:
     """A histogram in the making. `observe` is for any thread; `fold` and `add_to` are for whoever holds its owner's lock."""
 
     __slots__ = ("_bounds", "_counts", "_exemplars", "_new", "_new_traced", "_sum", "observe")

@@ -28,10 +28,10 @@ from prometheus_client import Info as InfoMetric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from service.observability.histogram import FOLD, Tally, Total, add, taken
+from service.observability.histogram import FOLD, Histogram, Total, add, taken
 from service.observability.trace_context import TraceContext
+from service.phases import PHASES, Phases
 
-PHASES = ("decode", "queue", "inference", "encode")
 REASONS = ("queue_full", "deadline", "cancelled", "draining", "invalid", "failed")
 OUTCOMES = ("ready", "golden_mismatch", "invalid", "failed")
 CODES = (
@@ -50,14 +50,6 @@ _SECONDS = (
 )  # fmt: skip
 _ITEMS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0)
 _CONFIDENCE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0)
-
-
-class Phases(NamedTuple):
-    """Seconds that a request spent in each phase up to its answer; None for a phase that did not happen."""
-
-    decode_seconds: float | None
-    queue_seconds: float
-    inference_seconds: float
 
 
 class Statistics(NamedTuple):
@@ -87,9 +79,9 @@ class ModelMetrics:
         self.probabilities = probabilities
         self._model_version = (model, version)
         self._lock = threading.Lock()
-        self._phases = self._decode, self._queue, self._inference, self._encode = tuple(Tally(_SECONDS) for _ in PHASES)
-        self._batch_items = Tally(_ITEMS)
-        self._confidence = Tally(_CONFIDENCE)
+        self._phases = self._decode, self._queue, self._inference, self._encode = tuple(Histogram(_SECONDS) for _ in PHASES)
+        self._batch_items = Histogram(_ITEMS)
+        self._confidence = Histogram(_CONFIDENCE)
         self._best: list[int] = []
         self._names = [*labels[:MAX_LABELS], *[OTHER_LABEL] * (len(labels) - MAX_LABELS)]
         self._predictions = dict.fromkeys(self._names, 0)
@@ -226,7 +218,7 @@ class RpcMetrics:
         self._started = 0
         self._codes: list[str] = []
         self._handled = Counts(dict.fromkeys(CODES, 0))
-        self._handling_seconds = Tally(_SECONDS)
+        self._handling_seconds = Histogram(_SECONDS)
 
     def started(self) -> None:
         """An RPC has come in. Called by the transport's one thread, so no lock is needed."""

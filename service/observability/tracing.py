@@ -32,8 +32,8 @@ from opentelemetry.trace import (
 )
 
 from service.errors import RequestError, UserError
-from service.observability.metrics import Phases
 from service.observability.trace_context import TraceContext
+from service.phases import Phases
 
 FLUSH_SECONDS = 5.0
 _URL = re.compile(r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}/?")

@@ -30,7 +30,7 @@ _PHASES = {"queue": "queue", "decode": "compute_input", "inference": "compute_in
 _KINDS = {"cpu": "KIND_CPU", "openvino": "KIND_CPU", "cuda": "KIND_GPU", "tensorrt": "KIND_GPU"}
 
 
-class Inventory:
+class ServerMetadata:
     """Answers questions about a server and its models. For any thread."""
 
     def __init__(self, repository: Repository, ready: Callable[[], bool]) -> None:
@@ -51,7 +51,7 @@ class Inventory:
         return self.ready()
 
     def metadata(self, name: str, version: str) -> dict[str, Any]:
-        """What a model takes and gives. Raises NotServed."""
+        """What a model takes and gives. Raises NotFound."""
         served = self._served(name, version)
         model = served.model
         versions = [served] if version else self._repository.served.get(name, (served,))
@@ -64,7 +64,7 @@ class Inventory:
         }
 
     def config(self, name: str, version: str) -> dict[str, Any]:
-        """How a model is served, in the form of Triton's model configuration. Raises NotServed."""
+        """How a model is served, in the form of Triton's model configuration. Raises NotFound."""
         served = self._served(name, version)
         model, policy = served.model, served.policy
         image_format = {} if model.foreign else {"format": "FORMAT_NHWC"}
@@ -104,7 +104,7 @@ class Inventory:
     def lone_input(self, name: str, version: str, body: bytes) -> Input:
         """A request's body that is nothing but the input: an image file or, for a foreign model, the bytes of one item.
 
-        Raises NotServed, and InvalidRequest if it is not as long as an item.
+        Raises NotFound, and InvalidRequest if it is not as long as an item.
         """
         model = self._served(name, version).model
         spec = model.input
@@ -115,7 +115,7 @@ class Inventory:
     def statistics(self, name: str, version: str) -> dict[str, Any]:
         """What happened to requests so far: of one version, of all versions of a model, or with an empty name of all models.
 
-        Raises NotServed.
+        Raises NotFound.
         """
         served = self._repository.served
         if version or (name and name not in served):

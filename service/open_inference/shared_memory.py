@@ -10,7 +10,7 @@ import re
 import threading
 from pathlib import Path
 
-from service.errors import InvalidRequest, NotOffered, NotServed
+from service.errors import InvalidRequest, NotFound, Unimplemented
 
 MAX_REGIONS = 256
 """Each holds a file descriptor."""
@@ -79,9 +79,9 @@ class SharedMemory:
         self._regions: dict[str, Region] = {}
 
     def register(self, name: str, key: str, offset: int, byte_size: int) -> None:
-        """Opens a region. Raises InvalidRequest if it cannot be had or the name is taken, NotOffered if the system has none."""
+        """Opens a region. Raises InvalidRequest if it cannot be had or the name is taken, Unimplemented if the system has none."""
         if not _OBJECTS.is_dir():
-            raise NotOffered("this system has no POSIX shared memory in /dev/shm")
+            raise Unimplemented("this system has no POSIX shared memory in /dev/shm")
         if not name or len(name) > MAX_NAME_CHARACTERS:
             raise InvalidRequest(f"a region's name has 1 to {MAX_NAME_CHARACTERS} characters, this one {len(name)}", "name")
         region = Region(name, key, offset, byte_size)
@@ -101,14 +101,14 @@ class SharedMemory:
                 self._regions.clear()
 
     def region(self, name: str) -> Region:
-        """The region of this name. Raises NotServed if there is none."""
+        """The region of this name. Raises NotFound if there is none."""
         region = self._regions.get(name)
         if region is None:
-            raise NotServed(f"no shared memory region {name[:64]!r} is registered")
+            raise NotFound(f"no shared memory region {name[:64]!r} is registered")
         return region
 
     def regions(self, name: str = "") -> dict[str, Region]:
-        """All regions, or that of this name. Raises NotServed if there is none of that name."""
+        """All regions, or that of this name. Raises NotFound if there is none of that name."""
         if name:
             return {name: self.region(name)}
         with self._lock:

@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from service.config import MAX_TIMEOUT_SECONDS
 from service.engine.classifier import Answer, Item, Query, best
 from service.engine.repository import ServedModel
-from service.errors import InvalidRequest, NotOffered, RequestError
+from service.errors import InvalidRequest, RequestError, Unimplemented
 from service.model.session import TensorSpec
 from service.observability.trace_context import TraceContext
 from service.open_inference.shared_memory import MAX_READ_BYTES, Region, SharedMemory
+from service.policy import MAX_TIMEOUT_SECONDS
 
 BYTES = "BYTES"
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -95,7 +95,7 @@ def query(
 ) -> Query:
     """The classifier's query for a request; `deadline` is in `time.monotonic` seconds, `trace` and `request_id` are the client's.
 
-    Raises InvalidRequest or NotOffered for a parameter that is not accepted. Names, data types and shapes are held against the
+    Raises InvalidRequest or Unimplemented for a parameter that is not accepted. Names, data types and shapes are held against the
     model by the query itself, once it has got to one.
     """
     priority, timeout_seconds = _schedule(parameters) if parameters else (0, 0.0)
@@ -232,7 +232,7 @@ def check_outputs(count: int) -> None:
 
 
 def wanted_output(index: int, name: str, parameters: Mapping[str, Any], memory: SharedMemory) -> Wanted:
-    """One of a request's `outputs`. Raises InvalidRequest for a parameter that is not accepted, NotServed for an unknown region."""
+    """One of a request's `outputs`. Raises InvalidRequest for a parameter that is not accepted, NotFound for an unknown region."""
     field = f"outputs[{index}].parameters"
     for key in parameters:
         if key != "classification" and key not in _ABOUT_BINARY and key not in _PLACE:
@@ -270,7 +270,7 @@ _PLACE = ("shared_memory_region", "shared_memory_byte_size", "shared_memory_offs
 
 
 def place(parameters: Mapping[str, Any], field: str, memory: SharedMemory) -> Place | None:
-    """Where a tensor is in shared memory, if its parameters say so. Raises InvalidRequest, and NotServed for an unknown region."""
+    """Where a tensor is in shared memory, if its parameters say so. Raises InvalidRequest, and NotFound for an unknown region."""
     name = parameters.get("shared_memory_region")
     if name is None:
         stray = next((key for key in _PLACE if key in parameters), None)
@@ -305,7 +305,7 @@ def _schedule(parameters: Mapping[str, Any]) -> tuple[int, float]:
             # Longer than anything can take is as good as none.
             timeout_seconds = min(_whole(value, "parameters[timeout]") / 1e6, MAX_TIMEOUT_SECONDS)
         elif name.startswith("sequence_"):
-            raise NotOffered(f"parameter {name!r}: sequences are not offered, no model here keeps state between requests")
+            raise Unimplemented(f"parameter {name!r}: sequences are not offered, no model here keeps state between requests")
         elif name != FINAL_RESPONSE_ASKED and name not in _ABOUT_BINARY:
             message = f"unknown parameter {name[:64]!r}; accepted are priority (1 is first) and timeout (microseconds)"
             raise InvalidRequest(message, f"parameters[{name[:64]}]")

@@ -41,7 +41,7 @@ Context = Any  # grpc.aio.ServicerContext[bytes, bytes]
 _Handler = Any  # grpc.RpcMethodHandler[bytes, bytes]
 
 
-class PublicServer:
+class AioServer:
     """A transport on `grpc.aio.server`."""
 
     name = "public"
@@ -109,14 +109,14 @@ class PublicServer:
         return grpc.stream_stream_rpc_method_handler(stream)
 
     async def _serve_unary(self, method: Unary, observer: MethodObserver, payload: bytes, context: Context) -> bytes:
-        call = _PublicUnaryCall(method, _deadline(context), _metadata(context), observer)
+        call = _AioUnaryCall(method, _deadline(context), _metadata(context), observer)
         handle_unary(method, payload, call)
         del payload  # grpcio's abort leaves this frame to the garbage collector
         self._quiet_soon()
         try:
             reply, status = await call.outcome
         except asyncio.CancelledError:
-            call.client_gone()
+            call.cancelled_by_client()
             raise
         if call.initial:
             await context.send_initial_metadata(call.initial)
@@ -126,14 +126,14 @@ class PublicServer:
         return reply
 
     async def _serve_stream(self, method: Stream, observer: MethodObserver, context: Context) -> None:
-        call = _PublicStreamCall(method, _deadline(context), _metadata(context), observer)
+        call = _AioStreamCall(method, _deadline(context), _metadata(context), observer)
         call.begin(self._loop, context)
         receiver = open_stream(method, call)
         reader = asyncio.ensure_future(self._read(method, call, receiver, context)) if receiver is not None else None
         try:
             status = await call.outcome
         except asyncio.CancelledError:
-            call.client_gone()
+            call.cancelled_by_client()
             raise
         finally:
             if reader is not None:
@@ -142,7 +142,7 @@ class PublicServer:
         if status.code is not grpc.StatusCode.OK:
             await context.abort(status.code, status.message, status.trailing)
 
-    async def _read(self, method: Stream, call: "_PublicStreamCall", receiver: Any, context: Context) -> None:
+    async def _read(self, method: Stream, call: "_AioStreamCall", receiver: Any, context: Context) -> None:
         while True:
             await call.permits.acquire()
             payload = await context.read()
@@ -170,7 +170,7 @@ class PublicServer:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        wanted = self._options.quiet()
+        wanted = self._options.on_idle()
         if wanted == -math.inf:
             self._quiet_soon()
         elif wanted != NEVER:
@@ -187,7 +187,7 @@ class _Handlers(grpc.GenericRpcHandler):
         return self._handlers.get(handler_call_details.method)
 
 
-class _PublicUnaryCall(UnaryCall):
+class _AioUnaryCall(UnaryCall):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._loop = asyncio.get_running_loop()
@@ -197,7 +197,7 @@ class _PublicUnaryCall(UnaryCall):
         _call_on(self._loop, _resolve, self.outcome, (payload, status))
 
 
-class _PublicStreamCall(StreamCall):
+class _AioStreamCall(StreamCall):
     def begin(self, loop: asyncio.AbstractEventLoop, context: Context) -> None:
         self._loop = loop
         self._context = context

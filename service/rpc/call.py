@@ -11,7 +11,7 @@ A transport is given `Method`s and carries out `Call`s; which transport it is, n
 - When the client cancels, its connection breaks or its deadline passes, the call is over: `gone` callbacks run once, on
   the transport's thread, and whatever is replied later is dropped.
 - An exception raised by a handler fails its call with the status that `status.py` gives it; the transport goes on.
-- When a transport has no more events waiting it calls `quiet()`, which runs what has been collected and returns the time on
+- When a transport has no more events waiting it calls `on_idle()`, which runs what has been collected and returns the time on
   `time.monotonic` at which it wants to be called again, events or not (infinity: not for its own sake).
 """
 
@@ -28,13 +28,13 @@ from weakref import WeakSet
 
 from google.protobuf.message import DecodeError, Message
 
-from service.errors import ClientGone, ConvoyError, DeadlinePassed, InvalidRequest
+from service.errors import Cancelled, ConvoyError, DeadlineExceeded, InvalidRequest
 from service.observability.trace_context import HEADER, TraceContext, trace_context
 from service.rpc.status import OK, Metadata, Status, status_of
 
 log = logging.getLogger(__name__)
 
-Quiet = Callable[[], float]
+OnIdle = Callable[[], float]
 NEVER = math.inf
 
 
@@ -110,7 +110,7 @@ class Receiver(Protocol):
 class Call(ABC):
     """One RPC in progress. It ends exactly once: by the server's status, or because the client is gone."""
 
-    __slots__ = ("_end", "_gone", "_observer", "_started", "deadline", "initial", "metadata", "method", "trace")
+    __slots__ = ("_end", "_observer", "_on_cancelled", "_started", "deadline", "initial", "metadata", "method", "trace")
 
     def __init__(self, method: Method, deadline: float, metadata: Metadata, observer: MethodObserver) -> None:
         """`deadline` is in `time.monotonic` seconds, infinite if the client set none.
@@ -130,7 +130,7 @@ class Call(ABC):
         self._observer = observer
         self._started = time.monotonic()
         self._end = threading.Lock()  # held for good by whoever ends the call
-        self._gone: Callable[[], None] | None = None
+        self._on_cancelled: Callable[[], None] | None = None
         observer.started()
 
     @property
@@ -138,10 +138,10 @@ class Call(ABC):
         """Whether the call's status is settled."""
         return self._end.locked()
 
-    def on_gone(self, callback: Callable[[], None]) -> None:
+    def on_cancelled(self, callback: Callable[[], None]) -> None:
         """Sets what to do when the client is gone. For the handler, before it returns: that is before anything can be gone."""
         if not self._end.locked():
-            self._gone = callback
+            self._on_cancelled = callback
 
     def fail(self, error: BaseException) -> bool:
         """Ends the call with the status of an error; False if it had ended already."""
@@ -149,14 +149,14 @@ class Call(ABC):
             log.error("%s failed", self.method.path, exc_info=error)
         return self._finish(status_of(error))
 
-    def client_gone(self) -> None:
+    def cancelled_by_client(self) -> None:
         """For the transport: the client has cancelled, its connection is broken, or its deadline has passed."""
         late = time.monotonic() >= self.deadline
-        error = DeadlinePassed("the deadline passed") if late else ClientGone("the client cancelled the call")
-        if self._claim(status_of(error)) and self._gone is not None:
-            gone, self._gone = self._gone, None
+        error = DeadlineExceeded("the deadline passed") if late else Cancelled("the client cancelled the call")
+        if self._claim(status_of(error)) and self._on_cancelled is not None:
+            on_cancelled, self._on_cancelled = self._on_cancelled, None
             try:
-                gone()
+                on_cancelled()
             except Exception:
                 log.exception("%s: could not be told that its client is gone", self.method.path)
 
@@ -181,14 +181,14 @@ class UnaryCall(Call):
         """Ends the call with OK and one serialised message; False if it had ended already."""
         if not self._claim(OK):
             return False
-        self._gone = None
+        self._on_cancelled = None
         self._send(payload, OK)
         return True
 
     def _finish(self, status: Status) -> bool:
         if not self._claim(status):
             return False
-        self._gone = None
+        self._on_cancelled = None
         self._send(None, status)
         return True
 
@@ -236,7 +236,7 @@ class StreamCall(Call):
             if not self._claim(status):
                 return False
             self._status = status
-            self._gone = None
+            self._on_cancelled = None
             idle = not self._outgoing
         if idle:
             self._close(status)

@@ -10,7 +10,7 @@ import grpc
 from grpc_channelz.v1 import channelz_pb2 as pb
 from grpc_channelz.v1.channelz import ChannelzServicer as Answers
 
-from service.errors import NotServed
+from service.errors import NotFound
 from service.rpc.call import Method, Unary, UnaryCall
 
 SERVICE = "grpc.channelz.v1.Channelz"
@@ -32,7 +32,7 @@ def _handler(answer: Any) -> Callable[[Any, UnaryCall], None]:
         context = _Context()
         response = answer(request, context)
         if response is None and context.code is grpc.StatusCode.NOT_FOUND:
-            raise NotServed(context.details)
+            raise NotFound(context.details)
         if response is None:
             raise RuntimeError(context.details)
         call.reply(response.SerializeToString())

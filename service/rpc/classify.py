@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from service.engine.classifier import MANY_ITEMS, Answer, Classifier, Item, Query
 from service.engine.repository import ServedModel
 from service.errors import InvalidRequest, QueueFull, RequestError, Unavailable
-from service.observability.metrics import Phases
 from service.observability.trace_context import TraceContext
 from service.pb.convoy.v1 import classifier_pb2 as pb
+from service.phases import Phases
 from service.rpc.call import Method, OpenStreams, Receiver, Stream, StreamCall, Unary, UnaryCall
 from service.rpc.request_stream import Request, RequestStream
 from service.rpc.status import status_of
@@ -49,13 +49,13 @@ class ClassifyServicer:
                 best = outcome.predictions()
                 payload = _writer(outcome.served).write(request_id, outcome.phases, best)
             except Exception as error:  # noqa: BLE001 - whatever it is, the caller must not wait for ever
-                self._classifier.unanswerable(outcome, error)
+                self._classifier.record_encoding_failure(outcome, error)
                 call.fail(error)
                 return
             if call.reply(payload):
                 outcome.delivered(best, time.monotonic() - start)
 
-        call.on_gone(self._classifier.classify(query, respond))
+        call.on_cancelled(self._classifier.classify(query, respond))
 
     def _open(self, call: StreamCall) -> Receiver:
         def begin(message: pb.ClassifyStreamRequest, place: Request) -> Callable[[], None]:
@@ -73,7 +73,7 @@ class ClassifyServicer:
                     response = _writer(outcome.served).write(request_id, outcome.phases, best)
                     payload = b"".join((_head(request_id, place.index), _RESPONSE, varint(len(response)), response))
                 except Exception as error:  # noqa: BLE001 - as in _classify
-                    self._classifier.unanswerable(outcome, error)
+                    self._classifier.record_encoding_failure(outcome, error)
                     place.fail(error, _refusal(request_id, place.index, error))
                     return
                 if place.answer(payload):

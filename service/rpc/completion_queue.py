@@ -42,7 +42,7 @@ A round
 No more events waiting
     `poll` with a deadline in the past returns what is ready; `queue_timeout` says that it found nothing. C core looks at one
     connection a poll, so only when LOOKS of them in a row have found nothing is there nothing. Then the round goes on: messages,
-    and `quiet`, which runs a batch of the model. After it the transport polls again: until the time that `quiet` asked for, or
+    and `on_idle`, which runs a batch of the model. After it the transport polls again: until the time that `on_idle` asked for, or
     not at all if more can be run at once. No other thread ever wakes the poll; because work may come in from the decoding threads
     meanwhile, it ends by itself after POLL_SECONDS.
 
@@ -194,7 +194,7 @@ class CompletionQueueServer:
     def _serve(self) -> None:
         self._ident = get_ident()
         poll = self._queue.poll
-        quiet = self._options.quiet
+        on_idle = self._options.on_idle
         timeout = cygrpc.CompletionType.queue_timeout
         wanted = NEVER
         while not self._stopped.is_set():
@@ -217,7 +217,7 @@ class CompletionQueueServer:
             event = None
             self._handle_messages()
             try:
-                wanted = quiet()
+                wanted = on_idle()
             except Exception:
                 log.exception("what was collected could not be run")
                 wanted = NEVER
@@ -311,7 +311,7 @@ class _FastUnaryCall(UnaryCall):
     def closed(self, event: Any) -> None:
         """Takes the event of ReceiveCloseOnServer."""
         if event.batch_operations[0].cancelled():
-            self.client_gone()
+            self.cancelled_by_client()
         self.core = None
 
     def _send(self, payload: bytes | None, status: Status) -> None:
@@ -351,7 +351,7 @@ class _FastStreamCall(StreamCall):
     def closed(self, event: Any) -> None:
         """Takes the event of ReceiveCloseOnServer."""
         if event.batch_operations[0].cancelled():
-            self.client_gone()
+            self.cancelled_by_client()
         self.core = self._receiver = None
 
     def _read(self) -> None:

@@ -11,7 +11,7 @@ from weakref import WeakSet
 
 from grpc_health.v1 import health_pb2 as pb
 
-from service.errors import NotServed
+from service.errors import NotFound
 from service.rpc.call import Method, OpenStreams, Receiver, Stream, StreamCall, Unary, UnaryCall
 
 SERVICE = "grpc.health.v1.Health"
@@ -59,7 +59,7 @@ class HealthServicer:
     def _check(self, request: pb.HealthCheckRequest, call: UnaryCall) -> None:
         status = self.status(request.service)
         if status == pb.HealthCheckResponse.SERVICE_UNKNOWN:
-            raise NotServed(f"no service or model named {request.service[:64]!r}")
+            raise NotFound(f"no service or model named {request.service[:64]!r}")
         call.reply(pb.HealthCheckResponse(status=status).SerializeToString())
 
     def _watch(self, call: StreamCall) -> Receiver:

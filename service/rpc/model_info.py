@@ -2,10 +2,10 @@
 
 import math
 
-from service.config import Policy
 from service.engine.repository import Repository, ServedModel
 from service.model.session import Model, TensorSpec
 from service.pb.convoy.v1 import classifier_pb2 as pb
+from service.policy import Policy
 from service.rpc.call import Method, Unary, UnaryCall
 from service.rpc.classify import SERVICE
 

@@ -73,7 +73,7 @@ class InferServicer:
         self._streams.finish_all()
 
     def _infer(self, request: pb.ModelInferRequest, call: UnaryCall) -> None:
-        call.on_gone(self.begin(request, call, call.reply, call.fail))
+        call.on_cancelled(self.begin(request, call, call.reply, call.fail))
 
     def _open(self, call: StreamCall) -> Receiver:
         def begin(request: pb.ModelInferRequest, place: Request) -> Callable[[], None]:
@@ -111,7 +111,7 @@ class InferServicer:
                 best = outcome.best()
                 payload = self._payload(outcome, request_id, wanted, typed, final)
             except Exception as error:  # noqa: BLE001 - whatever it is, the caller must not wait for ever
-                self._classifier.unanswerable(outcome, error)
+                self._classifier.record_encoding_failure(outcome, error)
                 fail(error)
                 return
             if reply(payload):

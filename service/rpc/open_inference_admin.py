@@ -12,8 +12,8 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
 
 from service.control import NO_CUDA, NO_LOG_SETTINGS, NO_TRACE_SETTINGS, Control, check_load, check_repository, check_unload
-from service.errors import NotOffered
-from service.open_inference.metadata import Inventory
+from service.errors import Unimplemented
+from service.open_inference.metadata import ServerMetadata
 from service.open_inference.shared_memory import SharedMemory
 from service.pb.inference import open_inference_pb2 as pb
 from service.rpc.call import Method, Unary, UnaryCall
@@ -23,10 +23,10 @@ _CHANGES = 4
 """So many changes are made at a time; more wait."""
 
 
-class ControlServicer:
-    """Answers questions with an Inventory and makes changes through a Control."""
+class AdminServicer:
+    """Answers questions with an ServerMetadata and makes changes through a Control."""
 
-    def __init__(self, inventory: Inventory, control: Control, memory: SharedMemory) -> None:
+    def __init__(self, inventory: ServerMetadata, control: Control, memory: SharedMemory) -> None:
         self._inventory = inventory
         self._control = control
         self._memory = memory
@@ -135,6 +135,6 @@ def _at_once(answer: Callable[[Any], Message]) -> Callable[[Any, UnaryCall], Non
 
 def _not_offered(reason: str) -> Callable[[Any], Message]:
     def refuse(_: Any) -> Message:
-        raise NotOffered(reason)
+        raise Unimplemented(reason)
 
     return refuse

@@ -72,7 +72,7 @@ class RequestStream:
         self._reading = True
         self._half_closed = False
         self._draining = False
-        call.on_gone(self._gone)
+        call.on_cancelled(self._cancel_all)
         call.receive()
 
     def message(self, message: Message | InvalidRequest) -> None:
@@ -145,7 +145,7 @@ class RequestStream:
         elif self._draining:
             self._call.fail(Unavailable("the server is draining; send what is not answered again on a new stream"))
 
-    def _gone(self) -> None:
+    def _cancel_all(self) -> None:
         with self._lock:
             requests = list(self._in_hand)
         for request in requests:

@@ -15,15 +15,15 @@ from google.rpc.error_details_pb2 import BadRequest, RetryInfo
 from google.rpc.status_pb2 import Status as StatusProto
 
 from service.errors import (
-    ClientGone,
-    DeadlinePassed,
+    Cancelled,
+    DeadlineExceeded,
     InvalidRequest,
     LoadError,
     ModelFailed,
-    NotOffered,
-    NotServed,
+    NotFound,
     QueueFull,
     Unavailable,
+    Unimplemented,
 )
 
 _MOST_BYTES = 1000
@@ -51,12 +51,12 @@ OK = _status(grpc.StatusCode.OK)
 
 _CODES: dict[type[BaseException], grpc.StatusCode] = {
     InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
-    NotServed: grpc.StatusCode.NOT_FOUND,
+    NotFound: grpc.StatusCode.NOT_FOUND,
     QueueFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    DeadlinePassed: grpc.StatusCode.DEADLINE_EXCEEDED,
-    ClientGone: grpc.StatusCode.CANCELLED,
+    DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
+    Cancelled: grpc.StatusCode.CANCELLED,
     Unavailable: grpc.StatusCode.UNAVAILABLE,
-    NotOffered: grpc.StatusCode.UNIMPLEMENTED,
+    Unimplemented: grpc.StatusCode.UNIMPLEMENTED,
     ModelFailed: grpc.StatusCode.INTERNAL,
     LoadError: grpc.StatusCode.FAILED_PRECONDITION,
 }

@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 import grpc
 
 from service.errors import UserError
-from service.rpc.call import Method, Observer, Quiet
+from service.rpc.call import Method, Observer, OnIdle
 from service.rpc.tls import Tls
 
 
@@ -42,7 +42,7 @@ class Options:
     max_message_bytes: int
     methods: Sequence[Method]
     observer: Observer
-    quiet: Quiet
+    on_idle: OnIdle
     tls: Tls | None = None
     renewed_tls: Callable[[], Tls | None] = lambda: None
     compression: Literal["none", "deflate", "gzip"] = "none"

@@ -27,10 +27,10 @@ from werkzeug.wrappers import Response
 
 from service import message_limits
 from service.config import ServerConfig
+from service.control import Call, remember
 from service.errors import ConvoyError, LoadError, Unavailable, UserError
 from service.http.server import ROUTE, HttpMetrics, HttpServer
 from service.lifecycle import ReadyFile, StopOnSignals, check_settings
-from service.standing_calls import Call, remember
 from service.workers.aggregated_metrics import counts, merge, without_forgotten
 from service.workers.ipc import ChannelClosed
 from service.workers.process import WorkerProcess

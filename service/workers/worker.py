@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any
 from werkzeug.wrappers import Response
 
 from service.config import ServerConfig
+from service.control import Call
 from service.errors import ConvoyError, Unavailable
 from service.http.server import CLOSE_SECONDS, ROUTE
 from service.lifecycle import AskedToStop, leave_at_once
 from service.logs import set_up_logging
-from service.standing_calls import Call
 from service.workers.ipc import Channel, ChannelClosed
 from service.workers.process import Report
 
@@ -81,7 +81,7 @@ class Worker:
     def _load(self) -> None:
         from service.server import Server
 
-        server = Server(self._config, self._changed, _Everywhere(self._channel))
+        server = Server(self._config, self._changed, BroadcastControl(self._channel))
         server.check()
         self._server = server
         server.load()
@@ -144,22 +144,26 @@ class Worker:
         self._channel.ask("report", self._state())
 
 
-class _Everywhere:
+class BroadcastControl:
     """Control of all workers."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
 
     def load(self, name: str) -> None:
+        """See Control."""
         self._channel.ask("broadcast", "load", name).result()
 
     def unload(self, name: str) -> None:
+        """See Control."""
         self._channel.ask("broadcast", "unload", name).result()
 
     def register(self, name: str, key: str, offset: int, byte_size: int) -> None:
+        """See Control."""
         self._channel.ask("broadcast", "register", name, key, offset, byte_size).result()
 
     def unregister(self, name: str) -> None:
+        """See Control."""
         self._channel.ask("broadcast", "unregister", name).result()
 
 

@@ -16,9 +16,10 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, generate_latest
 from rich.console import Console
 
-from service.observability.metrics import Metrics, Phases
+from service.observability.metrics import Metrics
 from service.observability.trace_context import HEADER, trace_context
 from service.pb.convoy.v1 import classifier_pb2 as pb
+from service.phases import Phases
 from tests.benchmarks import h2load
 from tests.benchmarks.transport import check, make_repository, measure, serving
 

@@ -20,7 +20,7 @@ from export.convert.precision import Precision, images_per_second
 from export.data import datasets
 from export.training import loop
 from service.errors import UserError
-from service.model import session
+from service.model import cpus, session
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "int8", "fp16")
 BATCHES = (1, 8, 32)
@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=session.cpu_budget())
+    parser.add_argument("--threads", type=int, default=cpus.cpu_budget())
     parser.add_argument("--max-accuracy-loss", type=float, default=0.5, metavar="POINTS")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -44,14 +44,14 @@ def learn_digits(folder: Path) -> Path:
     """A run of article-cnn on the digits."""
     run = folder / "run"
     run.mkdir()
-    loop.train(datasets.load("digits", 0), loop.Settings("article-cnn", epochs=6, seed=0), run)
+    loop.train(datasets.load_dataset("digits", 0), loop.Settings("article-cnn", epochs=6, seed=0), run)
     return run
 
 
 def measure(run: Path, repository: Path, rounds: int, threads: int, max_loss: float) -> None:
     """Exports one run in every precision and prints what the files are worth."""
-    checkpoint = loop.load(run)
-    dataset = datasets.load_again(checkpoint.source, checkpoint.settings.seed, checkpoint.input, checkpoint.labels)
+    checkpoint = loop.load_checkpoint(run)
+    dataset = datasets.reload_dataset(checkpoint.source, checkpoint.settings.seed, checkpoint.input, checkpoint.labels)
     files: dict[Precision, pipeline.Exported] = {}
     for precision in PRECISIONS:
         try:
@@ -68,7 +68,7 @@ def measure(run: Path, repository: Path, rounds: int, threads: int, max_loss: fl
     if "int8" in files and (cost := files["int8"].cost):
         summary.show_cost(cost, console)
     table = Table("precision", "accuracy", "bytes", *(f"images/s in batches of {items}" for items in BATCHES), box=None)
-    served = [session.load(exported.path, "cpu", threads) for exported in files.values()]
+    served = [session.load_model(exported.path, "cpu", threads) for exported in files.values()]
     speeds = {items: images_per_second(served, items, rounds) for items in BATCHES}
     for index, (precision, exported) in enumerate(files.items()):
         cells = (f"{found[index]:,.0f} ({found[index] / found[0]:.2f} times)" for found in speeds.values())

@@ -34,13 +34,13 @@ from rich.table import Table
 
 from service.bench.images import made_up
 from service.bench.load import Load, Outcome, run
-from service.model import session
+from service.model import cpus, session
 from service.model.preprocessing import decode
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from tests.benchmarks import h2load, transport
 
 BATCHES = (1, 4, 16, 32, 64)
-CPUS = session.cpu_budget()
+CPUS = cpus.cpu_budget()
 DEADLINE_SECONDS = 0.1
 
 
@@ -154,7 +154,7 @@ class Limit:
     """What ONNX Runtime does alone: the best of one session on all cores, and of one session a core."""
 
     def __init__(self, path: Path) -> None:
-        kinds = ([session.load(path, "cpu", CPUS)], [session.load(path, "cpu", 1) for _ in range(CPUS)])
+        kinds = ([session.load_model(path, "cpu", CPUS)], [session.load_model(path, "cpu", 1) for _ in range(CPUS)])
         self.images_a_second, self._batch, self._sessions = max(
             ((at_once(sessions, batch), batch, sessions) for sessions in kinds for batch in BATCHES), key=lambda found: found[0]
         )
@@ -188,7 +188,7 @@ def at_once(sessions: Sequence[session.Model], batch: int, seconds: float = 0.4)
 def decode_limit(path: Path, requests: Sequence[bytes], seconds: float = 1.0) -> float:
     """Images a second of decoding and inference in this process, a thread a core, each with the pictures of a request at a time."""
     pictures = [[item.encoded for item in pb.ClassifyRequest.FromString(request).items] for request in requests]
-    sessions = [session.load(path, "cpu", 1) for _ in range(CPUS)]
+    sessions = [session.load_model(path, "cpu", 1) for _ in range(CPUS)]
     spec = sessions[0].contract.input
 
     def work(model: session.Model) -> float:

@@ -42,7 +42,7 @@ def write(here: Path, image: str, model: Path) -> None:
     """A kustomization: the base, the model, and a Job that makes the traffic."""
     name, _, tag = image.rpartition(":")
     (here / "model.onnx").write_bytes(model.read_bytes())
-    (here / "digit.png").write_bytes(datasets.load("digits", 0).test.encoded(0))
+    (here / "digit.png").write_bytes(datasets.load_dataset("digits", 0).test.encoded(0))
     (here / "in_cluster.py").write_text(Path(__file__).with_name("in_cluster.py").read_text())
     (here / "service-config.json").write_text((kit.DEPLOY / "load-balancing" / "service-config.json").read_text())
     volume = {"name": "models", "configMap": {"name": "model", "items": [{"key": "model.onnx", "path": "digits/1/model.onnx"}]}}

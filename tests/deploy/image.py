@@ -89,7 +89,7 @@ def check(container: Container) -> None:
         if time.monotonic() > deadline:
             sys.exit(f"not ready in 60 s: {container.run('logs', container.name)}")
         time.sleep(0.1)
-    test = datasets.load("digits", 0).test
+    test = datasets.load_dataset("digits", 0).test
     request = pb.ClassifyRequest(model="digits", items=[pb.Item(encoded=test.encoded(0))])
     with grpc.insecure_channel(f"127.0.0.1:{ports[8001]}") as channel:
         best = classify(channel, request).results[0].predictions[0]

@@ -12,7 +12,7 @@ import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service import cli
-from service.config import read_policy
+from service.policy import read_policy
 from service.server import STOP_SECONDS
 from tests.conftest import Serve
 from tests.deploy import cluster, kit

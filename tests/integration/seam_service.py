@@ -60,10 +60,10 @@ class Service:
         self.quiet_threads: set[str] = set()
         self.bursts: list[BurstReceiver] = []
 
-    def quiet(self) -> float:
+    def on_idle(self) -> float:
         self.quiet_calls += 1
         for burst in self.bursts:
-            burst.quiet()
+            burst.on_idle()
         self.quiet_threads.add(threading.current_thread().name)
         wanted, self.wanted = self.wanted, math.inf
         return wanted
@@ -110,7 +110,7 @@ class Service:
 
     def keep(self, request: BytesValue, call: UnaryCall) -> None:
         self.calls.append(call)
-        call.on_gone(self.gone.set)
+        call.on_cancelled(self.gone.set)
         self.kept.set()
 
     def fail(self, request: BytesValue, call: UnaryCall) -> None:
@@ -119,7 +119,7 @@ class Service:
     def metadata(self, request: BytesValue, call: UnaryCall) -> None:
         call.initial = (("x-answer", "42"), ("x-raw-bin", b"\x00\xff"))
         if request.value == b"fail":
-            raise errors.NotServed("but greeted")
+            raise errors.NotFound("but greeted")
         call.reply(
             BytesValue(
                 value=repr(sorted((key, value) for key, value in call.metadata if key.startswith("x-"))).encode()
@@ -135,7 +135,7 @@ class EchoReceiver:
 
     def __init__(self, service: Service, call: StreamCall) -> None:
         self._service, self._call = service, call
-        call.on_gone(service.gone.set)
+        call.on_cancelled(service.gone.set)
         call.receive()
 
     def message(self, request: BytesValue) -> None:
@@ -183,7 +183,7 @@ class BurstReceiver:
     def half_closed(self) -> None:
         raise AssertionError("was not asked for")
 
-    def quiet(self) -> None:
+    def on_idle(self) -> None:
         if self._sent < self._count:
             self._quiet_calls += 1
         if self._quiet_calls == 1:
@@ -210,12 +210,12 @@ class BrokenReceiver:
 
 ERRORS: dict[str, Exception] = {
     "INVALID_ARGUMENT": errors.InvalidRequest("no good", "items[3].encoded"),
-    "NOT_FOUND": errors.NotServed("served are: a, b"),
+    "NOT_FOUND": errors.NotFound("served are: a, b"),
     "RESOURCE_EXHAUSTED": errors.QueueFull("full", retry_after_seconds=0.25),
-    "DEADLINE_EXCEEDED": errors.DeadlinePassed("late"),
-    "CANCELLED": errors.ClientGone("gone"),
+    "DEADLINE_EXCEEDED": errors.DeadlineExceeded("late"),
+    "CANCELLED": errors.Cancelled("gone"),
     "UNAVAILABLE": errors.Unavailable("draining", retry_after_seconds=2),
-    "UNIMPLEMENTED": errors.NotOffered("not here"),
+    "UNIMPLEMENTED": errors.Unimplemented("not here"),
     "INTERNAL": errors.ModelFailed("it failed"),
     "bug": RuntimeError("secret path /etc/passwd"),
 }

@@ -57,7 +57,7 @@ def refused(stub: grpc.UnaryUnaryMultiCallable, request: pb.ClassifyRequest) -> 
 def test_answers_are_those_of_the_model_in_process(stub: grpc.UnaryUnaryMultiCallable, digits: Dataset, model_file: Path) -> None:
     pngs = [digits.test.encoded(index) for index in range(40)]
     response = stub(pb.ClassifyRequest(model="digits", items=encoded(*pngs), top_k=10, id="abc"), timeout=10)
-    loaded = session.load(model_file, "cpu", 1)
+    loaded = session.load_model(model_file, "cpu", 1)
     expected = loaded.probabilities(np.stack([decode(png, loaded.contract.input, 1 << 20) for png in pngs]))
     assert (response.model, response.version, response.id) == ("digits", "1", "abc")
     assert len(response.results) == 40

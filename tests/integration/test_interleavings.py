@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 from service import errors
-from service.rpc.aio_server import PublicServer
+from service.rpc.aio_server import AioServer
 from service.rpc.call import UnaryCall
 from service.rpc.completion_queue import CompletionQueueServer
 from service.rpc.transport import Options
 from tests.integration.seam_service import LIMIT, Seen, Service
 
-Kind = type[PublicServer] | type[CompletionQueueServer]
+Kind = type[AioServer] | type[CompletionQueueServer]
 
 
 class Interleavings(RuleBasedStateMachine):
@@ -31,7 +31,7 @@ class Interleavings(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.service, self.seen = Service(), Seen()
-        self.transport = self.kind(Options("127.0.0.1", 0, LIMIT, self.service.methods(), self.seen, self.service.quiet))
+        self.transport = self.kind(Options("127.0.0.1", 0, LIMIT, self.service.methods(), self.seen, self.service.on_idle))
         self.transport.start()
         self.channel: Any = grpc.insecure_channel(f"127.0.0.1:{self.transport.port}", [("grpc.enable_retries", 0)])
         self.keep = self.channel.unary_unary("/t.T/Keep", BytesValue.SerializeToString, BytesValue.FromString)
@@ -62,7 +62,7 @@ class Interleavings(RuleBasedStateMachine):
             future.cancel()
             self.expected.append((future, {"CANCELLED"}))
         elif how == "fail":
-            assert call.fail(errors.NotServed("no"))
+            assert call.fail(errors.NotFound("no"))
             self.expected.append((future, {"NOT_FOUND"}))
         elif how == "race":
             answer = threading.Thread(target=call.reply, args=(payload,))
@@ -74,7 +74,7 @@ class Interleavings(RuleBasedStateMachine):
             assert call.reply(payload)
             if how == "reply twice":
                 assert not call.reply(payload)
-                assert not call.fail(errors.NotServed("no"))
+                assert not call.fail(errors.NotFound("no"))
             self.expected.append((future, {"OK"}))
 
     def teardown(self) -> None:
@@ -94,7 +94,7 @@ class Interleavings(RuleBasedStateMachine):
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("kind", [PublicServer, CompletionQueueServer], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", [AioServer, CompletionQueueServer], ids=lambda kind: kind.name)
 def test_any_interleaving_gives_each_call_one_end(kind: Kind) -> None:
     machine = type(f"Interleavings_{kind.name}", (Interleavings,), {"kind": kind})
     run_state_machine_as_test(machine, settings=settings(max_examples=25, stateful_step_count=15, deadline=None))

@@ -16,7 +16,7 @@ from PIL import Image, PngImagePlugin
 
 import service.engine.classifier
 from service.engine.classifier import Item, Query
-from service.errors import ClientGone, RequestError
+from service.errors import Cancelled, RequestError
 from service.model.contract import InputSpec
 from service.model.preprocessing import open_image, to_pixels
 from service.pb.convoy.v1 import classifier_pb2 as pb
@@ -66,7 +66,7 @@ REQUESTS: dict[str, pb.ClassifyRequest] = {
 }
 
 
-ABORTED = {"PublicServer._serve_unary", "_PublicUnaryCall", "Status"}
+ABORTED = {"AioServer._serve_unary", "_AioUnaryCall", "Status"}
 """What grpc.aio's `abort` holds, by the traceback of what it raises. None of it has the message."""
 
 
@@ -118,7 +118,7 @@ def test_a_request_that_nobody_waits_for_is_not_decoded_to_the_end(server: Serve
     cancel()
     cancelled.set()
     assert ended.wait(10)
-    assert isinstance(outcomes[0], ClientGone)
+    assert isinstance(outcomes[0], Cancelled)
     assert decoded <= 1
 
 

@@ -20,13 +20,13 @@ from prometheus_client import CollectorRegistry
 from export.data.datasets import Dataset
 from service import message_limits
 from service.client import CallFailed, Client
-from service.config import Policy
 from service.engine.classifier import Answer, Classifier, Item, Query
 from service.engine.repository import Repository
 from service.errors import InvalidModel, QueueFull, RequestError
 from service.model.contract import Contract
 from service.observability.metrics import Metrics
 from service.pb.convoy.v1 import classifier_pb2 as pb
+from service.policy import Policy
 from service.server import Server
 from tests.conftest import Serve, put
 from tests.integration.test_repository import eventually

@@ -62,7 +62,7 @@ def test_json_has_one_line_a_request_with_its_ids_and_no_payload(repository: Pat
     assert seconds.keys() == {"seconds", "decode_seconds", "queue_seconds", "inference_seconds", "encode_seconds"}
     total = seconds.pop("seconds")
     assert 0 < sum(seconds.values()) <= total + 1e-4
-    assert (unknown["outcome"], unknown["request_id"]) == ("NotServed", r"'a\nb\x1b'")
+    assert (unknown["outcome"], unknown["request_id"]) == ("NotFound", r"'a\nb\x1b'")
     assert len(unknown["model"]) < 200
     assert (invalid["outcome"], invalid["why"][:8]) == ("InvalidRequest", "item 0: ")
 
@@ -97,7 +97,7 @@ def test_a_cancelled_request_is_logged_as_such(
             not (found := [record for record in caplog.records if record.name == "convoy.access"]) and time.monotonic() < deadline
         ):
             time.sleep(0.02)
-    assert [record.__dict__["outcome"] for record in found] == ["DeadlinePassed"]
+    assert [record.__dict__["outcome"] for record in found] == ["DeadlineExceeded"]
 
 
 @pytest.mark.usefixtures("root_logger")

@@ -146,7 +146,7 @@ def test_a_refusal_is_an_error_with_its_reason_and_nothing_stays_open(repository
     assert tracing._open == {}
     server.stop()
     invalid, unknown = collector.named("classify")
-    assert (attributes(invalid)["error.type"], attributes(unknown)["error.type"]) == ("InvalidRequest", "NotServed")
+    assert (attributes(invalid)["error.type"], attributes(unknown)["error.type"]) == ("InvalidRequest", "NotFound")
     assert {span.status.code for span in (invalid, unknown)} == {trace_pb2.Status.STATUS_CODE_ERROR}
     assert invalid.status.message.startswith("item 0: ")
     assert "nonsense" not in str(collector.spans)

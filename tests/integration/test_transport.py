@@ -18,17 +18,17 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from service import errors
-from service.rpc.aio_server import PublicServer
+from service.rpc.aio_server import AioServer
 from service.rpc.completion_queue import CompletionQueueServer, why_not
 from service.rpc.tls import Tls
 from service.rpc.transport import Options, Transport
 from tests.benchmarks.leaks import half_a_call
 from tests.integration.seam_service import ERRORS, LIMIT, Seen, Service
 
-Kind = type[PublicServer] | type[CompletionQueueServer]
+Kind = type[AioServer] | type[CompletionQueueServer]
 
 
-@pytest.fixture(params=[PublicServer, CompletionQueueServer], ids=lambda kind: kind.name)
+@pytest.fixture(params=[AioServer, CompletionQueueServer], ids=lambda kind: kind.name)
 def kind(request: pytest.FixtureRequest) -> Kind:
     found: Kind = request.param
     return found
@@ -46,7 +46,7 @@ def seen() -> Seen:
 
 @pytest.fixture
 def transport(kind: Kind, service: Service, seen: Seen) -> Iterator[Transport]:
-    transport = kind(Options("127.0.0.1", 0, LIMIT, service.methods(), seen, service.quiet))
+    transport = kind(Options("127.0.0.1", 0, LIMIT, service.methods(), seen, service.on_idle))
     transport.start()
     yield transport
     transport.stop(0)
@@ -276,7 +276,7 @@ def test_quiet_comes_after_calls_and_at_the_time_it_asked_for(unary: Unaries, se
 
 
 def test_the_public_transport_is_quiet_once_for_messages_that_come_in_a_row(service: Service, seen: Seen) -> None:
-    transport = PublicServer(Options("127.0.0.1", 0, LIMIT, service.methods(), seen, service.quiet))
+    transport = AioServer(Options("127.0.0.1", 0, LIMIT, service.methods(), seen, service.on_idle))
     transport.start()
 
     async def messages() -> int:
@@ -377,7 +377,7 @@ def start(kind: Kind, service: Service, seen: Seen) -> Iterator[Start]:
     started: list[Transport] = []
 
     def begin(**options: Any) -> Transport:
-        transport = kind(Options("127.0.0.1", 0, LIMIT, service.methods(), seen, service.quiet, **options))
+        transport = kind(Options("127.0.0.1", 0, LIMIT, service.methods(), seen, service.on_idle, **options))
         transport.start()
         started.append(transport)
         return transport

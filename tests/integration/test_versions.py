@@ -8,7 +8,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from service.engine.repository import IndexEntry, Repository
-from service.errors import LoadError, NotServed
+from service.errors import LoadError, NotFound
 from service.observability.metrics import Metrics
 from tests.conftest import put
 from tests.integration.test_repository import truncate, wrong_golden
@@ -75,7 +75,7 @@ def test_a_version_is_asked_for_by_number_alias_or_as_the_latest(models: Reposit
     assert models.aliases("digits") == {"stable": 1, "next": 3}
     assert models.aliases("nothing") == {}
     for unknown in ("2", "lost", "01", "Stable", "0", "x" * 100):
-        with pytest.raises(NotServed, match=r"no version '.{1,64}'; served are: 3, 1, next \(version 3\), stable \(version 1\)"):
+        with pytest.raises(NotFound, match=r"no version '.{1,64}'; served are: 3, 1, next \(version 3\), stable \(version 1\)"):
             models.acquire("digits", unknown)
     assert models.index() == [
         IndexEntry("digits", 1, "READY", ""),
@@ -163,7 +163,7 @@ def test_an_unloaded_model_stays_so_until_it_is_loaded(models: Repository, repos
     models._scan()
     assert models.served == {}
     assert models.index() == [IndexEntry("digits", 1, "UNAVAILABLE", "unloaded")]
-    with pytest.raises(NotServed, match="'digits' has been unloaded"):
+    with pytest.raises(NotFound, match="'digits' has been unloaded"):
         models.acquire("digits", "")
     models.load("digits")
     assert versions(models) == [2]
@@ -171,7 +171,7 @@ def test_an_unloaded_model_stays_so_until_it_is_loaded(models: Repository, repos
     models.load("digits")
     assert models.served["digits"] == before
     for ask in (models.load, models.unload):
-        with pytest.raises(NotServed, match=r"no model named '\.\./digits' is in the repository"):
+        with pytest.raises(NotFound, match=r"no model named '\.\./digits' is in the repository"):
             ask("../digits")
 
 

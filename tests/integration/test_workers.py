@@ -22,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from export.data.datasets import Dataset
 from service.client import CallFailed, Client
 from service.config import ServerConfig
-from service.errors import LoadError, NotServed
+from service.errors import LoadError, NotFound
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.workers import supervisor as supervision
 from service.workers.supervisor import Supervisor
@@ -398,7 +398,7 @@ def test_what_one_worker_is_asked_all_do_and_those_that_come_later(
     os.kill(first, signal.SIGKILL)
     eventually(lambda: 1 in supervisor._workers and supervisor._workers[1].pid != first and supervisor._workers[1].opened)
     assert outcomes() == {"NOT_FOUND"}
-    with pytest.raises(NotServed, match="no model named 'cats' is in the repository"):
+    with pytest.raises(NotFound, match="no model named 'cats' is in the repository"):
         supervisor._broadcast("unload", "cats")
     (repository / "twin" / "2").mkdir()
     (repository / "twin" / "2" / "model.onnx").write_text("no model")

@@ -274,7 +274,7 @@ def test_it_fits_a_phone(browser: Browser, server: Server, digits: Dataset, sche
 
 
 def test_a_walkthrough_with_a_long_label_fits_a_phone(browser: Browser, model_file: Path, digits: Dataset, tmp_path: Path) -> None:
-    found = subject.load(model_file)
+    found = subject.load_subject(model_file)
     found = dataclasses.replace(found, labels=tuple(120 * label for label in found.labels))
     pixels = digits.test.pixels[0]
     web_page.write(network_page.page(found, pixels, pixels.repeat(3, 2), "digit.png"), tmp_path)

@@ -15,8 +15,8 @@ from service.model import session
 
 
 def test_the_exported_file_is_the_network_with_its_contract(run: Path, model_file: Path, digits: datasets.Dataset) -> None:
-    checkpoint = loop.load(run)
-    loaded = session.load(model_file, "cpu", 1)
+    checkpoint = loop.load_checkpoint(run)
+    loaded = session.load_model(model_file, "cpu", 1)
     contract = loaded.contract
     pixels = digits.test.pixels
     logits = torch.from_numpy(loop.logits(checkpoint, pixels))

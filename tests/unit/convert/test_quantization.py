@@ -30,13 +30,13 @@ Folders = pytest.TempPathFactory
 @pytest.fixture(scope="module")
 def int8(tmp_path_factory: Folders, run: Path, digits: datasets.Dataset) -> pipeline.Exported:
     folder = tmp_path_factory.mktemp("int8")
-    return pipeline.export(loop.load(run), digits, folder, "digits", precision="int8")
+    return pipeline.export(loop.load_checkpoint(run), digits, folder, "digits", precision="int8")
 
 
 @pytest.fixture(scope="module")
 def fp16(tmp_path_factory: Folders, run: Path, digits: datasets.Dataset) -> pipeline.Exported:
     folder = tmp_path_factory.mktemp("fp16")
-    return pipeline.export(loop.load(run), digits, folder, "digits", precision="fp16")
+    return pipeline.export(loop.load_checkpoint(run), digits, folder, "digits", precision="fp16")
 
 
 class Graph:
@@ -115,7 +115,7 @@ def test_what_it_costs_is_measured_and_said(int8: pipeline.Exported, run: Path, 
 
 
 def test_golden_samples_are_replayed(int8: pipeline.Exported, digits: datasets.Dataset, tmp_path: Path) -> None:
-    served = session.load(int8.path, "cpu", 1)
+    served = session.load_model(int8.path, "cpu", 1)
     assert served.precision == "int8"
     assert served.contract.training.accuracy == int8.report.scores.accuracy
     assert [sample.tolerance for sample in served.contract.golden] == [{"cpu": 0.02, "cuda": 0.05}] * 4
@@ -126,13 +126,13 @@ def test_golden_samples_are_replayed(int8: pipeline.Exported, digits: datasets.D
     weight.CopyFrom(numpy_helper.from_array(values, weight.name))
     onnx.save_model(damaged, tmp_path / "model.onnx")
     with pytest.raises(GoldenMismatch, match="golden sample"):
-        session.load(tmp_path / "model.onnx", "cpu", 1)
+        session.load_model(tmp_path / "model.onnx", "cpu", 1)
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp16"])
 def test_the_temperature_is_that_of_fp32(precision: str, model_file: Path, digits: datasets.Dataset, request: Any) -> None:
     exported: pipeline.Exported = request.getfixturevalue(precision)
-    served, fp32 = session.load(exported.path, "cpu", 1), session.load(model_file, "cpu", 1)
+    served, fp32 = session.load_model(exported.path, "cpu", 1), session.load_model(model_file, "cpu", 1)
     assert served.contract.training.temperature == fp32.contract.training.temperature != 1.0
     probabilities, logits = served.predict(digits.test.pixels)
     np.testing.assert_allclose(torch.from_numpy(logits).softmax(1).numpy(), probabilities, atol=1e-6)
@@ -143,7 +143,7 @@ def test_the_temperature_is_that_of_fp32(precision: str, model_file: Path, digit
 
 
 def test_layers_that_hurt_stay_in_float(run: Path, digits: datasets.Dataset, tmp_path: Path) -> None:
-    checkpoint = loop.load(run)
+    checkpoint = loop.load_checkpoint(run)
     hurt = dataclasses.replace(checkpoint, network=outlier(checkpoint.network, "conv1", "conv2", 20_000.0))
     exported = pipeline.export(hurt, digits, tmp_path, "digits", precision="int8")
     assert exported.cost is not None
@@ -191,11 +191,11 @@ def test_what_can_be_quantised(tmp_path: Path) -> None:
 def test_fp16_takes_and_gives_what_fp32_does(fp16: pipeline.Exported, digits: datasets.Dataset, model_file: Path) -> None:
     graph = Graph(fp16.path)
     assert all(graph.weights[layer.input[1]].dtype == np.float16 for layer in graph.of("Conv", "Gemm"))
-    served = session.load(fp16.path, "cpu", 1)
+    served = session.load_model(fp16.path, "cpu", 1)
     assert served.precision == "fp16"
     assert [output.dtype for output in served.predict(digits.test.pixels[:2])] == [np.float32, np.float32]
     difference = np.abs(
-        served.probabilities(digits.test.pixels) - session.load(model_file, "cpu", 1).probabilities(digits.test.pixels)
+        served.probabilities(digits.test.pixels) - session.load_model(model_file, "cpu", 1).probabilities(digits.test.pixels)
     )
     assert 0 < difference.max() < 5e-3
     assert fp16.cost is not None
@@ -205,7 +205,7 @@ def test_fp16_takes_and_gives_what_fp32_does(fp16: pipeline.Exported, digits: da
 
 
 def test_fp16_that_overflows_is_refused_with_the_figures(run: Path, digits: datasets.Dataset, tmp_path: Path) -> None:
-    checkpoint = loop.load(run)
+    checkpoint = loop.load_checkpoint(run)
     large = dataclasses.replace(checkpoint, network=outlier(checkpoint.network, "hidden", "output", 1e6))
     with pytest.raises(
         UserError, match=r"fp16: hidden comes to \S+e\+\d+ and half precision ends at 65504: export with --precision fp32"
@@ -218,7 +218,7 @@ def test_fp16_is_refused_for_a_sum_inside_of_a_block_that_is_beyond_its_range(ru
     torch.manual_seed(0)
     network = architectures.build("resnet18", digits.input, 10).eval()
     blocks = [module for module in network.modules() if isinstance(module, BasicBlock)]
-    checkpoint = dataclasses.replace(loop.load(run), network=network)
+    checkpoint = dataclasses.replace(loop.load_checkpoint(run), network=network)
     pipeline._check_half_range(checkpoint, digits.validation)
     with torch.no_grad():  # what the second block adds up is beyond the range, and neither of its parts is
         blocks[0].norm2.bias.fill_(40_000.0)
@@ -262,7 +262,7 @@ def test_evaluate_finds_the_accuracy_of_the_contract(precision: str, request: An
     exported: pipeline.Exported = request.getfixturevalue(precision)
     arguments = [str(exported.path), "--data", "digits", "--json"]
     shown = CliRunner().invoke(commands.evaluate, arguments, catch_exceptions=False, standalone_mode=False).stdout
-    assert json.loads(shown)["accuracy"] == session.load(exported.path, "cpu", 1).contract.training.accuracy
+    assert json.loads(shown)["accuracy"] == session.load_model(exported.path, "cpu", 1).contract.training.accuracy
 
 
 def test_export_prints_the_table_and_takes_a_limit(run: Path, tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_mnist_is_read_and_its_training_part_split(mnist: Path) -> None:
-    found = datasets.load("mnist", 0, mnist)
+    found = datasets.load_dataset("mnist", 0, mnist)
     assert [len(part) for part in (found.training, found.validation, found.test)] == [180, 20, 50]
     assert np.bincount(found.validation.labels).tolist() == [2] * 10
     assert all(part.pixels.flags.writeable for part in (found.training, found.validation, found.test))  # PyTorch warns otherwise
@@ -102,21 +102,21 @@ def test_mnist_unpacked_or_packed_anew_is_mnist_too(mnist: Path) -> None:
     packed.unlink()
     labels = mnist / "t10k-labels-idx1-ubyte.gz"
     labels.write_bytes(gzip.compress(gzip.decompress(labels.read_bytes()), 1, mtime=1))
-    assert len(datasets.load("mnist", 0, mnist).test) == 50
+    assert len(datasets.load_dataset("mnist", 0, mnist).test) == 50
 
 
 def test_the_same_data_are_loaded_again_from_what_a_checkpoint_says(mnist: Path, tmp_path: Path) -> None:
-    found = datasets.load("mnist", 5, mnist, Choices(image_size=(20, 24), channels=3, fit="pad"))
+    found = datasets.load_dataset("mnist", 5, mnist, Choices(image_size=(20, 24), channels=3, fit="pad"))
     assert found.source == f"mnist:{mnist}"
     assert found.test.pixels.shape == (50, 20, 24, 3)
-    again = datasets.load_again(found.source, 5, found.input, found.labels)
+    again = datasets.reload_dataset(found.source, 5, found.input, found.labels)
     assert again.input == found.input
     assert np.array_equal(again.validation.pixels, found.validation.pixels)
     moved = mnist.rename(tmp_path / "elsewhere")
     with pytest.raises(UserError, match=r"the data of this run cannot be loaded again: .*--data-dir say where they are now"):
-        datasets.load_again(found.source, 5, found.input, found.labels)
+        datasets.reload_dataset(found.source, 5, found.input, found.labels)
     assert np.array_equal(
-        datasets.load_again(found.source, 5, found.input, found.labels, None, moved).test.pixels, found.test.pixels
+        datasets.reload_dataset(found.source, 5, found.input, found.labels, None, moved).test.pixels, found.test.pixels
     )
 
 
@@ -135,7 +135,7 @@ def test_a_broken_file_of_mnist_is_named(mnist: Path, change: functools.partial,
     path = mnist / "train-images-idx3-ubyte.gz"
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(UserError) as raised:
-        datasets.load("mnist", 0, mnist)
+        datasets.load_dataset("mnist", 0, mnist)
     assert str(path) in str(raised.value)
     assert message.startswith("the SHA") or message in str(raised.value)
     if message.startswith("the SHA"):
@@ -146,7 +146,7 @@ def test_a_missing_file_without_a_network_says_what_to_put_where(mnist: Path) ->
     path = mnist / "t10k-labels-idx1-ubyte.gz"
     path.unlink()
     with pytest.raises(UserError) as raised:
-        datasets.load("mnist", 0, mnist)
+        datasets.load_dataset("mnist", 0, mnist)
     assert f"{path} is missing, and downloading it failed (" in str(raised.value)
     assert "fetch http://127.0.0.1:9/nobody/t10k-labels-idx1-ubyte.gz on another machine and put it there" in str(raised.value)
     assert "\n" not in str(raised.value)
@@ -179,7 +179,7 @@ def test_what_is_missing_is_downloaded_and_checked(
     monkeypatch.setattr(downloads, "MNIST_URLS", ("http://127.0.0.1:9/", address))  # the first mirror is down
     seen: list[tuple[str, int, int]] = []
     cache = tmp_path / "new" / "cache"
-    found = datasets.load("mnist", 0, cache, on_progress=lambda *step: seen.append(step))
+    found = datasets.load_dataset("mnist", 0, cache, on_progress=lambda *step: seen.append(step))
     assert len(found.test) == 50
     size = (root / "train-images-idx3-ubyte.gz").stat().st_size
     assert ("downloading train-images-idx3-ubyte.gz", size, size) in seen
@@ -188,7 +188,7 @@ def test_what_is_missing_is_downloaded_and_checked(
     (cache / "train-labels-idx1-ubyte.gz").unlink()
     monkeypatch.setattr(downloads, "MNIST_URLS", (address,))
     with pytest.raises(UserError) as raised:
-        datasets.load("mnist", 0, cache)
+        datasets.load_dataset("mnist", 0, cache)
     wanted, got = downloads.MNIST_FILES[1].packed, hashlib.sha256(b"not what it was").hexdigest()
     assert f"expected sha256:{wanted} but got {got}" in str(raised.value)
     assert not (cache / "train-labels-idx1-ubyte.gz").exists()
@@ -242,7 +242,7 @@ def put_cifar10(folder: Path, members: dict[str, bytes], monkeypatch: pytest.Mon
 def test_cifar10_is_read_as_its_authors_packed_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     members = cifar10_members()
     put_cifar10(tmp_path, members, monkeypatch)
-    found = datasets.load("cifar10", 0, tmp_path)
+    found = datasets.load_dataset("cifar10", 0, tmp_path)
     assert [len(part) for part in (found.training, found.validation, found.test)] == [90, 10, 20]
     assert found.labels[3] == "kind 3"
     assert found.augmentation == Augmentation(4, flip=True, padding="reflect")
@@ -260,7 +260,7 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     path = put_cifar10(tmp_path, {**cifar10_members(), "test_batch": pickle.dumps(_Evil())}, monkeypatch)
     with pytest.raises(UserError, match=r"not the archive of CIFAR-10 \(its pickle asks for pathlib") as raised:
-        datasets.load("cifar10", 0, tmp_path)
+        datasets.load_dataset("cifar10", 0, tmp_path)
     assert str(path) in str(raised.value)
     assert not (tmp_path / "touched").exists()
 
@@ -269,15 +269,15 @@ def test_a_broken_archive_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     members = cifar10_members()
     path = put_cifar10(tmp_path, {name: content for name, content in members.items() if name != "data_batch_3"}, monkeypatch)
     with pytest.raises(UserError, match=r"not the archive of CIFAR-10 \('data_batch_3'\)"):
-        datasets.load("cifar10", 0, tmp_path)
+        datasets.load_dataset("cifar10", 0, tmp_path)
     put_cifar10(tmp_path, {**members, "data_batch_1": old_pickle(np.zeros((3, 300), np.uint8), [1, 2, 3])}, monkeypatch)
     with pytest.raises(UserError, match=r"a batch of uint8 \(3, 300\) for 3 labels"):
-        datasets.load("cifar10", 0, tmp_path)
+        datasets.load_dataset("cifar10", 0, tmp_path)
     expected = downloads.CIFAR10_MD5
     path.write_bytes(path.read_bytes()[:-1000])
     found = hashlib.md5(path.read_bytes()).hexdigest()
     with pytest.raises(UserError, match=f"the MD5 of its content is {found}, expected {expected}"):
-        datasets.load("cifar10", 0, tmp_path)
+        datasets.load_dataset("cifar10", 0, tmp_path)
 
 
 # Folders
@@ -299,7 +299,7 @@ def pets(root: Path, counts: dict[str, int], **kind: object) -> Path:
 
 def test_two_class_folders_are_split_in_three(tmp_path: Path) -> None:
     root = pets(tmp_path / "cats & dogs", {"cat": 30, "dog": 20})
-    found = datasets.load(str(root), 0)
+    found = datasets.load_dataset(str(root), 0)
     assert [np.bincount(part.labels).tolist() for part in (found.training, found.validation, found.test)] == [
         [24, 16], [3, 2], [3, 2],
     ]  # fmt: skip
@@ -309,7 +309,7 @@ def test_two_class_folders_are_split_in_three(tmp_path: Path) -> None:
     everything = [part.encoded(index) for part in (found.training, found.validation, found.test) for index in range(len(part))]
     assert sorted(everything) == sorted(path.read_bytes() for path in root.rglob("*.png"))  # the files' own bytes, each once
     assert np.array_equal(decode(found.test.encoded(4), found.input, 1 << 20), found.test.pixels[4])
-    again, other = datasets.load(str(root), 0), datasets.load(str(root), 1)
+    again, other = datasets.load_dataset(str(root), 0), datasets.load_dataset(str(root), 1)
     assert np.array_equal(again.test.pixels, found.test.pixels)
     assert not np.array_equal(other.test.pixels, found.test.pixels)
 
@@ -327,7 +327,7 @@ def test_two_class_folders_are_split_in_three(tmp_path: Path) -> None:
 def test_parts_that_are_there_are_taken(tmp_path: Path, names: tuple[str, ...], sizes: list[int]) -> None:
     for name in names:
         pets(tmp_path / name, {"cat": 10, "dog": 10} if name.lower().startswith("train") else {"cat": 3, "dog": 3})
-    found = datasets.load(str(tmp_path), 0)
+    found = datasets.load_dataset(str(tmp_path), 0)
     parts = {"training": found.training, "validation": found.validation, "test": found.test}
     assert [len(part) for part in parts.values()] == sizes
     for name in names:
@@ -337,7 +337,7 @@ def test_parts_that_are_there_are_taken(tmp_path: Path, names: tuple[str, ...], 
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
-    assert datasets.load(str(pets(tmp_path, {"train": 5, "plane": 5})), 0).labels == ("plane", "train")
+    assert datasets.load_dataset(str(pets(tmp_path, {"train": 5, "plane": 5})), 0).labels == ("plane", "train")
 
 
 def test_what_people_have_in_their_folders(tmp_path: Path) -> None:
@@ -355,7 +355,7 @@ def test_what_people_have_in_their_folders(tmp_path: Path) -> None:
         (root / hidden).parent.mkdir(parents=True, exist_ok=True)
         (root / hidden).write_bytes(b"\0")
     (root / "notes.txt").write_text("beside the classes")
-    found = datasets.load(str(root), 0)
+    found = datasets.load_dataset(str(root), 0)
     assert sum(len(part) for part in (found.training, found.validation, found.test)) == 23
     assert found.labels == ("cat", "dog")
     assert found.input.shape == (224, 224, 3)
@@ -371,7 +371,7 @@ def test_what_people_have_in_their_folders(tmp_path: Path) -> None:
 
 def test_size_channels_and_fit_are_chosen_or_given(tmp_path: Path) -> None:
     gray = pets(tmp_path / "gray", {"a": 3, "b": 3}, size=(20, 20), mode="L")
-    assert datasets.load(str(gray), 0).input.shape == (20, 20, 1)
+    assert datasets.load_dataset(str(gray), 0).input.shape == (20, 20, 1)
     for size, expected in (((65, 60), 128), ((40, 66), 128), ((200, 300), 224)):
         files = [image_folder.File(Path("x"), 0, size, gray=False)] * 3
         assert image_folder.suitable_input(files).shape == (expected, expected, 3)
@@ -379,7 +379,7 @@ def test_size_channels_and_fit_are_chosen_or_given(tmp_path: Path) -> None:
     assert image_folder.suitable_input(mixed).shape == (32, 32, 3)
     wide = pets(tmp_path / "wide", {"a": 3, "b": 3}, size=(40, 20))
     for fit in ("stretch", "crop", "pad"):
-        found = datasets.load(str(wide), 0, choices=Choices(image_size=(16, 16), fit=fit, flip=False, shift_pixels=3))
+        found = datasets.load_dataset(str(wide), 0, choices=Choices(image_size=(16, 16), fit=fit, flip=False, shift_pixels=3))
         assert found.input == InputSpec(height=16, width=16, channels=3, fit=fit)
         assert np.array_equal(decode(found.test.encoded(0), found.input, 1 << 20), found.test.pixels[0])
         assert found.augmentation == Augmentation(3, flip=False, padding="reflect")
@@ -387,28 +387,28 @@ def test_size_channels_and_fit_are_chosen_or_given(tmp_path: Path) -> None:
 
 def test_a_folder_that_has_moved_is_found_again_and_another_is_not_taken_for_it(tmp_path: Path) -> None:
     root = pets(tmp_path / "pets", {"cat": 10, "dog": 10}, mode="L")
-    found = datasets.load(str(root), 3, choices=Choices(image_size=(9, 9), channels=3))
+    found = datasets.load_dataset(str(root), 3, choices=Choices(image_size=(9, 9), channels=3))
     moved = root.rename(tmp_path / "moved")
     with pytest.raises(UserError, match=r"the data of this run cannot be loaded again: .*pets"):
-        datasets.load_again(found.source, 3, found.input, found.labels)
-    again = datasets.load_again(found.source, 3, found.input, found.labels, data=str(moved))
+        datasets.reload_dataset(found.source, 3, found.input, found.labels)
+    again = datasets.reload_dataset(found.source, 3, found.input, found.labels, data=str(moved))
     assert np.array_equal(again.test.pixels, found.test.pixels)
     other = pets(tmp_path / "other", {"cat": 3, "cow": 3})
     with pytest.raises(UserError, match="whose classes are cat, dog; these have cat, cow"):
-        datasets.load_again(found.source, 3, found.input, found.labels, data=str(other))
+        datasets.reload_dataset(found.source, 3, found.input, found.labels, data=str(other))
 
 
 def test_a_picture_more_is_other_data(tmp_path: Path) -> None:
     root = pets(tmp_path / "pets", {"cat": 10, "dog": 10})
-    digest = datasets.load(str(root), 3).digest
-    assert datasets.load(str(root), 3, choices=Choices(image_size=(9, 9))).digest == digest
-    assert datasets.load(str(root), 4).digest != digest, "the same pictures in other parts"
+    digest = datasets.load_dataset(str(root), 3).digest
+    assert datasets.load_dataset(str(root), 3, choices=Choices(image_size=(9, 9))).digest == digest
+    assert datasets.load_dataset(str(root), 4).digest != digest, "the same pictures in other parts"
     root = root.rename(tmp_path / "moved")
-    assert datasets.load(str(root), 3).digest == digest
+    assert datasets.load_dataset(str(root), 3).digest == digest
     added = draw(root / "cat" / "more.png")
-    assert datasets.load(str(root), 3).digest != digest
+    assert datasets.load_dataset(str(root), 3).digest != digest
     added.unlink()
-    assert datasets.load(str(root), 3).digest == digest
+    assert datasets.load_dataset(str(root), 3).digest == digest
 
 
 def test_linked_folders_are_gone_into_once_and_loose_pictures_are_named(tmp_path: Path) -> None:
@@ -420,7 +420,7 @@ def test_linked_folders_are_gone_into_once_and_loose_pictures_are_named(tmp_path
     (root / "cat" / "deep").mkdir()
     (root / "cat" / "deep" / "dogs").symlink_to(root / "dog")
     draw(root / "loose.png")
-    found = datasets.load(str(root), 0)
+    found = datasets.load_dataset(str(root), 0)
     labels = np.concatenate([part.labels for part in (found.training, found.validation, found.test)])
     assert np.bincount(labels).tolist() == [9, 4]
     links = {f"{root}/{link}: a link to where other classes are" for link in ("cat/deep/dogs", "dog/up")}
@@ -432,22 +432,22 @@ def test_parts_are_not_taken_for_classes(tmp_path: Path, names: tuple[str, ...])
     for name in names:
         pets(tmp_path / name, {"cat": 4, "dog": 4})
     with pytest.raises(UserError, match="look like parts and not like classes: name them train, val and test"):
-        datasets.load(str(tmp_path), 0)
+        datasets.load_dataset(str(tmp_path), 0)
 
 
 def test_classes_may_be_called_like_parts_or_have_the_same_folders(tmp_path: Path) -> None:
     for label in ("steam train", "plane"):
         pets(tmp_path / "one" / label, {"old": 4, "new": 4} if label == "plane" else {"all": 4})
-    assert datasets.load(str(tmp_path / "one"), 0).labels == ("plane", "steam train")
+    assert datasets.load_dataset(str(tmp_path / "one"), 0).labels == ("plane", "steam train")
     for label in ("large intestine", "stomach", "trainers"):
         pets(tmp_path / "two" / label, {"left": 4, "right": 4})
-    assert datasets.load(str(tmp_path / "two"), 0).labels == ("large intestine", "stomach", "trainers")
+    assert datasets.load_dataset(str(tmp_path / "two"), 0).labels == ("large intestine", "stomach", "trainers")
 
 
 def test_folders_that_are_no_data(tmp_path: Path) -> None:
     def refused(path: Path | str, **options: object) -> str:
         with pytest.raises(UserError) as raised:
-            datasets.load(str(path), 0, **options)  # type: ignore[arg-type]
+            datasets.load_dataset(str(path), 0, **options)  # type: ignore[arg-type]
         assert "\n" not in str(raised.value)
         return str(raised.value)
 
@@ -494,7 +494,7 @@ def test_too_many_pictures_for_the_memory_are_refused_before_they_are_read() -> 
 def test_progress_counts_every_picture(tmp_path: Path) -> None:
     root = pets(tmp_path, {"cat": 90, "dog": 90})
     last: dict[str, tuple[int, int]] = {}
-    datasets.load(str(root), 0, on_progress=lambda what, done, total: last.__setitem__(what, (done, total)))
+    datasets.load_dataset(str(root), 0, on_progress=lambda what, done, total: last.__setitem__(what, (done, total)))
     assert last == {
         "looking at training": (180, 180), "reading training": (144, 144), "reading validation": (18, 18), "reading test": (18, 18),
     }  # fmt: skip

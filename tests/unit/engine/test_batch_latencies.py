@@ -2,11 +2,11 @@ import math
 
 import pytest
 
-from service.engine.batch_latencies import BatchTimes
+from service.engine.batch_latencies import BatchLatencies
 
 
 def test_times_start_from_what_was_measured_with_straight_lines_between() -> None:
-    times = BatchTimes({1: 0.001, 2: 0.002, 4: 0.004, 8: 0.006})
+    times = BatchLatencies({1: 0.001, 2: 0.002, 4: 0.004, 8: 0.006})
     assert [times.expected(items) for items in (1, 2, 4, 8)] == [0.001, 0.002, 0.004, 0.006]
     assert times.expected(3) == pytest.approx(0.003)
     assert times.expected(5) == pytest.approx(0.0045)
@@ -15,23 +15,23 @@ def test_times_start_from_what_was_measured_with_straight_lines_between() -> Non
 
 
 def test_a_largest_size_of_any_number_has_its_own_time_and_nothing_known_is_endless() -> None:
-    times = BatchTimes({1: 0.001, 32: 0.032, 40: 0.040})
+    times = BatchLatencies({1: 0.001, 32: 0.032, 40: 0.040})
     assert [times.expected(items) for items in (36, 40, 64)] == pytest.approx([0.036, 0.040, 0.040])
     for _ in range(100):
         times.observe(40, 0.040)
     assert times.measured() == pytest.approx({1: 0.001, 32: 0.032, 40: 0.040})
-    assert BatchTimes({}).expected(1) == math.inf
-    assert BatchTimes({}).largest_within(1.0) == 0
+    assert BatchLatencies({}).expected(1) == math.inf
+    assert BatchLatencies({}).largest_within(1.0) == 0
 
 
 def test_a_size_that_took_longer_than_a_larger_one_was_disturbed() -> None:
-    times = BatchTimes({1: 0.0005, 2: 0.002, 4: 0.001})
+    times = BatchLatencies({1: 0.0005, 2: 0.002, 4: 0.001})
     assert [times.expected(items) for items in (1, 2, 4)] == [0.0005, 0.001, 0.001]
     assert [times.largest_within(seconds) for seconds in (0.0008, 0.001)] == [1, 4]
 
 
 def test_one_slow_batch_says_little_and_fast_ones_much() -> None:
-    times = BatchTimes({1: 0.001, 2: 0.002, 4: 0.004})
+    times = BatchLatencies({1: 0.001, 2: 0.002, 4: 0.004})
     times.observe(2, 0.010)
     assert times.expected(2) < 0.0025, "something may have been in its way"
     for _ in range(400):
@@ -41,13 +41,13 @@ def test_one_slow_batch_says_little_and_fast_ones_much() -> None:
         times.observe(2, 0.003)
     assert times.expected(2) == pytest.approx(0.003, rel=0.01)
     assert times.expected(1) == pytest.approx(0.003 / 2, rel=0.01), "sizes compare as they did at warm-up, whichever of them ran"
-    unknown = BatchTimes({})
+    unknown = BatchLatencies({})
     unknown.observe(1, 0.5)
     assert unknown.expected(1) == 0.5
 
 
 def test_what_is_promised_follows_a_machine_that_gets_busy_and_is_free_again() -> None:
-    times = BatchTimes({1: 0.001, 8: 0.008})
+    times = BatchLatencies({1: 0.001, 8: 0.008})
     assert times.likely(1) == pytest.approx(0.0011)
     for _ in range(8):
         times.observe(8, 0.016)
@@ -74,4 +74,4 @@ def test_what_is_promised_follows_a_machine_that_gets_busy_and_is_free_again() -
 def test_batches_whose_items_cost_more_than_in_smaller_ones_are_not_worthwhile(
     measured: dict[int, float], most: int, worthwhile: int
 ) -> None:
-    assert BatchTimes(measured).most_worthwhile(most) == worthwhile
+    assert BatchLatencies(measured).most_worthwhile(most) == worthwhile

@@ -11,7 +11,8 @@ from PIL import Image
 
 from service.engine.classifier import SMALL_SCORES, _quickly_decoded, best
 from service.model.preprocessing import open_image
-from service.observability.metrics import ModelMetrics, Phases
+from service.observability.metrics import ModelMetrics
+from service.phases import Phases
 
 FEW = st.sampled_from([0.0, 0.25, 0.5, -math.inf, math.inf, 1.0])  # so that there are equal ones
 SCORES = st.tuples(st.integers(1, 5), st.integers(1, 2 * SMALL_SCORES)).flatmap(

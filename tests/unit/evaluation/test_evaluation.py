@@ -171,7 +171,7 @@ def test_without_a_mistake_there_is_no_picture_of_them(tmp_path: Path) -> None:
 
 
 def test_measuring_goes_by_the_encoded_pictures_and_a_batch_at_a_time(model_file: Path, digits: datasets.Dataset) -> None:
-    served = session.load(model_file, "cpu", 1)
+    served = session.load_model(model_file, "cpu", 1)
     test = dataclasses.replace(digits.test, pixels=np.empty((0, 28, 28, 1), np.uint8))
     steps: list[tuple[int, int]] = []
     found = evaluation.measure(served, test, digits.labels, lambda *counts: steps.append(counts))
@@ -185,7 +185,7 @@ def test_measuring_goes_by_the_encoded_pictures_and_a_batch_at_a_time(model_file
 
 
 def test_labels_may_come_in_another_order_but_not_be_others(model_file: Path, digits: datasets.Dataset) -> None:
-    served = session.load(model_file, "cpu", 1)
+    served = session.load_model(model_file, "cpu", 1)
     reversed_labels = tuple(reversed(digits.labels))
     mirrored = dataclasses.replace(digits.test, labels=9 - digits.test.labels)
     assert evaluation.measure(served, mirrored, reversed_labels).accuracy == served.contract.training.accuracy
@@ -196,7 +196,7 @@ def test_labels_may_come_in_another_order_but_not_be_others(model_file: Path, di
 
 
 def test_a_picture_that_cannot_be_decoded_and_a_part_without_any(model_file: Path, digits: datasets.Dataset) -> None:
-    served = session.load(model_file, "cpu", 1)
+    served = session.load_model(model_file, "cpu", 1)
     broken = dataclasses.replace(digits.test, encoded=lambda index: b"text" if index == 7 else digits.test.encoded(index))
     with pytest.raises(UserError, match="picture 7 of the data: not an image"):
         evaluation.measure(served, broken, digits.labels)
@@ -248,7 +248,7 @@ def test_a_file_that_answers_otherwise_than_the_network_is_not_published(
     run: Path, digits: datasets.Dataset, tmp_path: Path
 ) -> None:
     """Parity fails for real: the graph is made from other weights than the checkpoint that it is compared with."""
-    checkpoint = loop.load(run)
+    checkpoint = loop.load_checkpoint(run)
     graph = pipeline.to_onnx(checkpoint, 1.7)
     path = tmp_path / "model.onnx"
     publish.write(graph, pipeline._contract(checkpoint, digits, "digits", 1.7), path)
@@ -283,9 +283,9 @@ def test_a_tie_may_go_either_way_and_a_lead_may_not(run: Path, digits: datasets.
             for name in ("training", "validation", "test")
         },
     )  # fmt: skip
-    checkpoint = dataclasses.replace(loop.load(run), network=SigmoidHead(28 * 28).eval(), labels=two.labels)
+    checkpoint = dataclasses.replace(loop.load_checkpoint(run), network=SigmoidHead(28 * 28).eval(), labels=two.labels)
     exported = pipeline.export(checkpoint, two, tmp_path, "parity")
-    served = session.load(exported.path, "cpu", 1)
+    served = session.load_model(exported.path, "cpu", 1)
     assert served.contract.head == "sigmoid"
     assert exported.report.same_top1 == 1.0
 
@@ -324,19 +324,19 @@ class Residual(torch.nn.Module):
 
 def test_a_residual_network_with_batch_normalisation_is_exported(run: Path, digits: datasets.Dataset, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    checkpoint = dataclasses.replace(loop.load(run), network=Residual().eval())
+    checkpoint = dataclasses.replace(loop.load_checkpoint(run), network=Residual().eval())
     exported = pipeline.export(checkpoint, digits, tmp_path, "residual", calibrate=False)
     path = exported.path
     assert exported.parity.max_difference < 1e-5
-    assert session.load(path, "cpu", 1).contract.training.temperature == 1.0
+    assert session.load_model(path, "cpu", 1).contract.training.temperature == 1.0
     assert "No temperature is applied" in (path.parent / "README.md").read_text()
 
 
 def test_a_network_that_is_three_times_too_sure_gets_three_times_the_temperature(
     run: Path, model_file: Path, digits: datasets.Dataset, tmp_path: Path
 ) -> None:
-    checkpoint = loop.load(run)
-    before = session.load(model_file, "cpu", 1)
+    checkpoint = loop.load_checkpoint(run)
+    before = session.load_model(model_file, "cpu", 1)
     temperature = before.contract.training.temperature
     assert temperature != 1.0, "the validation part determines one"
     last = last_layer(checkpoint)
@@ -350,7 +350,7 @@ def test_a_network_that_is_three_times_too_sure_gets_three_times_the_temperature
 
     exported = pipeline.export(checkpoint, digits, tmp_path, "sure", run=run, on_step=on_step)
     path, found = exported.path, exported.report
-    after = session.load(path, "cpu", 1)
+    after = session.load_model(path, "cpu", 1)
     assert after.contract.training.temperature == pytest.approx(3 * temperature, rel=1e-3)
     assert found.scores.reliability_before.error != found.scores.reliability.error
     pixels = digits.test.pixels[:64]
@@ -364,7 +364,7 @@ def test_a_network_that_is_three_times_too_sure_gets_three_times_the_temperature
 
 
 def test_data_that_are_not_those_of_the_training_are_refused(run: Path, digits: datasets.Dataset, tmp_path: Path) -> None:
-    checkpoint = loop.load(run)
+    checkpoint = loop.load_checkpoint(run)
     other = dataclasses.replace(digits, labels=(*digits.labels[:9], "nine"))
     with pytest.raises(UserError, match="only the data has 'nine'; only the model has '9'"):
         pipeline.export(checkpoint, other, tmp_path / "models", "digits")
@@ -395,7 +395,7 @@ def test_golden_samples_are_lossless_and_small(digits: datasets.Dataset) -> None
 
 def test_the_card_says_what_the_file_is_and_a_server_passes_it_over(model_file: Path, digits: datasets.Dataset) -> None:
     card = (model_file.parent / "README.md").read_text()
-    contract = session.load(model_file, "cpu", 1).contract
+    contract = session.load_model(model_file, "cpu", 1).contract
     assert card.startswith("# digits\n")
     assert hashlib.sha256(model_file.read_bytes()).hexdigest() in card
     assert f"{contract.training.accuracy:.2%} (" in card
@@ -415,7 +415,7 @@ def test_the_card_says_what_the_file_is_and_a_server_passes_it_over(model_file: 
 
 
 def test_the_card_shows_names_as_they_are(model_file: Path) -> None:
-    contract = session.load(model_file, "cpu", 1).contract.model_copy(update={"labels": ("golden_retriever", "a|b", "owl")})
+    contract = session.load_model(model_file, "cpu", 1).contract.model_copy(update={"labels": ("golden_retriever", "a|b", "owl")})
     overview = model_card._overview(contract, scores([0, 1, 2], [0, 1, 2]), "1f", 10)
     assert r"| labels | golden\_retriever, a\|b, owl |" in overview
 
@@ -456,7 +456,7 @@ def evaluate(*arguments: str | Path) -> str:
 
 
 def test_evaluate_measures_the_held_out_pictures(model_file: Path, tmp_path: Path) -> None:
-    training_facts = session.load(model_file, "cpu", 1).contract.training
+    training_facts = session.load_model(model_file, "cpu", 1).contract.training
     shown = evaluate(model_file, "--data", "digits", "--output", tmp_path / "out")
     assert "on the test part of digits" in shown
     assert f"accuracy as served: {training_facts.accuracy:.2%} (" in shown

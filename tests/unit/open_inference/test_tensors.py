@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from service.errors import InvalidRequest, NotOffered, NotServed, RequestError
+from service.errors import InvalidRequest, NotFound, RequestError, Unimplemented
 from service.open_inference.shared_memory import Region, SharedMemory
 from service.open_inference.tensors import (
     DTYPES,
@@ -193,7 +193,7 @@ def test_priority_and_timeout_are_read() -> None:
         ({"priority": "1"}, InvalidRequest, "is 1"),
         ({"timeout": 0.5}, InvalidRequest, "is 0.5"),
         ({"timeout": 2**64}, InvalidRequest, "a whole number"),
-        ({"sequence_id": 3}, NotOffered, "sequences are not offered"),
+        ({"sequence_id": 3}, Unimplemented, "sequences are not offered"),
     ],
 )
 def test_parameters_that_are_not_accepted(parameters: dict[str, Any], error: type[RequestError], message: str) -> None:
@@ -214,7 +214,7 @@ def test_parameters_that_are_not_accepted(parameters: dict[str, Any], error: typ
 def test_output_parameters_that_are_not_accepted(parameters: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
         wanted_output(0, "logits", parameters, SharedMemory())
-    with pytest.raises(NotServed, match="no shared memory region 'x'"):
+    with pytest.raises(NotFound, match="no shared memory region 'x'"):
         input_place({"shared_memory_region": "x"}, SharedMemory())
 
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from service.engine.classifier import Classifier
 from service.errors import InvalidRequest
-from service.observability.metrics import Phases
 from service.open_inference.shared_memory import SharedMemory
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.pb.inference import open_inference_pb2 as oip
+from service.phases import Phases
 from service.rpc.classify import ResponseWriter, _query
 from service.rpc.open_inference import InferServicer
 

@@ -82,7 +82,7 @@ def test_a_seed_gives_the_same_training_and_the_best_epoch_is_kept(tmp_path: Pat
     assert not torch.equal(weights(first), weights(other))
     assert first.epoch == min(history, key=lambda epoch: epoch.validation_loss).epoch
     assert [line["validation_loss"] for line in metrics(tmp_path / "a")] == [epoch.validation_loss for epoch in history]
-    read = loop.load(tmp_path / "a")
+    read = loop.load_checkpoint(tmp_path / "a")
     assert np.array_equal(loop.predict(read, few.test.pixels), loop.predict(first, few.test.pixels))
     assert read.settings == SETTINGS
     assert {path.name for path in (tmp_path / "a").iterdir()} == {"checkpoint.pt", "metrics.jsonl", "curves.png"}
@@ -106,7 +106,7 @@ def test_a_resumed_training_is_the_uninterrupted_one_bit_by_bit(
     settings = dataclasses.replace(SETTINGS, **changes)
     whole = trained(tmp_path / "whole", few, settings)
     interrupted(tmp_path / "parts", few, settings, epochs=1)
-    assert loop.load(tmp_path / "parts").epoch == 1
+    assert loop.load_checkpoint(tmp_path / "parts").epoch == 1
     resumed = trained(tmp_path / "parts", few, settings, resume=True)
     assert torch.equal(weights(resumed), weights(whole))
     assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
@@ -138,7 +138,7 @@ def test_a_write_that_breaks_off_leaves_the_older_checkpoint_whole(
 ) -> None:
     interrupted(tmp_path, few, SETTINGS, epochs=1)
     before = (tmp_path / "checkpoint.pt").read_bytes()
-    checkpoint = loop.load(tmp_path)
+    checkpoint = loop.load_checkpoint(tmp_path)
     save = torch.save
 
     def half(content: object, file: Any) -> None:
@@ -166,7 +166,7 @@ def test_a_training_that_breaks_off_at_its_very_end_can_be_finished(
     epochs: list[loop.Epoch] = []
     whole = trained(tmp_path, few, SETTINGS, resume=True, on_epoch=epochs.append)
     assert (epochs, (tmp_path / "curves.png").exists()) == ([], True), "nothing was left but to draw"
-    assert torch.equal(weights(whole), weights(loop.load(tmp_path)))
+    assert torch.equal(weights(whole), weights(loop.load_checkpoint(tmp_path)))
     with pytest.raises(UserError, match="is finished: there is nothing to resume"):
         trained(tmp_path, few, SETTINGS, resume=True)
 
@@ -246,7 +246,7 @@ def test_a_training_that_diverges_says_so_and_keeps_nothing(tmp_path: Path, few:
 
 
 def test_logits_and_probabilities_agree(run: Path, digits: datasets.Dataset) -> None:
-    checkpoint = loop.load(run)
+    checkpoint = loop.load_checkpoint(run)
     logits = loop.logits(checkpoint, digits.test.pixels)
     assert logits.shape == (360, 10)
     assert logits.dtype == np.float32
@@ -342,7 +342,7 @@ def test_the_speed_net_survives_export(tmp_path: Path, few: datasets.Dataset) ->
 
     checkpoint = trained(tmp_path / "run", few, recipes.settings("speed-net:width=32", 384, epochs=1))
     path = pipeline.export(checkpoint, few, tmp_path / "models", "fast", calibrate=False).path
-    served = session.load(path, "cpu", 1)
+    served = session.load_model(path, "cpu", 1)
     for items in (1, 5):
         found = served.probabilities(few.test.pixels[:items])
         np.testing.assert_allclose(found, loop.predict(checkpoint, few.test.pixels[:items]), atol=1e-4)
@@ -392,7 +392,7 @@ def test_two_processes_agree_with_one(tmp_path: Path) -> None:
     assert process.returncode == 0, errors
     assert output.count("epoch 1/2") == 1, "rank 0 alone prints"
     assert "2 processes" in output
-    one, two = loop.load(tmp_path / "one"), loop.load(tmp_path / "two")
+    one, two = loop.load_checkpoint(tmp_path / "one"), loop.load_checkpoint(tmp_path / "two")
     assert one.settings == two.settings
     # The same batches of 100, of which each process saw half: what differs is the order in which floats are added up. How far that
     # takes a single weight depends on the processor; with batches of 50 all of them together differ by a fifth.
@@ -425,7 +425,7 @@ def test_two_processes_refuse_with_one_line_and_end_together_when_one_dies(tmp_p
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode != 0
-    assert loop.load(run).epoch >= 1
+    assert loop.load_checkpoint(run).epoch >= 1
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
 

@@ -292,11 +292,11 @@ def test_log_odds_survive_certainty() -> None:
 
 
 def test_a_step_of_learning_is_gradient_descent(run: Path, digits: datasets.Dataset) -> None:
-    loaded = loop.load(run)
+    loaded = loop.load_checkpoint(run)
     before = {name: value.clone() for name, value in loaded.network.state_dict().items()}
     pixels, label = digits.test.pixels[0], 3
     step = backpropagation.learn(loaded, pixels, label, 0.02)
-    network = loop.load(run).network
+    network = loop.load_checkpoint(run).network
     x, target = normalised(loaded, pixels), torch.tensor([label])
     optimizer = torch.optim.SGD(network.parameters(), lr=0.02)
     loss = functional.cross_entropy(network(x), target)
@@ -348,7 +348,7 @@ def qdq(model: onnx.ModelProto, pictures: np.ndarray, folder: Path) -> onnx.Mode
 
 
 def test_an_int8_file_has_the_same_layers_with_nearly_the_same_values(run: Path, digits: datasets.Dataset, tmp_path: Path) -> None:
-    loaded = loop.load(run)
+    loaded = loop.load_checkpoint(run)
     exact = of(loaded)
     rounded = dataclasses.replace(exact, model=qdq(exact.model, digits.training.pixels[:32], tmp_path))
     assert "QuantizeLinear" in {node.op_type for node in rounded.model.graph.node}
@@ -400,7 +400,7 @@ def test_a_foreign_classifier(tmp_path: Path, flower: Path, layout: str, batch: 
     sides = [batch, 3, 40, 48] if layout == "NCHW" else [batch, 40, 48, 3]
     path = foreign(tmp_path / "net.onnx", layout, shape=sides)
     (tmp_path / "labels.txt").write_text("a\nb\nc\nd\ne\n")
-    found = subject.load(path)
+    found = subject.load_subject(path)
     assert found.spec.shape == (40, 48, 3)
     assert found.labels == tuple("abcde")
     pixels = np.asarray(Image.open(flower).resize((48, 40)))
@@ -415,7 +415,7 @@ def test_a_foreign_classifier(tmp_path: Path, flower: Path, layout: str, batch: 
 
 
 def test_a_foreign_classifier_of_pixels_and_of_any_size(tmp_path: Path, flower: Path) -> None:
-    found = subject.load(foreign(tmp_path / "net.onnx", "NHWC", TensorProto.UINT8, ["N", "h", "w", 3]))
+    found = subject.load_subject(foreign(tmp_path / "net.onnx", "NHWC", TensorProto.UINT8, ["N", "h", "w", 3]))
     assert found.spec.shape == (224, 224, 3)
     pixels = np.asarray(Image.open(flower).resize((224, 224)))
     assert found.feed(pixels[np.newaxis]).dtype == np.uint8
@@ -436,7 +436,7 @@ def test_scalings_of_pixels() -> None:
 def test_files_that_cannot_be_walked_through(tmp_path: Path, model_file: Path) -> None:
     def refused(path: Path, words: str, **options: Any) -> None:
         with pytest.raises(UserError, match=words):
-            subject.load(path, **options)
+            subject.load_subject(path, **options)
 
     refused(tmp_path / "missing.onnx", "No such file")
     refused(tmp_path, "neither model.onnx nor checkpoint.pt")
@@ -449,14 +449,14 @@ def test_files_that_cannot_be_walked_through(tmp_path: Path, model_file: Path) -
     refused(foreign(tmp_path / "d.onnx", "NCHW", shape=["N", 3, 9999, 48]), "at most 4096x4096")
     gray = foreign(tmp_path / "e.onnx", "NCHW", shape=["N", 1, 40, 48])
     refused(gray, "imagenet is for colour", scaling="imagenet")
-    assert subject.load(model_file.parent).name == "digits"
+    assert subject.load_subject(model_file.parent).name == "digits"
 
 
 def test_labels_must_be_as_many_as_scores(tmp_path: Path, photo: np.ndarray) -> None:
     path = foreign(tmp_path / "net.onnx", "NCHW", shape=["N", 3, 32, 32])
     (tmp_path / "labels.txt").write_text("a\nb\n")
     with pytest.raises(UserError, match="5 scores, and there are 2 labels"):
-        network_page.page(subject.load(path), photo, photo, "photo.png")
+        network_page.page(subject.load_subject(path), photo, photo, "photo.png")
 
 
 def test_maps_share_a_scale_and_zero_is_black_or_white() -> None:
@@ -573,7 +573,7 @@ def test_the_pictures_folder_is_its_label(tmp_path: Path, digit: Path, run: Path
 
 
 def test_markup_in_names_stays_text(tmp_path: Path, digit: Path, run: Path) -> None:
-    loaded = loop.load(run)
+    loaded = loop.load_checkpoint(run)
     labels = tuple(f"<b>{label}</b> & co" for label in loaded.labels)
     (tmp_path / "run").mkdir()
     save(dataclasses.replace(loaded, labels=labels), tmp_path / "run")

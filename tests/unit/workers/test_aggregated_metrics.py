@@ -4,7 +4,8 @@ from prometheus_client.core import Metric
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from service.observability.metrics import Metrics, Phases
+from service.observability.metrics import Metrics
+from service.phases import Phases
 from service.workers.aggregated_metrics import NOT_SUMMED, counts, merge, without_forgotten
 
 SUMMED = {

@@ -90,7 +90,7 @@ def test_answering_may_mean_to_ask_in_turn(connect: Connect) -> None:
     "error",
     [
         errors.UserError("no such folder"),
-        errors.NotServed("no model named 'x'"),
+        errors.NotFound("no model named 'x'"),
         errors.GoldenMismatch("off by 1"),
         errors.InvalidRequest("bad", "items[3]"),
         ModuleNotFoundError("No module named 'onnxruntime'", name="onnxruntime"),

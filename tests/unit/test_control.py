@@ -1,7 +1,7 @@
 import pytest
 
-from service import standing_calls
-from service.standing_calls import Call, remember
+from service import control
+from service.control import Call, remember
 
 
 def test_what_was_undone_is_forgotten_and_what_stands_stands_once() -> None:
@@ -13,7 +13,7 @@ def test_what_was_undone_is_forgotten_and_what_stands_stands_once() -> None:
 
 
 def test_a_later_call_takes_the_place_of_an_earlier_and_an_empty_name_undoes_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(standing_calls.UNDOES, "close", "open")
+    monkeypatch.setitem(control.UNDOES, "close", "open")
     calls: list[Call] = [("unload", "a")]
     for call in (("open", "x", 1), ("open", "y", 2), ("open", "x", 3)):
         calls = remember(calls, call)

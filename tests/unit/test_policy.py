@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from service.config import Policy, read_policy
 from service.errors import InvalidModel, UserError
 from service.model.contract import Contract
 from service.model.repository_layout import check_model_name, misplaced, model_names, model_path, next_version, version_numbers
+from service.policy import Policy, read_policy
 
 CONTRACT = {
     "schema": 1,

@@ -1,0 +1,100 @@
+"""How one model is served: `serving.toml`."""
+
+import re
+import tomllib
+from collections.abc import Collection
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from service.errors import UserError
+
+Provider = Literal["auto", "cuda", "cpu", "tensorrt", "openvino"]
+
+_ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}")
+_VERSIONS = re.compile(r"all|latest:[1-9][0-9]{0,8}|[1-9][0-9]{0,8}(,[1-9][0-9]{0,8})*")
+
+MAX_TIMEOUT_SECONDS = 1e9
+"""Of a request, whether it says so itself or its model's policy does."""
+
+
+class Policy(BaseModel):
+    """How one model is served. Counts are of items (images), never of requests."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    max_batch_size: int = Field(default=64, ge=1, le=4096)
+    max_queue_delay_seconds: float = Field(default=0.0, ge=0, le=60, allow_inf_nan=False)
+    max_queue_items: int = Field(default=1024, ge=1)
+    max_request_items: int = Field(default_factory=lambda given: min(512, given["max_queue_items"]), ge=1)
+    default_timeout_seconds: float = Field(default=0.0, ge=0, le=MAX_TIMEOUT_SECONDS)
+    priority_levels: int = Field(default=2, ge=1, le=1000)
+    default_priority: int = Field(default_factory=lambda given: given["priority_levels"], ge=1)
+    instances: int = Field(default=1, ge=1, le=64)
+    provider: Provider | None = None
+    max_image_pixels: int = Field(default=25_000_000, ge=1)
+    versions: str = "latest:1"
+    aliases: dict[str, Annotated[int, Field(ge=1, lt=10**9, strict=True)]] = {}
+
+    @field_validator("versions")
+    @classmethod
+    def _known_form(cls, versions: str) -> str:
+        versions = versions.replace(" ", "")
+        if not _VERSIONS.fullmatch(versions):
+            raise ValueError('accepted are "latest:N", "all", and a list of versions such as "1,3"')
+        return versions
+
+    @field_validator("aliases")
+    @classmethod
+    def _names(cls, aliases: dict[str, int]) -> dict[str, int]:
+        for name in aliases:
+            if not _ALIAS.fullmatch(name) or name == "latest":
+                raise ValueError(
+                    f"{name!r} cannot be an alias: one starts with a letter, holds at most 64 letters, digits, '.', '_' and '-', "
+                    "and is not 'latest', which is always the highest version served"
+                )
+        return aliases
+
+    @cached_property
+    def latest(self) -> int:
+        """How many of the highest versions that load are served, whatever their numbers."""
+        return int(self.versions.removeprefix("latest:")) if self.versions.startswith("latest:") else 0
+
+    def named(self, found: Collection[int]) -> set[int]:
+        """The versions to serve whatever others there are, where `found` are in the repository. One with an alias is among them."""
+        if self.versions == "all":
+            listed = set(found)
+        else:
+            listed = set() if self.latest else {int(version) for version in self.versions.split(",")}
+        return listed | set(self.aliases.values())
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Policy":
+        if self.max_request_items > self.max_queue_items:
+            raise ValueError(f"max_request_items ({self.max_request_items}) is above max_queue_items ({self.max_queue_items})")
+        if self.default_priority > self.priority_levels:
+            raise ValueError(f"default_priority ({self.default_priority}) is above priority_levels ({self.priority_levels})")
+        return self
+
+
+def read_policy(path: Path) -> Policy:
+    """The policy in a `serving.toml`; the defaults where there is no such file.
+
+    Raises UserError that names the key and what it accepts.
+    """
+    try:
+        settings = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return Policy()
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{path.parent.name}/{path.name}: {error}") from None
+    try:
+        return Policy.model_validate(settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(step) for step in first["loc"])
+        known = f"; the keys are {', '.join(Policy.model_fields)}" if first["type"] == "extra_forbidden" else ""
+        what = "unknown key" if known else first["msg"].removeprefix("Value error, ")
+        raise UserError(f"{path.parent.name}/{path.name}: {key + ': ' if key else ''}{what}{known}") from None
