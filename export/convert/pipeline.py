@@ -35,6 +35,7 @@ from export.evaluation import scores as evaluation
 from export.evaluation.calibration import fit_temperature
 from export.training import loop
 from export.training.loop import Checkpoint
+from service import DISTRIBUTION
 from service.errors import InvalidRequest, LoadError, UserError
 from service.model import cpus, session
 from service.model.contract import INPUT_NAME, LOGITS_NAME, MAX_GOLDEN_PIXELS, PROBABILITIES_NAME, Contract, Golden, Training
@@ -49,7 +50,7 @@ Progress = Callable[[str, int, int], None]
 """Called with: what is being done, how many pictures of it are done, and of how many; 0 of 0 if nobody counts."""
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-_VERSIONS = ("convoy", "torch", "onnx", "onnxscript", "onnxruntime", "numpy", "pillow")
+_VERSIONS = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy", "pillow")
 
 
 @dataclass(frozen=True)
@@ -329,7 +330,10 @@ def _contract(checkpoint: Checkpoint, dataset: Dataset, name: str, temperature: 
             epochs=checkpoint.epoch,
             seed=checkpoint.settings.seed,
             temperature=temperature,
-            versions={package: importlib.metadata.version(package) for package in _VERSIONS if _installed(package)},
+            versions={
+                "convoy": importlib.metadata.version(DISTRIBUTION),
+                **{package: importlib.metadata.version(package) for package in _VERSIONS if _installed(package)},
+            },
             commit=_commit(),
         ),
         golden=tuple(golden),

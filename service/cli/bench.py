@@ -15,7 +15,7 @@ from service.bench.images import Encoding, made_up, of_files
 from service.bench.load import Load, Outcome
 from service.bench.load import run as send
 from service.bench.server_metrics import Snapshot, look
-from service.cli import FiniteFloat
+from service.cli.parameters import FiniteFloat
 from service.client import CallFailed, Client
 from service.client.messages import no_server
 from service.errors import UserError

@@ -22,6 +22,7 @@ from werkzeug.http import generate_etag
 from werkzeug.routing import Map, Rule
 from werkzeug.wrappers import Request, Response
 
+from service import DISTRIBUTION
 from service.engine.classifier import Classifier, Item, Query
 from service.engine.repository import Repository, ServedModel
 from service.errors import ConvoyError, InvalidRequest, RequestError
@@ -98,7 +99,7 @@ class Page:
         served = self._repository.served
         return _json(
             {
-                "convoy": installed("convoy"),
+                "convoy": installed(DISTRIBUTION),
                 "models": [
                     {
                         "name": name,

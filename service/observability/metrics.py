@@ -28,6 +28,7 @@ from prometheus_client import Info as InfoMetric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from service import DISTRIBUTION
 from service.observability.histogram import FOLD, Histogram, Total, add, taken
 from service.observability.trace_context import TraceContext
 from service.phases import PHASES, Phases
@@ -306,7 +307,7 @@ class Metrics:
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         build = InfoMetric("convoy_build", "Versions of Convoy and of what it runs on", registry=registry)
-        build.info({"version": version("convoy"), "python": platform.python_version()} | _versions("grpcio", "onnxruntime"))
+        build.info({"version": version(DISTRIBUTION), "python": platform.python_version()} | _versions("grpcio", "onnxruntime"))
 
         self._transport = Gauge("convoy_transport_info", "1 for the gRPC transport in use", ("transport",), registry=registry)
 

@@ -31,6 +31,7 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
+from service import DISTRIBUTION
 from service.errors import RequestError, UserError
 from service.observability.trace_context import TraceContext
 from service.phases import Phases
@@ -79,7 +80,7 @@ class Tracing:
         if not _URL.fullmatch(endpoint):
             raise UserError(f"--otlp-endpoint {endpoint!r} is not http://HOST:PORT or https://HOST:PORT")
         self._sample = sample
-        named = Resource({"service.name": "convoy", "service.version": package_version("convoy")})
+        named = Resource({"service.name": "convoy", "service.version": package_version(DISTRIBUTION)})
         self._provider = TracerProvider(
             sampler=ALWAYS_ON,
             resource=Resource.create().merge(named).merge(OTELResourceDetector().detect()),

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from importlib.metadata import version as installed
 from typing import Any
 
+from service import DISTRIBUTION
 from service.engine.repository import Repository, ServedModel
 from service.errors import RequestError
 from service.model.repository_layout import MODEL_FILE
@@ -40,7 +41,7 @@ class ServerMetadata:
 
     def server(self) -> dict[str, Any]:
         """What the server is, and the extensions that it offers."""
-        return {"name": "convoy", "version": installed("convoy"), "extensions": list(EXTENSIONS)}
+        return {"name": "convoy", "version": installed(DISTRIBUTION), "extensions": list(EXTENSIONS)}
 
     def model_ready(self, name: str, version: str) -> bool:
         """Whether requests to a model are answered now. One that nobody knows is not ready."""
