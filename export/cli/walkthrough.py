@@ -7,6 +7,7 @@ import click
 from rich.console import Console
 
 from export.cli import options
+from export.files import read_file
 from export.walkthrough.scaling import SCALINGS, Scaling
 from service.errors import InvalidRequest, LoadError, UserError
 
@@ -50,7 +51,7 @@ def walkthrough(
     from service.model.preprocessing import decode
 
     options.check_new_folder(output)
-    encoded = _read(image)
+    encoded = read_file(image)
     with options.progress() as progress:
         task = progress.add_task("", total=None)
 
@@ -82,13 +83,6 @@ def walkthrough(
         if section.bars:
             console.print(section.paragraphs[-1], soft_wrap=True, markup=False)
     console.print(f"wrote {output / names[0]} and {len(names) - 1} pictures beside it", soft_wrap=True, markup=False)
-
-
-def _read(image: Path) -> bytes:
-    try:
-        return image.read_bytes()
-    except OSError as error:
-        raise UserError(f"{image}: {error.strerror}") from None
 
 
 def _aim(found: "Subject", label: str | None, learning_rate: float | None, image: Path) -> int | None:

@@ -356,7 +356,7 @@ def _installed(package: str) -> bool:
 
 def _commit() -> str | None:
     """The commit of Convoy's source, where this is a clone of it."""
-    folder = Path(__file__).resolve().parent
+    folder = Path(__file__).resolve().parents[2]  # that of the package `export`
     try:
         found = subprocess.run(
             ["git", "rev-parse", "--show-toplevel", "HEAD"],  # noqa: S607 - whichever git is on the path
@@ -365,4 +365,4 @@ def _commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     top, _, commit = found.stdout.strip().rpartition("\n")
-    return commit if Path(top) == folder.parent else None  # else it is installed inside of some other project's clone
+    return commit if Path(top) == folder else None  # else it is installed inside of some other project's clone

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from export.data import downloads, image_folder
 from export.data.augmentation import Augmentation
+from export.files import read_file
 from service.errors import UserError
 from service.model.contract import InputSpec
 from service.model.preprocessing import encode_png, resize
@@ -245,7 +246,7 @@ def _read(files: list[image_folder.File], spec: InputSpec, part: str, skipped: l
         skipped += [f"{file.path}: {problem}" for file, problem in zip(files, problems, strict=True) if problem is not None]
         good = [index for index, problem in enumerate(problems) if problem is None]
         pixels, files = pixels[good], [files[index] for index in good]
-    return Part(pixels, np.array([file.label for file in files], np.int64), lambda index: image_folder.encoded(files[index].path))
+    return Part(pixels, np.array([file.label for file in files], np.int64), lambda index: read_file(files[index].path))
 
 
 def _input(natural: InputSpec, choices: Choices) -> InputSpec:

@@ -18,6 +18,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from export.files import read_file
 from service.errors import UserError
 
 Progress = Callable[[str, int, int], None]
@@ -232,12 +233,10 @@ class _Bar:
 
 
 def _unpacked(path: Path) -> bytes:
+    content = read_file(path)
     try:
-        content = path.read_bytes()
         return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
-    except OSError as error:  # gzip's own error, too
-        raise UserError(f"{path}: {error.strerror or error}") from None
-    except (EOFError, zlib.error) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{path}: cut short or damaged ({error})") from None
 
 

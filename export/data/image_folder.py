@@ -150,14 +150,6 @@ def pixels(files: list[File], spec: InputSpec, what: str, on_progress: Progress)
     return kept, list(_each(decode_into, range(len(files)), what, on_progress, threads=1 if small else _cores()))
 
 
-def encoded(path: Path) -> bytes:
-    """A picture's own file. Raises UserError if it is gone."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-
-
 def _parts(folder: Path) -> tuple[dict[str, Path], list[str]]:
     """The folders of the parts, and what lies beside them."""
     if not folder.is_dir():

@@ -17,6 +17,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, inliner
 
+from export.files import read_file
 from export.inspection.layer_names import layer_name
 from service.errors import InvalidModel, UserError, first_line
 from service.model.contract import METADATA_KEY, Contract
@@ -104,12 +105,9 @@ def inspect(path: Path) -> Inspection:
 
 def read(path: Path) -> tuple[bytes, onnx.ModelProto]:
     """A model file's bytes, and what they say. Raises UserError as `inspect` does."""
-    try:
-        content = path.read_bytes()
-    except IsADirectoryError:
-        raise UserError(f"{path} is a folder; wanted is an ONNX file, as `convoy export` makes one of a run") from None
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; expected an ONNX file, such as `convoy export` makes from a run")
+    content = read_file(path)
     with _valid(path):
         model = onnx.load_model_from_string(content)
         if not model.ir_version or not model.graph.node:

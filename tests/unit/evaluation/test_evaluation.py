@@ -421,7 +421,7 @@ def test_the_card_shows_names_as_they_are(model_file: Path) -> None:
 
 
 def test_the_commit_is_of_convoys_own_clone_or_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = Path(pipeline.__file__).parents[1]
+    own = Path(__file__).parents[3]
     assert pipeline._commit() == (git(own, "rev-parse", "HEAD") if (own / ".git").exists() else None)
     installed = tmp_path / "site-packages" / "export" / "convert/pipeline.py"
     installed.parent.mkdir(parents=True)
