@@ -8,7 +8,7 @@ from rich.console import Console
 
 from export.cli import options
 from export.files import read_file
-from export.walkthrough.scaling import SCALINGS, Scaling
+from export.walkthrough.pixel_scaling import SCALINGS, Scaling
 from service.errors import InvalidRequest, LoadError, UserError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def walkthrough(
       convoy walkthrough digit.png --model models/digits/1/model.onnx --output tour
       convoy walkthrough digit.png --model run --label 6 --output tour
     """  # noqa: D301 - \b keeps click from re-wrapping the lines
-    from export.walkthrough import network_page, subject, tutorial_page, tutorial_tour, web_page
+    from export.walkthrough import network_page, subject, tutorial_page, tutorial_steps, web_page
     from service.model.preprocessing import decode
 
     options.check_new_folder(output)
@@ -63,12 +63,12 @@ def walkthrough(
                 for name, value in (("--label", label), ("--learning-rate", learning_rate), ("--scaling", scaling)):
                     if value is not None:
                         raise UserError(f"{name} needs --model")
-                page = tutorial_page.page(tutorial_tour.tour(encoded, _MAX_PIXELS), image.name)
+                page = tutorial_page.page(tutorial_steps.tour(encoded, _MAX_PIXELS), image.name)
             else:
                 on_step("reading the model", 0, 0)
                 found = subject.load_subject(model_path, scaling)
                 aim = _aim(found, label, learning_rate, image)
-                pixels, photo = decode(encoded, found.spec, _MAX_PIXELS), tutorial_tour.photo(encoded, _MAX_PIXELS)
+                pixels, photo = decode(encoded, found.spec, _MAX_PIXELS), tutorial_steps.photo(encoded, _MAX_PIXELS)
                 page = network_page.page(found, pixels, photo, image.name, aim, learning_rate or 0.01, on_step)
         except InvalidRequest as error:
             raise UserError(f"{image}: {error}") from None

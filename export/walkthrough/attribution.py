@@ -14,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 
 from export.walkthrough.activations import Probe
-from export.walkthrough.operators import attributes
+from export.walkthrough.layer_text import attributes
 
 _PATCHES_ALONG = 18
 _PATCH_SHARE = 5

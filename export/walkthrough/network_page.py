@@ -10,7 +10,7 @@ from export.walkthrough import attribution, feature_maps
 from export.walkthrough.activations import QUANTISATION, Probe, Stop
 from export.walkthrough.attribution import Occlusion
 from export.walkthrough.feature_maps import SHOWN_MAPS, Scale
-from export.walkthrough.operators import attributes, explain, title
+from export.walkthrough.layer_text import attributes, explain, title
 from export.walkthrough.subject import Answers, Subject
 from export.walkthrough.web_page import Bar, Example, Figure, Page, Section, Step, curve, number, percent, sum_of_products
 from service.errors import UserError

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from export.inspection import layers
-from export.walkthrough.scaling import Scaling, scaled
+from export.walkthrough.pixel_scaling import Scaling, scaled
 from service.errors import InvalidModel, UserError, first_line
 from service.model.contract import INPUT_NAME, LOGITS_NAME, InputSpec
 from service.model.cpus import cpu_budget

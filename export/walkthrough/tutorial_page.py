@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from export.walkthrough import feature_maps
 from export.walkthrough.feature_maps import Scale
-from export.walkthrough.tutorial_tour import LAPLACIAN, SIDE, UNITS, Tour
+from export.walkthrough.tutorial_steps import LAPLACIAN, SIDE, UNITS, Tour
 from export.walkthrough.web_page import Example, Figure, Page, Step, rows, sum_of_products
 
 

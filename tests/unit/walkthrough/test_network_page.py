@@ -31,10 +31,10 @@ from export.walkthrough import (
     backpropagation,
     feature_maps,
     network_page,
-    scaling,
+    pixel_scaling,
     subject,
     tutorial_page,
-    tutorial_tour,
+    tutorial_steps,
     web_page,
 )
 from export.walkthrough.activations import Probe
@@ -93,7 +93,7 @@ def invoke(*arguments: object) -> Result:
 
 
 def test_the_tour_has_the_articles_shapes(flower: Path) -> None:
-    tour = tutorial_tour.tour(flower.read_bytes(), MAX_PIXELS)
+    tour = tutorial_steps.tour(flower.read_bytes(), MAX_PIXELS)
     shapes = {field.name: getattr(tour, field.name).shape for field in dataclasses.fields(tour)}
     assert shapes == {
         "loaded": (427, 640, 3), "gray": (427, 640, 1), "resized": (300, 300, 1), "normalised": (1, 300, 300, 1),
@@ -104,23 +104,23 @@ def test_the_tour_has_the_articles_shapes(flower: Path) -> None:
 
 
 def test_the_tours_numbers_are_those_of_torch(flower: Path) -> None:
-    tour = tutorial_tour.tour(flower.read_bytes(), MAX_PIXELS)
+    tour = tutorial_steps.tour(flower.read_bytes(), MAX_PIXELS)
     assert (tour.loaded == load_sample_image("flower.jpg")).all()
     red, green, blue = tour.loaded.astype(float).transpose(2, 0, 1)
     assert np.abs(tour.gray[:, :, 0] - (0.299 * red + 0.587 * green + 0.114 * blue)).max() <= 1
     x = torch.from_numpy(tour.normalised).permute(0, 3, 1, 2)
     assert 0 <= x.min() < x.max() <= 1
-    convolved = functional.conv2d(x, torch.from_numpy(tutorial_tour.LAPLACIAN)[None, None], padding=1)
+    convolved = functional.conv2d(x, torch.from_numpy(tutorial_steps.LAPLACIAN)[None, None], padding=1)
     pooled = functional.max_pool2d(convolved.relu(), 2)
     np.testing.assert_allclose(tour.convolved, convolved.permute(0, 2, 3, 1), atol=1e-5)
     np.testing.assert_allclose(tour.pooled, pooled.permute(0, 2, 3, 1), atol=1e-5)
-    weights = torch.from_numpy(tutorial_tour.dense_weights(22500))
+    weights = torch.from_numpy(tutorial_steps.dense_weights(22500))
     np.testing.assert_allclose(tour.dense, pooled.reshape(1, -1) @ weights, atol=1e-3)
     assert weights.abs().max() <= (6 / 22564) ** 0.5
 
 
 def test_the_tours_worked_examples_add_up(flower: Path) -> None:
-    page = tutorial_page.page(tutorial_tour.tour(flower.read_bytes(), MAX_PIXELS), "flower.png")
+    page = tutorial_page.page(tutorial_steps.tour(flower.read_bytes(), MAX_PIXELS), "flower.png")
     convolution, pooling = (step.example for step in page.steps if step.example)
     assert convolution is not None
     assert pooling is not None
@@ -150,7 +150,7 @@ def test_what_is_worked_out_adds_up_as_it_is_printed(seed: int) -> None:
 def test_a_picture_of_one_colour_has_no_edges_but_its_border(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     Image.new("L", (90, 70), 171).save(buffer, "PNG")
-    tour = tutorial_tour.tour(buffer.getvalue(), MAX_PIXELS)
+    tour = tutorial_steps.tour(buffer.getvalue(), MAX_PIXELS)
     assert not tour.convolved[:, 1:-1, 1:-1].any()
     assert tour.convolved[:, 0].all()
     load, *_ = tutorial_page.page(tour, "gray.png").steps
@@ -158,7 +158,7 @@ def test_a_picture_of_one_colour_has_no_edges_but_its_border(tmp_path: Path) -> 
 
 
 def test_the_flat_vector_has_the_colours_of_the_map_that_it_was(flower: Path) -> None:
-    *_, pooled, flat, _ = tutorial_page.page(tutorial_tour.tour(flower.read_bytes(), MAX_PIXELS), "flower.png").steps
+    *_, pooled, flat, _ = tutorial_page.page(tutorial_steps.tour(flower.read_bytes(), MAX_PIXELS), "flower.png").steps
     assert flat.title == "Flatten"
     assert flat.figures[0].scale == pooled.figures[0].scale
 
@@ -425,11 +425,11 @@ def test_a_foreign_classifier_of_pixels_and_of_any_size(tmp_path: Path, flower: 
 
 def test_scalings_of_pixels() -> None:
     pixels = np.array([[0, 51, 255]], np.uint8)
-    assert scaling.scaled(pixels, "0..255").tolist() == [[0, 51, 255]]
-    np.testing.assert_allclose(scaling.scaled(pixels, "0..1"), [[0, 0.2, 1]], rtol=1e-6)
-    np.testing.assert_allclose(scaling.scaled(pixels, "-1..1"), [[-1, -0.6, 1]], rtol=1e-6)
+    assert pixel_scaling.scaled(pixels, "0..255").tolist() == [[0, 51, 255]]
+    np.testing.assert_allclose(pixel_scaling.scaled(pixels, "0..1"), [[0, 0.2, 1]], rtol=1e-6)
+    np.testing.assert_allclose(pixel_scaling.scaled(pixels, "-1..1"), [[-1, -0.6, 1]], rtol=1e-6)
     np.testing.assert_allclose(
-        scaling.scaled(pixels, "imagenet"), [[-0.485 / 0.229, (0.2 - 0.456) / 0.224, (1 - 0.406) / 0.225]], rtol=1e-5
+        pixel_scaling.scaled(pixels, "imagenet"), [[-0.485 / 0.229, (0.2 - 0.456) / 0.224, (1 - 0.406) / 0.225]], rtol=1e-5
     )
 
 
@@ -624,4 +624,4 @@ def test_a_photo_that_was_taken_upright_is_shown_upright(flower: Path) -> None:
     exif[0x0112] = 6  # turn by 90 degrees, clockwise
     buffer = io.BytesIO()
     turned.save(buffer, "PNG", exif=exif)
-    assert (tutorial_tour.photo(buffer.getvalue(), MAX_PIXELS) == load_sample_image("flower.jpg")).all()
+    assert (tutorial_steps.photo(buffer.getvalue(), MAX_PIXELS) == load_sample_image("flower.jpg")).all()
