@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from export.cli import options
+from export.cli.progress_bar import progress_bar
 from service.errors import LoadError, UserError
 
 if TYPE_CHECKING:
@@ -59,14 +60,9 @@ def export(
     checkpoint = loop.load_checkpoint(run)
     known = (checkpoint.source, checkpoint.settings.seed, checkpoint.input, checkpoint.labels)
     dataset = options.load_with_progress(console, partial(reload_dataset, *known, data, data_dir))
-    with options.progress() as progress:
-        task = progress.add_task("", total=None)
-
-        def on_step(step: str, done: int, total: int) -> None:
-            progress.update(task, description=step, completed=done, total=total or None)
-
+    with progress_bar() as on_progress:
         found = pipeline.export(
-            checkpoint, dataset, repository, name or dataset.name, minimum_accuracy / 100, calibration, run, on_step,
+            checkpoint, dataset, repository, name or dataset.name, minimum_accuracy / 100, calibration, run, on_progress,
             precision, max_accuracy_loss / 100,
         )  # fmt: skip
     path, parity = found.path, found.parity
@@ -129,9 +125,8 @@ def evaluate(
     if output is not None:
         options.new_folder(output)
     chosen: Part = getattr(dataset, part)
-    with options.progress() as progress:
-        task = progress.add_task(f"{part} part", total=len(chosen))
-        scores = measure(served, chosen, dataset.labels, lambda done, total: progress.update(task, completed=done, total=total))
+    with progress_bar() as on_progress:
+        scores = measure(served, chosen, dataset.labels, partial(on_progress, f"{part} part"))
     heading = {
         "model": contract.name,
         "precision": contract.precision,

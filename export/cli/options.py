@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from export.cli.progress_bar import progress_bar
+from export.progress import OnProgress
 from service.errors import UserError
 
 if TYPE_CHECKING:
@@ -138,32 +139,12 @@ def picture_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def load_with_progress(
-    console: Console, read: "Callable[[Callable[[str, int, int], None]], Dataset]", *, to_train: bool = False
-) -> "Dataset":
-    """Loads data by `read`, which is given what to call with its progress; shows a bar, and then what was found."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        tasks: dict[str, Any] = {}
-
-        def on_progress(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                for task in tasks.values():
-                    progress.remove_task(task)
-                tasks.clear()
-                tasks[what] = progress.add_task(what)
-            progress.update(tasks[what], completed=done, total=total or None)
-
+def load_with_progress(console: Console, read: "Callable[[OnProgress], Dataset]", *, to_train: bool = False) -> "Dataset":
+    """Loads data with `read`, which is given a progress callback; shows a bar meanwhile, and then what was loaded."""
+    with progress_bar(console) as on_progress:
         dataset = read(on_progress)
     console.print(summary(dataset, to_train=to_train), soft_wrap=True, markup=False)
     return dataset
-
-
-def progress() -> Progress:
-    """A bar on stderr, so that what is printed can be read by a program; nothing where nobody watches."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def summary(dataset: "Dataset", *, to_train: bool = False) -> str:

@@ -7,6 +7,7 @@ import click
 from rich.console import Console
 
 from export.cli import options
+from export.cli.progress_bar import progress_bar
 from export.files import read_file
 from export.walkthrough.pixel_scaling import SCALINGS, Scaling
 from service.errors import InvalidRequest, LoadError, UserError
@@ -52,12 +53,7 @@ def walkthrough(
 
     options.check_new_folder(output)
     encoded = read_file(image)
-    with options.progress() as progress:
-        task = progress.add_task("", total=None)
-
-        def on_step(step: str, done: int, total: int) -> None:
-            progress.update(task, description=step, completed=done, total=total or None)
-
+    with progress_bar() as on_progress:
         try:
             if model_path is None:
                 for name, value in (("--label", label), ("--learning-rate", learning_rate), ("--scaling", scaling)):
@@ -65,16 +61,16 @@ def walkthrough(
                         raise UserError(f"{name} needs --model")
                 page = tutorial_page.page(tutorial_steps.tour(encoded, _MAX_PIXELS), image.name)
             else:
-                on_step("reading the model", 0, 0)
+                on_progress("reading the model", 0, 0)
                 found = subject.load_subject(model_path, scaling)
                 aim = _aim(found, label, learning_rate, image)
                 pixels, photo = decode(encoded, found.spec, _MAX_PIXELS), tutorial_steps.photo(encoded, _MAX_PIXELS)
-                page = network_page.page(found, pixels, photo, image.name, aim, learning_rate or 0.01, on_step)
+                page = network_page.page(found, pixels, photo, image.name, aim, learning_rate or 0.01, on_progress)
         except InvalidRequest as error:
             raise UserError(f"{image}: {error}") from None
         except LoadError as error:
             raise UserError(f"{model_path}: {error}") from None
-        on_step("writing the page", 0, 0)
+        on_progress("writing the page", 0, 0)
         options.new_folder(output)
         names = web_page.write(page, output)
     for bar in page.answers[:1]:

@@ -16,6 +16,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from export.data.datasets import Dataset, Part
 from export.evaluation import figures
 from export.evaluation import scores as evaluation
 from export.evaluation.calibration import fit_temperature
+from export.progress import OnCount, OnProgress, ignore_progress
 from export.training import loop
 from export.training.loop import Checkpoint
 from service import DISTRIBUTION
@@ -45,9 +47,6 @@ from service.model.repository_layout import MODEL_FILE, check_model_name
 GOLDEN_SAMPLES = 4
 GOLDEN_BYTES = 16 * 1024
 _RANGE_ITEMS = 512
-
-Progress = Callable[[str, int, int], None]
-"""Called with: what is being done, how many pictures of it are done, and of how many; 0 of 0 if nobody counts."""
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _VERSIONS = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy", "pillow")
@@ -97,7 +96,7 @@ def export(
     minimum_accuracy: float = 0.0,
     calibrate: bool = True,
     run: Path | None = None,
-    on_step: Progress = lambda step, done, total: None,
+    on_progress: OnProgress = ignore_progress,
     precision: Precision = "fp32",
     max_accuracy_loss: float = evaluation.ACCURACY_LOSS,
 ) -> Exported:
@@ -111,7 +110,7 @@ def export(
         minimum_accuracy: fraction of the test part that must be right, whatever PyTorch reached.
         calibrate: fit a temperature; otherwise the network's own logits are served.
         run: the run's folder, for the training's curves.
-        on_step: told what is being done.
+        on_progress: called with each step.
         precision: of the layers; int8 is for CPUs, fp16 for GPUs.
         max_accuracy_loss: fraction of the test part that may be lost from PyTorch to fp32, and from there to a lower precision.
 
@@ -130,20 +129,20 @@ def export(
         file, full = version / MODEL_FILE, drafts / "fp32.onnx"
         temperature = 1.0
         if calibrate:
-            found = _logits(checkpoint, dataset.validation, lambda *counts: on_step("fitting the temperature", *counts))
+            found = _logits(checkpoint, dataset.validation, partial(on_progress, "fitting the temperature"))
             truth = evaluation.truth_of(dataset.validation, dataset.labels, checkpoint.labels)
             temperature = fit_temperature(found, truth)
-        on_step("converting to ONNX", 0, 0)
+        on_progress("converting to ONNX", 0, 0)
         graph = to_onnx(checkpoint, temperature)
         contract = _contract(checkpoint, dataset, name, temperature)
         write(graph, contract, full)
-        parity = evaluate(full, checkpoint, dataset, lambda *counts: on_step("comparing with PyTorch", *counts))
+        parity = evaluate(full, checkpoint, dataset, partial(on_progress, "comparing with PyTorch"))
         evaluation.check_parity(parity)
         evaluation.check_accuracy(parity, minimum_accuracy, max_accuracy_loss)
         report, quantization = parity, None
         if precision != "fp32":
             if precision == "int8":
-                graph, quantization = lower.quantize(graph, contract, dataset, max_accuracy_loss, drafts, on_step)
+                graph, quantization = lower.quantize(graph, contract, dataset, max_accuracy_loss, drafts, on_progress)
             else:
                 _check_half_range(checkpoint, dataset.validation)
                 graph = to_onnx(checkpoint, temperature, torch.float16)
@@ -153,11 +152,11 @@ def export(
             )
             report = evaluation.compare(
                 served, reference.probabilities, dataset.test, dataset.labels,
-                lambda *counts: on_step("comparing with fp32", *counts),
+                partial(on_progress, "comparing with fp32"),
             )  # fmt: skip
             evaluation.check_accuracy(report, minimum_accuracy, max_accuracy_loss, "fp32")
             contract = lower.with_own_golden(served, contract)
-        on_step("writing the model card", 0, 0)
+        on_progress("writing the model card", 0, 0)
         scores = report.scores
         measured = contract.training.model_copy(
             update={
@@ -179,7 +178,7 @@ def export(
         settings = asdict(checkpoint.settings) | ({"training pictures": checkpoint.augmentation} if checkpoint.augmentation else {})
         text = model_card(contract, report, settings, parts, pictures, digest, size_bytes, parity, cost)
         (version / CARD).write_text(text, encoding="utf-8")
-        on_step("publishing", 0, 0)
+        on_progress("publishing", 0, 0)
         return Exported(publish(version, repository, name), report, parity, cost)
 
 
@@ -213,9 +212,7 @@ def to_onnx(checkpoint: Checkpoint, temperature: float = 1.0, dtype: torch.dtype
     return graph
 
 
-def evaluate(
-    path: Path, checkpoint: Checkpoint, dataset: Dataset, on_step: evaluation.Progress = lambda done, total: None
-) -> evaluation.Report:
+def evaluate(path: Path, checkpoint: Checkpoint, dataset: Dataset, on_count: OnCount = ignore_progress) -> evaluation.Report:
     """Measures a file on the test part, beside the checkpoint it was made from, at the file's temperature.
 
     Raises UserError if it cannot be served.
@@ -226,7 +223,7 @@ def evaluate(
         raise UserError(f"the exported file cannot be served: {error}") from None
     temperature = served.contract.training.temperature
     return evaluation.compare(
-        served, lambda pixels: _probabilities(checkpoint, pixels, temperature), dataset.test, dataset.labels, on_step
+        served, lambda pixels: _probabilities(checkpoint, pixels, temperature), dataset.test, dataset.labels, on_count
     )
 
 
@@ -277,12 +274,12 @@ def _check_half_range(checkpoint: Checkpoint, part: Part) -> None:
         raise UserError(f"fp16: {name} comes to {value:.3g} and half precision ends at {limit:g}: export with --precision fp32")
 
 
-def _logits(checkpoint: Checkpoint, part: Part, on_step: evaluation.Progress) -> NDArray[np.float32]:
+def _logits(checkpoint: Checkpoint, part: Part, on_count: OnCount) -> NDArray[np.float32]:
     """PyTorch's logits float32[N,K] for a part of the data, in batches."""
     found = []
     for chosen in evaluation.batches(len(part), checkpoint.input):
         found.append(loop.logits(checkpoint, part.pixels[chosen]))
-        on_step(chosen.stop, len(part))
+        on_count(chosen.stop, len(part))
     return np.concatenate(found)
 
 

@@ -5,7 +5,7 @@ What is chosen is chosen by the training and the validation part. The test part 
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,6 +20,7 @@ from export.convert.quantization import Quantization
 from export.data.datasets import Dataset
 from export.evaluation import scores
 from export.evaluation.scores import Report
+from export.progress import OnProgress, ignore_progress
 from service.errors import LoadError, UserError
 from service.model import cpus, session
 from service.model.contract import MAX_GOLDEN_PIXELS, Contract, ProviderName
@@ -37,9 +38,6 @@ TOLERANCE: dict[Precision, dict[ProviderName, float]] = {
 
 SPEED_ITEMS = 32
 _ROUND_SECONDS = 0.2
-
-Progress = Callable[[str, int, int], None]
-"""Called with: what is being done, how much of it is done, and of how much."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ def quantize(
     dataset: Dataset,
     max_loss: float,
     folder: Path,
-    on_step: Progress = lambda step, done, total: None,
+    on_progress: OnProgress = ignore_progress,
 ) -> tuple[onnx.ModelProto, Quantization]:
     """Makes an fp32 graph int8.
 
@@ -81,7 +79,7 @@ def quantize(
         dataset: ranges are taken from its training part, decisions from its validation part.
         max_loss: the fraction of the test part that may be lost; of the validation part half of it may, for they differ by chance.
         folder: where candidates are written; what is left there is of no use.
-        on_step: told what is being done.
+        on_progress: called with each step.
 
     Raises:
         UserError: as `quantization.quantize`.
@@ -98,7 +96,7 @@ def quantize(
     truth = scores.truth_of(dataset.validation, dataset.labels, contract.labels)
     order = random.permutation(len(truth))  # so that the first pictures are of all classes
     return quantization.quantize(
-        graph, dataset.training.pixels[chosen], dataset.validation.pixels[order], truth[order], run, max_loss / 2, on_step
+        graph, dataset.training.pixels[chosen], dataset.validation.pixels[order], truth[order], run, max_loss / 2, on_progress
     )
 
 

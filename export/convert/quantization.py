@@ -30,6 +30,7 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from scipy.special import rel_entr
 
 from export.inspection.layer_names import layer_name
+from export.progress import OnProgress, ignore_progress
 from service.errors import UserError
 from service.model.contract import INPUT_NAME
 
@@ -51,9 +52,6 @@ _READ_BYTES = 1 << 21
 
 Run = Callable[[onnx.ModelProto, NDArray[np.uint8]], NDArray[np.float32]]
 """Probabilities float32[N,K] that a graph gives for pictures uint8[N,H,W,C]."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with: what is being done, how much of it is done, and of how much."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ def quantize(
     truth: NDArray[np.int64],
     run: Run,
     max_loss: float,
-    on_step: Progress = lambda step, done, total: None,
+    on_progress: OnProgress = ignore_progress,
 ) -> tuple[onnx.ModelProto, Quantization]:
     """Makes a graph int8.
 
@@ -107,7 +105,7 @@ def quantize(
         truth: their classes int64[N].
         run: computes with a graph as it will be served.
         max_loss: the fraction of the validation part that may be lost. One picture always may: it can lie on the border.
-        on_step: told what is being done.
+        on_progress: called with each step.
 
     Raises:
         UserError: there is nothing to quantise, or so much accuracy is lost with any layer in int8.
@@ -125,18 +123,18 @@ def quantize(
 
     ranges = {}
     for done, name in enumerate(METHODS):
-        on_step("choosing the ranges", done, len(METHODS))
+        on_progress("choosing the ranges", done, len(METHODS))
         ranges[name] = _ranges(graph, METHODS[name], calibration)
     methods = {name: harm(nodes, found)[0] for name, found in ranges.items()}
     method = min(methods, key=lambda name: methods[name])
     alone = {}
     for done, node in enumerate(nodes):
-        on_step("measuring each layer in int8", done, len(nodes))
+        on_progress("measuring each layer in int8", done, len(nodes))
         alone[node] = harm([node], ranges[method])
     floats: list[str] = []
     reference = float((expected.argmax(1) == truth).mean())
     for node in sorted(nodes, key=lambda node: -alone[node][0]):
-        on_step("choosing what stays in float", len(floats), len(nodes))
+        on_progress("choosing what stays in float", len(floats), len(nodes))
         candidate = _quantized(graph, ranges[method], [other for other in nodes if other not in floats])
         accuracy = float((run(candidate, validation).argmax(1) == truth).mean())
         if accuracy >= reference - max(max_loss, 1 / len(truth)) - 1e-9:

@@ -17,15 +17,13 @@ from numpy.typing import NDArray
 from export.data import downloads, image_folder
 from export.data.augmentation import Augmentation
 from export.files import read_file
+from export.progress import OnProgress, ignore_progress
 from service.errors import UserError
 from service.model.contract import InputSpec
 from service.model.preprocessing import encode_png, resize
 
 DATA = ("digits", "mnist", "cifar10")
 """The data sets with a name; anything else is a folder of pictures."""
-
-Progress = Callable[[str, int, int], None]
-"""Called during long work with: what is being done, how much of it is done, how much there is (0 if that is not known)."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ def load_dataset(
     seed: int,
     data_dir: Path | None = None,
     choices: Choices = Choices(),
-    on_progress: Progress = lambda what, done, total: None,
+    on_progress: OnProgress = ignore_progress,
 ) -> Dataset:
     """Loads a data set. The same seed gives the same parts.
 
@@ -96,7 +94,7 @@ def load_dataset(
         seed: of the split into parts, as far as the data are not split already.
         data_dir: where the files of `mnist` or `cifar10` are, or are downloaded to; a cache folder of the user's if not given.
         choices: what to do otherwise than the data suggest.
-        on_progress: told how far it is.
+        on_progress: called with each step.
 
     Raises:
         UserError: there are no such data, or they cannot be had or read, or are no classes to tell apart, or a choice does not fit.
@@ -121,7 +119,7 @@ def reload_dataset(
     labels: tuple[str, ...],
     data: str | None = None,
     data_dir: Path | None = None,
-    on_progress: Progress = lambda what, done, total: None,
+    on_progress: OnProgress = ignore_progress,
 ) -> Dataset:
     """Loads the data that a network was trained on, in the same parts, brought to the same input.
 
@@ -132,7 +130,7 @@ def reload_dataset(
         labels: its classes.
         data: where the data are now, if they were moved: as `load` takes it.
         data_dir: where the files of `mnist` or `cifar10` are now, if they were moved.
-        on_progress: told how far it is.
+        on_progress: called with each step.
 
     Raises:
         UserError: as `load`; or these data have other classes.
@@ -171,7 +169,7 @@ def _digits(seed: int, choices: Choices) -> Dataset:
     )  # fmt: skip
 
 
-def _published(name: str, where: Path | None, seed: int, choices: Choices, on_progress: Progress) -> Dataset:
+def _published(name: str, where: Path | None, seed: int, choices: Choices, on_progress: OnProgress) -> Dataset:
     """A set that its authors split into training and test; 5,000 pictures or a tenth of training become validation."""
     read, default = {
         "mnist": (downloads.mnist, Augmentation(shift_pixels=1)),
@@ -193,7 +191,7 @@ def _published(name: str, where: Path | None, seed: int, choices: Choices, on_pr
     )  # fmt: skip
 
 
-def _folder(data: str, seed: int, choices: Choices, on_progress: Progress) -> Dataset:
+def _folder(data: str, seed: int, choices: Choices, on_progress: OnProgress) -> Dataset:
     """A folder of pictures. Parts that it does not have are split off training: a tenth of everything each."""
     path = Path(data).expanduser().absolute()
     if not path.is_dir():
@@ -240,7 +238,7 @@ def _digest(path: Path, files: Mapping[str, Sequence[image_folder.File]]) -> str
     return hashlib.sha256(repr(held).encode(errors="surrogateescape")).hexdigest()
 
 
-def _read(files: list[image_folder.File], spec: InputSpec, part: str, skipped: list[str], on_progress: Progress) -> Part:
+def _read(files: list[image_folder.File], spec: InputSpec, part: str, skipped: list[str], on_progress: OnProgress) -> Part:
     pixels, problems = image_folder.pixels(files, spec, f"reading {part}", on_progress)
     if any(problems):
         skipped += [f"{file.path}: {problem}" for file, problem in zip(files, problems, strict=True) if problem is not None]
@@ -268,7 +266,11 @@ def _augmentation(default: Augmentation, choices: Choices, spec: InputSpec, read
 
 
 def _part(
-    pictures: NDArray[np.uint8], labels: NDArray[np.int64], spec: InputSpec, what: str = "", on_progress: Progress = lambda *_: None
+    pictures: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    spec: InputSpec,
+    what: str = "",
+    on_progress: OnProgress = ignore_progress,
 ) -> Part:
     """A part of pictures uint8[N,h,w] or uint8[N,h,w,3] that are in memory already."""
     pixels = pictures.reshape(len(pictures), *pictures.shape[1:3], -1)

@@ -10,7 +10,6 @@ import math
 import pickle
 import tarfile
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -19,10 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.files import read_file
+from export.progress import OnProgress
 from service.errors import UserError
-
-Progress = Callable[[str, int, int], None]
-"""Called during long work with: what is being done, how much of it is done, how much there is (0 if that is not known)."""
 
 
 class Pictures(NamedTuple):
@@ -82,7 +79,7 @@ CIFAR10_MD5 = "c58f30108f718f92721af3b95e74349a"
 _CIFAR10_BATCHES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch")
 
 
-def mnist(folder: Path | None, on_progress: Progress) -> Published:
+def mnist(folder: Path | None, on_progress: OnProgress) -> Published:
     """70,000 handwritten digits, 28x28, gray, white on black (LeCun, Cortes and Burges): 60,000 for training, 10,000 for test.
 
     Raises:
@@ -125,7 +122,7 @@ def read_idx(content: bytes, magic: int, path: Path) -> NDArray[np.uint8]:
     return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape).copy()  # that one can write to it, as PyTorch asks
 
 
-def cifar10(folder: Path | None, on_progress: Progress) -> Published:
+def cifar10(folder: Path | None, on_progress: OnProgress) -> Published:
     """60,000 photos of ten kinds of things, 32x32, RGB (Krizhevsky, 2009): 50,000 for training, 10,000 for test.
 
     Raises:
@@ -190,7 +187,7 @@ def _folder(folder: Path | None) -> Path:
     return chosen
 
 
-def _fetch(path: Path, urls: tuple[str, ...], known_hash: str, on_progress: Progress) -> None:
+def _fetch(path: Path, urls: tuple[str, ...], known_hash: str, on_progress: OnProgress) -> None:
     """Downloads a file that is missing, from the first of `urls` (folders) that has it."""
     import pooch
 
@@ -215,7 +212,7 @@ def _fetch(path: Path, urls: tuple[str, ...], known_hash: str, on_progress: Prog
 class _Bar:
     """What pooch asks of a progress bar."""
 
-    def __init__(self, name: str, on_progress: Progress) -> None:
+    def __init__(self, name: str, on_progress: OnProgress) -> None:
         self.total = 0
         self._done = 0
         self._name = name

@@ -20,6 +20,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from export.progress import OnProgress
 from service.errors import InvalidRequest, UserError
 from service.model.contract import InputSpec
 from service.model.preprocessing import open_image, to_pixels
@@ -41,7 +42,6 @@ _FILES_A_TASK = 64
 _SMALL_PIXELS = 128 * 128
 _MEMORY_SHARE = 0.7
 
-Progress = Callable[[str, int, int], None]
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
@@ -64,7 +64,7 @@ class Listing:
     skipped: list[str]
 
 
-def listing(folder: Path, on_progress: Progress) -> Listing:
+def listing(folder: Path, on_progress: OnProgress) -> Listing:
     """Finds the pictures of a folder and reads their headers.
 
     Raises:
@@ -133,7 +133,7 @@ def check_memory(pictures: int, spec: InputSpec, copies: int = 1) -> None:
         )
 
 
-def pixels(files: list[File], spec: InputSpec, what: str, on_progress: Progress) -> tuple[NDArray[np.uint8], list[str | None]]:
+def pixels(files: list[File], spec: InputSpec, what: str, on_progress: OnProgress) -> tuple[NDArray[np.uint8], list[str | None]]:
     """Decodes pictures as serving does: uint8[N,H,W,C], and for each what is wrong with it, if anything (its pixels are then 0)."""
     kept = np.zeros((len(files), *spec.shape), dtype=np.uint8)
 
@@ -264,7 +264,7 @@ def _header(path: Path) -> tuple[tuple[int, int], bool] | str:
 
 
 def _each(
-    function: Callable[[_Item], _Result], items: Sequence[_Item], what: str, on_progress: Progress, threads: int
+    function: Callable[[_Item], _Result], items: Sequence[_Item], what: str, on_progress: OnProgress, threads: int
 ) -> Iterator[_Result]:
     """The results of a function for each item, in order, by threads that stop when nobody wants more."""
     tasks = [items[at : at + _FILES_A_TASK] for at in range(0, len(items), _FILES_A_TASK)]

@@ -15,6 +15,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from export.data.datasets import Part
 from export.evaluation.calibration import Reliability, reliability, without_temperature
+from export.progress import OnCount, ignore_progress
 from service.errors import InvalidRequest, UserError
 from service.model.contract import InputSpec
 from service.model.preprocessing import decode
@@ -25,9 +26,6 @@ ACCURACY_LOSS = 0.005
 _BATCH_ITEMS = 256
 _BATCH_BYTES = 1 << 24
 _MAX_PIXELS = 1 << 26
-
-Progress = Callable[[int, int], None]
-"""Called with: pictures done, pictures in all."""
 
 Network = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """Probabilities float32[N,K] for decoded pictures uint8[N,H,W,C]."""
@@ -161,7 +159,7 @@ class Report:
     changed_labels: int
 
 
-def measure(served: Model, part: Part, labels: tuple[str, ...], on_step: Progress = lambda done, total: None) -> Scores:
+def measure(served: Model, part: Part, labels: tuple[str, ...], on_count: OnCount = ignore_progress) -> Scores:
     """Asks a loaded model about every encoded picture of a part whose classes are `labels`, in any order.
 
     Raises:
@@ -171,13 +169,11 @@ def measure(served: Model, part: Part, labels: tuple[str, ...], on_step: Progres
     answers = []
     for chosen in batches(len(part), served.contract.input):
         answers.append(served.probabilities(_decoded(part, chosen, served.contract.input)))
-        on_step(chosen.stop, len(part))
+        on_count(chosen.stop, len(part))
     return Scores(served.contract.labels, truth, np.concatenate(answers), served.contract.training.temperature)
 
 
-def compare(
-    served: Model, network: Network, test: Part, labels: tuple[str, ...], on_step: Progress = lambda done, total: None
-) -> Report:
+def compare(served: Model, network: Network, test: Part, labels: tuple[str, ...], on_count: OnCount = ignore_progress) -> Report:
     """Measures a loaded file as `measure` does, beside the network that it was made from."""
     truth = truth_of(test, labels, served.contract.labels)
     spec = served.contract.input
@@ -191,7 +187,7 @@ def compare(
         difference = float(np.maximum(difference, np.abs(got - expected).max()))  # a NaN stays one
         same += int((got.argmax(axis=1) == expected.argmax(axis=1)).sum())
         changed += int((_lost_by(expected, got) > PARITY).sum())
-        on_step(chosen.stop, len(test))
+        on_count(chosen.stop, len(test))
     scores = Scores(served.contract.labels, truth, np.concatenate(answers), served.contract.training.temperature)
     return Report(scores, right / len(test), difference, same / len(test), changed)
 

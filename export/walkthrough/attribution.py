@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from export.progress import OnCount, ignore_progress
 from export.walkthrough.activations import Probe
 from export.walkthrough.layer_text import attributes
 
@@ -85,7 +86,7 @@ def occlusion(
     ask: Callable[[NDArray[np.uint8]], Iterable[NDArray[np.float32]]],
     pixels: NDArray[np.uint8],
     index: int,
-    on_step: Callable[[int, int], None] = lambda done, total: None,
+    on_count: OnCount = ignore_progress,
 ) -> Occlusion:
     """Moves a patch of the picture's mean colour over it, a fifth of its side, and asks the network each time.
 
@@ -93,7 +94,7 @@ def occlusion(
         ask: gives logits float32[n,K] of pictures uint8[N,H,W,C], batch after batch.
         pixels: the picture, uint8[H,W,C].
         index: the class whose answer is watched.
-        on_step: told how many pictures are done, and of how many.
+        on_count: called with how many pictures are done, and of how many.
     """
     height, width = pixels.shape[:2]
     patch = max(1, round(min(height, width) / _PATCH_SHARE))
@@ -107,7 +108,7 @@ def occlusion(
     for logits in ask(hidden):
         batches.append(logits)
         done += len(logits)
-        on_step(done, len(hidden))
+        on_count(done, len(hidden))
     logits = np.concatenate(batches)
     odds = log_odds(logits, index)
     falls = odds[0] - odds[1:]

@@ -1,11 +1,12 @@
 """A model's walkthrough: what every layer makes of one picture, which pixels mattered, and, of a run, one step of learning."""
 
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from export.progress import OnProgress, ignore_progress
 from export.walkthrough import attribution, feature_maps
 from export.walkthrough.activations import QUANTISATION, Probe, Stop
 from export.walkthrough.attribution import Occlusion
@@ -16,9 +17,6 @@ from export.walkthrough.web_page import Bar, Example, Figure, Page, Section, Ste
 from service.errors import UserError
 from service.model.contract import LOGITS_NAME
 from service.model.cpus import cpu_budget
-
-Progress = Callable[[str, int, int], None]
-"""Called with: what is being done, how much of it is done, and of how much; 0 of 0 if nobody counts."""
 
 _SHOWN_ANSWERS = 5
 _NAMED_BARS = 25
@@ -34,7 +32,7 @@ def page(
     image_name: str,
     label: int | None = None,
     rate: float = 0.01,
-    on_step: Progress = lambda step, done, total: None,
+    on_progress: OnProgress = ignore_progress,
 ) -> Page:
     """Goes through a model with a picture.
 
@@ -45,13 +43,13 @@ def page(
         image_name: what to call the picture.
         label: the class that a step of learning aims at; the network's own answer if not given. Of a run alone.
         rate: the step's learning rate.
-        on_step: told what is being done.
+        on_progress: called with each step.
 
     Raises:
         UserError: it is no classifier, or has other labels than it gives scores.
         InvalidModel, LoadError: ONNX Runtime cannot load or run it.
     """
-    on_step("asking the model", 0, 0)
+    on_progress("asking the model", 0, 0)
     answers = Answers(subject)
     logits = next(answers.logits(pixels[np.newaxis]))[0]  # (K,)
     labels = subject.labels or tuple(f"class {index}" for index in range(len(logits)))
@@ -59,18 +57,18 @@ def page(
         raise UserError(f"{subject.name}: it gives {len(logits)} scores, and there are {len(labels)} labels")
     probabilities = _softmax(logits)
     top = int(logits.argmax())
-    on_step("looking into every layer", 0, 0)
+    on_progress("looking into every layer", 0, 0)
     probe = Probe(subject.model, subject.ours, subject.feed(pixels[np.newaxis]), cpu_budget())
     steps = [_taken(subject, pixels)]
     kinds = set()
     for stop in probe.stops:
-        on_step("drawing the layers", len(steps), len(probe.stops) + 1)
+        on_progress("drawing the layers", len(steps), len(probe.stops) + 1)
         steps.append(_step(stop, len(steps), stop.last.op_type not in kinds, labels))
         kinds.add(stop.last.op_type)
-    sections = [_mattered(subject, probe, answers, pixels, top, labels, on_step)]
+    sections = [_mattered(subject, probe, answers, pixels, top, labels, on_progress)]
     facts = dict(subject.facts)
     if subject.checkpoint is not None:
-        on_step("taking a step of learning", 0, 0)
+        on_progress("taking a step of learning", 0, 0)
         sections.append(_learned(subject, pixels, top if label is None else label, label is not None, rate))
     difference = float(np.abs(_softmax(subject.logits(probe.outputs)[0]) - probabilities).max())
     notes = [
@@ -188,7 +186,7 @@ def _worked_out(stop: Stop) -> Example | None:
 
 def _mattered(
     subject: Subject, probe: Probe, answers: Answers, pixels: NDArray[np.uint8], top: int, labels: tuple[str, ...],
-    on_step: Progress,
+    on_progress: OnProgress,
 ) -> Section:  # fmt: skip
     """The section on which pixels mattered for the answer `top`."""
     scores = LOGITS_NAME if subject.ours else next(iter(probe.outputs))
@@ -208,9 +206,7 @@ def _mattered(
                 Figure("pixels overlay", feature_maps.overlay(pixels, found - max(float(found.min()), 0.0)), _OVERLAY),
             ],
         )  # fmt: skip
-    hidden = attribution.occlusion(
-        answers.logits, pixels, top, lambda done, total: on_step("hiding parts of the picture", done, total)
-    )
+    hidden = attribution.occlusion(answers.logits, pixels, top, partial(on_progress, "hiding parts of the picture"))
     return Section("pixels", heading, [_told(hidden)], _hidden_figures(hidden, pixels, top, labels))
 
 

@@ -345,10 +345,10 @@ def test_a_network_that_is_three_times_too_sure_gets_three_times_the_temperature
         last.bias.mul_(3)
     steps: list[tuple[Any, ...]] = []
 
-    def on_step(*step: Any) -> None:
+    def on_progress(*step: Any) -> None:
         steps.append(step)
 
-    exported = pipeline.export(checkpoint, digits, tmp_path, "sure", run=run, on_step=on_step)
+    exported = pipeline.export(checkpoint, digits, tmp_path, "sure", run=run, on_progress=on_progress)
     path, found = exported.path, exported.report
     after = session.load_model(path, "cpu", 1)
     assert after.contract.training.temperature == pytest.approx(3 * temperature, rel=1e-3)
