@@ -169,9 +169,9 @@ def evaluate(
 @click.argument("model", type=click.Path(path_type=Path))
 def inspect(model: Path) -> None:
     """Show the layers, the contract and the digest of an ONNX file, one that Convoy wrote or any other."""
-    from export.inspection.layers import inspect as read
+    from export.inspection import model_file
 
-    found = read(model)
+    found = model_file.inspect(model)
     table = Table("Layer (type)", "Output Shape", "Param #", "MACs", "Precision", box=None, header_style="bold", pad_edge=False)
     for column in (2, 3):
         table.columns[column].justify = "right"

@@ -1,4 +1,4 @@
-"""What a node of an ONNX graph is called: the same name wherever layers are shown."""
+"""The name of a layer: one rule, used everywhere that layers are shown."""
 
 import ast
 from collections.abc import Sequence
@@ -7,9 +7,10 @@ import onnx
 
 
 def layer_name(node: onnx.NodeProto, weights: Sequence[str]) -> str:
-    """The PyTorch module that the node comes from, where the exporter notes it; else the node's own name, or its output's.
+    """The name of the PyTorch module that the node comes from, else the node's own name or that of its output.
 
-    A weight's name says it best: a convolution that a batch norm was folded into is noted as that norm.
+    The module is taken from the names of the `weights` first, then from the exporter's note on the node: a convolution with a
+    batch norm folded into it carries the note of the norm.
     """
     for weight in weights:
         module, dot, _ = weight.partition(".weight")
@@ -21,6 +22,6 @@ def layer_name(node: onnx.NodeProto, weights: Sequence[str]) -> str:
                 scopes = [str(scope) for scope in ast.literal_eval(entry.value)]
             except (ValueError, SyntaxError):
                 break
-            if len(scopes) > 2 and scopes[-2]:  # the last is the operation within the module
+            if len(scopes) > 2 and scopes[-2]:  # the last is the operation inside the module
                 return scopes[-2].removeprefix("network.")
     return node.name.removeprefix("node_") or next(filter(None, node.output), "")

@@ -14,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import inliner, numpy_helper
 
-from export.inspection import layers
+from export.inspection.layers import layer_table
 from service.model.session import OpenGraph
 
 QUANTISATION = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
@@ -67,13 +67,13 @@ class Probe:
         outputs: the graph's own outputs, by name.
     """
 
-    def __init__(self, model: onnx.ModelProto, ours: bool, image: NDArray[np.generic], threads: int) -> None:
+    def __init__(self, model: onnx.ModelProto, has_contract: bool, image: NDArray[np.generic], threads: int) -> None:
         """Runs `model` on `image` [1, ...], of the graph's own input type. Raises InvalidModel or LoadError if that fails."""
         self._model = inliner.inline_local_functions(model)
         graph = self._model.graph
         self._producers = {name: node for node in graph.node for name in node.output if name}
         self._weights = {tensor.name: tensor for tensor in graph.initializer}
-        every = layers.layers(self._model, ours)
+        every = layer_table(self._model, has_contract)
         self._layers = {layer.output: layer for layer in every if layer.output in self._producers}
         self._computed = {name for output in self._layers for name in self._producers[output].output}
         self._computed |= {value.name for value in graph.input if value.name not in self._weights}

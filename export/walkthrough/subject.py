@@ -15,7 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from export.inspection import layers
+from export.inspection.model_file import read_contract, read_model
 from export.walkthrough.pixel_scaling import Scaling, scaled
 from service.errors import InvalidModel, UserError, first_line
 from service.model.contract import INPUT_NAME, LOGITS_NAME, InputSpec
@@ -118,8 +118,8 @@ def load_subject(path: Path, scaling: Scaling | None = None) -> Subject:
         if not (path / MODEL_FILE).is_file():
             raise UserError(f"--model {str(path)!r}: the folder holds neither {MODEL_FILE} nor {_CHECKPOINT}")
         path = path / MODEL_FILE
-    _, model = layers.read(path)
-    contract = layers.contract(path, model)
+    _, model = read_model(path)
+    contract = read_contract(path, model)
     model = _with_weights(path, model)
     if contract is None:
         return _foreign(path, model, scaling or "0..1")

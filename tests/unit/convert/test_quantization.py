@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from export.cli import export as commands
 from export.convert import pipeline, quantization
 from export.data import datasets
-from export.inspection import layers
+from export.inspection.model_file import inspect
 from export.networks import architectures
 from export.networks.resnet import BasicBlock
 from export.training import loop
@@ -156,7 +156,7 @@ def test_layers_that_hurt_stay_in_float(run: Path, digits: datasets.Dataset, tmp
     graph = Graph(exported.path)
     kinds = [graph.weights[layer.input[1]].dtype if layer.input[1] in graph.weights else np.int8 for layer in graph.of("Conv")]
     assert kinds == [np.float32, np.float32, np.int8]
-    by_layer = {layer.name: layer.precision for layer in layers.inspect(exported.path).layers}
+    by_layer = {layer.name: layer.precision for layer in inspect(exported.path).layers}
     assert [by_layer[name] for name in ("conv1", "pool1", "conv2", "conv3", "output")] == ["fp32", "fp32", "fp32", "int8", "int8"]
 
 
@@ -242,7 +242,7 @@ def test_fp16_is_refused_for_a_sum_inside_of_a_block_that_is_beyond_its_range(ru
 @pytest.mark.parametrize("precision", ["int8", "fp16"])
 def test_inspect_counts_as_in_fp32(precision: str, model_file: Path, request: Any) -> None:
     exported: pipeline.Exported = request.getfixturevalue(precision)
-    found, fp32 = layers.inspect(exported.path), layers.inspect(model_file)
+    found, fp32 = inspect(exported.path), inspect(model_file)
     assert (found.parameters, found.macs) == (fp32.parameters, fp32.macs) == (93_322, 2_794_240)
     assert not {layer.operator for layer in found.layers} & {"QuantizeLinear", "DequantizeLinear"}
     by_name = {layer.name: layer for layer in found.layers}

@@ -1,0 +1,112 @@
+"""Reads an ONNX file: its graph, contract and digest, and the table of its layers. Needs neither PyTorch nor ONNX Runtime."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import TensorProto, inliner
+
+from export.files import read_file
+from export.inspection.layers import Layer, layer_table, subgraphs
+from service.errors import InvalidModel, UserError, first_line
+from service.model.contract import METADATA_KEY, Contract
+
+_INVALID = (
+    DecodeError, ValueError, IndexError, RuntimeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError
+)  # fmt: skip
+"""Raised by onnx for a file that is no ONNX model, and for nodes that lack inputs."""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a file says without being run.
+
+    Attributes:
+        layers: in graph order.
+        parameters: elements of all weights, each weight counted once.
+        statistics: how many of them are running means and variances.
+        macs: multiply-accumulates for one image, without the layers for which they are unknown.
+        contract: None for a file that Convoy did not write.
+        digest: SHA-256 of the file in hexadecimal.
+        size_bytes: size of the file, without external weights.
+        external: names of the files beside it that hold weights.
+    """
+
+    layers: list[Layer]
+    parameters: int
+    statistics: int
+    macs: int
+    contract: Contract | None
+    digest: str
+    size_bytes: int
+    external: tuple[str, ...] = ()
+
+
+def inspect(path: Path) -> Inspection:
+    """Reads a model file. External weights are not read and may be missing: the graph says how large they are.
+
+    Raises:
+        UserError: the file cannot be read or is not an ONNX model.
+        InvalidModel: its contract is not valid.
+    """
+    content, model = read_model(path)
+    contract = read_contract(path, model)
+    with _invalid_is_user_error(path):
+        layers = layer_table(inliner.inline_local_functions(model), has_contract=contract is not None)
+    return Inspection(
+        layers=layers,
+        parameters=sum(layer.parameters for layer in layers),
+        statistics=sum(layer.statistics for layer in layers),
+        macs=sum(layer.macs or 0 for layer in layers),
+        contract=contract,
+        digest=hashlib.sha256(content).hexdigest(),
+        size_bytes=len(content),
+        external=_external_files(model),
+    )
+
+
+def read_model(path: Path) -> tuple[bytes, onnx.ModelProto]:
+    """A model file's bytes, and the model parsed from them. Raises UserError as `inspect` does."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; expected an ONNX file, such as `convoy export` makes from a run")
+    content = read_file(path)
+    with _invalid_is_user_error(path):
+        model = onnx.load_model_from_string(content)
+        if not model.ir_version or not model.graph.node:
+            raise ValueError("it has no layers")
+    return content, model
+
+
+def read_contract(path: Path, model: onnx.ModelProto) -> Contract | None:
+    """The contract in a model that was read from `path`, None if it has none. Raises InvalidModel if it is not valid."""
+    text = next((entry.value for entry in model.metadata_props if entry.key == METADATA_KEY), None)
+    try:
+        return None if text is None else Contract.from_json(text)
+    except InvalidModel as error:
+        raise InvalidModel(f"{path}: {error}") from None
+
+
+@contextmanager
+def _invalid_is_user_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except _INVALID as error:
+        raise UserError(f"{path}: not a valid ONNX model ({first_line(error)})") from None
+
+
+def _external_files(model: onnx.ModelProto) -> tuple[str, ...]:
+    tensors = (tensor for graph in _all_graphs(model.graph) for tensor in graph.initializer)
+    entries = (entry for tensor in tensors if tensor.data_location == TensorProto.EXTERNAL for entry in tensor.external_data)
+    return tuple(sorted({entry.value for entry in entries if entry.key == "location"}))
+
+
+def _all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and the subgraphs of its nodes, at any depth."""
+    yield graph
+    for node in graph.node:
+        for _, body in subgraphs(node):
+            yield from _all_graphs(body)

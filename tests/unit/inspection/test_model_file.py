@@ -1,0 +1,41 @@
+"""`convoy inspect`: which files it reads, and which it refuses."""
+
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import helper
+
+from export.inspection.model_file import inspect
+from service.errors import InvalidModel, UserError
+from tests.unit.inspection.graphs import ones, save
+
+
+def test_external_weights_may_be_missing(tmp_path: Path) -> None:
+    path = save(tmp_path / "m.onnx", [helper.make_node("MatMul", ["x", "w"], ["y"])], ["N", 300], {"w": ones(300, 20)})
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    (tmp_path / "weights.bin").unlink()
+    found = inspect(path)
+    assert (found.parameters, found.macs, found.external) == (6000, 6000, ("weights.bin",))
+
+
+def test_a_file_that_is_no_onnx_model_is_refused(tmp_path: Path, model_file: Path) -> None:
+    with pytest.raises(UserError, match=r"missing\.onnx: No such file"):
+        inspect(tmp_path / "missing.onnx")
+    with pytest.raises(UserError, match="is a folder; expected an ONNX file"):
+        inspect(tmp_path)
+    text = tmp_path / "text.onnx"
+    text.write_text("nonsense")
+    with pytest.raises(UserError, match="not a valid ONNX model"):
+        inspect(text)
+    text.write_bytes(b"")
+    with pytest.raises(UserError, match="not a valid ONNX model"):
+        inspect(text)
+    text.write_bytes(model_file.read_bytes()[:1000])
+    with pytest.raises(UserError, match="not a valid ONNX model"):
+        inspect(text)
+    model = onnx.load(model_file)
+    model.metadata_props[0].value = "{}"
+    onnx.save(model, text)
+    with pytest.raises(InvalidModel, match="contract"):
+        inspect(text)
