@@ -10,8 +10,11 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from service.engine.classifier import Answer, Classifier, Query, Respond
+from service.engine.answer import Answer
+from service.engine.classifier import Classifier
+from service.engine.query import Query
 from service.engine.repository import Repository
+from service.engine.request import Respond
 from service.errors import RequestError
 from service.observability.metrics import Metrics
 from service.observability.trace_context import TraceContext

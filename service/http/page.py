@@ -23,7 +23,8 @@ from werkzeug.routing import Map, Rule
 from werkzeug.wrappers import Request, Response
 
 from service import DISTRIBUTION
-from service.engine.classifier import Classifier, Item, Query
+from service.engine.classifier import Classifier
+from service.engine.query import Item, Query
 from service.engine.repository import Repository, ServedModel
 from service.errors import ConvoyError, InvalidRequest, RequestError
 from service.http.rest import status_of

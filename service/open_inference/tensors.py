@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from service.engine.classifier import Answer, Item, Query, best
+from service.engine.answer import Answer
+from service.engine.query import Item, Query
 from service.engine.repository import ServedModel
+from service.engine.top_k import best_labels
 from service.errors import InvalidRequest, RequestError, Unimplemented
 from service.model.session import TensorSpec
 from service.observability.trace_context import TraceContext
@@ -120,7 +122,7 @@ def outputs(answer: Answer, wanted: Sequence[Wanted]) -> list[Output]:
             scores = array.reshape(len(array), -1)
             texts = [
                 [f"{score:f}:{index}:{labels[index]}".encode() for index, score in row]
-                for row in best(scores, min(classes, len(labels)))
+                for row in best_labels(scores, min(classes, len(labels)))
             ]
             found.append(Output(name, BYTES, (len(texts), len(texts[0])), [text for row in texts for text in row], place))
         else:

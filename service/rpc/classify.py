@@ -4,7 +4,9 @@ import struct
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-from service.engine.classifier import MANY_ITEMS, Answer, Classifier, Item, Query
+from service.engine.answer import Answer
+from service.engine.classifier import Classifier
+from service.engine.query import MANY_ITEMS, Item, Query
 from service.engine.repository import ServedModel
 from service.errors import InvalidRequest, QueueFull, RequestError, Unavailable
 from service.observability.trace_context import TraceContext

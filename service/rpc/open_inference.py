@@ -9,7 +9,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from service.engine.classifier import MANY_ITEMS, Answer, Classifier
+from service.engine.answer import Answer
+from service.engine.classifier import Classifier
+from service.engine.query import MANY_ITEMS
 from service.errors import InvalidRequest, RequestError
 from service.open_inference.shared_memory import SharedMemory
 from service.open_inference.tensors import (

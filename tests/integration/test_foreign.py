@@ -18,7 +18,9 @@ from onnx import TensorProto, helper, numpy_helper
 from prometheus_client import CollectorRegistry
 
 from service.engine import repository
-from service.engine.classifier import Answer, Classifier, Query
+from service.engine.answer import Answer
+from service.engine.classifier import Classifier
+from service.engine.query import Query
 from service.engine.repository import Repository
 from service.errors import InvalidModel, InvalidRequest, RequestError
 from service.model import session

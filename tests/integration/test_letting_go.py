@@ -14,8 +14,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
-import service.engine.classifier
-from service.engine.classifier import Item, Query
+import service.engine.decoding
+from service.engine.query import Item, Query
 from service.errors import Cancelled, RequestError
 from service.model.contract import InputSpec
 from service.model.preprocessing import open_image, to_pixels
@@ -113,7 +113,7 @@ def test_a_request_that_nobody_waits_for_is_not_decoded_to_the_end(server: Serve
         assert cancelled.wait(10)
         return to_pixels(image, spec)
 
-    monkeypatch.setattr(service.engine.classifier, "to_pixels", slowly)
+    monkeypatch.setattr(service.engine.decoding, "to_pixels", slowly)
     cancel = server._classifier.classify(Query("digits", [Item(BIG, True)] * 20), respond, on_transport=False)
     cancel()
     cancelled.set()
@@ -131,7 +131,7 @@ def test_what_is_compressed_beside_a_png_s_pixels_is_not_unfolded_on_the_transpo
         threads[encoded] = threading.current_thread().name
         return open_image(encoded, max_pixels)
 
-    monkeypatch.setattr(service.engine.classifier, "open_image", noting)
+    monkeypatch.setattr(service.engine.decoding, "open_image", noting)
     plain, noted = SMALL, png(28, "a" * 100_000)
     for encoded in (plain, noted):
         request = Query("digits", [Item(encoded, True)])

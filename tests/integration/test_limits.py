@@ -20,7 +20,9 @@ from prometheus_client import CollectorRegistry
 from export.data.datasets import Dataset
 from service import message_limits
 from service.client import CallFailed, Client
-from service.engine.classifier import Answer, Classifier, Item, Query
+from service.engine.answer import Answer
+from service.engine.classifier import Classifier
+from service.engine.query import Item, Query
 from service.engine.repository import Repository
 from service.errors import InvalidModel, QueueFull, RequestError
 from service.model.contract import Contract
@@ -214,7 +216,7 @@ def test_channelz_is_not_there_unless_asked_for(channel: grpc.Channel) -> None:
 
 
 def test_bytes_that_wait_to_be_decoded_are_bounded(repository: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.engine.classifier.UNDECODED_BYTES", 1000)
+    monkeypatch.setattr("service.engine.decoding.UNDECODED_BYTES", 1000)
     metrics = Metrics(CollectorRegistry())
     models = Repository(repository, "cpu", metrics)
     models.start()
@@ -224,20 +226,20 @@ def test_bytes_that_wait_to_be_decoded_are_bounded(repository: Path, digits: Dat
     def hold() -> None:
         held.wait(30)
 
-    classifier.decode_in_pool(hold, 900)
+    classifier.pool.submit(hold, 900)
     pictures = [Item(digits.test.encoded(index), True) for index in range(2)]
     query = Query("digits", pictures)
     with pytest.raises(QueueFull, match="900 bytes of encoded images wait to be decoded"):
         classifier.classify(query, answers.put, on_transport=False)
     assert metrics.registry.get_sample_value("convoy_rejections_total", {"model": "digits", "reason": "queue_full"}) == 1
     held.set()
-    eventually(lambda: classifier._undecoded_bytes == 0)
+    eventually(lambda: classifier.pool.waiting_bytes == 0)
     many = query._replace(items=pictures * 10)
     assert sum(len(item.data) for item in many.items) > 1000
     classifier.classify(many, answers.put, on_transport=False)
     assert isinstance(answers.get(timeout=30), Answer), "one alone may be as large as it likes"
     batcher = models.served["digits"][0].batcher
-    eventually(lambda: (batcher._queue.items, batcher._queue.reserved, classifier._undecoded_bytes) == (0, 0, 0))
+    eventually(lambda: (batcher._queue.items, batcher._queue.reserved, classifier.pool.waiting_bytes) == (0, 0, 0))
     assert classifier.drain(5)
     classifier.close()
     models.stop()

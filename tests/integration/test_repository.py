@@ -16,7 +16,9 @@ from prometheus_client import CollectorRegistry
 
 from export.data.datasets import Dataset
 from service.client import CallFailed, Client
-from service.engine.classifier import Answer, Classifier, Item, Query
+from service.engine.answer import Answer
+from service.engine.classifier import Classifier
+from service.engine.query import Item, Query
 from service.engine.repository import Repository
 from service.errors import RequestError
 from service.model import session

@@ -92,7 +92,8 @@ SOAK = """
 import gc, sys, time
 from pathlib import Path
 from prometheus_client import CollectorRegistry
-from service.engine.classifier import Classifier, Item, Query
+from service.engine.classifier import Classifier
+from service.engine.query import Item, Query
 from service.observability.metrics import Metrics
 from service.engine.repository import Repository
 

@@ -1,0 +1,41 @@
+"""A classify request as every surface states it."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from numpy.typing import NDArray
+
+from service.engine.repository import ServedModel
+from service.observability.trace_context import TraceContext
+
+MANY_ITEMS = 512
+"""A request with more items is checked against its model's limit before they are read."""
+
+
+class Item(NamedTuple):
+    """One image: the bytes of an image file if `encoded`, else uint8[H,W,C] of exactly the model's shape, as bytes."""
+
+    data: bytes
+    encoded: bool
+
+
+class Query(NamedTuple):
+    """What a client asks: `items`, or a `tensor` [n, *shape] of the model's dtype and item shape.
+
+    `version` is a number, an alias or empty; `top_k`, `priority` and `timeout_seconds` are 0 for the model's default. `deadline` is
+    in `time.monotonic` seconds, infinite if there is none. `examine` is called with the model before it computes, and may raise
+    RequestError. `trace` is the client's trace, if it sent one; `id` is the client's name for the request.
+    """
+
+    model: str
+    items: Sequence[Item]
+    version: str = ""
+    top_k: int = 0
+    priority: int = 0
+    timeout_seconds: float = 0.0
+    deadline: float = math.inf
+    tensor: NDArray[Any] | None = None
+    examine: Callable[[ServedModel], None] | None = None
+    trace: TraceContext | None = None
+    id: str = ""
