@@ -8,11 +8,11 @@ CLIENTS_LOCK := .ci/clients.lock
 PERF_ANALYZER := $(VENV)/perf_analyzer
 
 .PHONY: help demo test test-system test-slow test-image test-cluster setup clients perf-analyzer check check-kit bench format \
-	protos dashboards rules lock clean
+	protos dashboards rules docs lock clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: setup  ## train, export, serve and classify handwritten digits, end to end
 	@$(BIN)/python tests/demo.py
@@ -67,6 +67,7 @@ check: setup  ## lint, types, import contracts, the API, freshness of generated 
 	cd protos && ../$(BIN)/buf lint
 	$(BIN)/python deploy/dashboards/convoy.py --check
 	$(BIN)/python .ci/prometheus_rule.py --check
+	$(BIN)/python .ci/docs.py --check
 
 check-kit: setup  ## checkov on deploy/ (in an environment of its own: its pins are not ours)
 	@test -x $(VENV)/checkov/bin/checkov || { $(PYTHON) -m venv $(VENV)/checkov && $(VENV)/checkov/bin/pip install --quiet 'checkov>=3.3,<4'; }
@@ -99,6 +100,9 @@ dashboards: setup  ## generate deploy/dashboards/convoy.json
 
 rules: setup  ## generate deploy/monitoring/prometheusrule.yaml
 	$(BIN)/python .ci/prometheus_rule.py
+
+docs: setup  ## generate service/CONFIGURATION.md
+	$(BIN)/python .ci/docs.py
 
 lock:  ## renew the pins: the newest versions that pyproject.toml admits
 	rm -rf $(VENV)/lock && $(PYTHON) -m venv $(VENV)/lock

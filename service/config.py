@@ -1,49 +1,172 @@
-"""The flags of `convoy serve`, checked at start. How one model is served is in `policy.py`."""
+"""The settings of `convoy serve`. Its options, their environment variables and CONFIGURATION.md are made from these fields.
+
+How one model is served is in policy.py.
+"""
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.policy import Provider
+from service.model.providers import Provider
 
 
 class ServerConfig(BaseModel):
-    """The flags of `convoy serve`."""
+    """The settings of `convoy serve`. A field that is True by default is a flag `--no-<field>`, which its description describes.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    `json_schema_extra` holds how a field is shown where that does not follow from its type: `default`, `metavar`.
+    """
 
-    repository: Path
-    host: str = "127.0.0.1"
-    grpc_port: int = Field(default=8001, ge=0, le=65535)
-    http_port: int = Field(default=8002, ge=0, le=65535)
-    provider: Provider = "auto"
-    workers: int = Field(default=1, ge=1, le=256)
-    worker_start_seconds: float = Field(default=600.0, gt=0, le=1e6)
-    policies: Path | None = None
-    ready_file: Path | None = None
-    max_message_bytes: int | None = Field(default=None, ge=2**20, le=2**31 - 1)
-    lame_duck_seconds: float = Field(default=1.0, ge=0, le=3600)
-    drain_seconds: float = Field(default=30.0, ge=0, le=3600)
-    transport: Literal["auto", "fast", "public"] = "auto"
-    compression: Literal["none", "deflate", "gzip"] = "none"
-    max_concurrent_streams: int = Field(default=1024, ge=1, le=2**31 - 1)
-    max_connection_age_seconds: float = Field(default=0.0, ge=0, le=1e6)
-    max_connection_age_grace_seconds: float = Field(default=30.0, ge=0, le=1e6)
-    keepalive_seconds: float = Field(default=0.0, ge=0, le=1e6)
-    min_ping_interval_seconds: float = Field(default=10.0, ge=0, le=1e6)
-    channelz: bool = False
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
-    tls_client_ca: Path | None = None
-    page: bool = True
-    rest: bool = True
-    control: bool = True
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    log_format: Literal["text", "json"] = "text"
-    access_log_sample: float = Field(default=0.0, ge=0, le=1)
-    otlp_endpoint: str | None = None
-    trace_sample: float = Field(default=1.0, ge=0, le=1)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    HEADINGS: ClassVar[dict[str, str]] = {
+        "host": "Listening",
+        "provider": "Models",
+        "workers": "Processes",
+        "transport": "gRPC",
+        "lame_duck_seconds": "Shutdown",
+        "log_level": "Logs and traces",
+    }
+    """The headings in the help text, each by the first field under it."""
+
+    repository: Path = Field(description="Folder of the models: REPOSITORY/<model>/<version>/model.onnx.")
+
+    host: str = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 for all.")
+    grpc_port: int = Field(default=8001, ge=0, le=65535, description="Port for gRPC; 0 takes a free one.")
+    http_port: int = Field(
+        default=8002,
+        ge=0,
+        le=65535,
+        description="Port for /metrics, /livez, /readyz, REST and the web page; 0 takes a free one.",
+    )
+    ready_file: Path | None = Field(
+        default=None,
+        description="File to write when the server is ready: JSON with the ports and the pid. Removed at exit.",
+    )
+    page: bool = Field(default=True, description="Do not serve the web page at / of the HTTP port.")
+    rest: bool = Field(default=True, description="Serve only /metrics, /livez and /readyz over HTTP: no REST, no web page.")
+    tls_cert: Path | None = Field(
+        default=None,
+        description="Server certificate (PEM); turns TLS on for gRPC. Reloaded when the file changes.",
+    )
+    tls_key: Path | None = Field(default=None, description="Private key of the certificate (PEM).")
+    tls_client_ca: Path | None = Field(
+        default=None,
+        description="CA (PEM) that client certificates must come from: mutual TLS. Implies --no-rest, because HTTP asks for no "
+        "certificate.",
+    )
+
+    provider: Provider = Field(
+        default="auto",
+        description="ONNX Runtime execution provider; auto takes CUDA where it works, else the CPU.",
+    )
+    policies: Path | None = Field(
+        default=None,
+        description="Folder of policies, <model>.toml, each used in place of the model's serving.toml: for a read-only repository.",
+    )
+    control: bool = Field(
+        default=True,
+        description="Refuse requests that load or unload models or register shared memory: only the repository decides what is "
+        "served.",
+    )
+
+    workers: int = Field(
+        default=1,
+        ge=1,
+        le=256,
+        description="Processes that share the gRPC port; each loads all models and serves a share of the connections.",
+    )
+    worker_start_seconds: float = Field(
+        default=600.0,
+        gt=0,
+        le=1e6,
+        description="With several workers, how long one may take to load its models before it counts as failed.",
+    )
+
+    transport: Literal["auto", "fast", "public"] = Field(
+        default="auto",
+        description="How gRPC is served: fast is one thread on gRPC's completion queue, public is grpcio's asyncio server; auto "
+        "takes fast where it works.",
+    )
+    compression: Literal["none", "deflate", "gzip"] = Field(
+        default="none",
+        description="Compression of replies, for clients that accept it.",
+    )
+    max_message_bytes: int | None = Field(
+        default=None,
+        ge=2**20,
+        le=2**31 - 1,
+        description="Largest gRPC request and HTTP body.",
+        json_schema_extra={"default": "the largest request that the models take"},
+    )
+    max_concurrent_streams: int = Field(
+        default=1024,
+        ge=1,
+        le=2**31 - 1,
+        description="Concurrent calls on one connection; more wait in the client.",
+    )
+    max_connection_age_seconds: float = Field(
+        default=0.0,
+        ge=0,
+        le=1e6,
+        description="Ask clients to reconnect after about this time, so that load balancers spread them; 0 never does.",
+    )
+    max_connection_age_grace_seconds: float = Field(
+        default=30.0,
+        ge=0,
+        le=1e6,
+        description="How long calls may continue on a connection that has reached its age.",
+    )
+    keepalive_seconds: float = Field(
+        default=0.0,
+        ge=0,
+        le=1e6,
+        description="Ping an idle connection after this time; 0 leaves gRPC's default of two hours.",
+    )
+    min_ping_interval_seconds: float = Field(
+        default=10.0,
+        ge=0,
+        le=1e6,
+        description="Disconnect clients that ping more often than this while no data is sent to them; 0 allows any rate.",
+    )
+    channelz: bool = Field(
+        default=False,
+        description="Serve grpc.channelz.v1.Channelz, which shows connections, addresses and counts to every client.",
+    )
+
+    lame_duck_seconds: float = Field(
+        default=1.0,
+        ge=0,
+        le=3600,
+        description="After SIGTERM, how long requests are still accepted while health already says NOT_SERVING, so that clients "
+        "and load balancers can turn to other servers. Not after Ctrl-C.",
+    )
+    drain_seconds: float = Field(
+        default=30.0,
+        ge=0,
+        le=3600,
+        description="After that, how long accepted requests may take to finish.",
+    )
+
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Lowest level to log, to stderr.")
+    log_format: Literal["text", "json"] = Field(default="text", description="Lines for people, or JSON for programs.")
+    access_log_sample: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Fraction of requests to log: model, items, durations and status, never their content.",
+    )
+    otlp_endpoint: str | None = Field(
+        default=None,
+        description="OpenTelemetry collector to send spans to by OTLP over gRPC; needs the extra 'tracing'.",
+        json_schema_extra={"metavar": "http[s]://HOST:PORT"},
+    )
+    trace_sample: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="Fraction to trace of the requests that carry no trace context; for the others the client decides.",
+    )
 
     @property
     def url_host(self) -> str:
@@ -52,10 +175,10 @@ class ServerConfig(BaseModel):
 
     @property
     def rest_offered(self) -> bool:
-        """Whether requests are taken over HTTP, which asks nobody for a certificate."""
+        """Whether requests are taken over HTTP, which asks for no client certificate."""
         return self.rest and self.tls_client_ca is None
 
     @property
     def page_offered(self) -> bool:
-        """Whether there is a page, which asks by HTTP too."""
+        """Whether the web page is served; its requests go over HTTP too."""
         return self.page and self.rest_offered

@@ -1,42 +1,91 @@
-"""How one model is served: `serving.toml`."""
+"""How one model is served: `serving.toml`. CONFIGURATION.md is made from the fields of `Policy`."""
 
 import re
 import tomllib
 from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from service.errors import UserError
-
-Provider = Literal["auto", "cuda", "cpu", "tensorrt", "openvino"]
+from service.model.providers import Provider
 
 _ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}")
 _VERSIONS = re.compile(r"all|latest:[1-9][0-9]{0,8}|[1-9][0-9]{0,8}(,[1-9][0-9]{0,8})*")
 
 MAX_TIMEOUT_SECONDS = 1e9
-"""Of a request, whether it says so itself or its model's policy does."""
+"""Longest timeout of a request, set by the request or by the policy of its model."""
 
 
 class Policy(BaseModel):
-    """How one model is served. Counts are of items (images), never of requests."""
+    """How one model is served. Counts are of items (images), never of requests.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    `json_schema_extra` holds what CONFIGURATION.md cannot take from a field's type: `default`, `accepted`.
+    """
 
-    max_batch_size: int = Field(default=64, ge=1, le=4096)
-    max_queue_delay_seconds: float = Field(default=0.0, ge=0, le=60, allow_inf_nan=False)
-    max_queue_items: int = Field(default=1024, ge=1)
-    max_request_items: int = Field(default_factory=lambda given: min(512, given["max_queue_items"]), ge=1)
-    default_timeout_seconds: float = Field(default=0.0, ge=0, le=MAX_TIMEOUT_SECONDS)
-    priority_levels: int = Field(default=2, ge=1, le=1000)
-    default_priority: int = Field(default_factory=lambda given: given["priority_levels"], ge=1)
-    instances: int = Field(default=1, ge=1, le=64)
-    provider: Provider | None = None
-    max_image_pixels: int = Field(default=25_000_000, ge=1)
-    versions: str = "latest:1"
-    aliases: dict[str, Annotated[int, Field(ge=1, lt=10**9, strict=True)]] = {}
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    max_batch_size: int = Field(default=64, ge=1, le=4096, description="Most items in one ONNX Runtime call.")
+    max_queue_delay_seconds: float = Field(
+        default=0.0,
+        ge=0,
+        le=60,
+        description="How long a request may wait for others to fill its batch, at most half of the time to its deadline; 0 never "
+        "waits.",
+    )
+    max_queue_items: int = Field(
+        default=1024,
+        ge=1,
+        description="Items that may wait in the queue; requests beyond it get RESOURCE_EXHAUSTED.",
+    )
+    max_request_items: int = Field(
+        default_factory=lambda given: min(512, given["max_queue_items"]),
+        ge=1,
+        description="Most items in one request; at most max_queue_items.",
+        json_schema_extra={"default": "512, or max_queue_items if that is less"},
+    )
+    default_timeout_seconds: float = Field(
+        default=0.0,
+        ge=0,
+        le=MAX_TIMEOUT_SECONDS,
+        description="Timeout of requests that set none; 0 leaves the client's deadline alone.",
+    )
+    priority_levels: int = Field(default=2, ge=1, le=1000, description="Number of priority levels; 1 is served first.")
+    default_priority: int = Field(
+        default_factory=lambda given: given["priority_levels"],
+        ge=1,
+        description="Level of requests with priority 0; at most priority_levels.",
+        json_schema_extra={"default": "priority_levels"},
+    )
+    instances: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="ONNX Runtime sessions of the model; on the CPU they share the threads.",
+    )
+    provider: Provider | None = Field(
+        default=None,
+        description="ONNX Runtime execution provider; auto takes CUDA where it works, else the CPU.",
+        json_schema_extra={"default": "the server's --provider"},
+    )
+    max_image_pixels: int = Field(
+        default=25_000_000,
+        ge=1,
+        description="Most pixels of an encoded image, checked from its header before it is decoded.",
+    )
+    versions: str = Field(
+        default="latest:1",
+        description="Versions to serve: the N highest that load, all, or those listed.",
+        json_schema_extra={"accepted": '`"latest:N"`, `"all"`, or a list such as `"1,3"`'},
+    )
+    aliases: dict[str, Annotated[int, Field(ge=1, lt=10**9, strict=True)]] = Field(
+        default={},
+        description="Names that requests may use for a version, such as `stable = 3`. A version with an alias is served whatever "
+        "`versions` says.",
+        json_schema_extra={"default": "none", "accepted": "a table of names and version numbers"},
+    )
 
     @field_validator("versions")
     @classmethod
@@ -52,18 +101,18 @@ class Policy(BaseModel):
         for name in aliases:
             if not _ALIAS.fullmatch(name) or name == "latest":
                 raise ValueError(
-                    f"{name!r} cannot be an alias: one starts with a letter, holds at most 64 letters, digits, '.', '_' and '-', "
+                    f"invalid alias {name!r}: an alias starts with a letter, has at most 64 letters, digits, '.', '_' and '-', "
                     "and is not 'latest', which is always the highest version served"
                 )
         return aliases
 
     @cached_property
     def latest(self) -> int:
-        """How many of the highest versions that load are served, whatever their numbers."""
+        """N of `versions = "latest:N"`: how many of the highest versions are served; 0 for other settings."""
         return int(self.versions.removeprefix("latest:")) if self.versions.startswith("latest:") else 0
 
     def named(self, found: Collection[int]) -> set[int]:
-        """The versions to serve whatever others there are, where `found` are in the repository. One with an alias is among them."""
+        """The versions that are served by number or alias; `found` are the versions in the repository."""
         if self.versions == "all":
             listed = set(found)
         else:

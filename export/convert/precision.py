@@ -23,8 +23,9 @@ from export.evaluation.scores import Report
 from export.progress import OnProgress, ignore_progress
 from service.errors import LoadError, UserError
 from service.model import cpus, session
-from service.model.contract import MAX_GOLDEN_PIXELS, Contract, ProviderName
+from service.model.contract import MAX_GOLDEN_PIXELS, Contract
 from service.model.preprocessing import decode
+from service.model.providers import ProviderName
 from service.model.session import Model
 
 Precision = Literal["fp32", "int8", "fp16"]

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from service.engine.batcher import Batcher, TraceBatch
 from service.errors import InvalidModel
+from service.model.providers import Provider
 from service.model.session import Model, load_model
-from service.policy import Policy, Provider
+from service.policy import Policy
 
 log = logging.getLogger(__name__)
 

@@ -25,6 +25,7 @@ from service.engine.loader import load_instances, start_batcher
 from service.errors import LoadError, NotFound, Unavailable, UserError
 from service.model.cpus import cpu_budget
 from service.model.files import file_state
+from service.model.providers import Provider
 from service.model.repository_layout import (
     MODEL_FILE,
     POLICY_FILE,
@@ -39,7 +40,7 @@ from service.model.repository_layout import (
 from service.model.session import Model, fell_back
 from service.observability.metrics import Metrics, ModelMetrics
 from service.observability.trace_context import TraceContext
-from service.policy import Policy, Provider, read_policy
+from service.policy import Policy, read_policy
 
 log = logging.getLogger(__name__)
 

@@ -15,13 +15,12 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from service.errors import InvalidModel
+from service.model.providers import ProviderName
 
 METADATA_KEY = "convoy.contract"
 INPUT_NAME = "image"
 PROBABILITIES_NAME = "probabilities"
 LOGITS_NAME = "logits"
-
-ProviderName = Literal["cpu", "cuda", "tensorrt", "openvino"]
 
 MAX_GOLDEN_PIXELS = 1 << 24
 """Of a golden sample's picture, which every server decodes that loads the model."""

@@ -19,28 +19,21 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from service.errors import GoldenMismatch, InvalidModel, InvalidRequest, LoadError, UserError, first_line
-from service.model.contract import MAX_GOLDEN_PIXELS, METADATA_KEY, Contract, ProviderName
+from service.model.contract import MAX_GOLDEN_PIXELS, METADATA_KEY, Contract
 from service.model.preprocessing import decode
+from service.model.providers import ONNX_RUNTIME_NAMES, Provider, ProviderName
 from service.model.signature import Graph, graph_of_contract, graph_of_foreign, mixes_items
 from service.model.signature import TensorSpec as TensorSpec
 
 log = logging.getLogger(__name__)
 
-Provider = Literal["auto"] | ProviderName
-
-_PROVIDERS: dict[ProviderName, str] = {
-    "cuda": "CUDAExecutionProvider",
-    "cpu": "CPUExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-    "openvino": "OpenVINOExecutionProvider",
-}
 # Batches come in few sizes, each warmed up: a plan is chosen once for each, so the exhaustive search that is ONNX Runtime's default
 # would make loading slow for little. The arena would otherwise double whenever it grows.
 _CUDA = {"cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"}
@@ -308,7 +301,7 @@ def load_model(
     except OSError as error:
         raise InvalidModel(f"cannot read the model file: {error.strerror}") from None
     if provider == "auto":
-        if _PROVIDERS["cuda"] in ort.get_available_providers():
+        if ONNX_RUNTIME_NAMES["cuda"] in ort.get_available_providers():
             try:
                 return _load_on("cuda", content, threads, foreign_labels, max_batch_items)
             except ProviderUnavailable as error:
@@ -369,17 +362,17 @@ def _load(
 
 def check_provider(provider: Provider) -> None:
     """Raises UserError if the installed ONNX Runtime cannot have the provider at all."""
-    if provider != "auto" and _PROVIDERS[provider] not in ort.get_available_providers():
+    if provider != "auto" and ONNX_RUNTIME_NAMES[provider] not in ort.get_available_providers():
         raise UserError(_not_installed(provider))
 
 
 def fell_back(asked: Provider, used: ProviderName) -> bool:
     """Whether a model runs on the CPU although CUDA is in the installed ONNX Runtime and nobody asked for the CPU."""
-    return asked == "auto" and used == "cpu" and _PROVIDERS["cuda"] in ort.get_available_providers()
+    return asked == "auto" and used == "cpu" and ONNX_RUNTIME_NAMES["cuda"] in ort.get_available_providers()
 
 
 def _not_installed(provider: ProviderName) -> str:
-    installed = [name for name, known in _PROVIDERS.items() if known in ort.get_available_providers()]
+    installed = [name for name, known in ONNX_RUNTIME_NAMES.items() if known in ort.get_available_providers()]
     return (
         f"provider {provider!r} is not in the installed ONNX Runtime, which has {', '.join(installed)} "
         "(cuda and tensorrt need Convoy's extra 'gpu' instead of 'cpu')"
@@ -387,7 +380,7 @@ def _not_installed(provider: ProviderName) -> str:
 
 
 def _open_session(content: _Content, provider: ProviderName, threads: int, cuda_graphs: bool = False) -> ort.InferenceSession:
-    if _PROVIDERS[provider] not in ort.get_available_providers():
+    if ONNX_RUNTIME_NAMES[provider] not in ort.get_available_providers():
         raise ProviderUnavailable(_not_installed(provider))
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -397,12 +390,12 @@ def _open_session(content: _Content, provider: ProviderName, threads: int, cuda_
     options.log_severity_level = 4
     if content.folder is not None:  # else ONNX Runtime would look where the process was started
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(content.folder))
-    cuda = (_PROVIDERS["cuda"], _CUDA | {"enable_cuda_graph": str(int(cuda_graphs))})
+    cuda = (ONNX_RUNTIME_NAMES["cuda"], _CUDA | {"enable_cuda_graph": str(int(cuda_graphs))})
     providers: dict[ProviderName, list[tuple[str, dict[str, str]]]] = {
         "cuda": [cuda],
-        "tensorrt": [(_PROVIDERS["tensorrt"], {}), cuda],
-        "openvino": [(_PROVIDERS["openvino"], {"device_type": "CPU", "num_of_threads": str(threads)})],
-        "cpu": [(_PROVIDERS["cpu"], {})],
+        "tensorrt": [(ONNX_RUNTIME_NAMES["tensorrt"], {}), cuda],
+        "openvino": [(ONNX_RUNTIME_NAMES["openvino"], {"device_type": "CPU", "num_of_threads": str(threads)})],
+        "cpu": [(ONNX_RUNTIME_NAMES["cpu"], {})],
     }
     try:
         session = ort.InferenceSession(content.graph, options, providers=providers[provider], enable_fallback=0)
@@ -411,7 +404,7 @@ def _open_session(content: _Content, provider: ProviderName, threads: int, cuda_
             _open_session(content, "cpu", threads)  # which says so if it is the file's fault
             raise LoadError(f"provider {provider!r} cannot load it: {first_line(error)}") from None
         raise InvalidModel(f"ONNX Runtime cannot load the file: {first_line(error)}") from None
-    if session.get_providers()[0] != _PROVIDERS[provider]:
+    if session.get_providers()[0] != ONNX_RUNTIME_NAMES[provider]:
         raise ProviderUnavailable(
             f"provider {provider!r} is in the installed ONNX Runtime, but does not initialise on this machine"
         )

@@ -11,6 +11,7 @@ import pytest
 from export.data.datasets import Dataset
 from service.errors import InvalidModel, LoadError, UserError
 from service.model import session
+from service.model.providers import ONNX_RUNTIME_NAMES, Provider
 from service.model.signature import graph_of_contract
 
 
@@ -73,10 +74,8 @@ def test_sizes_of_batches_are_powers_of_two_and_the_largest() -> None:
 
 
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt", "openvino"])
-def test_a_provider_that_is_asked_for_and_not_there_is_an_error_and_never_the_cpu(
-    provider: session.Provider, model_file: Path
-) -> None:
-    if session._PROVIDERS[provider] in onnxruntime.get_available_providers():  # type: ignore[index]
+def test_a_provider_that_is_asked_for_and_not_there_is_an_error_and_never_the_cpu(provider: Provider, model_file: Path) -> None:
+    if ONNX_RUNTIME_NAMES[provider] in onnxruntime.get_available_providers():  # type: ignore[index]
         assert session.load_model(model_file, provider, 1).provider == provider
         return
     message = f"provider '{provider}' is not in the installed ONNX Runtime, which has "

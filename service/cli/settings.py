@@ -1,0 +1,86 @@
+"""Command-line options made from the fields of a pydantic model, each with its environment variable CONVOY_<OPTION>."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import click
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from service.cli.parameters import FiniteFloat
+from service.config import ServerConfig
+
+
+def parameters(model: type[BaseModel]) -> list[click.Parameter]:
+    """A required field becomes an argument, any other an option; `**values` of the command are the fields of `model`."""
+    return [
+        click.Argument([name], type=_type(field)) if field.is_required() else _option(name, field)
+        for name, field in model.model_fields.items()
+    ]
+
+
+def shown(field: FieldInfo) -> Mapping[str, Any]:
+    """What a field says of how it is shown."""
+    return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+
+
+def value_type(field: FieldInfo) -> Any:
+    """The type of a field that is set: `int` of `int | None`."""
+    types = [kind for kind in get_args(field.annotation) if kind is not type(None)]
+    is_optional = get_origin(field.annotation) is not Literal and type(None) in get_args(field.annotation)
+    return types[0] if is_optional else field.annotation
+
+
+def limits(field: FieldInfo) -> dict[str, float]:
+    """The range of a number: any of `ge`, `gt`, `le`, `lt`."""
+    return {name: getattr(rule, name) for rule in field.metadata for name in ("ge", "gt", "le", "lt") if hasattr(rule, name)}
+
+
+def _option(name: str, field: FieldInfo) -> click.Option:
+    negated = field.default is True
+    flag = ("--no-" if negated else "--") + name.replace("_", "-")
+    extra = shown(field)
+    is_flag = value_type(field) is bool
+    return click.Option(
+        [name, flag],
+        type=None if is_flag else _type(field),
+        is_flag=is_flag,
+        default=False if is_flag else field.default,
+        callback=(lambda context, parameter, value: not value) if negated else None,
+        envvar="CONVOY_" + flag.removeprefix("--").upper().replace("-", "_"),
+        show_envvar=True,
+        show_default=extra.get("default", True),
+        metavar=extra.get("metavar"),
+        help=field.description,
+    )
+
+
+def _type(field: FieldInfo) -> click.ParamType:  # type: ignore[type-arg]  # generic since click 8.3 only
+    kind, within = value_type(field), limits(field)
+    if get_origin(kind) is Literal:
+        return click.Choice(get_args(kind))
+    if kind is Path:
+        return click.Path(path_type=Path)
+    if kind is int:
+        return click.IntRange(within.get("ge"), within.get("le"))  # type: ignore[arg-type]
+    if kind is float:
+        return FiniteFloat(within.get("gt", within.get("ge")), within.get("le"), min_open="gt" in within)
+    return click.STRING
+
+
+class ServeCommand(click.Command):
+    """A command whose help has the headings of ServerConfig."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes one section a heading, and `--help` last."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        heading = ""
+        for parameter in self.get_params(ctx):
+            heading = ServerConfig.HEADINGS.get(parameter.name or "", heading) if parameter in self.params else "Help"
+            record = parameter.get_help_record(ctx)
+            if isinstance(parameter, click.Option) and record is not None:
+                sections.setdefault(heading, []).append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records)

@@ -1,0 +1,16 @@
+"""The names of the execution providers: ours, in settings, contracts and metrics, and ONNX Runtime's."""
+
+from typing import Literal
+
+ProviderName = Literal["cuda", "cpu", "tensorrt", "openvino"]
+"""A provider that can run a model."""
+
+Provider = Literal["auto", ProviderName]
+"""A provider that can be asked for. `auto` is CUDA where it works, else the CPU."""
+
+ONNX_RUNTIME_NAMES: dict[ProviderName, str] = {
+    "cuda": "CUDAExecutionProvider",
+    "cpu": "CPUExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+}
