@@ -1,7 +1,7 @@
-"""What is asked of one server and acts on the whole of it: of all its workers, where there are several.
+"""Control requests: load and unload models, register and unregister shared memory, on one server or on all of its workers.
 
-Servicers are given a `Control`: of itself in a server that is alone; what asks the supervisor, which asks all workers, in one of
-several.
+The servicers and REST are given a `Control`: `LocalControl` in a single server (`server.py`), `BroadcastControl` in a worker
+(`workers/worker.py`), which has the supervisor repeat the call on every worker, or `ForbiddenControl`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,7 @@ NO_LOG_SETTINGS = "log settings are not offered: the log is set up when the serv
 
 
 class Control(Protocol):
-    """Every method blocks until it is done, and raises RequestError or LoadError for what cannot be done."""
+    """Every method blocks until it is done, and raises RequestError or LoadError if it fails."""
 
     def load(self, name: str) -> None:
         """See `Repository.load`."""
@@ -30,8 +30,8 @@ class Control(Protocol):
         """See `SharedMemory.unregister`."""
 
 
-class Forbidden:
-    """Control of a server that only its operator may change: every method raises Unimplemented."""
+class ForbiddenControl:
+    """The control of a server started with --no-control: every method raises Unimplemented."""
 
     def __init__(self) -> None:
         self.load = self.unload = self.register = self.unregister = _refuse
@@ -42,14 +42,14 @@ def _refuse(*_: Any, **__: Any) -> None:
 
 
 def check_load(repository: str, parameters: Iterable[str]) -> None:
-    """Raises InvalidRequest for a load of anything but a model of the one repository, as it lies there."""
+    """Raises InvalidRequest for a load from another repository or with parameters: serving.toml configures a model."""
     check_repository(repository)
     for name in parameters:
         raise InvalidRequest(f"parameter {name[:64]!r} is not accepted: a model is served as its serving.toml says", "parameters")
 
 
 def check_unload(repository: str, parameters: Iterable[str]) -> None:
-    """Raises InvalidRequest for an unload that is asked for in a way that is not offered."""
+    """Raises InvalidRequest for an unload from another repository or with an unknown parameter."""
     check_repository(repository)
     for name in parameters:
         if name != "unload_dependents":  # no model here depends on another
@@ -57,21 +57,26 @@ def check_unload(repository: str, parameters: Iterable[str]) -> None:
 
 
 def check_repository(name: str) -> None:
-    """Raises InvalidRequest unless the name of the repository is empty: there is one."""
+    """Raises InvalidRequest unless the repository's name is empty."""
     if name:
         raise InvalidRequest(f"no repository named {name[:64]!r}: leave the name empty, there is one repository", "repository_name")
 
 
 Call = tuple[str | int, ...]
+"""A method of Control and its arguments, the first of which is a name."""
 
-UNDOES = {"load": "unload", "unregister": "register"}
-"""Which methods lead back to how a worker begins, and from what."""
+REVERTS = {"load": "unload", "unregister": "register"}
+"""Methods that bring a worker back to its initial state, and the method whose effect each of them reverts."""
 
 
-def remember(standing: Sequence[Call], call: Call) -> list[Call]:
-    """The calls that stand after one more: it may take the place of one, or undo it, or all of its kind if it names nothing."""
-    method, name, *_ = call
-    undone = UNDOES.get(str(method))
-    if undone is not None:
-        return [old for old in standing if old[0] != undone or name not in ("", old[1])]
-    return [*(old for old in standing if old[:2] != (method, name)), call]
+def calls_to_replay(calls: Sequence[Call], new: Call) -> list[Call]:
+    """The calls to replay on a restarted worker: `calls` so far and the `new` one.
+
+    A call replaces an earlier one of the same method and name. One that reverts drops the calls that it reverts: of its name, or
+    of every name if its own is empty.
+    """
+    method, name, *_ = new
+    reverted = REVERTS.get(str(method))
+    if reverted is not None:
+        return [call for call in calls if call[0] != reverted or name not in ("", call[1])]
+    return [*(call for call in calls if call[:2] != (method, name)), new]

@@ -1,6 +1,6 @@
-"""What the serving process of a user's command does at its start and its end: checks, signals, the ready file.
+"""Start and end of a serving process: settings checked, signals, exit, the ready file.
 
-Shared by the server that is alone and by the supervisor of several, so it imports neither gRPC nor ONNX Runtime.
+Shared by the single server and by the supervisor of several workers, so it imports neither gRPC nor ONNX Runtime.
 """
 
 import contextlib
@@ -22,34 +22,35 @@ from service.errors import UserError
 log = logging.getLogger(__name__)
 
 
-def check_settings(config: ServerConfig) -> None:
-    """Raises UserError for a repository or a host that cannot be."""
-    repository = config.repository
+def check_config(config: ServerConfig) -> None:
+    """Raises UserError if a folder cannot be read, the ready file cannot be written or the host has no address."""
+    repository, policies = config.repository, config.policies
     if not repository.is_dir():
         raise UserError(
             f"{str(repository)!r} is not a folder" if repository.exists() else f"no repository folder {str(repository)!r}"
         )
     if not os.access(repository, os.R_OK | os.X_OK):
         raise UserError(f"repository folder {str(repository)!r}: this user may not read it")
-    if config.policies is not None and not config.policies.is_dir():
-        raise UserError(f"--policies {str(config.policies)!r}: no such folder")
-    if config.policies is not None and not os.access(config.policies, os.X_OK):
-        raise UserError(f"--policies {str(config.policies)!r}: this user may not read it")
+    if policies is not None and not policies.is_dir():
+        raise UserError(f"--policies {str(policies)!r}: no such folder")
+    if policies is not None and not os.access(policies, os.X_OK):
+        raise UserError(f"--policies {str(policies)!r}: this user may not read it")
     try:
         socket.getaddrinfo(config.host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         raise UserError(f"--host {config.host!r} is no address or name of a machine") from None
+    ReadyFile(config.ready_file).check()
 
 
-class AskedToStop:
-    """Is set, by SIGTERM, SIGINT, SIGHUP or a thread, when the process is to stop. Made and waited for by the main thread.
+class StopEvent:
+    """Set by SIGTERM, SIGINT, SIGHUP or a thread when the process is to stop. Created and waited for by the main thread.
 
-    Not a `threading.Event`: its lock may be held by the very code that a signal handler interrupts, and then never comes free; and
-    a signal that comes just before the main thread sleeps on a lock wakes nobody. A byte in a pipe stays until it is read.
+    Not a `threading.Event`: a signal handler would deadlock on the event's lock if it interrupted the code that holds it, and a
+    signal that arrives just before the main thread blocks on a lock does not wake it. A byte in a pipe stays until it is read.
     """
 
     def __init__(self, on_signal: Callable[[int], None] = lambda number: None) -> None:
-        """Takes the signals from now on. `on_signal` is called with the number of each signal, before this is set by it."""
+        """Installs the signal handlers. `on_signal` is called with each signal's number, before the event is set."""
         self._is_set = False
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
@@ -70,7 +71,7 @@ class AskedToStop:
     def set(self) -> None:
         """Asks the process to stop; from any thread."""
         self._is_set = True
-        with contextlib.suppress(BlockingIOError):  # as many bytes are there already as a pipe holds
+        with contextlib.suppress(BlockingIOError):  # the pipe is full of earlier bytes
             os.write(self._writer, b"\0")
 
     def wait(self) -> None:
@@ -79,12 +80,12 @@ class AskedToStop:
             os.read(self._reader, 1)
 
 
-class StopOnSignals(AskedToStop):
-    """Of a process that its user started: a second signal ends it at once, with code 1.
+class StopOnSignals(StopEvent):
+    """The stop event of a process that a user started: a second signal exits at once, with code 1.
 
     Attributes:
-        lame_duck_seconds: for how long requests are still to be taken. SIGTERM comes from whoever else runs clients or balancers,
-            and is given time; SIGINT from a person who waits.
+        lame_duck_seconds: how long requests are still to be taken: as configured after SIGTERM, which comes from a system with
+            load balancers; 0 after SIGINT, which comes from a person who waits.
     """
 
     def __init__(self, lame_duck_seconds: float) -> None:
@@ -94,7 +95,7 @@ class StopOnSignals(AskedToStop):
         def on_signal(number: int) -> None:
             if self._signalled:
                 try:
-                    log.warning("%s again: leaving at once", signal.Signals(number).name)
+                    log.warning("%s again: exiting at once", signal.Signals(number).name)
                 finally:
                     os._exit(1)
             self._signalled = True
@@ -105,24 +106,24 @@ class StopOnSignals(AskedToStop):
 
 
 def raise_file_limit() -> None:
-    """Lets this process, and those it starts, have as many files and connections open as the system allows: usual are 1,024."""
+    """Raises the limit of open files and connections to the most that the system allows; the usual default is 1,024."""
     limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit != most:
-        with contextlib.suppress(OSError, ValueError):  # macOS names a limit that it does not grant
+        with contextlib.suppress(OSError, ValueError):  # macOS reports a limit that it does not grant
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def leave_at_once() -> NoReturn:
-    """Ends the process with code 0, whatever its threads do. An ordinary exit would wait for a model that computes, or abort."""
+def exit_now() -> NoReturn:
+    """Exits with code 0 without waiting for threads: an ordinary exit waits for a model that computes, or aborts."""
     logging.shutdown()
     os._exit(0)
 
 
-def leave_within(seconds: float) -> None:
-    """Ends the process with code 1 if it is still there then: nothing can interrupt a model that never comes to an end."""
+def exit_after(seconds: float) -> None:
+    """Exits with code 1 if the process still runs after `seconds`: a model that never finishes cannot be interrupted."""
 
     def leave() -> None:
-        log.error("not stopped within %g s, perhaps because a model still computes: leaving at once", seconds)
+        log.error("not stopped within %g s, perhaps because a model is still computing: exiting at once", seconds)
         logging.shutdown()
         os._exit(1)
 
@@ -132,21 +133,21 @@ def leave_within(seconds: float) -> None:
 
 
 class ReadyFile:
-    """The file that says that the server is ready, and where; nothing at all if there is no path."""
+    """A JSON file that exists while the server is ready and holds its ports and pid. Without a path, every method does nothing."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._lock = threading.Lock()
 
     def check(self) -> None:
-        """Fails now rather than after loading if the file cannot be written. Raises UserError."""
+        """Raises UserError if the file cannot be written."""
         path = self._path
         if path is None:
             return
         if not path.parent.is_dir() or path.is_dir():
             raise UserError(f"--ready-file {str(path)!r}: not a file in a folder that exists")
         try:
-            # Never the file itself: somebody may be waiting for it to appear.
+            # Not the file itself: a program may be waiting for it to appear.
             probe = _partial(path)
             probe.touch()
             probe.unlink()
@@ -154,12 +155,12 @@ class ReadyFile:
             raise UserError(f"--ready-file {str(path)!r}: {error.strerror}") from None
 
     def write(self, grpc_port: int, http_port: int) -> None:
-        """Says that this process serves on these ports. If the file cannot be written, that is logged: it serves all the same."""
+        """Writes the file. An error is logged and not raised: the server serves all the same."""
         if self._path is None:
             return
         ready = {"grpc_port": grpc_port, "http_port": http_port, "pid": os.getpid()}
         with self._lock:
-            # Whoever polls for the file must never read half of it.
+            # A program that polls for the file must never read half of it.
             partial = _partial(self._path)
             try:
                 partial.write_text(json.dumps(ready) + "\n", encoding="utf-8")
@@ -167,21 +168,21 @@ class ReadyFile:
             except OSError as error:
                 log.error("--ready-file %r cannot be written: %s", str(self._path), error.strerror)
 
-    def clear(self) -> None:
-        """Says that nothing is served yet: only once the ports are this process's own."""
+    def remove(self) -> None:
+        """Removes the file. Call it only once the ports are bound: until then it may belong to a running server."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)
 
-    def withdraw(self) -> None:
-        """Says that nothing is served any more, unless another server has said since that it is ready."""
+    def remove_own(self) -> None:
+        """Removes the file unless another server has written it since."""
         if self._path is None:
             return
         try:
             if json.loads(self._path.read_text(encoding="utf-8"))["pid"] != os.getpid():
                 return
         except (OSError, ValueError, LookupError, TypeError):
-            return  # nobody's, so not this process's either
-        self.clear()
+            return  # missing, or not a ready file
+        self.remove()
 
 
 def _partial(path: Path) -> Path:

@@ -1,7 +1,7 @@
-"""How large a gRPC message may be: as large as the largest request that a model of the repository takes.
+"""The size limit of messages: the largest request that a model in the repository accepts.
 
-gRPC wants to know when the port is bound, and the port is bound before models are loaded. So what their files say of themselves is
-read first, which takes no engine.
+gRPC needs the limit when the port is bound, which is before models are loaded; so the contracts are read from the files, without
+ONNX Runtime.
 """
 
 from pathlib import Path
@@ -11,36 +11,38 @@ from service.model.contract import Contract
 from service.model.repository_layout import model_names, model_path, policy_path, version_numbers
 from service.policy import Policy, read_policy
 
-LEAST_BYTES = 4 * 1024 * 1024
-"""What gRPC allows by itself, and clients expect."""
+MIN_MESSAGE_BYTES = 4 * 1024 * 1024
+"""gRPC's own default limit, which clients expect."""
 
-MOST_BYTES = 2**31 - 1
+MAX_MESSAGE_BYTES = 2**31 - 1
+"""gRPC's limits are 32-bit signed integers."""
+
 ENVELOPE_BYTES = 64 * 1024
-"""What a request holds besides its items: names, ids, parameters."""
+"""For a request's fields beside its items: names, ids, parameters."""
 
-ITEM_BYTES = 32
-"""What an item takes besides its picture: field keys and lengths."""
+ITEM_OVERHEAD_BYTES = 32
+"""For an item's field keys and lengths."""
 
-PIXEL_BYTES = 4
-"""Of an encoded picture that is not compressed, such as a BMP, with transparency."""
+UNCOMPRESSED_PIXEL_BYTES = 4
+"""Of an encoded image without compression, such as a BMP with transparency."""
 
 
-def largest_request_bytes(policy: Policy, item_bytes: int, *, pictures: bool = True) -> int:
-    """Bytes of the largest request to a model: its most items as pixels or tensors, or one encoded picture of its most pixels.
+def largest_request_bytes(policy: Policy, item_bytes: int, *, images: bool = True) -> int:
+    """Bytes of a model's largest request: `max_request_items` raw items, or one uncompressed image of `max_image_pixels`.
 
-    `pictures` says whether the model takes any.
+    `images` says whether the model accepts encoded images.
     """
-    raw = policy.max_request_items * (item_bytes + ITEM_BYTES)
-    encoded = policy.max_image_pixels * PIXEL_BYTES if pictures else 0
-    return min(max(raw, encoded, LEAST_BYTES) + ENVELOPE_BYTES, MOST_BYTES)
+    raw = policy.max_request_items * (item_bytes + ITEM_OVERHEAD_BYTES)
+    encoded = policy.max_image_pixels * UNCOMPRESSED_PIXEL_BYTES if images else 0
+    return min(max(raw, encoded, MIN_MESSAGE_BYTES) + ENVELOPE_BYTES, MAX_MESSAGE_BYTES)
 
 
-def message_bytes(repository: Path, policies: Path | None = None) -> int:
-    """The most that any model takes which is in the repository now, by its highest version that says what it takes."""
+def max_message_bytes(repository: Path, policies: Path | None = None) -> int:
+    """The largest request of all models in the repository, each by its highest version whose contract can be read."""
     try:
         names = model_names(repository)
     except OSError:
-        names = []  # what is wrong with the folder is said when it is checked
+        names = []  # reported when the folder is checked
     return max((_of_model(repository, name, policies) for name in names), default=largest_request_bytes(Policy(), 0))
 
 
@@ -48,16 +50,16 @@ def _of_model(repository: Path, name: str, policies: Path | None) -> int:
     try:
         policy = read_policy(policy_path(repository, name, policies))
     except ConvoyError:
-        policy = Policy()  # why it cannot be used is said when the model is loaded
+        policy = Policy()  # reported when the model is loaded
     try:
         versions = version_numbers(repository, name)
     except OSError:
-        versions = []  # as above
+        versions = []  # likewise
     item_bytes = 0
     for version in reversed(versions):
         path = model_path(repository, name, version)
         try:
-            if not path.is_file():  # what cannot be read to its end would hold up the start
+            if not path.is_file():  # reading a pipe would block the start
                 continue
             contract = Contract.of_file(path)
         except (ConvoyError, OSError):

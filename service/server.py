@@ -1,12 +1,15 @@
-"""One server process, from start to end: construct, `start`, and in the end `stop`.
+"""One server process: its parts, and its life from start to stop.
 
-Start: the ports are bound first, so that a port in use is known at once and probes see a server that is loading; then
-models are loaded; then the ready file is written. Stop: health says NOT_SERVING first, and for a lame-duck time nothing else
-changes, so that whoever watches it sends new requests elsewhere; then new requests are refused with UNAVAILABLE, those in hand
-are finished, and only then are the ports closed, so that probes can read how things stand.
+A `Server` is constructed and then goes through four steps:
 
-One worker of several goes through the same steps in another order (`worker.py`): its models are loaded before it binds the port
-that it shares, because the kernel gives it connections from then on; and its supervisor has the HTTP port and the ready file.
+    listen       binds the gRPC and HTTP ports, so that a port in use fails at once and probes see a server that is loading
+    load_models  loads the models of the repository; the ready file is written once one can answer
+    drain        reports NOT_SERVING, takes requests for a lame-duck time, then refuses new ones, finishes the running ones and
+                 closes the gRPC port
+    close        closes the HTTP port, which has answered probes and scrapes until now, and frees the models
+
+`serve` runs a single server so. One worker of several (`workers/worker.py`) loads its models before it listens, because the kernel
+sends it connections as soon as it shares the port; the HTTP port and the ready file are its supervisor's.
 """
 
 import gc
@@ -14,32 +17,29 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 
 from service import message_limits
 from service.config import ServerConfig
-from service.control import Control, Forbidden
+from service.control import Control, ForbiddenControl
 from service.engine.access_log import ObservedClassifier
 from service.engine.classifier import Classifier
 from service.engine.repository import Repository
-from service.errors import UserError
+from service.grpc_transport import create_transport
 from service.http.page import Page
 from service.http.rest import Rest
 from service.http.server import HttpMetrics, HttpServer
-from service.lifecycle import ReadyFile, StopOnSignals, check_settings, leave_at_once, leave_within
+from service.lifecycle import ReadyFile, StopOnSignals, check_config, exit_after, exit_now
 from service.model.cpus import cpu_budget
 from service.model.session import check_provider
 from service.observability.metrics import Metrics
 from service.open_inference.metadata import ServerMetadata
 from service.open_inference.shared_memory import SharedMemory
 from service.rpc import channelz, classify, health, model_info, open_inference, open_inference_admin, reflection
-from service.rpc.aio_server import AioServer
-from service.rpc.completion_queue import CompletionQueueServer, why_not
-from service.rpc.tls import TlsFiles
-from service.rpc.transport import Options, Transport
+from service.rpc.call import Method
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -49,15 +49,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STOP_SECONDS = 1.0
-"""What calls may still take when no request is in hand any more: replies under way, health checks."""
+"""Grace for what is left on the gRPC port when every request is finished: replies being sent, health checks."""
 
-
-LAST_SECONDS = 5.0
-"""What may be needed beyond the times for lame duck and drain, before something is wrong."""
+CLOSE_SECONDS = 5.0
+"""Beyond the lame-duck and drain times, a process that takes longer than this to exit is stuck."""
 
 
 class LocalControl:
-    """Control of this server alone."""
+    """Control of this server process alone."""
 
     def __init__(self, repository: Repository, memory: SharedMemory) -> None:
         self.load = repository.load
@@ -67,145 +66,145 @@ class LocalControl:
 
 
 class Server:
-    """Serves a repository over gRPC and HTTP."""
+    """Serves a repository over gRPC and HTTP. `control` acts on this process alone."""
 
     def __init__(self, config: ServerConfig, on_change: Callable[[], None] = lambda: None, control: Control | None = None) -> None:
-        """`on_change` is called, by any thread, when `why_not_ready` may have changed.
+        """Checks the settings and builds the parts; binds and loads nothing.
 
-        `control` is what servicers are given to act on the whole server; this one if it is all of it.
+        Args:
+            config: the flags.
+            on_change: called from any thread when `why_not_ready` may have changed.
+            control: carries out clients' control requests; `self.control` if not given.
+
+        Raises:
+            UserError: a setting is invalid.
         """
+        check_config(config)
+        check_provider(config.provider)
         self._config = config
         self._on_change = on_change
+        self._max_message_bytes = config.max_message_bytes or message_limits.max_message_bytes(config.repository, config.policies)
+        self._ready_file = ReadyFile(config.ready_file)
+        self._loaded = False
         self._draining = False
-        self._said_ready = False
+        self._ready_logged = False
+        self._warned: set[tuple[str, int]] = set()
+
         metrics = Metrics(CollectorRegistry())
-        cpus = max(1, cpu_budget() // config.workers)
+        self._registry = metrics.registry
         self._tracing = _tracing(config)
+        cpus = max(1, cpu_budget() // config.workers)
         trace_batch = None if self._tracing is None else self._tracing.batch
         self._repository = Repository(
-            config.repository, config.provider, metrics, self._changed, cpus, trace_batch, config.policies
+            config.repository, config.provider, metrics, self._models_changed, cpus, trace_batch, config.policies
         )  # fmt: skip
         self._classifier = _classifier(config, self._repository, metrics, cpus, self._tracing)
+
         memory = SharedMemory()
-        self._here = LocalControl(self._repository, memory)
-        control = (control or self._here) if config.control else Forbidden()
-        inventory = ServerMetadata(self._repository, lambda: not self.why_not_ready())
+        metadata = ServerMetadata(self._repository, lambda: not self.why_not_ready())
+        self.control = LocalControl(self._repository, memory)
+        allowed_control = (control or self.control) if config.control else ForbiddenControl()
+        methods = self._grpc_methods(metadata, allowed_control, memory)
+        self._transport = create_transport(config, methods, metrics, self._classifier.pump, self._max_message_bytes)
+        metrics.transport_chosen(self._transport.name)
+        self._http = HttpServer(
+            config.host, config.http_port, metrics.registry, HttpMetrics(metrics.registry), self.why_not_ready,
+            self._http_app(metadata, allowed_control, memory), self._max_message_bytes, self.why_not_alive,
+        )  # fmt: skip
+
+    def _grpc_methods(self, metadata: ServerMetadata, control: Control, memory: SharedMemory) -> list[Method]:
+        """Builds the servicers; returns every method that the gRPC port offers."""
+        with_channelz = self._config.channelz
+        services = [classify.SERVICE, open_inference.SERVICE, health.SERVICE, *([channelz.SERVICE] if with_channelz else [])]
         self._classify = classify.ClassifyServicer(self._classifier)
         self._infer = open_inference.InferServicer(self._classifier, memory)
-        self._control = open_inference_admin.AdminServicer(inventory, control, memory)
-        self._health = health.HealthServicer(self._serving)
-        services = [classify.SERVICE, open_inference.SERVICE, health.SERVICE, *([channelz.SERVICE] if config.channelz else [])]
+        self._admin = open_inference_admin.AdminServicer(metadata, control, memory)
+        self._health = health.HealthServicer(self._health_statuses)
         self._reflection = reflection.ReflectionServicer(services)
-        methods = [
-            *self._classify.methods(), *model_info.ModelsServicer(self._repository).methods(),
-            *self._infer.methods(), *self._control.methods(), *self._health.methods(), *self._reflection.methods(),
-            *(channelz.ChannelzServicer().methods() if config.channelz else []),
-        ]  # fmt: skip
-        self._max_message_bytes = config.max_message_bytes or message_limits.message_bytes(config.repository, config.policies)
-        self._warned: set[tuple[str, int]] = set()
-        transport = _transport(config)
-        tls = _tls(config)
-        metrics.transport_chosen(transport.name)
-        self._transport: Transport = transport(
-            Options(
-                host=config.host,
-                port=config.grpc_port,
-                max_message_bytes=self._max_message_bytes,
-                methods=methods,
-                observer=metrics,
-                on_idle=self._classifier.pump,
-                tls=None if tls is None else tls.read(),
-                renewed_tls=lambda: None if tls is None else tls.renewed(),
-                compression=config.compression,
-                shared_port=config.workers > 1,
-                arguments=_channel_arguments(config),
-            )
-        )
-        app: WSGIApplication | None = None
-        if config.rest_offered:
-            app = Rest(self._classifier, inventory, control, memory, self._max_message_bytes)
-            if config.page_offered:
-                app = Page(self._classifier, self._repository, app)
-        self._registry = metrics.registry
-        self._http = HttpServer(
-            config.host, config.http_port, metrics.registry, HttpMetrics(metrics.registry), self.why_not_ready, app,
-            self._max_message_bytes, self.why_not_alive,
-        )  # fmt: skip
-        self._ready_file = ReadyFile(config.ready_file)
+        return [
+            *self._classify.methods(),
+            *model_info.ModelsServicer(self._repository).methods(),
+            *self._infer.methods(),
+            *self._admin.methods(),
+            *self._health.methods(),
+            *self._reflection.methods(),
+            *(channelz.ChannelzServicer().methods() if with_channelz else []),
+        ]
+
+    def _http_app(self, metadata: ServerMetadata, control: Control, memory: SharedMemory) -> "WSGIApplication | None":
+        """What the HTTP port serves beside metrics and probes: REST, and in front of it the page."""
+        if not self._config.rest_offered:
+            return None
+        rest = Rest(self._classifier, metadata, control, memory, self._max_message_bytes)
+        return Page(self._classifier, self._repository, rest) if self._config.page_offered else rest
 
     @property
     def grpc_port(self) -> int:
-        """The port that gRPC is served on, once started."""
+        """The gRPC port in use, once listening."""
         return self._transport.port
 
     @property
     def http_port(self) -> int:
-        """The port that HTTP is served on, once started."""
+        """The HTTP port in use, once listening."""
         return self._http.port
 
     @property
     def http_application(self) -> "WSGIApplication":
-        """What answers HTTP requests, for whoever takes them on another port."""
+        """Answers HTTP requests that arrive on another port than this server's own."""
         return self._http.application
 
     def start(self) -> None:
-        """Binds the ports, loads the models and serves. Raises UserError for what the operator can put right."""
-        self.open()
-        self.load()
-
-    def open(self) -> None:
-        """Binds the ports and answers what needs no model. Raises UserError for what the operator can put right."""
-        self.check()
+        """`listen`, then `load_models`."""
         self.listen()
+        self.load_models()
+
+    def stop(self, lame_duck_seconds: float = 0.0) -> None:
+        """`drain`, then `close`. A second call does nothing."""
+        if not self._draining:
+            self.drain(lame_duck_seconds)
+            self.close()
+
+    def listen(self) -> None:
+        """Binds the gRPC port and, unless there is a supervisor, the HTTP port. Raises UserError if a port is not available."""
+        self._transport.start()
+        if self._config.workers > 1:
+            return
         try:
             self._http.start()
         except BaseException:
             self._transport.stop(0)
             raise
-        self._ready_file.clear()
+        self._ready_file.remove()
         log.info(
             "listening: gRPC on %s:%d (%s transport%s), HTTP on %s:%d",
             self._config.url_host, self.grpc_port, self._transport.name, ", TLS" if self._config.tls_cert else "",
             self._config.url_host, self.http_port,
         )  # fmt: skip
 
-    def check(self) -> None:
-        """Raises UserError for a flag that cannot be, before anything is done."""
-        check_settings(self._config)
-        check_provider(self._config.provider)
-        self._ready_file.check()
-
-    def listen(self) -> None:
-        """Binds the gRPC port and serves on it. Raises UserError if the port cannot be had."""
-        self._transport.start()
-
-    def load(self) -> None:
-        """Loads the models that are there, and watches for others."""
-        self._repository.start()
-        # What is there now stays: the collector need not look at it again, nor at every few hundred objects of calls in flight.
+    def load_models(self) -> None:
+        """Loads the models in the repository, then watches it for changes."""
+        try:
+            self._repository.start()
+        finally:
+            self._loaded = True
+        # What exists now stays: the collector need not scan it again, nor run after every few hundred objects of running calls.
         gc.collect()
         gc.freeze()
         gc.set_threshold(20_000, 20, 50)
 
-    def stop(self, lame_duck_seconds: float = 0.0) -> None:
-        """Drains and closes everything. A second call does nothing."""
-        if self._draining:
-            return
-        self.drain(lame_duck_seconds)
-        self.close()
-
     def drain(self, lame_duck_seconds: float) -> None:
-        """Finishes what is in hand, at most for the configured time, and closes the gRPC port.
+        """Finishes running requests, for at most the configured time, and closes the gRPC port.
 
-        Before that, for `lame_duck_seconds`, requests are still taken while health already says that they should go elsewhere.
+        For `lame_duck_seconds` before that, requests are still taken while health already tells clients to go to other servers.
+        A server that has not loaded its models has no clients yet and skips that time.
         """
         self._draining = True
         self._health.changed()
         self._on_change()
-        if lame_duck_seconds:
-            log.info("leaving: health says NOT_SERVING, requests are taken for %g s more", lame_duck_seconds)
+        if lame_duck_seconds and self._repository.scanned:
+            log.info("lame duck: health says NOT_SERVING, requests are taken for %g s more", lame_duck_seconds)
             time.sleep(lame_duck_seconds)
-        log.info("draining: new requests are refused, those in hand are finished")
+        log.info("draining: new requests are refused, running ones are finished")
         self._classify.end_streams()
         self._infer.end_streams()
         if not self._classifier.drain(self._config.drain_seconds):
@@ -214,40 +213,21 @@ class Server:
         self._reflection.end_conversations()
         self._transport.stop(STOP_SECONDS)
 
-    def close(self) -> None:
-        """Lets go of everything. Only after `drain`."""
-        self._control.close()
-        self._classifier.close()
-        self._repository.stop()
+    def close(self, *, wait_for_loads: bool = True) -> None:
+        """Closes the HTTP port and frees the models. Call `drain` first.
+
+        A load cannot be interrupted. With `wait_for_loads` false, models are not freed while one runs: the process must exit.
+        """
+        abandon_models = not wait_for_loads and (not self._loaded or self._repository.loading)
+        if not abandon_models:
+            self._admin.close()
+            self._classifier.close()
+            self._repository.stop()
         self._http.stop()
         if self._tracing is not None:
             self._tracing.close()
-        self._ready_file.withdraw()
-        log.info("stopped")
-
-    @property
-    def loaded(self) -> bool:
-        """Whether every model has been loaded that was there at the start, and can be."""
-        return self._repository.scanned
-
-    @property
-    def loading(self) -> bool:
-        """Whether a model is being loaded now."""
-        return self._repository.loading
-
-    def leave(self) -> NoReturn:
-        """Ends the process while models are still being loaded, which nothing can interrupt. Only after `drain`."""
-        self._http.stop()
-        if self._tracing is not None:
-            self._tracing.close()
-        self._ready_file.withdraw()
-        log.info("stopped while models were being loaded")
-        leave_at_once()
-
-    def _serving(self) -> dict[str, bool]:
-        up = not self._draining
-        names = dict.fromkeys(self._repository.served, up)
-        return names | {health.OVERALL: up and self._repository.ready}
+        self._ready_file.remove_own()
+        log.info("stopped%s", " while models were being loaded" if abandon_models else "")
 
     def why_not_ready(self) -> str:
         """Why requests cannot be answered now; empty if they can."""
@@ -256,33 +236,36 @@ class Server:
         return "" if self._repository.ready else "no model is ready"
 
     def why_not_alive(self) -> str:
-        """Why nothing but another process can help; empty if this one is well."""
+        """Why only a new process can help; empty if this one is healthy."""
         return self._repository.stuck()
 
-    def act(self, method: str, *arguments: str | int) -> None:
-        """Calls a method of Control on this server itself, and raises what it raises."""
-        getattr(self._here, method)(*arguments)
-
     def metrics(self) -> list[Metric]:
-        """Every metric as of now."""
+        """A snapshot of every metric."""
         return list(self._registry.collect())
 
-    def _changed(self) -> None:
+    def _health_statuses(self) -> dict[str, bool]:
+        """Whether each service of the health protocol is serving, by name."""
+        up = not self._draining
+        models = dict.fromkeys(self._repository.served, up)
+        return models | {health.OVERALL: up and self._repository.ready}
+
+    def _models_changed(self) -> None:
         self._warn_of_large_requests()
         if self._repository.ready and not self._draining:
             self._ready_file.write(self.grpc_port, self.http_port)
-            if not self._said_ready and self._config.workers == 1:
-                self._said_ready = True
+            if not self._ready_logged and self._config.workers == 1:
+                self._ready_logged = True
                 page = f"; the page is http://{self._config.url_host}:{self.http_port}/" if self._config.page_offered else ""
                 log.info("ready%s", page)
         self._health.changed()
         self._on_change()
 
     def _warn_of_large_requests(self) -> None:
-        level = logging.WARNING if self._config.max_message_bytes is None else logging.INFO  # then it was meant so
+        """Warns once of each version that takes larger requests than the port, which was bound before it was known."""
+        level = logging.WARNING if self._config.max_message_bytes is None else logging.INFO  # a limit that was set is meant
         for served in (served for versions in self._repository.served.values() for served in versions):
             needed = message_limits.largest_request_bytes(
-                served.policy, served.model.input.size_bytes, pictures=not served.model.foreign
+                served.policy, served.model.input.size_bytes, images=not served.model.foreign
             )
             if needed > self._max_message_bytes and (served.name, served.version) not in self._warned:
                 self._warned.add((served.name, served.version))
@@ -295,35 +278,30 @@ class Server:
 
 
 def serve(config: ServerConfig) -> None:
-    """Serves until SIGTERM or SIGINT, then drains. A second signal ends the process at once, with code 1."""
-    asked_to_stop = StopOnSignals(config.lame_duck_seconds)
+    """Serves until SIGTERM or SIGINT, then drains and exits with code 0. A second signal exits at once, with code 1."""
+    stop = StopOnSignals(config.lame_duck_seconds)
     server = Server(config)
-    server.open()
-    # On a thread of its own: a model may take minutes to load, and whoever wants the server to leave should not have to wait.
+    server.listen()
     failures: list[BaseException] = []
 
-    def load() -> None:
+    def load_models() -> None:
         try:
-            server.load()
+            server.load_models()
         except BaseException as error:  # noqa: BLE001 - the main thread raises it
             failures.append(error)
-            asked_to_stop.set()
+            stop.set()
 
-    loading = threading.Thread(target=load, name="load", daemon=True)
-    loading.start()
+    # On a thread of its own: models may take minutes to load, and a signal must not wait for them.
+    threading.Thread(target=load_models, name="load-models", daemon=True).start()
     try:
-        asked_to_stop.wait()
+        stop.wait()
     finally:
-        lame_duck_seconds = asked_to_stop.lame_duck_seconds if server.loaded else 0.0
-        leave_within(lame_duck_seconds + config.drain_seconds + LAST_SECONDS)
-        server.drain(lame_duck_seconds)
-        if (server.loading or not server.loaded) and not failures:
-            server.leave()
-        loading.join()
-        server.close()
+        exit_after(stop.lame_duck_seconds + config.drain_seconds + CLOSE_SECONDS)
+        server.drain(stop.lame_duck_seconds)
+        server.close(wait_for_loads=False)
     if failures:
         raise failures[0]
-    leave_at_once()
+    exit_now()
 
 
 def _tracing(config: ServerConfig) -> "Tracing | None":
@@ -335,49 +313,7 @@ def _tracing(config: ServerConfig) -> "Tracing | None":
 
 
 def _classifier(config: ServerConfig, repository: Repository, metrics: Metrics, cpus: int, tracing: "Tracing | None") -> Classifier:
-    """A classifier that tells of its requests, if it is asked to."""
+    """A plain classifier, or one that logs and traces requests if a flag asks for that."""
     if tracing is None and not config.access_log_sample:
         return Classifier(repository, metrics, cpus)
     return ObservedClassifier(repository, metrics, cpus, config.access_log_sample, tracing)
-
-
-def _transport(config: ServerConfig) -> type[CompletionQueueServer] | type[AioServer]:
-    """The transport asked for; `auto` takes the fast one where it works. Raises UserError if `fast` does not."""
-    if config.transport == "public":
-        return AioServer
-    reason = why_not()
-    if not reason:
-        return CompletionQueueServer
-    if config.transport == "fast":
-        raise UserError(f"--transport fast cannot be used: {reason}; --transport public can")
-    log.warning("the fast transport cannot be used, taking the public one: %s", reason)
-    return AioServer
-
-
-def _tls(config: ServerConfig) -> TlsFiles | None:
-    """The files that the TLS flags name; None for plain text. Raises UserError if one of the flags is missing."""
-    if config.tls_cert is None and config.tls_key is None and config.tls_client_ca is None:
-        return None
-    if config.tls_cert is None or config.tls_key is None:
-        raise UserError("TLS needs both --tls-cert and --tls-key")
-    return TlsFiles(config.tls_cert, config.tls_key, config.tls_client_ca)
-
-
-def _channel_arguments(config: ServerConfig) -> list[tuple[str, int]]:
-    """C core's arguments for the connection flags; 0 leaves its own default."""
-    arguments = [
-        ("grpc.max_concurrent_streams", config.max_concurrent_streams),
-        # A client may ping while it has nothing to ask: that keeps middleboxes from forgetting the connection.
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", round(1000 * config.min_ping_interval_seconds)),
-        ("grpc.http2.max_ping_strikes", 2 if config.min_ping_interval_seconds else 0),
-        ("grpc.enable_channelz", int(config.channelz)),
-    ]
-    if config.max_connection_age_seconds:
-        arguments += [
-            ("grpc.max_connection_age_ms", max(1, round(1000 * config.max_connection_age_seconds))),
-            ("grpc.max_connection_age_grace_ms", round(1000 * config.max_connection_age_grace_seconds)),
-        ]
-    if config.keepalive_seconds:
-        arguments += [("grpc.keepalive_time_ms", max(1, round(1000 * config.keepalive_seconds)))]
-    return arguments

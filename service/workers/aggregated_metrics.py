@@ -1,10 +1,10 @@
-"""The metrics of several processes as those of one server: a pure function over snapshots of their registries.
+"""Merges the metrics of several processes into those of one server. Pure: takes snapshots of their registries.
 
-Counters and histograms are summed, series by series. So are gauges, because most of them count what there is (items that wait,
-bytes, threads); those that do not are named here. What is merely said (`_info`) is kept once. An exemplar is the latest there is.
+Counters and histograms are summed, series by series; so are gauges, which mostly count (queued items, bytes, threads), except those
+in NOT_SUMMED. `_info` series are kept once. The latest exemplar is kept.
 
-A process that has ended goes on counting with its last snapshot: a sum that fell would look to Prometheus like a restart of
-everything, and all that was ever counted like the work of one moment.
+The counters of a process that has exited still count (`cumulative`): Prometheus would take a sum that falls for a restart of the
+whole server, and the rest of it for new events.
 """
 
 import math
@@ -14,7 +14,7 @@ from prometheus_client.core import Metric
 from prometheus_client.samples import Exemplar, Sample, Timestamp
 
 Snapshot = Sequence[Metric]
-"""What a registry's `collect` gives at one moment."""
+"""What a registry's `collect` returned."""
 
 _Series = tuple[str, frozenset[tuple[str, str]]]
 
@@ -25,11 +25,11 @@ NOT_SUMMED: dict[str, Callable[[float, float], float]] = {
     "convoy_provider_fallback": max,
     "convoy_model_load_failed": max,
 }
-"""Gauges of which the sum would say nothing."""
+"""Gauges whose sum has no meaning, and how they are merged."""
 
 
 def merge(snapshots: Iterable[Snapshot]) -> list[Metric]:
-    """One family for each name, in the order in which they first come, its series likewise."""
+    """One family for each name, families and series in the order in which they first appear."""
     families: dict[str, tuple[Metric, dict[_Series, Sample]]] = {}
     for snapshot in snapshots:
         for family in snapshot:
@@ -39,22 +39,22 @@ def merge(snapshots: Iterable[Snapshot]) -> list[Metric]:
             for sample in family.samples:
                 key = (sample.name, frozenset(sample.labels.items()))
                 known = series.get(key)
-                series[key] = sample if known is None else _both(known, sample, _how(sample.name))
+                series[key] = sample if known is None else _merged(known, sample)
     for merged, series in families.values():
         merged.samples = list(series.values())
     return [merged for merged, _ in families.values()]
 
 
-def counts(snapshot: Snapshot) -> list[Metric]:
-    """What goes on counting when the process has ended: counters and histograms, but nothing that it was at the moment."""
+def cumulative(snapshot: Snapshot) -> list[Metric]:
+    """The counters and histograms, which outlive the process; gauges do not."""
     return [family for family in snapshot if family.type in ("counter", "histogram")]
 
 
-def without_forgotten(counted: Snapshot, present: Iterable[Snapshot]) -> list[Metric]:
-    """Leaves out the versions of models that no process has any more."""
-    known = {_version(sample) for snapshot in present for family in snapshot for sample in family.samples}
+def without_unserved_versions(exited: Snapshot, running: Iterable[Snapshot]) -> list[Metric]:
+    """`exited` without the series of model versions that no running process has."""
+    known = {_version(sample) for snapshot in running for family in snapshot for sample in family.samples}
     left = []
-    for family in counted:
+    for family in exited:
         kept = Metric(family.name, family.documentation, family.type, family.unit)
         kept.samples = [sample for sample in family.samples if _version(sample) in known]
         left.append(kept)
@@ -62,12 +62,17 @@ def without_forgotten(counted: Snapshot, present: Iterable[Snapshot]) -> list[Me
 
 
 def _version(sample: Sample) -> tuple[str, str] | None:
-    """The version of a model that the series is about; None if it is not about one."""
+    """The model and version that a series is about; None if it is not about one."""
     labels = sample.labels
     return (labels["model"], labels["version"]) if "version" in labels and "model" in labels else None
 
 
-def _how(name: str) -> Callable[[float, float], float]:
+def _merged(one: Sample, other: Sample) -> Sample:
+    exemplar = max((found for found in (one.exemplar, other.exemplar) if found is not None), key=_time, default=None)
+    return one._replace(value=_merge_function(one.name)(one.value, other.value), exemplar=exemplar)
+
+
+def _merge_function(name: str) -> Callable[[float, float], float]:
     if name.endswith("_created"):
         return min
     return max if name.endswith("_info") else NOT_SUMMED.get(name, _sum)
@@ -77,11 +82,6 @@ def _sum(one: float, other: float) -> float:
     return one + other
 
 
-def _both(one: Sample, other: Sample, how: Callable[[float, float], float]) -> Sample:
-    exemplar = max((found for found in (one.exemplar, other.exemplar) if found is not None), key=_when, default=None)
-    return one._replace(value=how(one.value, other.value), exemplar=exemplar)
-
-
-def _when(exemplar: Exemplar) -> float:
-    when = exemplar.timestamp
-    return -math.inf if when is None else float(when) if isinstance(when, Timestamp) else when
+def _time(exemplar: Exemplar) -> float:
+    time = exemplar.timestamp
+    return -math.inf if time is None else float(time) if isinstance(time, Timestamp) else time

@@ -1,9 +1,9 @@
-"""Two processes that ask each other things, over one connection.
+"""Remote calls between two processes over one pipe, in both directions.
 
-Either end may `ask` at any time, many questions at once; answers come in any order. A question is answered on a thread of its own:
-answering may mean to ask in turn, even the one who asked, and a pool of threads could be full of such questions that wait for each
-other. The end of the other process is seen as the end of the connection, at once, however it ended. A thread of its own sends: a
-process that hangs does not read, and whoever asks it must be able to give up.
+Either side may `call` at any time, and have many calls running; replies come in any order. Each incoming call runs on a thread of
+its own: a handler may itself call the other side, which a bounded thread pool could deadlock on. A writer thread sends, so that
+a caller can time out although the other process hangs and reads nothing. When the other process exits, however it does, the
+pipe closes: pending calls fail at once.
 """
 
 import itertools
@@ -21,111 +21,112 @@ from service.errors import ConvoyError
 log = logging.getLogger(__name__)
 
 
-class ChannelClosed(ConvoyError):
-    """The other process has ended, or its end of the connection is closed: there will be no answer."""
+class IpcClosed(ConvoyError):
+    """The other process has exited or closed its end of the pipe: there will be no reply."""
 
 
-class AnswerFailed(ConvoyError):
-    """The other process failed to answer. The cause is in its log."""
+class RemoteError(ConvoyError):
+    """The call failed in the other process, which has logged the cause."""
 
 
-Answers = Callable[..., Any]
-"""Answers a question from its name and arguments. What it returns or raises goes to the one who asked: it must be picklable."""
+Handler = Callable[..., Any]
+"""Carries out a call: takes the method's name and the arguments. The result or the error must be picklable."""
 
 
-class Channel:
-    """One end of the connection. Construct and `start`; it ends with either of the processes."""
+class IpcConnection:
+    """One end of the pipe. Construct, then `start`; it closes when either process exits."""
 
-    def __init__(self, connection: Connection, answers: Answers, on_closed: Callable[[], None] = lambda: None) -> None:
-        """`on_closed` is called once, when the other end is gone."""
-        self._connection = connection
-        self._answers = answers
+    def __init__(self, pipe: Connection, handler: Handler, on_closed: Callable[[], None] = lambda: None) -> None:
+        """`on_closed` is called once, when the other end has closed."""
+        self._pipe = pipe
+        self._handler = handler
         self._on_closed = on_closed
-        self._outgoing: SimpleQueue[bytes | None] = SimpleQueue()  # None: no more
+        self._outgoing: SimpleQueue[bytes | None] = SimpleQueue()  # None ends the writer
         self._lock = threading.Lock()
-        self._numbers = itertools.count()
-        self._waiting: dict[int, Future[Any]] | None = {}  # None once the connection is closed
-        self._reader = threading.Thread(target=self._read, name="channel", daemon=True)
-        self._writer = threading.Thread(target=self._write, name="channel-out", daemon=True)
+        self._call_ids = itertools.count()
+        self._pending: dict[int, Future[Any]] | None = {}  # None once closed
+        self._reader = threading.Thread(target=self._read, name="ipc-read", daemon=True)
+        self._writer = threading.Thread(target=self._write, name="ipc-write", daemon=True)
 
     def start(self) -> None:
-        """Begins to take questions and answers."""
+        """Starts the reader and the writer thread."""
         self._reader.start()
         self._writer.start()
 
-    def ask(self, question: str, *arguments: Any) -> Future[Any]:
-        """Asks the other process, and waits for nothing.
+    def call(self, method: str, *arguments: Any) -> Future[Any]:
+        """Calls `method` in the other process, without blocking.
 
         Returns:
-            What will hold the answer; or the error that was raised over there; or ChannelClosed; or AnswerFailed.
+            A future of the result. It fails with the ConvoyError or ImportError raised there, RemoteError for any other error, or
+            IpcClosed.
         """
         future: Future[Any] = Future()
-        number = next(self._numbers)
-        message = pickle.dumps((number, question, arguments))
+        call_id = next(self._call_ids)
+        message = pickle.dumps((call_id, method, arguments))
         with self._lock:
-            if self._waiting is None:
-                future.set_exception(ChannelClosed("the process that was asked has ended"))
+            if self._pending is None:
+                future.set_exception(IpcClosed("the other process has exited"))
                 return future
-            self._waiting[number] = future
+            self._pending[call_id] = future
         self._outgoing.put(message)
         return future
 
     def _write(self) -> None:
         try:
             while (message := self._outgoing.get()) is not None:
-                self._connection.send_bytes(message)
+                self._pipe.send_bytes(message)
         except OSError:
-            self._closed()
+            self._close()
 
     def _read(self) -> None:
         while True:
             try:
-                number, question, content = pickle.loads(self._connection.recv_bytes())  # noqa: S301 - from a process of ours
+                call_id, method, content = pickle.loads(self._pipe.recv_bytes())  # noqa: S301 - our own process sent it
             except (EOFError, OSError):
                 break
-            if question:
-                threading.Thread(
-                    target=self._answer, args=(number, question, content), name=f"answer-{question}", daemon=True
-                ).start()
-                continue
-            with self._lock:
-                future = self._waiting.pop(number, None) if self._waiting is not None else None
-            if future is None:
-                continue
-            answer, error = content
-            if error is not None:
-                future.set_exception(error)
+            if method:
+                threading.Thread(target=self._handle, args=(call_id, method, content), name=f"ipc-{method}", daemon=True).start()
             else:
-                future.set_result(answer)
-        self._closed()
+                self._resolve(call_id, *content)
+        self._close()
         self._outgoing.put(None)
         self._writer.join()
-        self._connection.close()
+        self._pipe.close()
 
-    def _answer(self, number: int, question: str, arguments: tuple[Any, ...]) -> None:
+    def _handle(self, call_id: int, method: str, arguments: tuple[Any, ...]) -> None:
         try:
-            message = pickle.dumps((number, "", (self._answers(question, *arguments), None)))
-        except Exception as error:  # noqa: BLE001 - it is told to the one who asked
-            message = pickle.dumps((number, "", (None, _portable(error, question))))
-        self._outgoing.put(message)
+            reply = pickle.dumps((call_id, "", (self._handler(method, *arguments), None)))
+        except Exception as error:  # noqa: BLE001 - the caller gets it
+            reply = pickle.dumps((call_id, "", (None, _picklable(error, method))))
+        self._outgoing.put(reply)
 
-    def _closed(self) -> None:
+    def _resolve(self, call_id: int, result: Any, error: Exception | None) -> None:
         with self._lock:
-            waiting, self._waiting = self._waiting, None
-        if waiting is None:
+            future = self._pending.pop(call_id, None) if self._pending is not None else None
+        if future is None:
             return
-        for future in waiting.values():
-            future.set_exception(ChannelClosed("the process that was asked has ended"))
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+    def _close(self) -> None:
+        with self._lock:
+            pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        for future in pending.values():
+            future.set_exception(IpcClosed("the other process has exited"))
         self._on_closed()
 
 
-def _portable(error: Exception, question: str) -> Exception:
-    """The error as it can be raised in the other process: one that says what is wrong as it is, any other by its name."""
+def _picklable(error: Exception, method: str) -> Exception:
+    """The error to raise in the calling process: itself if its message is meant for users, else RemoteError with its type."""
     if isinstance(error, ConvoyError | ImportError):
         try:
-            pickle.loads(pickle.dumps(error))  # noqa: S301 - what was written in the line
-        except Exception:  # noqa: BLE001 - a constructor that wants more than the message
-            return AnswerFailed(str(error))
+            pickle.loads(pickle.dumps(error))  # noqa: S301 - pickled in this line
+        except Exception:  # noqa: BLE001 - its constructor takes more than the message
+            return RemoteError(str(error))
         return error
-    log.error("%s could not be answered", question, exc_info=error)
-    return AnswerFailed(f"the other process could not answer {question!r}: {type(error).__name__}")
+    log.error("call %s failed", method, exc_info=error)
+    return RemoteError(f"{method!r} failed in the other process: {type(error).__name__}")

@@ -1,13 +1,16 @@
-"""One worker of several: a server that does what its supervisor asks, and ends with it.
+"""A worker process: a server that is run by its supervisor and exits with it.
 
-    load      constructs the server and loads the models. What the operator can put right is raised, and so told to the supervisor.
-    open      takes up what was asked of the workers before there was this one, then binds the shared port.
-    report    says whether it is ready, and gives all metrics; fails if nothing but another worker can help.
-    act       does here what somebody asked of some worker (`control.py`).
-    http      answers one HTTP request that came in on the supervisor's port.
-    drain     begins the end, as SIGTERM and SIGINT do: what is in hand is finished, the process leaves.
+The supervisor calls, over IPC:
 
-Of its own accord it sends a report when it may have become ready or has ended its work, and passes on what is to be done by all.
+    load      constructs the server and loads the models; raises UserError for what the operator can fix
+    listen    replays the control calls made before this worker started, then binds the shared port
+    report    returns readiness and all metrics; raises Unavailable if only a new process can help
+    control   carries out a control call on this worker (`control.py`)
+    http      answers an HTTP request that arrived on the supervisor's port
+    drain     finishes running requests and exits, as SIGTERM and SIGINT do
+
+The worker calls `report` when it may have become ready and when it has drained, and `broadcast` to have a control call carried out
+by every worker.
 """
 
 import io
@@ -16,7 +19,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +29,9 @@ from service.config import ServerConfig
 from service.control import Call
 from service.errors import ConvoyError, Unavailable
 from service.http.server import CLOSE_SECONDS, ROUTE
-from service.lifecycle import AskedToStop, leave_at_once
+from service.lifecycle import StopEvent, exit_now
 from service.logs import set_up_logging
-from service.workers.ipc import Channel, ChannelClosed
+from service.workers.ipc import IpcClosed, IpcConnection
 from service.workers.process import Report
 
 if TYPE_CHECKING:
@@ -36,145 +39,155 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-GOODBYE_SECONDS = 5.0
+LAST_REPORT_SECONDS = 5.0
+"""How long to wait for the supervisor to take the last report."""
 
 
 class Worker:
-    """Answers a supervisor's questions with a server."""
+    """Serves as its supervisor says."""
 
-    def __init__(self, config: ServerConfig, connection: Connection) -> None:
+    def __init__(self, config: ServerConfig, pipe: Connection) -> None:
         self._config = config
-        self._channel = Channel(connection, self._answer, _supervisor_gone)
+        self._ipc = IpcConnection(pipe, self._handle, _exit_without_supervisor)
+        self._methods: dict[str, Callable[..., Any]] = {
+            "load": self._load,
+            "listen": self._listen,
+            "report": self._report,
+            "control": self._control,
+            "http": self._http,
+            "drain": self._drain,
+        }
         self._server: Server | None = None
-        self._opened = False
-        self._opening = threading.Lock()
-        self._http_in_hand = 0
-        self._http_answered = threading.Condition()
-        self._reports = itertools.count(1)
-        self._reporting = threading.Lock()
+        self._listening = False
+        self._listen_lock = threading.Lock()
+        self._http_running = 0
+        self._http_finished = threading.Condition()
+        self._report_numbers = itertools.count(1)
+        self._report_lock = threading.Lock()
         self._last_report: Report | None = None
-        self._asked_to_stop = AskedToStop()
+        self._stop = StopEvent()
         self._lame_duck_seconds = config.lame_duck_seconds
 
     def run(self) -> None:
-        """Serves until the supervisor or a signal ends it."""
-        self._channel.start()
-        self._asked_to_stop.wait()
-        with self._opening:
+        """Serves until the supervisor or a signal stops it, then exits."""
+        self._ipc.start()
+        self._stop.wait()
+        with self._listen_lock:
             server = self._server
-            if server is None or not self._opened:
-                os._exit(0)  # a load that is under way would hold us up, for nothing
+            if server is None or not self._listening:
+                os._exit(0)  # without waiting for a load
         server.drain(self._lame_duck_seconds)
-        with self._http_answered:  # a model has given its answer before the answer is written
-            self._http_answered.wait_for(lambda: not self._http_in_hand, CLOSE_SECONDS)
-        self._last_report = self._state()  # what comes after it has no metrics left to tell of
+        with self._http_finished:  # the requests are finished, their HTTP responses may still be on their way
+            self._http_finished.wait_for(lambda: not self._http_running, CLOSE_SECONDS)
+        self._last_report = self._state()  # `close` takes the models' metrics away
         try:
-            self._channel.ask("report", self._last_report).result(GOODBYE_SECONDS)
-        except (ChannelClosed, TimeoutError):
-            log.warning("the supervisor has not heard of the end")
+            self._ipc.call("report", self._last_report).result(LAST_REPORT_SECONDS)
+        except (IpcClosed, TimeoutError):
+            log.warning("the supervisor did not take the last report")
         server.close()
-        leave_at_once()
+        exit_now()
 
-    def _answer(self, question: str, *arguments: Any) -> Any:
-        return getattr(self, f"_{question}")(*arguments)
+    def _handle(self, method: str, *arguments: Any) -> Any:
+        return self._methods[method](*arguments)
 
     def _load(self) -> None:
         from service.server import Server
 
-        server = Server(self._config, self._changed, BroadcastControl(self._channel))
-        server.check()
-        self._server = server
-        server.load()
+        self._server = Server(self._config, self._send_report, BroadcastControl(self._ipc))
+        self._server.load_models()
 
-    def _open(self, remembered: Sequence[Call]) -> None:
-        with self._opening:
-            if self._asked_to_stop.is_set():
-                raise Unavailable("the worker is ending")
-            for method, *arguments in remembered:
+    def _listen(self, replay: Sequence[Call]) -> None:
+        with self._listen_lock:
+            if self._stop.is_set():
+                raise Unavailable("the worker is stopping")
+            for method, *arguments in replay:
                 try:
-                    self._act(str(method), *arguments)
+                    self._control(str(method), *arguments)
                 except ConvoyError as error:
                     log.warning("%s %s: %s", method, " ".join(map(str, arguments)), error)
-            self._loaded.listen()
-            self._opened = True
+            self._loaded_server.listen()
+            self._listening = True
 
-    def _act(self, method: str, *arguments: str | int) -> None:
-        self._loaded.act(method, *arguments)
+    def _control(self, method: str, *arguments: str | int) -> None:
+        getattr(self._loaded_server.control, method)(*arguments)
 
     def _drain(self, lame_duck_seconds: float) -> None:
         self._lame_duck_seconds = lame_duck_seconds
-        self._asked_to_stop.set()
+        self._stop.set()
 
     def _report(self) -> Report:
-        why = self._server.why_not_alive() if self._server is not None else ""
-        if why:
-            raise Unavailable(why)
+        reason = self._server.why_not_alive() if self._server is not None else ""
+        if reason:
+            raise Unavailable(reason)
         return self._state()
 
     def _state(self) -> Report:
-        with self._reporting:
+        with self._report_lock:
             if self._last_report is not None:
                 return self._last_report
             server = self._server
             if server is None:
-                return Report(next(self._reports), "loading", [])
-            return Report(next(self._reports), server.why_not_ready(), server.metrics())
+                return Report(next(self._report_numbers), "loading", [])
+            return Report(next(self._report_numbers), server.why_not_ready(), server.metrics())
 
     def _http(self, environ: dict[str, Any], body: bytes) -> tuple[int, list[tuple[str, str]], bytes, list[str]]:
         route: list[str] = []
         environ |= {"wsgi.input": io.BytesIO(body), "wsgi.errors": sys.stderr, "wsgi.version": (1, 0), "wsgi.multithread": True,
                     "wsgi.multiprocess": True, "wsgi.run_once": False, ROUTE: route}  # fmt: skip
-        with self._http_answered:
-            self._http_in_hand += 1
+        with self._http_finished:
+            self._http_running += 1
         try:
-            response = Response.from_app(self._loaded.http_application, environ, buffered=True)
+            response = Response.from_app(self._loaded_server.http_application, environ, buffered=True)
             return response.status_code, list(response.headers.items()), response.get_data(), route
         finally:
-            with self._http_answered:
-                self._http_in_hand -= 1
-                self._http_answered.notify_all()
+            with self._http_finished:
+                self._http_running -= 1
+                self._http_finished.notify_all()
 
     @property
-    def _loaded(self) -> "Server":
+    def _loaded_server(self) -> "Server":
         if self._server is None:
             raise Unavailable("the worker has not loaded its models yet")
         return self._server
 
-    def _changed(self) -> None:
-        self._channel.ask("report", self._state())
+    def _send_report(self) -> None:
+        self._ipc.call("report", self._state())
 
 
 class BroadcastControl:
-    """Control of all workers."""
+    """Control of every worker, through the supervisor."""
 
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
+    def __init__(self, ipc: IpcConnection) -> None:
+        self._ipc = ipc
+
+    def _broadcast(self, method: str, *arguments: str | int) -> None:
+        self._ipc.call("broadcast", method, *arguments).result()
 
     def load(self, name: str) -> None:
         """See Control."""
-        self._channel.ask("broadcast", "load", name).result()
+        self._broadcast("load", name)
 
     def unload(self, name: str) -> None:
         """See Control."""
-        self._channel.ask("broadcast", "unload", name).result()
+        self._broadcast("unload", name)
 
     def register(self, name: str, key: str, offset: int, byte_size: int) -> None:
         """See Control."""
-        self._channel.ask("broadcast", "register", name, key, offset, byte_size).result()
+        self._broadcast("register", name, key, offset, byte_size)
 
     def unregister(self, name: str) -> None:
         """See Control."""
-        self._channel.ask("broadcast", "unregister", name).result()
+        self._broadcast("unregister", name)
 
 
-def _supervisor_gone() -> None:
-    """Nobody would restart this process, drain it, or know of it."""
+def _exit_without_supervisor() -> None:
+    """Without a supervisor this process would never be restarted, drained or scraped."""
     os._exit(1)
 
 
 def main(file_descriptor: int) -> None:
-    """Runs the worker that a supervisor has started, with one end of a connection to it."""
-    connection = Connection(file_descriptor)
-    number, config = connection.recv()
+    """Runs a worker; `file_descriptor` is its end of the pipe to the supervisor."""
+    pipe = Connection(file_descriptor)
+    number, config = pipe.recv()
     set_up_logging(config.log_level, config.log_format, number)
-    Worker(config, connection).run()
+    Worker(config, pipe).run()

@@ -236,7 +236,7 @@ def test_a_model_that_never_ends_cannot_keep_the_server(tmp_path: Path, spawn: S
         assert refused.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(60) == 1
-    assert "perhaps because a model still computes: leaving at once" in server.log.read_text()
+    assert "perhaps because a model is still computing: exiting at once" in server.log.read_text()
 
 
 def test_a_model_that_holds_up_all_calls_is_told_by_livez(tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,20 +56,20 @@ def test_the_largest_request_is_the_most_items_or_the_largest_picture(repository
     default = message_limits.largest_request_bytes(Policy(), 28 * 28)
     assert 100_000_000 < default < 101_000_000, "one picture of 25 megapixels as a BMP with transparency"
     assert (
-        message_limits.message_bytes(repository)
-        == message_limits.message_bytes(tmp_path)
-        == message_limits.message_bytes(tmp_path / "none")
+        message_limits.max_message_bytes(repository)
+        == message_limits.max_message_bytes(tmp_path)
+        == message_limits.max_message_bytes(tmp_path / "none")
         == default
     )
     settings = repository / "digits" / "serving.toml"
     settings.write_text("max_image_pixels = 1000\nmax_request_items = 10000\nmax_queue_items = 10000\n")
-    assert 10_000 * 784 < message_limits.message_bytes(repository) < 10_000 * 900
+    assert 10_000 * 784 < message_limits.max_message_bytes(repository) < 10_000 * 900
     settings.write_text("max_image_pixels = 1000\n")
-    assert message_limits.message_bytes(repository) == message_limits.LEAST_BYTES + message_limits.ENVELOPE_BYTES
+    assert message_limits.max_message_bytes(repository) == message_limits.MIN_MESSAGE_BYTES + message_limits.ENVELOPE_BYTES
     settings.write_text("max_image_pixels = 'many'\n")
-    assert message_limits.message_bytes(repository) == default
+    assert message_limits.max_message_bytes(repository) == default
     assert message_limits.largest_request_bytes(Policy(max_request_items=1000), 10**9) == 2**31 - 1
-    assert message_limits.largest_request_bytes(Policy(), 16, pictures=False) < default
+    assert message_limits.largest_request_bytes(Policy(), 16, images=False) < default
 
 
 def test_the_largest_legal_request_is_answered_and_one_above_the_limit_refused(repository: Path, serve: Serve) -> None:

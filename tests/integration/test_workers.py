@@ -212,8 +212,8 @@ def test_a_worker_that_is_killed_is_replaced_while_the_other_answers(repository:
     assert workers[1] in children(server.process.pid)
     assert {failure.code for failure in load.failures} <= {"UNAVAILABLE"}
     assert len(load.failures) <= 8, "a client whose worker died goes to the other"
-    assert f"worker 1 (pid {workers[0]}) was ended by signal 9" in server.log.read_text() or (
-        f"worker 2 (pid {workers[0]}) was ended by signal 9" in server.log.read_text()
+    assert f"worker 1 (pid {workers[0]}) was killed by signal 9" in server.log.read_text() or (
+        f"worker 2 (pid {workers[0]}) was killed by signal 9" in server.log.read_text()
     )
     assert server.terminate() == 0
 
@@ -293,14 +293,14 @@ def test_workers_that_cannot_start_end_the_server_with_one_clear_line(repository
         convoy(*serve, "--tls-cert", __file__, "--tls-key", __file__, timeout=30)
     )
     slow = convoy(*serve, "--worker-start-seconds", "0.01", "--log-level", "error")
-    assert re.search(r"worker [12] \(pid \d+\) is ended: it did not load its models within 0\.01 s", one_line(slow))
+    assert re.search(r"worker [12] \(pid \d+\) was killed: it did not load its models within 0\.01 s", one_line(slow))
 
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys\nif 'service.workers.worker' in str(sys.orig_argv):\n    os.kill(os.getpid(), 9)\n"
     )
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     killed = convoy(*serve, "--log-level", "error", PYTHONPATH=path)
-    assert re.search(r"worker [12] \(pid \d+\) was ended by signal 9 \(Killed\)", one_line(killed))
+    assert re.search(r"worker [12] \(pid \d+\) was killed by signal 9 \(Killed\)", one_line(killed))
 
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['onnxruntime'] = None\n")
     assert "onnxruntime is missing: install Convoy's extra" in one_line(convoy(*serve, PYTHONPATH=path))
@@ -338,7 +338,7 @@ def test_a_worker_that_is_told_to_stop_drains_and_is_replaced(repository: Path, 
     eventually(lambda: workers[0] not in children(server.process.pid))
     assert handled(scrape(server.http_port)) == 10, "its last report has all that it counted"
     eventually(lambda: scrape(server.http_port)["convoy_workers_ready",] == 2)
-    assert f"(pid {workers[0]}) ended with exit code 0; another starts in" in server.log.read_text()
+    assert f"(pid {workers[0]}) exited with code 0; restarting in" in server.log.read_text()
     assert server.terminate() == 0
 
 
@@ -355,7 +355,7 @@ def test_a_worker_that_is_stuck_is_replaced(
     os.kill(stuck, signal.SIGSTOP)
     assert handled(scrape(supervisor._http.port)) == 1, "a scrape makes do with what it said last"
     eventually(lambda: 1 in supervisor._workers and supervisor._workers[1].pid != stuck and supervisor.why_not_ready() == "")
-    assert f"worker 1 (pid {stuck}) is ended: it did not answer within 5 s; another starts in 0.25 s" in caplog.text
+    assert f"worker 1 (pid {stuck}) was killed: it did not respond within 5 s; restarting in 0.25 s" in caplog.text
     assert not alive(stuck)
 
 
@@ -370,7 +370,7 @@ def test_a_worker_whose_model_never_ends_is_replaced(
     with grpc.insecure_channel(f"127.0.0.1:{supervisor.grpc_port}") as channel, pytest.raises(grpc.RpcError):
         go_round(channel, 1e18, 5)
     eventually(lambda: len(before & {worker.pid for worker in supervisor._workers.values()}) == 1)
-    eventually(lambda: "is ended: model 'loop' has held up all calls for more than 30 s; another starts in 0.25 s" in caplog.text)
+    eventually(lambda: "was killed: model 'loop' has held up all calls for more than 30 s; restarting in 0.25 s" in caplog.text)
     eventually(lambda: supervisor._workers.keys() == {1, 2} and supervisor.why_not_ready() == "")
 
 
@@ -396,7 +396,7 @@ def test_what_one_worker_is_asked_all_do_and_those_that_come_later(
     assert outcomes() == {"NOT_FOUND"}
     first = supervisor._workers[1].pid
     os.kill(first, signal.SIGKILL)
-    eventually(lambda: 1 in supervisor._workers and supervisor._workers[1].pid != first and supervisor._workers[1].opened)
+    eventually(lambda: 1 in supervisor._workers and supervisor._workers[1].pid != first and supervisor._workers[1].listening)
     assert outcomes() == {"NOT_FOUND"}
     with pytest.raises(NotFound, match="no model named 'cats' is in the repository"):
         supervisor._broadcast("unload", "cats")
@@ -405,7 +405,7 @@ def test_what_one_worker_is_asked_all_do_and_those_that_come_later(
     with pytest.raises(LoadError, match="version 2"):
         supervisor._broadcast("load", "twin")
     assert outcomes() == {label}, "the load took the unload back, though it failed"
-    assert supervisor._remembered == []
+    assert supervisor._replay == []
 
 
 def test_a_repository_that_fills_later_becomes_ready_with_all_workers(

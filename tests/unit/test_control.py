@@ -1,22 +1,22 @@
 import pytest
 
 from service import control
-from service.control import Call, remember
+from service.control import Call, calls_to_replay
 
 
-def test_what_was_undone_is_forgotten_and_what_stands_stands_once() -> None:
+def test_a_reverted_call_is_not_replayed_and_a_repeated_one_only_once() -> None:
     calls: list[Call] = []
     for call in (("unload", "a"), ("unload", "b"), ("unload", "a"), ("load", "b"), ("load", "c")):
-        calls = remember(calls, call)
+        calls = calls_to_replay(calls, call)
     assert calls == [("unload", "a")]
-    assert remember(calls, ("load", "a")) == []
+    assert calls_to_replay(calls, ("load", "a")) == []
 
 
-def test_a_later_call_takes_the_place_of_an_earlier_and_an_empty_name_undoes_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(control.UNDOES, "close", "open")
+def test_a_later_call_replaces_an_earlier_one_and_an_empty_name_reverts_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(control.REVERTS, "close", "open")
     calls: list[Call] = [("unload", "a")]
     for call in (("open", "x", 1), ("open", "y", 2), ("open", "x", 3)):
-        calls = remember(calls, call)
+        calls = calls_to_replay(calls, call)
     assert calls == [("unload", "a"), ("open", "y", 2), ("open", "x", 3)]
-    assert remember(calls, ("close", "")) == [("unload", "a")]
-    assert remember(calls, ("close", "y")) == [("unload", "a"), ("open", "x", 3)]
+    assert calls_to_replay(calls, ("close", "")) == [("unload", "a")]
+    assert calls_to_replay(calls, ("close", "y")) == [("unload", "a"), ("open", "x", 3)]

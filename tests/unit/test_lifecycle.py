@@ -10,15 +10,15 @@ from service.lifecycle import ReadyFile
 
 _SIGNAL_AT_ANY_MOMENT = """
 import random, signal
-from service.lifecycle import AskedToStop
+from service.lifecycle import StopEvent
 
 told = []
-asked_to_stop = AskedToStop(told.append)
+stop = StopEvent(told.append)
 signal.signal(signal.SIGALRM, signal.getsignal(signal.SIGTERM))  # the one signal that a timer can send within microseconds
 for _ in range(5_000):
-    asked_to_stop._is_set = False
+    stop._is_set = False
     signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-6, 60e-6))
-    asked_to_stop.wait()
+    stop.wait()
 print(len(told))
 """
 
@@ -31,14 +31,14 @@ def test_a_signal_ends_the_wait_whatever_the_main_thread_is_at() -> None:
 
 _A_THREAD = """
 import threading
-from service.lifecycle import AskedToStop
+from service.lifecycle import StopEvent
 
-asked_to_stop = AskedToStop()
-threading.Timer(0.1, asked_to_stop.set).start()
-asked_to_stop.wait()
-asked_to_stop.set()
-asked_to_stop.wait()
-print(asked_to_stop.is_set())
+stop = StopEvent()
+threading.Timer(0.1, stop.set).start()
+stop.wait()
+stop.set()
+stop.wait()
+print(stop.is_set())
 """
 
 
@@ -56,9 +56,9 @@ def test_a_server_that_ends_leaves_the_ready_file_of_its_successor(tmp_path: Pat
     path = tmp_path / "ready.json"
     ready = ReadyFile(path)
     ready.write(1, 2)
-    ready.withdraw()
+    ready.remove_own()
     assert list(tmp_path.iterdir()) == []
     for others in ('{"pid": 1}', "[]", "half of i"):
         path.write_text(others)
-        ready.withdraw()
+        ready.remove_own()
         assert path.read_text() == others

@@ -6,7 +6,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from service.observability.metrics import Metrics
 from service.phases import Phases
-from service.workers.aggregated_metrics import NOT_SUMMED, counts, merge, without_forgotten
+from service.workers.aggregated_metrics import NOT_SUMMED, cumulative, merge, without_unserved_versions
 
 SUMMED = {
     "convoy_inflight_requests", "convoy_ort_threads", "convoy_queue_items", "convoy_queue_limit_items", "process_max_fds",
@@ -79,7 +79,7 @@ def test_the_latest_exemplar_is_kept_and_what_is_exposed_can_be_read() -> None:
 
 
 def test_what_has_ended_goes_on_counting_but_has_nothing_any_more() -> None:
-    merged = samples(merge([process(3, 0.05, 2), counts(process(4, 0.5, 5))]))
+    merged = samples(merge([process(3, 0.05, 2), cumulative(process(4, 0.5, 5))]))
     assert merged["requests_total", "OK"] == 7
     assert merged["seconds_count", "digits", "1"] == 2
     assert merged["waiting",] == 2
@@ -87,14 +87,14 @@ def test_what_has_ended_goes_on_counting_but_has_nothing_any_more() -> None:
 
 
 def test_a_version_that_no_process_has_any_more_is_forgotten() -> None:
-    departed = counts(process(4, 0.5, 5))
+    departed = cumulative(process(4, 0.5, 5))
     present = process(0, 0.5, 0)
-    assert samples(without_forgotten(departed, [present])) == samples(departed)
+    assert samples(without_unserved_versions(departed, [present])) == samples(departed)
     for family in present:
         for sample in family.samples:
             if sample.labels.get("version") == "1":
                 sample.labels["version"] = "2"
-    left = samples(without_forgotten(departed, [present]))
+    left = samples(without_unserved_versions(departed, [present]))
     assert left["requests_total", "OK"] == 4
     assert not [series for series in left if series[0].startswith("seconds")]
 

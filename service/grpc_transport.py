@@ -1,0 +1,78 @@
+"""The gRPC transport that the flags ask for: which one, its TLS files and connection settings."""
+
+import logging
+from collections.abc import Sequence
+
+from service.config import ServerConfig
+from service.errors import UserError
+from service.rpc.aio_server import AioServer
+from service.rpc.call import Method, Observer, OnIdle
+from service.rpc.completion_queue import CompletionQueueServer, why_not
+from service.rpc.tls import TlsFiles
+from service.rpc.transport import Options, Transport
+
+log = logging.getLogger(__name__)
+
+
+def create_transport(
+    config: ServerConfig, methods: Sequence[Method], observer: Observer, on_idle: OnIdle, max_message_bytes: int
+) -> Transport:
+    """The transport, not yet started. Raises UserError for contradictory flags or a transport that does not work here."""
+    transport, tls = _transport_class(config), _tls_files(config)
+    return transport(
+        Options(
+            host=config.host,
+            port=config.grpc_port,
+            max_message_bytes=max_message_bytes,
+            methods=methods,
+            observer=observer,
+            on_idle=on_idle,
+            tls=None if tls is None else tls.read(),
+            renewed_tls=lambda: None if tls is None else tls.renewed(),
+            compression=config.compression,
+            shared_port=config.workers > 1,
+            arguments=_channel_arguments(config),
+        )
+    )
+
+
+def _transport_class(config: ServerConfig) -> type[CompletionQueueServer] | type[AioServer]:
+    """The transport to use; `auto` takes the fast one where it works. Raises UserError if `fast` is asked for and does not."""
+    if config.transport == "public":
+        return AioServer
+    reason = why_not()
+    if not reason:
+        return CompletionQueueServer
+    if config.transport == "fast":
+        raise UserError(f"--transport fast cannot be used: {reason}; --transport public can")
+    log.warning("the fast transport cannot be used, taking the public one: %s", reason)
+    return AioServer
+
+
+def _tls_files(config: ServerConfig) -> TlsFiles | None:
+    """The certificate files; None without TLS. Raises UserError if a flag is missing."""
+    if config.tls_cert is None and config.tls_key is None and config.tls_client_ca is None:
+        return None
+    if config.tls_cert is None or config.tls_key is None:
+        raise UserError("TLS needs both --tls-cert and --tls-key")
+    return TlsFiles(config.tls_cert, config.tls_key, config.tls_client_ca)
+
+
+def _channel_arguments(config: ServerConfig) -> list[tuple[str, int]]:
+    """C core's channel arguments for the connection flags; a flag of 0 keeps C core's default."""
+    arguments = [
+        ("grpc.max_concurrent_streams", config.max_concurrent_streams),
+        # Idle clients may ping: that keeps middleboxes from dropping the connection.
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", round(1000 * config.min_ping_interval_seconds)),
+        ("grpc.http2.max_ping_strikes", 2 if config.min_ping_interval_seconds else 0),
+        ("grpc.enable_channelz", int(config.channelz)),
+    ]
+    if config.max_connection_age_seconds:
+        arguments += [
+            ("grpc.max_connection_age_ms", max(1, round(1000 * config.max_connection_age_seconds))),
+            ("grpc.max_connection_age_grace_ms", round(1000 * config.max_connection_age_grace_seconds)),
+        ]
+    if config.keepalive_seconds:
+        arguments += [("grpc.keepalive_time_ms", max(1, round(1000 * config.keepalive_seconds)))]
+    return arguments
