@@ -5,6 +5,9 @@ are written for the reader at that edge: they say what is wrong and what is acce
 """
 
 import re
+from typing import TypeVar
+
+T = TypeVar("T")
 
 _FROM = re.compile(r"/\S+\.(?:cc|h):\d+ .*?\) ")
 """The place in ONNX Runtime's source, and the whole signature there, that come before what its errors say."""
@@ -104,3 +107,11 @@ class ModelFailed(RequestError):
     """The server's fault: the model raised. The cause is in the server's log, never in the message."""
 
     reason = "failed"
+
+
+class ByErrorClass(dict[type[BaseException], T | None]):
+    """Values by error class. A class without one has that of its nearest base class, and None if none of its bases has any."""
+
+    def __missing__(self, kind: type[BaseException]) -> T | None:
+        value = self[kind] = next((self[base] for base in kind.__mro__[1:] if base in self), None)
+        return value

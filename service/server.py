@@ -123,7 +123,7 @@ class Server:
         self._reflection = reflection.ReflectionServicer(services)
         return [
             *self._classify.methods(),
-            *model_info.ModelsServicer(self._repository).methods(),
+            *model_info.ModelInfoServicer(self._repository).methods(),
             *self._infer.methods(),
             *self._admin.methods(),
             *self._health.methods(),
@@ -210,7 +210,7 @@ class Server:
         if not self._classifier.drain(self._config.drain_seconds):
             log.warning("some requests were not finished within %g s and are cancelled", self._config.drain_seconds)
         self._health.end_watches()
-        self._reflection.end_conversations()
+        self._reflection.end_streams()
         self._transport.stop(STOP_SECONDS)
 
     def close(self, *, wait_for_loads: bool = True) -> None:

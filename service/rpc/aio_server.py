@@ -1,8 +1,8 @@
-"""The seam of `call.py` on grpcio's public asyncio server.
+"""The public transport: gRPC on grpcio's asyncio server.
 
-One thread runs the event loop and is the transport's thread. Each call is a coroutine that hands its message to the seam and, if
-there is no answer yet, waits on a future that any thread may resolve. The loop takes about one message an iteration, so "no more
-events waiting" is when LOOKS iterations in a row have brought none.
+One thread runs the event loop and is the transport's thread. Each call is a coroutine that passes its message to the method and, if
+there is no answer yet, waits on a future that any thread may resolve. The loop takes about one message an iteration, so the
+transport is idle when IDLE_ITERATIONS in a row have brought none.
 """
 
 import asyncio
@@ -33,10 +33,10 @@ from service.rpc.transport import Options
 
 log = logging.getLogger(__name__)
 
-LOOKS = 8
-"""So many iterations in a row must bring no message before a batch is formed."""
+IDLE_ITERATIONS = 8
+"""After so many iterations in a row without a message `on_idle` is called."""
 
-# Both classes are generic in their type stubs alone, so that they cannot be named with their parameters here.
+# Both classes are generic in their type stubs alone: at run time they take no parameters.
 Context = Any  # grpc.aio.ServicerContext[bytes, bytes]
 _Handler = Any  # grpc.RpcMethodHandler[bytes, bytes]
 
@@ -52,31 +52,31 @@ class AioServer:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="grpc", daemon=True)
         self._server: grpc.aio.Server | None = None
-        self._quiet_due = False
-        self._found_nothing = 0
+        self._idle_check_due = False
+        self._empty_iterations = 0
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """See Transport."""
         self._thread.start()
         try:
-            self._on_loop(self._start())
+            self._run_on_loop(self._start())
         except BaseException:
-            self._end_loop()
+            self._close_loop()
             raise
 
     def stop(self, grace_seconds: float) -> None:
         """See Transport."""
         server = self._server
         if server is not None:
-            self._on_loop(server.stop(grace_seconds))
+            self._run_on_loop(server.stop(grace_seconds))
             self._server = None
-        self._end_loop()
+        self._close_loop()
 
-    def _on_loop(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+    def _run_on_loop(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
-    def _end_loop(self) -> None:
+    def _close_loop(self) -> None:
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
@@ -85,7 +85,7 @@ class AioServer:
     async def _start(self) -> None:
         options = self._options
         server = grpc.aio.server(options=options.channel_arguments())
-        server.add_generic_rpc_handlers((_Handlers(options.methods, self._behaviour),))
+        server.add_generic_rpc_handlers((_Handlers(options.methods, self._handler),))
         credentials = options.credentials()
         try:
             if credentials is None:
@@ -97,8 +97,8 @@ class AioServer:
         await server.start()
         self._server = server
 
-    def _behaviour(self, method: Method) -> _Handler:
-        # No (de)serializers: messages cross as bytes, and the seam parses them so that it can say what is wrong.
+    def _handler(self, method: Method) -> _Handler:
+        # No (de)serializers: `call.py` parses the bytes, to say what is wrong with a malformed message.
         observer = self._options.observer.rpc_method(method.kind, method.service, method.name)
         if isinstance(method, Unary):
             return grpc.unary_unary_rpc_method_handler(partial(self._serve_unary, method, observer))
@@ -111,15 +111,15 @@ class AioServer:
     async def _serve_unary(self, method: Unary, observer: MethodObserver, payload: bytes, context: Context) -> bytes:
         call = _AioUnaryCall(method, _deadline(context), _metadata(context), observer)
         handle_unary(method, payload, call)
-        del payload  # grpcio's abort leaves this frame to the garbage collector
-        self._quiet_soon()
+        del payload  # after an abort of grpcio's, this frame waits for the garbage collector
+        self._check_idle_soon()
         try:
             reply, status = await call.outcome
         except asyncio.CancelledError:
             call.cancelled_by_client()
             raise
-        if call.initial:
-            await context.send_initial_metadata(call.initial)
+        if call.initial_metadata:
+            await context.send_initial_metadata(call.initial_metadata)
         if reply is None:
             await context.abort(status.code, status.message, status.trailing)
             raise AssertionError("abort returned")
@@ -127,7 +127,7 @@ class AioServer:
 
     async def _serve_stream(self, method: Stream, observer: MethodObserver, context: Context) -> None:
         call = _AioStreamCall(method, _deadline(context), _metadata(context), observer)
-        call.begin(self._loop, context)
+        call.attach(self._loop, context)
         receiver = open_stream(method, call)
         reader = asyncio.ensure_future(self._read(method, call, receiver, context)) if receiver is not None else None
         try:
@@ -138,7 +138,7 @@ class AioServer:
         finally:
             if reader is not None:
                 reader.cancel()
-        await call.greet()
+        await call.send_initial_metadata()
         if status.code is not grpc.StatusCode.OK:
             await context.abort(status.code, status.message, status.trailing)
 
@@ -150,35 +150,35 @@ class AioServer:
                 deliver(method, None, receiver, call)
                 return
             deliver(method, payload, receiver, call)
-            self._quiet_soon()
+            self._check_idle_soon()
 
-    def _quiet_soon(self) -> None:
-        self._found_nothing = 0
-        if not self._quiet_due:
-            self._quiet_due = True
-            self._loop.call_soon(self._look)
+    def _check_idle_soon(self) -> None:
+        self._empty_iterations = 0
+        if not self._idle_check_due:
+            self._idle_check_due = True
+            self._loop.call_soon(self._check_idle)
 
-    def _look(self) -> None:
-        self._found_nothing += 1
-        if self._found_nothing < LOOKS:
-            self._loop.call_soon(self._look)
+    def _check_idle(self) -> None:
+        self._empty_iterations += 1
+        if self._empty_iterations < IDLE_ITERATIONS:
+            self._loop.call_soon(self._check_idle)
         else:
-            self._quiet()
+            self._on_idle()
 
-    def _quiet(self) -> None:
-        self._quiet_due = False
+    def _on_idle(self) -> None:
+        self._idle_check_due = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        wanted = self._options.on_idle()
-        if wanted == -math.inf:
-            self._quiet_soon()
-        elif wanted != NEVER:
-            self._timer = self._loop.call_later(max(0.0, wanted - time.monotonic()), self._quiet)
+        next_call = self._options.on_idle()
+        if next_call == -math.inf:
+            self._check_idle_soon()
+        elif next_call != NEVER:
+            self._timer = self._loop.call_later(max(0.0, next_call - time.monotonic()), self._on_idle)
 
 
 class _Handlers(grpc.GenericRpcHandler):
-    """Finds the handler of a method; grpcio answers UNIMPLEMENTED where there is none."""
+    """The handlers of all methods; grpcio answers UNIMPLEMENTED to any other."""
 
     def __init__(self, methods: Any, behaviour: Callable[[Method], _Handler]) -> None:
         self._handlers = {method.path: behaviour(method) for method in methods}
@@ -198,11 +198,11 @@ class _AioUnaryCall(UnaryCall):
 
 
 class _AioStreamCall(StreamCall):
-    def begin(self, loop: asyncio.AbstractEventLoop, context: Context) -> None:
+    def attach(self, loop: asyncio.AbstractEventLoop, context: Context) -> None:
         self._loop = loop
         self._context = context
         self._writes: set[asyncio.Future[None]] = set()
-        self._greeted = False
+        self._metadata_sent = False
         self.outcome: asyncio.Future[Status] = loop.create_future()
         self.permits = asyncio.Semaphore(0)
 
@@ -219,21 +219,21 @@ class _AioStreamCall(StreamCall):
 
     async def _write_out(self, payload: bytes) -> None:
         try:
-            await self.greet()
+            await self.send_initial_metadata()
             await self._context.write(payload)
-        except Exception:  # noqa: BLE001 - grpcio raises several kinds once a client has left; the call's coroutine sees to it
-            log.debug("%s: a message could not be written, the client has left", self.method.path)
+        except Exception:  # noqa: BLE001 - grpcio raises several kinds when a client has left; the call's coroutine handles that
+            log.debug("%s: writing a message failed, the client has left", self.method.path)
             return
         self.written()
 
     def _close(self, status: Status) -> None:
         _call_on(self._loop, _resolve, self.outcome, status)
 
-    async def greet(self) -> None:
-        """Sends the initial metadata, once. Writes and the close come one after the other, so that there is no race for it."""
-        if self.initial and not self._greeted:
-            self._greeted = True
-            await self._context.send_initial_metadata(self.initial)
+    async def send_initial_metadata(self) -> None:
+        """Sends the initial metadata, at the first call. Writes and the close never run at the same time."""
+        if self.initial_metadata and not self._metadata_sent:
+            self._metadata_sent = True
+            await self._context.send_initial_metadata(self.initial_metadata)
 
 
 def _resolve(future: "asyncio.Future[Any]", value: Any) -> None:
@@ -249,7 +249,7 @@ def _call_on(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *
     try:
         loop.call_soon_threadsafe(function, *arguments)
     except RuntimeError:
-        log.debug("an answer came after the transport had stopped")
+        log.debug("a reply came after the transport had stopped")
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

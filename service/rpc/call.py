@@ -1,18 +1,18 @@
-"""The seam between a gRPC transport and everything above it.
+"""The interface between a gRPC transport and the methods that it serves.
 
-A transport is given `Method`s and carries out `Call`s; which transport it is, nobody above can tell. The rules of the seam:
+A transport is given `Method`s and makes a `Call` for each RPC. The methods do not know which transport it is. The rules:
 
-- A `Unary` method's `handle(request, call)` is called on the transport's thread and must not block. It may answer at once or
+- A `Unary` method's `handle(request, call)` is called on the transport's thread and must not block. It may answer at once, or
   keep the call and answer later, from any thread, with `reply` or `fail`. The first of these wins; later ones return False.
 - A `Stream` method is any RPC with a stream on either side. `open(call)` returns the `Receiver` of the stream's messages.
-  Messages are pulled: each `receive()` lets one more message come, one at a time, so what a receiver has not asked for is not
-  in memory. `send` may be called from any thread; messages go out one by one in the order of the calls, and `sent` is called when
-  the transport has taken the message.
-- When the client cancels, its connection breaks or its deadline passes, the call is over: `gone` callbacks run once, on
-  the transport's thread, and whatever is replied later is dropped.
+  Messages are pulled: each `receive()` lets one more message come, so messages not asked for are not in memory. `send` may be
+  called from any thread; messages go out one by one in the order of the calls, and `sent` is called when the transport has taken
+  the message.
+- When the client cancels, its connection breaks or its deadline passes, the call ends: the `on_cancelled` callback runs once, on
+  the transport's thread, and later replies are dropped.
 - An exception raised by a handler fails its call with the status that `status.py` gives it; the transport goes on.
-- When a transport has no more events waiting it calls `on_idle()`, which runs what has been collected and returns the time on
-  `time.monotonic` at which it wants to be called again, events or not (infinity: not for its own sake).
+- When a transport has no more events waiting it calls `on_idle()`, which runs collected requests and returns the time on
+  `time.monotonic` at which it is to be called again even without events (infinity: never).
 """
 
 import logging
@@ -39,25 +39,25 @@ NEVER = math.inf
 
 
 class MethodObserver(Protocol):
-    """Told of every RPC to one method, when it starts and when it has ended."""
+    """Called at the start and at the end of every RPC to one method."""
 
     def started(self) -> None:
-        """The RPC's headers are in."""
+        """The RPC's headers have arrived."""
 
     def handled(self, code: str, seconds: float, trace: TraceContext | None) -> None:
         """The RPC has ended with the status code of this name."""
 
 
 class Observer(Protocol):
-    """Gives each method that is offered its observer."""
+    """Gives each method its observer."""
 
     def rpc_method(self, kind: str, service: str, method: str) -> MethodObserver:
-        """The observer of one method; asked for once, before the transport starts."""
+        """The observer of one method; called once, before the transport starts."""
 
 
 @dataclass(frozen=True)
 class _Method:
-    """What the kinds of methods share. `path` is `/package.Service/Method`."""
+    """`path` is `/package.Service/Method`, `request` the class of the messages that come in."""
 
     path: str
     request: type[Message]
@@ -98,25 +98,25 @@ Method = Unary | Stream
 
 
 class Receiver(Protocol):
-    """Takes what comes in on one stream, on the transport's thread."""
+    """Takes the incoming messages of one stream, on the transport's thread."""
 
-    def message(self, request: Any) -> None:
+    def on_message(self, request: Any) -> None:
         """One message, in answer to one `receive()`."""
 
-    def half_closed(self) -> None:
+    def on_half_close(self) -> None:
         """The client will send no more messages, in answer to one `receive()`."""
 
 
 class Call(ABC):
-    """One RPC in progress. It ends exactly once: by the server's status, or because the client is gone."""
+    """One RPC in progress. It ends exactly once: by the server's status, or because the client has cancelled."""
 
-    __slots__ = ("_end", "_observer", "_on_cancelled", "_started", "deadline", "initial", "metadata", "method", "trace")
+    __slots__ = ("_end", "_observer", "_on_cancelled", "_started", "deadline", "initial_metadata", "metadata", "method", "trace")
 
     def __init__(self, method: Method, deadline: float, metadata: Metadata, observer: MethodObserver) -> None:
-        """`deadline` is in `time.monotonic` seconds, infinite if the client set none.
+        """`deadline` is in `time.monotonic` seconds, infinite if the client set none. `metadata` is the client's.
 
-        `metadata` is what the client sent; `initial` is the handler's to set, before it first sends, replies or fails. `trace` is
-        where the call stands in the client's trace, if it has one.
+        The handler may set `initial_metadata` before it first sends, replies or fails. `trace` is the client's trace context, if it
+        sent one.
         """
         self.method = method
         self.deadline = deadline
@@ -126,20 +126,20 @@ class Call(ABC):
             if key == HEADER:
                 self.trace = trace_context(value)
                 break
-        self.initial: Metadata = ()
+        self.initial_metadata: Metadata = ()
         self._observer = observer
         self._started = time.monotonic()
-        self._end = threading.Lock()  # held for good by whoever ends the call
+        self._end = threading.Lock()  # acquired once, by the thread that ends the call
         self._on_cancelled: Callable[[], None] | None = None
         observer.started()
 
     @property
     def ended(self) -> bool:
-        """Whether the call's status is settled."""
+        """Whether the call has its status."""
         return self._end.locked()
 
     def on_cancelled(self, callback: Callable[[], None]) -> None:
-        """Sets what to do when the client is gone. For the handler, before it returns: that is before anything can be gone."""
+        """Sets the callback for a cancelled call. Handlers call this before they return: no call is cancelled before that."""
         if not self._end.locked():
             self._on_cancelled = callback
 
@@ -158,10 +158,10 @@ class Call(ABC):
             try:
                 on_cancelled()
             except Exception:
-                log.exception("%s: could not be told that its client is gone", self.method.path)
+                log.exception("%s: the on_cancelled callback failed", self.method.path)
 
     def _claim(self, status: Status) -> bool:
-        """True for the one caller that ends the call."""
+        """Gives the call its status; False if it has one already."""
         if not self._end.acquire(False):
             return False
         self._observer.handled(status.name, time.monotonic() - self._started, self.trace)
@@ -169,7 +169,7 @@ class Call(ABC):
 
     @abstractmethod
     def _finish(self, status: Status) -> bool:
-        """Ends the call with a status, unless it has ended; whether this did it."""
+        """Ends the call with a status; False if it had ended already."""
 
 
 class UnaryCall(Call):
@@ -209,7 +209,7 @@ class StreamCall(Call):
         self._status: Status | None = None
 
     def receive(self) -> None:
-        """Asks for one more message: `Receiver.message` or `Receiver.half_closed` will be called once for it.
+        """Asks for one more message: `Receiver.on_message` or `Receiver.on_half_close` will be called once for it.
 
         Not to be called again before that.
         """
@@ -243,7 +243,7 @@ class StreamCall(Call):
         return True
 
     def written(self) -> None:
-        """For the transport: the message given to `_write` is out, the next may come."""
+        """For the transport: the message given to `_write` is sent, the next may follow."""
         with self._lock:
             _, sent = self._outgoing.popleft()
             following = self._outgoing[0][0] if self._outgoing else None
@@ -264,7 +264,7 @@ class StreamCall(Call):
     def _write(self, payload: bytes, *, more: bool) -> None:
         """For the transport: write one message, then call `written`. One at a time, from any thread.
 
-        `more` says that another is sure to follow at once, so that this one may go out together with it.
+        `more` says that another follows at once, so that both may be sent together.
         """
 
     @abstractmethod
@@ -272,53 +272,53 @@ class StreamCall(Call):
         """For the transport: send the status. Called at most once, after the last `written`, from any thread."""
 
 
-class Open(Protocol):
-    """A stream, by its call or its receiver."""
+class Finishable(Protocol):
+    """An open stream: its call or its receiver."""
 
     def finish(self) -> object:
-        """Ends it, as soon as that loses nothing."""
+        """Ends the stream, as soon as no request is lost by it."""
 
 
 class OpenStreams:
-    """The open streams of a service that would go on for ever by themselves, so that a server that stops can end them.
+    """The open streams of a service, so that a server that stops can end them: their clients might keep them open for ever.
 
-    Held weakly: a transport holds a call and its receiver for as long as the call is open, however it comes to end.
+    Held weakly: the transport holds a call and its receiver for as long as the call is open.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._streams: WeakSet[Open] = WeakSet()
-        self._over = False
+        self._streams: WeakSet[Finishable] = WeakSet()
+        self._finishing = False
 
-    def add(self, stream: Open) -> None:
-        """Takes note of a stream; ends it at once if the server is stopping."""
+    def add(self, stream: Finishable) -> None:
+        """Adds a stream; ends it at once if the server is stopping."""
         with self._lock:
             self._streams.add(stream)
-            over = self._over
-        if over:
+            finishing = self._finishing
+        if finishing:
             stream.finish()
 
     def finish_all(self) -> None:
-        """Ends all streams, and those that come from now on."""
+        """Ends all streams, and those that are added later."""
         with self._lock:
-            self._over = True
+            self._finishing = True
             streams = list(self._streams)
         for stream in streams:
             stream.finish()
 
 
 def handle_unary(method: Unary, payload: bytes, call: UnaryCall) -> None:
-    """For the transport: passes a unary call's message to its handler, and what the handler raises to the client."""
+    """For the transport: passes a unary call's message to its handler; an exception fails the call."""
     try:
         method.handle(method.request.FromString(payload), call)
     except DecodeError:
         call.fail(_malformed(method))
-    except Exception as error:  # noqa: BLE001 - whatever it is, it ends this call and nothing else
+    except Exception as error:  # noqa: BLE001 - any error fails this call alone
         call.fail(error)
 
 
 def open_stream(method: Stream, call: StreamCall) -> Receiver | None:
-    """For the transport: opens a stream; None, and the call has failed, if its handler raised."""
+    """For the transport: opens a stream; if its handler raises, fails the call and returns None."""
     try:
         return method.open(call)
     except Exception as error:  # noqa: BLE001 - as in handle_unary
@@ -332,9 +332,9 @@ def deliver(method: Stream, payload: bytes | None, receiver: Receiver, call: Str
         return
     try:
         if payload is None:
-            receiver.half_closed()
+            receiver.on_half_close()
         else:
-            receiver.message(_parse_leniently(method, payload) if method.lenient else _parse(method, payload))
+            receiver.on_message(_parse_leniently(method, payload) if method.lenient else _parse(method, payload))
     except Exception as error:  # noqa: BLE001 - as in handle_unary
         call.fail(error)
 

@@ -1,14 +1,11 @@
-"""`grpc.channelz.v1.Channelz`: what gRPC itself knows of its servers, channels and connections.
-
-The answers are grpcio-channelz's own.
-"""
+"""`grpc.channelz.v1.Channelz`: C core's statistics of its servers, channels and connections. grpcio-channelz writes the answers."""
 
 from collections.abc import Callable
 from typing import Any
 
 import grpc
 from grpc_channelz.v1 import channelz_pb2 as pb
-from grpc_channelz.v1.channelz import ChannelzServicer as Answers
+from grpc_channelz.v1.channelz import ChannelzServicer as LibraryServicer
 
 from service.errors import NotFound
 from service.rpc.call import Method, Unary, UnaryCall
@@ -17,12 +14,12 @@ SERVICE = "grpc.channelz.v1.Channelz"
 
 
 class ChannelzServicer:
-    """Answers all questions of the service. gRPC keeps count only if `grpc.enable_channelz` is set."""
+    """Answers all methods of the service. C core counts only if `grpc.enable_channelz` is set."""
 
     def methods(self) -> list[Method]:
-        """What this servicer offers."""
+        """The methods of this servicer."""
         return [
-            Unary(f"/{SERVICE}/{method.name}", getattr(pb, method.input_type.name), _handler(getattr(Answers, method.name)))
+            Unary(f"/{SERVICE}/{method.name}", getattr(pb, method.input_type.name), _handler(getattr(LibraryServicer, method.name)))
             for method in pb.DESCRIPTOR.services_by_name["Channelz"].methods
         ]
 
@@ -41,16 +38,16 @@ def _handler(answer: Any) -> Callable[[Any, UnaryCall], None]:
 
 
 class _Context:
-    """As much of a servicer context as the library's answers use."""
+    """The part of a servicer context that the library uses."""
 
     def __init__(self) -> None:
         self.code = grpc.StatusCode.OK
         self.details = ""
 
     def set_code(self, code: grpc.StatusCode) -> None:
-        """Takes the status."""
+        """Sets the status code."""
         self.code = code
 
     def set_details(self, details: str) -> None:
-        """Takes its message."""
+        """Sets the status message."""
         self.details = details

@@ -1,54 +1,53 @@
-"""The seam of `call.py` on grpcio's C core, driven by one thread: the fast transport.
+"""The fast transport: gRPC on grpcio's C core, driven by one thread.
 
 grpcio's public servers spend most of a small call handing it from thread to thread or through an event loop. The layer below
-them, `grpc._cython.cygrpc`, has no such hand-overs: it is a completion queue and calls on which operations are started. This
-file drives it with one thread that polls, parses, runs what may run at once, and replies. It is grpcio's private layer: every
-use of it stands in this file, `why_not` says whether the installed grpcio has it as it was tested, and if it has not,
-`aio_server.py` takes over.
+them, `grpc._cython.cygrpc`, has no such hand-overs: it is a completion queue, and calls on which operations are started. Here one
+thread polls it, parses messages, runs batches of the model and replies. The layer is private to grpcio: this file alone uses it,
+`why_unavailable` says whether the installed grpcio has it as tested, and if not, `aio_server.py` takes its place.
 
 C core in five sentences
-    A *batch* is a set of operations started together on a call, or the request for a new call, together with a *tag*. When the
-    batch is done, the completion queue gives out one *event* with that tag, whether it went well or not. Tags are any object;
-    here a tag is the function that takes the event. Batches may be started from any thread; their events all come out of the
-    queue, to the one thread that polls. An event for each batch, always: that is what makes a clean end possible.
+    Operations are started together (C core calls them a batch) on a call, or as the request for a new call, with a *tag*. When they
+    are done, the completion queue returns one *event* with that tag, whether they succeeded or not. A tag is any object; here it
+    is the function that takes the event. Operations may be started from any thread; all events come out of the queue, to the one
+    thread that polls. Each start has its event: that is what makes a clean shutdown possible.
 
 The life of a unary call
-    1. `server.request_call` arms a slot. ARMED slots are armed at the start, and each is armed again first thing when a call has
-       taken it: a call that finds no slot waits inside C core.
-    2. A call arrives: `_arrived` gets an event with the call, its method, deadline and metadata. A method that nobody offers is
-       answered UNIMPLEMENTED on the spot. For any other two batches are started at once:
-       ReceiveCloseOnServer, whose event comes when the call is over and says whether it was cancelled, by the client, by
-       its deadline (C core watches that) or by a broken connection; and ReceiveMessage.
-    3. The message is in: `received` puts it with the others of this round, unless it is large. None instead of bytes means that
-       none will come, because the client has left or has sent nothing; the close event tells which.
-    4. The answer, from whichever thread: one batch of SendInitialMetadata, SendMessage and SendStatusFromServer. Whoever
-       sends it has first won the seam's race to end the call, so there is never a second.
-    5. The close event: if it says cancelled and nobody had ended the call, the seam tells whoever works on it. In either case
-       the call object is let go, which matters: C core keeps the connection, and so the whole server, for as long as
-       Python holds the call.
+    1. `server.request_call` asks for a new call. REQUESTED_CALLS are asked for at the start, and one more as soon as a call has
+       come: a call for which none is open waits inside C core.
+    2. A call arrives: `_arrived` gets an event with the call, its method, deadline and metadata. An unknown method is answered
+       UNIMPLEMENTED at once. Otherwise two operations are started, each by itself: ReceiveCloseOnServer, whose event comes when
+       the call is over and says whether it was cancelled, by the client, by its deadline (C core watches that) or by a broken
+       connection; and ReceiveMessage.
+    3. The message arrives: `received` collects it for the end of the round, unless it is large. None instead of bytes means that
+       no message will come, because the client has left or has sent none; the close event tells which.
+    4. The reply, from any thread: SendInitialMetadata, SendMessage and SendStatusFromServer, started together. `Call` lets only
+       one thread end a call, so there is never a second reply.
+    5. The close event: if it says cancelled and the call has no status yet, the call is cancelled. In either case the reference to
+       C core's call is dropped, which matters: C core keeps the connection, and so the whole server, for as long as Python holds
+       the call.
 
 The life of a stream
-    The same, but ReceiveMessage is started once for each `receive()`, so that what nobody asked for stays in HTTP/2's
-    flow-control window, with the client; and messages are sent one batch each, the next when the event of the one before says
-    that C core has taken it, which it does only while the client reads. A message that another is waiting behind is sent with the
-    hint to buffer it, so that they leave in one write. SendInitialMetadata goes with the first.
+    The same, but ReceiveMessage is started once for each `receive()`, so that messages not asked for stay with the client, by
+    HTTP/2's flow control. Messages are sent one by one, the next when the event of the one before says that C core has taken it,
+    which it does only while the client reads. A message that another is waiting behind is sent with the hint to buffer it, so that
+    they leave in one write. SendInitialMetadata goes with the first.
 
 A round
-    Events are taken until no more are waiting; then the messages that came are handed to the seam, the model runs, and what all of
-    that sends is started, each of these in a row. Done by turns, a call after the other, the same work takes a sixth more time:
-    C core, Python and the model each want the processor's caches and branch predictors for themselves. What other threads send
-    is started at once; so are the messages of a stream that follow when the one before is out, or there would be one a round.
+    Events are taken until none are waiting; then all collected messages are handled, the model runs, and all replies are started.
+    Handled call by call instead, the same work takes a sixth more time: C core, Python and the model each want the processor's
+    caches and branch predictors for themselves. Operations of other threads are started at once; so are the messages of a stream
+    that follow one that has been sent, or there would be one a round.
 
 No more events waiting
     `poll` with a deadline in the past returns what is ready; `queue_timeout` says that it found nothing. C core looks at one
-    connection a poll, so only when LOOKS of them in a row have found nothing is there nothing. Then the round goes on: messages,
-    and `on_idle`, which runs a batch of the model. After it the transport polls again: until the time that `on_idle` asked for, or
-    not at all if more can be run at once. No other thread ever wakes the poll; because work may come in from the decoding threads
-    meanwhile, it ends by itself after POLL_SECONDS.
+    connection a poll, so the queue counts as empty after IDLE_POLLS of them in a row that found nothing. Then the round goes on:
+    messages, and `on_idle`, which runs a batch of the model. After it the transport polls again: until the time that `on_idle`
+    returned, or not at all if more can be run at once. No other thread ever wakes the poll; because decoding threads may submit
+    requests meanwhile, it ends by itself after POLL_SECONDS.
 
-The end
-    `stop` starts the server's shutdown, whose event comes when the last call is over; after the grace it cancels what is
-    left. Then the queue itself is shut down and polled until it says that it is empty.
+Shutdown
+    `stop` starts the server's shutdown, whose event comes when the last call is over; after the grace it cancels the remaining
+    calls. Then the queue itself is shut down and polled until it says that it is empty.
 """
 
 import logging
@@ -77,7 +76,7 @@ from service.rpc.status import Metadata, Status
 from service.rpc.transport import Options
 
 try:
-    from grpc._cython import cygrpc  # type: ignore[attr-defined]  # noqa: TID251 - this is the file that may
+    from grpc._cython import cygrpc  # type: ignore[attr-defined]  # noqa: TID251 - allowed in this file alone
 except ImportError:
     cygrpc = None
 
@@ -86,16 +85,16 @@ log = logging.getLogger(__name__)
 TESTED = ((1, 81), (1, 85))
 """The lowest and the newest minor version of grpcio that the tests are run with."""
 
-ARMED = 64
+REQUESTED_CALLS = 64
 POLL_SECONDS = 0.2
-LOOKS = 8
-"""So many polls in a row must find nothing before it counts as quiet: one poll looks at one connection."""
+IDLE_POLLS = 8
+"""After so many polls in a row without an event the transport is idle: one poll looks at one connection."""
 
-MOST_EVENTS = 512
-"""After so many events without a pause, what has been collected is run all the same."""
+MAX_ROUND_EVENTS = 512
+"""A round ends after so many events, even if more are waiting."""
 
-LARGE_BYTES = 64 * 1024
-"""A message of so many bytes does not wait for the end of the round: there may be MOST_EVENTS of them."""
+LARGE_MESSAGE_BYTES = 64 * 1024
+"""A message of so many bytes is handled at once, not at the end of the round: there may be MAX_ROUND_EVENTS of them."""
 
 _NAMES = {
     "Server": ("register_completion_queue", "add_http2_port", "start", "request_call", "shutdown", "cancel_all_calls", "destroy"),
@@ -117,22 +116,22 @@ _NO_METADATA: Metadata = ()
 _NO_DEADLINE = 1e15  # seconds since 1970; C core gives its largest time for a call without a deadline
 
 
-def why_not() -> str:
+def why_unavailable() -> str:
     """Why the fast transport cannot be used with the installed grpcio; empty if it can."""
     if cygrpc is None:
         return "grpcio has no grpc._cython.cygrpc"
     for name, attributes in _NAMES.items():
         missing = [attribute for attribute in attributes if not hasattr(getattr(cygrpc, name, None), attribute)]
         if missing or not hasattr(cygrpc, name):
-            return f"grpcio {grpc.__version__}: cygrpc.{name} is not as it was tested"
+            return f"grpcio {grpc.__version__}: cygrpc.{name} is not as tested"
     major_minor = tuple(int(part) for part in grpc.__version__.split(".")[:2])
     if not TESTED[0] <= major_minor <= TESTED[1]:
         tested = " to ".join(".".join(map(str, version)) for version in TESTED)
-        return f"grpcio {grpc.__version__} was not tested with it (tested: {tested})"
+        return f"grpcio {grpc.__version__} is untested (tested: {tested})"
     try:
-        _rehearse()
+        _self_test()
     except Exception as error:  # noqa: BLE001 - a private layer that has changed may raise anything
-        return f"grpcio {grpc.__version__}: cygrpc does not work as it was tested ({type(error).__name__}: {error})"
+        return f"grpcio {grpc.__version__}: cygrpc does not work as tested ({type(error).__name__}: {error})"
     return ""
 
 
@@ -170,8 +169,8 @@ class CompletionQueueServer:
         if self.port == 0:
             raise options.cannot_listen()
         self._server.start()
-        for _ in range(ARMED):
-            self._arm()
+        for _ in range(REQUESTED_CALLS):
+            self._request_call()
         self._thread.start()
 
     def stop(self, grace_seconds: float) -> None:
@@ -184,12 +183,12 @@ class CompletionQueueServer:
             self._server.cancel_all_calls()
         self._thread.join()
 
-    def _arm(self) -> None:
+    def _request_call(self) -> None:
         if not self._stopping:
             try:
                 self._server.request_call(self._queue, self._queue, self._arrived)
             except ValueError:
-                log.debug("the server began to stop just now")
+                log.debug("the server is stopping")
 
     def _serve(self) -> None:
         self._ident = get_ident()
@@ -205,12 +204,12 @@ class CompletionQueueServer:
                     try:
                         event.tag(event)
                     except Exception:
-                        log.exception("an event of the completion queue could not be handled")
+                        log.exception("handling an event of the completion queue failed")
                     events += 1
                     found_nothing = 0
                 else:
                     found_nothing += 1
-                if found_nothing == LOOKS or events == MOST_EVENTS:
+                if found_nothing == IDLE_POLLS or events == MAX_ROUND_EVENTS:
                     break
                 event = poll(0)
             # An event refers to its call, and C core waits for calls to be let go.
@@ -219,9 +218,9 @@ class CompletionQueueServer:
             try:
                 wanted = on_idle()
             except Exception:
-                log.exception("what was collected could not be run")
+                log.exception("running the collected requests failed")
                 wanted = NEVER
-            self.start_batches()
+            self.flush()
         self._drain()
 
     def _handle_messages(self) -> None:
@@ -230,40 +229,40 @@ class CompletionQueueServer:
             if not call.ended:
                 handle_unary(call.method, payload, call)  # type: ignore[arg-type]
             if self._outbox:  # a batch was full and has run, or the request was refused
-                self.start_batches()
+                self.flush()
 
-    def begin(self, core: Any, operations: Sequence[Any], tag: Tag) -> None:
-        """Starts a batch that sends; at the end of the round, if this is the transport's thread."""
+    def start_sending(self, core: Any, operations: Sequence[Any], tag: Tag) -> None:
+        """Starts operations that send; at the end of the round, if this is the transport's thread."""
         if get_ident() == self._ident:
             self._outbox.append((core, operations, tag))
         else:
             core.start_server_batch(operations, tag)
 
-    def start_batches(self) -> None:
-        """Starts what `begin` has collected."""
+    def flush(self) -> None:
+        """Starts the operations that `start_sending` has collected."""
         outbox, self._outbox = self._outbox, []
         for core, operations, tag in outbox:
             try:
                 core.start_server_batch(operations, tag)
             except Exception:
-                log.exception("an answer could not be sent")
+                log.exception("sending a reply failed")
 
     def _drain(self) -> None:
-        """After the last call: hands out what is left in the queue until it is empty."""
+        """After the last call: handles the remaining events until the queue is empty."""
         self._server.destroy()
         self._queue.shutdown()
         while (event := self._queue.poll()).completion_type != cygrpc.CompletionType.queue_shutdown:
             event.tag(event)
             self._handle_messages()
-            self.start_batches()
+            self.flush()
 
     def _shut_down(self, _: Any) -> None:
         self._stopped.set()
 
     def _arrived(self, event: Any) -> None:
         if not event.success:
-            return  # a slot that the shutdown gave back
-        self._arm()
+            return  # the server is shutting down
+        self._request_call()
         details = event.call_details
         offered = self._methods.get(details.method)
         core = event.call
@@ -286,7 +285,7 @@ class CompletionQueueServer:
 
 
 class _FastUnaryCall(UnaryCall):
-    """Whoever makes it sets `server` and `core`, C core's call until it is over: a constructor of its own would cost more."""
+    """`core` is C core's call, None when it is over. `_arrived` sets both attributes: a constructor would cost more."""
 
     __slots__ = ("core", "server")
     server: CompletionQueueServer
@@ -296,13 +295,13 @@ class _FastUnaryCall(UnaryCall):
         """Takes the event of ReceiveMessage."""
         payload = event.batch_operations[0].message()
         if payload is not None:
-            if len(payload) < LARGE_BYTES:
+            if len(payload) < LARGE_MESSAGE_BYTES:
                 self.server.messages.append((self, payload))
             else:
                 handle_unary(self.method, payload, self)  # type: ignore[arg-type]
         elif self.core is not None:
-            # The client has left, or it has sent nothing. If it has left, the close event is in the queue by now: an empty batch's
-            # event comes behind it.
+            # The client has left, or it has sent no message. If it has left, the close event is in the queue by now, before the
+            # event of this start without operations.
             self.core.start_server_batch((), self._sent_nothing)
 
     def _sent_nothing(self, _: Any) -> None:
@@ -319,24 +318,24 @@ class _FastUnaryCall(UnaryCall):
         if core is None:
             return
         operations = [
-            cygrpc.SendInitialMetadataOperation(self.initial, 0),
+            cygrpc.SendInitialMetadataOperation(self.initial_metadata, 0),
             cygrpc.SendStatusFromServerOperation(status.trailing, status.number, status.message.encode(), 0),
         ]
         if payload is not None:
             operations.append(cygrpc.SendMessageOperation(payload, 0))
-        self.server.begin(core, operations, _ignore)
+        self.server.start_sending(core, operations, _ignore)
 
 
 class _FastStreamCall(StreamCall):
     """As `_FastUnaryCall`."""
 
-    __slots__ = ("_greeted", "_receiver", "core", "server")
+    __slots__ = ("_metadata_sent", "_receiver", "core", "server")
     server: CompletionQueueServer
     core: Any
 
     def __init__(self, method: Stream, deadline: float, metadata: Metadata, observer: MethodObserver) -> None:
         super().__init__(method, deadline, metadata, observer)
-        self._greeted = False
+        self._metadata_sent = False
         self._receiver: Receiver | None = None
 
     def open(self, method: Stream) -> None:
@@ -363,32 +362,32 @@ class _FastStreamCall(StreamCall):
         core = self.core
         if core is not None:
             flags = cygrpc.WriteFlag.buffer_hint if more else 0
-            self.server.begin(core, (*self._greeting(), cygrpc.SendMessageOperation(payload, flags)), self._wrote)
+            self.server.start_sending(core, (*self._metadata_once(), cygrpc.SendMessageOperation(payload, flags)), self._wrote)
 
     def _wrote(self, event: Any) -> None:
         if event.success:
             self.written()
-            self.server.start_batches()
+            self.server.flush()
 
     def _close(self, status: Status) -> None:
         core = self.core
         if core is not None:
-            self.server.begin(core, (*self._greeting(), _status(status)), _ignore)
+            self.server.start_sending(core, (*self._metadata_once(), _send_status(status)), _ignore)
 
-    def _greeting(self) -> tuple[Any, ...]:
-        """The initial metadata, once. Writes and the close come one after the other, so that there is no race for it."""
-        if self._greeted:
+    def _metadata_once(self) -> tuple[Any, ...]:
+        """The operation that sends the initial metadata, at the first call. Writes and the close never run at the same time."""
+        if self._metadata_sent:
             return ()
-        self._greeted = True
-        return (cygrpc.SendInitialMetadataOperation(self.initial, 0),)
+        self._metadata_sent = True
+        return (cygrpc.SendInitialMetadataOperation(self.initial_metadata, 0),)
 
 
-def _status(status: Status) -> Any:
+def _send_status(status: Status) -> Any:
     return cygrpc.SendStatusFromServerOperation(status.trailing, status.number, status.message.encode(), 0)
 
 
 def _reject(core: Any, method: bytes) -> None:
-    message = f"no method {method.decode(errors='replace')[:200]!r} here".encode()
+    message = f"unknown method {method.decode(errors='replace')[:200]!r}".encode()
     operations = (
         cygrpc.SendInitialMetadataOperation(_NO_METADATA, 0),
         cygrpc.ReceiveCloseOnServerOperation(0),
@@ -401,8 +400,8 @@ def _ignore(_: Any) -> None:
     pass
 
 
-def _rehearse() -> None:
-    """Goes through a server's start and end, without a call."""
+def _self_test() -> None:
+    """Starts and stops a server, without a call."""
     queue = cygrpc.CompletionQueue()
     server = cygrpc.Server([(b"grpc.so_reuseport", 0)], False)
     server.register_completion_queue(queue)

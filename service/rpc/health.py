@@ -1,8 +1,7 @@
 """`grpc.health.v1.Health`: overall (the empty name), each served model by its name, and `liveness`.
 
-`liveness` says SERVING for as long as the process answers: draining or load never fail it, so that Kubernetes does not kill a
-pod for being busy. The rest says SERVING when it can be sent requests. Statuses are asked for when a client asks, and `changed`
-tells watchers to look again.
+`liveness` is SERVING while the process answers: draining or load never fail it, so that Kubernetes does not kill a busy pod. The
+other names are SERVING when requests are accepted. Statuses are computed when a client asks; `changed` makes watchers look again.
 """
 
 import threading
@@ -20,17 +19,17 @@ LIVENESS = "liveness"
 
 
 class HealthServicer:
-    """Answers `Check` and `Watch` from a function that gives whether each name serves."""
+    """Answers `Check` and `Watch` from a function that says which names serve."""
 
     def __init__(self, serving: Callable[[], Mapping[str, bool]]) -> None:
-        """`serving` gives True or False by name, `OVERALL` among them; it is called from any thread."""
+        """`serving` returns whether each name serves, `OVERALL` among them; it is called from any thread."""
         self._serving = serving
         self._lock = threading.Lock()
-        self._watchers: WeakSet[_Watcher] = WeakSet()  # a transport holds a watcher for as long as its call is open
+        self._watchers: WeakSet[_Watcher] = WeakSet()  # the transport holds a watcher while its call is open
         self._streams = OpenStreams()
 
     def methods(self) -> list[Method]:
-        """What this servicer offers."""
+        """The methods of this servicer."""
         return [
             Unary(f"/{SERVICE}/Check", pb.HealthCheckRequest, self._check),
             Stream(f"/{SERVICE}/Watch", pb.HealthCheckRequest, self._watch, "server_stream"),
@@ -41,14 +40,14 @@ class HealthServicer:
         with self._lock:
             watchers = list(self._watchers)
         for watcher in watchers:
-            watcher.look()
+            watcher.send_if_changed()
 
     def end_watches(self) -> None:
-        """Ends every watch, for a server that stops: an open one would hold the stop for its whole grace."""
+        """Ends every watch, for a server that stops: it would wait for an open one for its whole grace."""
         self._streams.finish_all()
 
     def status(self, name: str) -> int:
-        """SERVING, NOT_SERVING, or SERVICE_UNKNOWN for a name that nobody knows."""
+        """SERVING, NOT_SERVING, or SERVICE_UNKNOWN for an unknown name."""
         if name == LIVENESS:
             return pb.HealthCheckResponse.SERVING
         serving = self._serving().get(name)
@@ -68,10 +67,10 @@ class HealthServicer:
         call.receive()
         return watcher
 
-    def _join(self, watcher: "_Watcher") -> None:
+    def _add(self, watcher: "_Watcher") -> None:
         with self._lock:
             self._watchers.add(watcher)
-        watcher.look()
+        watcher.send_if_changed()
 
 
 class _Watcher:
@@ -82,19 +81,19 @@ class _Watcher:
         self._servicer = servicer
         self._name = ""
         self._lock = threading.Lock()
-        self._last: int | None = None
+        self._last_sent: int | None = None
 
-    def message(self, request: pb.HealthCheckRequest) -> None:
+    def on_message(self, request: pb.HealthCheckRequest) -> None:
         self._name = request.service
-        self._servicer._join(self)
+        self._servicer._add(self)
 
-    def half_closed(self) -> None:
-        """The client has said all it has to say; it goes on listening."""
+    def on_half_close(self) -> None:
+        """The client sends no more, but goes on receiving."""
 
-    def look(self) -> None:
-        """Sends the status if it is not the one sent last."""
+    def send_if_changed(self) -> None:
+        """Sends the status if it differs from the last one sent."""
         with self._lock:
             status = self._servicer.status(self._name)
-            if status != self._last:
-                self._last = status
+            if status != self._last_sent:
+                self._last_sent = status
                 self.call.send(pb.HealthCheckResponse(status=status).SerializeToString())

@@ -1,4 +1,4 @@
-"""`GetModel` and `ListModels` of `convoy.v1.Classifier`: what is served, and how it stands."""
+"""`GetModel` and `ListModels` of `convoy.v1.Classifier`: metadata and states of the models."""
 
 import math
 
@@ -16,14 +16,14 @@ _STATES = {
 }
 
 
-class ModelsServicer:
-    """Answers questions about the models of a repository."""
+class ModelInfoServicer:
+    """Answers `GetModel` and `ListModels` from a repository."""
 
     def __init__(self, repository: Repository) -> None:
         self._repository = repository
 
     def methods(self) -> list[Method]:
-        """What this servicer offers."""
+        """The methods of this servicer."""
         return [
             Unary(f"/{SERVICE}/GetModel", pb.GetModelRequest, self._get),
             Unary(f"/{SERVICE}/ListModels", pb.ListModelsRequest, self._list),
@@ -32,11 +32,11 @@ class ModelsServicer:
     def _get(self, request: pb.GetModelRequest, call: UnaryCall) -> None:
         served = self._repository.acquire(request.model, request.version)
         try:
-            call.reply(self._described(served).SerializeToString())
+            call.reply(self._model_info(served).SerializeToString())
         finally:
             self._repository.release(served)
 
-    def _described(self, served: ServedModel) -> pb.GetModelResponse:
+    def _model_info(self, served: ServedModel) -> pb.GetModelResponse:
         model = served.model
         return pb.GetModelResponse(
             model=served.name,
@@ -65,7 +65,10 @@ class ModelsServicer:
 
 
 def preferred_batch_items(measured: dict[int, float], max_batch_items: int) -> list[int]:
-    """The measured batch sizes, up to `max_batch_items`, whose items cost less time each than those of any smaller size."""
+    """The measured batch sizes up to `max_batch_items` that take less time per item than any smaller one.
+
+    `measured` has the seconds of a batch by its items.
+    """
     preferred = []
     least = math.inf
     for items, seconds in sorted(measured.items()):

@@ -1,13 +1,11 @@
-"""`inference.GRPCInferenceService`, the part that infers: protobuf messages to the domain and back.
+"""`ModelInfer` and `ModelStreamInfer` of `inference.GRPCInferenceService`: their messages to queries, and answers back.
 
-The rest of the service is in `open_inference_admin.py`.
+The other methods of the service are in `open_inference_admin.py`.
 """
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-
-from numpy.typing import NDArray
 
 from service.engine.answer import Answer
 from service.engine.classifier import Classifier
@@ -16,7 +14,6 @@ from service.errors import InvalidRequest, RequestError
 from service.open_inference.shared_memory import SharedMemory
 from service.open_inference.tensors import (
     BYTES,
-    DATATYPES,
     FINAL_RESPONSE_ASKED,
     MAX_DIMENSIONS,
     Elements,
@@ -38,9 +35,9 @@ from service.open_inference.tensors import (
 )
 from service.pb.inference import open_inference_pb2 as pb
 from service.rpc.call import Call, Method, OpenStreams, Receiver, Stream, StreamCall, Unary, UnaryCall
-from service.rpc.classify import varint
-from service.rpc.request_stream import Request, RequestStream
+from service.rpc.request_stream import RequestStream, StreamRequest
 from service.rpc.status import status_of
+from service.rpc.wire import ModelInferResponseWriter, model_stream_infer_response
 
 SERVICE = "inference.GRPCInferenceService"
 _CONTENTS = {
@@ -48,8 +45,6 @@ _CONTENTS = {
     "UINT8": "uint_contents", "UINT16": "uint_contents", "UINT32": "uint_contents", "UINT64": "uint64_contents",
     "FP32": "fp32_contents", "FP64": "fp64_contents", BYTES: "bytes_contents",
 }  # fmt: skip
-_ID = b"\x1a"  # ModelInferResponse.id
-_INFER_RESPONSE = b"\x12"  # ModelStreamInferResponse.infer_response, a message
 
 Reply = Callable[[bytes], bool]
 Fail = Callable[[BaseException], object]
@@ -64,32 +59,29 @@ class InferServicer:
         self._streams = OpenStreams()
 
     def methods(self) -> list[Method]:
-        """What this servicer offers."""
+        """The methods of this servicer."""
         return [
             Unary(f"/{SERVICE}/ModelInfer", pb.ModelInferRequest, self._infer),
             Stream(f"/{SERVICE}/ModelStreamInfer", pb.ModelInferRequest, self._open, "bidi_stream", lenient=True),
         ]
 
     def end_streams(self) -> None:
-        """Ends every stream once what was read of it is answered, for a server that drains."""
+        """Ends every stream when the requests read from it are answered, for a server that drains."""
         self._streams.finish_all()
 
     def _infer(self, request: pb.ModelInferRequest, call: UnaryCall) -> None:
         call.on_cancelled(self.begin(request, call, call.reply, call.fail))
 
     def _open(self, call: StreamCall) -> Receiver:
-        def begin(request: pb.ModelInferRequest, place: Request) -> Callable[[], None]:
-            request_id = request.id
+        def start(request: pb.ModelInferRequest, stream_request: StreamRequest) -> Callable[[], None]:
+            stream_request.id = request.id
 
             def reply(payload: bytes) -> bool:
-                return place.answer(b"".join((_INFER_RESPONSE, varint(len(payload)), payload)))
+                return stream_request.reply(model_stream_infer_response(payload))
 
-            def fail(error: BaseException) -> None:
-                place.fail(error, _refusal(request_id, error))
+            return self.begin(request, call, reply, stream_request.fail)
 
-            return self.begin(request, call, reply, fail)
-
-        stream = RequestStream(call, begin, _refused)
+        stream = RequestStream(call, start, _error_response)
         self._streams.add(stream)
         return stream
 
@@ -177,51 +169,14 @@ class InferServicer:
                 response.parameters["triton_final_response"].bool_param = True
             return response.SerializeToString()
         given = answer.outputs
-        writer = served.kept.get(ResponseWriter)
+        writer = served.kept.get(ModelInferResponseWriter)
         if writer is None:
-            writer = served.kept[ResponseWriter] = ResponseWriter(served.name, str(served.version))
+            writer = served.kept[ModelInferResponseWriter] = ModelInferResponseWriter(served.name, str(served.version))
         return writer.write(request_id, {output.name: given[output.name] for output in wanted} if wanted else given)
 
 
-class ResponseWriter:
-    """Writes the serialised `ModelInferResponse`s of one model, with raw contents.
-
-    A serialised message is its fields one after the other, so what depends on the number of items alone is serialised once for
-    each, and an answer is put together from bytes. A test holds them against protobuf's own serialisation.
-    """
-
-    def __init__(self, model: str, version: str) -> None:
-        self._head = pb.ModelInferResponse(model_name=model, model_version=version).SerializeToString()
-        self._pieces: dict[tuple[str, int], tuple[bytes, bytes]] = {}  # of a model's outputs and counts of items: bounded
-
-    def write(self, request_id: str, given: Mapping[str, NDArray[Any]]) -> bytes:
-        """One response with these outputs, [n, *shape] by name."""
-        parts: list[Any] = [self._head]
-        contents: list[Any] = []
-        if request_id:
-            text = request_id.encode()
-            parts += (_ID, varint(len(text)), text)
-        for name, array in given.items():
-            tensor, before = self._pieces.get((name, len(array))) or self._make(name, array)
-            parts.append(tensor)
-            contents += (before, array.tobytes())
-        return b"".join(parts + contents)
-
-    def _make(self, name: str, array: NDArray[Any]) -> tuple[bytes, bytes]:
-        """The field of `outputs` for an array of this shape, and what stands before its elements in `raw_output_contents`."""
-        tensor = pb.ModelInferResponse.InferOutputTensor(name=name, datatype=DATATYPES[array.dtype], shape=array.shape)
-        content = pb.ModelInferResponse(raw_output_contents=[bytes(array.nbytes)]).SerializeToString()
-        pieces = pb.ModelInferResponse(outputs=[tensor]).SerializeToString(), content[: len(content) - array.nbytes]
-        self._pieces[name, len(array)] = pieces
-        return pieces
-
-
-def _refused(request: pb.ModelInferRequest | None, _: int, error: Exception) -> bytes:
-    return _refusal("" if request is None else request.id, error)
-
-
-def _refusal(request_id: str, error: BaseException) -> bytes:
-    """What stands in a stream for the answer to a request that failed. Only its id says which it was."""
+def _error_response(request_id: str, _: int, error: BaseException) -> bytes:
+    """The response in a stream to a request that failed. Only the id says which request it was."""
     response = pb.ModelInferResponse(id=request_id)
     return pb.ModelStreamInferResponse(error_message=status_of(error).message, infer_response=response).SerializeToString()
 

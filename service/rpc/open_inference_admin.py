@@ -1,7 +1,7 @@
-"""`inference.GRPCInferenceService`, all but inference: health, metadata, statistics, the repository, shared memory.
+"""`inference.GRPCInferenceService` without inference: health, metadata, statistics, model control, shared memory.
 
-Questions are answered on the transport's thread, from memory. Changes, which may take as long as a model takes to load, are made on
-a thread of their own.
+Queries are answered on the transport's thread, from memory. Changes, which may take as long as loading a model, run in a thread
+pool.
 """
 
 from collections.abc import Callable
@@ -19,28 +19,28 @@ from service.pb.inference import open_inference_pb2 as pb
 from service.rpc.call import Method, Unary, UnaryCall
 from service.rpc.open_inference import SERVICE
 
-_CHANGES = 4
+_CHANGE_THREADS = 4
 """So many changes are made at a time; more wait."""
 
 
 class AdminServicer:
-    """Answers questions with an ServerMetadata and makes changes through a Control."""
+    """Answers queries with a ServerMetadata and makes changes through a Control."""
 
-    def __init__(self, inventory: ServerMetadata, control: Control, memory: SharedMemory) -> None:
-        self._inventory = inventory
+    def __init__(self, metadata: ServerMetadata, control: Control, memory: SharedMemory) -> None:
+        self._metadata = metadata
         self._control = control
         self._memory = memory
-        self._changes = ThreadPoolExecutor(_CHANGES, thread_name_prefix="control")
+        self._changes = ThreadPoolExecutor(_CHANGE_THREADS, thread_name_prefix="control")
 
     def close(self) -> None:
-        """Ends the threads; changes that wait are dropped."""
+        """Ends the threads; waiting changes are dropped."""
         self._changes.shutdown(cancel_futures=True)
 
     def methods(self) -> list[Method]:
-        """What this servicer offers."""
-        answers: dict[str, tuple[type[Message], Callable[[Any], Message]]] = {
+        """The methods of this servicer."""
+        queries: dict[str, tuple[type[Message], Callable[[Any], Message]]] = {
             "ServerLive": (pb.ServerLiveRequest, lambda _: pb.ServerLiveResponse(live=True)),
-            "ServerReady": (pb.ServerReadyRequest, lambda _: pb.ServerReadyResponse(ready=self._inventory.ready())),
+            "ServerReady": (pb.ServerReadyRequest, lambda _: pb.ServerReadyResponse(ready=self._metadata.ready())),
             "ModelReady": (pb.ModelReadyRequest, self._model_ready),
             "ServerMetadata": (pb.ServerMetadataRequest, self._server_metadata),
             "ModelMetadata": (pb.ModelMetadataRequest, self._model_metadata),
@@ -48,11 +48,11 @@ class AdminServicer:
             "ModelStatistics": (pb.ModelStatisticsRequest, self._model_statistics),
             "RepositoryIndex": (pb.RepositoryIndexRequest, self._index),
             "SystemSharedMemoryStatus": (pb.SystemSharedMemoryStatusRequest, self._memory_status),
-            "CudaSharedMemoryStatus": (pb.CudaSharedMemoryStatusRequest, _not_offered(NO_CUDA)),
-            "CudaSharedMemoryRegister": (pb.CudaSharedMemoryRegisterRequest, _not_offered(NO_CUDA)),
-            "CudaSharedMemoryUnregister": (pb.CudaSharedMemoryUnregisterRequest, _not_offered(NO_CUDA)),
-            "TraceSetting": (pb.TraceSettingRequest, _not_offered(NO_TRACE_SETTINGS)),
-            "LogSettings": (pb.LogSettingsRequest, _not_offered(NO_LOG_SETTINGS)),
+            "CudaSharedMemoryStatus": (pb.CudaSharedMemoryStatusRequest, _unimplemented(NO_CUDA)),
+            "CudaSharedMemoryRegister": (pb.CudaSharedMemoryRegisterRequest, _unimplemented(NO_CUDA)),
+            "CudaSharedMemoryUnregister": (pb.CudaSharedMemoryUnregisterRequest, _unimplemented(NO_CUDA)),
+            "TraceSetting": (pb.TraceSettingRequest, _unimplemented(NO_TRACE_SETTINGS)),
+            "LogSettings": (pb.LogSettingsRequest, _unimplemented(NO_LOG_SETTINGS)),
         }
         changes: dict[str, tuple[type[Message], Callable[[Any], Message]]] = {
             "RepositoryModelLoad": (pb.RepositoryModelLoadRequest, self._load),
@@ -61,15 +61,15 @@ class AdminServicer:
             "SystemSharedMemoryUnregister": (pb.SystemSharedMemoryUnregisterRequest, self._unregister),
         }
         return [
-            *(Unary(f"/{SERVICE}/{name}", request, _at_once(answer)) for name, (request, answer) in answers.items()),
-            *(Unary(f"/{SERVICE}/{name}", request, self._elsewhere(change)) for name, (request, change) in changes.items()),
+            *(Unary(f"/{SERVICE}/{name}", request, _on_transport(answer)) for name, (request, answer) in queries.items()),
+            *(Unary(f"/{SERVICE}/{name}", request, self._in_pool(change)) for name, (request, change) in changes.items()),
         ]
 
-    def _elsewhere(self, change: Callable[[Any], Message]) -> Callable[[Any, UnaryCall], None]:
+    def _in_pool(self, change: Callable[[Any], Message]) -> Callable[[Any, UnaryCall], None]:
         def make(request: Any, call: UnaryCall) -> None:
             try:
                 reply = change(request).SerializeToString()
-            except Exception as error:  # noqa: BLE001 - whatever it is, it ends this call and nothing else
+            except Exception as error:  # noqa: BLE001 - any error fails this call alone
                 call.fail(error)
             else:
                 call.reply(reply)
@@ -80,23 +80,23 @@ class AdminServicer:
         return handle
 
     def _model_ready(self, request: pb.ModelReadyRequest) -> Message:
-        return pb.ModelReadyResponse(ready=self._inventory.model_ready(request.name, request.version))
+        return pb.ModelReadyResponse(ready=self._metadata.model_ready(request.name, request.version))
 
     def _server_metadata(self, _: pb.ServerMetadataRequest) -> Message:
-        return pb.ServerMetadataResponse(**self._inventory.server())
+        return pb.ServerMetadataResponse(**self._metadata.server())
 
     def _model_metadata(self, request: pb.ModelMetadataRequest) -> Message:
-        return pb.ModelMetadataResponse(**self._inventory.metadata(request.name, request.version))
+        return pb.ModelMetadataResponse(**self._metadata.metadata(request.name, request.version))
 
     def _model_config(self, request: pb.ModelConfigRequest) -> Message:
-        return pb.ModelConfigResponse(config=ParseDict(self._inventory.config(request.name, request.version), pb.ModelConfig()))
+        return pb.ModelConfigResponse(config=ParseDict(self._metadata.config(request.name, request.version), pb.ModelConfig()))
 
     def _model_statistics(self, request: pb.ModelStatisticsRequest) -> Message:
-        return ParseDict(self._inventory.statistics(request.name, request.version), pb.ModelStatisticsResponse())
+        return ParseDict(self._metadata.statistics(request.name, request.version), pb.ModelStatisticsResponse())
 
     def _index(self, request: pb.RepositoryIndexRequest) -> Message:
         check_repository(request.repository_name)
-        return pb.RepositoryIndexResponse(models=self._inventory.index(ready_only=request.ready))
+        return pb.RepositoryIndexResponse(models=self._metadata.index(ready_only=request.ready))
 
     def _load(self, request: pb.RepositoryModelLoadRequest) -> Message:
         check_load(request.repository_name, request.parameters)
@@ -126,14 +126,14 @@ class AdminServicer:
         return pb.SystemSharedMemoryUnregisterResponse()
 
 
-def _at_once(answer: Callable[[Any], Message]) -> Callable[[Any, UnaryCall], None]:
+def _on_transport(answer: Callable[[Any], Message]) -> Callable[[Any, UnaryCall], None]:
     def handle(request: Any, call: UnaryCall) -> None:
         call.reply(answer(request).SerializeToString())
 
     return handle
 
 
-def _not_offered(reason: str) -> Callable[[Any], Message]:
+def _unimplemented(reason: str) -> Callable[[Any], Message]:
     def refuse(_: Any) -> Message:
         raise Unimplemented(reason)
 

@@ -1,12 +1,12 @@
-"""A stream of requests that have nothing to do with each other: many in hand at once, each answered when its answer is ready.
+"""A stream of independent requests: many are pending at once, each is answered when its response is ready.
 
-How much a stream may hold in memory. The next request is read only while fewer than UNANSWERED_REQUESTS of the stream are
-unanswered and what came with them is less than UNANSWERED_BYTES. A request counts until the transport has taken its answer, so that
-a client that writes and does not read is held back too: what is not read stays in HTTP/2's flow-control window, with the client.
+Memory of a stream: the next request is read only while fewer than UNANSWERED_REQUESTS of the stream are unanswered and their
+messages are smaller than UNANSWERED_BYTES together. A request counts until the transport has taken its response, so a client that
+writes and does not read is held back too: unread messages stay with the client, by HTTP/2's flow control.
 
-How it ends. With OK when the client has half-closed it and every request is answered. When its client is gone, what is in hand
-is cancelled. When the server drains, nothing more is read, what was read is answered, and the stream ends with UNAVAILABLE: the
-client sees by the answers which requests it has to send again elsewhere.
+End of a stream: OK when the client has half-closed it and every request is answered. When the client cancels, pending requests are
+cancelled. When the server drains, nothing more is read, pending requests are answered, and the stream ends with UNAVAILABLE: the
+client sees from the responses which requests to send again, to another server.
 """
 
 import logging
@@ -25,48 +25,51 @@ UNANSWERED_REQUESTS = 64
 UNANSWERED_BYTES = 16 * 1024 * 1024
 
 
-class Request:
-    """One request of a stream, `index` of them after the first. It is answered once, from any thread."""
+class StreamRequest:
+    """One request of a stream. It is answered once, by `reply` or `fail`, from any thread.
 
-    __slots__ = ("_size_bytes", "_stream", "cancel", "index")
+    `index` counts the requests of the stream from 0. `id` is the client's, set by StartRequest.
+    """
+
+    __slots__ = ("_size_bytes", "_stream", "cancel", "id", "index")
 
     def __init__(self, stream: "RequestStream", index: int, size_bytes: int) -> None:
         self.index = index
+        self.id = ""
         self.cancel: Callable[[], None] = _nothing_to_cancel
         self._stream = stream
         self._size_bytes = size_bytes
 
-    def answer(self, payload: bytes) -> bool:
-        """Sends the one serialised answer; False if the stream has ended."""
-        return self._stream.send(self, payload, self._answered)
+    def reply(self, payload: bytes) -> bool:
+        """Sends the serialised response; False if the stream has ended."""
+        return self._stream.send(self, payload, self._sent)
 
-    def fail(self, error: BaseException, refusal: bytes) -> None:
-        """Sends the serialised answer to a request that failed. An error that nobody raised on purpose is told in the log."""
-        self._stream.failed(error)
-        self.answer(refusal)
+    def fail(self, error: BaseException) -> bool:
+        """Sends the response that says why the request failed; an unexpected error is logged."""
+        return self.reply(self._stream.error_response(self, error))
 
-    def _answered(self) -> None:
+    def _sent(self) -> None:
         self._stream.answered(self._size_bytes)
 
 
-Begin = Callable[[Any, Request], Callable[[], None]]
-"""Takes a message and sees to it that its request is answered; gives what cancels it. What it raises is the answer."""
+StartRequest = Callable[[Any, StreamRequest], Callable[[], None]]
+"""Starts work on a message, whose request is answered later; returns a function that cancels it. An exception fails the request."""
 
-Refuse = Callable[[Any, int, Exception], bytes]
-"""The serialised answer to a request that failed: its message, or None if it could not be parsed, its index, and the error."""
+WriteError = Callable[[str, int, BaseException], bytes]
+"""The serialised response to a request that failed, from its id, its index and the error."""
 
 
 class RequestStream:
     """The receiver of one stream."""
 
-    def __init__(self, call: StreamCall, begin: Begin, refuse: Refuse) -> None:
+    def __init__(self, call: StreamCall, start_request: StartRequest, write_error: WriteError) -> None:
         """Begins to read. To be called by the `open` of a `lenient` method."""
         self._call = call
-        self._begin = begin
-        self._refuse = refuse
+        self._start_request = start_request
+        self._write_error = write_error
         self._lock = threading.Lock()
-        self._count = 0  # of the requests that have come
-        self._in_hand: set[Request] = set()
+        self._next_index = 0
+        self._pending: set[StreamRequest] = set()
         self._unanswered = 0
         self._unanswered_bytes = 0
         self._reading = True
@@ -75,54 +78,55 @@ class RequestStream:
         call.on_cancelled(self._cancel_all)
         call.receive()
 
-    def message(self, message: Message | InvalidRequest) -> None:
+    def on_message(self, message: Message | InvalidRequest) -> None:
         """See Receiver."""
         size_bytes = 0 if isinstance(message, InvalidRequest) else message.ByteSize()
         with self._lock:
             if self._draining:
                 return
-            request = Request(self, self._count, size_bytes)
-            self._count += 1
-            self._in_hand.add(request)
+            request = StreamRequest(self, self._next_index, size_bytes)
+            self._next_index += 1
+            self._pending.add(request)
             self._unanswered += 1
             self._unanswered_bytes += size_bytes
             read_on = self._reading = self._may_read()
         if read_on:
             self._call.receive()
         if isinstance(message, InvalidRequest):
-            request.fail(message, self._refuse(None, request.index, message))
+            request.fail(message)
             return
         try:
-            request.cancel = self._begin(message, request)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer to this request, and the stream goes on
-            request.fail(error, self._refuse(message, request.index, error))
+            request.cancel = self._start_request(message, request)
+        except Exception as error:  # noqa: BLE001 - any error fails this request alone, and the stream goes on
+            request.fail(error)
 
-    def half_closed(self) -> None:
+    def on_half_close(self) -> None:
         """See Receiver."""
         with self._lock:
             self._half_closed = True
             self._reading = False
-        self._end_if_over()
+        self._end_if_done()
 
     def finish(self) -> None:
-        """Reads no more, and ends the stream when what was read is answered."""
+        """Reads no more, and ends the stream when its pending requests are answered."""
         with self._lock:
             self._draining = True
-        self._end_if_over()
+        self._end_if_done()
 
-    def send(self, request: Request, payload: bytes, sent: Callable[[], None]) -> bool:
-        """For a request: sends its answer."""
+    def send(self, request: StreamRequest, payload: bytes, sent: Callable[[], None]) -> bool:
+        """For a request: sends its response; `sent` is called when the transport has taken it."""
         with self._lock:
-            self._in_hand.discard(request)
+            self._pending.discard(request)
         return self._call.send(payload, sent)
 
-    def failed(self, error: BaseException) -> None:
-        """For a request: it is answered with an error."""
+    def error_response(self, request: StreamRequest, error: BaseException) -> bytes:
+        """For a request: the response that says why it failed."""
         if not isinstance(error, ConvoyError):
             log.error("%s failed on one of its requests", self._call.method.path, exc_info=error)
+        return self._write_error(request.id, request.index, error)
 
     def answered(self, size_bytes: int) -> None:
-        """For a request: its answer has been taken by the transport."""
+        """For a request: the transport has taken its response."""
         with self._lock:
             self._unanswered -= 1
             self._unanswered_bytes -= size_bytes
@@ -132,22 +136,22 @@ class RequestStream:
         if read_on:
             self._call.receive()
         elif last:
-            self._end_if_over()
+            self._end_if_done()
 
     def _may_read(self) -> bool:
         return self._unanswered < UNANSWERED_REQUESTS and self._unanswered_bytes < UNANSWERED_BYTES
 
-    def _end_if_over(self) -> None:
+    def _end_if_done(self) -> None:
         if self._unanswered:
             return
         if self._half_closed:
             self._call.finish()
         elif self._draining:
-            self._call.fail(Unavailable("the server is draining; send what is not answered again on a new stream"))
+            self._call.fail(Unavailable("the server is draining; send unanswered requests again on a new stream"))
 
     def _cancel_all(self) -> None:
         with self._lock:
-            requests = list(self._in_hand)
+            requests = list(self._pending)
         for request in requests:
             request.cancel()
 

@@ -1,8 +1,8 @@
-"""The one place where an error becomes a gRPC status.
+"""Errors to gRPC statuses, for every method.
 
-Clients see the message of errors that Convoy raises on purpose, with a detail message of google.rpc where one helps a program:
-BadRequest names the field, RetryInfo says when to come back. `grpc-retry-pushback-ms` says the same to gRPC's own retries, which
-obey it. Anything else that was raised becomes INTERNAL without its text, which might hold paths or data.
+Clients see the messages of the errors in errors.py, with a detail message of google.rpc where it helps a program: BadRequest names
+the field, RetryInfo says when to retry. gRPC's own retries obey `grpc-retry-pushback-ms`. Any other exception becomes INTERNAL
+without its text, which might hold paths or data.
 """
 
 from typing import NamedTuple
@@ -15,6 +15,7 @@ from google.rpc.error_details_pb2 import BadRequest, RetryInfo
 from google.rpc.status_pb2 import Status as StatusProto
 
 from service.errors import (
+    ByErrorClass,
     Cancelled,
     DeadlineExceeded,
     InvalidRequest,
@@ -22,12 +23,13 @@ from service.errors import (
     ModelFailed,
     NotFound,
     QueueFull,
+    RequestError,
     Unavailable,
     Unimplemented,
 )
 
-_MOST_BYTES = 1000
-"""Of a message. Trailers of over 8 KiB may end the call with another code; these have it percent-encoded, and twice in Base64."""
+_MAX_MESSAGE_BYTES = 1000
+"""Trailers of over 8 KiB may end the call with another code; they hold the message percent-encoded, and twice in Base64."""
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 
@@ -49,7 +51,8 @@ def _status(code: grpc.StatusCode, message: str = "", trailing: Metadata = ()) -
 
 OK = _status(grpc.StatusCode.OK)
 
-_CODES: dict[type[BaseException], grpc.StatusCode] = {
+CODES: dict[type[BaseException], grpc.StatusCode] = {
+    RequestError: grpc.StatusCode.INVALID_ARGUMENT,
     InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
     NotFound: grpc.StatusCode.NOT_FOUND,
     QueueFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -60,11 +63,14 @@ _CODES: dict[type[BaseException], grpc.StatusCode] = {
     ModelFailed: grpc.StatusCode.INTERNAL,
     LoadError: grpc.StatusCode.FAILED_PRECONDITION,
 }
+"""A subclass has the code of its nearest base class here."""
+
+_codes = ByErrorClass(CODES)
 
 
 def status_of(error: BaseException) -> Status:
     """The status that an RPC ends with because of `error`."""
-    code = _CODES.get(type(error))
+    code = _codes[type(error)]
     if code is None:
         return _status(grpc.StatusCode.INTERNAL, "the server failed on this request; its log says why")
     message = _shortened(str(error))
@@ -82,7 +88,7 @@ def status_of(error: BaseException) -> Status:
 
 def _shortened(message: str) -> str:
     encoded = message.encode()
-    return message if len(encoded) <= _MOST_BYTES else encoded[:_MOST_BYTES].decode(errors="ignore") + "…"
+    return message if len(encoded) <= _MAX_MESSAGE_BYTES else encoded[:_MAX_MESSAGE_BYTES].decode(errors="ignore") + "…"
 
 
 def _details(code: grpc.StatusCode, message: str, detail: Message) -> Metadata:

@@ -1,7 +1,7 @@
-"""A server's certificate: read from the files that flags name, and again when they change.
+"""The server's TLS certificate: read from files, and again when they change.
 
-Certificates are short-lived where something like cert-manager renews them, in place, while the server runs. C core asks before each
-handshake whether there is a new one; connections that stand keep the one that they began with.
+Tools such as cert-manager renew certificates in place while the server runs. C core asks before each handshake whether there is a
+new one; open connections keep the one that they began with.
 """
 
 import logging
@@ -20,20 +20,20 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Tls:
-    """PEM contents. With `client_ca`, only clients with a certificate that it signed are let in (mutual TLS)."""
+    """PEM contents. With `client_ca`, only clients with a certificate signed by it may connect (mutual TLS)."""
 
     certificate: bytes
     key: bytes
     client_ca: bytes | None = None
 
     def credentials(self, renewed: Callable[[], "Tls | None"] = lambda: None) -> grpc.ServerCredentials:
-        """What gRPC takes. `renewed` is asked before each handshake, by any thread, and gives None if nothing is new."""
+        """Credentials for gRPC. `renewed` is called before each handshake, by any thread; None means no new certificate."""
 
         def fetch() -> grpc.ServerCertificateConfiguration | None:
             new = renewed()
             return new._configuration() if new is not None else None
 
-        # types-grpcio knows nothing of None, which says that nothing is new.
+        # types-grpcio lacks the None, which means no new certificate.
         return grpc.dynamic_ssl_server_credentials(self._configuration(), fetch, self.client_ca is not None)  # type: ignore[arg-type]
 
     def _configuration(self) -> grpc.ServerCertificateConfiguration:
@@ -50,10 +50,10 @@ class TlsFiles:
         self._seen = self._states()
 
     def read(self) -> Tls:
-        """What is in the files now. Raises UserError if that is not what it should be."""
+        """Reads the files. Raises UserError if they are not PEM files that belong together."""
         try:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            # Without a password given, a key that is encrypted would have it asked for on the terminal.
+            # Without a password given, ssl would ask for that of an encrypted key on the terminal.
             context.load_cert_chain(self._certificate, self._key, password="")
             if self._client_ca is not None:
                 context.load_verify_locations(self._client_ca)
@@ -65,7 +65,7 @@ class TlsFiles:
             ) from None
 
     def renewed(self) -> Tls | None:
-        """What is in the files, if they have changed since they were last looked at, and can be used."""
+        """Reads the files if they have changed since the last look; None if not, or if they are invalid."""
         states = self._states()
         if states == self._seen:
             return None
@@ -73,7 +73,7 @@ class TlsFiles:
         try:
             tls = self.read()
         except UserError as error:
-            log.error("the files have changed and the ones before are kept: %s", error)
+            log.error("TLS: the changed files are invalid, the previous ones are kept: %s", error)
             return None
         log.info("TLS: the certificate has been renewed")
         return tls

@@ -1,6 +1,6 @@
-"""What a transport is, and what each of them is given: address, limits, TLS, methods.
+"""The interface of a gRPC transport, and its options: address, limits, TLS, methods.
 
-What passes between a running transport and the methods above it is in `call.py`.
+`call.py` has the interface between a running transport and its methods.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,26 +15,26 @@ from service.rpc.tls import Tls
 
 
 class Transport(Protocol):
-    """A gRPC server that carries calls to methods. Construct, `start`, and in the end `stop`."""
+    """A gRPC server. Construct, `start`, and in the end `stop`."""
 
     name: str
     port: int
 
     def start(self) -> None:
-        """Binds the port and serves from a thread of its own. Raises UserError if the port cannot be had."""
+        """Binds the port and serves from a thread of its own. Raises UserError if the port cannot be bound."""
 
     def stop(self, grace_seconds: float) -> None:
-        """Refuses new calls, waits for those in hand, cancels what is left after the grace, and returns when all is over."""
+        """Refuses new calls, waits for open ones, cancels the rest after the grace, and returns when all have ended."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What every transport needs to know.
+    """Options of any transport.
 
-    Port 0 takes a free one. `max_message_bytes` bounds a message from a client. `compression` is what replies are compressed with.
-    With `shared_port` other processes of this user may serve on the same port: the kernel spreads connections over them.
-    `renewed_tls` gives what is to take the place of `tls`, once, when there is something new. `arguments` are C core's own channel
-    arguments, such as `grpc.max_connection_age_ms`.
+    Port 0 takes a free one. `max_message_bytes` bounds a message from a client. Replies are compressed with `compression`. With
+    `shared_port` other processes of this user may serve on the same port: the kernel spreads connections over them. `renewed_tls`
+    returns a new certificate to replace `tls`, once, or None. `arguments` are C core's channel arguments, such as
+    `grpc.max_connection_age_ms`.
     """
 
     host: str
@@ -69,7 +69,7 @@ class Options:
         return None if self.tls is None else self.tls.credentials(self.renewed_tls)
 
     def cannot_listen(self) -> UserError:
-        """The error for a port that C core would not give."""
+        """The error for a port that C core could not bind."""
         return UserError(
             f"cannot listen for gRPC on {self.host}:{self.port}: the port is in use, or the address is not one of this machine "
             "(port 0 takes a free one)"

@@ -1,4 +1,4 @@
-"""A service that shows every move of the seam of rpc/call.py, and an observer that remembers what it was told."""
+"""A service that uses every operation of rpc/call.py, and an observer that records its calls."""
 
 import math
 import threading
@@ -14,7 +14,7 @@ LIMIT = 1 << 20
 
 
 class Seen:
-    """What the transport told its observer."""
+    """The calls that the transport made to its observer."""
 
     def __init__(self) -> None:
         self.started: list[str] = []
@@ -47,7 +47,7 @@ class SeenMethod:
 
 
 class Service:
-    """Methods that show every move of the seam."""
+    """Methods that use every operation of rpc/call.py."""
 
     def __init__(self) -> None:
         self.calls: list[UnaryCall] = []
@@ -55,16 +55,16 @@ class Service:
         self.kept = threading.Event()
         self.received = 0
         self.permits = threading.Semaphore(0)
-        self.quiet_calls = 0
+        self.idle_calls = 0
         self.wanted = math.inf
-        self.quiet_threads: set[str] = set()
+        self.idle_threads: set[str] = set()
         self.bursts: list[BurstReceiver] = []
 
     def on_idle(self) -> float:
-        self.quiet_calls += 1
+        self.idle_calls += 1
         for burst in self.bursts:
             burst.on_idle()
-        self.quiet_threads.add(threading.current_thread().name)
+        self.idle_threads.add(threading.current_thread().name)
         wanted, self.wanted = self.wanted, math.inf
         return wanted
 
@@ -117,7 +117,7 @@ class Service:
         raise ERRORS[request.value.decode()]
 
     def metadata(self, request: BytesValue, call: UnaryCall) -> None:
-        call.initial = (("x-answer", "42"), ("x-raw-bin", b"\x00\xff"))
+        call.initial_metadata = (("x-answer", "42"), ("x-raw-bin", b"\x00\xff"))
         if request.value == b"fail":
             raise errors.NotFound("but greeted")
         call.reply(
@@ -138,13 +138,13 @@ class EchoReceiver:
         call.on_cancelled(service.gone.set)
         call.receive()
 
-    def message(self, request: BytesValue) -> None:
+    def on_message(self, request: BytesValue) -> None:
         self._service.received += 1
         if request.value == b"hold":
             return
         self._call.send(request.SerializeToString(), sent=self._call.receive)
 
-    def half_closed(self) -> None:
+    def on_half_close(self) -> None:
         self._call.finish()
 
 
@@ -155,45 +155,45 @@ class CountReceiver:
         self._call = call
         call.receive()
 
-    def message(self, request: BytesValue) -> None:
+    def on_message(self, request: BytesValue) -> None:
         def count() -> None:
-            self._call.initial = (("x-count", request.value.decode()),)
+            self._call.initial_metadata = (("x-count", request.value.decode()),)
             for number in range(int(request.value)):
                 self._call.send(BytesValue(value=str(number).encode()).SerializeToString())
             self._call.finish()
 
         threading.Thread(target=count).start()
 
-    def half_closed(self) -> None:
+    def on_half_close(self) -> None:
         raise AssertionError("was not asked for")
 
 
 class BurstReceiver:
-    """Sends as many messages as it is told, all at once, when the transport is quiet; then how often it was quiet meanwhile."""
+    """Sends as many messages as it is told, all at once, when the transport is idle; then how often it was idle meanwhile."""
 
     def __init__(self, service: Service, call: StreamCall) -> None:
         self._call = call
-        self._count = self._sent = self._quiet_calls = 0
+        self._count = self._sent = self._idle_calls = 0
         service.bursts.append(self)
         call.receive()
 
-    def message(self, request: BytesValue) -> None:
+    def on_message(self, request: BytesValue) -> None:
         self._count = int(request.value)
 
-    def half_closed(self) -> None:
+    def on_half_close(self) -> None:
         raise AssertionError("was not asked for")
 
     def on_idle(self) -> None:
         if self._sent < self._count:
-            self._quiet_calls += 1
-        if self._quiet_calls == 1:
+            self._idle_calls += 1
+        if self._idle_calls == 1:
             for _ in range(self._count):
                 self._call.send(b"", self.sent)
 
     def sent(self) -> None:
         self._sent += 1
         if self._sent == self._count:
-            self._call.send(BytesValue(value=str(self._quiet_calls).encode()).SerializeToString())
+            self._call.send(BytesValue(value=str(self._idle_calls).encode()).SerializeToString())
             self._call.finish()
 
 
@@ -201,10 +201,10 @@ class BrokenReceiver:
     def __init__(self, call: StreamCall) -> None:
         call.receive()
 
-    def message(self, request: BytesValue) -> None:
+    def on_message(self, request: BytesValue) -> None:
         raise RuntimeError("secret path /etc/passwd")
 
-    def half_closed(self) -> None:
+    def on_half_close(self) -> None:
         raise AssertionError("was not asked for")
 
 

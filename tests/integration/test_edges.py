@@ -28,7 +28,7 @@ from service.http import server as http_server
 from service.lifecycle import raise_file_limit
 from service.observability.metrics import CODES, OUTCOMES, REASONS
 from service.pb.convoy.v1 import classifier_pb2 as pb
-from service.rpc.status import _CODES
+from service.rpc.status import CODES as STATUS_CODES
 from service.server import Server
 from tests.conftest import Serve, put
 
@@ -271,6 +271,6 @@ def test_counters_stand_at_zero_before_anything_happens(server: Server) -> None:
 
 
 def test_metrics_name_every_code_and_reason_that_there_is() -> None:
-    assert {code.name for code in _CODES.values()} | {"OK"} == set(CODES)
+    assert {code.name for code in STATUS_CODES.values()} | {"OK"} == set(CODES)
     assert {error.reason for error in RequestError.__subclasses__()} - {None} == set(REASONS)
     assert {error.outcome for error in LoadError.__subclasses__()} | {LoadError.outcome, "ready"} == set(OUTCOMES)

@@ -457,7 +457,7 @@ def test_where_grpcios_private_layer_differs_the_public_one_takes_over(tmp_path:
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     refused = one_line(convoy("serve", repository, "--grpc-port", "0", "--http-port", "0", "--transport", "fast", PYTHONPATH=path))
     assert "--transport fast cannot be used: grpcio" in refused
-    assert "ReceiveCloseOnServerOperation is not as it was tested; --transport public can" in refused
+    assert "ReceiveCloseOnServerOperation is not as tested; --transport public can" in refused
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", path)
         server = spawn(repository, "--transport", "auto")
@@ -499,7 +499,7 @@ def test_tls_from_the_command_line(repository: Path, spawn: Spawn, digits: Datas
     renewed.cert_pem.write_to_path(tmp_path / "renewed.pem")
     assert convoy(*ask, "--tls-ca", tmp_path / "renewed.pem", *own[2:]).returncode == 0
     log = server.log.read_text()
-    assert "the ones before are kept" in log
+    assert "the previous ones are kept" in log
     assert "has been renewed" in log
     ports = ["--grpc-port", "0", "--http-port", "0"]
     encrypted = tmp_path / "encrypted.key"

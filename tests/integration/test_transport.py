@@ -19,7 +19,7 @@ from grpc_status import rpc_status
 
 from service import errors
 from service.rpc.aio_server import AioServer
-from service.rpc.completion_queue import CompletionQueueServer, why_not
+from service.rpc.completion_queue import CompletionQueueServer, why_unavailable
 from service.rpc.tls import Tls
 from service.rpc.transport import Options, Transport
 from tests.benchmarks.leaks import half_a_call
@@ -264,29 +264,29 @@ def test_a_slow_reader_holds_the_stream_up_not_the_server(channel: Any, unary: U
     assert sum(1 for _ in answers) == 199
 
 
-def test_quiet_comes_after_calls_and_at_the_time_it_asked_for(unary: Unaries, service: Service) -> None:
+def test_on_idle_is_called_after_calls_and_at_the_time_it_asked_for(unary: Unaries, service: Service) -> None:
     service.wanted = time.monotonic() + 0.1
     unary("Echo")(BytesValue(), timeout=10)
     deadline = time.monotonic() + 5
-    while service.quiet_calls < 2 and time.monotonic() < deadline:
+    while service.idle_calls < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert service.quiet_calls >= 2
-    assert len(service.quiet_threads) == 1
-    assert threading.current_thread().name not in service.quiet_threads
+    assert service.idle_calls >= 2
+    assert len(service.idle_threads) == 1
+    assert threading.current_thread().name not in service.idle_threads
 
 
-def test_the_public_transport_is_quiet_once_for_messages_that_come_in_a_row(service: Service, seen: Seen) -> None:
+def test_the_public_transport_is_idle_once_for_messages_in_a_row(service: Service, seen: Seen) -> None:
     transport = AioServer(Options("127.0.0.1", 0, LIMIT, service.methods(), seen, service.on_idle))
     transport.start()
 
     async def messages() -> int:
-        before = service.quiet_calls
+        before = service.idle_calls
         for _ in range(20):
-            transport._quiet_soon()
+            transport._check_idle_soon()
             await asyncio.sleep(0)
-        during = service.quiet_calls - before
+        during = service.idle_calls - before
         await asyncio.sleep(0.2)
-        assert service.quiet_calls - before == 1
+        assert service.idle_calls - before == 1
         return during
 
     try:
@@ -437,4 +437,4 @@ def test_tls_and_mutual_tls(start: Start) -> None:
 
 
 def test_the_fast_transport_works_with_the_grpcio_that_is_installed() -> None:
-    assert why_not() == ""
+    assert why_unavailable() == ""

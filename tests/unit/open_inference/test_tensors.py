@@ -28,7 +28,7 @@ from service.open_inference.tensors import (
     wanted_output,
 )
 from service.pb.inference import open_inference_pb2 as pb
-from service.rpc.open_inference import ResponseWriter, _typed
+from service.rpc.open_inference import _typed
 
 ARRAYS = st.sampled_from([*DTYPES.values()]).flatmap(lambda dtype: hnp.arrays(dtype, hnp.array_shapes(max_dims=4, max_side=5)))
 
@@ -216,22 +216,3 @@ def test_output_parameters_that_are_not_accepted(parameters: dict[str, Any], mes
         wanted_output(0, "logits", parameters, SharedMemory())
     with pytest.raises(NotFound, match="no shared memory region 'x'"):
         input_place({"shared_memory_region": "x"}, SharedMemory())
-
-
-@given(st.text(max_size=5), st.integers(1, 300), st.sampled_from(["", "an id"]))
-def test_a_response_put_together_is_what_protobuf_writes(name: str, items: int, request_id: str) -> None:
-    scores, features = np.random.default_rng(0).random((items, 3), np.float32), np.zeros((items, 2, 2), np.int16)
-    given: dict[str, np.ndarray] = {"scores": scores, "features": features}
-    writer = ResponseWriter(name, "12")
-    expected = pb.ModelInferResponse(
-        model_name=name,
-        model_version="12",
-        id=request_id,
-        outputs=[
-            pb.ModelInferResponse.InferOutputTensor(name="scores", datatype="FP32", shape=[items, 3]),
-            pb.ModelInferResponse.InferOutputTensor(name="features", datatype="INT16", shape=[items, 2, 2]),
-        ],
-        raw_output_contents=[scores.tobytes(), features.tobytes()],
-    ).SerializeToString()
-    assert writer.write(request_id, given) == expected
-    assert writer.write(request_id, given) == expected

@@ -1,24 +1,71 @@
+"""Errors to gRPC statuses."""
+
 import inspect
 
 import grpc
+import pytest
+from google.rpc.error_details_pb2 import BadRequest, RetryInfo
+from google.rpc.status_pb2 import Status
 
 from service import errors
-from service.rpc.status import _CODES, status_of
+from service.rpc.status import CODES, status_of
 
 
 def test_every_error_that_ends_a_request_has_a_status() -> None:
-    leaves = {
-        error
-        for _, error in inspect.getmembers(errors, inspect.isclass)
-        if issubclass(error, errors.RequestError) and error is not errors.RequestError
-    }
-    asked_for = {errors.LoadError}  # a load by request ends with it too
-    assert set(_CODES) == leaves | asked_for
-    assert len(set(_CODES.values())) == len(_CODES)
+    request_errors = {error for _, error in inspect.getmembers(errors, inspect.isclass) if issubclass(error, errors.RequestError)}
+    by_request = {errors.LoadError}  # a load by request ends with it too
+    assert set(CODES) == request_errors | by_request
+    distinct = [code for error, code in CODES.items() if error is not errors.RequestError]
+    assert len(set(distinct)) == len(distinct)
 
 
-def test_what_was_not_raised_on_purpose_does_not_show_its_text() -> None:
-    status = status_of(OSError("/var/secret"))
+class TooLarge(errors.InvalidRequest):
+    pass
+
+
+class FarTooLarge(TooLarge):
+    pass
+
+
+class Busy(errors.QueueFull):
+    pass
+
+
+class NewKind(errors.RequestError):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (TooLarge("17 MiB", "items"), grpc.StatusCode.INVALID_ARGUMENT),
+        (FarTooLarge("17 GiB", "items"), grpc.StatusCode.INVALID_ARGUMENT),
+        (Busy("full", 1.0), grpc.StatusCode.RESOURCE_EXHAUSTED),
+        (errors.GoldenMismatch("other scores"), grpc.StatusCode.FAILED_PRECONDITION),
+        (NewKind("not like this"), grpc.StatusCode.INVALID_ARGUMENT),
+    ],
+)
+def test_a_subclass_has_the_status_of_its_nearest_base(error: errors.ConvoyError, code: grpc.StatusCode) -> None:
+    for _ in range(2):
+        status = status_of(error)
+        assert (status.code, status.message) == (code, str(error))
+
+
+def test_a_subclass_has_the_details_of_its_base() -> None:
+    def detail(error: errors.RequestError, into: BadRequest | RetryInfo) -> None:
+        [(_, packed), *_] = status_of(error).trailing
+        assert isinstance(packed, bytes)
+        assert Status.FromString(packed).details[0].Unpack(into)
+
+    violation, retry = BadRequest(), RetryInfo()
+    detail(TooLarge("17 MiB", "items"), violation)
+    detail(Busy("full", 2.0), retry)
+    assert (violation.field_violations[0].field, retry.retry_delay.seconds) == ("items", 2)
+
+
+@pytest.mark.parametrize("error", [OSError("/var/secret"), errors.UserError("/var/secret"), KeyboardInterrupt("/var/secret")])
+def test_any_other_error_is_internal_without_its_text(error: BaseException) -> None:
+    status = status_of(error)
     assert status.code is grpc.StatusCode.INTERNAL
     assert "secret" not in status.message
     assert status.trailing == ()

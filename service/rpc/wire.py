@@ -1,0 +1,116 @@
+"""Serialised responses put together from bytes: protobuf varints, and a writer each for ClassifyResponse and ModelInferResponse.
+
+A serialised message is its fields one after the other, so the fields that are the same in every response of a model are serialised
+once. Writing a response so takes a fraction of the time of building the message. The byte constants are field keys of
+classifier.proto and open_inference.proto; tests compare the results with protobuf's own serialisation.
+"""
+
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from numpy.typing import NDArray
+
+from service.open_inference.tensors import DATATYPES
+from service.pb.convoy.v1 import classifier_pb2 as pb
+from service.pb.inference import open_inference_pb2 as oip
+from service.phases import Phases
+
+_ONE_BYTE = [bytes([number]) for number in range(128)]
+
+
+def varint(number: int) -> bytes:
+    """A non-negative number as protobuf writes it: seven bits a byte, the lowest first."""
+    if number < 128:
+        return _ONE_BYTE[number]
+    written = bytearray()
+    while number > 127:
+        written.append(number & 127 | 128)
+        number >>= 7
+    written.append(number)
+    return bytes(written)
+
+
+class ClassifyResponseWriter:
+    """Writes the serialised `ClassifyResponse`s of one version of a model."""
+
+    _PROBABILITY = b"\x1d"  # Prediction.probability, 32 bits
+    _PREDICTION = b"\x0a"  # ItemResult.predictions, a message
+    _ID = b"\x1a"  # ClassifyResponse.id
+    _RESULT = b"\x22"  # ClassifyResponse.results, a message
+    _PHASES = struct.Struct("<BBBdBd")  # ClassifyResponse.phases with queue_seconds and inference_seconds
+    _PHASES_DECODED = struct.Struct("<BBBdBdBd")  # and decode_seconds
+    _FLOAT = struct.Struct("<f")
+
+    def __init__(self, model: str, version: str, labels: Sequence[str]) -> None:
+        self._head = pb.ClassifyResponse(model=model, version=version).SerializeToString()
+        self._labels = []
+        for index, label in enumerate(labels):
+            prediction = pb.Prediction(label=label, index=index).SerializeToString() + self._PROBABILITY
+            self._labels.append(self._PREDICTION + varint(len(prediction) + self._FLOAT.size) + prediction)
+
+    def write(self, request_id: str, phases: Phases, results: Iterable[Iterable[tuple[int, float]]]) -> bytes:
+        """One response; `results` has for each item its (label index, probability), best first."""
+        labels, pack = self._labels, self._FLOAT.pack
+        parts = [self._head]
+        if request_id:
+            text = request_id.encode()
+            parts += (self._ID, varint(len(text)), text)
+        for predictions in results:
+            result = b"".join([labels[index] + pack(probability) for index, probability in predictions])
+            size = len(result)
+            parts += (self._RESULT, _ONE_BYTE[size] if size < 128 else varint(size), result)
+        decode, queue, inference = phases
+        if decode is None:
+            parts.append(self._PHASES.pack(0x2A, 18, 0x11, queue, 0x19, inference))
+        else:
+            parts.append(self._PHASES_DECODED.pack(0x2A, 27, 0x09, decode, 0x11, queue, 0x19, inference))
+        return b"".join(parts)
+
+
+def classify_stream_response(request_id: str, index: int, response: bytes) -> bytes:
+    """A serialised `ClassifyStreamResponse` with a serialised `ClassifyResponse` in it."""
+    parts: list[bytes] = []
+    if request_id:
+        text = request_id.encode()
+        parts += (b"\x0a", varint(len(text)), text)  # ClassifyStreamResponse.id
+    if index:
+        parts += (b"\x10", varint(index))  # ClassifyStreamResponse.index
+    parts += (b"\x1a", varint(len(response)), response)  # ClassifyStreamResponse.response
+    return b"".join(parts)
+
+
+class ModelInferResponseWriter:
+    """Writes the serialised `ModelInferResponse`s of one version of a model, with raw contents."""
+
+    _ID = b"\x1a"  # ModelInferResponse.id
+
+    def __init__(self, model: str, version: str) -> None:
+        self._head = oip.ModelInferResponse(model_name=model, model_version=version).SerializeToString()
+        self._fields: dict[tuple[str, int], tuple[bytes, bytes]] = {}  # by output and number of items: bounded
+
+    def write(self, request_id: str, outputs: Mapping[str, NDArray[Any]]) -> bytes:
+        """One response with these outputs, [n, *shape] by name."""
+        parts: list[Any] = [self._head]
+        contents: list[Any] = []
+        if request_id:
+            text = request_id.encode()
+            parts += (self._ID, varint(len(text)), text)
+        for name, array in outputs.items():
+            tensor, content_head = self._fields.get((name, len(array))) or self._make_fields(name, array)
+            parts.append(tensor)
+            contents += (content_head, array.tobytes())
+        return b"".join(parts + contents)
+
+    def _make_fields(self, name: str, array: NDArray[Any]) -> tuple[bytes, bytes]:
+        """The `outputs` field for an array of this shape, and the bytes before its elements in `raw_output_contents`."""
+        tensor = oip.ModelInferResponse.InferOutputTensor(name=name, datatype=DATATYPES[array.dtype], shape=array.shape)
+        content = oip.ModelInferResponse(raw_output_contents=[bytes(array.nbytes)]).SerializeToString()
+        fields = oip.ModelInferResponse(outputs=[tensor]).SerializeToString(), content[: len(content) - array.nbytes]
+        self._fields[name, len(array)] = fields
+        return fields
+
+
+def model_stream_infer_response(response: bytes) -> bytes:
+    """A serialised `ModelStreamInferResponse` with a serialised `ModelInferResponse` in it."""
+    return b"".join((b"\x12", varint(len(response)), response))  # ModelStreamInferResponse.infer_response
