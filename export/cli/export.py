@@ -72,7 +72,7 @@ def export(
     console.print(
         f"parity {'' if found.cost is None else 'of fp32 '}with PyTorch on {parity.scores.items} test pictures: largest difference "
         f"{parity.max_difference:.1e}, same top label on {100 * parity.same_top1:g}%; PyTorch's accuracy "
-        f"{parity.reference_accuracy:.2%}\n{summary.headline(found.report.scores)}\n"
+        f"{parity.reference_accuracy:.2%}\n{summary.headline(found.comparison.scores)}\n"
         f"wrote {path}, and beside it {', '.join(beside)}; next: convoy serve {shlex.quote(str(repository))}",
         soft_wrap=True,
         markup=False,
@@ -105,7 +105,7 @@ def evaluate(
     from export.cli import summary
     from export.data import datasets
     from export.evaluation import figures
-    from export.evaluation.scores import check_labels, measure
+    from export.evaluation.measurement import check_labels, measure
     from service.model.cpus import cpu_budget
     from service.model.session import check_provider, load_model
 

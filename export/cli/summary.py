@@ -9,7 +9,7 @@ from rich.text import Text
 from export.evaluation.scores import ClassScore, Scores
 
 if TYPE_CHECKING:
-    from export.convert.precision import Cost
+    from export.convert.precision_cost import Cost
 
 _SHOWN_CLASSES = 20
 _SHOWN_MISTAKES = 5

@@ -195,11 +195,11 @@ def _say_all_but_done(console: Console, run: Path) -> None:
 
 
 def _report(console: Console, checkpoint: "Checkpoint", dataset: "Dataset", output: Path) -> None:
-    from export.evaluation.scores import wilson_interval
+    from export.evaluation.scores import accuracy_interval
     from export.training import loop
 
     correct, items = loop.test_accuracy(checkpoint, dataset.test)
-    low, high = wilson_interval(correct, items)
+    low, high = accuracy_interval(correct, items)
     console.print(
         f"kept epoch {checkpoint.epoch}; test accuracy {correct / items:.2%} ({correct} of {items}; 95 % interval "
         f"{low:.1%} to {high:.1%})\nwrote {output}; next: {_next(output)}",

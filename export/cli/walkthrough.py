@@ -15,8 +15,6 @@ from service.errors import InvalidRequest, LoadError, UserError
 if TYPE_CHECKING:
     from export.walkthrough.subject import Subject
 
-_MAX_PIXELS = 1 << 26
-
 console = Console(highlight=False)
 
 
@@ -48,6 +46,7 @@ def walkthrough(
       convoy walkthrough digit.png --model models/digits/1/model.onnx --output tour
       convoy walkthrough digit.png --model run --label 6 --output tour
     """  # noqa: D301 - \b keeps click from re-wrapping the lines
+    from export.data.image_folder import MAX_PIXELS
     from export.walkthrough import network_page, subject, tutorial_page, tutorial_steps, web_page
     from service.model.preprocessing import decode
 
@@ -59,12 +58,12 @@ def walkthrough(
                 for name, value in (("--label", label), ("--learning-rate", learning_rate), ("--scaling", scaling)):
                     if value is not None:
                         raise UserError(f"{name} needs --model")
-                page = tutorial_page.page(tutorial_steps.tour(encoded, _MAX_PIXELS), image.name)
+                page = tutorial_page.page(tutorial_steps.tour(encoded, MAX_PIXELS), image.name)
             else:
                 on_progress("reading the model", 0, 0)
                 found = subject.load_subject(model_path, scaling)
                 aim = _aim(found, label, learning_rate, image)
-                pixels, photo = decode(encoded, found.spec, _MAX_PIXELS), tutorial_steps.photo(encoded, _MAX_PIXELS)
+                pixels, photo = decode(encoded, found.spec, MAX_PIXELS), tutorial_steps.photo(encoded, MAX_PIXELS)
                 page = network_page.page(found, pixels, photo, image.name, aim, learning_rate or 0.01, on_progress)
         except InvalidRequest as error:
             raise UserError(f"{image}: {error}") from None

@@ -1,34 +1,38 @@
-"""The model card: what a version is, how good it is and what it is not for, as Markdown beside its model file.
+"""The model card: a version's data, training, accuracy and limits, as Markdown beside its model file.
 
-After Mitchell et al., "Model Cards for Model Reporting", arXiv:1810.03993. Says only what was measured or is in the contract.
+After Mitchell et al., "Model Cards for Model Reporting", arXiv:1810.03993. States only what was measured or is in the contract.
 """
 
 from collections.abc import Sequence
 
-from export.convert.precision import Cost
+from export.convert.precision_cost import Cost
 from export.convert.quantization import Quantization
 from export.evaluation.calibration import BINS
 from export.evaluation.figures import CONFUSION, MISTAKES, RELIABILITY
-from export.evaluation.scores import Report, Scores
+from export.evaluation.gates import Comparison
+from export.evaluation.scores import Scores
 from export.training.loop import CURVES
 from service.model.contract import Contract, InputSpec
 
 CARD = "README.md"
 
 _FEW_ITEMS = 30
+_SHOWN_LABELS = 20
+_SHOWN_FEW = 10
+_SHOWN_MISTAKES = 5
 _FITS = {
     "stretch": "stretched to that size",
     "crop": "scaled and cropped to that size",
     "pad": "scaled and padded to that size",
 }
-_FOR = {
+_PART_USE = {
     "training": "the weights",
     "validation": "choosing the epoch, and the temperature",
     "test": "every figure on this page",
 }
-_FOR_INT8 = {
+_PART_USE_INT8 = {
     "training": "the weights, and the ranges of int8",
-    "validation": "choosing the epoch, the temperature, and what stays in float",
+    "validation": "choosing the epoch, the temperature, and the layers that stay in float",
 }
 _USE = """```
 convoy serve MODELS            # the folder that holds {name}/<version>/model.onnx
@@ -38,34 +42,41 @@ convoy inspect model.onnx      # layers and contract
 
 
 def model_card(
-    contract: Contract, report: Report, settings: dict[str, object], parts: dict[str, int], pictures: list[str], digest: str,
-    size_bytes: int, parity: Report, cost: Cost | None = None,
-) -> str:  # fmt: skip
-    """The card's text.
+    contract: Contract,
+    comparison: Comparison,
+    settings: dict[str, object],
+    parts: dict[str, int],
+    pictures: list[str],
+    digest: str,
+    size_bytes: int,
+    parity: Comparison,
+    cost: Cost | None = None,
+) -> str:
+    """The text of the card.
 
     Args:
-        contract: what the file says of itself.
-        report: what was measured on the test part.
-        settings: how it was trained, by name.
-        parts: how many pictures there are in training, validation and test.
-        pictures: names of the pictures that lie beside the card.
-        digest: sha256 of the model file, in hexadecimal.
+        contract: of the model file.
+        comparison: of the model file with what it was made from, on the test part.
+        settings: of the training, by name.
+        parts: number of pictures in training, validation and test.
+        pictures: names of the picture files beside the card.
+        digest: SHA-256 of the model file in hexadecimal.
         size_bytes: size of the model file.
-        parity: what was measured of the fp32 file beside PyTorch; `report` itself if that is the model file.
-        cost: what a precision below fp32 costs.
+        parity: comparison of the fp32 file with PyTorch; the same as `comparison` for fp32.
+        cost: of a precision below fp32.
     """
-    training, scores = contract.training, report.scores
-    used_for = _FOR | (_FOR_INT8 if contract.precision == "int8" else {})
+    training, scores = contract.training, comparison.scores
+    used_for = _PART_USE | (_PART_USE_INT8 if contract.precision == "int8" else {})
     sections = {
         "": _overview(contract, scores, digest, size_bytes),
         "Use": _USE.format(name=contract.name),
         "Data": f"{_text(training.data)}, split with seed {training.seed}.\n\n"
         + _table(("part", "pictures", "for"), [(name, f"{items:,}", used_for[name]) for name, items in parts.items()], "lrl"),
         "Training": _table(("setting", "value"), [(name, str(value)) for name, value in settings.items()], "lr")
-        + f"\n\nKept are the weights of epoch {training.epochs}."
+        + f"\n\nThe weights are those of epoch {training.epochs}."
         + _picture(CURVES, "Loss and accuracy by epoch", pictures),
-        **({"Precision": _precision(cost, report)} if cost else {}),
-        "Accuracy": _measured(report, parity)
+        **({"Precision": _precision(cost, comparison)} if cost else {}),
+        "Accuracy": _measured(comparison, parity)
         + _picture(CONFUSION, "Confusion matrix", pictures)
         + _picture(MISTAKES, "The most confident mistakes", pictures),
         "Calibration": _calibration(scores, parts["validation"]) + _picture(RELIABILITY, "Reliability diagram", pictures),
@@ -78,9 +89,9 @@ def model_card(
 
 def _overview(contract: Contract, scores: Scores, digest: str, size_bytes: int) -> str:
     training = contract.training
-    labels = ", ".join(contract.labels[:20])
-    if len(contract.labels) > 20:
-        labels += f" and {len(contract.labels) - 20} more"
+    labels = ", ".join(contract.labels[:_SHOWN_LABELS])
+    if len(contract.labels) > _SHOWN_LABELS:
+        labels += f" and {len(contract.labels) - _SHOWN_LABELS} more"
     rows = [
         ("input", _input(contract.input)),
         ("labels", labels),
@@ -90,14 +101,14 @@ def _overview(contract: Contract, scores: Scores, digest: str, size_bytes: int) 
         ("digest", f"sha256 {digest}"),
     ]
     return (
-        f"A classifier of pictures into {len(contract.labels)} classes: `model.onnx`, written by Convoy. The file holds all that "
-        f"is needed to serve it.\n\n{_table(('', ''), rows, 'll')}"
+        f"A classifier of pictures with {len(contract.labels)} classes: `model.onnx`, written by Convoy. The file holds everything "
+        f"that is needed to serve it.\n\n{_table(('', ''), rows, 'll')}"
     )
 
 
 def _input(spec: InputSpec) -> str:
     colours = "gray" if spec.channels == 1 else "colour"
-    return f"{spec.width} x {spec.height} pixels, {colours}; any other picture is made {colours} and {_FITS[spec.fit]}"
+    return f"{spec.width} x {spec.height} pixels, {colours}; other pictures are converted to {colours} and {_FITS[spec.fit]}"
 
 
 def _accuracy(scores: Scores) -> str:
@@ -105,16 +116,16 @@ def _accuracy(scores: Scores) -> str:
     return f"{scores.accuracy:.2%} ({scores.correct:,} of {scores.items:,} test pictures; 95 % interval {low:.1%} to {high:.1%})"
 
 
-def _precision(cost: Cost, report: Report) -> str:
+def _precision(cost: Cost, comparison: Comparison) -> str:
     fp32, lower = cost.fp32, cost.lower
     rows = [
         (name, f"{figures.accuracy:.2%}", f"{figures.size_bytes:,}", f"{figures.images_per_second:,.0f}")
         for name, figures in (("fp32", fp32), (cost.precision, lower))
     ]
     about = (
-        f"Made from an fp32 file, against which it lost {100 * (fp32.accuracy - lower.accuracy):.2f} points of accuracy on the "
-        f"test part; {report.same_top1:.2%} of the labels are the same. Images a second are ONNX Runtime's on the CPU of the "
-        f"export, in batches of {cost.batch_items}, both files in turns."
+        f"Made from an fp32 file. On the test part it lost {100 * (fp32.accuracy - lower.accuracy):.2f} points of accuracy against "
+        f"that file, and {comparison.same_top1:.2%} of the labels are the same. Images a second were measured with ONNX Runtime on "
+        f"the CPU of the export, in batches of {cost.batch_items}, both files by turns."
     )
     table = _table(("", "accuracy", "bytes", "images/s"), rows, "lrrr")
     return "\n\n".join([about, table, *([_quantization(cost.quantization)] if cost.quantization else [])])
@@ -127,28 +138,29 @@ def _quantization(found: Quantization) -> str:
         for row in found.layers
     ]
     return (
-        "Weights are int8, of which they use 7 bits, with a scale for each output channel; activations are uint8, with ranges from "
+        "Weights are int8, using 7 bits, with a scale for each output channel; activations are uint8, with ranges from "
         f"{found.calibration_items:,} training pictures, chosen by their {found.method} (mean divergence of the answers from "
         f"fp32 with all layers in int8, in nats: {methods}). Normalisation, temperature and softmax are in float.\n\n"
-        f"Each layer alone in int8, on {found.sensitivity_items:,} validation pictures, and what was decided. So "
-        f"{found.accuracy:.2%} of the validation part are right, in fp32 {found.reference_accuracy:.2%}.\n\n"
+        f"The table shows each layer alone in int8, on {found.sensitivity_items:,} validation pictures, and what it computes in. "
+        f"With this choice {found.accuracy:.2%} of the validation part are right, in fp32 {found.reference_accuracy:.2%}.\n\n"
         + _table(("layer", "operator", "divergence", "labels changed", "computed in"), rows, "llrrl")
     )
 
 
-def _measured(report: Report, parity: Report) -> str:
-    scores = report.scores
+def _measured(comparison: Comparison, parity: Comparison) -> str:
+    scores = comparison.scores
+    whose = "" if comparison is parity else "of the fp32 file "
     rows = [
         (score.label, f"{score.items:,}", *(_share(value) for value in (score.precision, score.recall, score.f1)))
         for score in scores.classes
     ]
-    pairs = [f"{_text(true)} for {_text(answer)} ({count:,})" for true, answer, count in scores.confused(5)]
+    pairs = [f"{_text(true)} taken for {_text(answer)} ({count:,})" for true, answer, count in scores.confused(_SHOWN_MISTAKES)]
     return (
         f"{_accuracy(scores)}, measured through the code that serves it, from the bytes of each file to the label. PyTorch reaches "
-        f"{parity.reference_accuracy:.2%} with the same weights; no probability {'' if report is parity else 'of the fp32 file '}"
-        f"differs from PyTorch's by more than {parity.max_difference:.1e}.\n\n"
+        f"{parity.reference_accuracy:.2%} with the same weights; no probability {whose}differs from "
+        f"PyTorch's by more than {parity.max_difference:.1e}.\n\n"
         f"{_table(('class', 'pictures', 'precision', 'recall', 'F1'), rows, 'lrrrr')}"
-        + (f"\n\nTaken most often for another: {', '.join(pairs)}." if pairs else "")
+        + (f"\n\nMost frequent mistakes: {', '.join(pairs)}." if pairs else "")
     )
 
 
@@ -158,27 +170,27 @@ def _calibration(scores: Scores, validation_items: int) -> str:
         text = f"{error}. No temperature is applied: the network's own logits are served"
     else:
         text = (
-            f"{error}; without the temperature it would be {scores.reliability_before.error:.2%}. The temperature, "
+            f"{error}; without the temperature {scores.reliability_before.error:.2%}. The temperature, "
             f"{scores.temperature:.3f}, divides the logits inside the graph; it minimises the cross-entropy of the "
             f"{validation_items:,} validation pictures (Guo et al., arXiv:1706.04599)"
         )
     return (
-        f"{text}. The mean cross-entropy on the test part is {scores.cross_entropy:.4f} nats. The error is taken over {BINS} bins "
-        "of equal width, of the probability of the answer; the fewer the pictures, the more of it is chance."
+        f"{text}. The mean cross-entropy on the test part is {scores.cross_entropy:.4f} nats. The error is computed over {BINS} "
+        "bins of equal width by confidence; on few pictures it is overestimated."
     )
 
 
 def _limits(scores: Scores, data: str) -> str:
     hardest = scores.hardest
     limits = [
-        f"It gives one of its {len(scores.labels)} labels to every picture, also to one that shows none of them.",
-        f"The figures hold for pictures like those of {_text(data)}; how it fares with others was not measured.",
+        f"Every picture gets one of the {len(scores.labels)} labels, even one that shows none of them.",
+        f"The figures hold for pictures like those of {_text(data)}; others were not measured.",
         f"The hardest class is {_text(hardest.label)}: {_share(hardest.recall)} of its {hardest.items:,} test pictures are right.",
     ]
     few = [_text(score.label) for score in scores.classes if score.items < _FEW_ITEMS]
     if few:
-        shown = ", ".join(few[:10]) + (f" and {len(few) - 10} more" if len(few) > 10 else "")
-        limits.append(f"Fewer than {_FEW_ITEMS} test pictures, too few to say much of the class: {shown}.")
+        shown = ", ".join(few[:_SHOWN_FEW]) + (f" and {len(few) - _SHOWN_FEW} more" if len(few) > _SHOWN_FEW else "")
+        limits.append(f"Fewer than {_FEW_ITEMS} test pictures, too few for reliable figures: {shown}.")
     return "\n".join(f"- {limit}" for limit in limits)
 
 
@@ -186,7 +198,7 @@ def _provenance(contract: Contract, digest: str) -> str:
     return (
         _table(("package", "version"), list(contract.training.versions.items()), "ll")
         + f"\n\nCommit {contract.training.commit or 'unknown'}. The file holds {len(contract.golden)} golden samples, pictures "
-        "with their answers at export; a server replays them before it serves the model.\n\n"
+        "with their probabilities at export; a server replays them before it serves the model.\n\n"
         f"`sha256  {digest}  model.onnx`"
     )
 
@@ -200,14 +212,14 @@ def _picture(name: str, caption: str, pictures: list[str]) -> str:
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]], align: str) -> str:
-    """A table in Markdown; `align` has a letter a column, l or r."""
+    """A table in Markdown; `align` has one letter for each column, l or r."""
     rules = ["---:" if side == "r" else "---" for side in align]
     lines = [head, rules, *([_text(cell) for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _text(text: str) -> str:
-    """Text that Markdown shows as it is: names of classes come from folders, and those can be called anything."""
+    """Escapes text for Markdown: class names come from folders and may hold any character."""
     for special in "\\`*_{}[]<>#|":
         text = text.replace(special, f"\\{special}")
     return " ".join(text.split())

@@ -1,4 +1,4 @@
-"""How a version gets to disk: one ONNX file with its contract, and then its whole folder into the repository in one step."""
+"""Writes a version: one ONNX file with its contract, loaded as a server loads it, then the whole folder into the repository."""
 
 import shutil
 import tempfile
@@ -6,21 +6,39 @@ from pathlib import Path
 
 import onnx
 
-from service.errors import UserError
+from service.errors import LoadError, UserError
+from service.model import cpus, session
 from service.model.contract import METADATA_KEY, Contract
 from service.model.repository_layout import model_path, next_version
+from service.model.session import Model
 
 
-def write(graph: onnx.ModelProto, contract: Contract, path: Path) -> None:
-    """Writes the graph with a contract as one file."""
+def write_model(graph: onnx.ModelProto, contract: Contract, path: Path) -> Model:
+    """Writes a graph with a contract as one file, and loads it on the CPU, which replays its golden samples.
+
+    Sets the metadata of `graph`.
+
+    Raises:
+        UserError: the file cannot be served.
+    """
     del graph.metadata_props[:]
     graph.metadata_props.add(key=METADATA_KEY, value=contract.to_json())
     onnx.checker.check_model(graph)
     onnx.save_model(graph, path, save_as_external_data=False)
+    try:
+        return session.load_model(path, "cpu", cpus.cpu_budget())
+    except LoadError as error:
+        raise UserError(f"{contract.precision}: the exported file cannot be served: {error}") from None
 
 
 def publish(version: Path, repository: Path, name: str) -> Path:
-    """Copies a folder to the next free version in one step: a server that watches sees the whole of it or nothing."""
+    """Copies the folder `version` to the next free version of a model and returns the path of its model file.
+
+    The folder appears in the repository in one step, so that a server never sees a part of it.
+
+    Raises:
+        UserError: the repository cannot be written.
+    """
     try:
         (repository / name).mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=".export-", dir=repository / name))

@@ -1,16 +1,17 @@
-"""int8: a graph whose layers compute with integers, where that does no harm. After ONNX Runtime's static quantisation.
+"""Static quantisation to int8 with ONNX Runtime, for the layers that it does not harm.
 
-Between a QuantizeLinear and a DequantizeLinear round each layer ("QDQ") ONNX Runtime puts the integer operator. Activations are
-uint8, each tensor with the range that pictures of the training part gave it; weights are int8, each output channel with a scale of
-its own. Normalisation, the logits and Softmax stay in float.
+ONNX Runtime runs a layer between a DequantizeLinear and a QuantizeLinear ("QDQ") as an integer operator. Activations are uint8,
+with a range for each tensor from training pictures; weights are int8, with a scale for each output channel. Normalisation, logits
+and Softmax stay in float.
 
-Which range is best (the extremes, a percentile, or the one that loses the least information) is measured, and so is what each layer
-costs: the layers that hurt most stay in float, one after the other, until the validation part is answered as it should be. Harm is
-the mean Kullback-Leibler divergence of the answers from those in float: it tells layers apart that change no label.
+Two things are chosen by measurement on the validation part. First the method for the ranges: the extremes, a percentile, or the
+range that loses the least information. Then the layers that stay in float: the most harmful layers, one after the other, until the
+accuracy suffices. Harm is the mean Kullback-Leibler divergence of the answers from those in float, which also ranks layers that
+change no label.
 
-Weights take 7 of their 8 bits ("reduced range"). A CPU without VNNI adds two products of 8 bits in 16 bits, which overflows without
-a sign of it: there, with all 8 bits, `speed-net` changes 58 % of its labels on CIFAR-10, with 7 bits 1 %, as many as with 8 bits in
-exact arithmetic. A file is served on other CPUs than the one it was made on, so this is not left to the latter.
+Weights use 7 of their 8 bits ("reduced range"). A CPU without VNNI adds two 8-bit products in 16 bits, which overflows silently:
+there, with all 8 bits, `speed-net` changes 58 % of its labels on CIFAR-10, and with 7 bits 1 %, as many as with 8 bits in exact
+arithmetic. The CPU that serves a file is not the one that made it, so 7 bits are used everywhere.
 """
 
 import contextlib
@@ -43,20 +44,28 @@ METHODS = {
 }
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add")
-# Stay in integers if what comes in is in integers; a Relu becomes part of the layer before it.
+# These stay in integers if their input is in integers; a Relu is fused into the layer before it.
 _FOLLOWERS = ("Relu", "Clip", "MaxPool", "AveragePool", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose")
-# ONNX Runtime's integer products can give float: logits are never rounded to 8 bits.
+# ONNX Runtime's integer matrix products can return float, so that logits are never rounded to 8 bits.
 _FLOAT_OUTPUT = ("Gemm", "MatMul")
-_READ_ITEMS = 16
-_READ_BYTES = 1 << 21
+_CALIBRATION_BATCH_ITEMS = 16
+_CALIBRATION_BATCH_BYTES = 1 << 21
 
 Run = Callable[[onnx.ModelProto, NDArray[np.uint8]], NDArray[np.float32]]
-"""Probabilities float32[N,K] that a graph gives for pictures uint8[N,H,W,C]."""
+"""Runs a graph as it will be served: probabilities float32[N,K] for pictures uint8[N,H,W,C]."""
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """A layer, the divergence in nats that it alone causes in int8, the share of labels that it changes, and what was decided."""
+    """One layer.
+
+    Attributes:
+        layer: its name.
+        operator: its ONNX operator.
+        divergence: of the answers from those in float, in nats, with this layer alone in int8.
+        changed: fraction of labels that this changes.
+        quantized: whether it became int8.
+    """
 
     layer: str
     operator: str
@@ -67,10 +76,16 @@ class Sensitivity:
 
 @dataclass(frozen=True)
 class Quantization:
-    """How a graph became int8.
+    """How a graph was quantised.
 
-    `methods` are the divergences in nats of everything in int8, by the method that chose the ranges; `method` is the one taken.
-    `accuracy` and `reference_accuracy` are those of the validation part, in int8 and in float.
+    Attributes:
+        method: the method chosen for the ranges.
+        methods: divergence in nats with all layers in int8, by method.
+        calibration_items: number of training pictures for the ranges.
+        sensitivity_items: number of validation pictures for the divergences.
+        layers: in graph order.
+        accuracy: on the validation part, in int8.
+        reference_accuracy: on the validation part, in float.
     """
 
     method: str
@@ -96,87 +111,125 @@ def quantize(
     max_loss: float,
     on_progress: OnProgress = ignore_progress,
 ) -> tuple[onnx.ModelProto, Quantization]:
-    """Makes a graph int8.
+    """Quantises a graph.
 
     Args:
-        graph: in float32, from pictures to probabilities.
-        calibration: training pictures uint8[n,H,W,C], by which the ranges are chosen.
-        validation: pictures uint8[N,H,W,C], by which it is decided what stays in float.
+        graph: float32, from pictures to probabilities.
+        calibration: training pictures uint8[n,H,W,C] for the ranges.
+        validation: pictures uint8[N,H,W,C] for the decisions.
         truth: their classes int64[N].
-        run: computes with a graph as it will be served.
-        max_loss: the fraction of the validation part that may be lost. One picture always may: it can lie on the border.
+        run: runs a graph.
+        max_loss: fraction of the validation part that may be lost. One picture always may: it can lie on the border of a class.
         on_progress: called with each step.
 
     Raises:
-        UserError: there is nothing to quantise, or so much accuracy is lost with any layer in int8.
+        UserError: there is no layer to quantise, or any layer in int8 loses too much accuracy.
     """
     layers = _layers(graph)
     if not layers:
         raise UserError("int8: this network has neither a convolution nor a matrix product: there is nothing to quantise")
-    nodes = list(layers)
-    expected = run(graph, validation)
-    sample = validation[:SENSITIVITY_ITEMS]
-
-    def harm(chosen: Sequence[str], ranges: Any) -> tuple[float, float]:
-        found = run(_quantized(graph, ranges, chosen), sample)
-        return _divergence(expected[: len(sample)], found), float((found.argmax(1) != expected[: len(sample)].argmax(1)).mean())
-
-    ranges = {}
-    for done, name in enumerate(METHODS):
-        on_progress("choosing the ranges", done, len(METHODS))
-        ranges[name] = _ranges(graph, METHODS[name], calibration)
-    methods = {name: harm(nodes, found)[0] for name, found in ranges.items()}
-    method = min(methods, key=lambda name: methods[name])
-    alone = {}
-    for done, node in enumerate(nodes):
-        on_progress("measuring each layer in int8", done, len(nodes))
-        alone[node] = harm([node], ranges[method])
-    floats: list[str] = []
-    reference = float((expected.argmax(1) == truth).mean())
-    for node in sorted(nodes, key=lambda node: -alone[node][0]):
-        on_progress("choosing what stays in float", len(floats), len(nodes))
-        candidate = _quantized(graph, ranges[method], [other for other in nodes if other not in floats])
-        accuracy = float((run(candidate, validation).argmax(1) == truth).mean())
-        if accuracy >= reference - max(max_loss, 1 / len(truth)) - 1e-9:
-            break
-        floats.append(node)
-    else:
-        raise UserError(
-            f"int8: {accuracy:.2%} of {len(truth)} validation pictures are right with a single layer in int8, against "
-            f"{reference:.2%} in float (allowed loss: {100 * max_loss:g} points); nothing was written"
-        )
+    trials = _Trials(graph, list(layers), validation, truth, run, on_progress)
+    method, methods, ranges = trials.choose_ranges(calibration)
+    sensitivities = trials.measure_each_layer(ranges)
+    most_harmful_first = sorted(sensitivities, key=lambda node: -sensitivities[node][0])
+    candidate, accuracy, floats = trials.keep_in_float(most_harmful_first, ranges, max_loss)
     onnx.checker.check_model(candidate, full_check=True)
-    rows = tuple(Sensitivity(*layers[node], *alone[node], node not in floats) for node in nodes)
-    return candidate, Quantization(method, methods, len(calibration), len(sample), rows, accuracy, reference)
+    rows = tuple(Sensitivity(*layers[node], *sensitivities[node], node not in floats) for node in layers)
+    return candidate, Quantization(method, methods, len(calibration), len(trials.sample), rows, accuracy, trials.reference_accuracy)
+
+
+class _Trials:
+    """Runs a graph with some layers in int8 and compares its answers with those in float. Layers are named by their nodes."""
+
+    def __init__(
+        self, graph: onnx.ModelProto, nodes: list[str], validation: NDArray[np.uint8], truth: NDArray[np.int64], run: Run,
+        on_progress: OnProgress,
+    ) -> None:  # fmt: skip
+        self._graph = graph
+        self._nodes = nodes
+        self._validation = validation
+        self._truth = truth
+        self._run = run
+        self._on_progress = on_progress
+        self._expected = run(graph, validation)
+        self.sample = validation[:SENSITIVITY_ITEMS]
+        self.reference_accuracy = self._accuracy_of(self._expected)
+
+    def choose_ranges(self, calibration: NDArray[np.uint8]) -> tuple[str, dict[str, float], Any]:
+        """The best method with all layers in int8, the divergence of each method, and the ranges of the best."""
+        ranges = {}
+        for done, name in enumerate(METHODS):
+            self._on_progress("choosing the ranges", done, len(METHODS))
+            ranges[name] = _ranges(self._graph, METHODS[name], calibration)
+        divergences = {name: self._harm(self._nodes, found)[0] for name, found in ranges.items()}
+        method = min(divergences, key=lambda name: divergences[name])
+        return method, divergences, ranges[method]
+
+    def measure_each_layer(self, ranges: Any) -> dict[str, tuple[float, float]]:
+        """Divergence and fraction of changed labels with each layer alone in int8, by node."""
+        found = {}
+        for done, node in enumerate(self._nodes):
+            self._on_progress("measuring each layer in int8", done, len(self._nodes))
+            found[node] = self._harm([node], ranges)
+        return found
+
+    def keep_in_float(self, order: list[str], ranges: Any, max_loss: float) -> tuple[onnx.ModelProto, float, list[str]]:
+        """Keeps as few layers in float as the accuracy needs, in this order.
+
+        Returns:
+            The graph, its accuracy, and the nodes that stay in float. Raises UserError if a single layer in int8 is too much.
+        """
+        floats: list[str] = []
+        for node in order:
+            self._on_progress("choosing what stays in float", len(floats), len(order))
+            candidate = _quantized(self._graph, ranges, [other for other in self._nodes if other not in floats])
+            accuracy = self._accuracy_of(self._run(candidate, self._validation))
+            if accuracy >= self.reference_accuracy - max(max_loss, 1 / len(self._truth)) - 1e-9:
+                return candidate, accuracy, floats
+            floats.append(node)
+        raise UserError(
+            f"int8: {accuracy:.2%} of {len(self._truth)} validation pictures are right with a single layer in int8, against "
+            f"{self.reference_accuracy:.2%} in float (allowed loss: {100 * max_loss:g} points); nothing was written"
+        )
+
+    def _accuracy_of(self, probabilities: NDArray[np.float32]) -> float:
+        return float((probabilities.argmax(1) == self._truth).mean())
+
+    def _harm(self, nodes: Sequence[str], ranges: Any) -> tuple[float, float]:
+        """Divergence in nats, and fraction of changed labels, with these layers in int8."""
+        expected = self._expected[: len(self.sample)]
+        found = self._run(_quantized(self._graph, ranges, nodes), self.sample)
+        return _divergence(expected, found), float((found.argmax(1) != expected.argmax(1)).mean())
 
 
 def _layers(graph: onnx.ModelProto) -> dict[str, tuple[str, str]]:
-    """What can be quantised, in order: names and operators of the layers, by the name of their node."""
+    """The layers that can be quantised, in graph order: name and operator, by the name of the node."""
     weights = {tensor.name for tensor in graph.graph.initializer}
     found = {}
     for node in graph.graph.node:
         own = [name for name in node.input if name in weights]
-        if node.op_type in _LAYERS and bool(own) != (node.op_type == "Add"):  # of sums, those of two activations
+        if node.op_type in _LAYERS and bool(own) != (node.op_type == "Add"):  # an Add of two activations; not of a bias
             found[node.name] = (layer_name(node, own), node.op_type)
     return found
 
 
 def _ranges(graph: onnx.ModelProto, method: CalibrationMethod, pictures: NDArray[np.uint8]) -> Any:
-    """The range of every activation, as ONNX Runtime's quantiser takes them."""
+    """The range of every activation, in the form of ONNX Runtime's quantiser."""
     with tempfile.TemporaryDirectory(prefix="convoy-ranges-") as folder, contextlib.redirect_stdout(io.StringIO()):
         path = Path(folder) / "model.onnx"
         onnx.save_model(graph, path)
         calibrator = create_calibrator(
             path, (*_LAYERS, *_FOLLOWERS), augmented_model_path=str(path.with_name("augmented.onnx")), calibrate_method=method
         )
-        step = max(1, min(_READ_ITEMS, _READ_BYTES // pictures[0].nbytes))  # it holds all activations of what it is given at once
+        # The calibrator holds all activations of a batch in memory.
+        step = max(1, min(_CALIBRATION_BATCH_ITEMS, _CALIBRATION_BATCH_BYTES // pictures[0].nbytes))
         for at in range(0, len(pictures), step):
             calibrator.collect_data(_Pictures(pictures[at : at + step]))
         return calibrator.compute_data()
 
 
 class _Pictures(CalibrationDataReader):  # type: ignore[misc]
-    """One batch, as ONNX Runtime's calibration reads it."""
+    """One batch for ONNX Runtime's calibration."""
 
     def __init__(self, pictures: NDArray[np.uint8]) -> None:
         self._batches: Iterator[NDArray[np.uint8]] = iter([pictures])
@@ -188,7 +241,7 @@ class _Pictures(CalibrationDataReader):  # type: ignore[misc]
 
 
 def _quantized(graph: onnx.ModelProto, ranges: Any, chosen: Sequence[str]) -> onnx.ModelProto:
-    """The graph with the layers of these nodes in int8, and no others."""
+    """The graph with only the layers of the `chosen` nodes in int8."""
     quantizer = QDQQuantizer(
         graph,
         per_channel=True,
@@ -202,12 +255,12 @@ def _quantized(graph: onnx.ModelProto, ranges: Any, chosen: Sequence[str]) -> on
         extra_options={"OpTypesToExcludeOutputQuantization": list(_FLOAT_OUTPUT)},
     )
     quantizer.quantize_model()
-    quantizer.model.topological_sort()  # it puts its nodes at the end
+    quantizer.model.topological_sort()  # the quantiser appends its nodes at the end
     quantized: onnx.ModelProto = quantizer.model.model
     return quantized
 
 
 def _divergence(expected: NDArray[np.float32], found: NDArray[np.float32]) -> float:
-    """Mean Kullback-Leibler divergence, in nats, of answers float32[N,K] from the expected ones."""
-    least = np.fmax(found, np.finfo(np.float32).tiny)  # a probability of 0, or none at all, is a large loss, not an infinite one
+    """Mean Kullback-Leibler divergence, in nats, of probabilities float32[N,K] from the expected ones."""
+    least = np.fmax(found, np.finfo(np.float32).tiny)  # 0 and NaN give a large divergence, not an infinite one
     return float(rel_entr(expected.astype(np.float64), least).sum(axis=1).mean())

@@ -1,8 +1,8 @@
-"""How far a model's confidence can be believed, and the temperature that mends it.
+"""Calibration: the expected calibration error of a model, and the temperature that reduces it. Pure NumPy and SciPy.
 
-A model is calibrated if, of all its answers given with a confidence of 80 %, 80 % are right. Trained networks are mostly surer than
-they should be; dividing their logits by one number, the temperature, mends most of that and changes no answer (Guo, Pleiss, Sun and
-Weinberger, "On Calibration of Modern Neural Networks", arXiv:1706.04599). Knows nothing of files, PyTorch or pictures.
+A model is calibrated if, of all its answers given with a confidence of 80 %, 80 % are right. Trained networks are mostly
+overconfident; dividing their logits by one number, the temperature, corrects most of that and changes no answer (Guo, Pleiss, Sun
+and Weinberger, "On Calibration of Modern Neural Networks", arXiv:1706.04599).
 """
 
 import math
@@ -15,17 +15,19 @@ from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp, softmax
 
 BINS = 15
-"""As many as Guo et al. take."""
+"""The number of bins that Guo et al. use."""
 
 _LOG_TEMPERATURES = (-math.log(20), math.log(20))
 
 
 @dataclass(frozen=True)
 class Reliability:
-    """Answers by confidence, in bins of equal width: bin m of M holds confidences in (m/M, (m+1)/M].
+    """Answers in M bins of equal width by confidence: bin m holds confidences in (m/M, (m+1)/M].
 
-    `items` int64[M] counts the answers of a bin; `accuracy` and `confidence`, float64[M], are fractions, means over the bin and 0
-    where it is empty.
+    Attributes:
+        items: answers in each bin, int64[M].
+        accuracy: fraction of right answers in each bin, float64[M]; 0 for an empty bin.
+        confidence: mean confidence in each bin, float64[M]; 0 for an empty bin.
     """
 
     items: NDArray[np.int64]
@@ -34,15 +36,15 @@ class Reliability:
 
     @cached_property
     def error(self) -> float:
-        """Expected calibration error: the mean of |accuracy - confidence| over all answers' bins (Guo et al., equation 3).
+        """Expected calibration error: the mean of |accuracy - confidence| over the answers' bins (Guo et al., equation 3).
 
-        The estimate is never below 0, so on few pictures a perfectly calibrated model has some of it too.
+        The estimate is biased upwards: on few pictures even a perfectly calibrated model has a positive error.
         """
         return float(np.abs(self.accuracy - self.confidence) @ self.items / self.items.sum())
 
 
 def reliability(probabilities: NDArray[np.float32], labels: NDArray[np.int64], bins: int = BINS) -> Reliability:
-    """Sorts answers, probabilities float32[N,K] to pictures of classes int64[N], into bins by their confidence."""
+    """Bins answers, given as probabilities float32[N,K] and true classes int64[N], by confidence."""
     confidence = probabilities.max(axis=1).astype(np.float64)
     right = probabilities.argmax(axis=1) == labels
     bin_of = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
@@ -56,15 +58,15 @@ def reliability(probabilities: NDArray[np.float32], labels: NDArray[np.int64], b
 def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
     """The temperature T that minimises the mean cross-entropy of softmax(logits / T), float32[N,K], on classes int64[N].
 
-    Gives 1, which changes nothing, where the data do not determine a temperature between 1/20 and 20: where every picture is right
-    the best one is 0 (ever surer), where the logits say less than nothing it is infinite, and where they are all alike any will do.
+    Returns 1, which changes nothing, if the data do not determine a temperature between 1/20 and 20: with every picture right the
+    best temperature is 0, with logits worse than chance it is infinite, and with all logits equal every temperature is the best.
     """
     scores = logits.astype(np.float64)
     if (scores.argmax(axis=1) == labels).all():
         return 1.0
     rows = np.arange(len(labels))
 
-    def cross_entropy(log_temperature: float) -> float:  # convex in 1/T, so it has one minimum on this scale too
+    def cross_entropy(log_temperature: float) -> float:  # convex in 1/T, so it has one minimum in log T too
         scaled = scores * math.exp(-log_temperature)
         return float(np.mean(logsumexp(scaled, axis=1) - scaled[rows, labels]))
 
@@ -76,9 +78,9 @@ def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> f
 
 
 def without_temperature(probabilities: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
-    """What probabilities float32[N,K] with a temperature inside would be without it.
+    """Undoes a temperature in probabilities float32[N,K].
 
-    The logarithm of a softmax is its logits but for a constant a row, so nothing else is needed.
+    The logarithm of a softmax is its logits up to a constant for each row, so the probabilities suffice.
     """
     with np.errstate(divide="ignore"):  # a probability of 0 stays 0
         before: NDArray[np.float32] = softmax(temperature * np.log(probabilities), axis=1)

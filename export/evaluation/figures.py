@@ -1,6 +1,6 @@
-"""Pictures of how well a model answers: confusion matrix, reliability diagram, and the most confident mistakes.
+"""Scores as PNG files: confusion matrix, reliability diagram, and the most confident mistakes.
 
-Drawn with matplotlib's objects, never its global state; colours can be told apart by everyone.
+Uses matplotlib's objects, never its global state, and colours that colour-blind readers can tell apart.
 """
 
 import math
@@ -14,7 +14,8 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from export.data.datasets import Part
-from export.evaluation.scores import Scores, wilson_interval
+from export.data.image_folder import MAX_PIXELS
+from export.evaluation.scores import Scores, accuracy_interval
 from service.model.contract import InputSpec
 from service.model.preprocessing import decode
 
@@ -22,15 +23,14 @@ CONFUSION = "confusion.png"
 RELIABILITY = "reliability.png"
 MISTAKES = "mistakes.png"
 
-_BLUE, _ORANGE, _GRAY = "#0072b2", "#d55e00", "#666666"  # of Okabe and Ito's palette, but for the gray
+_BLUE, _ORANGE, _GRAY = "#0072b2", "#d55e00", "#666666"  # blue and orange of Okabe and Ito's palette
 _NUMBERED_CLASSES = 25
 _NAMED_CLASSES = 120
 _MISTAKES = 24
-_MAX_PIXELS = 1 << 26
 
 
 def draw(scores: Scores, part: Part, spec: InputSpec, folder: Path) -> list[str]:
-    """Draws what there is to draw into a folder; returns the names of the files. Without a mistake there is no picture of them."""
+    """Draws all figures into a folder and returns the names of the files. Without mistakes there is no figure of them."""
     draw_confusion(scores, folder / CONFUSION)
     draw_reliability(scores, folder / RELIABILITY)
     if scores.correct == scores.items:
@@ -40,10 +40,10 @@ def draw(scores: Scores, part: Part, spec: InputSpec, folder: Path) -> list[str]
 
 
 def draw_confusion(scores: Scores, path: Path) -> None:
-    """The confusion matrix as a PNG: the colour is the share of the true class, the number in a cell its pictures.
+    """The confusion matrix as a PNG: a cell's colour is its share of the true class, its number counts pictures.
 
-    The colour scale is stretched at its lower end, where the mistakes are. Numbers are left out where they would not be legible,
-    and so, with very many classes, are the names.
+    The colour scale is stretched at its lower end, where the mistakes are. With many classes the numbers are left out, with very
+    many also the names.
     """
     classes = len(scores.labels)
     counts = scores.confusion
@@ -76,9 +76,9 @@ def draw_confusion(scores: Scores, path: Path) -> None:
 
 
 def draw_reliability(scores: Scores, path: Path) -> None:
-    """The reliability diagram (DeGroot and Fienberg, The Statistician 32, 1983) as a PNG: accuracy by confidence, bin by bin.
+    """The reliability diagram (DeGroot and Fienberg, The Statistician 32, 1983) as a PNG: accuracy by confidence, for each bin.
 
-    The whiskers are 95 % confidence intervals: a bin of a few pictures says little.
+    The whiskers are 95 % confidence intervals.
     """
     figure = Figure(figsize=(5.4, 7.0), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
@@ -93,7 +93,7 @@ def draw_reliability(scores: Scores, path: Path) -> None:
     served = scores.reliability
     filled = served.items > 0
     accuracy, items = served.accuracy[filled], served.items[filled]
-    intervals = [wilson_interval(round(share * count), count) for share, count in zip(accuracy, items, strict=True)]
+    intervals = [accuracy_interval(round(share * count), int(count)) for share, count in zip(accuracy, items, strict=True)]
     whiskers = np.abs(np.array(intervals).T - accuracy)  # (2, bins): below and above
     upper.errorbar(
         served.confidence[filled], accuracy, whiskers, fmt="o", color=_BLUE, elinewidth=1, capsize=2,
@@ -105,7 +105,7 @@ def draw_reliability(scores: Scores, path: Path) -> None:
     lower.set(xlabel="confidence of the answer", ylabel="pictures", xlim=(0, 1), ylim=(0.7, None))
     upper.set(ylabel="fraction of them right", ylim=(-0.02, 1.02))
     upper.set_title(f"Are the answers as right as they are sure? ({scores.items:,} pictures)", loc="left", fontsize=11)
-    figure.legend(loc="outside lower center")  # within the axes there is no place that no point could have
+    figure.legend(loc="outside lower center")  # inside the axes it could cover points
     for axes in (upper, lower):
         axes.grid(alpha=0.3)
         axes.set_axisbelow(True)
@@ -123,7 +123,7 @@ def draw_mistakes(scores: Scores, part: Part, spec: InputSpec, path: Path) -> No
     for axes in grid.flat:
         axes.axis("off")
     for axes, index in zip(grid.flat, chosen, strict=False):
-        picture = decode(part.encoded(int(index)), spec, _MAX_PIXELS)
+        picture = decode(part.encoded(int(index)), spec, MAX_PIXELS)
         axes.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         true, answer = names[scores.truth[index]], names[scores.answers[index]]
         axes.set_title(f"{answer} ({scores.confidence[index]:.1%})\ntruth: {true}", fontsize=9, parse_math=False)
@@ -137,9 +137,9 @@ def draw_mistakes(scores: Scores, part: Part, spec: InputSpec, path: Path) -> No
 
 
 def _shortened(labels: Sequence[str], most: int) -> list[str]:
-    """Labels of at most `most` letters, wide ones counted twice: of others the middle is left out.
+    """Labels cut in the middle to at most `most` letters; East Asian wide letters count twice.
 
-    Those that this makes alike are told apart by the numbers of their classes.
+    Labels that become equal get the numbers of their classes.
     """
     cut = [_cut(label, most) for label in labels]
     return [f"{label} ({index})" if cut.count(label) > 1 else label for index, label in enumerate(cut)]
@@ -153,5 +153,5 @@ def _cut(label: str, most: int) -> str:
 
 def _save(figure: Figure, path: Path) -> None:
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a label in a script that the font lacks becomes boxes
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # letters that the font lacks become boxes
         figure.savefig(path, dpi=120)

@@ -4,7 +4,7 @@ A network is asked for as `NAME` or `NAME:option=value,...`. The option `head` i
 single unit z that answers for the second class. Its logits are [0, z], whose softmax is [1 - sigmoid(z), sigmoid(z)] and whose
 cross-entropy is the binary cross-entropy of z, so that whatever trains, exports or checks a network sees one kind.
 
-Knows nothing of normalisation, softmax or training: `onnx_export.Served` wraps the first two round a trained network.
+Knows nothing of normalisation, softmax or training: `convert.onnx_conversion` wraps a trained network in the first two.
 """
 
 from collections import OrderedDict

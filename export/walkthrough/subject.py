@@ -144,7 +144,7 @@ def _only_foreign(scaling: Scaling | None, path: Path) -> None:
 def _from_run(run: Path) -> Subject:
     if importlib.util.find_spec("torch") is None:
         raise UserError("a run needs PyTorch: install Convoy with the extra 'export'")
-    from export.convert import pipeline
+    from export.convert.onnx_conversion import to_onnx
     from export.training.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(run)
@@ -152,7 +152,7 @@ def _from_run(run: Path) -> Subject:
         "network": checkpoint.settings.network,
         "trained on": f"{checkpoint.data}, epoch {checkpoint.epoch} of {checkpoint.settings.epochs}",
     }
-    graph = pipeline.to_onnx(checkpoint)
+    graph = to_onnx(checkpoint)
     return Subject(checkpoint.data, graph, checkpoint.input, checkpoint.labels, facts, checkpoint=checkpoint)
 
 

@@ -16,7 +16,8 @@ from rich.table import Table
 
 from export.cli import summary
 from export.convert import pipeline
-from export.convert.precision import Precision, images_per_second
+from export.convert.precision import Precision
+from export.convert.precision_cost import images_per_second
 from export.data import datasets
 from export.training import loop
 from service.errors import UserError
@@ -72,7 +73,7 @@ def measure(run: Path, repository: Path, rounds: int, threads: int, max_loss: fl
     speeds = {items: images_per_second(served, items, rounds) for items in BATCHES}
     for index, (precision, exported) in enumerate(files.items()):
         cells = (f"{found[index]:,.0f} ({found[index] / found[0]:.2f} times)" for found in speeds.values())
-        table.add_row(precision, f"{exported.report.scores.accuracy:.2%}", f"{exported.path.stat().st_size:,}", *cells)
+        table.add_row(precision, f"{exported.comparison.scores.accuracy:.2%}", f"{exported.path.stat().st_size:,}", *cells)
     console.print(table)
 
 

@@ -1,17 +1,23 @@
-"""The parts of the export stage, on small real work."""
+"""Exporting real networks: what is in the file, and what is refused."""
 
+import dataclasses
 import importlib.metadata
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import onnx
 import pytest
 import torch
 
+from export.convert import pipeline
 from export.data import datasets
-from export.evaluation import scores
+from export.evaluation.measurement import predict
 from export.training import loop
+from service.errors import UserError
 from service.model import session
+from service.model.contract import InputSpec
+from tests.unit.convert.networks import last_layer
 
 
 def test_the_exported_file_is_the_network_with_its_contract(run: Path, model_file: Path, digits: datasets.Dataset) -> None:
@@ -21,7 +27,7 @@ def test_the_exported_file_is_the_network_with_its_contract(run: Path, model_fil
     pixels = digits.test.pixels
     logits = torch.from_numpy(loop.logits(checkpoint, pixels))
     expected = (logits / contract.training.temperature).softmax(1).numpy()
-    found = scores.predict(loaded, pixels)
+    found = predict(loaded, pixels)
     assert np.abs(found - expected).max() <= 1e-4
     assert np.array_equal(found.argmax(1), expected.argmax(1))
     assert contract.name == "digits"
@@ -37,3 +43,74 @@ def test_the_exported_file_is_the_network_with_its_contract(run: Path, model_fil
     served = loaded._run(["logits"], {"image": pixels[:8]})[0]
     softmax = np.exp(served) / np.exp(served).sum(axis=1, keepdims=True)
     np.testing.assert_allclose(softmax, found[:8], atol=1e-6)
+
+
+class Residual(torch.nn.Module):
+    """A block with batch normalisation and a skip connection, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = torch.nn.Conv2d(1, 8, 3, padding=1, bias=False)
+        self.normalisation = torch.nn.BatchNorm2d(8)
+        self.last = torch.nn.Linear(8 * 7 * 7, 10)
+        for values in (self.normalisation.running_mean, self.normalisation.bias):
+            torch.nn.init.normal_(cast(torch.Tensor, values))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu(self.normalisation(self.convolution(x)) + x)
+        return cast(torch.Tensor, self.last(torch.nn.functional.avg_pool2d(y, 4).flatten(1)))
+
+
+def test_a_residual_network_with_batch_normalisation_is_exported(run: Path, digits: datasets.Dataset, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    checkpoint = dataclasses.replace(loop.load_checkpoint(run), network=Residual().eval())
+    exported = pipeline.export(checkpoint, digits, tmp_path, "residual", calibrate=False)
+    path = exported.path
+    assert exported.parity.max_difference < 1e-5
+    assert session.load_model(path, "cpu", 1).contract.training.temperature == 1.0
+    assert "No temperature is applied" in (path.parent / "README.md").read_text()
+
+
+def test_a_network_that_is_three_times_too_sure_gets_three_times_the_temperature(
+    run: Path, model_file: Path, digits: datasets.Dataset, tmp_path: Path
+) -> None:
+    checkpoint = loop.load_checkpoint(run)
+    before = session.load_model(model_file, "cpu", 1)
+    temperature = before.contract.training.temperature
+    assert temperature != 1.0, "the validation part determines one"
+    last = last_layer(checkpoint)
+    with torch.no_grad():
+        last.weight.mul_(3)
+        last.bias.mul_(3)
+    steps: list[tuple[Any, ...]] = []
+
+    def on_progress(*step: Any) -> None:
+        steps.append(step)
+
+    exported = pipeline.export(checkpoint, digits, tmp_path, "sure", run=run, on_progress=on_progress)
+    path, found = exported.path, exported.comparison
+    after = session.load_model(path, "cpu", 1)
+    assert after.contract.training.temperature == pytest.approx(3 * temperature, rel=1e-3)
+    assert found.scores.reliability_before.error != found.scores.reliability.error
+    pixels = digits.test.pixels[:64]
+    np.testing.assert_allclose(after.probabilities(pixels), before.probabilities(pixels), atol=1e-3)
+    logits = after._run(["logits"], {"image": pixels})[0]
+    np.testing.assert_allclose(torch.from_numpy(logits).softmax(1).numpy(), after.probabilities(pixels), atol=1e-6)
+    assert ("fitting the temperature", 180, 180) in steps
+    assert ("comparing with PyTorch", 360, 360) in steps
+    assert (path.parent / "curves.png").read_bytes() == (run / "curves.png").read_bytes()
+    assert "](curves.png)" in (path.parent / "README.md").read_text()
+
+
+def test_data_that_are_not_those_of_the_training_are_refused(run: Path, digits: datasets.Dataset, tmp_path: Path) -> None:
+    checkpoint = loop.load_checkpoint(run)
+    other = dataclasses.replace(digits, labels=(*digits.labels[:9], "nine"))
+    with pytest.raises(UserError, match="only the data has 'nine'; only the model has '9'"):
+        pipeline.export(checkpoint, other, tmp_path / "models", "digits")
+    small = dataclasses.replace(digits, input=InputSpec(height=8, width=8, channels=1))
+    with pytest.raises(UserError, match=r"takes pictures of 28x28x1 \(stretch\), the data come as 8x8x1"):
+        pipeline.export(checkpoint, small, tmp_path / "models", "digits")
+    assert checkpoint.data_digest == "digits"
+    with pytest.raises(UserError, match="digits is not what the network was trained on: another data set, or pictures were added"):
+        pipeline.export(checkpoint, dataclasses.replace(digits, digest="mnist"), tmp_path / "models", "digits")
+    assert not (tmp_path / "models").exists()

@@ -20,7 +20,7 @@ from sklearn.datasets import load_sample_image
 from torch.nn import functional
 
 from export.cli.walkthrough import walkthrough
-from export.convert import pipeline
+from export.convert.onnx_conversion import to_onnx
 from export.data import datasets
 from export.networks import architectures
 from export.training import loop
@@ -80,7 +80,7 @@ def checkpoint(text: str, spec: InputSpec, classes: int) -> Checkpoint:
 
 def of(checkpoint: Checkpoint, temperature: float = 1.0) -> subject.Subject:
     """A subject as a file of this checkpoint would be."""
-    return subject.Subject("pictures", pipeline.to_onnx(checkpoint, temperature), checkpoint.input, checkpoint.labels, {})
+    return subject.Subject("pictures", to_onnx(checkpoint, temperature), checkpoint.input, checkpoint.labels, {})
 
 
 def normalised(checkpoint: Checkpoint, pixels: np.ndarray) -> torch.Tensor:

@@ -1,0 +1,92 @@
+"""Measures a model file through the code that serves it: from encoded pictures, via decoding and ONNX Runtime, to `Scores`.
+
+Works in batches, so that a part of any size fits into memory. Needs neither PyTorch nor onnx.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.data.datasets import Part
+from export.data.image_folder import MAX_PIXELS
+from export.evaluation.scores import Scores
+from export.progress import OnCount, ignore_progress
+from service.errors import InvalidRequest, UserError
+from service.model.contract import InputSpec
+from service.model.preprocessing import decode
+from service.model.session import Model
+
+_BATCH_ITEMS = 256
+_BATCH_BYTES = 1 << 24
+_LISTED_LABELS = 10
+
+
+def measure(served: Model, part: Part, labels: tuple[str, ...], on_count: OnCount = ignore_progress) -> Scores:
+    """Classifies every encoded picture of a part.
+
+    Args:
+        served: a loaded model with a contract.
+        part: the pictures.
+        labels: names of the part's classes; their order may differ from the model's.
+        on_count: called with the number of pictures after each batch.
+
+    Raises:
+        UserError: the labels are not those of the model, the part is empty, or a picture cannot be decoded.
+    """
+    truth = true_classes(part, labels, served.contract.labels)
+    answers = []
+    for batch in batches(len(part), served.contract.input):
+        answers.append(served.probabilities(decode_pictures(part, batch, served.contract.input)))
+        on_count(batch.stop, len(part))
+    return Scores(served.contract.labels, truth, np.concatenate(answers), served.contract.training.temperature)
+
+
+def predict(served: Model, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Probabilities float32[N,K] for decoded pictures uint8[N,H,W,C], in batches."""
+    return np.concatenate([served.probabilities(images[batch]) for batch in batches(len(images), served.contract.input)])
+
+
+def batches(items: int, spec: InputSpec) -> Iterator[slice]:
+    """Slices of `items` pictures for batches of at most 256 pictures and, if that is more than one, 16 MiB."""
+    size = max(1, min(_BATCH_ITEMS, _BATCH_BYTES // spec.size_bytes))
+    return (slice(at, min(at + size, items)) for at in range(0, items, size))
+
+
+def decode_pictures(part: Part, batch: slice, spec: InputSpec) -> NDArray[np.uint8]:
+    """Encoded pictures of a part as the server decodes them, uint8[n,H,W,C]. Raises UserError with the index of a broken one."""
+    pictures = np.empty((batch.stop - batch.start, *spec.shape), np.uint8)
+    for index in range(batch.start, batch.stop):
+        try:
+            pictures[index - batch.start] = decode(part.encoded(index), spec, MAX_PIXELS)
+        except InvalidRequest as error:
+            raise UserError(f"picture {index} of the data: {error}") from None
+    return pictures
+
+
+def true_classes(part: Part, labels: tuple[str, ...], model_labels: tuple[str, ...]) -> NDArray[np.int64]:
+    """The classes of a part's pictures, int64[N], as indices of the model's labels instead of the data's `labels`.
+
+    Raises:
+        UserError: the labels differ, or the part is empty.
+    """
+    check_labels(labels, model_labels)
+    if not len(part):
+        raise UserError("this part of the data has no pictures to measure on")
+    return np.array([model_labels.index(label) for label in labels], np.int64)[part.labels]
+
+
+def check_labels(labels: tuple[str, ...], model_labels: tuple[str, ...]) -> None:
+    """Raises UserError, with the differences, unless data and model have the same labels, in any order."""
+    if set(labels) == set(model_labels):
+        return
+    only_data = [label for label in labels if label not in model_labels]
+    only_model = [label for label in model_labels if label not in labels]
+    differences = [f"only the data has {_listed(only_data)}"] * bool(only_data)
+    differences += [f"only the model has {_listed(only_model)}"] * bool(only_model)
+    raise UserError(f"the data's {len(labels)} labels are not the model's {len(model_labels)}: {'; '.join(differences)}")
+
+
+def _listed(labels: list[str]) -> str:
+    shown = ", ".join(repr(label) for label in labels[:_LISTED_LABELS])
+    return f"{shown} and {len(labels) - _LISTED_LABELS} more" if len(labels) > _LISTED_LABELS else shown
