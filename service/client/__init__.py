@@ -10,7 +10,7 @@ from service.client.messages import (
     Pixels,
     Prediction,
 )
-from service.client.sync import AsyncClient, Client
+from service.client.aio import AsyncClient, Client
 
 __all__ = [
     "AsyncClient", "CallFailed", "Classification", "Client", "Image", "Images", "ModelInfo", "ModelStatus", "Pixels", "Prediction",

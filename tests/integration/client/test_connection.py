@@ -19,7 +19,7 @@ from service.client.connection import MAX_RETRIED_BYTES
 from service.errors import UserError
 from service.server import Server
 from tests.conftest import Serve, Spawn, put
-from tests.integration.test_client_stream import best
+from tests.integration.client.test_stream import best
 from tests.integration.test_edges import samples
 from tests.integration.test_rolling_restart import free_port, wait_until_not_serving
 from tests.integration.test_transport import Proxy

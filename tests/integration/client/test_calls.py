@@ -19,7 +19,7 @@ from service.client import AsyncClient, CallFailed, Client, messages
 from service.errors import UserError
 from service.server import Server
 from tests.conftest import Serve, put
-from tests.integration.test_client_stream import best
+from tests.integration.client.test_stream import best
 
 
 def test_pil_images_of_every_mode_are_answered_as_their_files_are(client: Client, digits: Dataset, tmp_path: Path) -> None:
