@@ -8,7 +8,7 @@ CLIENTS_LOCK := .ci/clients.lock
 PERF_ANALYZER := $(VENV)/perf_analyzer
 
 .PHONY: help demo test test-system test-slow test-image test-cluster setup clients perf-analyzer check check-kit bench format \
-	protos dashboards rules docs lock clean
+	protos sync-client dashboards rules docs lock clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -64,6 +64,7 @@ check: setup  ## lint, types, import contracts, the API, freshness of generated 
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python .ci/protos.py --check
+	$(BIN)/python .ci/unasync.py --check
 	cd protos && ../$(BIN)/buf lint
 	$(BIN)/python deploy/dashboards/convoy.py --check
 	$(BIN)/python .ci/prometheus_rule.py --check
@@ -94,6 +95,9 @@ format: setup  ## format the code and fix what lint can fix
 
 protos: setup  ## generate service/pb/ from protos/
 	$(BIN)/python .ci/protos.py
+
+sync-client: setup  ## generate service/client/sync.py from aio.py
+	$(BIN)/python .ci/unasync.py
 
 dashboards: setup  ## generate deploy/dashboards/convoy.json
 	$(BIN)/python deploy/dashboards/convoy.py

@@ -15,9 +15,9 @@ from service.bench.images import Encoding, made_up, of_files
 from service.bench.load import Load, Outcome
 from service.bench.load import run as send
 from service.bench.server_metrics import Snapshot, look
+from service.cli.connection import unreachable
 from service.cli.parameters import FiniteFloat
 from service.client import CallFailed, Client
-from service.client.messages import no_server
 from service.errors import UserError
 
 IN_FLIGHT = 16
@@ -202,7 +202,7 @@ def _describe(client: Client, server: str, model: str, version: str) -> Any:
     try:
         described = client.model(model, version)
     except CallFailed as error:
-        raise no_server(server, error) or error from None
+        raise unreachable(server, error) or error from None
     if described.contract is None:
         raise UserError(f"model {model!r} was not exported by Convoy: it takes tensors, and this program sends pictures")
     return described

@@ -341,7 +341,7 @@ def test_classify_prints_for_people_and_for_programs(repository: Path, spawn: Sp
         answering = threading.Thread(target=answer)
         answering.start()
         address = f"127.0.0.1:{other.getsockname()[1]}"
-        assert f"no gRPC server answers at {address}, or not in this way" in one_line(
+        assert f"cannot connect to a gRPC server at {address}" in one_line(
             convoy("classify", files[0], "--model", "digits", "--server", address)
         )
         answering.join()

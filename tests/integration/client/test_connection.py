@@ -165,7 +165,7 @@ def test_servers_without_a_model_say_so_and_are_used_once_they_have_one(
     for folder in folders:
         folder.mkdir()
     with Client([f"127.0.0.1:{serve(folder).grpc_port}" for folder in folders]) as client:
-        with pytest.raises(CallFailed, match=r"UNAVAILABLE: no server serves: .* loading, draining, or have no model"):
+        with pytest.raises(CallFailed, match=r"UNAVAILABLE: no server is ready: .* loading, draining, or have no model"):
             client.models()
         put(model_file, folders[0], "digits", 1)
         while True:
@@ -196,7 +196,7 @@ def test_a_timeout_is_a_positive_number_or_none(server: Server) -> None:
             assert len(client.models()) == 1
     wrong: Any
     for wrong in (0, -1, float("nan"), "5"):
-        with pytest.raises(UserError, match=r"timeout_seconds .*: give a positive number"):
+        with pytest.raises(UserError, match=r"invalid value for timeout_seconds: .*give a positive number"):
             Client(timeout_seconds=wrong)
 
 
@@ -211,10 +211,10 @@ def test_files_that_are_not_for_tls_are_refused(tmp_path: Path) -> None:
         certificate.cert_chain_pems[0].write_to_path(tmp_path / f"{name}.pem")
         certificate.private_key_pem.write_to_path(tmp_path / f"{name}.key")
     for file in (empty, garbage, tmp_path / "one.key"):
-        with pytest.raises(UserError, match=rf"--tls-ca '{file}' holds no certificate"):
+        with pytest.raises(UserError, match=rf"--tls-ca '{file}' contains no PEM certificate"):
             Client(tls_ca=file)
     for cert, key in (("one.pem", "other.key"), ("one.key", "one.pem"), ("empty.pem", "one.key")):
-        with pytest.raises(UserError, match="must be PEM files that belong together"):
+        with pytest.raises(UserError, match="must be a matching pair of PEM files"):
             Client(tls_ca=ca, tls_cert=tmp_path / cert, tls_key=tmp_path / key)
     Client(tls_ca=ca, tls_cert=tmp_path / "one.pem", tls_key=tmp_path / "one.key").close()
 
@@ -237,7 +237,7 @@ def test_files_that_are_not_for_tls_are_refused(tmp_path: Path) -> None:
     ],
 )
 def test_an_address_that_is_none_is_refused(server: Any) -> None:
-    with pytest.raises(UserError, match="give it as HOST:PORT"):
+    with pytest.raises(UserError, match=r"invalid server address .*: give HOST:PORT"):
         Client(server)
 
 

@@ -66,9 +66,9 @@ def test_a_request_that_cannot_be_made_ends_the_stream_after_those_before_it(cli
     with pytest.raises(UserError, match=r"nowhere\.png: No such file"):
         answers.extend(client.classify_stream([[digits.test.encoded(0)]] * 3 + [["nowhere.png"]], "digits"))
     assert [number for number, _ in answers] == [0, 1, 2]
-    with pytest.raises(UserError, match="in_flight 0"):
+    with pytest.raises(UserError, match="invalid value for in_flight: 0"):
         next(client.classify_stream([], "digits", in_flight=0))
-    with pytest.raises(UserError, match="top_k -1: a value that it cannot have"):
+    with pytest.raises(UserError, match="invalid value for top_k: -1"):
         next(client.classify_stream([[b""]], "digits", top_k=-1))
     assert list(client.classify_stream([], "digits")) == []
 

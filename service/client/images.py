@@ -1,0 +1,125 @@
+"""Images of every accepted kind (bytes, paths, arrays, PIL images) as items of a request. Imports neither numpy nor Pillow."""
+
+import io
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from service.errors import FileUnreadable, UserError
+
+MAX_MESSAGE_BYTES = 2**31 - 1
+"""Protobuf's limit."""
+
+_PNG_MODES = {mode: mode for mode in ("1", "L", "LA", "I;16", "I;16B", "P", "RGB", "RGBA")} | {
+    "La": "LA", "PA": "RGBA", "RGBa": "RGBA",
+}  # fmt: skip
+"""PIL mode -> the PNG mode that keeps all of its information; RGB for any other."""
+
+
+@runtime_checkable
+class Pixels(Protocol):
+    """A numpy array, without importing numpy."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(H, W, C), or (H, W) for gray."""
+
+    @property
+    def dtype(self) -> Any:
+        """Must be uint8."""
+
+    def tobytes(self) -> bytes:
+        """The pixels row by row."""
+
+
+@runtime_checkable
+class Picture(Protocol):
+    """A PIL.Image.Image, without importing PIL."""
+
+    @property
+    def mode(self) -> str:
+        """PIL's pixel format."""
+
+    def getexif(self) -> Any:
+        """EXIF data, which may contain an orientation."""
+
+    def convert(self, mode: str) -> "Picture":
+        """The image in another mode."""
+
+    def save(self, fp: Any, format: str, **params: Any) -> None:  # noqa: A002 - PIL's own name
+        """Writes an image file."""
+
+
+Image = bytes | str | os.PathLike[str] | Pixels | Picture
+"""An encoded image's bytes, the path of an image file, a PIL image, or decoded pixels uint8[H,W,C] of exactly the model's shape."""
+
+Images = Sequence[Image] | Pixels
+"""Several images, or the pixels of several: uint8[N,H,W,C]."""
+
+
+def needs_reading(images: Images) -> bool:
+    """Whether `items` has to read files or encode PIL images."""
+    if isinstance(images, Pixels) or not isinstance(images, Sequence):
+        return False
+    return not all(isinstance(image, bytes | Pixels) for image in images)
+
+
+def items(images: Images) -> Iterator[dict[str, bytes]]:
+    """For each image the one field of its `Item`: `encoded` or `pixels`. Raises UserError for an image that cannot be sent."""
+    return (_item(image) for image in _each(images))
+
+
+def _each(images: Any) -> Iterable[Image]:
+    if isinstance(images, Pixels):
+        if len(images.shape) != 4:
+            raise UserError(f"an array of images is uint8[N,H,W,C], not of shape {images.shape}; put one image in a list")
+    elif isinstance(images, str | bytes | os.PathLike) or not isinstance(images, Sequence):
+        raise UserError("images must be a list, even for one image")
+    each: Iterable[Image] = images
+    return each
+
+
+def _item(image: Image) -> dict[str, bytes]:
+    if isinstance(image, bytes):
+        return {"encoded": image}
+    if isinstance(image, str | os.PathLike):
+        return {"encoded": read_file(image)}
+    if isinstance(image, Pixels):
+        if str(image.dtype) != "uint8":
+            raise UserError(f"pixels must be uint8, not {image.dtype}: send the image as decoded, not normalised")
+        if len(image.shape) not in (2, 3):
+            raise UserError(f"pixels of one image are uint8[H,W,C], not of shape {image.shape}")
+        return {"pixels": image.tobytes()}
+    if isinstance(image, Picture):
+        return {"encoded": _png(image)}
+    raise UserError(f"an image is bytes, a path, a PIL image or a uint8 array, not {type(image).__name__}")
+
+
+def _png(picture: Picture) -> bytes:
+    """Lossless and fast; keeps the EXIF orientation."""
+    if picture.mode.startswith(("I", "F")) and picture.mode not in _PNG_MODES:
+        raise UserError(f"PIL images of mode {picture.mode} are not accepted: their range of values is not defined")
+    buffer = io.BytesIO()
+    try:
+        exif = picture.getexif()
+        mode = _PNG_MODES.get(picture.mode, "RGB")
+        if picture.mode != mode:
+            picture = picture.convert(mode)
+        picture.save(buffer, "PNG", compress_level=1, exif=exif)
+    except Exception as error:  # noqa: BLE001 - Pillow decodes lazily, here, and a broken file can make it raise anything
+        raise UserError(f"cannot encode a PIL image as PNG: {error}") from None
+    return buffer.getvalue()
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """A file's bytes. Raises FileUnreadable, also for a file larger than a request can be."""
+    try:
+        size = Path(path).stat().st_size
+        if size > MAX_MESSAGE_BYTES:
+            raise FileUnreadable(f"{os.fspath(path)}: {size} bytes; a request holds at most {MAX_MESSAGE_BYTES}")
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise FileUnreadable(f"{os.fspath(path)}: {error.strerror}") from None
+    except ValueError as error:  # a name with a zero byte
+        raise FileUnreadable(f"{os.fspath(path)!r}: {error}") from None

@@ -1,0 +1,233 @@
+"""The synchronous client. Generated from aio.py by `make sync-client`: edit that."""
+
+import threading
+import time
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from service.client.connection import ChannelSettings, Stubs, checked_timeout, deadline_seconds
+from service.client.images import Images
+from service.client.messages import (
+    CallFailed,
+    Classification,
+    ModelInfo,
+    ModelStatus,
+    call_failed,
+    classification,
+    classify_request,
+    filled,
+    model_info,
+    model_statuses,
+    outcome,
+)
+from service.client.stream import IN_FLIGHT, Window
+from service.pb.convoy.v1 import classifier_pb2 as pb
+
+
+class Client:
+    """A client of one server, or of several with the same models. Close it, or use it in a `with` statement."""
+
+    def __init__(
+        self,
+        server: str | Sequence[str] = "127.0.0.1:8001",
+        *,
+        timeout_seconds: float | None = 30.0,
+        tls_ca: Path | None = None,
+        tls_cert: Path | None = None,
+        tls_key: Path | None = None,
+    ) -> None:
+        """Connects with the first call.
+
+        Args:
+            server: HOST:PORT; or a list of IPv4 addresses with ports, or dns:///HOST:PORT for all addresses of a name, which take
+                turns.
+            timeout_seconds: the deadline of each call, retries included; None for no deadline. A stream has none.
+            tls_ca: PEM file of the CA that signed the server's certificate; turns TLS on.
+            tls_cert: PEM file of the client's certificate, for mutual TLS.
+            tls_key: PEM file of its private key.
+
+        Raises:
+            UserError: an invalid address or timeout, or a PEM file that is missing or invalid.
+        """
+        settings = ChannelSettings(server, tls_ca, tls_cert, tls_key)
+        self.server = settings.target
+        self._timeout_seconds = checked_timeout(timeout_seconds)
+        self._channel = settings.channel(grpc)
+        self._stubs = Stubs(self._channel)
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connection; calls in flight are cancelled."""
+        self._channel.close()
+
+    def classify(
+        self,
+        images: Images,
+        model: str,
+        *,
+        version: str = "",
+        top_k: int = 0,
+        priority: int = 0,
+        timeout_seconds: float = 0.0,
+    ) -> Classification:
+        """Classifies images with one model, in one request.
+
+        Args:
+            images: at least one; kinds may be mixed. Or uint8[N,H,W,C].
+            model: the model's name.
+            version: a version number or an alias; empty for the one served by default.
+            top_k: how many labels an image gets; 0 means 5.
+            priority: 1 is served first; 0 means the model's default level.
+            timeout_seconds: the server's time limit; the call's deadline is a second later. 0: the client's deadline alone.
+
+        Raises:
+            UserError: a file cannot be read, an array is not uint8, or an argument has an invalid value.
+            CallFailed: the server refused or failed, or cannot be reached.
+        """
+        fields = {"model": model, "version": version, "top_k": top_k, "priority": priority, "timeout_seconds": timeout_seconds}
+        return classification(self._call(self._stubs.classify, _request(images, fields), timeout_seconds))
+
+    def classify_stream(
+        self,
+        requests: Iterable[Images],
+        model: str,
+        *,
+        version: str = "",
+        top_k: int = 0,
+        priority: int = 0,
+        timeout_seconds: float = 0.0,
+        in_flight: int = IN_FLIGHT,
+    ) -> Generator[tuple[int, Classification | CallFailed], None, None]:
+        """Classifies any number of requests over one stream: the highest throughput.
+
+        Requests are taken from the iterable in the background, as soon as there is room for them. When the stream breaks because
+        its server drains or its connection has reached its maximum age, unanswered requests are sent again on a new one, for about
+        a second without an answer.
+
+        Args:
+            requests: the images of each request, as for `classify`.
+            model: the model's name.
+            version: as for `classify`.
+            top_k: as for `classify`.
+            priority: as for `classify`.
+            timeout_seconds: the server's time limit for each request; 0 sets none.
+            in_flight: how many requests may be unanswered.
+
+        Yields:
+            The number of a request, from 0, and its answer, or the CallFailed it was refused with; in the order of completion.
+
+        Raises:
+            UserError: a request cannot be built; those before it are answered first.
+            CallFailed: the stream could not be opened, or broke for another reason.
+        """
+        fields = {"model": model, "version": version, "top_k": top_k, "priority": priority, "timeout_seconds": timeout_seconds}
+        feed = Feed(requests, fields, in_flight)
+        try:
+            while feed.wait_for_unanswered():
+                messages = feed.messages()
+                call = self._stubs.classify_stream(messages)
+                try:
+                    for response in call:
+                        number = int(response.id)
+                        if feed.answered(number):
+                            yield number, outcome(response)
+                    break
+                except grpc.RpcError as error:
+                    refused = feed.too_large(error)
+                    if refused is not None:
+                        if feed.answered(refused):
+                            yield refused, call_failed(error)
+                    else:
+                        time.sleep(feed.backoff_seconds(error))
+                finally:
+                    call.cancel()
+            feed.check_complete()
+        finally:
+            feed.close()
+
+    def model(self, model: str, version: str = "") -> ModelInfo:
+        """What a served model takes and gives. Raises UserError, or CallFailed: NOT_FOUND if it is not served."""
+        return model_info(self._call(self._stubs.get_model, filled(pb.GetModelRequest(), model=model, version=version)))
+
+    def models(self) -> list[ModelStatus]:
+        """Every version in the server's repository and its state. Raises CallFailed."""
+        return model_statuses(self._call(self._stubs.list_models, pb.ListModelsRequest()))
+
+    def _call(self, stub: Any, request: Any, server_seconds: float = 0.0) -> Any:
+        try:
+            return stub(request, timeout=deadline_seconds(self._timeout_seconds, server_seconds))
+        except grpc.RpcError as error:
+            raise call_failed(error) from None
+
+
+class Feed(Window):
+    """A Window that is filled from the caller's iterable and emptied by gRPC at the same time."""
+
+    def __init__(self, requests: Iterable[Images], fields: dict[str, Any], in_flight: int) -> None:
+        super().__init__(in_flight)
+        self._changed = threading.Condition()
+        threading.Thread(target=self._take, args=(requests, fields), name="classify-stream", daemon=True).start()
+
+    def _take(self, requests: Iterable[Images], fields: dict[str, Any]) -> None:
+        try:
+            for images in requests:
+                request = _request(images, fields)
+                with self._changed:
+                    self._changed.wait_for(self.has_room)
+                    if self.closed:
+                        return
+                    self.add(request)
+                    self._changed.notify_all()
+        except BaseException as error:  # noqa: BLE001 - check_complete raises it, once the requests before it are answered
+            self.error = error
+        finally:
+            with self._changed:
+                self.exhausted = True
+                self._changed.notify_all()
+
+    def wait_for_unanswered(self) -> bool:
+        """Waits for something to send on a new RPC; False if there will be nothing more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.has_unanswered() or self.exhausted)
+            return self.has_unanswered()
+
+    def messages(self) -> Iterator[pb.ClassifyStreamRequest]:
+        """Begins an RPC; iterates over its messages."""
+        with self._changed:
+            rpc = self.begin()
+            self._changed.notify_all()
+        return self._messages(rpc)
+
+    def _messages(self, rpc: int) -> Iterator[pb.ClassifyStreamRequest]:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self.can_send(rpc))
+                message = self.next_message(rpc)
+            if message is None:
+                return
+            yield message
+
+    def answered(self, number: int) -> bool:
+        """Makes room for another request; False if this one was answered before."""
+        with self._changed:
+            first = self.remove(number)
+            self._changed.notify_all()
+        return first
+
+    def close(self) -> None:
+        """Ends what runs in the background."""
+        self.closed = True
+        with self._changed:
+            self._changed.notify_all()
+
+
+def _request(images: Images, fields: dict[str, Any]) -> pb.ClassifyRequest:
+    return classify_request(images, **fields)
