@@ -24,6 +24,8 @@ from onnx import TensorProto, helper
 from export.convert import pipeline
 from export.data import datasets
 from export.training import loop
+from export.training.checkpoint import load_checkpoint
+from export.training.recipes import Settings
 from service.client import Client
 from service.config import ServerConfig
 from service.model import cpus, session
@@ -47,7 +49,7 @@ def digits() -> datasets.Dataset:
 def run(tmp_path_factory: pytest.TempPathFactory, digits: datasets.Dataset) -> Path:
     """The run folder of a short real training."""
     folder = tmp_path_factory.mktemp("run")
-    loop.train(digits, loop.Settings("article-cnn", epochs=6, seed=SEED), folder)
+    loop.train(digits, Settings("article-cnn", epochs=6, seed=SEED), folder)
     return folder
 
 
@@ -55,7 +57,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, digits: datasets.Dataset) -> P
 def model_file(tmp_path_factory: pytest.TempPathFactory, run: Path, digits: datasets.Dataset) -> Path:
     """A real exported model. Read it, copy it; do not change it."""
     repository = tmp_path_factory.mktemp("exported")
-    return pipeline.export(loop.load_checkpoint(run), digits, repository, "digits").path
+    return pipeline.export(load_checkpoint(run), digits, repository, "digits").path
 
 
 @pytest.fixture

@@ -55,9 +55,9 @@ def export(
     from export.cli import summary
     from export.convert import pipeline
     from export.data.datasets import reload_dataset
-    from export.training import loop
+    from export.training.checkpoint import load_checkpoint
 
-    checkpoint = loop.load_checkpoint(run)
+    checkpoint = load_checkpoint(run)
     known = (checkpoint.source, checkpoint.settings.seed, checkpoint.input, checkpoint.labels)
     dataset = options.load_with_progress(console, partial(reload_dataset, *known, data, data_dir))
     with progress_bar() as on_progress:

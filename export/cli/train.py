@@ -19,9 +19,10 @@ from service.errors import UserError
 
 if TYPE_CHECKING:
     from export.data.datasets import Dataset
+    from export.training.checkpoint import Checkpoint
     from export.training.distributed import Group
-    from export.training.history import Epoch
-    from export.training.loop import Checkpoint, Step
+    from export.training.history import EpochMetrics
+    from export.training.loop import Step
 
 _GROUPS = {
     "Data and network": ("data", "data_dir", "network", "image_size", "fit"),
@@ -102,9 +103,9 @@ def train(**given: Any) -> None:
     """
     from export.training import distributed
 
-    with distributed.joined() as group:
+    with distributed.join_group() as group:
         _train(group, **given)
-    group.end_process()
+    group.exit_process()
 
 
 def _train(
@@ -113,6 +114,7 @@ def _train(
 ) -> None:  # fmt: skip
     from export.data import datasets
     from export.networks import architectures
+    from export.training import checkpoint as checkpoints
     from export.training import history, loop
 
     console = Console(highlight=False, quiet=group.rank > 0)
@@ -120,7 +122,7 @@ def _train(
     def prepare() -> "tuple[Dataset, recipes.Settings]":
         architectures.parse(network)  # this and the folder before the data, which can take minutes
         if resume:
-            loop.interrupted(output)
+            checkpoints.load_interrupted(output)
         elif group.rank == 0:
             options.check_new_folder(output, " (or --resume, to go on with an interrupted training)")
         shift = recipes.recipe(network).shift_pixels if shift_pixels is None else shift_pixels
@@ -136,9 +138,9 @@ def _train(
             options.hold(output)
         return dataset, settings
 
-    dataset, settings = group.in_turn(prepare)
+    dataset, settings = group.rank_zero_first(prepare)
     console.print(_describe(settings, group), soft_wrap=True, markup=False)
-    write = history.tensorboard(output / "tensorboard") if tensorboard and group.rank == 0 else lambda epoch: None
+    write = history.tensorboard_writer(output / "tensorboard") if tensorboard and group.rank == 0 else lambda epoch: None
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.4f}"),
         TextColumn("accuracy {task.fields[accuracy]:6.2%}"), TextColumn("{task.fields[speed]:,.0f} images/s"),
@@ -151,7 +153,7 @@ def _train(
             fields: dict[str, Any] = {"loss": step.loss, "accuracy": step.accuracy, "speed": step.images_per_second}
             progress.update(task, completed=step.done, total=step.total, **fields)
 
-        def on_epoch(epoch: "Epoch") -> None:
+        def on_epoch(epoch: "EpochMetrics") -> None:
             console.print(
                 f"epoch {epoch.epoch:>{len(str(settings.epochs))}}/{settings.epochs}: loss {epoch.training_loss:.4f}, accuracy "
                 f"{epoch.training_accuracy:.1%}; validation {epoch.validation_loss:.4f}, {epoch.validation_accuracy:.2%}; "
@@ -164,16 +166,16 @@ def _train(
             checkpoint = loop.train(dataset, settings, output, on_step, on_epoch, group, resume)
         except KeyboardInterrupt:
             progress.stop()
-            if (output / loop.CURVES).exists():
+            if (output / history.CURVES).exists():
                 _say_all_but_done(console, output)
-            elif not (output / loop.CHECKPOINT).exists():
+            elif not (output / checkpoints.CHECKPOINT).exists():
                 console.print("interrupted before the first epoch had ended: nothing is kept")
                 _remove_if_empty(output)
             else:
                 program = "convoy" if group.size == 1 else "torchrun ... -m service.cli"
                 again = [argument for argument in sys.argv[1:] if argument != "--resume"]
                 console.print(
-                    f"interrupted; {output / loop.CHECKPOINT} holds the best epoch so far, ready to export. To go on:\n"
+                    f"interrupted; {output / checkpoints.CHECKPOINT} holds the best epoch so far, ready to export. To go on:\n"
                     f"  {program} {shlex.join(again)} --resume",
                     soft_wrap=True, markup=False,
                 )  # fmt: skip
@@ -196,9 +198,9 @@ def _say_all_but_done(console: Console, run: Path) -> None:
 
 def _report(console: Console, checkpoint: "Checkpoint", dataset: "Dataset", output: Path) -> None:
     from export.evaluation.scores import accuracy_interval
-    from export.training import loop
+    from export.training.inference import count_correct
 
-    correct, items = loop.test_accuracy(checkpoint, dataset.test)
+    correct, items = count_correct(checkpoint, dataset.test), len(dataset.test)
     low, high = accuracy_interval(correct, items)
     console.print(
         f"kept epoch {checkpoint.epoch}; test accuracy {correct / items:.2%} ({correct} of {items}; 95 % interval "
@@ -215,10 +217,10 @@ def _describe(settings: recipes.Settings, group: "Group") -> str:
     """The settings in full, and where they are computed."""
     import torch
 
-    from export.training.loop import autocasts
+    from export.training.optimization import uses_bfloat16
 
     fields = asdict(settings)
-    precision = "bfloat16" if autocasts(settings, group.device) else "float32"
+    precision = "bfloat16" if uses_bfloat16(settings, group.device) else "float32"
     where = (
         torch.cuda.get_device_name(group.device) if group.device.type == "cuda" else f"the CPU, threads: {torch.get_num_threads()}"
     )

@@ -11,7 +11,7 @@ from export.evaluation.calibration import BINS
 from export.evaluation.figures import CONFUSION, MISTAKES, RELIABILITY
 from export.evaluation.gates import Comparison
 from export.evaluation.scores import Scores
-from export.training.loop import CURVES
+from export.training.history import CURVES
 from service.model.contract import Contract, InputSpec
 
 CARD = "README.md"

@@ -27,7 +27,7 @@ from export.evaluation.gates import MAX_ACCURACY_LOSS, Comparison, check_accurac
 from export.evaluation.measurement import check_labels
 from export.progress import OnProgress, ignore_progress
 from export.training.checkpoint import Checkpoint
-from export.training.loop import CURVES
+from export.training.history import CURVES
 from service.errors import UserError
 from service.model.contract import Contract, InputSpec
 from service.model.repository_layout import MODEL_FILE, check_model_name

@@ -20,8 +20,8 @@ from export.convert.quantization import Quantization
 from export.data.datasets import Dataset, Part
 from export.evaluation.measurement import predict, true_classes
 from export.progress import OnProgress, ignore_progress
-from export.training import loop
 from export.training.checkpoint import Checkpoint
+from export.training.inference import predict_logits
 from service.errors import UserError
 from service.model.contract import Contract
 from service.model.providers import ProviderName
@@ -115,7 +115,7 @@ def _largest_values(checkpoint: Checkpoint, pixels: NDArray[np.uint8]) -> dict[s
         record(name, weights)
     hooks = [module.register_forward_hook(hook_of(name)) for name, module in network.named_modules()]
     try:
-        loop.logits(checkpoint, pixels)
+        predict_logits(checkpoint, pixels)
     finally:
         for hook in hooks:
             hook.remove()

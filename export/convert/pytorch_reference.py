@@ -9,8 +9,8 @@ from export.evaluation.calibration import fit_temperature
 from export.evaluation.gates import Comparison, compare
 from export.evaluation.measurement import batches, true_classes
 from export.progress import OnCount, ignore_progress
-from export.training import loop
 from export.training.checkpoint import Checkpoint
+from export.training.inference import predict_logits
 from service.model.session import Model
 
 
@@ -30,7 +30,7 @@ def best_temperature(checkpoint: Checkpoint, dataset: Dataset, on_count: OnCount
 
 def probabilities(checkpoint: Checkpoint, pixels: NDArray[np.uint8], temperature: float) -> NDArray[np.float32]:
     """Probabilities float32[N,K] for pixels uint8[N,H,W,C], with the logits divided by `temperature`."""
-    found: NDArray[np.float32] = (torch.from_numpy(loop.logits(checkpoint, pixels)) / temperature).softmax(1).numpy()
+    found: NDArray[np.float32] = (torch.from_numpy(predict_logits(checkpoint, pixels)) / temperature).softmax(1).numpy()
     return found
 
 
@@ -38,6 +38,6 @@ def _logits(checkpoint: Checkpoint, part: Part, on_count: OnCount) -> NDArray[np
     """Logits float32[N,K] for a part of the data, without a temperature."""
     found = []
     for batch in batches(len(part), checkpoint.input):
-        found.append(loop.logits(checkpoint, part.pixels[batch]))
+        found.append(predict_logits(checkpoint, part.pixels[batch]))
         on_count(batch.stop, len(part))
     return np.concatenate(found)

@@ -1,7 +1,7 @@
-"""The run folder's `checkpoint.pt`: the best weights so far, ready to predict and to be exported, and the state to go on from.
+"""The run folder's `checkpoint.pt`: the weights of the best epoch so far and, until training ends, the state to resume from.
 
-One file holds both, so that they always belong together, and it is replaced whole after every epoch: a crash at any moment, of the
-process or of the machine, leaves that of the epoch before. A training that ended as it should takes the state out.
+One file holds both, so that they always belong together. It is replaced as a whole after every epoch: a crash of the process or the
+machine leaves the checkpoint of the epoch before.
 """
 
 import contextlib
@@ -24,10 +24,20 @@ FORMAT = 2
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained network with all that its export needs. `mean` and `std` are per channel, on the scale 0 to 255.
+    """A trained network with everything that its export needs.
 
-    `data` is the data set's name, `source` what loads it again and `data_digest` what tells whether it still is what it was;
-    `augmentation` says in words what was done to training pictures, and `epoch` is the one that the weights are from.
+    Attributes:
+        network: the network, on the CPU.
+        input: the pictures that it takes.
+        labels: the names of its classes.
+        data: the name of the data set that it was trained on.
+        mean: of the training pixels, for each channel, on the scale 0 to 255.
+        std: their standard deviation, likewise.
+        settings: how it was trained.
+        epoch: the epoch that the weights are from.
+        source: what `load_dataset` takes to load the data set again.
+        data_digest: the data set's digest, which tells whether it has changed since.
+        augmentation: how the training pictures were changed, in words.
     """
 
     network: nn.Module
@@ -43,11 +53,11 @@ class Checkpoint:
     augmentation: str = ""
 
 
-def save(checkpoint: Checkpoint, run: Path, state: dict[str, Any] | None = None) -> None:
-    """Writes a checkpoint and, unless the training is finished, the `state` of tensors and plain values that it goes on from.
+def save_checkpoint(checkpoint: Checkpoint, run: Path, state: dict[str, Any] | None = None) -> None:
+    """Writes a checkpoint, with the state of tensors and plain values to resume from unless training is finished.
 
     Raises:
-        UserError: the folder cannot be written; what stood there still stands.
+        UserError: the file cannot be written; the one before is kept.
     """
     fields = {**vars(checkpoint), "input": checkpoint.input.model_dump(), "settings": asdict(checkpoint.settings)}
     fields["network"] = checkpoint.network.state_dict()
@@ -58,7 +68,7 @@ def save(checkpoint: Checkpoint, run: Path, state: dict[str, Any] | None = None)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(run / CHECKPOINT)
-    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into the second
+    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
         raise UserError(f"cannot write {run / CHECKPOINT}: {error}") from None
     finally:
         with contextlib.suppress(OSError):
@@ -66,17 +76,26 @@ def save(checkpoint: Checkpoint, run: Path, state: dict[str, Any] | None = None)
 
 
 def load_checkpoint(run: Path) -> Checkpoint:
-    """Reads the best weights of a run folder, ready to predict. Raises UserError if there are none that can be read."""
-    return load_with_state(run)[0]
+    """Loads the best weights of a run. Raises UserError if the folder has no checkpoint or it cannot be read."""
+    return _load(run)[0]
 
 
-def load_with_state(run: Path) -> tuple[Checkpoint, dict[str, Any] | None]:
-    """Reads a run folder's checkpoint and the state to go on from: None if the training is finished. Raises as `load` does."""
+def load_interrupted(run: Path) -> tuple[Checkpoint, dict[str, Any]]:
+    """Loads the best weights of an unfinished run and the state to resume from.
+
+    Raises:
+        UserError: the folder has no checkpoint, it cannot be read, or the run is finished.
+    """
+    best, state = _load(run)
+    if state is None:
+        raise UserError(f"the training in {str(run)!r} is finished: there is nothing to resume")
+    return best, state
+
+
+def _load(run: Path) -> tuple[Checkpoint, dict[str, Any] | None]:
     path = run / CHECKPOINT
     if not path.is_file():
-        raise UserError(
-            f"{str(run)!r} is no folder of a run: it has no {CHECKPOINT} (`convoy train` makes one, when its first epoch ends)"
-        )
+        raise UserError(f"{str(run)!r} has no {CHECKPOINT}: it is not a run of `convoy train`, or its first epoch has not ended")
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         fields = content["best"]
@@ -86,5 +105,5 @@ def load_with_state(run: Path) -> tuple[Checkpoint, dict[str, Any] | None]:
         return Checkpoint(**{**fields, "network": network.eval(), "input": spec, "settings": settings}), content["state"]
     except UserError:
         raise
-    except Exception as error:  # noqa: BLE001 - a broken pickle raises whatever it likes
+    except Exception as error:  # noqa: BLE001 - a broken pickle can raise anything
         raise UserError(f"{path}: not a checkpoint that this version can read ({type(error).__name__})") from None

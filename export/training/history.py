@@ -1,19 +1,23 @@
-"""The course of a training, by epoch: as a picture and for TensorBoard."""
+"""The figures of a run by epoch: `metrics.jsonl`, `curves.png` and, if asked for, TensorBoard."""
 
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
 from service.errors import UserError
 
+METRICS = "metrics.jsonl"
+CURVES = "curves.png"
+
 
 @dataclass(frozen=True)
-class Epoch:
-    """What one epoch came to.
+class EpochMetrics:
+    """The figures of one epoch.
 
-    Losses are mean cross-entropies in nats, without label smoothing, and accuracies fractions, of the part named: the training
-    part as it was seen, augmented and while the weights moved. `learning_rate` is that of the epoch's last step.
+    Losses are mean cross-entropies in nats, without label smoothing; accuracies are fractions. Those of the training part are taken
+    during the epoch: on augmented pictures, while the weights change. `learning_rate` is that of the last step.
     """
 
     epoch: int
@@ -26,7 +30,19 @@ class Epoch:
     seconds: float
 
 
-def plot(history: Sequence[Epoch], path: Path) -> None:
+def best_epoch(history: Sequence[EpochMetrics]) -> EpochMetrics:
+    """The epoch with the lowest validation loss, the first if several have it."""
+    return min(history, key=lambda epoch: epoch.validation_loss)
+
+
+def write_metrics(history: Sequence[EpochMetrics], run: Path) -> None:
+    """Writes `metrics.jsonl`, a line an epoch. It is written whole, so that after a resume it agrees with the checkpoint."""
+    partial = run / f"{METRICS}.partial"
+    partial.write_text("".join(json.dumps(asdict(epoch)) + "\n" for epoch in history), encoding="utf-8")
+    partial.replace(run / METRICS)
+
+
+def plot_curves(history: Sequence[EpochMetrics], path: Path) -> None:
     """Draws loss, accuracy and learning rate by epoch as a PNG."""
     from matplotlib.figure import Figure
 
@@ -39,7 +55,7 @@ def plot(history: Sequence[Epoch], path: Path) -> None:
         loss.plot(epochs, [getattr(epoch, f"{part}_loss") for epoch in history], **drawn)
         accuracy.plot(epochs, [100 * getattr(epoch, f"{part}_accuracy") for epoch in history], **drawn)
     rate.plot(epochs, [epoch.learning_rate for epoch in history], marker=marker, markersize=3, color="tab:green")
-    best = min(history, key=lambda epoch: epoch.validation_loss)
+    best = best_epoch(history)
     loss.axvline(best.epoch, color="gray", linewidth=0.8, label=f"kept: epoch {best.epoch}")
     loss.set(title="Cross-entropy loss", xlabel="epoch", ylabel="nats", yscale="log")
     accuracy.set(title="Accuracy", xlabel="epoch", ylabel="percent")
@@ -52,15 +68,15 @@ def plot(history: Sequence[Epoch], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def tensorboard(folder: Path) -> Callable[[Epoch], None]:
-    """Gives a function that writes an epoch's figures for TensorBoard. Raises UserError where the package is missing."""
+def tensorboard_writer(folder: Path) -> Callable[[EpochMetrics], None]:
+    """A function that writes an epoch's figures for TensorBoard. Raises UserError if the package is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise UserError("--tensorboard needs the package tensorboard, which is not installed (pip install tensorboard)") from None
-    opened = cache(lambda: SummaryWriter(str(folder)))  # once there is something to write: it makes the folder
+    opened = cache(lambda: SummaryWriter(str(folder)))  # at the first write: it makes the folder
 
-    def write(epoch: Epoch) -> None:
+    def write(epoch: EpochMetrics) -> None:
         writer = opened()
         for name, value in vars(epoch).items():
             if name != "epoch":

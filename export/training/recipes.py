@@ -1,6 +1,6 @@
-"""How each network is trained unless told otherwise: its recipe.
+"""The settings of a training, and the recipe of each network: the default settings.
 
-Knows nothing of torch, so that `convoy train --help` can show the recipes at once.
+Does not import torch, so that `convoy train --help` is quick.
 """
 
 import math
@@ -16,26 +16,27 @@ AUTOCASTS: tuple[str, ...] = get_args(AutocastName)
 
 SMALL_ITEMS = 10_000
 SMALL_BATCH = 32
+"""The batch size below SMALL_ITEMS training pictures."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train, in full.
+    """All settings of a training.
 
     Attributes:
-        network: the network, as `networks.build` reads it.
+        network: NAME or NAME:option=value,...
         epochs: passes over the training part, at most.
-        batch_size: pictures a step, of all processes together.
+        batch_size: pictures a step, over all processes.
         learning_rate: the highest of the schedule.
         seed: of the weights, the shuffling and the augmentation.
-        optimizer: Adam, AdamW (weight decay apart from the gradient) or SGD with Nesterov momentum.
-        schedule: one cycle up to the learning rate and down to nearly nothing, or constant.
-        weight_decay: of the weights of convolutions and of linear layers; never of norms and biases.
+        optimizer: Adam, AdamW (weight decay separate from the gradient) or SGD with Nesterov momentum.
+        schedule: one cycle up to the learning rate and down to nearly 0, or constant.
+        weight_decay: of the weights of convolutions and linear layers; norms and biases have none.
         label_smoothing: share of each target that is spread over all classes, in [0, 1).
-        ema_decay: an exponential moving average of the weights, with this decay a step, is what is measured and kept; 0: the
-            weights themselves.
-        patience: epochs without a lower validation loss after which training stops; 0: never.
-        autocast: whether convolutions and products are computed in bfloat16; auto: where that is known to be faster.
+        ema_decay: decay a step of an exponential moving average of the weights, which is then measured and kept in place of the
+            weights; 0: no average.
+        patience: training stops after so many epochs without a lower validation loss; 0: never.
+        autocast: whether convolutions and matrix products compute in bfloat16; auto: where that is faster.
     """
 
     network: str
@@ -54,7 +55,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The part of the settings that suits a network, for SMALL_ITEMS training pictures or more."""
+    """Default settings of a network, for SMALL_ITEMS training pictures or more."""
 
     epochs: int
     batch_size: int
@@ -64,7 +65,7 @@ class Recipe:
     label_smoothing: float = 0.0
     ema_decay: float = 0.0
     shift_pixels: int | None = None
-    """How far to move training pictures; None leaves it to the data."""
+    """How far training pictures are shifted; None: the data set's default."""
 
 
 RECIPES = {
@@ -77,7 +78,7 @@ RECIPES = {
     "speed-net": Recipe(12, 256, "sgd", 0.3, weight_decay=1e-3, label_smoothing=0.2, ema_decay=0.99, shift_pixels=2),
 }
 OTHERS = "article-cnn"
-"""The recipe of every network that has none of its own."""
+"""The network whose recipe all networks without one take."""
 
 
 def recipe(network: str) -> Recipe:
@@ -86,12 +87,12 @@ def recipe(network: str) -> Recipe:
 
 
 def settings(network: str, training_items: int, **given: Any) -> Settings:
-    """The network's recipe with what is given (and not None) in the place of its values.
+    """The network's recipe, with the given values (other than None) in place of its own.
 
-    Below SMALL_ITEMS training pictures a batch is of SMALL_BATCH, so that an epoch still has enough steps. A batch size other than
-    the recipe's, for that reason or because it was given, scales the learning rate: by the square root of the ratio for Adam and
-    AdamW (Malladi et al., arXiv:2205.10287), in proportion for SGD (Goyal et al., arXiv:1706.02677). For another optimiser than
-    the recipe's the learning rate is that of a recipe that has it.
+    Below SMALL_ITEMS training pictures the default batch size is SMALL_BATCH, so that an epoch still has enough steps. If the batch
+    size differs from the recipe's, the default learning rate is scaled: by the square root of the ratio for Adam and AdamW (Malladi
+    et al., arXiv:2205.10287), in proportion for SGD (Goyal et al., arXiv:1706.02677). If the optimiser differs from the recipe's,
+    the default learning rate is from a recipe with that optimiser.
     """
     base = recipe(network)
     given = {name: value for name, value in given.items() if value is not None}
@@ -113,6 +114,6 @@ def describe() -> str:
     for name, each in RECIPES.items():
         numbers = (each.learning_rate, each.weight_decay, each.label_smoothing, each.ema_decay)
         lines.append(row(name, each.epochs, each.batch_size, each.optimizer, *(f"{number:g}" for number in numbers)))
-    lines.append(f"  Other networks: as {OTHERS}. Below {SMALL_ITEMS:,} training pictures a batch is of {SMALL_BATCH}.")
-    lines.append("  The learning rate goes with the batch size: with its square root for Adam, in proportion for SGD.")
+    lines.append(f"  Other networks: as {OTHERS}. Below {SMALL_ITEMS:,} training pictures the batch size is {SMALL_BATCH}.")
+    lines.append("  The learning rate scales with the batch size: with its square root for Adam, in proportion for SGD.")
     return "\n".join(lines)

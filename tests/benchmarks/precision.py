@@ -20,6 +20,8 @@ from export.convert.precision import Precision
 from export.convert.precision_cost import images_per_second
 from export.data import datasets
 from export.training import loop
+from export.training.checkpoint import load_checkpoint
+from export.training.recipes import Settings
 from service.errors import UserError
 from service.model import cpus, session
 
@@ -45,13 +47,13 @@ def learn_digits(folder: Path) -> Path:
     """A run of article-cnn on the digits."""
     run = folder / "run"
     run.mkdir()
-    loop.train(datasets.load_dataset("digits", 0), loop.Settings("article-cnn", epochs=6, seed=0), run)
+    loop.train(datasets.load_dataset("digits", 0), Settings("article-cnn", epochs=6, seed=0), run)
     return run
 
 
 def measure(run: Path, repository: Path, rounds: int, threads: int, max_loss: float) -> None:
     """Exports one run in every precision and prints what the files are worth."""
-    checkpoint = loop.load_checkpoint(run)
+    checkpoint = load_checkpoint(run)
     dataset = datasets.reload_dataset(checkpoint.source, checkpoint.settings.seed, checkpoint.input, checkpoint.labels)
     files: dict[Precision, pipeline.Exported] = {}
     for precision in PRECISIONS:

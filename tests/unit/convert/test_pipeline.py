@@ -13,7 +13,8 @@ import torch
 from export.convert import pipeline
 from export.data import datasets
 from export.evaluation.measurement import predict
-from export.training import loop
+from export.training.checkpoint import load_checkpoint
+from export.training.inference import predict_logits
 from service.errors import UserError
 from service.model import session
 from service.model.contract import InputSpec
@@ -21,11 +22,11 @@ from tests.unit.convert.networks import last_layer
 
 
 def test_the_exported_file_is_the_network_with_its_contract(run: Path, model_file: Path, digits: datasets.Dataset) -> None:
-    checkpoint = loop.load_checkpoint(run)
+    checkpoint = load_checkpoint(run)
     loaded = session.load_model(model_file, "cpu", 1)
     contract = loaded.contract
     pixels = digits.test.pixels
-    logits = torch.from_numpy(loop.logits(checkpoint, pixels))
+    logits = torch.from_numpy(predict_logits(checkpoint, pixels))
     expected = (logits / contract.training.temperature).softmax(1).numpy()
     found = predict(loaded, pixels)
     assert np.abs(found - expected).max() <= 1e-4
@@ -63,7 +64,7 @@ class Residual(torch.nn.Module):
 
 def test_a_residual_network_with_batch_normalisation_is_exported(run: Path, digits: datasets.Dataset, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    checkpoint = dataclasses.replace(loop.load_checkpoint(run), network=Residual().eval())
+    checkpoint = dataclasses.replace(load_checkpoint(run), network=Residual().eval())
     exported = pipeline.export(checkpoint, digits, tmp_path, "residual", calibrate=False)
     path = exported.path
     assert exported.parity.max_difference < 1e-5
@@ -74,7 +75,7 @@ def test_a_residual_network_with_batch_normalisation_is_exported(run: Path, digi
 def test_a_network_that_is_three_times_too_sure_gets_three_times_the_temperature(
     run: Path, model_file: Path, digits: datasets.Dataset, tmp_path: Path
 ) -> None:
-    checkpoint = loop.load_checkpoint(run)
+    checkpoint = load_checkpoint(run)
     before = session.load_model(model_file, "cpu", 1)
     temperature = before.contract.training.temperature
     assert temperature != 1.0, "the validation part determines one"
@@ -103,7 +104,7 @@ def test_a_network_that_is_three_times_too_sure_gets_three_times_the_temperature
 
 
 def test_data_that_are_not_those_of_the_training_are_refused(run: Path, digits: datasets.Dataset, tmp_path: Path) -> None:
-    checkpoint = loop.load_checkpoint(run)
+    checkpoint = load_checkpoint(run)
     other = dataclasses.replace(digits, labels=(*digits.labels[:9], "nine"))
     with pytest.raises(UserError, match="only the data has 'nine'; only the model has '9'"):
         pipeline.export(checkpoint, other, tmp_path / "models", "digits")

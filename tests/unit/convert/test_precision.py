@@ -20,7 +20,7 @@ from export.data import datasets
 from export.inspection.model_file import inspect
 from export.networks import architectures
 from export.networks.resnet import BasicBlock
-from export.training import loop
+from export.training.checkpoint import load_checkpoint
 from service.errors import GoldenMismatch, UserError
 from service.model import session
 from tests.unit.convert.networks import Graph, outlier
@@ -95,7 +95,7 @@ def test_fp16_takes_and_gives_what_fp32_does(fp16: pipeline.Exported, digits: da
 
 
 def test_fp16_that_overflows_is_refused_with_the_figures(run: Path, digits: datasets.Dataset, tmp_path: Path) -> None:
-    checkpoint = loop.load_checkpoint(run)
+    checkpoint = load_checkpoint(run)
     large = dataclasses.replace(checkpoint, network=outlier(checkpoint.network, "hidden", "output", 1e6))
     with pytest.raises(
         UserError, match=r"fp16: hidden reaches \S+e\+\d+, half precision ends at 65504: export with --precision fp32"
@@ -108,7 +108,7 @@ def test_fp16_is_refused_for_a_sum_inside_of_a_block_that_is_beyond_its_range(ru
     torch.manual_seed(0)
     network = architectures.build("resnet18", digits.input, 10).eval()
     blocks = [module for module in network.modules() if isinstance(module, BasicBlock)]
-    checkpoint = dataclasses.replace(loop.load_checkpoint(run), network=network)
+    checkpoint = dataclasses.replace(load_checkpoint(run), network=network)
     check_half_range(checkpoint, digits.validation)
     with torch.no_grad():  # what the second block adds up is beyond the range, and neither of its parts is
         blocks[0].norm2.bias.fill_(40_000.0)

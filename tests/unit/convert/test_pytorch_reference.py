@@ -10,7 +10,7 @@ from export.convert.onnx_conversion import to_onnx
 from export.convert.pytorch_reference import compare_with_pytorch
 from export.data import datasets
 from export.evaluation.gates import check_parity
-from export.training import loop
+from export.training.checkpoint import load_checkpoint
 from service.errors import UserError
 from tests.unit.convert.networks import last_layer
 
@@ -19,7 +19,7 @@ def test_a_file_that_answers_otherwise_than_the_network_is_not_published(
     run: Path, digits: datasets.Dataset, tmp_path: Path
 ) -> None:
     """Parity fails for real: the graph is made from other weights than the checkpoint that it is compared with."""
-    checkpoint = loop.load_checkpoint(run)
+    checkpoint = load_checkpoint(run)
     graph = to_onnx(checkpoint, 1.7)
     contract = contract_builder.build_contract(checkpoint, digits, "digits", 1.7)
     served = publish.write_model(graph, contract, tmp_path / "model.onnx")

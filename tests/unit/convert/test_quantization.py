@@ -11,6 +11,8 @@ from export.convert import pipeline, quantization
 from export.data import datasets
 from export.inspection.model_file import inspect
 from export.training import loop
+from export.training.checkpoint import load_checkpoint
+from export.training.recipes import Settings
 from service.errors import UserError
 from tests.unit.convert.networks import Graph, outlier
 
@@ -36,7 +38,7 @@ def test_weights_are_int8_by_channel_and_activations_uint8(int8: pipeline.Export
 
 
 def test_layers_that_hurt_stay_in_float(run: Path, digits: datasets.Dataset, tmp_path: Path) -> None:
-    checkpoint = loop.load_checkpoint(run)
+    checkpoint = load_checkpoint(run)
     hurt = dataclasses.replace(checkpoint, network=outlier(checkpoint.network, "conv1", "conv2", 20_000.0))
     exported = pipeline.export(hurt, digits, tmp_path, "digits", precision="int8")
     assert exported.cost is not None
@@ -54,7 +56,7 @@ def test_layers_that_hurt_stay_in_float(run: Path, digits: datasets.Dataset, tmp
 
 
 def test_a_network_of_which_nothing_can_be_int8_is_refused(digits: datasets.Dataset, tmp_path: Path) -> None:
-    checkpoint = loop.train(digits, loop.Settings("twelve-filters", epochs=3, seed=0), tmp_path)
+    checkpoint = loop.train(digits, Settings("twelve-filters", epochs=3, seed=0), tmp_path)
     hurt = dataclasses.replace(checkpoint, network=outlier(checkpoint.network, "conv", "output", 20_000.0))
     with pytest.raises(UserError, match=r"int8: .*% of 180 validation pictures are right with .* single layer .* against 9.*%"):
         pipeline.export(hurt, digits, tmp_path / "models", "digits", precision="int8")

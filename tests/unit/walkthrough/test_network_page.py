@@ -23,8 +23,8 @@ from export.cli.walkthrough import walkthrough
 from export.convert.onnx_conversion import to_onnx
 from export.data import datasets
 from export.networks import architectures
-from export.training import loop
-from export.training.checkpoint import Checkpoint, save
+from export.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from export.training.inference import predict_logits
 from export.training.recipes import Settings
 from export.walkthrough import (
     attribution,
@@ -292,11 +292,11 @@ def test_log_odds_survive_certainty() -> None:
 
 
 def test_a_step_of_learning_is_gradient_descent(run: Path, digits: datasets.Dataset) -> None:
-    loaded = loop.load_checkpoint(run)
+    loaded = load_checkpoint(run)
     before = {name: value.clone() for name, value in loaded.network.state_dict().items()}
     pixels, label = digits.test.pixels[0], 3
     step = backpropagation.learn(loaded, pixels, label, 0.02)
-    network = loop.load_checkpoint(run).network
+    network = load_checkpoint(run).network
     x, target = normalised(loaded, pixels), torch.tensor([label])
     optimizer = torch.optim.SGD(network.parameters(), lr=0.02)
     loss = functional.cross_entropy(network(x), target)
@@ -348,7 +348,7 @@ def qdq(model: onnx.ModelProto, pictures: np.ndarray, folder: Path) -> onnx.Mode
 
 
 def test_an_int8_file_has_the_same_layers_with_nearly_the_same_values(run: Path, digits: datasets.Dataset, tmp_path: Path) -> None:
-    loaded = loop.load_checkpoint(run)
+    loaded = load_checkpoint(run)
     exact = of(loaded)
     rounded = dataclasses.replace(exact, model=qdq(exact.model, digits.training.pixels[:32], tmp_path))
     assert "QuantizeLinear" in {node.op_type for node in rounded.model.graph.node}
@@ -364,7 +364,7 @@ def test_an_int8_file_has_the_same_layers_with_nearly_the_same_values(run: Path,
     assert second.weights is not None
     np.testing.assert_allclose(second.weights, first.weights, atol=np.abs(first.weights).max() / 127)
     page = network_page.page(rounded, pixels, pixels.repeat(3, 2), "digit.png")
-    assert page.answers[0].name == loaded.labels[int(loop.predict(loaded, pixels[np.newaxis]).argmax())]
+    assert page.answers[0].name == loaded.labels[int(predict_logits(loaded, pixels[np.newaxis]).argmax())]
     assert "rounded to integers" in page.notes[-1]
     assert [figure.name for figure in page.steps[2].figures] == ["03 conv1 filters", "03 conv1"]
 
@@ -573,10 +573,10 @@ def test_the_pictures_folder_is_its_label(tmp_path: Path, digit: Path, run: Path
 
 
 def test_markup_in_names_stays_text(tmp_path: Path, digit: Path, run: Path) -> None:
-    loaded = loop.load_checkpoint(run)
+    loaded = load_checkpoint(run)
     labels = tuple(f"<b>{label}</b> & co" for label in loaded.labels)
     (tmp_path / "run").mkdir()
-    save(dataclasses.replace(loaded, labels=labels), tmp_path / "run")
+    save_checkpoint(dataclasses.replace(loaded, labels=labels), tmp_path / "run")
     odd = tmp_path / "<i>x & y.png"
     odd.write_bytes(digit.read_bytes())
     result = invoke(odd, "--model", tmp_path / "run", "--output", tmp_path / "tour")

@@ -1,0 +1,46 @@
+"""`convoy train` as a process: one at a time in a folder, and Ctrl-C."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from export.cli import options
+from export.cli.train import train
+
+
+def test_a_run_has_one_training_at_a_time(tmp_path: Path) -> None:
+    options.hold(tmp_path)
+    holding = "import sys; from pathlib import Path; from export.cli import options; options.hold(Path(sys.argv[1]))"
+    other = subprocess.run([sys.executable, "-c", holding, tmp_path], capture_output=True, text=True, timeout=60, check=False)
+    assert "another training writes to" in other.stderr
+    subprocess.run([sys.executable, "-c", holding, tmp_path / ".."], timeout=60, check=True)
+
+
+def test_ctrl_c_says_how_to_go_on_and_that_works(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = ["train", "--data", "digits", "--epochs", "6", "--output", str(run)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "service.cli", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not (run / "checkpoint.pt").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    said = next(line for line in output.splitlines() if line.startswith("  convoy train "))
+    assert said.endswith("--resume")
+    resumed = CliRunner().invoke(train, said.split()[2:])
+    assert resumed.exit_code == 0, resumed.output
+    assert "epoch 1/6" not in resumed.output
+    assert "epoch 6/6" in resumed.output
+    assert [json.loads(line)["epoch"] for line in (run / "metrics.jsonl").read_text().splitlines()] == list(range(1, 7))

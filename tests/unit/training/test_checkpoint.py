@@ -1,0 +1,33 @@
+"""The checkpoint file."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from export.data import datasets
+from export.training.checkpoint import load_checkpoint, save_checkpoint
+from service.errors import UserError
+from tests.unit.training.conftest import SETTINGS, trained
+
+
+def test_a_write_that_breaks_off_leaves_the_older_checkpoint_whole(
+    tmp_path: Path, few: datasets.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained(tmp_path, few, dataclasses.replace(SETTINGS, epochs=1))
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    checkpoint = load_checkpoint(tmp_path)
+    save = torch.save
+
+    def half(content: object, file: Any) -> None:
+        save(content, file)
+        file.truncate(1000)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(UserError, match="No space left on device"):
+        save_checkpoint(dataclasses.replace(checkpoint, epoch=2), tmp_path)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    assert not list(tmp_path.glob("*.partial"))

@@ -1,0 +1,29 @@
+"""The speed net, trained and exported."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from export.convert import pipeline
+from export.data import datasets
+from export.training import recipes
+from export.training.inference import count_correct, predict_logits
+from service.model import session
+from tests.unit.training.conftest import trained
+
+
+def test_the_speed_net_learns(tmp_path: Path, few: datasets.Dataset) -> None:
+    settings = recipes.settings("speed-net:width=32", len(few.training), epochs=6)
+    checkpoint = trained(tmp_path, few, settings)
+    assert count_correct(checkpoint, few.test) / len(few.test) > 0.8
+
+
+def test_the_speed_net_survives_export(tmp_path: Path, few: datasets.Dataset) -> None:
+    checkpoint = trained(tmp_path / "run", few, recipes.settings("speed-net:width=32", 384, epochs=1))
+    path = pipeline.export(checkpoint, few, tmp_path / "models", "fast", calibrate=False).path
+    served = session.load_model(path, "cpu", 1)
+    for items in (1, 5):
+        found = served.probabilities(few.test.pixels[:items])
+        expected = torch.from_numpy(predict_logits(checkpoint, few.test.pixels[:items])).softmax(1)
+        np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
