@@ -23,7 +23,7 @@ from rich.progress import track
 from rich.table import Table
 
 from export.data import datasets
-from service.bench.server_metrics import look, quantile
+from service.bench.server_metrics import quantile, scrape
 from service.client import Classification, Client
 
 MODEL = "digits"
@@ -134,7 +134,7 @@ def blocks(picture: NDArray[np.uint8]) -> list[str]:
 
 
 def show_latencies(http_port: int) -> None:
-    phases = look(f"http://127.0.0.1:{http_port}/metrics", MODEL).phases
+    phases = scrape(f"http://127.0.0.1:{http_port}/metrics", MODEL).phases
     table = Table("phase", "p50", "p90", "p99", box=None, header_style="bold", pad_edge=False)
     for phase, buckets in phases.items():
         table.add_row(phase, *(f"{1000 * quantile(buckets, q):.2f} ms" for q in (0.5, 0.9, 0.99)))

@@ -1,36 +1,31 @@
-"""Pictures to send where the user gives none: made up, but as costly to decode as photographs of their size."""
+"""Requests to send: of synthetic images, as costly to decode as photographs of their size, or of the user's files."""
 
 import io
 import random
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
-import numpy as np
-from PIL import Image
+from PIL import Image, ImageChops
 
-from service.errors import UserError
 from service.pb.convoy.v1 import classifier_pb2 as pb
 
 Encoding = Literal["pixels", "png", "jpeg"]
 REQUESTS = 16
-"""So many different requests are made, and sent in turn."""
+"""How many different requests are made, and sent in turn."""
 
 _JPEG_QUALITY = 90
+_GRAIN = 10
+"""The largest difference that the grain makes to a pixel."""
 
 
-def made_up(model: str, version: str, items: int, shape: tuple[int, int, int], encoding: Encoding, seed: int) -> tuple[bytes, ...]:
-    """Requests of pictures of `shape` (height, width, channels), serialised."""
-    generator = np.random.default_rng(seed)
+def synthetic_requests(
+    model: str, version: str, items: int, shape: tuple[int, int, int], encoding: Encoding, seed: int
+) -> tuple[bytes, ...]:
+    """Serialised requests of images of `shape` (height, width, channels)."""
+    generator = random.Random(seed)  # noqa: S311 - not for security
 
     def item() -> pb.Item:
-        height, width, channels = shape
-        # Broad patches with some grain on them: noise alone would be a picture that no encoder is made for.
-        patches = Image.fromarray(generator.integers(0, 256, (4, 4, 3), np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
-        grain = generator.normal(0, 6, (height, width, 3))
-        picture = Image.fromarray(np.clip(np.asarray(patches) + grain, 0, 255).astype(np.uint8)).convert(
-            "L" if channels == 1 else "RGB"
-        )
+        picture = _picture(generator, *shape)
         if encoding == "pixels":
             return pb.Item(pixels=picture.tobytes())
         file = io.BytesIO()
@@ -40,22 +35,21 @@ def made_up(model: str, version: str, items: int, shape: tuple[int, int, int], e
     return tuple(_request(model, version, [item() for _ in range(items)]) for _ in range(REQUESTS))
 
 
-def of_files(model: str, version: str, items: int, paths: Sequence[Path], seed: int) -> tuple[bytes, ...]:
-    """Requests of the user's pictures, as they are; drawn at random where a request has room for more than one.
+def _picture(generator: random.Random, height: int, width: int, channels: int) -> Image.Image:
+    """Smooth patches with some grain: no encoder is made for noise alone."""
+    patches = Image.frombytes("RGB", (4, 4), generator.randbytes(4 * 4 * 3)).resize((width, height), Image.Resampling.BICUBIC)
+    noise = Image.frombytes("RGB", (width, height), generator.randbytes(height * width * 3))
+    grain = noise.point([value * (2 * _GRAIN + 1) // 256 for value in range(256)] * 3)
+    return ImageChops.add(patches, grain, offset=-_GRAIN).convert("L" if channels == 1 else "RGB")
 
-    Raises:
-        UserError: a file cannot be read.
-    """
-    files = []
-    for path in paths:
-        try:
-            files.append(pb.Item(encoded=path.read_bytes()))
-        except OSError as error:
-            raise UserError(f"{path}: {error.strerror}") from None
+
+def file_requests(model: str, version: str, items: int, files: Iterable[bytes], seed: int) -> tuple[bytes, ...]:
+    """Serialised requests of encoded images as they are, in their order; drawn at random if a request has several."""
+    given = [pb.Item(encoded=file) for file in files]
     if items == 1:
-        return tuple(_request(model, version, [file]) for file in files)
-    drawn = random.Random(seed)  # noqa: S311 - nobody guesses it
-    return tuple(_request(model, version, drawn.choices(files, k=items)) for _ in range(REQUESTS))
+        return tuple(_request(model, version, [item]) for item in given)
+    generator = random.Random(seed)  # noqa: S311 - not for security
+    return tuple(_request(model, version, generator.choices(given, k=items)) for _ in range(REQUESTS))
 
 
 def _request(model: str, version: str, items: Sequence[pb.Item]) -> bytes:

@@ -1,4 +1,4 @@
-"""What a server's `/metrics` says of the requests between two looks at it."""
+"""A server's own measurements of a load: the difference of two scrapes of its `/metrics`."""
 
 import http.client
 import urllib.error
@@ -15,17 +15,17 @@ _TIMEOUT_SECONDS = 10.0
 
 _SUMS = ("convoy_batch_items_count", "convoy_batch_items_sum", "convoy_rejections_total", "process_cpu_seconds_total",
          "process_start_time_seconds")  # fmt: skip
-"""In the order of Snapshot's fields; requests are those refused, to which the answered are added."""
+"""In the order of Snapshot's fields. Its `requests` are the rejections here plus the answered ones."""
 
 Buckets = list[tuple[float, float]]
-"""A cumulative histogram: (upper bound, count of what is at most that), the last bound infinite."""
+"""A cumulative histogram: (upper bound, count of values up to it), the last bound infinite."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a server has counted of one model since it started; `process_cpu_seconds` of all that it did.
+    """A server's counters of one model since it started; `process_cpu_seconds` is of the whole process.
 
-    `requests` are those answered and those refused, on streams too, which are a single RPC to `grpc_server_handled_total`.
+    `requests` are those answered and refused, each message of a stream counted (`grpc_server_handled_total` counts streams).
     """
 
     phases: Mapping[str, Buckets]
@@ -34,10 +34,10 @@ class Snapshot:
     requests: float
     process_cpu_seconds: float
     started: float
-    """Seconds since 1970; of the oldest process where there are several, which is none of the workers."""
+    """Start time in seconds since 1970; of the supervisor if there are several workers."""
 
     def since(self, earlier: "Snapshot") -> "Snapshot | None":
-        """What came between two looks; None if they do not compare: another process counts, or forgot what it had counted."""
+        """The difference to an earlier snapshot; None if the server was restarted or a counter was reset between the two."""
         if self.started != earlier.started:
             return None
         phases = {
@@ -49,7 +49,7 @@ class Snapshot:
             ]
             for phase, buckets in self.phases.items()
         }
-        came = Snapshot(
+        difference = Snapshot(
             phases,
             self.batches - earlier.batches,
             self.batch_items - earlier.batch_items,
@@ -57,24 +57,24 @@ class Snapshot:
             self.process_cpu_seconds - earlier.process_cpu_seconds,
             self.started,
         )
-        counted = [came.batches, came.batch_items, came.requests, came.process_cpu_seconds]
+        counted = [difference.batches, difference.batch_items, difference.requests, difference.process_cpu_seconds]
         counted += [count for buckets in phases.values() for _, count in buckets]
-        return came if min(counted) >= 0 else None
+        return difference if min(counted) >= 0 else None
 
 
-def look(url: str, model: str) -> Snapshot:
+def scrape(url: str, model: str) -> Snapshot:
     """Reads `url`, such as http://127.0.0.1:8002/metrics, for one model, all its versions together.
 
     Raises:
-        UserError: it cannot be read, or is not what a Prometheus client library gives out.
+        UserError: it cannot be read, or is not in Prometheus' text format.
     """
     if not url.startswith(("http://", "https://")):
-        raise UserError(f"{url!r} is not the address of metrics, such as http://127.0.0.1:8002/metrics")
+        raise UserError(f"--metrics {url!r}: expected a URL such as http://127.0.0.1:8002/metrics")
     try:
-        with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response:  # noqa: S310 - the line above saw to the scheme
+        with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response:  # noqa: S310 - the scheme is checked above
             families = list(text_string_to_metric_families(response.read().decode()))
     except (OSError, urllib.error.URLError, http.client.HTTPException, ValueError) as error:
-        raise UserError(f"no metrics at {url}: {error}") from None
+        raise UserError(f"cannot read metrics at {url}: {error}") from None
     phases: dict[str, dict[float, float]] = {phase: {} for phase in PHASES}
     sums = dict.fromkeys(_SUMS, 0.0)
     answered = 0.0
@@ -97,7 +97,7 @@ def look(url: str, model: str) -> Snapshot:
 def quantile(buckets: Buckets, q: float) -> float:
     """A quantile of a cumulative histogram, interpolated as PromQL's histogram_quantile does.
 
-    It is 0 of an empty one, and never above the last finite bound.
+    0 for an empty histogram; never above the last finite bound.
     """
     rank = q * buckets[-1][1]
     lower, below = 0.0, 0.0

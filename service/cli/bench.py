@@ -1,8 +1,8 @@
-"""`convoy bench`: asks the server what the model takes, sends the load, shows what came of it."""
+"""`convoy bench`: asks the server what the model takes, sends the load, prints what was measured."""
 
 import json
 import math
-import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,116 +10,111 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from service.bench import report
-from service.bench.images import Encoding, made_up, of_files
+from service.bench import processes, report
+from service.bench.images import Encoding, file_requests, synthetic_requests
 from service.bench.load import Load, Outcome
-from service.bench.load import run as send
-from service.bench.server_metrics import Snapshot, look
-from service.cli.connection import unreachable
-from service.cli.parameters import FiniteFloat
-from service.client import CallFailed, Client
+from service.bench.server_metrics import Snapshot, scrape
+from service.cli.connection import server_options, unreachable
+from service.cli.parameters import FiniteFloat, ImageSize
+from service.client import CallFailed, Client, ModelInfo
+from service.client.images import read_file
 from service.errors import UserError
 
-IN_FLIGHT = 16
-IN_FLIGHT_A_CONNECTION = 8
+CONCURRENCY = 16
+IN_FLIGHT_PER_CONNECTION = 8
+CONNECTIONS_AT_A_RATE = 8
 GRPC_PORT, HTTP_PORT = 8001, 8002
 MAX_SIDE = 65_535
-"""A JPEG has no larger sides."""
+"""The largest side of a JPEG."""
 _WIDTH = 132
-"""Of the table, whatever the terminal's: a terminal breaks lines that are too long, but rich cuts figures off."""
+"""Of the table, whatever the terminal's: a terminal wraps long lines, but rich would cut figures off."""
 
 
-class _Size(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.3 only
-    """HxW in pixels."""
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The command line; for units and defaults see the options of `bench`."""
 
-    name = "HxW"
+    model: str
+    version: str
+    server: str
+    tls_ca: Path | None
+    tls_cert: Path | None
+    tls_key: Path | None
+    concurrency: int | None
+    rate: float | None
+    stream: bool
+    seconds: float
+    warmup: float
+    items: int
+    images: tuple[Path, ...]
+    encoding: Encoding
+    image_size: tuple[int, int] | None
+    connections: int | None
+    processes: int
+    timeout: float
+    seed: int
+    metrics_url: str | None
+    plot: Path | None
+    as_json: bool
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        """Reads a size, or says what is accepted."""
-        match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", str(value))
-        if match is None:
-            self.fail(f"{value!r} is not a size such as 224x224.", param, ctx)
-        return int(match[1]), int(match[2])
+    def check(self) -> None:
+        """Raises UserError for options that contradict each other."""
+        if self.rate is not None and (self.concurrency is not None or self.stream):
+            raise UserError("--rate cannot be combined with --concurrency or --stream: they are different kinds of load")
+        if self.image_size is not None and (self.images or self.encoding == "pixels"):
+            raise UserError("--image-size needs --encoding png or jpeg: pixels have the model's size, files their own")
+        if self.rate is None and self.in_flight < self.processes:
+            raise UserError(
+                f"{self.processes} processes cannot share {self.in_flight} requests in flight: give a higher --concurrency"
+            )
+        if self.plot is not None and not self.plot.parent.is_dir():
+            raise UserError(f"--plot {self.plot}: no such folder: {self.plot.parent}")
+
+    @property
+    def in_flight(self) -> int:
+        """Requests in flight of a closed loop."""
+        return self.concurrency or CONCURRENCY
 
 
 @click.command()
-@click.option("--model", required=True, help="Name of the model.")
-@click.option("--version", default="", help="Version of the model, or an alias; the server's default if not given.")
+@server_options
 @click.option(
-    "--server", default="127.0.0.1:8001", show_default=True, envvar="CONVOY_SERVER", metavar="HOST:PORT", help="The server."
-)
-@click.option(
-    "--concurrency", type=click.IntRange(1, 4096), help=f"Requests in flight, each followed by the next. Default: {IN_FLIGHT}."
+    "--concurrency", type=click.IntRange(1, 4096), help=f"Requests in flight, each followed by the next.  [default: {CONCURRENCY}]"
 )
 @click.option(
     "--rate",
     type=FiniteFloat(0, 1e6, min_open=True),
-    help="Requests a second that arrive at random (Poisson), answered or not; instead of --concurrency.",
+    help="Requests per second, arriving at random (Poisson) whether or not earlier ones are answered; instead of --concurrency.",
 )
-@click.option("--stream", is_flag=True, help="Send over ClassifyStream, one stream a connection, instead of calls of their own.")
+@click.option("--stream", is_flag=True, help="Send over ClassifyStream, one stream per connection, instead of unary calls.")
 @click.option("--seconds", type=FiniteFloat(0, 86400, min_open=True), default=10.0, show_default=True, help="How long to measure.")
-@click.option("--warmup", type=FiniteFloat(0, 3600), default=1.0, show_default=True, help="Seconds of the same load before.")
+@click.option("--warmup", type=FiniteFloat(0, 3600), default=1.0, show_default=True, help="Seconds of the same load before that.")
 @click.option("--items", type=click.IntRange(1, 100_000), default=1, show_default=True, help="Images in one request.")
-@click.option(
-    "--image",
-    "images",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    help="An image file to send; may be given several times. Default: made-up pictures.",
-)
-@click.option(
-    "--encoding",
-    type=click.Choice(["pixels", "png", "jpeg"]),
-    default="pixels",
-    show_default=True,
-    help="How made-up pictures are sent.",
-)
-@click.option("--image-size", type=_Size(), help="Size of made-up png or jpeg pictures. Default: the model's.")
-@click.option(
-    "--connections",
-    type=click.IntRange(1, 1024),
-    help=f"gRPC connections. Default: one for each {IN_FLIGHT_A_CONNECTION} in flight; {IN_FLIGHT_A_CONNECTION} with --rate.",
-)
-@click.option(
-    "--processes",
-    type=click.IntRange(1, 64),
-    default=1,
-    show_default=True,
-    help="Client processes; more than one where a single one cannot fill the server.",
-)
-@click.option(
-    "--timeout",
-    type=FiniteFloat(0, 3600, min_open=True),
-    default=30.0,
-    show_default=True,
-    help="Deadline of each request in seconds.",
-)
-@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Seed of pictures and arrivals.")
-@click.option(
-    "--metrics",
-    "metrics_url",
-    metavar="URL",
-    help=f"Where the server's own figures are; `none` leaves them out. Default: http://HOST:{HTTP_PORT}/metrics for a server at "
-    f"port {GRPC_PORT}, if it answers.",
-)
-@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="PNG to draw latency by percentile in.")
-@click.option(
-    "--tls-ca", type=click.Path(path_type=Path), help="CA (PEM) that the server's certificate must come from; turns TLS on."
-)
-@click.option("--tls-cert", type=click.Path(path_type=Path), help="Client certificate (PEM), for mutual TLS.")
-@click.option("--tls-key", type=click.Path(path_type=Path), help="Private key of the client certificate (PEM).")
+@click.option("--image", "images", multiple=True, type=click.Path(path_type=Path),
+              help="An image file to send; may be repeated.  [default: synthetic images]")  # fmt: skip
+@click.option("--encoding", type=click.Choice(["pixels", "png", "jpeg"]), default="pixels", show_default=True,
+              help="How synthetic images are sent.")  # fmt: skip
+@click.option("--image-size", type=ImageSize(MAX_SIDE), metavar="N|HxW",
+              help="Size of synthetic png or jpeg images.  [default: the model's]")  # fmt: skip
+@click.option("--connections", type=click.IntRange(1, 1024),
+              help=f"gRPC connections.  [default: one per {IN_FLIGHT_PER_CONNECTION} requests in flight; "
+                   f"{CONNECTIONS_AT_A_RATE} with --rate]")  # fmt: skip
+@click.option("--processes", type=click.IntRange(1, 64), default=1, show_default=True,
+              help="Client processes; use more where one cannot saturate the server.")  # fmt: skip
+@click.option("--timeout", type=FiniteFloat(0, 3600, min_open=True), default=30.0, show_default=True,
+              help="Deadline of each request in seconds.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Seed of images and arrivals.")
+@click.option("--metrics", "metrics_url", metavar="URL",
+              help="The server's /metrics, for its own measurements; `none` for none.  [default: "
+                   f"http://HOST:{HTTP_PORT}/metrics for a server at port {GRPC_PORT}, if it answers]")  # fmt: skip
+@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="PNG file for a plot of latency by percentile.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
-def bench(
-    model: str, version: str, server: str, concurrency: int | None, rate: float | None, stream: bool, seconds: float, warmup: float,
-    items: int, images: tuple[Path, ...], encoding: Encoding, image_size: tuple[int, int] | None,
-    connections: int | None, processes: int, timeout: float, seed: int, metrics_url: str | None, plot: Path | None,
-    tls_ca: Path | None, tls_cert: Path | None, tls_key: Path | None, as_json: bool,
-) -> None:  # fmt: skip
-    """Load a running server, and show how long the answers took.
+def bench(**options: Any) -> None:
+    """Load a running server and measure how long the answers take.
 
-    A closed loop (--concurrency) finds what a server can do; random arrivals at a given rate (--rate) find how long people wait.
-    With --rate a latency counts from the moment a request was to be sent, so that stalls are not hidden; what is answered after
-    the end counts for the latencies, not for requests/s. Ctrl-C ends early and shows what was measured.
+    A closed loop (--concurrency) finds the server's capacity; random arrivals at a given rate (--rate) find how long users wait.
+    With --rate a latency counts from the moment a request was due, so that stalls are not hidden; answers after the end count for
+    the latencies, not for requests/s. Ctrl-C ends early and prints what was measured.
 
     \b
     Examples:
@@ -127,103 +122,133 @@ def bench(
       convoy bench --model digits --rate 500 --seconds 30 --plot latency.png
       convoy bench --model photos --image cat.jpg --image dog.jpg --items 8 --concurrency 32 --processes 2
     """  # noqa: D301 - \b keeps click from re-wrapping the lines
-    if rate is not None and (concurrency is not None or stream):
-        raise UserError("--rate is one kind of load, --concurrency and --stream are another: give --rate alone or without it")
-    if image_size is not None and (images or encoding == "pixels"):
-        raise UserError("--image-size goes with --encoding png or jpeg: pixels are of the model's size, files of their own")
-    in_flight = concurrency or IN_FLIGHT
-    if rate is None and in_flight < processes:
-        raise UserError(f"{processes} processes cannot share {in_flight} requests in flight: give a higher --concurrency")
-    if plot is not None and not plot.parent.is_dir():
-        raise UserError(f"--plot {plot}: there is no folder {plot.parent}")
-    with Client(server, timeout_seconds=timeout, tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key) as client:
-        target, described = client.server, _describe(client, server, model, version)
-    most = described.limits["max_request_items"]
-    if items > most:
-        raise UserError(f"--items {items}: model {model!r} takes at most {most} images in a request")
-    if image_size is not None and (max(image_size) > MAX_SIDE or math.prod(image_size) > described.limits["max_image_pixels"]):
-        most = described.limits["max_image_pixels"]
-        raise UserError(f"--image-size {image_size[0]}x{image_size[1]}: at most {MAX_SIDE} a side and {most} pixels are accepted")
-    if images:
-        requests = of_files(model, version, items, images, seed)
-    else:
-        height, width, channels = described.input.shape
-        height, width = image_size or (height, width)
-        requests = made_up(model, version, items, (height, width, channels), encoding, seed)
-    load = Load(
-        target=target,
-        requests=requests,
-        seconds=seconds,
-        warmup_seconds=warmup,
-        rate=rate or 0.0,
-        concurrency=in_flight,
-        connections=connections or (-(-in_flight // IN_FLIGHT_A_CONNECTION) if rate is None else IN_FLIGHT_A_CONNECTION),
-        processes=processes,
-        stream=stream,
-        timeout_seconds=timeout,
-        seed=seed,
-        tls=_read(tls_ca, tls_key, tls_cert) if tls_ca is not None else None,
-    )
-    host, _, port = server.rpartition("/")[2].rpartition(":")
-    # At another port is another server, and at the usual HTTP port there may be the figures of a third.
-    url = metrics_url or (f"http://{host}:{HTTP_PORT}/metrics" if port == str(GRPC_PORT) else "none")
-    before = _look(url, model, must=metrics_url is not None) if url != "none" else None
-    outcome = _send(load)
-    after = _look(url, model, must=False) if before is not None else None
-    came = after.since(before) if before is not None and after is not None else None
-    if not outcome.codes:
-        raise UserError("nothing was measured: it ended before the warm-up did, or no request was sent in so short a time")
-    if not outcome.codes["OK"]:
-        raise UserError("no request was answered: " + "; ".join(f"{code}: {text}" for code, text in outcome.messages.items()))
-    found = {"model": model, "version": described.version, **report.summary(load, items, outcome, came)}
-    if as_json:
-        click.echo(json.dumps(found, indent=2, allow_nan=False))
+    chosen = Options(**options)
+    chosen.check()
+    target, model = _describe(chosen)
+    load = _load(chosen, target, _requests(chosen, model))
+    metrics = _ServerMetrics(chosen)
+    metrics.start()
+    outcome = _run(load)
+    server = metrics.stop()
+    _check_answered(outcome)
+    result = {"model": chosen.model, "version": model.version, **report.summary(load, chosen.items, outcome, server)}
+    if chosen.as_json:
+        click.echo(json.dumps(result, indent=2, allow_nan=False))
     else:
         console = Console(highlight=False, soft_wrap=True, width=_WIDTH)
-        console.print(f"{model} version {described.version} at {server}")
-        report.show(console, found, outcome)
-        if after is not None and came is None:
-            console.print(
-                "no figures of the server itself: it was restarted meanwhile, or a version of the model unloaded", style="dim"
-            )
-        elif came is None and url != "none":
-            console.print(f"no figures of the server itself: nothing answers at {url} (say where with --metrics)", style="dim")
-        elif url == "none" and metrics_url is None:
-            console.print(f"no figures of the server itself: say where with --metrics http://{host}:PORT/metrics", style="dim")
-    if plot is not None:
-        report.plot(plot, found, outcome)
+        console.print(f"{chosen.model} version {model.version} at {chosen.server}")
+        report.show(console, result, outcome)
+        if metrics.note:
+            console.print(f"no server metrics: {metrics.note}", style="dim")
+    if chosen.plot is not None:
+        report.plot(chosen.plot, result, outcome)
 
 
-def _read(*paths: Path | None) -> tuple[bytes | None, ...]:
-    return tuple(path.read_bytes() if path is not None else None for path in paths)
+def _describe(options: Options) -> tuple[str, ModelInfo]:
+    """The gRPC target of the server, and the model. Raises UserError if it cannot be loaded with images."""
+    tls = {"tls_ca": options.tls_ca, "tls_cert": options.tls_cert, "tls_key": options.tls_key}
+    with Client(options.server, timeout_seconds=options.timeout, **tls) as client:
+        try:
+            model = client.model(options.model, options.version)
+        except CallFailed as error:
+            raise unreachable(options.server, error) or error from None
+    if model.contract is None:
+        raise UserError(f"model {options.model!r} was not exported by Convoy: it takes tensors, and bench sends images")
+    return client.server, model
 
 
-def _describe(client: Client, server: str, model: str, version: str) -> Any:
-    try:
-        described = client.model(model, version)
-    except CallFailed as error:
-        raise unreachable(server, error) or error from None
-    if described.contract is None:
-        raise UserError(f"model {model!r} was not exported by Convoy: it takes tensors, and this program sends pictures")
-    return described
+def _requests(options: Options, model: ModelInfo) -> tuple[bytes, ...]:
+    most = model.limits["max_request_items"]
+    if options.items > most:
+        raise UserError(f"--items {options.items}: model {options.model!r} takes at most {most} images in a request")
+    if options.images:
+        files = [read_file(path) for path in options.images]
+        return file_requests(options.model, options.version, options.items, files, options.seed)
+    height, width, channels = model.input.shape
+    if options.image_size is not None:
+        height, width = options.image_size
+        most = model.limits["max_image_pixels"]
+        if height * width > most:
+            raise UserError(f"--image-size {height}x{width}: the model takes at most {most} pixels")
+    return synthetic_requests(
+        options.model, options.version, options.items, (height, width, channels), options.encoding, options.seed
+    )
 
 
-def _look(url: str, model: str, *, must: bool) -> Snapshot | None:
-    try:
-        return look(url, model)
-    except UserError:
-        if must:
-            raise
-        return None
+def _load(options: Options, target: str, requests: tuple[bytes, ...]) -> Load:
+    connections = math.ceil(options.in_flight / IN_FLIGHT_PER_CONNECTION) if options.rate is None else CONNECTIONS_AT_A_RATE
+    pem = (options.tls_ca, options.tls_key, options.tls_cert)
+    return Load(
+        target=target,
+        requests=requests,
+        seconds=options.seconds,
+        warmup_seconds=options.warmup,
+        rate=options.rate or 0.0,
+        concurrency=options.in_flight,
+        connections=options.connections or connections,
+        processes=options.processes,
+        stream=options.stream,
+        timeout_seconds=options.timeout,
+        seed=options.seed,
+        tls=tuple(read_file(path) if path is not None else None for path in pem) if options.tls_ca is not None else None,
+    )
 
 
-def _send(load: Load) -> Outcome:
+class _ServerMetrics:
+    """The server's own measurements between `start` and `stop`. `note` says why there are none, unless `--metrics none` did."""
+
+    def __init__(self, options: Options) -> None:
+        host, _, port = options.server.rpartition("/")[2].rpartition(":")
+        self.note = ""
+        self._model = options.model
+        self._required = options.metrics_url not in (None, "none")
+        self._url = options.metrics_url if self._required else None
+        if options.metrics_url is None and port == str(GRPC_PORT):
+            self._url = f"http://{host}:{HTTP_PORT}/metrics"
+        elif options.metrics_url is None:  # the usual HTTP port may belong to another server
+            self.note = f"give their address with --metrics http://{host}:PORT/metrics"
+        self._before: Snapshot | None = None
+
+    def start(self) -> None:
+        """Raises UserError if there are no metrics at an address that the user gave."""
+        self._before = self._scrape(required=self._required)
+
+    def stop(self) -> Snapshot | None:
+        after = self._scrape(required=False) if self._before is not None else None
+        if self._before is None or after is None:
+            if self._url is not None:
+                self.note = f"nothing answers at {self._url} (give their address with --metrics)"
+            return None
+        difference = after.since(self._before)
+        if difference is None:
+            self.note = "the server was restarted, or a version of the model unloaded, during the load"
+        return difference
+
+    def _scrape(self, *, required: bool) -> Snapshot | None:
+        if self._url is None:
+            return None
+        try:
+            return scrape(self._url, self._model)
+        except UserError:
+            if required:
+                raise
+            return None
+
+
+def _run(load: Load) -> Outcome:
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("connecting, warming up", total=load.seconds)
-        return send(
+        return processes.run(
             load,
-            on_second=lambda passed: bar.update(task, completed=passed),
+            on_progress=lambda seconds: bar.update(task, completed=seconds),
             on_start=lambda: bar.update(task, description="measuring"),
         )
+
+
+def _check_answered(outcome: Outcome) -> None:
+    if not outcome.codes:
+        raise UserError("nothing was measured: no request was sent between the warm-up and the end")
+    if not outcome.codes["OK"]:
+        raise UserError("no request was answered: " + "; ".join(f"{code}: {text}" for code, text in outcome.messages.items()))

@@ -6,16 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from service.cli.connection import server_options, unreachable
 from service.cli.parameters import FiniteFloat
+from service.client import CallFailed, Classification, Client, RequestTooLarge
 from service.errors import FileUnreadable, UserError
-
-if TYPE_CHECKING:
-    from service.client import CallFailed, Classification, Client
 
 IMAGES_PER_REQUEST = 64
 
@@ -37,8 +34,6 @@ def classify(
 
     An image that cannot be classified is reported on stderr and the others are still classified; the exit code is then 2.
     """
-    from service.client import Client
-
     failed = 0
     with Client(server, timeout_seconds=timeout, **tls) as client:
         size = 1 if len(images) == 1 else _batch_size(client, server, model, version)
@@ -56,9 +51,7 @@ def classify(
         raise UserError(f"{failed} of {len(images)} images could not be classified")
 
 
-def _batch_size(client: "Client", server: str, model: str, version: str) -> int:
-    from service.client import CallFailed
-
+def _batch_size(client: Client, server: str, model: str, version: str) -> int:
     try:
         return min(IMAGES_PER_REQUEST, int(client.model(model, version).limits["max_request_items"]))
     except CallFailed as error:
@@ -66,11 +59,9 @@ def _batch_size(client: "Client", server: str, model: str, version: str) -> int:
 
 
 def _answers(
-    send: "Callable[[Sequence[Path]], Classification]", server: str, batches: Sequence[tuple[Path, ...]]
-) -> "Iterator[tuple[Path, Classification | UserError]]":
+    send: Callable[[Sequence[Path]], Classification], server: str, batches: Sequence[tuple[Path, ...]]
+) -> Iterator[tuple[Path, Classification | UserError]]:
     """The answer or error of each image, in order. A batch that fails because of an image is sent again image by image."""
-    from service.client import CallFailed
-
     pending = list(batches)
     while pending:
         batch = pending.pop(0)
@@ -88,12 +79,12 @@ def _answers(
                 yield path, replace(answer, results=[predictions])
 
 
-def _as_json(path: Path, answer: "Classification") -> str:
+def _as_json(path: Path, answer: Classification) -> str:
     predictions = [asdict(prediction) for prediction in answer.results[0]]
     return json.dumps({"image": str(path), "model": answer.model, "version": answer.version, "predictions": predictions})
 
 
-def _as_text(path: Path, answer: "Classification") -> str:
+def _as_text(path: Path, answer: Classification) -> str:
     predictions = answer.results[0]
     width = max(len(p.label) for p in predictions)
     lines = [f"{path}  ({answer.model} version {answer.version})"]
@@ -101,19 +92,15 @@ def _as_text(path: Path, answer: "Classification") -> str:
     return "\n".join(lines)
 
 
-def _because_of_an_image(error: "CallFailed | UserError") -> bool:
+def _because_of_an_image(error: CallFailed | UserError) -> bool:
     """Whether one image made a request fail, here when it was read or in the server, so that the others can still be classified."""
-    from service.client import RequestTooLarge
-
     if isinstance(error, UserError):
         return isinstance(error, FileUnreadable)
     return isinstance(error, RequestTooLarge) or (_ITEM.match(error.field) is not None and error.message.startswith("item "))
 
 
-def _explained(error: "CallFailed | UserError", server: str, batch: Sequence[Path]) -> UserError:
+def _explained(error: CallFailed | UserError, server: str, batch: Sequence[Path]) -> UserError:
     """The error as the user sees it: with the file's path where the server named the item."""
-    from service.client import RequestTooLarge
-
     if isinstance(error, UserError):
         return error
     if isinstance(error, RequestTooLarge):

@@ -2,14 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
+from service.client import CallFailed
 from service.errors import UserError
-
-if TYPE_CHECKING:
-    from service.client import CallFailed
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -32,7 +30,7 @@ def server_options(command: _Command) -> _Command:
     return command
 
 
-def unreachable(server: str, error: "CallFailed") -> UserError | None:
+def unreachable(server: str, error: CallFailed) -> UserError | None:
     """What to print for a call that failed because no server could be reached; None if it failed for another reason."""
     if error.code != "UNAVAILABLE" or "connect" not in error.message.lower():
         return None

@@ -1,9 +1,27 @@
 """Types of parameters that click does not have."""
 
 import math
+import re
 from typing import Any
 
 import click
+
+
+class ImageSize(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.3 only
+    """`N` or `HxW` in pixels, as (height, width)."""
+
+    name = "image size"
+
+    def __init__(self, largest_side: int) -> None:
+        self.largest_side = largest_side
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """Reads a size, or says what is accepted."""
+        match = re.fullmatch(r"([0-9]{1,9})(?:x([0-9]{1,9}))?", str(value).lower())
+        height, width = (int(match[1]), int(match[2] or match[1])) if match is not None else (0, 0)
+        if not (1 <= height <= self.largest_side and 1 <= width <= self.largest_side):
+            self.fail(f"{value!r} is neither N nor HxW, of 1 to {self.largest_side} pixels, such as 224 or 224x160.", param, ctx)
+        return height, width
 
 
 class FiniteFloat(click.FloatRange):

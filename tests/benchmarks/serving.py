@@ -32,8 +32,9 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from service.bench.images import made_up
-from service.bench.load import Load, Outcome, run
+from service.bench.images import synthetic_requests
+from service.bench.load import Load, Outcome
+from service.bench.processes import run
 from service.model import cpus, session
 from service.model.preprocessing import decode
 from service.pb.convoy.v1 import classifier_pb2 as pb
@@ -98,18 +99,18 @@ def one_round(repository: Path, seconds: float) -> Iterator[tuple[str, float]]:
     start = time.monotonic()
     with serving(repository, only="small") as (port, pid):
         yield "start to READY, small, s", time.monotonic() - start
-        many = made_up("small", "", 32, (28, 28, 1), "pixels", 0)
+        many = synthetic_requests("small", "", 32, (28, 28, 1), "pixels", 0)
         yield "small, 32 a request, 4 in flight: to the limit", small_limit.share(lambda: 32 * closed(port, many, 4, 1, seconds))
-        png = made_up("small", "", 32, (28, 28, 1), "png", 0)
+        png = synthetic_requests("small", "", 32, (28, 28, 1), "png", 0)
         decoded = decode_limit(small, png)
         yield "small, 32 PNG 28x28 a request: to decoding and inference in-process", 32 * closed(port, png, 4, 1, seconds) / decoded
-        jpeg = made_up("small", "", 32, (224, 224, 3), "jpeg", 0)
+        jpeg = synthetic_requests("small", "", 32, (224, 224, 3), "jpeg", 0)
         decoded = decode_limit(small, jpeg)
         yield (
             "small, 32 JPEG 224x224 a request: to decoding and inference in-process",
             32 * closed(port, jpeg, 4, 1, seconds) / decoded,
         )
-        png = made_up("small", "", 1, (28, 28, 1), "png", 0)
+        png = synthetic_requests("small", "", 1, (28, 28, 1), "png", 0)
         calls = closed(port, png, 8, 8, seconds)
         with tempfile.TemporaryDirectory() as folder, transport.serving("echo aio", repository, Path(folder)) as (echo_port, _):
             yield (
@@ -118,7 +119,7 @@ def one_round(repository: Path, seconds: float) -> Iterator[tuple[str, float]]:
             )
         yield "peak RSS, small, MB", peak_rss(pid)
     with serving(repository, only="r18") as (port, _):
-        one = made_up("r18", "", 1, (32, 32, 3), "pixels", 0)
+        one = synthetic_requests("r18", "", 1, (32, 32, 3), "pixels", 0)
         for connections in (4, 8):
             name = f"r18, {connections**2} in flight: to the limit"
             yield name, r18_limit.share(partial(closed, port, one, connections, connections, seconds))
@@ -132,7 +133,7 @@ def one_round(repository: Path, seconds: float) -> Iterator[tuple[str, float]]:
         yield "r18, twice its capacity, deadline 100 ms: answered in time, to capacity", outcome.requests_per_second / capacity
         yield "... refused: p50, ms", outcome.refused.get_value_at_percentile(50) / 1000
     with serving(repository, only="r18-int8") as (port, _):
-        one = made_up("r18-int8", "", 1, (32, 32, 3), "pixels", 0)
+        one = synthetic_requests("r18-int8", "", 1, (32, 32, 3), "pixels", 0)
         yield "r18 int8, 64 in flight: to the limit of fp32", r18_limit.share(partial(closed, port, one, 8, 8, seconds))
 
 

@@ -1,28 +1,26 @@
 """`convoy bench` against a real server, as a user runs it."""
 
-import io
 import json
+import multiprocessing
 import os
-import re
 import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from dataclasses import replace
-from math import inf
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
-from rich.console import Console
 
 from export.data.datasets import Dataset
-from service.bench.images import made_up
-from service.bench.load import NOT_SENT, Load, Outcome, run
-from service.bench.report import show, summary
-from service.bench.server_metrics import Snapshot, look, quantile
+from service.bench.images import synthetic_requests
+from service.bench.load import NOT_SENT, Load
+from service.bench.processes import run
+from service.bench.report import summary
+from service.bench.server_metrics import scrape
+from service.errors import UserError
 from service.server import Server
 from tests.conftest import Serve, ServerProcess, Spawn, convoy, put
 
@@ -107,7 +105,7 @@ def test_what_is_answered_after_the_end_has_a_latency_but_no_part_in_the_rate(
 ) -> None:
     put(slow_file, repository, "slow", 1)
     (repository / "slow" / "serving.toml").write_text("max_batch_size = 1\n")
-    requests = made_up("slow", "", 1, (2, 2, 1), "pixels", 0)
+    requests = synthetic_requests("slow", "", 1, (2, 2, 1), "pixels", 0)
     load = Load(f"127.0.0.1:{serve(repository).grpc_port}", requests, seconds=1.5, warmup_seconds=0, rate=20)
     outcome = run(load)
     found = summary(load, 1, outcome, None)
@@ -124,11 +122,11 @@ def test_what_was_not_sent_was_not_refused(server: Server) -> None:
 
 
 def pictures() -> tuple[bytes, ...]:
-    return made_up("digits", "", 1, (28, 28, 1), "png", 0)
+    return synthetic_requests("digits", "", 1, (28, 28, 1), "png", 0)
 
 
 def answered(server: Server | ServerProcess) -> float:
-    return look(f"http://127.0.0.1:{server.http_port}/metrics", "digits").requests
+    return scrape(f"http://127.0.0.1:{server.http_port}/metrics", "digits").requests
 
 
 def test_a_stream_to_a_server_that_hangs_ends_by_the_deadline(repository: Path, spawn: Spawn) -> None:
@@ -146,7 +144,7 @@ def test_a_stream_to_a_server_that_hangs_ends_by_the_deadline(repository: Path, 
     load = Load(
         f"127.0.0.1:{server.grpc_port}", pictures(), seconds=60, warmup_seconds=0, concurrency=4, stream=True, timeout_seconds=1
     )
-    codes = run(load, on_second=hang).codes
+    codes = run(load, on_progress=hang).codes
     assert set(codes) == {"OK", "DEADLINE_EXCEEDED"}
 
 
@@ -162,7 +160,7 @@ def test_a_stream_that_breaks_is_followed_by_another(repository: Path, serve: Se
             servers.append(serve(repository, grpc_port=port))
 
     outcome = run(
-        Load(f"127.0.0.1:{port}", pictures(), seconds=60, warmup_seconds=0, concurrency=4, stream=True), on_second=restart
+        Load(f"127.0.0.1:{port}", pictures(), seconds=60, warmup_seconds=0, concurrency=4, stream=True), on_progress=restart
     )
     assert answered(servers[1]) > 100
     assert 0 < outcome.codes["OK"] < outcome.codes.total(), "some were under way when the server ended"
@@ -200,20 +198,20 @@ def server_calls(server: Server) -> float:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--rate", "5", "--concurrency", "2"], "--rate is one kind of load"),
-        (["--rate", "5", "--stream"], "--rate is one kind of load"),
+        (["--rate", "5", "--concurrency", "2"], "--rate cannot be combined"),
+        (["--rate", "5", "--stream"], "--rate cannot be combined"),
         (["--rate", "nan"], "nan"),
-        (["--image-size", "28x28"], "--image-size goes with"),
-        (["--encoding", "png", "--image-size", "28"], "224x224"),
+        (["--image-size", "28x28"], "--image-size needs --encoding"),
+        (["--encoding", "png", "--image-size", "28x"], "neither N nor HxW"),
         (["--concurrency", "2", "--processes", "3"], "higher --concurrency"),
         (["--image", "nowhere.png"], "nowhere.png"),
         (["--plot", "nowhere/latency.png"], "nowhere"),
-        (["--metrics", "http://127.0.0.1:9/metrics"], "no metrics"),
-        (["--metrics", "file:///etc/passwd"], "not the address"),
+        (["--metrics", "http://127.0.0.1:9/metrics"], "cannot read metrics"),
+        (["--metrics", "file:///etc/passwd"], "expected a URL"),
         (["--items", "100000"], "takes at most 512 images"),
         (["--version", "7"], "7"),
-        (["--encoding", "jpeg", "--image-size", "1x70000"], "at most 65535 a side and 25000000 pixels"),
-        (["--encoding", "png", "--image-size", "60000x60000"], "at most 65535 a side and 25000000 pixels"),
+        (["--encoding", "jpeg", "--image-size", "1x70000"], "1 to 65535 pixels"),
+        (["--encoding", "png", "--image-size", "60000"], "at most 25000000 pixels"),
     ],
 )
 def test_what_cannot_be_measured_is_one_clear_line(server: Server, arguments: list[str], said: str) -> None:
@@ -228,41 +226,13 @@ def test_without_a_server_it_says_so() -> None:
     assert (result.returncode, "no server answers at 127.0.0.1:9" in result.stderr) == (2, True)
 
 
-def test_a_load_is_shared_out_whole() -> None:
-    load = Load(target="", requests=(b"",), seconds=1, concurrency=10, connections=3, processes=4, rate=8)
-    shares = [load.share(index) for index in range(4)]
-    assert [share.concurrency for share in shares] == [3, 3, 2, 2]
-    assert [share.connections for share in shares] == [1, 1, 1, 1]
-    assert sum(share.rate for share in shares) == 8
-    assert len({share.seed for share in shares}) == 4
+def test_a_client_process_that_dies_is_an_error(server: Server) -> None:
+    def kill(_: float) -> None:
+        multiprocessing.active_children()[0].kill()
 
-
-def test_what_processes_measured_adds_up() -> None:
-    parts = [Outcome() for _ in range(2)]
-    for part, latency in zip(parts, (1000, 3000), strict=True):
-        part.seconds = 2.0
-        for _ in range(100):
-            part.answered.record_value(latency)
-            part.codes["OK"] += 1
-            part.by_second[0] += 1
-    whole = Outcome()
-    for part in parts:
-        whole.add(part.pack())
-    found = summary(Load(target="", requests=(b"",), seconds=2, processes=2, concurrency=2), 1, whole, None)
-    assert found["requests_per_second"] == 100
-    assert found["latency_ms"]["p50"] == pytest.approx(1.0, rel=0.01)
-    assert found["latency_ms"]["p90"] == pytest.approx(3.0, rel=0.01)
-
-
-def test_slow_rates_and_long_waits_are_shown_for_what_they_are() -> None:
-    outcome = Outcome(by_second=Counter([3]), seconds=6.0, codes=Counter(OK=1))
-    outcome.answered.record_value(5_000_000)
-    server = Snapshot({"inference": [(5.0, 0.0), (10.0, 1.0), (inf, 10.0)]}, 1.0, 1.0, 1.0, 1.0, 0.0)
-    found = summary(Load(target="", requests=(b"",), seconds=6, rate=0.4), 1, outcome, server)
-    shown = io.StringIO()
-    show(Console(file=shown, width=132), found, outcome)
-    assert "0.17 requests/s" in shown.getvalue()
-    assert re.search(r"server: inference +> 10000 +> 10000 +> 10000 *\n", shown.getvalue())
+    load = Load(f"127.0.0.1:{server.grpc_port}", pictures(), seconds=60, warmup_seconds=0, processes=2, concurrency=2)
+    with pytest.raises(UserError, match="a client process exited unexpectedly"):
+        run(load, on_progress=kill)
 
 
 def test_a_narrow_terminal_cuts_no_figures_off(server: Server) -> None:
@@ -277,17 +247,11 @@ def test_a_narrow_terminal_cuts_no_figures_off(server: Server) -> None:
 
 def test_figures_of_a_server_that_was_restarted_meanwhile_are_none(server: Server) -> None:
     url = f"http://127.0.0.1:{server.http_port}/metrics"
-    before = look(url, "digits")
+    before = scrape(url, "digits")
     bench(server)
-    after = look(url, "digits")
+    after = scrape(url, "digits")
     came = after.since(before)
     assert came is not None
     assert came.requests > 0
     assert before.since(after) is None, "it has counted less"
     assert after.since(replace(before, started=before.started - 1)) is None, "it has counted more, but is another process"
-
-
-def test_a_quantile_of_buckets_is_prometheus_own() -> None:
-    buckets = [(1.0, 0.0), (2.0, 10.0), (4.0, 20.0), (float("inf"), 20.0)]
-    assert [quantile(buckets, q) for q in (0.25, 0.5, 0.75, 1.0)] == [1.5, 2.0, 3.0, 4.0]
-    assert quantile([(1.0, 0.0), (float("inf"), 0.0)], 0.5) == 0.0
