@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import trustme
 
 from export.data.datasets import Dataset
 from service.client import AsyncClient, CallFailed, Client
@@ -198,50 +197,3 @@ def test_a_timeout_is_a_positive_number_or_none(server: Server) -> None:
     for wrong in (0, -1, float("nan"), "5"):
         with pytest.raises(UserError, match=r"invalid value for timeout_seconds: .*give a positive number"):
             Client(timeout_seconds=wrong)
-
-
-def test_files_that_are_not_for_tls_are_refused(tmp_path: Path) -> None:
-    ca, empty, garbage = tmp_path / "ca.pem", tmp_path / "empty.pem", tmp_path / "garbage.pem"
-    authority = trustme.CA()
-    authority.cert_pem.write_to_path(ca)
-    empty.touch()
-    garbage.write_bytes(b"-----BEGIN CERTIFICATE-----\nnonsense\n-----END CERTIFICATE-----\n")
-    for name in ("one", "other"):
-        certificate = authority.issue_cert(name)
-        certificate.cert_chain_pems[0].write_to_path(tmp_path / f"{name}.pem")
-        certificate.private_key_pem.write_to_path(tmp_path / f"{name}.key")
-    for file in (empty, garbage, tmp_path / "one.key"):
-        with pytest.raises(UserError, match=rf"--tls-ca '{file}' contains no PEM certificate"):
-            Client(tls_ca=file)
-    for cert, key in (("one.pem", "other.key"), ("one.key", "one.pem"), ("empty.pem", "one.key")):
-        with pytest.raises(UserError, match="must be a matching pair of PEM files"):
-            Client(tls_ca=ca, tls_cert=tmp_path / cert, tls_key=tmp_path / key)
-    Client(tls_ca=ca, tls_cert=tmp_path / "one.pem", tls_key=tmp_path / "one.key").close()
-
-
-@pytest.mark.parametrize(
-    "server",
-    [
-        None,
-        1,
-        "dns:///",
-        "ipv4:127.0.0.1",
-        "",
-        "127.0.0.1",
-        "a b:1",
-        "http://a:1",
-        [],
-        ["a:1", "b:1"],
-        "a:1,b:1",
-        ["127.0.0.1:1", "127.0.0.1"],
-    ],
-)
-def test_an_address_that_is_none_is_refused(server: Any) -> None:
-    with pytest.raises(UserError, match=r"invalid server address .*: give HOST:PORT"):
-        Client(server)
-
-
-@pytest.mark.parametrize("server", ["localhost:99999", "127.0.0.1:0", "dns:///a:65536", ["127.0.0.1:1", "127.0.0.1:70000"]])
-def test_a_port_that_is_none_is_refused(server: Any) -> None:
-    with pytest.raises(UserError, match=r"port [0-9]+ is not between 1 and 65535"):
-        Client(server)

@@ -1,0 +1,82 @@
+"""Addresses, deadlines and PEM files that a client accepts and refuses."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+
+from service.client import Client
+from service.client.connection import ChannelSettings, deadline_seconds
+from service.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("server", "target"),
+    [
+        ("localhost:8001", "localhost:8001"),
+        ("[::1]:8001", "[::1]:8001"),
+        ("dns:///service", "dns:///service"),
+        (["127.0.0.1:1", "127.0.0.2:2"], "ipv4:127.0.0.1:1,127.0.0.2:2"),
+        ("127.0.0.1:1,127.0.0.2:2", "ipv4:127.0.0.1:1,127.0.0.2:2"),
+        ("unix:/run/convoy.sock", "unix:/run/convoy.sock"),
+    ],
+)
+def test_an_address_is_a_target_of_grpc(server: Any, target: str) -> None:
+    assert ChannelSettings(server, None, None, None).target == target
+
+
+def test_the_earlier_deadline_counts() -> None:
+    infinite = float("inf")
+    assert deadline_seconds(30.0) == 30.0
+    assert deadline_seconds(infinite) is None
+    assert deadline_seconds(30.0, 5.0) == 6.0, "the server's own error is waited for"
+    assert deadline_seconds(30.0, 100.0) == 30.0
+    assert deadline_seconds(infinite, 5.0) == 6.0
+
+
+def test_files_that_are_not_for_tls_are_refused(tmp_path: Path) -> None:
+    ca, empty, garbage = tmp_path / "ca.pem", tmp_path / "empty.pem", tmp_path / "garbage.pem"
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(ca)
+    empty.touch()
+    garbage.write_bytes(b"-----BEGIN CERTIFICATE-----\nnonsense\n-----END CERTIFICATE-----\n")
+    for name in ("one", "other"):
+        certificate = authority.issue_cert(name)
+        certificate.cert_chain_pems[0].write_to_path(tmp_path / f"{name}.pem")
+        certificate.private_key_pem.write_to_path(tmp_path / f"{name}.key")
+    for file in (empty, garbage, tmp_path / "one.key"):
+        with pytest.raises(UserError, match=rf"--tls-ca '{file}' contains no PEM certificate"):
+            Client(tls_ca=file)
+    for cert, key in (("one.pem", "other.key"), ("one.key", "one.pem"), ("empty.pem", "one.key")):
+        with pytest.raises(UserError, match="must be a matching pair of PEM files"):
+            Client(tls_ca=ca, tls_cert=tmp_path / cert, tls_key=tmp_path / key)
+    Client(tls_ca=ca, tls_cert=tmp_path / "one.pem", tls_key=tmp_path / "one.key").close()
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        None,
+        1,
+        "dns:///",
+        "ipv4:127.0.0.1",
+        "",
+        "127.0.0.1",
+        "a b:1",
+        "http://a:1",
+        [],
+        ["a:1", "b:1"],
+        "a:1,b:1",
+        ["127.0.0.1:1", "127.0.0.1"],
+    ],
+)
+def test_an_address_that_is_none_is_refused(server: Any) -> None:
+    with pytest.raises(UserError, match=r"invalid server address .*: give HOST:PORT"):
+        Client(server)
+
+
+@pytest.mark.parametrize("server", ["localhost:99999", "127.0.0.1:0", "dns:///a:65536", ["127.0.0.1:1", "127.0.0.1:70000"]])
+def test_a_port_that_is_none_is_refused(server: Any) -> None:
+    with pytest.raises(UserError, match=r"port [0-9]+ is not between 1 and 65535"):
+        Client(server)
