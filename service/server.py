@@ -265,7 +265,7 @@ class Server:
         level = logging.WARNING if self._config.max_message_bytes is None else logging.INFO  # a limit that was set is meant
         for served in (served for versions in self._repository.served.values() for served in versions):
             needed = message_limits.largest_request_bytes(
-                served.policy, served.model.input.size_bytes, images=not served.model.foreign
+                served.policy, served.model.input.size_bytes, images=served.model.has_contract
             )
             if needed > self._max_message_bytes and (served.name, served.version) not in self._warned:
                 self._warned.add((served.name, served.version))

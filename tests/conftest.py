@@ -28,8 +28,9 @@ from export.training.checkpoint import load_checkpoint
 from export.training.recipes import Settings
 from service.client import Client
 from service.config import ServerConfig
-from service.model import cpus, session
+from service.model import cpus
 from service.model.contract import METADATA_KEY, Contract, InputSpec, Training
+from service.model.loading import load_model
 from service.server import Server
 
 SEED = 0
@@ -130,7 +131,7 @@ def slow_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("slow") / "model.onnx"
     products = 8
     _slow_model(path, products)
-    seconds = session.load_model(path, "cpu", cpus.cpu_budget()).measure(1)[1]
+    seconds = load_model(path, "cpu", cpus.cpu_budget()).measure(1)[1]
     _slow_model(path, max(products, round(products * SLOW_SECONDS / seconds)))
     return path
 

@@ -107,7 +107,8 @@ def evaluate(
     from export.evaluation import figures
     from export.evaluation.measurement import check_labels, measure
     from service.model.cpus import cpu_budget
-    from service.model.session import check_provider, load_model
+    from service.model.loading import load_model
+    from service.model.session import check_provider
 
     check_provider(provider)
     if output is not None:

@@ -16,8 +16,8 @@ from export.training.checkpoint import Checkpoint
 from service import DISTRIBUTION
 from service.errors import InvalidRequest
 from service.model.contract import MAX_GOLDEN_PIXELS, Contract, Golden, Training
+from service.model.inference import Model
 from service.model.preprocessing import decode, encode_png, open_image
-from service.model.session import Model
 
 GOLDEN_SAMPLES = 4
 GOLDEN_BYTES = 16 * 1024

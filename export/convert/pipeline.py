@@ -30,8 +30,8 @@ from export.training.checkpoint import Checkpoint
 from export.training.history import CURVES
 from service.errors import UserError
 from service.model.contract import Contract, InputSpec
+from service.model.inference import Model
 from service.model.repository_layout import MODEL_FILE, check_model_name
-from service.model.session import Model
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from export.convert.precision import Precision
 from export.convert.quantization import Quantization
 from export.evaluation.gates import Comparison
 from export.evaluation.measurement import batches
-from service.model import cpus, session
-from service.model.session import Model
+from service.model import cpus
+from service.model.inference import Model
+from service.model.loading import load_model
 
 SPEED_ITEMS = 32
 _ROUNDS = 5
@@ -53,7 +54,7 @@ def measure_cost(
 ) -> Cost:
     """Measures the speed of both files on the CPU, by turns; their accuracies are those of `comparison`."""
     files = (fp32_file, lower_file)
-    served = [session.load_model(path, "cpu", cpus.cpu_budget()) for path in files]
+    served = [load_model(path, "cpu", cpus.cpu_budget()) for path in files]
     batch_items = next(batches(SPEED_ITEMS, served[0].contract.input)).stop
     speeds = images_per_second(served, batch_items)
     accuracies = (comparison.reference_accuracy, comparison.scores.accuracy)

@@ -7,10 +7,11 @@ from pathlib import Path
 import onnx
 
 from service.errors import LoadError, UserError
-from service.model import cpus, session
+from service.model import cpus
 from service.model.contract import METADATA_KEY, Contract
+from service.model.inference import Model
+from service.model.loading import load_model
 from service.model.repository_layout import model_path, next_version
-from service.model.session import Model
 
 
 def write_model(graph: onnx.ModelProto, contract: Contract, path: Path) -> Model:
@@ -26,7 +27,7 @@ def write_model(graph: onnx.ModelProto, contract: Contract, path: Path) -> Model
     onnx.checker.check_model(graph)
     onnx.save_model(graph, path, save_as_external_data=False)
     try:
-        return session.load_model(path, "cpu", cpus.cpu_budget())
+        return load_model(path, "cpu", cpus.cpu_budget())
     except LoadError as error:
         raise UserError(f"{contract.precision}: the exported file cannot be served: {error}") from None
 

@@ -11,7 +11,7 @@ from export.evaluation.measurement import batches, true_classes
 from export.progress import OnCount, ignore_progress
 from export.training.checkpoint import Checkpoint
 from export.training.inference import predict_logits
-from service.model.session import Model
+from service.model.inference import Model
 
 
 def compare_with_pytorch(

@@ -14,7 +14,7 @@ from export.evaluation.measurement import batches, decode_pictures, true_classes
 from export.evaluation.scores import Scores
 from export.progress import OnCount, ignore_progress
 from service.errors import UserError
-from service.model.session import Model
+from service.model.inference import Model
 
 PARITY_TOLERANCE = 1e-4
 """Largest difference allowed between two probabilities."""

@@ -14,8 +14,8 @@ from export.evaluation.scores import Scores
 from export.progress import OnCount, ignore_progress
 from service.errors import InvalidRequest, UserError
 from service.model.contract import InputSpec
+from service.model.inference import Model
 from service.model.preprocessing import decode
-from service.model.session import Model
 
 _BATCH_ITEMS = 256
 _BATCH_BYTES = 1 << 24

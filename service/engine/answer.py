@@ -65,7 +65,7 @@ class Answer:
         """As `best`. Raises ModelFailed if a score is NaN, which has no place in an order."""
         found = self.best()
         # Softmax makes either all scores of an item NaN or none, so the first tells.
-        if any(item[0][1] != item[0][1] for item in found) or (self.served.model.foreign and np.isnan(self.scores).any()):
+        if any(item[0][1] != item[0][1] for item in found) or (not self.served.model.has_contract and np.isnan(self.scores).any()):
             log.error("model %s version %d: the scores of a request are NaN", self.served.name, self.served.version)
             raise ModelFailed(f"model {self.served.name!r} gave NaN for this request")
         return found

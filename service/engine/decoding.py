@@ -18,7 +18,7 @@ from service.engine.query import Item
 from service.engine.repository import ServedModel
 from service.errors import InvalidRequest, QueueFull
 from service.model.preprocessing import open_image, to_pixels
-from service.model.session import TensorSpec
+from service.model.signature import TensorSpec
 
 INLINE_DECODE_ITEMS = 32
 INLINE_DECODE_BYTES = 64 * 1024
@@ -70,16 +70,16 @@ def raw_images(served: ServedModel, items: Sequence[Item], tensor: NDArray[Any] 
         return tensor
     for index, item in enumerate(items):
         if item.encoded:
-            if served.model.foreign:
+            if not served.model.has_contract:
                 raise _tensors_only(served, f"items[{index}].encoded")
             return None
-    if not spec.is_picture:
+    if not spec.is_image:
         raise _tensors_only(served, "items[0].pixels")
     for index, item in enumerate(items):
         if len(item.data) != spec.size_bytes:
             raise _wrong_size(index, item, spec)
     data = items[0].data if len(items) == 1 else b"".join([item.data for item in items])
-    return np.frombuffer(data, spec.item)
+    return np.frombuffer(data, spec.item_dtype)
 
 
 def decode_quickly(served: ServedModel, items: Sequence[Item]) -> NDArray[np.uint8] | None:

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from service.engine.batcher import Batcher, TraceBatch
 from service.errors import InvalidModel
+from service.model.inference import Model
+from service.model.loading import load_model
 from service.model.providers import Provider
-from service.model.session import Model, load_model
 from service.policy import Policy
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ def load_instances(path: Path, labels: tuple[str, ...] | None, policy: Policy, p
     measured = first.measure(policy.max_batch_size)
     for other in instances[1:]:
         other.measure(max(measured))  # which warms it up
-    if labels is not None and not first.foreign:
+    if labels is not None and first.has_contract:
         log.warning("%s: the labels are those of the file's contract; labels.txt is not used", path.parent.parent.name)
     return Loaded(instances, measured)
 

@@ -25,6 +25,7 @@ from service.engine.loader import load_instances, start_batcher
 from service.errors import LoadError, NotFound, Unavailable, UserError
 from service.model.cpus import cpu_budget
 from service.model.files import file_state
+from service.model.inference import Model
 from service.model.providers import Provider
 from service.model.repository_layout import (
     MODEL_FILE,
@@ -37,7 +38,7 @@ from service.model.repository_layout import (
     read_labels,
     version_numbers,
 )
-from service.model.session import Model, fell_back
+from service.model.session import fell_back
 from service.observability.metrics import Metrics, ModelMetrics
 from service.observability.trace_context import TraceContext
 from service.policy import Policy, read_policy
@@ -405,7 +406,7 @@ class Repository:
             labels = read_labels(labels_path(self._folder, name))
             loaded = load_instances(model_path(self._folder, name, version), labels, policy, self._provider, self._cpus)
             model = loaded.instances[0]
-            metrics = self._metrics.model_loaded(name, str(version), model.labels, not model.foreign)
+            metrics = self._metrics.model_loaded(name, str(version), model.labels, model.has_contract)
             trace_batch = None if self._trace_batch is None else partial(self._trace_batch, name, version)
             batcher = start_batcher(name, loaded, policy, metrics.batch, trace_batch)
             fallen = fell_back(policy.provider or self._provider, model.provider)

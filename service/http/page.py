@@ -163,9 +163,9 @@ def _described(served: ServedModel) -> dict[str, Any]:
         "labels": list(model.labels[:MAX_LABELS]),
         "label_count": len(model.labels),
         "max_batch_items": served.batcher.max_batch_items,
-        "takes_pictures": not model.foreign,
+        "takes_pictures": model.has_contract,
     }
-    if not model.foreign:
+    if model.has_contract:
         training = model.contract.training
         facts |= {
             "shape": list(model.contract.input.shape),

@@ -1,7 +1,7 @@
-"""The contract: what a model says of itself, as JSON in the ONNX file's `metadata_props["convoy.contract"]`.
+"""The contract of a model: JSON in the ONNX file's `metadata_props["convoy.contract"]`.
 
-Export writes it, the server reads it, and nothing else knows its form. It makes one file the whole release: input size and
-preprocessing, labels, where the weights came from, and golden samples that prove a provider computes what training computed.
+Export writes it and the server reads it. It makes one file the whole release: input size and preprocessing, labels, provenance, and
+golden samples that prove that a provider computes what training computed.
 """
 
 from collections.abc import Iterator
@@ -23,9 +23,9 @@ PROBABILITIES_NAME = "probabilities"
 LOGITS_NAME = "logits"
 
 MAX_GOLDEN_PIXELS = 1 << 24
-"""Of a golden sample's picture, which every server decodes that loads the model."""
+"""Limit for a golden sample's image, which is decoded whenever the model is loaded."""
 
-_METADATA_PROPS = 14  # of onnx.ModelProto: messages of a key (1) and a value (2)
+_METADATA_PROPS = 14  # field number in onnx.ModelProto; each entry has a key (1) and a value (2)
 
 
 class _Part(BaseModel):
@@ -33,7 +33,7 @@ class _Part(BaseModel):
 
 
 class InputSpec(_Part):
-    """The picture that the network takes, uint8[H,W,C], and how any picture is brought to it."""
+    """The network's input, uint8[H,W,C], and how an image of any size is fitted to it."""
 
     height: int = Field(ge=1, le=4096)
     width: int = Field(ge=1, le=4096)
@@ -48,16 +48,16 @@ class InputSpec(_Part):
 
     @cached_property
     def size_bytes(self) -> int:
-        """Bytes of one picture as raw pixels."""
+        """Bytes of one image as raw pixels."""
         return self.height * self.width * self.channels
 
 
 class Training(_Part):
     """Where the weights came from, and how good they are.
 
-    `accuracy` is a fraction of the test part and `calibration_error` its expected calibration error, both measured through the
-    file as it is served. `temperature` is what the network's logits were divided by, inside the graph; 1 if nothing was fitted.
-    `data_digest` tells whether the data still are what they were. What a later export has to say beside does no harm.
+    `accuracy` is the fraction correct of the test set and `calibration_error` its expected calibration error, both measured on the
+    exported file. `temperature` is the calibration temperature inside the graph; 1 if none was fitted. `data_digest` shows whether
+    the data have changed since. Unknown fields, of a later version, are ignored.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -76,10 +76,10 @@ class Training(_Part):
 
 
 class Golden(_Part):
-    """A picture, the probabilities that were found for it at export, and how far a provider may be off.
+    """An image, its probabilities at export, and the largest difference allowed to each provider.
 
-    They are PyTorch's, or, for a precision below fp32, the file's own on the CPU: how far that is from PyTorch is the export's
-    business, and what a server proves with them is that it computes what was exported.
+    The probabilities are PyTorch's; below fp32 they are the exported file's own on the CPU, as a server proves only that it
+    computes what was exported. How far those are from PyTorch is checked by the export.
     """
 
     image_png: Base64Bytes
@@ -88,9 +88,9 @@ class Golden(_Part):
 
 
 class Contract(_Part):
-    """All that a model says of itself."""
+    """What a model takes and gives, where it came from, and how to check it."""
 
-    # `schema` in the JSON; pydantic's own BaseModel.schema has the name in Python.
+    # `schema` in the JSON, which is the name of a method of BaseModel.
     schema_version: Literal[1] = Field(default=1, alias="schema")
     name: str
     input: InputSpec
@@ -115,11 +115,11 @@ class Contract(_Part):
 
     @classmethod
     def of_file(cls, path: Path) -> "Contract | None":
-        """The contract in an ONNX file, read without an engine; None if it has none.
+        """The contract in an ONNX file, read without ONNX Runtime; None if it has none.
 
         Raises:
             OSError: the file cannot be read.
-            InvalidModel: it is no ONNX file, or its contract is not one.
+            InvalidModel: it is not an ONNX file, or its contract is invalid.
         """
         try:
             for number, data in _fields(path.read_bytes()):
@@ -133,7 +133,7 @@ class Contract(_Part):
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Contract":
-        """Reads and checks a contract; raises InvalidModel with the first thing wrong."""
+        """Parses and validates; raises InvalidModel with the first error."""
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
@@ -143,7 +143,7 @@ class Contract(_Part):
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
-    """The fields of a protobuf message of any type: number, and bytes or a number."""
+    """The fields of a protobuf message of any type: number and value."""
     fields: Any = UnknownFieldSet(Empty.FromString(message))
     for field in fields:
         yield field.field_number, field.data

@@ -1,4 +1,4 @@
-"""How many CPUs this process may use: its affinity, and the quotas of its control groups, which ONNX Runtime does not look at."""
+"""How many CPUs this process may use, by affinity and cgroup quotas. ONNX Runtime looks at neither quota."""
 
 import math
 import os
@@ -6,18 +6,18 @@ from pathlib import Path
 
 
 def cpu_budget() -> int:
-    """CPUs that this process may use: its affinity, cut by its cgroups' quota, at least 1. ONNX Runtime sees neither limit."""
+    """CPUs in this process's affinity mask, but no more than its cgroup quotas allow; at least 1."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, math.floor(min(affinity, cpu_limit())))
 
 
 def cpu_limit(root: Path = Path("/")) -> float:
-    """The CPUs that the quotas of this process's groups allow, such as 1.5; infinite if there is none.
+    """CPUs that the quotas of this process's cgroups allow, such as 1.5; infinite without a quota.
 
-    A group's limit holds for all below it, so the least on the way up counts. In a container the way up usually ends at once: its
-    own group is the top of what it sees, whatever path `/proc/self/cgroup` gives.
+    A group's quota also limits the groups below it, so the smallest on the way up counts. A container usually sees only its own
+    group, as the root, whatever path `/proc/self/cgroup` gives.
 
-    `root` is where `proc` and `sys` are found.
+    `root` is the folder that holds `proc` and `sys`.
     """
     limits = [math.inf]
     try:

@@ -1,13 +1,13 @@
-"""Whether a file is still what it was, without reading it."""
+"""Tells whether a file has changed, without reading it."""
 
 from pathlib import Path
 
 FileState = tuple[int, int, int]
-"""How a file looks on disk: inode, time of its last change in nanoseconds, size in bytes."""
+"""Inode, modification time in nanoseconds, size in bytes."""
 
 
 def file_state(path: Path) -> FileState | None:
-    """How a file looks now; None if there is none, or none that may be looked at."""
+    """The state of a file now; None if it does not exist or cannot be accessed."""
     try:
         stat = path.stat()
     except OSError:

@@ -1,6 +1,6 @@
-"""From an encoded image to the uint8[H,W,C] that a model takes: the one way, for training and for serving.
+"""Decodes an image and resizes it to the uint8[H,W,C] that a model takes. Training and serving both use it.
 
-Knows nothing of normalisation: that is inside the ONNX graph.
+Normalisation is not here: it is inside the ONNX graph.
 """
 
 import io
@@ -18,34 +18,34 @@ from service.model.contract import InputSpec
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 MAX_SIDE = 65_535
-"""Pixels. What Pillow does once for each column takes longer than all pixels if there are few rows."""
+"""In pixels. Pillow's work per column dominates in an image of few rows, which a limit on width x height allows."""
 
 MAX_SCANS = 100
-"""Of a JPEG. Each may go over all of its pixels, and takes no more than 10 bytes; programs write about ten."""
+"""In a JPEG. A scan of 10 bytes can touch every pixel; encoders write about ten scans."""
 
-# Pillow's own guard warns at one limit and raises at another; `open_image` keeps the one limit that the operator set.
+# Replaced by the operator's limit in `open_image`: Pillow's own warns at one size and raises at another.
 Image.MAX_IMAGE_PIXELS = None
-# Compressed text in a PNG is unfolded while its header is read; nobody needs 64 MiB of it, Pillow's own limit.
+# Compressed text in a PNG is decompressed while its header is read. Pillow's own limit is 64 MiB.
 PngImagePlugin.MAX_TEXT_MEMORY = 4 * PngImagePlugin.MAX_TEXT_CHUNK
 
 _BACKGROUND = (255, 255, 255, 255)
 
 _SCAN = b"\xff\xda\0"  # the marker, and the first byte of its length, which is 14 at most
-_LEAST_TILES = 1024 * 1024
+_MIN_TILE_PIXELS = 1024 * 1024
 _PNG = b"\x89PNG\r\n\x1a\n"
 _CHUNK = struct.Struct(">I4s")
 _IHDR = struct.Struct(">IIBBBBB")
 _PLAIN_MODES = {0: "L", 2: "RGB"}
 _GRAY_STEPS = {"L;2": 85, "L;4": 17}
-_WITHOUT_EFFECT = (b"sRGB", b"gAMA", b"pHYs", b"tIME")
-"""What Pillow would note of a PNG, and nobody here asks for."""
+_IGNORED_CHUNKS = (b"sRGB", b"gAMA", b"pHYs", b"tIME")
+"""PNG chunks that do not change the pixels that Pillow decodes."""
 
 
 class _PlainPng(Image.Image):
-    """A PNG of 8-bit gray or RGB with nothing in it that changes how its pixels are to be seen: what most programs send.
+    """A PNG of 8-bit gray or RGB without palette, transparency, animation or orientation, which most clients send.
 
-    Pillow's own class for PNG comes to the same pixels by the same decoder, but reads as from a file that may hold anything: for a
-    small picture, that takes twice as long as all of this.
+    Pillow's own class decodes it to the same pixels, but reads the file as a general PNG: for a small image that takes twice as
+    long as all of this.
     """
 
     format = "PNG"
@@ -64,11 +64,11 @@ class _PlainPng(Image.Image):
 
 
 def open_image(encoded: bytes, max_pixels: int) -> Image.Image:
-    """Reads an image's header, and nothing more of it.
+    """Reads an image's header; decodes no pixels.
 
     Raises:
-        InvalidRequest: not an image in one of FORMATS, width x height above `max_pixels`, a side above MAX_SIDE, or more to
-            decode than pixels: a JPEG of more than MAX_SCANS, a TIFF whose tiles are far larger than itself.
+        InvalidRequest: not an image in one of FORMATS, width x height above `max_pixels`, a side above MAX_SIDE, a JPEG of more
+            than MAX_SCANS scans, or a TIFF whose tiles are far larger than the image.
     """
     if not encoded:
         raise InvalidRequest("the image is empty (0 bytes)")
@@ -77,14 +77,14 @@ def open_image(encoded: bytes, max_pixels: int) -> Image.Image:
         tiles = _pixels_of_tiles(image) if isinstance(image, TiffImagePlugin.TiffImageFile) else 0
     except UnidentifiedImageError:
         raise InvalidRequest(f"not an image in a format accepted here: {', '.join(FORMATS)}") from None
-    except Exception as error:  # noqa: BLE001 - Pillow's parsers raise whatever broken input makes them raise
+    except Exception as error:  # noqa: BLE001 - Pillow's parsers raise any error on broken input
         raise InvalidRequest(f"the image's header is broken ({type(error).__name__})") from None
     if image.width * image.height > max_pixels:
         raise InvalidRequest(f"the image has {image.width} x {image.height} pixels; at most {max_pixels} are accepted")
     if max(image.size) > MAX_SIDE:
         raise InvalidRequest(f"the image is {image.width} x {image.height}; at most {MAX_SIDE} pixels a side are accepted")
-    # The tiles at its edges may reach beyond the picture.
-    if tiles > max(2 * max_pixels, _LEAST_TILES):
+    # Tiles at the edges may reach beyond the image.
+    if tiles > max(2 * max_pixels, _MIN_TILE_PIXELS):
         raise InvalidRequest(f"the image's tiles have {tiles} pixels; at most {max_pixels} are accepted")
     if image.format in ("JPEG", "MPO"):
         scans = encoded.count(_SCAN)
@@ -94,16 +94,16 @@ def open_image(encoded: bytes, max_pixels: int) -> Image.Image:
 
 
 def to_pixels(image: Image.Image, spec: InputSpec) -> NDArray[np.uint8]:
-    """Decodes an opened image and brings it to the model's size and channels.
+    """Decodes an opened image and converts it to the model's size and channels.
 
-    The EXIF orientation is applied, 16-bit gray is scaled to 8 bits, transparency is laid on white, the first frame of an
-    animation is taken. Then gray or RGB, then the contract's `fit` with an antialiased bilinear filter.
+    In this order: the first frame of an animation, EXIF orientation, 16-bit gray to 8 bits, transparency over white, gray or RGB,
+    the contract's `fit` with an antialiased bilinear filter.
 
     Returns:
         uint8[H,W,C] of exactly `spec.shape`.
 
     Raises:
-        InvalidRequest: the image's data are broken or cut short, or its pixels are of a kind that has no 8-bit meaning.
+        InvalidRequest: the image's data are broken or cut short, or its pixels have 32 bits.
     """
     try:
         if not isinstance(image, _PlainPng):
@@ -123,19 +123,19 @@ def decode(encoded: bytes, spec: InputSpec, max_pixels: int) -> NDArray[np.uint8
 
 
 def resize(pixels: NDArray[np.uint8], spec: InputSpec) -> NDArray[np.uint8]:
-    """Brings decoded pixels, uint8[h,w] or uint8[h,w,3], to the model's shape as `to_pixels` would."""
+    """Decoded pixels, uint8[h,w] or uint8[h,w,3], resized and converted as by `to_pixels`."""
     return to_pixels(Image.fromarray(pixels), spec)
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
-    """PNG bytes of uint8[h,w], uint8[h,w,1] or uint8[h,w,3]; lossless, so `decode` gives the same pixels back."""
+    """PNG bytes of uint8[h,w], uint8[h,w,1] or uint8[h,w,3]; lossless, so `decode` returns the same pixels."""
     buffer = io.BytesIO()
     Image.fromarray(pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def _plain_png(encoded: bytes) -> _PlainPng | None:
-    """The picture if it is such a PNG, whole and with the right checksums; see the PNG specification, sections 5 and 11."""
+    """The image if it is such a PNG with valid checksums, else None. See the PNG specification, sections 5 and 11."""
     if not encoded.startswith(_PNG):
         return None
     header, compressed = b"", []
@@ -145,7 +145,7 @@ def _plain_png(encoded: bytes) -> _PlainPng | None:
         data = encoded[at + _CHUNK.size : at + _CHUNK.size + length]
         at += _CHUNK.size + length + 4
         if kind == b"IDAT":
-            compressed.append(data)  # has a checksum of its own inside
+            compressed.append(data)  # zlib data has its own checksum
             continue
         if encoded[at - 4 : at] != zlib.crc32(data, zlib.crc32(kind)).to_bytes(4, "big"):
             return None
@@ -153,7 +153,7 @@ def _plain_png(encoded: bytes) -> _PlainPng | None:
             break
         if kind == b"IHDR":
             header = data
-        elif kind not in _WITHOUT_EFFECT:
+        elif kind not in _IGNORED_CHUNKS:
             return None
     else:
         return None
@@ -179,7 +179,7 @@ def _fitted(image: Image.Image, spec: InputSpec) -> NDArray[np.uint8]:
 
 
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:
-    transparent = image.info.get("transparency")  # of a PNG, the one value or colour that is
+    transparent = image.info.get("transparency")  # of a PNG: the transparent value or colour
     if image.mode == mode and transparent is None:
         image.load()
         return image
@@ -197,7 +197,7 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
 
 
 def _scale_transparency(image: PngImagePlugin.PngImageFile) -> None:
-    """Brings the transparent value or colour to the 8 bits that Pillow brings the pixels to."""
+    """Scales the transparent value or colour to 8 bits, as Pillow scales the pixels."""
     transparent, depth = image.info.get("transparency"), image.tile[0].args if image.tile else None
     if depth in _GRAY_STEPS and transparent is not None:
         image.info["transparency"] = transparent * _GRAY_STEPS[depth]
@@ -206,7 +206,7 @@ def _scale_transparency(image: PngImagePlugin.PngImageFile) -> None:
 
 
 def _pixels_of_tiles(image: TiffImagePlugin.TiffImageFile) -> int:
-    """How many pixels a TIFF's tiles have; 0 if it is in strips, which end with the picture. Raises for what is no size."""
+    """Pixels in a TIFF's tiles; 0 if it has strips, which end with the image. Raises TypeError if a tile has no valid size."""
     tags = image.tag_v2
     tile = [tags[tag] for tag in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH) if tag in tags]
     if not tile:

@@ -1,4 +1,4 @@
-"""The names of the execution providers: ours, in settings, contracts and metrics, and ONNX Runtime's."""
+"""Names of the execution providers: in settings, contracts and metrics, and in ONNX Runtime."""
 
 from typing import Literal
 
@@ -6,7 +6,7 @@ ProviderName = Literal["cuda", "cpu", "tensorrt", "openvino"]
 """A provider that can run a model."""
 
 Provider = Literal["auto", ProviderName]
-"""A provider that can be asked for. `auto` is CUDA where it works, else the CPU."""
+"""A provider to configure. `auto` is CUDA where it works, else the CPU."""
 
 ONNX_RUNTIME_NAMES: dict[ProviderName, str] = {
     "cuda": "CUDAExecutionProvider",

@@ -1,6 +1,6 @@
 """Names of folders and files in a model repository: `DIR/<model>/<version>/model.onnx`.
 
-Export writes this layout and the server reads it; neither knows more of the other than this file and `contract.py`.
+Export writes this layout and the server reads it. Beside it they share only the contract (`contract.py`).
 """
 
 import re
@@ -14,7 +14,7 @@ LABELS_FILE = "labels.txt"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 RESERVED_NAMES = ("liveness",)
-"""Names that health knows as something else."""
+"""Names that mean something else to health checks."""
 
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
@@ -31,7 +31,7 @@ def check_model_name(name: str) -> str:
 
 
 def model_names(repository: Path) -> list[str]:
-    """The models that have a folder in `repository`, sorted; what cannot be a model's name is passed over."""
+    """The models that have a folder in `repository`, sorted. Folders whose name is not a model's are ignored."""
     return sorted(path.name for path in repository.iterdir() if _is_model(path))
 
 
@@ -40,7 +40,7 @@ def _is_model(path: Path) -> bool:
 
 
 def version_numbers(repository: Path, name: str) -> list[int]:
-    """The versions of a model that have a folder, ascending. A folder that is not a positive integer is no version."""
+    """The versions of a model that have a folder, ascending. Folders that are not positive integers are ignored."""
     folder = repository / name
     if not folder.is_dir():
         return []
@@ -48,9 +48,9 @@ def version_numbers(repository: Path, name: str) -> list[int]:
 
 
 def misplaced(repository: Path) -> list[tuple[Path, str]]:
-    """ONNX files that lie in a repository, at most three folders deep, where they are no version of a model, and why they are none.
+    """ONNX files, at most three folders deep, that are not where a version's model file belongs, each with the reason.
 
-    Relative to the repository, sorted.
+    Sorted paths, relative to the repository.
     """
     files = [file.relative_to(repository) for depth in ("*", "*/*", "*/*/*") for file in repository.glob(f"{depth}.onnx")]
     found = ((file, _why_misplaced(repository, file)) for file in files if not any(part.startswith(".") for part in file.parts))
@@ -58,38 +58,38 @@ def misplaced(repository: Path) -> list[tuple[Path, str]]:
 
 
 def _why_misplaced(repository: Path, file: Path) -> str:
-    """Empty if it is a version's model file, or lies beside one."""
+    """Empty for a version's model file, or a file beside one."""
     model_file = file.with_name(MODEL_FILE)
     if len(file.parts) != 3 or not (repository / model_file).exists():
         if file == model_file and (repository / file).is_symlink():
-            return "it is a link to what is not there"
-        return f"wanted is {Path('<model>', '<version>', MODEL_FILE)}"
+            return "it is a broken link"
+        return f"expected is {Path('<model>', '<version>', MODEL_FILE)}"
     name, version, _ = file.parts
     try:
         check_model_name(name)
     except UserError as error:
         return str(error)
-    return "" if _VERSION.fullmatch(version) else f"{version!r} is no version: versions are whole numbers from 1"
+    return "" if _VERSION.fullmatch(version) else f"{version!r} is not a version: versions are whole numbers from 1"
 
 
 def model_path(repository: Path, name: str, version: int) -> Path:
-    """Where the model file of a version lies."""
+    """The model file of a version."""
     return repository / name / str(version) / MODEL_FILE
 
 
 def policy_path(repository: Path, name: str, policies: Path | None = None) -> Path:
-    """The file of a model's policy, which need not exist: `<name>.toml` in the folder `policies` if that is there, else its own."""
-    above = policies / f"{name}.toml" if policies is not None else None
-    return above if above is not None and above.exists() else repository / name / POLICY_FILE
+    """A model's policy file, which need not exist: `<name>.toml` in `policies` if it exists, else `serving.toml` in its folder."""
+    override = policies / f"{name}.toml" if policies is not None else None
+    return override if override is not None and override.exists() else repository / name / POLICY_FILE
 
 
 def labels_path(repository: Path, name: str) -> Path:
-    """Where the names of the classes of a foreign model lie, if they are given: one a line."""
+    """The optional file of labels, one a line, of a model without a contract."""
     return repository / name / LABELS_FILE
 
 
 def read_labels(path: Path) -> tuple[str, ...] | None:
-    """The lines of a `labels.txt`; None if there is none. Raises InvalidModel for one that cannot be used."""
+    """The lines of a `labels.txt`; None if there is none. Raises InvalidModel if it cannot be read or has an empty line."""
     try:
         labels = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().split("\n"))
     except FileNotFoundError:
@@ -102,5 +102,5 @@ def read_labels(path: Path) -> tuple[str, ...] | None:
 
 
 def next_version(repository: Path, name: str) -> int:
-    """The version number that a new export takes: one above the highest, 1 if there is none."""
+    """The number for a new version: one above the highest, or 1."""
     return max(version_numbers(repository, name), default=0) + 1

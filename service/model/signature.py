@@ -1,4 +1,8 @@
-"""What the graph of a model takes and gives: as its contract says, or, for a foreign file, as the graph itself does."""
+"""A model's signature: the tensors that its graph takes and gives.
+
+A contract states it, and the graph is checked against that. Without a contract it is inferred: the graph is run, because graphs
+often leave the shapes of outputs open.
+"""
 
 import logging
 import math
@@ -15,8 +19,11 @@ from service.model.contract import INPUT_NAME, LOGITS_NAME, METADATA_KEY, PROBAB
 
 log = logging.getLogger(__name__)
 
-_PROBES = (1, 2, 3)
-"""Items in the batches that a graph is tried on: one that answers two items rightly need not so answer one, or three."""
+_PROBE_BATCHES = (1, 2, 3)
+"""Items in the batches that a graph is tried on: one that works for two items may fail for one, or for three."""
+
+_BATCH_EFFECT = 0.02
+"""Share of the largest score. Half precision, and inputs quantised by the range of a whole batch, stay below it."""
 
 _DTYPES: dict[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16), "tensor(double)": np.dtype(np.float64),
@@ -27,7 +34,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 
 
 class Node(Protocol):
-    """An input or output of a session; a dimension that is open is a name or None."""
+    """An input or output of a session. In `shape`, a dynamic dimension is a name or None."""
 
     name: str
     type: str
@@ -35,21 +42,21 @@ class Node(Protocol):
 
 
 class Session(Protocol):
-    """What is needed of ONNX Runtime's InferenceSession."""
+    """The part of ONNX Runtime's InferenceSession that is used here."""
 
     def get_inputs(self) -> Sequence[Node]:
-        """What it takes."""
+        """The inputs."""
 
     def get_outputs(self) -> Sequence[Node]:
-        """What it gives."""
+        """The outputs."""
 
     def run(self, names: Sequence[str], feed: dict[str, NDArray[Any]]) -> Sequence[NDArray[Any]]:
-        """One array an output that is named."""
+        """The outputs of these names, in their order."""
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A tensor that a graph takes or gives: its name there, and dtype and shape of one item, without the batch dimension."""
+    """An input or output: its name, and dtype and shape of one item, without the batch dimension."""
 
     name: str
     dtype: np.dtype[Any]
@@ -61,29 +68,29 @@ class TensorSpec:
         return self.dtype.itemsize * math.prod(self.shape)
 
     @cached_property
-    def item(self) -> np.dtype[Any]:
-        """An item as one element of an array: what `numpy.frombuffer` needs to give [n, *shape] at once."""
+    def item_dtype(self) -> np.dtype[Any]:
+        """One item as a single array element: `numpy.frombuffer` with it gives [n, *shape]."""
         return np.dtype((self.dtype, self.shape))
 
     @cached_property
-    def is_picture(self) -> bool:
-        """Whether an item can be a decoded picture: uint8[H,W,C]."""
+    def is_image(self) -> bool:
+        """Whether an item can be a decoded image, uint8[H,W,C]."""
         return self.dtype == np.uint8 and len(self.shape) == 3 and self.shape[2] in (1, 3, 4)
 
     def __str__(self) -> str:
         return f"{self.dtype} {' x '.join(map(str, self.shape))}"
 
 
-class Graph(NamedTuple):
-    """What a session takes and gives; `batch_items` is 0 if it takes batches of any number of items, else that number."""
+class Signature(NamedTuple):
+    """The input, and the outputs with the scores first. `fixed_batch_items` is 0 if a batch may have any number of items."""
 
     input: TensorSpec
     outputs: tuple[TensorSpec, ...]
-    batch_items: int = 0
+    fixed_batch_items: int = 0
 
 
-def graph_of_contract(session: Session, contract: Contract) -> Graph:
-    """Raises InvalidModel if the graph is not as the contract says."""
+def contract_signature(session: Session, contract: Contract) -> Signature:
+    """The signature that the contract states. Raises InvalidModel if the graph has another."""
     inputs = {node.name: node for node in session.get_inputs()}
     if set(inputs) != {INPUT_NAME} or inputs[INPUT_NAME].type != "tensor(uint8)":
         raise InvalidModel(f"the graph must take one uint8 input named {INPUT_NAME!r}; it takes {sorted(inputs)}")
@@ -102,17 +109,40 @@ def graph_of_contract(session: Session, contract: Contract) -> Graph:
         if given[1] != len(contract.labels):
             raise InvalidModel(f"the graph gives {given[1]} {name}, the contract has {len(contract.labels)} labels")
     scores = tuple(TensorSpec(name, np.dtype(np.float32), (len(contract.labels),)) for name in (PROBABILITIES_NAME, LOGITS_NAME))
-    return Graph(TensorSpec(INPUT_NAME, np.dtype(np.uint8), contract.input.shape), scores)
+    return Signature(TensorSpec(INPUT_NAME, np.dtype(np.uint8), contract.input.shape), scores)
 
 
-def graph_of_foreign(session: Session, labels: int | None = None) -> Graph:
-    """What a graph without a contract takes and gives. Outputs are found out by running it: graphs often leave shapes open.
+def infer_signature(session: Session, classes: int | None = None) -> Signature:
+    """The signature of a model without a contract, found by running it.
 
-    The scores are the first output that can be scores; of as many classes as there are `labels`, if they are given and one has.
+    The scores are the first float output with one number a class; of several, one with `classes` numbers is preferred.
 
     Raises:
-        InvalidModel: it cannot be served by tensor.
+        InvalidModel: the model cannot be served by tensor.
     """
+    taken, fixed_batch_items = _infer_input(session)
+    nodes = [node for node in session.get_outputs() if node.type in _DTYPES]
+    left_out = ", ".join(f"{node.type} {node.name!r}" for node in session.get_outputs() if node.type not in _DTYPES)
+    if not nodes:
+        hint = " (a scikit-learn export with zipmap=False gives a tensor)" if "map(" in left_out else ""
+        raise InvalidModel(f"the graph gives {left_out}; tensors of numbers are accepted{hint}")
+    batches = (fixed_batch_items,) if fixed_batch_items else _PROBE_BATCHES
+    outputs, *others = (_run_outputs(session, nodes, taken, items) for items in batches)
+    for one, more in (pair for other in others for pair in zip(outputs, other, strict=True)):
+        if one != more:
+            raise InvalidModel(f"the graph gives {one.name!r} as {one} for one item, and as {more} for several")
+    scores = _scores(outputs, classes)
+    if scores is None:
+        given = ", ".join(f"{output.name} ({output})" for output in outputs)
+        given += f", {left_out}" if left_out else ""
+        raise InvalidModel(f"the graph is not a classifier's: it gives {given}; one output must be float, a number for each class")
+    if left_out:
+        log.warning("outputs that are not served, because only tensors of numbers are: %s", left_out)
+    return Signature(taken, (scores, *(output for output in outputs if output is not scores)), fixed_batch_items)
+
+
+def _infer_input(session: Session) -> tuple[TensorSpec, int]:
+    """The input, and the batch size if it is fixed, else 0."""
     inputs = session.get_inputs()
     names = {node.name for node in (*inputs, *session.get_outputs())}
     if {INPUT_NAME, PROBABILITIES_NAME, LOGITS_NAME} <= names:
@@ -126,30 +156,10 @@ def graph_of_foreign(session: Session, labels: int | None = None) -> Graph:
     shape = tuple(size for size in node.shape[1:] if isinstance(size, int) and size > 0)
     if len(node.shape) < 2 or len(shape) != len(node.shape) - 1:
         raise InvalidModel(f"the graph takes {node.shape}; every dimension but the first, of the batch, must be there and be fixed")
-    batch_items = node.shape[0] if isinstance(node.shape[0], int) else 0
-    taken = TensorSpec(node.name, dtype, shape)
-    nodes = [node for node in session.get_outputs() if node.type in _DTYPES]
-    left_out = ", ".join(f"{node.type} {node.name!r}" for node in session.get_outputs() if node.type not in _DTYPES)
-    if not nodes:
-        hint = " (a scikit-learn export with zipmap=False gives a tensor)" if "map(" in left_out else ""
-        raise InvalidModel(f"the graph gives {left_out}; tensors of numbers are accepted{hint}")
-    probes = [_try_outputs(session, nodes, taken, items) for items in ((batch_items,) if batch_items else _PROBES)]
-    outputs = probes[0]
-    for one, more in (pair for other in probes[1:] for pair in zip(outputs, other, strict=True)):
-        if one != more:
-            raise InvalidModel(f"the graph gives {one.name!r} as {one} for one item, and as {more} for several")
-    scores = _scores(outputs, labels)
-    if scores is None:
-        given = ", ".join(f"{output.name} ({output})" for output in outputs)
-        given += f", {left_out}" if left_out else ""
-        raise InvalidModel(f"the graph is not a classifier's: it gives {given}; one output must be float, a number for each class")
-    if left_out:
-        log.warning("left out of what the model gives, because only tensors of numbers are served: %s", left_out)
-    others = (output for output in outputs if output is not scores)
-    return Graph(taken, (scores, *others), batch_items)
+    return TensorSpec(node.name, dtype, shape), node.shape[0] if isinstance(node.shape[0], int) else 0
 
 
-def _try_outputs(session: Session, nodes: Sequence[Node], taken: TensorSpec, items: int) -> list[TensorSpec]:
+def _run_outputs(session: Session, nodes: Sequence[Node], taken: TensorSpec, items: int) -> list[TensorSpec]:
     try:
         arrays = session.run([node.name for node in nodes], {taken.name: np.zeros((items, *taken.shape), taken.dtype)})
     except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors share no base class
@@ -160,27 +170,26 @@ def _try_outputs(session: Session, nodes: Sequence[Node], taken: TensorSpec, ite
     return [TensorSpec(node.name, array.dtype, array.shape[1:]) for node, array in zip(nodes, arrays, strict=True)]
 
 
-def _scores(outputs: Sequence[TensorSpec], labels: int | None) -> TensorSpec | None:
-    """The output that holds a number for each class; None if there is none."""
+def _scores(outputs: Sequence[TensorSpec], classes: int | None) -> TensorSpec | None:
+    """The output with one number a class; None if there is none."""
     found = [
         output for output in outputs if output.dtype.kind == "f" and 0 < math.prod(output.shape) == max(output.shape, default=1)
     ]
-    return next((output for output in found if math.prod(output.shape) == labels), next(iter(found), None))
+    return next((output for output in found if math.prod(output.shape) == classes), next(iter(found), None))
 
 
-def mixes_items(session: Session, graph: Graph) -> bool:
-    """Whether an item's scores change with what else is in its batch. Tried on random items; False if the graph refuses them."""
+def depends_on_batch(session: Session, signature: Signature) -> bool:
+    """Whether an item's scores change with the rest of its batch. Tried on random items; False if the graph rejects them."""
     random = np.random.default_rng(0)
-    shape = (graph.batch_items or 2, *graph.input.shape)
-    items = random.integers(0, 256, shape, np.uint8) if graph.input.dtype == np.uint8 else random.random(shape)
-    items = items.astype(graph.input.dtype)
-    other = items.copy()
-    other[1:] = 0
+    shape = (signature.fixed_batch_items or 2, *signature.input.shape)
+    items = random.integers(0, 256, shape, np.uint8) if signature.input.dtype == np.uint8 else random.random(shape)
+    items = items.astype(signature.input.dtype)
+    changed = items.copy()
+    changed[1:] = 0
     try:
-        found = [session.run([graph.outputs[0].name], {graph.input.name: each})[0][0] for each in (items, other)]
-    except Exception:  # noqa: BLE001 - such as an index that is none
+        found = [session.run([signature.outputs[0].name], {signature.input.name: batch})[0][0] for batch in (items, changed)]
+    except Exception:  # noqa: BLE001 - such as an index out of range
         return False
     first, second = (scores.astype(np.float64) for scores in found)
-    with np.errstate(all="ignore"):  # what is NaN or infinite says nothing
-        # Wide enough for half precision, and for inputs quantised by the range of a whole batch.
-        return bool((np.abs(first - second) > 0.02 * np.abs(first).max()).any())
+    with np.errstate(all="ignore"):  # NaN and infinity compare as unchanged
+        return bool((np.abs(first - second) > _BATCH_EFFECT * np.abs(first).max()).any())

@@ -68,7 +68,7 @@ class ServerMetadata:
         """How a model is served, in the form of Triton's model configuration. Raises NotFound."""
         served = self._served(name, version)
         model, policy = served.model, served.policy
-        image_format = {} if model.foreign else {"format": "FORMAT_NHWC"}
+        image_format = {"format": "FORMAT_NHWC"} if model.has_contract else {}
         parameters = {
             "labels": json.dumps(model.labels, ensure_ascii=False),
             "aliases": json.dumps(self._repository.aliases(name)),
@@ -109,8 +109,8 @@ class ServerMetadata:
         """
         model = self._served(name, version).model
         spec = model.input
-        datatype, shape = (DATATYPES[spec.dtype], [1, *spec.shape]) if model.foreign else (BYTES, [1])
-        elements = elements_of_raw(datatype, shape, body) if model.foreign else [body]
+        datatype, shape = (BYTES, [1]) if model.has_contract else (DATATYPES[spec.dtype], [1, *spec.shape])
+        elements = [body] if model.has_contract else elements_of_raw(datatype, shape, body)
         return Input(spec.name, datatype, shape, elements)
 
     def statistics(self, name: str, version: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from service.engine.query import Item, Query
 from service.engine.repository import ServedModel
 from service.engine.top_k import best_labels
 from service.errors import InvalidRequest, RequestError, Unimplemented
-from service.model.session import TensorSpec
+from service.model.signature import TensorSpec
 from service.observability.trace_context import TraceContext
 from service.open_inference.shared_memory import MAX_READ_BYTES, Region, SharedMemory
 from service.policy import MAX_TIMEOUT_SECONDS
@@ -373,7 +373,7 @@ def _examine(given: Input, wanted: Sequence[Wanted], served: ServedModel) -> Non
         raise InvalidRequest(f"model {served.name!r} has no input {given.name[:64]!r}; it takes {spec.name!r}", "inputs[0].name")
     elements = given.elements
     if isinstance(elements, list):
-        if model.foreign:
+        if not model.has_contract:
             raise _not_taken(served, given)
     elif elements.dtype != spec.dtype or elements.shape[1:] != spec.shape:
         raise _not_taken(served, given)
@@ -384,7 +384,7 @@ def _examine(given: Input, wanted: Sequence[Wanted], served: ServedModel) -> Non
 def _not_taken(served: ServedModel, given: Input) -> InvalidRequest:
     spec = served.model.input
     takes = described(DATATYPES[spec.dtype], (-1, *spec.shape))
-    if not served.model.foreign:
+    if served.model.has_contract:
         takes += " or BYTES [-1] of encoded images"
     field = "shape" if given.datatype == DATATYPES[spec.dtype] else "datatype"
     message = f"input {spec.name!r} is {described(given.datatype, given.shape)}; model {served.name!r} takes {takes}"

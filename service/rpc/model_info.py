@@ -3,7 +3,8 @@
 import math
 
 from service.engine.repository import Repository, ServedModel
-from service.model.session import Model, TensorSpec
+from service.model.inference import Model
+from service.model.signature import TensorSpec
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.policy import Policy
 from service.rpc.call import Method, Unary, UnaryCall
@@ -46,7 +47,7 @@ class ModelInfoServicer:
             input=_tensor(model.input),
             outputs=[_tensor(spec) for spec in model.outputs],
             labels=model.labels,
-            contract=None if model.foreign else _contract(model),
+            contract=_contract(model) if model.has_contract else None,
             provider=model.provider,
             precision=model.precision,
             digest=model.digest,

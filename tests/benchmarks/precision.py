@@ -23,7 +23,8 @@ from export.training import loop
 from export.training.checkpoint import load_checkpoint
 from export.training.recipes import Settings
 from service.errors import UserError
-from service.model import cpus, session
+from service.model import cpus
+from service.model.loading import load_model
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "int8", "fp16")
 BATCHES = (1, 8, 32)
@@ -71,7 +72,7 @@ def measure(run: Path, repository: Path, rounds: int, threads: int, max_loss: fl
     if "int8" in files and (cost := files["int8"].cost):
         summary.show_cost(cost, console)
     table = Table("precision", "accuracy", "bytes", *(f"images/s in batches of {items}" for items in BATCHES), box=None)
-    served = [session.load_model(exported.path, "cpu", threads) for exported in files.values()]
+    served = [load_model(exported.path, "cpu", threads) for exported in files.values()]
     speeds = {items: images_per_second(served, items, rounds) for items in BATCHES}
     for index, (precision, exported) in enumerate(files.items()):
         cells = (f"{found[index]:,.0f} ({found[index] / found[0]:.2f} times)" for found in speeds.values())

@@ -35,7 +35,9 @@ from rich.table import Table
 from service.bench.images import synthetic_requests
 from service.bench.load import Load, Outcome
 from service.bench.processes import run
-from service.model import cpus, session
+from service.model import cpus
+from service.model.inference import Model
+from service.model.loading import load_model
 from service.model.preprocessing import decode
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from tests.benchmarks import h2load, transport
@@ -155,7 +157,7 @@ class Limit:
     """What ONNX Runtime does alone: the best of one session on all cores, and of one session a core."""
 
     def __init__(self, path: Path) -> None:
-        kinds = ([session.load_model(path, "cpu", CPUS)], [session.load_model(path, "cpu", 1) for _ in range(CPUS)])
+        kinds = ([load_model(path, "cpu", CPUS)], [load_model(path, "cpu", 1) for _ in range(CPUS)])
         self.images_a_second, self._batch, self._sessions = max(
             ((at_once(sessions, batch), batch, sessions) for sessions in kinds for batch in BATCHES), key=lambda found: found[0]
         )
@@ -167,11 +169,11 @@ class Limit:
         return images / statistics.mean((before, at_once(self._sessions, self._batch)))
 
 
-def at_once(sessions: Sequence[session.Model], batch: int, seconds: float = 0.4) -> float:
+def at_once(sessions: Sequence[Model], batch: int, seconds: float = 0.4) -> float:
     """Images a second of several sessions, each in a thread of its own."""
     images = np.random.default_rng(0).integers(0, 256, (batch, *sessions[0].input.shape), np.uint8)
 
-    def work(model: session.Model) -> float:
+    def work(model: Model) -> float:
         model.predict(images)
         barrier.wait()
         start = time.monotonic()
@@ -189,10 +191,10 @@ def at_once(sessions: Sequence[session.Model], batch: int, seconds: float = 0.4)
 def decode_limit(path: Path, requests: Sequence[bytes], seconds: float = 1.0) -> float:
     """Images a second of decoding and inference in this process, a thread a core, each with the pictures of a request at a time."""
     pictures = [[item.encoded for item in pb.ClassifyRequest.FromString(request).items] for request in requests]
-    sessions = [session.load_model(path, "cpu", 1) for _ in range(CPUS)]
+    sessions = [load_model(path, "cpu", 1) for _ in range(CPUS)]
     spec = sessions[0].contract.input
 
-    def work(model: session.Model) -> float:
+    def work(model: Model) -> float:
         start = time.monotonic()
         done = 0
         while (passed := time.monotonic() - start) < seconds:

@@ -17,7 +17,7 @@ from PIL import Image
 from export.data.datasets import Dataset
 from service.client import CallFailed, Client
 from service.errors import UserError
-from service.model import session
+from service.model.loading import load_model
 from service.model.preprocessing import decode
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from tests.conftest import Serve, Spawn, put
@@ -57,7 +57,7 @@ def refused(stub: grpc.UnaryUnaryMultiCallable, request: pb.ClassifyRequest) -> 
 def test_answers_are_those_of_the_model_in_process(stub: grpc.UnaryUnaryMultiCallable, digits: Dataset, model_file: Path) -> None:
     pngs = [digits.test.encoded(index) for index in range(40)]
     response = stub(pb.ClassifyRequest(model="digits", items=encoded(*pngs), top_k=10, id="abc"), timeout=10)
-    loaded = session.load_model(model_file, "cpu", 1)
+    loaded = load_model(model_file, "cpu", 1)
     expected = loaded.probabilities(np.stack([decode(png, loaded.contract.input, 1 << 20) for png in pngs]))
     assert (response.model, response.version, response.id) == ("digits", "1", "abc")
     assert len(response.results) == 40

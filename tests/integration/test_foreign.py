@@ -23,7 +23,7 @@ from service.engine.classifier import Classifier
 from service.engine.query import Query
 from service.engine.repository import Repository
 from service.errors import InvalidModel, InvalidRequest, RequestError
-from service.model import session
+from service.model.loading import load_model
 from service.observability.metrics import Metrics
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.pb.inference import open_inference_pb2 as oip
@@ -69,7 +69,7 @@ def expected(items: NDArray[np.generic]) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize("batch", ["N", 1, 4])
 def test_a_batch_of_any_size_is_answered_whatever_size_the_graph_takes(tmp_path: Path, batch: str | int) -> None:
-    loaded = session.load_model(write(tmp_path / "model.onnx", shape=(batch, 3, 2, 2)), "cpu", 1)
+    loaded = load_model(write(tmp_path / "model.onnx", shape=(batch, 3, 2, 2)), "cpu", 1)
     assert (str(loaded.input), loaded.input.name) == ("float32 3 x 2 x 2", "data")
     assert [(output.name, output.shape) for output in loaded.outputs] == [("scores", (3,)), ("features", (3, 4))]
     assert loaded.labels == ("0", "1", "2")
@@ -77,7 +77,7 @@ def test_a_batch_of_any_size_is_answered_whatever_size_the_graph_takes(tmp_path:
     scores, features = loaded.predict(items)
     np.testing.assert_allclose(scores, expected(items), rtol=1e-5)
     np.testing.assert_array_equal(features, items.reshape(6, 3, 4))
-    assert loaded.foreign
+    assert not loaded.has_contract
     with pytest.raises(InvalidModel, match="no contract: Convoy did not write this file"):
         _ = loaded.contract
 
@@ -190,9 +190,9 @@ def test_what_cannot_be_served_by_tensor_says_why(tmp_path: Path) -> None:
         (FLOAT, ("N", 24), r"the graph gives '\w+' \(2, .*\) for a batch of 1; one row an item is accepted"),
     ):
         with pytest.raises(InvalidModel, match=message):
-            session.load_model(write(path, kind, shape), "cpu", 1)
+            load_model(write(path, kind, shape), "cpu", 1)
     with pytest.raises(InvalidModel, match=r"labels\.txt has 2 labels; the graph gives 3 classes in 'scores'"):
-        session.load_model(write(path), "cpu", 1, ("cat", "dog"))
+        load_model(write(path), "cpu", 1, ("cat", "dog"))
 
 
 def write_loop(path: Path) -> None:

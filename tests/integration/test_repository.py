@@ -21,8 +21,8 @@ from service.engine.classifier import Classifier
 from service.engine.query import Item, Query
 from service.engine.repository import Repository
 from service.errors import RequestError
-from service.model import session
 from service.model.contract import METADATA_KEY
+from service.model.loading import load_model
 from service.observability.metrics import Metrics
 from service.server import Server
 from tests.conftest import Serve, put
@@ -246,7 +246,7 @@ def test_a_policy_of_several_instances_and_a_delay_is_kept(repository: Path, ser
     batch = served.batcher.max_batch_items  # at most 4: what warm-up found worthwhile
     with Client(f"127.0.0.1:{server.grpc_port}") as client, ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda index: client.classify([digits.test.encoded(index)], "digits").results[0][0].label, range(4)))
-    loaded = session.load_model(repository / "digits" / "1" / "model.onnx", "cpu", 1)
+    loaded = load_model(repository / "digits" / "1" / "model.onnx", "cpu", 1)
     assert found == [loaded.labels[row.argmax()] for row in loaded.probabilities(digits.test.pixels[:4])]
     assert samples(server)["convoy_batch_items_count", "digits", "1"] == 4 // batch, "they wait for each other"
     assert samples(server)["convoy_ort_threads", "digits"] == 2 * served.model.threads

@@ -111,13 +111,13 @@ def test_versions_are_folders_named_by_positive_integers(tmp_path: Path) -> None
 
 def test_model_files_in_other_places_are_found(tmp_path: Path) -> None:
     wrong = {
-        "a/2/model.onnx": "a link to what is not there",
-        "a/model.onnx": "wanted is <model>/<version>/model.onnx",
-        "a/v1/model.onnx": "'v1' is no version",
-        "b/1/resnet.onnx": "wanted is <model>/<version>/model.onnx",
+        "a/2/model.onnx": "a broken link",
+        "a/model.onnx": "expected is <model>/<version>/model.onnx",
+        "a/v1/model.onnx": "'v1' is not a version",
+        "b/1/resnet.onnx": "expected is <model>/<version>/model.onnx",
         "bad name/1/model.onnx": "a name starts with a letter or digit",
         "liveness/1/model.onnx": "is taken",
-        "net.onnx": "wanted is <model>/<version>/model.onnx",
+        "net.onnx": "expected is <model>/<version>/model.onnx",
     }
     right = ["a/1/model.onnx", "a/1/beside.onnx", "a/.export-1/model.onnx", ".hidden/1/model.onnx", "a/1/deep/er/model.onnx"]
     for name in (*wrong, *right):

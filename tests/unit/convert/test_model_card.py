@@ -9,14 +9,14 @@ from prometheus_client import CollectorRegistry
 from export.convert import model_card
 from export.data import datasets
 from service.engine.repository import Repository
-from service.model import session
+from service.model.loading import load_model
 from service.observability.metrics import Metrics
 from tests.unit.evaluation.answers import scores_of
 
 
 def test_the_card_says_what_the_file_is_and_a_server_passes_it_over(model_file: Path, digits: datasets.Dataset) -> None:
     card = (model_file.parent / "README.md").read_text()
-    contract = session.load_model(model_file, "cpu", 1).contract
+    contract = load_model(model_file, "cpu", 1).contract
     assert card.startswith("# digits\n")
     assert hashlib.sha256(model_file.read_bytes()).hexdigest() in card
     assert f"{contract.training.accuracy:.2%} (" in card
@@ -36,6 +36,6 @@ def test_the_card_says_what_the_file_is_and_a_server_passes_it_over(model_file: 
 
 
 def test_the_card_shows_names_as_they_are(model_file: Path) -> None:
-    contract = session.load_model(model_file, "cpu", 1).contract.model_copy(update={"labels": ("golden_retriever", "a|b", "owl")})
+    contract = load_model(model_file, "cpu", 1).contract.model_copy(update={"labels": ("golden_retriever", "a|b", "owl")})
     overview = model_card._overview(contract, scores_of([0, 1, 2], [0, 1, 2]), "1f", 10)
     assert r"| labels | golden\_retriever, a\|b, owl |" in overview

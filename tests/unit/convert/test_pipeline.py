@@ -16,14 +16,14 @@ from export.evaluation.measurement import predict
 from export.training.checkpoint import load_checkpoint
 from export.training.inference import predict_logits
 from service.errors import UserError
-from service.model import session
 from service.model.contract import InputSpec
+from service.model.loading import load_model
 from tests.unit.convert.networks import last_layer
 
 
 def test_the_exported_file_is_the_network_with_its_contract(run: Path, model_file: Path, digits: datasets.Dataset) -> None:
     checkpoint = load_checkpoint(run)
-    loaded = session.load_model(model_file, "cpu", 1)
+    loaded = load_model(model_file, "cpu", 1)
     contract = loaded.contract
     pixels = digits.test.pixels
     logits = torch.from_numpy(predict_logits(checkpoint, pixels))
@@ -68,7 +68,7 @@ def test_a_residual_network_with_batch_normalisation_is_exported(run: Path, digi
     exported = pipeline.export(checkpoint, digits, tmp_path, "residual", calibrate=False)
     path = exported.path
     assert exported.parity.max_difference < 1e-5
-    assert session.load_model(path, "cpu", 1).contract.training.temperature == 1.0
+    assert load_model(path, "cpu", 1).contract.training.temperature == 1.0
     assert "No temperature is applied" in (path.parent / "README.md").read_text()
 
 
@@ -76,7 +76,7 @@ def test_a_network_that_is_three_times_too_sure_gets_three_times_the_temperature
     run: Path, model_file: Path, digits: datasets.Dataset, tmp_path: Path
 ) -> None:
     checkpoint = load_checkpoint(run)
-    before = session.load_model(model_file, "cpu", 1)
+    before = load_model(model_file, "cpu", 1)
     temperature = before.contract.training.temperature
     assert temperature != 1.0, "the validation part determines one"
     last = last_layer(checkpoint)
@@ -90,7 +90,7 @@ def test_a_network_that_is_three_times_too_sure_gets_three_times_the_temperature
 
     exported = pipeline.export(checkpoint, digits, tmp_path, "sure", run=run, on_progress=on_progress)
     path, found = exported.path, exported.comparison
-    after = session.load_model(path, "cpu", 1)
+    after = load_model(path, "cpu", 1)
     assert after.contract.training.temperature == pytest.approx(3 * temperature, rel=1e-3)
     assert found.scores.reliability_before.error != found.scores.reliability.error
     pixels = digits.test.pixels[:64]

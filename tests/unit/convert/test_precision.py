@@ -22,7 +22,7 @@ from export.networks import architectures
 from export.networks.resnet import BasicBlock
 from export.training.checkpoint import load_checkpoint
 from service.errors import GoldenMismatch, UserError
-from service.model import session
+from service.model.loading import load_model
 from tests.unit.convert.networks import Graph, outlier
 
 
@@ -51,7 +51,7 @@ def test_what_it_costs_is_measured_and_said(int8: pipeline.Exported, run: Path, 
 
 
 def test_golden_samples_are_replayed(int8: pipeline.Exported, digits: datasets.Dataset, tmp_path: Path) -> None:
-    served = session.load_model(int8.path, "cpu", 1)
+    served = load_model(int8.path, "cpu", 1)
     assert served.precision == "int8"
     assert served.contract.training.accuracy == int8.comparison.scores.accuracy
     assert [sample.tolerance for sample in served.contract.golden] == [{"cpu": 0.02, "cuda": 0.05}] * 4
@@ -62,13 +62,13 @@ def test_golden_samples_are_replayed(int8: pipeline.Exported, digits: datasets.D
     weight.CopyFrom(numpy_helper.from_array(values, weight.name))
     onnx.save_model(damaged, tmp_path / "model.onnx")
     with pytest.raises(GoldenMismatch, match="golden sample"):
-        session.load_model(tmp_path / "model.onnx", "cpu", 1)
+        load_model(tmp_path / "model.onnx", "cpu", 1)
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp16"])
 def test_the_temperature_is_that_of_fp32(precision: str, model_file: Path, digits: datasets.Dataset, request: Any) -> None:
     exported: pipeline.Exported = request.getfixturevalue(precision)
-    served, fp32 = session.load_model(exported.path, "cpu", 1), session.load_model(model_file, "cpu", 1)
+    served, fp32 = load_model(exported.path, "cpu", 1), load_model(model_file, "cpu", 1)
     assert served.contract.training.temperature == fp32.contract.training.temperature != 1.0
     probabilities, logits = served.predict(digits.test.pixels)
     np.testing.assert_allclose(torch.from_numpy(logits).softmax(1).numpy(), probabilities, atol=1e-6)
@@ -81,11 +81,11 @@ def test_the_temperature_is_that_of_fp32(precision: str, model_file: Path, digit
 def test_fp16_takes_and_gives_what_fp32_does(fp16: pipeline.Exported, digits: datasets.Dataset, model_file: Path) -> None:
     graph = Graph(fp16.path)
     assert all(graph.weights[layer.input[1]].dtype == np.float16 for layer in graph.of("Conv", "Gemm"))
-    served = session.load_model(fp16.path, "cpu", 1)
+    served = load_model(fp16.path, "cpu", 1)
     assert served.precision == "fp16"
     assert [output.dtype for output in served.predict(digits.test.pixels[:2])] == [np.float32, np.float32]
     difference = np.abs(
-        served.probabilities(digits.test.pixels) - session.load_model(model_file, "cpu", 1).probabilities(digits.test.pixels)
+        served.probabilities(digits.test.pixels) - load_model(model_file, "cpu", 1).probabilities(digits.test.pixels)
     )
     assert 0 < difference.max() < 5e-3
     assert fp16.cost is not None
@@ -149,4 +149,4 @@ def test_evaluate_finds_the_accuracy_of_the_contract(precision: str, request: An
     exported: pipeline.Exported = request.getfixturevalue(precision)
     arguments = [str(exported.path), "--data", "digits", "--json"]
     shown = CliRunner().invoke(commands.evaluate, arguments, catch_exceptions=False, standalone_mode=False).stdout
-    assert json.loads(shown)["accuracy"] == session.load_model(exported.path, "cpu", 1).contract.training.accuracy
+    assert json.loads(shown)["accuracy"] == load_model(exported.path, "cpu", 1).contract.training.accuracy

@@ -12,7 +12,7 @@ from export.data import datasets
 from export.evaluation.gates import PARITY_TOLERANCE, Comparison, Reference, check_accuracy, check_parity, compare
 from export.training.checkpoint import load_checkpoint
 from service.errors import UserError
-from service.model import session
+from service.model.loading import load_model
 from tests.unit.evaluation.answers import scores_of
 
 
@@ -74,7 +74,7 @@ def test_a_tie_may_go_either_way_and_a_lead_may_not(run: Path, digits: datasets.
     )  # fmt: skip
     checkpoint = dataclasses.replace(load_checkpoint(run), network=SigmoidHead(28 * 28).eval(), labels=two.labels)
     exported = pipeline.export(checkpoint, two, tmp_path, "parity")
-    served = session.load_model(exported.path, "cpu", 1)
+    served = load_model(exported.path, "cpu", 1)
     assert served.contract.head == "sigmoid"
     assert exported.comparison.same_top1 == 1.0
 

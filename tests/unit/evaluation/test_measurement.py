@@ -9,12 +9,12 @@ import pytest
 from export.data import datasets
 from export.evaluation.measurement import batches, measure
 from service.errors import UserError
-from service.model import session
 from service.model.contract import InputSpec
+from service.model.loading import load_model
 
 
 def test_measuring_goes_by_the_encoded_pictures_and_a_batch_at_a_time(model_file: Path, digits: datasets.Dataset) -> None:
-    served = session.load_model(model_file, "cpu", 1)
+    served = load_model(model_file, "cpu", 1)
     test = dataclasses.replace(digits.test, pixels=np.empty((0, 28, 28, 1), np.uint8))
     steps: list[tuple[int, int]] = []
     found = measure(served, test, digits.labels, lambda *counts: steps.append(counts))
@@ -28,7 +28,7 @@ def test_measuring_goes_by_the_encoded_pictures_and_a_batch_at_a_time(model_file
 
 
 def test_labels_may_come_in_another_order_but_not_be_others(model_file: Path, digits: datasets.Dataset) -> None:
-    served = session.load_model(model_file, "cpu", 1)
+    served = load_model(model_file, "cpu", 1)
     reversed_labels = tuple(reversed(digits.labels))
     mirrored = dataclasses.replace(digits.test, labels=9 - digits.test.labels)
     assert measure(served, mirrored, reversed_labels).accuracy == served.contract.training.accuracy
@@ -39,7 +39,7 @@ def test_labels_may_come_in_another_order_but_not_be_others(model_file: Path, di
 
 
 def test_a_picture_that_cannot_be_decoded_and_a_part_without_any(model_file: Path, digits: datasets.Dataset) -> None:
-    served = session.load_model(model_file, "cpu", 1)
+    served = load_model(model_file, "cpu", 1)
     broken = dataclasses.replace(digits.test, encoded=lambda index: b"text" if index == 7 else digits.test.encoded(index))
     with pytest.raises(UserError, match="picture 7 of the data: not an image"):
         measure(served, broken, digits.labels)

@@ -13,8 +13,8 @@ from click.testing import CliRunner
 
 from export.cli import export as commands
 from service.errors import UserError
-from service.model import session
 from service.model.contract import METADATA_KEY, Contract
+from service.model.loading import load_model
 
 
 def with_contract(model_file: Path, path: Path, **changes: object) -> Path:
@@ -35,7 +35,7 @@ def evaluate(*arguments: str | Path) -> str:
 
 
 def test_evaluate_measures_the_held_out_pictures(model_file: Path, tmp_path: Path) -> None:
-    training_facts = session.load_model(model_file, "cpu", 1).contract.training
+    training_facts = load_model(model_file, "cpu", 1).contract.training
     shown = evaluate(model_file, "--data", "digits", "--output", tmp_path / "out")
     assert "on the test part of digits" in shown
     assert f"accuracy as served: {training_facts.accuracy:.2%} (" in shown

@@ -10,24 +10,26 @@ import pytest
 
 from export.data.datasets import Dataset
 from service.errors import InvalidModel, LoadError, UserError
-from service.model import session
+from service.model.inference import Model, batch_sizes
+from service.model.loading import load_model
 from service.model.providers import ONNX_RUNTIME_NAMES, Provider
-from service.model.signature import graph_of_contract
+from service.model.session import Bucket, ModelContent, check_provider, open_session
+from service.model.signature import contract_signature
 
 
-def with_buckets(path: Path, max_items: int) -> session.Model:
+def with_buckets(path: Path, max_items: int) -> Model:
     """A model that computes as on a GPU, with buffers that lie in main memory."""
-    opened = session._open_session(session._Content(path.read_bytes()), "cpu", 1)
-    contract = session.load_model(path, "cpu", 1).contract
-    graph = graph_of_contract(opened, contract)
-    buckets = [session._Bucket(opened, graph, "cpu", items) for items in session.batch_sizes(max_items)]
+    opened = open_session(ModelContent(path.read_bytes()), "cpu", 1)
+    contract = load_model(path, "cpu", 1).contract
+    signature = contract_signature(opened, contract)
+    buckets = [Bucket(opened, signature, "cpu", items) for items in batch_sizes(max_items)]
     for bucket in buckets:
         bucket.warm_up(cuda_graphs=True)
-    return session.Model(opened, graph, contract.labels, contract, "cpu", 1, "", buckets)
+    return Model(opened, signature, contract.labels, contract, "cpu", 1, "", buckets)
 
 
 def test_batches_of_any_size_are_answered_from_buffers_of_a_few_sizes(model_file: Path, digits: Dataset) -> None:
-    plain, bucketed = session.load_model(model_file, "cpu", 1), with_buckets(model_file, 6)
+    plain, bucketed = load_model(model_file, "cpu", 1), with_buckets(model_file, 6)
     assert [bucket.items for bucket in bucketed._buckets] == [1, 2, 4, 6]
     pixels = digits.test.pixels
     for items in (1, 3, 6, 5, 2, 13):  # fewer after more, so that old items lie behind them; and more than the largest holds
@@ -64,26 +66,26 @@ def test_outputs_of_another_kind_or_shape_are_refused(
     output.type.tensor_type.elem_type = attributes.get("to", onnx.TensorProto.FLOAT)
     onnx.save_model(graph, tmp_path / "model.onnx")
     with pytest.raises(InvalidModel, match=said):
-        session.load_model(tmp_path / "model.onnx", "cpu", 1)
+        load_model(tmp_path / "model.onnx", "cpu", 1)
 
 
 def test_sizes_of_batches_are_powers_of_two_and_the_largest() -> None:
-    assert session.batch_sizes(1) == [1]
-    assert session.batch_sizes(8) == [1, 2, 4, 8]
-    assert session.batch_sizes(11) == [1, 2, 4, 8, 11]
+    assert batch_sizes(1) == [1]
+    assert batch_sizes(8) == [1, 2, 4, 8]
+    assert batch_sizes(11) == [1, 2, 4, 8, 11]
 
 
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt", "openvino"])
 def test_a_provider_that_is_asked_for_and_not_there_is_an_error_and_never_the_cpu(provider: Provider, model_file: Path) -> None:
     if ONNX_RUNTIME_NAMES[provider] in onnxruntime.get_available_providers():  # type: ignore[index]
-        assert session.load_model(model_file, provider, 1).provider == provider
+        assert load_model(model_file, provider, 1).provider == provider
         return
     message = f"provider '{provider}' is not in the installed ONNX Runtime, which has "
     with pytest.raises(LoadError, match=message):
-        session.load_model(model_file, provider, 1, None, 4)
+        load_model(model_file, provider, 1, None, 4)
     with pytest.raises(UserError, match=message):
-        session.check_provider(provider)
+        check_provider(provider)
 
 
 def test_auto_says_what_it_took(model_file: Path) -> None:
-    assert session.load_model(model_file, "auto", 1).provider in ("cuda", "cpu")
+    assert load_model(model_file, "auto", 1).provider in ("cuda", "cpu")

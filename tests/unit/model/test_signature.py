@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from service.engine.loader import load_instances
 from service.errors import InvalidModel
-from service.model import session
+from service.model.loading import load_model
 from service.model.repository_layout import read_labels
 from service.policy import Policy
 
@@ -62,13 +62,13 @@ def test_a_graph_that_answers_one_item_otherwise_than_several_is_refused(
 ) -> None:
     constants = {"one": np.float32(1), "from": [0], "last": [1]}
     with pytest.raises(InvalidModel, match=said):
-        session.load_model(write(tmp_path / "model.onnx", [PRODUCT, *nodes], {"scores": FLOAT}, constants), "cpu", 1)
+        load_model(write(tmp_path / "model.onnx", [PRODUCT, *nodes], {"scores": FLOAT}, constants), "cpu", 1)
 
 
 def test_of_two_outputs_the_labels_say_which_holds_the_scores(tmp_path: Path) -> None:
     path = write(tmp_path / "model.onnx", [node("Identity", "x", "embedding"), PRODUCT], {"embedding": FLOAT, "product": FLOAT})
-    assert session.load_model(path, "cpu", 1).outputs[0].name == "embedding"
-    assert session.load_model(path, "cpu", 1, ("cat", "dog", "cow")).outputs[0].name == "product"
+    assert load_model(path, "cpu", 1).outputs[0].name == "embedding"
+    assert load_model(path, "cpu", 1, ("cat", "dog", "cow")).outputs[0].name == "product"
 
 
 def test_what_is_no_tensor_of_numbers_is_left_out_if_the_scores_are_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -81,10 +81,10 @@ def test_what_is_no_tensor_of_numbers_is_left_out_if_the_scores_are_one(tmp_path
     }
     classifier = helper.make_node("LinearClassifier", ["x"], ["label", "scores"], domain="ai.onnx.ml", **attributes)
     both = write(tmp_path / "both.onnx", [classifier], {"label": TensorProto.STRING, "scores": FLOAT})
-    assert [output.name for output in session.load_model(both, "cpu", 1).outputs] == ["scores"]
-    assert "only tensors of numbers are served: tensor(string) 'label'" in caplog.text
+    assert [output.name for output in load_model(both, "cpu", 1).outputs] == ["scores"]
+    assert "only tensors of numbers are: tensor(string) 'label'" in caplog.text
     with pytest.raises(InvalidModel, match=r"the graph gives tensor\(string\) 'label'; tensors of numbers are accepted"):
-        session.load_model(write(tmp_path / "label.onnx", [classifier], {"label": TensorProto.STRING}), "cpu", 1)
+        load_model(write(tmp_path / "label.onnx", [classifier], {"label": TensorProto.STRING}), "cpu", 1)
 
 
 @pytest.mark.parametrize(("axis", "warned"), [(0, True), (1, False)])
@@ -92,7 +92,7 @@ def test_answers_that_depend_on_the_rest_of_the_batch_are_told_of(
     axis: int, warned: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = write(tmp_path / "model.onnx", [PRODUCT, node("Softmax", "product", "scores", axis=axis)], {"scores": FLOAT})
-    session.load_model(path, "cpu", 1)
+    load_model(path, "cpu", 1)
     assert ("an item's scores change with what is in its batch" in caplog.text) == warned
 
 
@@ -103,7 +103,7 @@ def test_a_shape_that_depends_on_the_data_fails_that_batch(tmp_path: Path) -> No
         node("Concat", "batch widths", "shape", axis=0), node("Expand", "one shape", "extra"),
     ]  # fmt: skip
     constants = {"one": np.float32(1), "one_number": [1]}
-    loaded = session.load_model(write(tmp_path / "model.onnx", nodes, {"product": FLOAT, "extra": FLOAT}, constants), "cpu", 1)
+    loaded = load_model(write(tmp_path / "model.onnx", nodes, {"product": FLOAT, "extra": FLOAT}, constants), "cpu", 1)
     assert loaded.predict(np.zeros((2, 4), np.float32))[1].shape == (2, 0)
     with pytest.raises(ValueError, match=r"the graph gave 'extra' \(2, 1\) for 2 items; each had \(0,\) when it was loaded"):
         loaded.predict(np.ones((2, 4), np.float32))
@@ -119,7 +119,7 @@ def test_weights_beside_the_file_are_found_and_are_its_own(tmp_path: Path, monke
     for folder in (tmp_path, tmp_path / "a" / "1"):
         monkeypatch.chdir(folder)
         for path, factor in zip(paths, (1, 7), strict=True):
-            for loaded in (session.load_model(path, "cpu", 1), load_instances(path, None, Policy(), "cpu", 1).instances[0]):
+            for loaded in (load_model(path, "cpu", 1), load_instances(path, None, Policy(), "cpu", 1).instances[0]):
                 np.testing.assert_allclose(loaded.predict(items)[0], factor * items @ WEIGHT, rtol=1e-5)
 
 
@@ -137,7 +137,7 @@ def measure(tmp_path: Path) -> Measure:
         if isinstance(batch, int):
             dimension.dim_value = batch
             onnx.save(graph, path)
-        return session.load_model(path, "cpu", 1).measure(64)
+        return load_model(path, "cpu", 1).measure(64)
 
     return of
 
@@ -157,7 +157,7 @@ def test_batches_are_no_larger_than_there_is_room_for(measure: Measure, caplog: 
 
 
 def test_a_slow_model_is_not_measured_in_batches_that_gain_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded = session.load_model(write(tmp_path / "model.onnx", [PRODUCT], {"product": FLOAT}), "cpu", 1)
+    loaded = load_model(write(tmp_path / "model.onnx", [PRODUCT], {"product": FLOAT}), "cpu", 1)
     now = 0.0
 
     def predict(images: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
@@ -166,7 +166,7 @@ def test_a_slow_model_is_not_measured_in_batches_that_gain_nothing(tmp_path: Pat
         return []
 
     monkeypatch.setattr(loaded, "predict", predict)
-    monkeypatch.setattr(session, "time", SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr("service.model.inference.time", SimpleNamespace(perf_counter=lambda: now))
     assert list(loaded.measure(64)) == [1, 2, 4]
 
 
@@ -188,4 +188,4 @@ def test_onnx_runtimes_reasons_are_not_hidden_behind_its_source(tmp_path: Path) 
     graph.ir_version = 99
     path.write_bytes(graph.SerializeToString())
     with pytest.raises(InvalidModel, match="Unsupported model IR version: 99"):
-        session.load_model(path, "cpu", 1)
+        load_model(path, "cpu", 1)

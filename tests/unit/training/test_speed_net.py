@@ -9,7 +9,7 @@ from export.convert import pipeline
 from export.data import datasets
 from export.training import recipes
 from export.training.inference import count_correct, predict_logits
-from service.model import session
+from service.model.loading import load_model
 from tests.unit.training.conftest import trained
 
 
@@ -22,7 +22,7 @@ def test_the_speed_net_learns(tmp_path: Path, few: datasets.Dataset) -> None:
 def test_the_speed_net_survives_export(tmp_path: Path, few: datasets.Dataset) -> None:
     checkpoint = trained(tmp_path / "run", few, recipes.settings("speed-net:width=32", 384, epochs=1))
     path = pipeline.export(checkpoint, few, tmp_path / "models", "fast", calibrate=False).path
-    served = session.load_model(path, "cpu", 1)
+    served = load_model(path, "cpu", 1)
     for items in (1, 5):
         found = served.probabilities(few.test.pixels[:items])
         expected = torch.from_numpy(predict_logits(checkpoint, few.test.pixels[:items])).softmax(1)

@@ -1,0 +1,177 @@
+"""A loaded model: predictions for batches of any size, and how long batches take. Knows nothing of queues, versions or gRPC."""
+
+import logging
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.errors import InvalidModel, LoadError, first_line
+from service.model.contract import METADATA_KEY, Contract
+from service.model.providers import ProviderName
+from service.model.session import Bucket
+from service.model.signature import Session, Signature
+
+log = logging.getLogger(__name__)
+
+_MIN_PASSES = 4
+_MIN_PASSES_SECONDS = 0.05
+"""`measure` runs all batch sizes in turn, at least this many times and for this long, so that a short disturbance spoils none."""
+
+_ENOUGH_SECONDS = 0.1
+"""A batch size that has been measured for this long in all is measured no more: long times vary little."""
+
+_LONG_SECONDS = 1.0
+_LONG_BATCH_GAIN = 0.95
+"""Batches that take longer than `_LONG_SECONDS` grow only while an item takes less than this share of its time in smaller ones."""
+
+
+class Model:
+    """A loaded model. `predict` may be called from any thread, by one at a time.
+
+    Attributes:
+        input: what it takes.
+        outputs: what it gives. The first holds the scores, K numbers an item. With a contract these are probabilities, and the
+            second holds the logits.
+        labels: the names of the K classes.
+        has_contract: false for a model that Convoy did not write; it is served by tensor.
+        provider: where it runs.
+        threads: how many threads ONNX Runtime uses.
+        digest: SHA-256 of the file, without its external data, in hexadecimal.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        signature: Signature,
+        labels: tuple[str, ...],
+        contract: Contract | None,
+        provider: ProviderName,
+        threads: int,
+        digest: str,
+        buckets: Sequence[Bucket] = (),
+    ) -> None:
+        self.input = signature.input
+        self.outputs = signature.outputs
+        self.labels = labels
+        self.has_contract = contract is not None
+        self.provider = provider
+        self.threads = threads
+        self.digest = digest
+        self._contract = contract
+        self._fixed_batch_items = signature.fixed_batch_items
+        self._names = [output.name for output in signature.outputs]
+        self._shapes = [output.shape for output in signature.outputs]
+        self._run = session.run
+        self._buckets = sorted(buckets, key=lambda bucket: bucket.items)
+
+    @property
+    def contract(self) -> Contract:
+        """Raises InvalidModel for a model without a contract."""
+        if self._contract is None:
+            raise InvalidModel(f"no contract: Convoy did not write this file (it has no {METADATA_KEY!r} in its metadata)")
+        return self._contract
+
+    @property
+    def precision(self) -> str:
+        """Of the weights, as the contract says; `unknown` without one."""
+        return "unknown" if self._contract is None else self._contract.precision
+
+    def predict(self, images: NDArray[Any]) -> Sequence[NDArray[Any]]:
+        """For [n, *input.shape] of the input's dtype, one array [n, *shape] for each of `outputs`.
+
+        Raises:
+            ValueError: an output has another shape than when the model was loaded.
+        """
+        outputs: Sequence[NDArray[Any]]
+        if self._fixed_batch_items:
+            outputs = self._in_fixed_batches(images, self._fixed_batch_items)
+        elif self._buckets:
+            outputs = self._in_buckets(images)
+        else:
+            outputs = self._run(self._names, {self.input.name: images})
+        for name, shape, output in zip(self._names, self._shapes, outputs, strict=True):
+            if output.shape[1:] != shape:
+                raise ValueError(
+                    f"the graph gave {name!r} {output.shape} for {len(images)} items; each had {shape} when it was loaded"
+                )
+        return outputs
+
+    def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """float32[n,K] for images uint8[n,H,W,C]. Only for a model with a contract: others give scores of any kind."""
+        return self.predict(images)[0]
+
+    def _in_fixed_batches(self, images: NDArray[Any], batch_items: int) -> Sequence[NDArray[Any]]:
+        """For a graph that takes batches of exactly `batch_items`; the last is padded."""
+        count = len(images)
+        padding = -count % batch_items
+        if padding:
+            images = np.concatenate([images, np.zeros((padding, *images.shape[1:]), images.dtype)])
+        batches = [
+            self._run(self._names, {self.input.name: images[at : at + batch_items]}) for at in range(0, len(images), batch_items)
+        ]
+        return [np.concatenate(parts)[:count] for parts in zip(*batches, strict=True)]
+
+    def _in_buckets(self, images: NDArray[Any]) -> Sequence[NDArray[Any]]:
+        """In the smallest bucket that holds them; in several batches if none does."""
+        largest = self._buckets[-1].items
+        if len(images) <= largest:
+            return next(bucket for bucket in self._buckets if bucket.items >= len(images)).run(images)
+        whole = [np.empty((len(images), *spec.shape), spec.dtype) for spec in self.outputs]
+        for at in range(0, len(images), largest):
+            for output, part in zip(whole, self._in_buckets(images[at : at + largest]), strict=True):
+                output[at : at + largest] = part
+        return whole
+
+    def measure(self, max_batch_items: int) -> dict[int, float]:
+        """Warms the model up and returns the seconds of a batch by its items, for powers of two up to the largest batch.
+
+        The largest is `max_batch_items` or less: what the graph takes at a time, what fits in memory, and beyond one second only
+        what makes items faster.
+
+        Raises:
+            LoadError: a batch of one item fails.
+        """
+        sizes = self._sizes_to_measure(min(max_batch_items, self._fixed_batch_items or max_batch_items))
+        images = np.zeros((sizes[-1], *self.input.shape), self.input.dtype)
+        seconds = dict.fromkeys(sizes, math.inf)
+        spent = dict.fromkeys(sizes, 0.0)
+        passes = 1
+        while sizes and (passes < _MIN_PASSES or sum(spent.values()) < _MIN_PASSES_SECONDS):
+            passes += 1
+            for items in sizes:
+                start = time.perf_counter()
+                self.predict(images[:items])
+                took = time.perf_counter() - start
+                seconds[items] = min(seconds[items], took)
+                spent[items] += took
+            sizes = [items for items in sizes if spent[items] < _ENOUGH_SECONDS]
+        return seconds
+
+    def _sizes_to_measure(self, max_batch_items: int) -> list[int]:
+        """The batch sizes that work and are worth using. Each has been run once."""
+        sizes: list[int] = []
+        least = math.inf
+        for items in batch_sizes(max_batch_items):
+            start = time.perf_counter()
+            try:
+                self.predict(np.zeros((items, *self.input.shape), self.input.dtype))
+            except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors share no base class
+                if not sizes:
+                    raise LoadError(f"the model fails on a batch of {items}, all zeros: {first_line(error)}") from None
+                log.warning("batches of %d items fail, so they have at most %d: %s", items, sizes[-1], first_line(error))
+                break
+            took = time.perf_counter() - start
+            sizes.append(items)
+            if took > _LONG_SECONDS and took > _LONG_BATCH_GAIN * least * items:
+                break
+            least = min(least, took / items)
+        return sizes
+
+
+def batch_sizes(max_items: int) -> list[int]:
+    """The batch sizes that are warmed up and measured: powers of two, and `max_items`."""
+    return sorted({1 << power for power in range(max_items.bit_length())} | {max_items})

@@ -1,0 +1,140 @@
+"""Loading a model file: read, opened on a provider, checked against its contract, proved on its golden samples.
+
+A file that Convoy exported has a contract, which states what the model takes and gives. A file without one is served by tensor, if
+its graph takes one tensor of numbers, one row an item, and gives scores of classes.
+"""
+
+import hashlib
+import logging
+import math
+from pathlib import Path
+
+import numpy as np
+
+from service.errors import GoldenMismatch, InvalidModel, InvalidRequest, LoadError, first_line
+from service.model.contract import MAX_GOLDEN_PIXELS, METADATA_KEY, Contract
+from service.model.inference import Model, batch_sizes
+from service.model.preprocessing import decode
+from service.model.providers import Provider, ProviderName
+from service.model.session import Bucket, ModelContent, ProviderUnavailable, UncapturedSession, is_installed, open_session
+from service.model.signature import Signature, contract_signature, depends_on_batch, infer_signature
+
+log = logging.getLogger(__name__)
+
+_TOLERANCE_OF: dict[ProviderName, ProviderName] = {"tensorrt": "cuda", "openvino": "cpu"}
+"""The provider whose tolerance applies where golden samples state none: it has the same kind of arithmetic."""
+
+
+def load_model(
+    source: Path | bytes,
+    provider: Provider,
+    threads: int,
+    labels: tuple[str, ...] | None = None,
+    max_batch_items: int = 0,
+    weights: Path | None = None,
+) -> Model:
+    """Loads a model and checks it on the provider in use.
+
+    Args:
+        source: an ONNX file, or its content.
+        provider: `auto` takes CUDA where it works, else the CPU. Any other fails where it does not work.
+        threads: how many threads ONNX Runtime uses on the CPU, at least 1.
+        labels: names of the classes of a model without a contract; their numbers if not given.
+        max_batch_items: on a GPU, the largest batch to allocate buffers for; 0 allocates none.
+        weights: the folder of the graph's external data; the file's own if `source` is a path.
+
+    Raises:
+        InvalidModel: not an ONNX file; an invalid contract, or a graph that differs from it; or, without a contract, a graph that
+            cannot be served by tensor, or another number of labels than of classes.
+        GoldenMismatch: the provider's probabilities of a golden sample are not those of the contract.
+        LoadError: the provider is not available.
+    """
+    try:
+        content = ModelContent(source, weights) if isinstance(source, bytes) else ModelContent(source.read_bytes(), source.parent)
+    except OSError as error:
+        raise InvalidModel(f"cannot read the model file: {error.strerror}") from None
+    if provider == "auto":
+        if is_installed("cuda"):
+            try:
+                return _load_on("cuda", content, threads, labels, max_batch_items)
+            except ProviderUnavailable as error:
+                log.warning("running on the CPU: %s", error)
+        provider = "cpu"
+    return _load_on(provider, content, threads, labels, max_batch_items)
+
+
+def _load_on(
+    provider: ProviderName, content: ModelContent, threads: int, labels: tuple[str, ...] | None, max_batch_items: int
+) -> Model:
+    """With CUDA graphs if the model can run as one."""
+    if provider == "cuda" and max_batch_items:
+        try:
+            return _load(provider, content, threads, labels, max_batch_items, cuda_graphs=True)
+        except ProviderUnavailable:
+            raise
+        except Exception as error:  # noqa: BLE001 - such as a node that CUDA does not have; other errors recur below
+            log.info("without CUDA graphs: %s", first_line(error))
+    return _load(provider, content, threads, labels, max_batch_items, cuda_graphs=False)
+
+
+def _load(
+    provider: ProviderName,
+    content: ModelContent,
+    threads: int,
+    labels: tuple[str, ...] | None,
+    max_batch_items: int,
+    cuda_graphs: bool,
+) -> Model:
+    opened = open_session(content, provider, threads, cuda_graphs)
+    session = opened if provider == "cpu" else UncapturedSession(opened)
+    metadata = opened.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    contract = Contract.from_json(metadata) if metadata is not None else None
+    if contract is not None:
+        signature, labels = contract_signature(session, contract), contract.labels
+    else:
+        signature = infer_signature(session, None if labels is None else len(labels))
+        labels = _checked_labels(signature, labels)
+        if depends_on_batch(session, signature):
+            log.warning("an item's scores change with what is in its batch, or by chance; max_batch_size = 1 keeps items apart")
+    buckets: list[Bucket] = []
+    if provider in ("cuda", "tensorrt") and max_batch_items and not signature.fixed_batch_items:
+        for items in reversed(batch_sizes(max_batch_items)):  # the largest first: the arena grows once
+            buckets.append(Bucket(opened, signature, "cuda", items))
+            buckets[-1].warm_up(cuda_graphs)
+    digest = hashlib.sha256(content.graph).hexdigest()
+    model = Model(session, signature, labels, contract, provider, threads, digest, buckets)
+    if contract is not None:
+        _check_golden_samples(model, contract)
+    return model
+
+
+def _checked_labels(signature: Signature, labels: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The labels of a model without a contract: those given, or numbers."""
+    scores = signature.outputs[0]
+    classes = math.prod(scores.shape)
+    if labels is None:
+        return tuple(map(str, range(classes)))
+    if len(labels) != classes:
+        raise InvalidModel(f"labels.txt has {len(labels)} labels; the graph gives {classes} classes in {scores.name!r}")
+    return labels
+
+
+def _check_golden_samples(model: Model, contract: Contract) -> None:
+    provider = model.provider
+    for index, sample in enumerate(contract.golden):
+        try:
+            image = decode(sample.image_png, contract.input, MAX_GOLDEN_PIXELS)
+        except InvalidRequest as error:
+            raise InvalidModel(f"golden sample {index}: {error}") from None
+        try:
+            found = model.probabilities(image[np.newaxis])[0]
+        except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors share no base class
+            raise LoadError(f"golden sample {index}: the model raised: {first_line(error)}") from None
+        tolerance = sample.tolerance.get(provider, sample.tolerance.get(_TOLERANCE_OF.get(provider, provider)))
+        if tolerance is None:
+            raise GoldenMismatch(f"golden sample {index} states no tolerance for provider {provider!r}")
+        difference = float(np.abs(found - np.asarray(sample.probabilities, np.float32)).max())
+        if not difference <= tolerance:  # a NaN fails too
+            raise GoldenMismatch(
+                f"golden sample {index}: off by {difference:.2g} on {provider!r}, at most {tolerance:.2g} is allowed"
+            )
