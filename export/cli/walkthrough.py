@@ -9,7 +9,7 @@ from rich.console import Console
 from export.cli import options
 from export.cli.progress_bar import progress_bar
 from export.files import read_file
-from export.walkthrough.pixel_scaling import SCALINGS, Scaling
+from export.walkthrough.pixel_scaling import PIXEL_SCALINGS, PixelScaling
 from service.errors import InvalidRequest, LoadError, UserError
 
 if TYPE_CHECKING:
@@ -30,10 +30,10 @@ console = Console(highlight=False)
                    "folder if that is a label, or else the network's own answer.")  # fmt: skip
 @click.option("--learning-rate", type=click.FloatRange(0, 1000, min_open=True), callback=options.finite, default=None,
               help="Of the step of learning; of a RUN alone.  [default: 0.01]")  # fmt: skip
-@click.option("--scaling", type=click.Choice(SCALINGS),
+@click.option("--scaling", type=click.Choice(PIXEL_SCALINGS),
               help="What the pixels are for an ONNX file that Convoy did not write.  [default: 0..1]")  # fmt: skip
 def walkthrough(
-    image: Path, model_path: Path | None, output: Path, label: str | None, learning_rate: float | None, scaling: Scaling | None
+    image: Path, model_path: Path | None, output: Path, label: str | None, learning_rate: float | None, scaling: PixelScaling | None
 ) -> None:
     """Show every layer's effect on the picture IMAGE: OUTPUT/index.html, one page that needs nothing else, and its pictures.
 
@@ -58,13 +58,13 @@ def walkthrough(
                 for name, value in (("--label", label), ("--learning-rate", learning_rate), ("--scaling", scaling)):
                     if value is not None:
                         raise UserError(f"{name} needs --model")
-                page = tutorial_page.page(tutorial_steps.tour(encoded, MAX_PIXELS), image.name)
+                page = tutorial_page.build_page(tutorial_steps.compute_steps(encoded, MAX_PIXELS), image.name)
             else:
                 on_progress("reading the model", 0, 0)
                 found = subject.load_subject(model_path, scaling)
                 aim = _aim(found, label, learning_rate, image)
-                pixels, photo = decode(encoded, found.spec, MAX_PIXELS), tutorial_steps.photo(encoded, MAX_PIXELS)
-                page = network_page.page(found, pixels, photo, image.name, aim, learning_rate or 0.01, on_progress)
+                pixels, photo = decode(encoded, found.spec, MAX_PIXELS), tutorial_steps.decode_photo(encoded, MAX_PIXELS)
+                page = network_page.build_page(found, pixels, photo, image.name, aim, learning_rate or 0.01, on_progress)
         except InvalidRequest as error:
             raise UserError(f"{image}: {error}") from None
         except LoadError as error:
@@ -81,7 +81,7 @@ def walkthrough(
 
 
 def _aim(found: "Subject", label: str | None, learning_rate: float | None, image: Path) -> int | None:
-    """The class that a step of learning aims at, None if nobody said it."""
+    """The right class for the step of learning: the `--label`, or the picture's folder if it is a label; else None."""
     if found.checkpoint is None:
         for name, value in (("--label", label), ("--learning-rate", learning_rate)):
             if value is not None:

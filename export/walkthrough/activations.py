@@ -1,7 +1,8 @@
-"""What every layer of an ONNX graph makes of one picture: the graph is run once more, with each layer's value as an output.
+"""The activations of an ONNX graph: the output of every layer for one picture.
 
-Nodes become stops of a tour. Quantisation and casts are no layers, only other ways to write a number down: they are passed over.
-What only prepares a value for the next node (a change of layout, a constant subtracted before another divides) is one stop with it.
+The graph is run with the value of every layer as an additional output. Quantisation and casts only change how a number is stored,
+so they are no layers. Nodes that only prepare the input of the next node (a change of layout, a constant that is subtracted before
+a division) form one layer with it.
 """
 
 import copy
@@ -22,22 +23,22 @@ WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 _INTEGER_PRODUCTS = ("ConvInteger", "MatMulInteger")
 _ARITHMETIC = ("Add", "Sub", "Mul", "Div")
-_PLUMBING = ("Transpose", "Squeeze", "Unsqueeze")
+_LAYOUT = ("Transpose", "Squeeze", "Unsqueeze")
 _UNCHANGED = (*QUANTISATION, "Cast", "Identity", "Dropout")
 
 
 @dataclass(frozen=True)
-class Stop:
-    """A layer, or a few that belong together, and what it made of the picture.
+class LayerActivation:
+    """The output of a layer for one picture.
 
     Attributes:
-        name: as `convoy inspect` has it.
-        nodes: in order; the last gives the value.
-        value: float32 of any shape, the first dimension that of the batch: 1.
-        inputs: values of the computed inputs of the last node, likewise.
-        weights: of the last node, if it is a convolution or a product with constant weights.
+        name: as in `convoy inspect`.
+        nodes: the layer's nodes in order; the last one gives the output.
+        value: the output, float32 of any shape; the first dimension is the batch, 1.
+        inputs: the computed inputs of the last node, likewise.
+        weights: of the last node, if it is a convolution or a matrix product with constant weights.
         bias: likewise.
-        parameters: how many weights the stop has that no stop before it has.
+        parameters: elements of its weights that no earlier layer has.
     """
 
     name: str
@@ -55,66 +56,66 @@ class Stop:
 
     @property
     def last(self) -> onnx.NodeProto:
-        """The node that gives the value."""
+        """The node that gives the output."""
         return self.nodes[-1]
 
 
-class Probe:
+class Activations:
     """A graph and all its values for one picture.
 
     Attributes:
-        stops: in the order of computation.
+        layers: in the order of computation.
         outputs: the graph's own outputs, by name.
     """
 
     def __init__(self, model: onnx.ModelProto, has_contract: bool, image: NDArray[np.generic], threads: int) -> None:
-        """Runs `model` on `image` [1, ...], of the graph's own input type. Raises InvalidModel or LoadError if that fails."""
+        """Runs `model` on `image` [1, ...] of the graph's input type. Raises InvalidModel or LoadError if that fails."""
         self._model = inliner.inline_local_functions(model)
         graph = self._model.graph
         self._producers = {name: node for node in graph.node for name in node.output if name}
         self._weights = {tensor.name: tensor for tensor in graph.initializer}
-        every = layer_table(self._model, has_contract)
-        self._layers = {layer.output: layer for layer in every if layer.output in self._producers}
-        self._computed = {name for output in self._layers for name in self._producers[output].output}
+        table = layer_table(self._model, has_contract)
+        self._table = {layer.output: layer for layer in table if layer.output in self._producers}
+        self._computed = {name for output in self._table for name in self._producers[output].output}
         self._computed |= {value.name for value in graph.input if value.name not in self._weights}
         self._values = self._run(image, threads)
         self.outputs = {output.name: self._values[output.name] for output in graph.output}
-        self.stops = list(self._stops())
+        self.layers = list(self._layers())
 
     def source(self, name: str) -> onnx.NodeProto | None:
-        """The node that makes a value from what is computed, quantisation and casts passed over; None for input and constants."""
-        name = self._plain(name)
+        """The node that computes a value, before quantisation and casts; None for the input and for constants."""
+        name = self._before_casts(name)
         return self._producers.get(name) if name in self._computed else None
 
     def value(self, name: str) -> NDArray[np.float32]:
-        """The value of any name in the graph, as float32, computed or constant."""
+        """Any value of the graph as float32, computed or constant."""
         if name in self._values:
             return _as_float(self._values[name])
         return _as_float(numpy_helper.to_array(self._weights[name]))
 
-    def computed(self, node: onnx.NodeProto) -> list[str]:
+    def computed_inputs(self, node: onnx.NodeProto) -> list[str]:
         """The inputs of a node that depend on the picture."""
         return [name for name in node.input if name in self._computed]
 
     def constant(self, name: str) -> NDArray[np.float32] | None:
-        """The value of what does not depend on the picture, None if it does or if there is none."""
+        """A value that does not depend on the picture; None if it does, or for an empty name."""
         return None if not name or name in self._computed else self.value(name)
 
     def _run(self, image: NDArray[np.generic], threads: int) -> dict[str, NDArray[np.generic]]:
-        probed = copy.deepcopy(self._model)
-        given = {output.name for output in probed.graph.output}
+        extended = copy.deepcopy(self._model)
+        existing = {output.name for output in extended.graph.output}
         wanted = [name for name in self._computed if name in self._producers]
-        # Weights that are computed from others, as int8 ones are: only those of the layers that show them.
-        for output in self._layers:
+        # Weights computed from others, such as dequantised ones, of the layers that show their weights.
+        for output in self._table:
             node = self._producers[output]
             if node.op_type in WEIGHTED:
                 wanted += [name for name in node.input[1:] if name in self._producers and name not in self._computed]
-        probed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(wanted) if name not in given)
-        values = OpenGraph(probed.SerializeToString(), threads).run(image)
-        return {probed.graph.input[0].name: image, **values}
+        extended.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(wanted) if name not in existing)
+        values = OpenGraph(extended.SerializeToString(), threads).run(image)
+        return {extended.graph.input[0].name: image, **values}
 
-    def _plain(self, name: str) -> str:
-        """The value that a name stands for before it was quantised, cast or passed on."""
+    def _before_casts(self, name: str) -> str:
+        """The name of a value before it was quantised, cast or passed on."""
         while name in self._producers and name in self._computed:
             node = self._producers[name]
             if node.op_type not in _UNCHANGED:
@@ -122,41 +123,48 @@ class Probe:
             name = node.input[0]
         return name
 
-    def _stops(self) -> Iterator[Stop]:
-        nodes = [self._producers[output] for output, layer in self._layers.items() if layer.operator not in _UNCHANGED]
-        final = {self._plain(output.name) for output in self._model.graph.output}
-        consumers = Counter(name for node in nodes for name in set(self._takes(node)))
-        pending: list[onnx.NodeProto] = []
+    def _layers(self) -> Iterator[LayerActivation]:
+        nodes = [self._producers[output] for output, layer in self._table.items() if layer.operator not in _UNCHANGED]
+        outputs = {self._before_casts(output.name) for output in self._model.graph.output}
+        readers = Counter(name for node in nodes for name in set(self._inputs(node)))
+        group: list[onnx.NodeProto] = []
         for node, following in zip(nodes, [*nodes[1:], None], strict=True):
-            pending.append(node)
-            alone = consumers[node.output[0]] == 1 and node.output[0] not in final
-            if self._minor(node) and alone and following and self._minor(following) and self._takes(following) == [node.output[0]]:
+            group.append(node)
+            value = node.output[0]
+            is_read_once = readers[value] == 1 and value not in outputs
+            if is_read_once and following and self._inputs(following) == [value] and self._prepare(node, following):
                 continue
-            raw = self._values[node.output[0]]
-            # What computes shapes is no layer; integers of eight bits are numbers that were quantised.
-            shown = np.issubdtype(raw.dtype, np.floating) or raw.dtype.itemsize == 1 or node.op_type in _INTEGER_PRODUCTS
-            if shown and raw.dtype != np.bool_ and raw.size:
-                yield self._stop(tuple(pending))
-            pending = []
+            if self._is_shown(node):
+                yield self._layer(tuple(group))
+            group = []
 
-    def _takes(self, node: onnx.NodeProto) -> list[str]:
-        return [self._plain(name) for name in self.computed(node)]
+    def _is_shown(self, node: onnx.NodeProto) -> bool:
+        """Whether a value is an activation. Other integers are shapes; 8-bit ones are quantised numbers."""
+        value = self._values[node.output[0]]
+        is_number = np.issubdtype(value.dtype, np.floating) or value.dtype.itemsize == 1 or node.op_type in _INTEGER_PRODUCTS
+        return is_number and value.dtype != np.bool_ and value.size > 0
 
-    def _minor(self, node: onnx.NodeProto) -> bool:
-        return node.op_type in _PLUMBING or (node.op_type in _ARITHMETIC and len(self.computed(node)) == 1)
+    def _inputs(self, node: onnx.NodeProto) -> list[str]:
+        return [self._before_casts(name) for name in self.computed_inputs(node)]
 
-    def _stop(self, nodes: tuple[onnx.NodeProto, ...]) -> Stop:
+    def _prepare(self, *nodes: onnx.NodeProto) -> bool:
+        """Whether the nodes only change the layout, or compute with a constant."""
+        return all(
+            node.op_type in _LAYOUT or (node.op_type in _ARITHMETIC and len(self.computed_inputs(node)) == 1) for node in nodes
+        )
+
+    def _layer(self, nodes: tuple[onnx.NodeProto, ...]) -> LayerActivation:
         last = nodes[-1]
-        layers = [self._layers[node.output[0]] for node in nodes]
-        weighted = last.op_type in WEIGHTED
-        return Stop(
-            name=layers[-1].name,
+        rows = [self._table[node.output[0]] for node in nodes]
+        has_weights = last.op_type in WEIGHTED
+        return LayerActivation(
+            name=rows[-1].name,
             nodes=nodes,
             value=self.value(last.output[0]),
-            inputs=tuple(self.value(name) for name in self._takes(last)),
-            weights=self.constant(last.input[1]) if weighted else None,
-            bias=self.constant(last.input[2]) if weighted and len(last.input) > 2 else None,
-            parameters=sum(layer.parameters for layer in layers),
+            inputs=tuple(self.value(name) for name in self._inputs(last)),
+            weights=self.constant(last.input[1]) if has_weights else None,
+            bias=self.constant(last.input[2]) if has_weights and len(last.input) > 2 else None,
+            parameters=sum(row.parameters for row in rows),
         )
 
 

@@ -1,9 +1,9 @@
-"""Which pixels mattered for an answer.
+"""Which pixels mattered for an answer: class activation maps and occlusion maps.
 
-Class activation maps (Zhou et al., arXiv:1512.04150) where the network ends in global average pooling and a linear layer: the logit
-is the mean over all places of a map, up to the bias, so the map says what each place gave to it. Occlusion (Zeiler and Fergus,
-arXiv:1311.2901) for every other network: a patch is moved over the picture, and the map says how much weaker the answer is where it
-lies.
+Class activation maps (Zhou et al., arXiv:1512.04150) need a network that ends in global average pooling and a linear layer: up to
+the bias, the logit is the mean of a map over all places, so the map shows the contribution of each place. Occlusion (Zeiler and
+Fergus, arXiv:1311.2901) works for every network: a patch is moved over the picture, and the map shows how much weaker the answer is
+with the patch there.
 """
 
 from collections.abc import Callable, Iterable
@@ -14,26 +14,26 @@ import onnx
 from numpy.typing import NDArray
 
 from export.progress import OnCount, ignore_progress
-from export.walkthrough.activations import Probe
+from export.walkthrough.activations import Activations
 from export.walkthrough.layer_text import attributes
 
 _PATCHES_ALONG = 18
 _PATCH_SHARE = 5
 _AVERAGES = ("GlobalAveragePool", "ReduceMean", "AveragePool")
-_AFTER = ("Softmax", "LogSoftmax", "Pad", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Div", "Mul", "Add")
-_BETWEEN = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+_AFTER_PRODUCT = ("Softmax", "LogSoftmax", "Pad", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Div", "Mul", "Add")
+_AFTER_POOLING = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 
 
 @dataclass(frozen=True)
 class Occlusion:
-    """What hiding parts of a picture did to an answer.
+    """The effect of hiding parts of a picture on an answer.
 
     Attributes:
         heat: float32[H,W], the mean fall of the answer's log-odds over all patches that hid a pixel.
         patch: side of the patch in pixels.
-        tried: how many places it was put to.
+        tried: number of places of the patch.
         worst: the picture uint8[H,W,C] with the patch where the answer fell most.
-        worst_logits: what the network then said, float32[K].
+        worst_logits: the logits of that picture, float32[K].
     """
 
     heat: NDArray[np.float32]
@@ -43,22 +43,22 @@ class Occlusion:
     worst_logits: NDArray[np.float32]
 
 
-def class_activation(probe: Probe, scores: str, index: int) -> NDArray[np.float32] | None:
+def class_activation(activations: Activations, scores: str, index: int) -> NDArray[np.float32] | None:
     """The class activation map float32[h,w] of class `index`, before any temperature; None if the network has none.
 
-    Of a head of a single unit z, whose logits are [0, z], the second class has the map of z and the first its negative.
+    For a head of a single unit z, whose logits are [0, z], the second class has the map of z and the first its negative.
 
     Args:
-        probe: the network and its values.
-        scores: the name of its output of K logits or probabilities.
+        activations: of the network.
+        scores: name of its output of K logits or probabilities.
         index: the class.
     """
-    product = _back(probe, probe.source(scores), _AFTER)
+    product = _source_before(activations, activations.source(scores), _AFTER_PRODUCT)
     if product is None:
         return None
     if product.op_type in ("Gemm", "MatMul"):
-        weights = probe.constant(product.input[1])  # [K,C] or [C,K]
-        pooling = _back(probe, probe.source(product.input[0]), _BETWEEN)
+        weights = activations.constant(product.input[1])  # [K,C] or [C,K]
+        pooling = _source_before(activations, activations.source(product.input[0]), _AFTER_POOLING)
         if weights is None or weights.ndim != 2:
             return None
         if not attributes(product).get("transB", 0):
@@ -69,7 +69,7 @@ def class_activation(probe: Probe, scores: str, index: int) -> NDArray[np.float3
         return None
     if pooling is None or pooling.op_type not in _AVERAGES:
         return None
-    maps, means = probe.value(pooling.input[0]), probe.value(pooling.output[0]).ravel()
+    maps, means = activations.value(pooling.input[0]), activations.value(pooling.output[0]).ravel()
     if maps.ndim != 4 or np.prod(maps.shape[2:]) == 1 or not np.allclose(maps.mean((0, 2, 3)), means, rtol=1e-2, atol=1e-3):
         return None
     if weights is None:
@@ -83,29 +83,29 @@ def class_activation(probe: Probe, scores: str, index: int) -> NDArray[np.float3
 
 
 def occlusion(
-    ask: Callable[[NDArray[np.uint8]], Iterable[NDArray[np.float32]]],
+    run: Callable[[NDArray[np.uint8]], Iterable[NDArray[np.float32]]],
     pixels: NDArray[np.uint8],
     index: int,
     on_count: OnCount = ignore_progress,
 ) -> Occlusion:
-    """Moves a patch of the picture's mean colour over it, a fifth of its side, and asks the network each time.
+    """Moves a patch over a picture, a fifth of its side and of its mean colour, and runs the network each time.
 
     Args:
-        ask: gives logits float32[n,K] of pictures uint8[N,H,W,C], batch after batch.
+        run: gives logits float32[n,K] of pictures uint8[N,H,W,C], batch after batch.
         pixels: the picture, uint8[H,W,C].
-        index: the class whose answer is watched.
-        on_count: called with how many pictures are done, and of how many.
+        index: the class whose log-odds are measured.
+        on_count: called with the number of pictures after each batch.
     """
     height, width = pixels.shape[:2]
     patch = max(1, round(min(height, width) / _PATCH_SHARE))
     places = [(top, left) for top in _starts(height, patch) for left in _starts(width, patch)]
-    hidden = np.repeat(pixels[np.newaxis], len(places) + 1, axis=0)  # the first as it is
+    hidden = np.repeat(pixels[np.newaxis], len(places) + 1, axis=0)  # the first is the picture itself
     colour = pixels.mean((0, 1)).round().astype(np.uint8)
     for picture, (top, left) in zip(hidden[1:], places, strict=True):
         picture[max(0, top) : top + patch, max(0, left) : left + patch] = colour
     batches = []
     done = 0
-    for logits in ask(hidden):
+    for logits in run(hidden):
         batches.append(logits)
         done += len(logits)
         on_count(done, len(hidden))
@@ -122,7 +122,7 @@ def occlusion(
 
 
 def log_odds(logits: NDArray[np.float32], index: int) -> NDArray[np.float64]:
-    """log(p / (1 - p)) of class `index` for logits [n,K]: it still moves where p is 1 to the last digit."""
+    """log(p / (1 - p)) of class `index` for logits [n,K], precise even where p rounds to 1."""
     values = logits.astype(np.float64)
     others = np.delete(values, index, axis=1)
     largest = others.max(axis=1, keepdims=True)
@@ -131,15 +131,15 @@ def log_odds(logits: NDArray[np.float32], index: int) -> NDArray[np.float64]:
 
 
 def _starts(length: int, patch: int) -> list[int]:
-    """Where the patch begins along a side, evenly and so that every pixel is hidden; at the ends half of it is outside."""
+    """Starts of the patch along a side, evenly spaced so that every pixel is hidden; at the ends half of the patch is outside."""
     first, last = -(patch // 2), length - (patch + 1) // 2
     stride = max(1, -(-(last - first) // (_PATCHES_ALONG - 1)))
     return sorted({*range(first, last, stride), last})
 
 
-def _back(probe: Probe, node: onnx.NodeProto | None, passed: tuple[str, ...]) -> onnx.NodeProto | None:
-    """The first node before what only scales, shifts or lays out its one computed input."""
-    while node is not None and node.op_type in passed:
-        inputs = probe.computed(node)
-        node = probe.source(inputs[0]) if len(inputs) == 1 else None
+def _source_before(activations: Activations, node: onnx.NodeProto | None, skipped: tuple[str, ...]) -> onnx.NodeProto | None:
+    """Goes back over `skipped` operators, which only scale, shift or lay out their one computed input, to the node before them."""
+    while node is not None and node.op_type in skipped:
+        inputs = activations.computed_inputs(node)
+        node = activations.source(inputs[0]) if len(inputs) == 1 else None
     return node

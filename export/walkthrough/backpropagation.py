@@ -1,7 +1,7 @@
-"""One step of learning on one picture: the loss, its gradient in every layer, and what a step against it does.
+"""One step of gradient descent on one picture: the loss, its gradient in every layer, and the loss after the step.
 
-Plain gradient descent, w' = w - rate x dL/dw, on the cross-entropy L = -log p(label), with the network as it predicts: batch norms
-use what they remember of the training, for of one picture nothing can be measured.
+w' = w - rate x dL/dw on the cross-entropy L = -log p(label). The network is in evaluation mode: batch norms use their running
+statistics, since one picture gives none.
 """
 
 import math
@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from export.training.checkpoint import Checkpoint
+from export.training.normalization import Normalization
 
 _RATES = 10.0 ** np.linspace(-5, 1, 37)
 
 
 @dataclass(frozen=True)
 class LayerGradient:
-    """Of one layer: euclidean norms over all its trained weights, before the step. `parameters` is how many these are."""
+    """Euclidean norms of one layer's trained weights and of their gradient, before the step; `parameters` counts these weights."""
 
     name: str
     parameters: int
@@ -29,16 +30,18 @@ class LayerGradient:
 
 @dataclass(frozen=True)
 class LearningStep:
-    """What one step did.
+    """The result of one step.
 
     Attributes:
-        label: the class that the step aims at.
+        label: the right class.
         rate: the learning rate.
-        before: probabilities float32[K].
-        after: likewise.
-        layers: those that have trained weights, from the input to the output.
-        rates: other learning rates that were tried from the same weights.
-        losses: the loss after a step with each of them.
+        before: probabilities float32[K] before the step.
+        after: probabilities float32[K] after the step.
+        loss_before: in nats.
+        loss_after: in nats.
+        layers: the layers with trained weights, from the input to the output.
+        rates: learning rates that were tried from the same weights.
+        losses: the loss after a step with each of these rates.
     """
 
     label: int
@@ -57,23 +60,23 @@ class LearningStep:
         return math.sqrt(sum(layer.gradient**2 for layer in self.layers))
 
     @property
-    def promised(self) -> float:
-        """The loss after the step if it were a straight line: before - rate x norm^2."""
+    def linear_estimate(self) -> float:
+        """The loss after the step if the loss were linear: before - rate x norm^2."""
         return self.loss_before - self.rate * self.norm**2
 
 
 def learn(checkpoint: Checkpoint, pixels: NDArray[np.uint8], label: int, rate: float) -> LearningStep:
-    """Takes a step; the checkpoint's own weights stay as they are.
+    """Takes a step. The weights of the checkpoint do not change.
 
     Args:
         checkpoint: the trained network.
         pixels: the picture, uint8[H,W,C].
-        label: the class that is right.
+        label: the right class.
         rate: the learning rate, above 0.
     """
     network = checkpoint.network.eval()
-    mean, std = (torch.tensor(values)[:, None, None] for values in (checkpoint.mean, checkpoint.std))
-    x = (torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() - mean) / std  # (1, C, H, W)
+    normalize = Normalization(checkpoint.mean, checkpoint.std, torch.device("cpu"))
+    x = normalize(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None])  # (1, C, H, W)
     target = torch.tensor([label])
     weights = {name: value for name, value in network.named_parameters() if value.requires_grad}
     logits = network(x)

@@ -1,7 +1,7 @@
-"""Values as pictures: feature maps, filters, vectors and heat maps, as PNG files that suit a light and a dark ground.
+"""Values as PNG pictures: feature maps, filters, vectors and heat maps, for a light and a dark background.
 
-Values that can be negative are red above zero, blue below and white at it; others go from black at zero to yellow. All the maps
-of a layer share one scale, so that a silent filter looks silent. Gaps are transparent.
+Signed values are red above zero, blue below and white at zero; others go from black at zero to yellow. All maps of a layer share
+one scale, so that weak filters look weak. Gaps are transparent.
 """
 
 import io
@@ -16,7 +16,7 @@ SHOWN_MAPS = 64
 SHOWN_BARS = 128
 COLUMNS = 8
 
-_GAP = 255  # the index of the palette that is transparent
+_GAP = 255  # the transparent index of the palette
 _GAP_PIXELS = 4
 _TILE_PIXELS = 120
 _PICTURE_PIXELS = 480
@@ -24,17 +24,17 @@ _STRIP_COLUMNS = 64
 _CELL_PIXELS = 15
 _LINE_VALUES = 960
 _LINES = 64
-_HIGHEST_SHARE = 99.8  # percent of the values that the colours tell apart: a lone spike leaves something of the rest
+_HIGHEST_SHARE = 99.8  # percent of the values within the scale, so that a single spike does not hide the others
 _BARS = (960, 240)
 SHOWN_VALUES = _LINES * _LINE_VALUES
-_ABOVE, _BELOW, _LINE = (213, 94, 0, 255), (0, 114, 178, 255), (128, 128, 128, 255)  # of Okabe and Ito's palette, but for the gray
+_ABOVE, _BELOW, _LINE = (213, 94, 0, 255), (0, 114, 178, 255), (128, 128, 128, 255)  # orange and blue of Okabe and Ito's palette
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What the colours mean: from `low` (0, or -high if there are negative values) to `high`, which is above 0.
+    """The values that the colours stand for: from `low` (0, or -high if there are negative values) to `high`, which is above 0.
 
-    `clipped` says that there are values beyond.
+    `clipped` says that some values are beyond the scale.
     """
 
     low: float
@@ -43,7 +43,7 @@ class Scale:
 
     @classmethod
     def of(cls, values: NDArray[np.floating], shown: NDArray[np.floating] | None = None) -> "Scale":
-        """The scale that suits values of any shape, and what else is `shown`; what is beyond it gets the colour of its end."""
+        """The scale for `values` of any shape. Its sign and `clipped` go by all the values `shown`, if they are given."""
         finite = values[np.isfinite(values)]
         sizes = np.abs(finite)
         largest = float(sizes.max(initial=0.0))
@@ -56,23 +56,23 @@ class Scale:
 
     @property
     def colours(self) -> str:
-        """The name of the palette, matplotlib's."""
+        """The name of matplotlib's colour map."""
         return "RdBu_r" if self.low < 0 else "inferno"
 
     def indices(self, values: NDArray[np.floating]) -> NDArray[np.uint8]:
-        """Places in the palette, 0 to 254, for values of any shape. A NaN is shown as the lowest."""
+        """Indices of the palette, 0 to 254, for values of any shape; values beyond the scale get its ends, NaN the lowest."""
         share = (np.nan_to_num(values, nan=self.low) - self.low) / (self.high - self.low)
         found: NDArray[np.uint8] = np.rint(np.clip(share, 0, 1) * (_GAP - 1)).astype(np.uint8)
         return found
 
     def palette(self) -> NDArray[np.uint8]:
-        """uint8[256,3]; the last is the gap's, which is not seen."""
+        """uint8[256,3]; the last colour is that of the transparent gap."""
         found: NDArray[np.uint8] = (colormaps[self.colours](np.linspace(0, 1, _GAP))[:, :3] * 255).round().astype(np.uint8)
         return np.concatenate([found, np.full((1, 3), 128, np.uint8)])
 
 
 def png(image: Image.Image) -> bytes:
-    """A picture as PNG; of one with a palette the gaps are transparent."""
+    """A picture as PNG; with a palette, gaps are transparent."""
     buffer = io.BytesIO()
     if image.mode == "P":
         image.save(buffer, "PNG", optimize=True, transparency=_GAP)
@@ -82,7 +82,7 @@ def png(image: Image.Image) -> bytes:
 
 
 def picture(pixels: NDArray[np.uint8]) -> bytes:
-    """uint8[H,W], [H,W,1] or [H,W,3] as PNG: small ones enlarged so that each pixel is seen, large ones reduced."""
+    """Pixels uint8[H,W], [H,W,1] or [H,W,3] as PNG: small pictures are enlarged so that pixels show, large ones reduced."""
     image = Image.fromarray(pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
     largest = max(image.size)
     if largest > 2 * _PICTURE_PIXELS:
@@ -91,7 +91,7 @@ def picture(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def maps(values: NDArray[np.floating], scale: Scale) -> bytes:
-    """Feature maps [C,h,w] as PNG: the first SHOWN_MAPS of them, in rows of COLUMNS; a single one is shown large."""
+    """Feature maps [C,h,w] as PNG: the first SHOWN_MAPS, in rows of COLUMNS; a single map is large."""
     values = values[:SHOWN_MAPS]
     side = _PICTURE_PIXELS if len(values) == 1 else _TILE_PIXELS
     tiles = [_tile(each, scale, side) for each in values]
@@ -99,7 +99,7 @@ def maps(values: NDArray[np.floating], scale: Scale) -> bytes:
 
 
 def filters(weights: NDArray[np.floating]) -> bytes:
-    """Filters [F,C,h,w] as PNG, in rows of COLUMNS. Those of three channels are colours around gray, which is zero."""
+    """Filters [F,C,h,w] as PNG, in rows of COLUMNS. Three channels are shown as colours; gray is zero."""
     weights = weights[:SHOWN_MAPS]
     if weights.shape[1] != 3:
         means = weights.mean(axis=1) if weights.shape[1] > 1 else weights[:, 0]
@@ -113,7 +113,7 @@ def filters(weights: NDArray[np.floating]) -> bytes:
 
 
 def strip(values: NDArray[np.floating], scale: Scale) -> bytes:
-    """A vector as PNG: a cell a value, line by line as a text is read. The longest vectors are cut off after SHOWN_VALUES."""
+    """A vector as PNG: one cell for each value, line by line, up to SHOWN_VALUES."""
     shown = scale.indices(values[:SHOWN_VALUES])
     few = len(shown) <= _STRIP_COLUMNS * _STRIP_COLUMNS // 2
     columns = min(_STRIP_COLUMNS if few else _LINE_VALUES, len(shown))
@@ -126,7 +126,7 @@ def strip(values: NDArray[np.floating], scale: Scale) -> bytes:
 
 
 def bars(values: NDArray[np.floating]) -> bytes:
-    """A short vector as PNG: a bar a value, up and orange above zero, down and blue below."""
+    """A short vector as PNG: one bar for each value, orange and up above zero, blue and down below."""
     largest = float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
     values = np.nan_to_num(values, posinf=largest, neginf=-largest)
     width, height = _BARS
@@ -150,7 +150,7 @@ def overlay(pixels: NDArray[np.uint8], heat: NDArray[np.floating]) -> bytes:
     factor = max(1, round(_PICTURE_PIXELS / max(height, width)))
     size = (width * factor, height * factor)
     gray = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).convert("L").resize(size, Image.Resampling.NEAREST)
-    # Half the contrast, around the middle, so that the colour is seen on black and on white.
+    # Half the contrast, so that the colours show on black and on white.
     ground = (64 + np.asarray(gray, np.float32)[:, :, None] / 2).repeat(3, axis=2)
     smooth = np.asarray(Image.fromarray(heat.astype(np.float32)).resize(size, Image.Resampling.BICUBIC))
     smooth = np.clip(smooth / (float(np.abs(heat).max()) or 1.0), -1, 1)[:, :, None]
@@ -160,7 +160,7 @@ def overlay(pixels: NDArray[np.uint8], heat: NDArray[np.floating]) -> bytes:
 
 
 def _tile(values: NDArray[np.floating], scale: Scale, side: int) -> NDArray[np.uint8]:
-    """One map as indices of the palette, brought to about `side` pixels: whole pixels where it is small, means where large."""
+    """One map as indices of the palette, enlarged by whole pixels or reduced by means to about `side` pixels."""
     largest = max(values.shape)
     if largest > 1.5 * side:
         height, width = (max(1, round(length * side / largest)) for length in values.shape)

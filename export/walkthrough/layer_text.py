@@ -1,34 +1,36 @@
-"""What a layer does, in a sentence or two with its own numbers, for readers who meet it for the first time."""
+"""A layer in words: its common name, and what it does in a sentence or two with its own numbers, for beginners."""
 
 from typing import Any
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
-from export.walkthrough.activations import Stop
+from export.walkthrough.activations import LayerActivation
 from service.model.contract import LOGITS_NAME
 
-_FIXED = {
+_DESCRIPTIONS = {
     "Relu": "Negative values become 0, positive ones stay.",
-    "LeakyRelu": "Negative values shrink to a fraction, positive ones stay.",
+    "LeakyRelu": "Negative values are scaled down to a fraction, positive ones stay.",
     "PRelu": "Negative values are scaled by a learned factor, positive ones stay.",
     "Elu": "Negative values bend towards a floor, positive ones stay.",
     "Gelu": "Large values stay, negative ones fade to 0, smoothly in between.",
     "HardSwish": "Large values stay, negative ones fade to 0.",
-    "HardSigmoid": "Every value is pressed between 0 and 1, along a straight line.",
-    "Sigmoid": "Every value is pressed between 0 and 1.",
-    "Tanh": "Every value is pressed between -1 and 1.",
-    "Clip": "Values outside a range become its ends.",
+    "HardSigmoid": "Every value is mapped between 0 and 1, along a straight line.",
+    "Sigmoid": "Every value is mapped between 0 and 1.",
+    "Tanh": "Every value is mapped between -1 and 1.",
+    "Clip": "Values outside a range are replaced by its ends.",
     "BatchNormalization": (
-        "Every map is shifted and scaled by what training measured and learned for it, so that no map drowns the others."
+        "Every map is shifted and scaled by values that training measured and learned, so that all maps have a similar range."
     ),
-    "InstanceNormalization": "Every map is brought to mean 0 and deviation 1, then shifted and scaled by what was learned.",
-    "LayerNormalization": "The values are brought to mean 0 and deviation 1, then shifted and scaled by what was learned.",
-    "LRN": "Every value is divided by how strong its neighbours in the other maps are.",
+    "InstanceNormalization": "Every map is brought to mean 0 and deviation 1, then shifted and scaled by learned values.",
+    "LayerNormalization": "The values are brought to mean 0 and deviation 1, then shifted and scaled by learned values.",
+    "LRN": "Every value is divided by the strength of its neighbours in the other maps.",
     "Softmax": "The exponential of every score, divided by the sum of all: probabilities that add up to 1.",
     "LogSoftmax": "The logarithms of the probabilities.",
     "Concat": "Maps from several layers are put side by side.",
     "Transpose": "The same values in another order.",
-    "Pad": "A border of constants is added: no value changes.",
+    "Pad": "A border of constants is added; the values do not change.",
 }
 _TITLES = {
     "Conv": "Convolution", "QLinearConv": "Convolution", "ConvInteger": "Convolution", "ConvTranspose": "Transposed convolution",
@@ -38,68 +40,70 @@ _TITLES = {
     "BatchNormalization": "Batch norm", "LRN": "Local response norm", "Add": "Addition", "Concat": "Concatenation",
     "Pad": "Padding", "Mul": "Multiplication", "Div": "Division", "Sub": "Subtraction",
 }  # fmt: skip
-_ARITHMETIC = {"Add": ("Added", "+"), "Sub": ("Subtracted", "-"), "Mul": ("Multiplied", "x"), "Div": ("Divided", "/")}
+_CONVOLUTIONS = ("Conv", "QLinearConv", "ConvInteger", "ConvTranspose")
+_GLOBAL_POOLING = {
+    "GlobalAveragePool": "mean",
+    "ReduceMean": "mean",
+    "GlobalMaxPool": "largest value",
+    "ReduceMax": "largest value",
+}
+# What is done with a constant, and the preposition before what it is done to or with.
+_ARITHMETIC = {
+    "Add": ("added", "to"), "Sub": ("subtracted", "from"), "Mul": ("multiplied", "by"), "Div": ("divided", "by"),
+}  # fmt: skip
 
 
-def title(stop: Stop) -> str:
-    """What the layer is commonly called."""
-    operators = {node.op_type for node in stop.nodes}
-    if stop.last.op_type == "Div" and LOGITS_NAME in stop.last.output:
+def layer_title(layer: LayerActivation) -> str:
+    """The common name of the layer."""
+    operator = layer.last.op_type
+    if _is_temperature(layer):
         return "Temperature"
-    if {"Sub", "Div"} <= operators:
+    if _is_normalisation(layer):
         return "Normalisation"
-    if _against_zero(stop):
+    if _pairs_with_zero(layer):
         return "A score for each class"
-    if stop.last.op_type in ("Reshape", "Flatten") and stop.value.ndim != 2:
+    if operator in ("Reshape", "Flatten") and layer.value.ndim != 2:
         return "Another shape"
-    if stop.last.op_type in ("ReduceMean", "ReduceMax") and stop.inputs and stop.inputs[0].ndim != 4:
-        return stop.last.op_type
-    if stop.last.op_type in _ARITHMETIC and len(stop.inputs) == 1:
-        return "Scaling" if stop.last.op_type in ("Mul", "Div") else "Shift"
-    return _TITLES.get(stop.last.op_type, stop.last.op_type)
+    if operator in ("ReduceMean", "ReduceMax") and layer.inputs and layer.inputs[0].ndim != 4:
+        return operator
+    if operator in _ARITHMETIC and len(layer.inputs) == 1:
+        return "Scaling" if operator in ("Mul", "Div") else "Shift"
+    return _TITLES.get(operator, operator)
 
 
-def explain(stop: Stop, first: bool) -> str:
-    """What the layer does, in words; for an operator that has none here, its name and where ONNX describes it.
+def describe_layer(layer: LayerActivation, is_first: bool) -> str:
+    """What the layer does; for an operator without a description, its name and where ONNX describes it.
 
-    `first` says that no layer before was of this kind: then it is also said what that is good for.
+    With `is_first`, the first layer of its kind, the text also says what it is good for.
     """
-    node, operator = stop.last, stop.last.op_type
-    if operator == "Div" and LOGITS_NAME in node.output:
+    operator = layer.last.op_type
+    if _is_temperature(layer):
         return (
-            "Every score is divided by the temperature that was fitted after training, so that the network is as sure of an answer "
-            "as it is right."
+            "Every score is divided by the temperature that was fitted after training, so that the confidence of an answer matches "
+            "how often such answers are right."
         )
-    if operator in ("Conv", "QLinearConv", "ConvInteger", "ConvTranspose") and stop.weights is not None and stop.weights.ndim == 4:
-        return _convolution(stop, first)
-    if operator in ("Gemm", "MatMul") and stop.weights is not None:
-        return _product(stop)
-    if operator in ("MaxPool", "AveragePool") and "kernel_shape" in (found := attributes(node)):
-        sides = "x".join(map(str, found["kernel_shape"]))
-        kept = "The largest value" if operator == "MaxPool" else "The mean"
-        before, after = (stop.inputs[0].size if stop.inputs else 0), stop.value.size
-        share = f": {after:,} values are left of {before:,}" if before else ""
-        why = " A thing that moves by a pixel hardly changes what comes out." if first else ""
-        return f"{kept} of every {sides} window stays{share}.{why}"
-    if operator in ("GlobalAveragePool", "ReduceMean", "GlobalMaxPool", "ReduceMax"):
-        what = "mean" if operator in ("GlobalAveragePool", "ReduceMean") else "largest value"
-        if not stop.inputs or stop.inputs[0].ndim != 4:
-            return f"The {what} along some of the axes."
-        return f"Of every map only its {what} stays: how much there is of a thing counts, and no longer where it is."
+    if operator in _CONVOLUTIONS and layer.weights is not None and layer.weights.ndim == 4:
+        return _convolution(layer, layer.weights, is_first)
+    if operator in ("Gemm", "MatMul") and layer.weights is not None:
+        return _product(layer, layer.weights)
+    if operator in ("MaxPool", "AveragePool") and "kernel_shape" in attributes(layer.last):
+        return _pooling(layer, is_first)
+    if operator in _GLOBAL_POOLING:
+        return _global_pooling(layer)
     if operator in ("Flatten", "Reshape"):
-        return f"The same {stop.value.size:,} values, laid out in another shape. Nothing is computed."
-    if _against_zero(stop):
+        return f"The same {layer.value.size:,} values in another shape. Nothing is computed."
+    if _pairs_with_zero(layer):
         return (
-            "The network gives one score, z. It becomes the second class's, and the first gets 0: the softmax of the two gives the "
-            "second class 1 / (1 + exp(-z)), the sigmoid of z."
+            "The network gives one score, z. It is the score of the second class; the first class gets 0. The softmax of the two "
+            "gives the second class 1 / (1 + exp(-z)), the sigmoid of z."
         )
     if operator in _ARITHMETIC:
-        return _arithmetic(stop)
-    if operator == "Relu" and stop.inputs:
-        negative = float((stop.inputs[0] < 0).mean())
-        why = " Without this step all layers together would be one linear map." if first else ""
-        return f"{_FIXED['Relu']} Here {negative:.0%} were negative.{why}"
-    return _FIXED.get(operator, f"The ONNX operator {operator} (onnx.ai/onnx/operators).")
+        return _arithmetic(layer)
+    if operator == "Relu" and layer.inputs:
+        negative = float((layer.inputs[0] < 0).mean())
+        why = " Without this step all layers together would be one linear function." if is_first else ""
+        return f"{_DESCRIPTIONS['Relu']} Here {negative:.0%} were negative.{why}"
+    return _DESCRIPTIONS.get(operator, f"The ONNX operator {operator} (onnx.ai/onnx/operators).")
 
 
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:
@@ -107,59 +111,70 @@ def attributes(node: onnx.NodeProto) -> dict[str, Any]:
     return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
-def _against_zero(stop: Stop) -> bool:
-    """Whether the step makes two scores of a sigmoid's one."""
-    return stop.last.op_type == "Pad" and stop.value.shape[1:] == (2,) and bool(stop.inputs) and stop.inputs[0].shape[1:] == (1,)
+def _is_temperature(layer: LayerActivation) -> bool:
+    return layer.last.op_type == "Div" and LOGITS_NAME in layer.last.output
 
 
-def _convolution(stop: Stop, first: bool) -> str:
-    if stop.weights is None:
-        raise ValueError("a convolution without weights")
-    found = attributes(stop.last)
-    filters, channels, height, width = stop.weights.shape
+def _is_normalisation(layer: LayerActivation) -> bool:
+    return {"Sub", "Div"} <= {node.op_type for node in layer.nodes}
+
+
+def _pairs_with_zero(layer: LayerActivation) -> bool:
+    """Whether the layer makes two scores, [0, z], from the one score z of a sigmoid head."""
+    if layer.last.op_type != "Pad" or not layer.inputs:
+        return False
+    return layer.value.shape[1:] == (2,) and layer.inputs[0].shape[1:] == (1,)
+
+
+def _convolution(layer: LayerActivation, weights: NDArray[np.float32], is_first: bool) -> str:
+    found = attributes(layer.last)
+    filters, channels, height, width = weights.shape
     steps = found.get("strides", [1, 1])
     stride = f", in steps of {steps[0]}" if max(steps) > 1 else ""
-    bias = " and a bias" if stop.bias is not None else ""
-    plural = "s slide" if filters > 1 else " slides"
-    if found.get("group", 1) > 1:
+    products = f"{channels * height * width:,} products{' and a bias' if layer.bias is not None else ''}"
+    which = f"{filters} filter{'s' if filters > 1 else ''} of {height}x{width} slide{'' if filters > 1 else 's'}"
+    if (groups := found.get("group", 1)) > 1:
+        return f"{which} over the maps before{stride}, in {groups} separate groups: each output is a sum of {products}."
+    maps = "one map" if channels == 1 else f"{channels} maps"
+    why = ", large where the picture looks like the filter" if is_first else ""
+    return f"{which} over the {maps} before{stride}: each output is a sum of {products}{why}."
+
+
+def _product(layer: LayerActivation, weights: NDArray[np.float32]) -> str:
+    outputs = layer.value.shape[-1]
+    inputs = weights.size // outputs
+    bias = " and a bias" if layer.bias is not None else ""
+    each = f"Each of the {outputs:,} outputs" if outputs > 1 else "The one output"
+    return f"{each} weighs all {inputs:,} inputs: {inputs:,} products{bias}."
+
+
+def _pooling(layer: LayerActivation, is_first: bool) -> str:
+    sides = "x".join(map(str, attributes(layer.last)["kernel_shape"]))
+    kept = "The largest value" if layer.last.op_type == "MaxPool" else "The mean"
+    left = f": {layer.value.size:,} of {layer.inputs[0].size:,} values are left" if layer.inputs else ""
+    why = " If something moves by a pixel, the output hardly changes." if is_first else ""
+    return f"{kept} of every {sides} window stays{left}.{why}"
+
+
+def _global_pooling(layer: LayerActivation) -> str:
+    what = _GLOBAL_POOLING[layer.last.op_type]
+    if not layer.inputs or layer.inputs[0].ndim != 4:
+        return f"The {what} along some of the axes."
+    return f"Each map is reduced to its {what}: how strong a feature is still counts, its place does not."
+
+
+def _arithmetic(layer: LayerActivation) -> str:
+    if len(layer.inputs) > 1:
+        if layer.last.op_type == "Add":
+            return "A skip connection: the input of the last layers is added to their output."
+        return f"The outputs of two layers are {_ARITHMETIC[layer.last.op_type][0]}, value by value."
+    if _is_normalisation(layer):
         return (
-            f"{filters} filter{plural} over the maps{stride}, {found['group']} groups of them apart from each other: each value is "
-            f"a sum of {channels * height * width:,} products{bias}."
+            "The mean of the training pictures is subtracted, and the result divided by their standard deviation: over all of them "
+            "the values have mean 0 and deviation 1."
         )
-    return (
-        f"{filters} filter{plural} of {height}x{width} over the {_maps(channels)} before{stride}: each value that comes out is a "
-        f"sum of {channels * height * width:,} products{bias}{', large where the picture looks like the filter' if first else ''}."
-    )
-
-
-def _product(stop: Stop) -> str:
-    if stop.weights is None:
-        raise ValueError("a product without weights")
-    outputs = stop.value.shape[-1]
-    inputs = stop.weights.size // outputs
-    bias = " and a bias" if stop.bias is not None else ""
-    each = f"Each of the {outputs:,} values" if outputs > 1 else "The one value"
-    return f"{each} that come{'' if outputs > 1 else 's'} out weighs all {inputs:,} that come in: {inputs:,} products{bias}."
-
-
-def _arithmetic(stop: Stop) -> str:
-    operators = [node.op_type for node in stop.nodes]
-    if len(stop.inputs) > 1:
-        if stop.last.op_type == "Add":
-            return "What took the short cut round the last layers is added to what came through them."
-        return f"{_ARITHMETIC[stop.last.op_type][0]} value by value: two layers meet."
-    if {"Sub", "Div"} <= set(operators):
-        return (
-            "The mean of the training pictures is subtracted, and the rest divided by their standard deviation, so that over all "
-            "of them the values lie around 0, with a deviation of 1."
-        )
-    words = " and ".join(_ARITHMETIC[operator][0].lower() for operator in operators if operator in _ARITHMETIC)
-    with_what = {"added": "to", "subtracted": "from", "multiplied": "with", "divided": "by"}
-    preposition = with_what[_ARITHMETIC[operators[-1]][0].lower()]
-    if preposition in ("with", "by"):
-        return f"Every value is {words} {preposition} a constant."
+    words = " and ".join(_ARITHMETIC[node.op_type][0] for node in layer.nodes if node.op_type in _ARITHMETIC)
+    preposition = _ARITHMETIC[layer.last.op_type][1]
+    if preposition == "by":
+        return f"Every value is {words} by a constant."
     return f"A constant is {words} {preposition} every value."
-
-
-def _maps(count: int) -> str:
-    return "one map" if count == 1 else f"{count} maps"

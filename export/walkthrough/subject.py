@@ -1,7 +1,7 @@
-"""What a walkthrough goes through: the file or the run that `--model` names, and how a picture goes into it.
+"""The model that a walkthrough shows, as `--model` names it: an ONNX file or the run of a training.
 
-A file of Convoy's says in its contract what it takes. Of a foreign one the graph tells size and layout, and the user what numbers
-its pixels are (`scaling`). A run is converted to ONNX in memory, without a temperature.
+The contract of a Convoy file says what picture the model takes. For a file without a contract the graph gives size and layout, and
+the user the range of the pixel values (`pixel_scaling`). A run is converted to ONNX in memory, without a temperature.
 """
 
 import importlib.util
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from export.inspection.model_file import read_contract, read_model
-from export.walkthrough.pixel_scaling import Scaling, scaled
+from export.walkthrough.pixel_scaling import PixelScaling, scale_pixels
 from service.errors import InvalidModel, UserError, first_line
-from service.model.contract import INPUT_NAME, LOGITS_NAME, InputSpec
+from service.model.contract import INPUT_NAME, LOGITS_NAME, Contract, InputSpec
 from service.model.cpus import cpu_budget
 from service.model.repository_layout import LABELS_FILE, MODEL_FILE, read_labels
 from service.model.session import OpenGraph
@@ -27,8 +27,11 @@ if TYPE_CHECKING:
     from export.training.checkpoint import Checkpoint
 
 _CHECKPOINT = "checkpoint.pt"
-_FREE_SIDE = 224  # of a graph that takes any: what most were trained with
+_FREE_SIDE = 224  # for a graph that takes any size: the most common one
+_MAX_BATCH_ITEMS = 64
 _BATCH_BYTES = 1 << 24
+_ACTIVATION_FACTOR = 100  # bytes of feature maps for each byte of the picture, roughly
+_MAX_MODEL_BYTES = 1 << 31  # of a protobuf message
 _DTYPES: dict[int, type[np.generic]] = {
     TensorProto.FLOAT: np.float32, TensorProto.FLOAT16: np.float16, TensorProto.UINT8: np.uint8,
 }  # fmt: skip
@@ -36,18 +39,19 @@ _DTYPES: dict[int, type[np.generic]] = {
 
 @dataclass(frozen=True)
 class Subject:
-    """A model that can be looked into.
+    """A model to walk through. `layout`, `dtype`, `scaling` and `one_by_one` differ from the defaults only without a contract.
 
     Attributes:
-        name: what to call it.
-        model: the graph, with all its weights.
+        name: for the page.
+        model: the graph with all its weights.
         spec: the picture that it takes.
-        labels: of its K classes; empty if nobody said them.
-        facts: what is known of it, to be shown.
-        layout: of a foreign graph's input; ours take NHWC.
-        dtype: likewise; ours take uint8.
-        scaling: what a foreign graph's floats are.
-        one_by_one: the graph takes batches of exactly one picture.
+        labels: names of the K classes; empty if unknown.
+        facts: for the page, by name.
+        has_contract: whether Convoy exported the graph.
+        layout: of the graph's input.
+        dtype: of the graph's input.
+        scaling: range of the pixel values if the input is float.
+        one_by_one: whether the graph takes batches of exactly one picture.
         checkpoint: of a run.
     """
 
@@ -56,10 +60,10 @@ class Subject:
     spec: InputSpec
     labels: tuple[str, ...]
     facts: dict[str, str]
-    ours: bool = True
+    has_contract: bool = True
     layout: Literal["NHWC", "NCHW"] = "NHWC"
     dtype: type[np.generic] = np.uint8
-    scaling: Scaling = "0..1"
+    scaling: PixelScaling = "0..1"
     one_by_one: bool = False
     checkpoint: "Checkpoint | None" = None
 
@@ -67,30 +71,30 @@ class Subject:
         """The graph's input for pixels uint8[n,H,W,C]."""
         images: NDArray[np.generic] = pixels
         if self.dtype != np.uint8:
-            images = scaled(pixels, self.scaling).astype(self.dtype)
+            images = scale_pixels(pixels, self.scaling).astype(self.dtype)
         return np.ascontiguousarray(images if self.layout == "NHWC" else images.transpose(0, 3, 1, 2))
 
     def logits(self, outputs: dict[str, NDArray[np.generic]]) -> NDArray[np.float32]:
-        """Logits float32[n,K] of what the graph gives; of one that gives probabilities, their logarithms.
+        """Logits float32[n,K] from the graph's outputs; of probabilities, their logarithms.
 
         Raises:
-            UserError: a foreign graph gives no scores of two classes or more.
+            UserError: without a contract, the first output is no scores of two classes or more.
         """
-        if self.ours:
+        if self.has_contract:
             return outputs[LOGITS_NAME].astype(np.float32)
         first = next(iter(outputs.values()))
         if not isinstance(first, np.ndarray) or not np.issubdtype(first.dtype, np.number):
-            raise UserError(f"{self.name}: its first output is no tensor of numbers, so no scores of classes")
+            raise UserError(f"{self.name}: its first output is not a tensor of numbers, so it has no scores of classes")
         scores = first.astype(np.float32).reshape(len(first), -1) if first.ndim else first.astype(np.float32).reshape(1, 1)
         if scores.shape[1] < 2 or max(first.shape[1:]) != scores.shape[1]:
-            raise UserError(f"{self.name}: its first output is {first.shape}, no scores (1, K) of two classes or more")
+            raise UserError(f"{self.name}: its first output has shape {first.shape}; expected scores (1, K) of two classes or more")
         if (scores >= 0).all() and np.allclose(scores.sum(axis=1), 1, atol=1e-3):
             scores = np.log(np.maximum(scores, 1e-7)).astype(np.float32)
         return scores
 
 
-class Answers:
-    """The graph as it is served, asked for many pictures."""
+class SubjectSession:
+    """An ONNX Runtime session of a subject's graph."""
 
     def __init__(self, subject: Subject) -> None:
         self._subject = subject
@@ -98,21 +102,25 @@ class Answers:
 
     def logits(self, pixels: NDArray[np.uint8]) -> Iterator[NDArray[np.float32]]:
         """Logits float32[n,K] of pixels uint8[N,H,W,C], batch after batch. Raises LoadError if the graph fails."""
-        # Feature maps take some hundred bytes for each of the picture's.
-        items = 1 if self._subject.one_by_one else max(1, min(64, _BATCH_BYTES // (100 * self._subject.spec.size_bytes)))
+        fitting = _BATCH_BYTES // (_ACTIVATION_FACTOR * self._subject.spec.size_bytes)
+        items = 1 if self._subject.one_by_one else max(1, min(_MAX_BATCH_ITEMS, fitting))
         for start in range(0, len(pixels), items):
             yield self._subject.logits(self._graph.run(self._subject.feed(pixels[start : start + items])))
 
 
-def load_subject(path: Path, scaling: Scaling | None = None) -> Subject:
-    """Reads what `--model` names: an ONNX file, a folder of a version, the folder of a run or its checkpoint.
+def load_subject(path: Path, scaling: PixelScaling | None = None) -> Subject:
+    """Loads an ONNX file, the folder of a version, the folder of a run, or its checkpoint.
+
+    Args:
+        path: the value of `--model`.
+        scaling: for files without a contract only; "0..1" if not given.
 
     Raises:
-        UserError: nothing of the kind is there, or it is no classifier of pictures; `scaling` is for foreign files alone.
+        UserError: there is no such file, it is no classifier of pictures, or `scaling` is given for a model of Convoy.
         InvalidModel: the file's contract is not valid.
     """
     if path.name == _CHECKPOINT or (path / _CHECKPOINT).is_file():
-        _only_foreign(scaling, path)
+        _refuse_scaling(scaling, path)
         return _from_run(path.parent if path.name == _CHECKPOINT else path)
     if path.is_dir():
         if not (path / MODEL_FILE).is_file():
@@ -120,23 +128,14 @@ def load_subject(path: Path, scaling: Scaling | None = None) -> Subject:
         path = path / MODEL_FILE
     _, model = read_model(path)
     contract = read_contract(path, model)
-    model = _with_weights(path, model)
+    model = _with_external_weights(path, model)
     if contract is None:
-        return _foreign(path, model, scaling or "0..1")
-    _only_foreign(scaling, path)
-    if [value.name for value in model.graph.input] != [INPUT_NAME] or LOGITS_NAME not in {out.name for out in model.graph.output}:
-        raise UserError(f"{path}: the graph is not as its contract says: it must take {INPUT_NAME!r} and give {LOGITS_NAME!r}")
-    training = contract.training
-    facts = {
-        "network": training.network,
-        "trained on": f"{training.data}, {training.epochs} epochs",
-        "accuracy": "not measured" if training.accuracy is None else f"{training.accuracy:.2%} of the test pictures",
-        "precision": contract.precision,
-    }
-    return Subject(contract.name, model, contract.input, contract.labels, facts)
+        return _without_contract(path, model, scaling or "0..1")
+    _refuse_scaling(scaling, path)
+    return _with_contract(path, model, contract)
 
 
-def _only_foreign(scaling: Scaling | None, path: Path) -> None:
+def _refuse_scaling(scaling: PixelScaling | None, path: Path) -> None:
     if scaling is not None:
         raise UserError(f"--scaling is for ONNX files that Convoy did not write; {path} normalises its pictures itself")
 
@@ -152,54 +151,76 @@ def _from_run(run: Path) -> Subject:
         "network": checkpoint.settings.network,
         "trained on": f"{checkpoint.data}, epoch {checkpoint.epoch} of {checkpoint.settings.epochs}",
     }
-    graph = to_onnx(checkpoint)
-    return Subject(checkpoint.data, graph, checkpoint.input, checkpoint.labels, facts, checkpoint=checkpoint)
+    return Subject(checkpoint.data, to_onnx(checkpoint), checkpoint.input, checkpoint.labels, facts, checkpoint=checkpoint)
 
 
-def _with_weights(path: Path, model: onnx.ModelProto) -> onnx.ModelProto:
-    try:
-        onnx.load_external_data_for_model(model, str(path.parent))
-    except (OSError, ValueError, onnx.checker.ValidationError) as error:
-        raise UserError(f"{path}: its weights, which are outside the file, cannot be read ({first_line(error)})") from None
-    if model.ByteSize() >= 1 << 31:
-        raise UserError(f"{path}: models of 2 GiB and more cannot be walked through")
-    return model
+def _with_contract(path: Path, model: onnx.ModelProto, contract: Contract) -> Subject:
+    if [value.name for value in model.graph.input] != [INPUT_NAME] or LOGITS_NAME not in {out.name for out in model.graph.output}:
+        raise UserError(f"{path}: the graph does not match its contract: it must take {INPUT_NAME!r} and give {LOGITS_NAME!r}")
+    training = contract.training
+    facts = {
+        "network": training.network,
+        "trained on": f"{training.data}, {training.epochs} epochs",
+        "accuracy": "not measured" if training.accuracy is None else f"{training.accuracy:.2%} of the test pictures",
+        "precision": contract.precision,
+    }
+    return Subject(contract.name, model, contract.input, contract.labels, facts)
 
 
-def _foreign(path: Path, model: onnx.ModelProto, scaling: Scaling) -> Subject:
+def _without_contract(path: Path, model: onnx.ModelProto, scaling: PixelScaling) -> Subject:
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
     if len(inputs) != 1:
-        raise UserError(f"{path}: it takes {len(inputs)} inputs; a walkthrough needs a model that takes one picture")
-    tensor = inputs[0].type.tensor_type
-    sides = [dimension.dim_value for dimension in tensor.shape.dim]  # 0 where it is free
-    shown = f"[{', '.join(str(side or 'N') for side in sides)}]"
-    accepted = "a walkthrough needs pictures [N,C,H,W] or [N,H,W,C] of 1 or 3 channels, float or uint8"
-    if tensor.elem_type not in _DTYPES or len(sides) != 4 or not (sides[1] in (1, 3) or sides[3] in (1, 3)):
-        kind = TensorProto.DataType.Name(tensor.elem_type).lower()
-        raise UserError(f"{path}: it takes {inputs[0].name!r}, {kind} {shown}; {accepted}")
-    if sides[0] > 1:
-        raise UserError(f"{path}: it takes batches of exactly {sides[0]}; a walkthrough needs one picture or any number")
-    layout: Literal["NHWC", "NCHW"] = "NCHW" if sides[1] in (1, 3) else "NHWC"
+        raise UserError(f"{path}: the model takes {len(inputs)} inputs; a walkthrough needs a model that takes one picture")
+    layout, sides = _layout(path, inputs[0])
     height, width, channels = sides[2:] + sides[1:2] if layout == "NCHW" else sides[1:]
     try:
         spec = InputSpec(height=height or _FREE_SIDE, width=width or _FREE_SIDE, channels=channels)
     except ValueError:
-        raise UserError(f"{path}: it takes pictures of {height}x{width}; at most 4096x4096 are accepted") from None
+        raise UserError(f"{path}: the model takes pictures of {height}x{width}; at most 4096x4096 are accepted") from None
     if scaling == "imagenet" and channels == 1:
         raise UserError(f"{path}: --scaling imagenet is for colour, and the model takes gray pictures")
-    dtype = _DTYPES[tensor.elem_type]
-    facts = {"contract": "none: Convoy did not write this file", "input": f"{np.dtype(dtype)} {shown}"}
+    dtype = _DTYPES[inputs[0].type.tensor_type.elem_type]
+    facts = {"contract": "none: Convoy did not write this file", "input": f"{np.dtype(dtype)} {_shown(sides)}"}
     if dtype != np.uint8:
-        facts["pixels"] = f"given as {scaling}" + ("" if scaling == "imagenet" else " (--scaling says otherwise)")
+        facts["pixels"] = f"scaled to {scaling}" + ("" if scaling == "imagenet" else " (--scaling says otherwise)")
     return Subject(
         path.stem, model, spec, _labels(path), facts,
-        ours=False, layout=layout, dtype=dtype, scaling=scaling, one_by_one=sides[0] == 1,
+        has_contract=False, layout=layout, dtype=dtype, scaling=scaling, one_by_one=sides[0] == 1,
     )  # fmt: skip
 
 
+def _layout(path: Path, value: onnx.ValueInfoProto) -> tuple[Literal["NHWC", "NCHW"], list[int]]:
+    """The layout of an input of pictures and its four sides, 0 for a free one. Raises UserError for any other input."""
+    tensor = value.type.tensor_type
+    sides = [dimension.dim_value for dimension in tensor.shape.dim]
+    if tensor.elem_type not in _DTYPES or len(sides) != 4 or not (sides[1] in (1, 3) or sides[3] in (1, 3)):
+        kind = TensorProto.DataType.Name(tensor.elem_type).lower()
+        raise UserError(
+            f"{path}: the model takes {value.name!r}, {kind} {_shown(sides)}; a walkthrough needs pictures [N,C,H,W] or "
+            "[N,H,W,C] of 1 or 3 channels, float or uint8"
+        )
+    if sides[0] > 1:
+        raise UserError(f"{path}: the model takes batches of exactly {sides[0]}; a walkthrough needs batches of 1 or of any size")
+    return "NCHW" if sides[1] in (1, 3) else "NHWC", sides
+
+
+def _shown(sides: list[int]) -> str:
+    return f"[{', '.join(str(side or 'N') for side in sides)}]"
+
+
+def _with_external_weights(path: Path, model: onnx.ModelProto) -> onnx.ModelProto:
+    try:
+        onnx.load_external_data_for_model(model, str(path.parent))
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        raise UserError(f"{path}: cannot read its external weights ({first_line(error)})") from None
+    if model.ByteSize() >= _MAX_MODEL_BYTES:
+        raise UserError(f"{path}: a walkthrough takes models below 2 GiB")
+    return model
+
+
 def _labels(path: Path) -> tuple[str, ...]:
-    """The lines of `labels.txt` beside the file, or where a repository has it: beside the folder of the version."""
+    """The lines of `labels.txt` beside the file or, as in a repository, beside the folder of the version."""
     for folder in (path.parent, path.parent.parent):
         try:
             labels = read_labels(folder / LABELS_FILE)

@@ -1,7 +1,7 @@
-"""The articles' tour of a convolutional layer, by hand and without a trained network: what each step makes of one photo.
+"""The steps of a convolutional layer as in the tutorials, computed by hand for one photo, without a trained network.
 
 Load, gray, 300x300, values from 0 to 1, a Laplacian kernel, ReLU, 2x2 max pooling, a flat vector, a dense layer. Shapes are (items,
-rows, columns, channels), as in the articles.
+rows, columns, channels), as in the tutorials.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ _SEED = 0
 
 
 @dataclass(frozen=True)
-class Tour:
+class TutorialSteps:
     """The picture after every step.
 
     Attributes:
@@ -50,47 +50,47 @@ class Tour:
     dense: NDArray[np.float32]
 
 
-def tour(encoded: bytes, max_pixels: int) -> Tour:
-    """Takes an encoded picture through all steps. Raises InvalidRequest if it is none (`service.model.preprocessing`)."""
+def compute_steps(encoded: bytes, max_pixels: int) -> TutorialSteps:
+    """Computes all steps for an encoded picture. Raises InvalidRequest as `service.model.preprocessing.open_image` does."""
     image = _upright(encoded, max_pixels)
-    loaded = to_pixels(image, _as_it_is(*image.size, channels=3))
-    gray = to_pixels(image, _as_it_is(*image.size, channels=1))
+    loaded = to_pixels(image, _own_size(*image.size, channels=3))
+    gray = to_pixels(image, _own_size(*image.size, channels=1))
     resized = resize(gray[:, :, 0], InputSpec(height=SIDE, width=SIDE, channels=1))
     normalised = np.asarray(resized / np.float32(255), np.float32)[np.newaxis]
     convolved = convolve(normalised)
     rectified = np.maximum(convolved, 0)
     pooled = max_pool(rectified)
     flat = pooled.reshape(1, -1)
-    return Tour(loaded, gray, resized, normalised, convolved, rectified, pooled, flat, flat @ dense_weights(flat.shape[1]))
+    return TutorialSteps(loaded, gray, resized, normalised, convolved, rectified, pooled, flat, flat @ dense_weights(flat.shape[1]))
 
 
-def photo(encoded: bytes, max_pixels: int) -> NDArray[np.uint8]:
-    """An encoded picture of any size as uint8[H,W,3]. Raises InvalidRequest as `tour` does."""
+def decode_photo(encoded: bytes, max_pixels: int) -> NDArray[np.uint8]:
+    """An encoded picture in its own size, uint8[H,W,3]. Raises InvalidRequest as `compute_steps` does."""
     image = _upright(encoded, max_pixels)
-    return to_pixels(image, _as_it_is(*image.size, channels=3))
+    return to_pixels(image, _own_size(*image.size, channels=3))
 
 
 def convolve(images: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The Laplacian of float32[1,H,W,1], of the same shape: outside the picture there are zeros."""
-    # Not in float32, of which what is flat would keep something.
+    """The Laplacian of float32[1,H,W,1], in the same shape; the border is padded with zeros."""
+    # In float32, flat regions would give small values instead of 0.
     image = images[0, :, :, 0].astype(np.float64)
     return np.asarray(signal.correlate2d(image, LAPLACIAN, mode="same"), np.float32)[np.newaxis, :, :, np.newaxis]
 
 
 def max_pool(images: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The largest of every 2x2 of float32[1,H,W,1] with even sides."""
+    """The largest value of every 2x2 window of float32[1,H,W,1] with even sides."""
     _, height, width, _ = images.shape
     return np.asarray(images.reshape(1, height // 2, 2, width // 2, 2, 1).max(axis=(2, 4)), np.float32)
 
 
 def dense_weights(inputs: int) -> NDArray[np.float32]:
-    """Weights float32[inputs,64] as they are before any training: Glorot and Bengio's uniform ones (AISTATS 2010), as in Keras."""
+    """Untrained weights float32[inputs,64]: Glorot and Bengio's uniform initialisation (AISTATS 2010), as in Keras."""
     limit = np.sqrt(6 / (inputs + UNITS))
     return np.random.default_rng(_SEED).uniform(-limit, limit, (inputs, UNITS)).astype(np.float32)
 
 
 def _upright(encoded: bytes, max_pixels: int) -> Image.Image:
-    """The picture with its EXIF orientation applied, which may turn its sides; raises InvalidRequest as `to_pixels` does."""
+    """The picture with its EXIF orientation applied, which may swap its sides. Raises InvalidRequest as `to_pixels` does."""
     image = open_image(encoded, max_pixels)
     try:
         return ImageOps.exif_transpose(image)
@@ -98,6 +98,6 @@ def _upright(encoded: bytes, max_pixels: int) -> Image.Image:
         raise InvalidRequest(f"the image's data are broken or cut short ({type(error).__name__})") from None
 
 
-def _as_it_is(width: int, height: int, channels: Literal[1, 3]) -> InputSpec:
-    """A picture's own size; it need not be one that a network could take."""
+def _own_size(width: int, height: int, channels: Literal[1, 3]) -> InputSpec:
+    """An input of a picture's own size, which may be larger than a network takes."""
     return InputSpec.model_construct(height=height, width=width, channels=channels, resize="bilinear", fit="stretch")

@@ -277,7 +277,7 @@ def test_a_walkthrough_with_a_long_label_fits_a_phone(browser: Browser, model_fi
     found = subject.load_subject(model_file)
     found = dataclasses.replace(found, labels=tuple(120 * label for label in found.labels))
     pixels = digits.test.pixels[0]
-    web_page.write(network_page.page(found, pixels, pixels.repeat(3, 2), "digit.png"), tmp_path)
+    web_page.write(network_page.build_page(found, pixels, pixels.repeat(3, 2), "digit.png"), tmp_path)
     page = browser.new_page(viewport={"width": 360, "height": 740})
     page.goto((tmp_path / web_page.PAGE).as_uri())
     expect(page.locator("h1")).to_contain_text("digit.png")
