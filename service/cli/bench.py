@@ -79,7 +79,10 @@ class Options:
 @click.command()
 @server_options
 @click.option(
-    "--concurrency", type=click.IntRange(1, 4096), help=f"Requests in flight, each followed by the next.  [default: {CONCURRENCY}]"
+    "--concurrency",
+    type=click.IntRange(1, 4096),
+    show_default=str(CONCURRENCY),
+    help="Requests in flight, each followed by the next.",
 )
 @click.option(
     "--rate",
@@ -90,23 +93,22 @@ class Options:
 @click.option("--seconds", type=FiniteFloat(0, 86400, min_open=True), default=10.0, show_default=True, help="How long to measure.")
 @click.option("--warmup", type=FiniteFloat(0, 3600), default=1.0, show_default=True, help="Seconds of the same load before that.")
 @click.option("--items", type=click.IntRange(1, 100_000), default=1, show_default=True, help="Images in one request.")
-@click.option("--image", "images", multiple=True, type=click.Path(path_type=Path),
-              help="An image file to send; may be repeated.  [default: synthetic images]")  # fmt: skip
+@click.option("--image", "images", multiple=True, type=click.Path(path_type=Path), show_default="synthetic images",
+              help="An image file to send; may be repeated.")  # fmt: skip
 @click.option("--encoding", type=click.Choice(["pixels", "png", "jpeg"]), default="pixels", show_default=True,
               help="How synthetic images are sent.")  # fmt: skip
-@click.option("--image-size", type=ImageSize(MAX_SIDE), metavar="N|HxW",
-              help="Size of synthetic png or jpeg images.  [default: the model's]")  # fmt: skip
-@click.option("--connections", type=click.IntRange(1, 1024),
-              help=f"gRPC connections.  [default: one per {IN_FLIGHT_PER_CONNECTION} requests in flight; "
-                   f"{CONNECTIONS_AT_A_RATE} with --rate]")  # fmt: skip
+@click.option("--image-size", type=ImageSize(MAX_SIDE), metavar="N|HxW", show_default="the model's",
+              help="Size of synthetic png or jpeg images.")  # fmt: skip
+@click.option("--connections", type=click.IntRange(1, 1024), help="gRPC connections.",
+              show_default=f"one per {IN_FLIGHT_PER_CONNECTION} in flight, {CONNECTIONS_AT_A_RATE} with --rate")  # fmt: skip
 @click.option("--processes", type=click.IntRange(1, 64), default=1, show_default=True,
               help="Client processes; use more where one cannot saturate the server.")  # fmt: skip
 @click.option("--timeout", type=FiniteFloat(0, 3600, min_open=True), default=30.0, show_default=True,
               help="Deadline of each request in seconds.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Seed of images and arrivals.")
 @click.option("--metrics", "metrics_url", metavar="URL",
-              help="The server's /metrics, for its own measurements; `none` for none.  [default: "
-                   f"http://HOST:{HTTP_PORT}/metrics for a server at port {GRPC_PORT}, if it answers]")  # fmt: skip
+              show_default=f"http://HOST:{HTTP_PORT}/metrics for a server at port {GRPC_PORT}, if it answers",
+              help="The server's /metrics, for its own measurements; `none` for none.")  # fmt: skip
 @click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="PNG file for a plot of latency by percentile.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def bench(**options: Any) -> None:

@@ -17,7 +17,7 @@ def server_options(command: _Command) -> _Command:
     for option in reversed(
         (
             click.option("--model", required=True, help="Name of the model."),
-            click.option("--version", default="", help="Version of the model, or an alias.  [default: the server's]"),
+            click.option("--version", default="", show_default="the server's", help="Version of the model, or an alias."),
             click.option("--server", default="127.0.0.1:8001", show_default=True, envvar="CONVOY_SERVER", metavar="HOST:PORT",
                          help="Address of the server."),
             click.option("--tls-ca", type=click.Path(path_type=Path),
