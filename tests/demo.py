@@ -1,7 +1,7 @@
-"""`make demo`: labelled images to answers over gRPC, with the commands that a user would type.
+"""`make demo`: from labelled images to answers over gRPC, with the commands that a user would type.
 
-Trains the tutorials' CNN on scikit-learn's handwritten digits, exports it, serves it on free ports, sends the held-out digits as
-PNG files over gRPC, prints what came back and what it cost, and drains the server. Everything is made in a temporary folder.
+Trains the tutorials' CNN on scikit-learn's handwritten digits, exports it, serves it on free ports, classifies the held-out digits
+as PNG files over gRPC, prints answers, accuracy and latencies, and drains the server. All files are in a temporary folder.
 """
 
 import contextlib
@@ -36,24 +36,13 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 def main() -> int:
-    """Runs the demo; 0 if the held-out accuracy is what it should be and the server stopped cleanly."""
+    """Runs the demo. Returns 0 if the held-out accuracy is at least MINIMUM_ACCURACY and the server stopped cleanly."""
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="convoy-demo-") as folder:
         run, repository = Path(folder) / "run", Path(folder) / "models"
         step(1, "train a CNN on handwritten digits")
-        convoy(
-            "train",
-            "--data",
-            "digits",
-            "--network",
-            "article-cnn",
-            "--epochs",
-            str(EPOCHS),
-            "--seed",
-            str(SEED),
-            "--output",
-            str(run),
-        )
+        training = ("--data", "digits", "--network", "article-cnn", "--epochs", str(EPOCHS), "--seed", str(SEED))
+        convoy("train", *training, "--output", str(run))
         step(2, "export it as one ONNX file")
         convoy("export", str(run), "--repository", str(repository), "--name", MODEL)
         step(3, "serve it")
@@ -71,7 +60,7 @@ def main() -> int:
             show_latencies(ready["http_port"])
             step(6, "stop the server")
         console.print("drained and stopped, exit code 0")
-    console.print(f"\nDone in {time.monotonic() - start:.0f} s. The README says how to do the same with your own hands.")
+    console.print(f"\nDone in {time.monotonic() - start:.0f} s. The README shows how to do the same with your own data.")
     if accuracy < MINIMUM_ACCURACY:
         console.print(f"[red]held-out accuracy is {accuracy:.2f} %, less than {MINIMUM_ACCURACY} %[/red]")
         return 1
@@ -83,7 +72,7 @@ def step(number: int, what: str) -> None:
 
 
 def convoy(*arguments: str) -> None:
-    """Runs a command of the program and shows it as one would type it."""
+    """Runs a command of the program and shows it as a user would type it."""
     console.print(f"$ convoy {' '.join(arguments)}", style="dim", markup=False)
     result = subprocess.run([sys.executable, "-m", "service.cli", *arguments], check=False)
     if result.returncode != 0:
@@ -92,7 +81,7 @@ def convoy(*arguments: str) -> None:
 
 @contextlib.contextmanager
 def serving(repository: Path, ready_file: Path) -> Iterator[dict[str, int]]:
-    """A server of the repository on free ports; drained at the end, whatever happens."""
+    """A server of the repository on free ports; always drained at the end."""
     arguments = ["serve", str(repository), "--grpc-port", "0", "--http-port", "0", "--ready-file", str(ready_file)]
     console.print(f"$ convoy {' '.join(arguments)}", style="dim", markup=False)
     server = subprocess.Popen([sys.executable, "-m", "service.cli", *arguments, "--log-level", "warning"])
@@ -107,11 +96,11 @@ def serving(repository: Path, ready_file: Path) -> Iterator[dict[str, int]]:
         server.send_signal(signal.SIGTERM)
         code = server.wait(timeout=60)
     if code != 0:
-        sys.exit(f"the server ended with exit code {code}")
+        sys.exit(f"the server exited with code {code}")
 
 
 def show(test: datasets.Part, answers: list[Classification]) -> float:
-    """Prints a few pictures with their answers, and the accuracy of all; returns it in percent."""
+    """Prints a few pictures with their answers and the overall accuracy; returns it in percent."""
     right = [answer.results[0][0].index == label for answer, label in zip(answers, test.labels.tolist(), strict=True)]
     wrong = [index for index, correct in enumerate(right) if not correct]
     for index in [*range(SHOWN), *wrong[:1]]:

@@ -1,1 +1,1 @@
-"""From a checkpoint to a version in a repository: ONNX, quantisation, model card, publishing."""
+"""From a checkpoint to a version in a model repository: ONNX, contract, lower precisions, model card, publishing."""

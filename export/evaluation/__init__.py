@@ -1,1 +1,1 @@
-"""How well a model answers: scores, calibration, figures."""
+"""How well a model answers: scores, calibration, figures, and the gates of an export."""

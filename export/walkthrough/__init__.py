@@ -1,1 +1,1 @@
-"""What a network does to one picture, as pictures and a web page."""
+"""`convoy walkthrough`: what every layer of a network computes for one picture, as a web page."""

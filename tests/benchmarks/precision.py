@@ -1,10 +1,10 @@
-"""What a precision costs and gains: accuracy, size and images a second of fp32, int8 and fp16, all made from one checkpoint.
+"""Accuracy, size and images a second of fp32, int8 and fp16 files, all made from one checkpoint.
 
-Accuracy is of the whole test part, through the code that serves. Speed is ONNX Runtime's on the CPU, in batches of random pictures,
-all files in turns, round by round; the median counts. A precision that fails its gate is shown with the reason.
+Accuracy is measured on the whole test part, through the code that serves. Speed is the median of rounds in which ONNX Runtime runs
+each file in turn, on the CPU, with batches of random pictures. A precision that fails its gate is shown with the reason.
 
 Usage: python -m tests.benchmarks.precision [RUN ...] [--rounds 7] [--threads N] [--max-accuracy-loss POINTS]
-A RUN is the folder of a training (`convoy train`), whose data are loaded again; without any, article-cnn learns the digits first.
+A RUN is the folder of a training (`convoy train`); its data are loaded again. Without one, article-cnn is trained on digits first.
 """
 
 import argparse
@@ -40,11 +40,11 @@ def main() -> None:
     parser.add_argument("--max-accuracy-loss", type=float, default=0.5, metavar="POINTS")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        for number, run in enumerate(arguments.runs or [learn_digits(Path(folder))]):
+        for number, run in enumerate(arguments.runs or [train_on_digits(Path(folder))]):
             measure(run, Path(folder) / str(number), arguments.rounds, arguments.threads, arguments.max_accuracy_loss / 100)
 
 
-def learn_digits(folder: Path) -> Path:
+def train_on_digits(folder: Path) -> Path:
     """A run of article-cnn on the digits."""
     run = folder / "run"
     run.mkdir()
@@ -53,7 +53,7 @@ def learn_digits(folder: Path) -> Path:
 
 
 def measure(run: Path, repository: Path, rounds: int, threads: int, max_loss: float) -> None:
-    """Exports one run in every precision and prints what the files are worth."""
+    """Exports one run in every precision and prints the figures of the files."""
     checkpoint = load_checkpoint(run)
     dataset = datasets.reload_dataset(checkpoint.source, checkpoint.settings.seed, checkpoint.input, checkpoint.labels)
     files: dict[Precision, pipeline.Exported] = {}

@@ -14,7 +14,7 @@ from service.observability.metrics import Metrics
 from tests.unit.evaluation.answers import scores_of
 
 
-def test_the_card_says_what_the_file_is_and_a_server_passes_it_over(model_file: Path, digits: datasets.Dataset) -> None:
+def test_the_card_describes_the_file_and_a_server_ignores_it(model_file: Path, digits: datasets.Dataset) -> None:
     card = (model_file.parent / "README.md").read_text()
     contract = load_model(model_file, "cpu", 1).contract
     assert card.startswith("# digits\n")
@@ -35,7 +35,7 @@ def test_the_card_says_what_the_file_is_and_a_server_passes_it_over(model_file: 
         repository.stop()
 
 
-def test_the_card_shows_names_as_they_are(model_file: Path) -> None:
+def test_the_card_escapes_names(model_file: Path) -> None:
     contract = load_model(model_file, "cpu", 1).contract.model_copy(update={"labels": ("golden_retriever", "a|b", "owl")})
     overview = model_card._overview(contract, scores_of([0, 1, 2], [0, 1, 2]), "1f", 10)
     assert r"| labels | golden\_retriever, a\|b, owl |" in overview

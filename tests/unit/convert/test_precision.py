@@ -26,7 +26,7 @@ from service.model.loading import load_model
 from tests.unit.convert.networks import Graph, outlier
 
 
-def test_what_it_costs_is_measured_and_said(int8: pipeline.Exported, run: Path, digits: datasets.Dataset) -> None:
+def test_the_cost_is_measured_and_reported(int8: pipeline.Exported, run: Path, digits: datasets.Dataset) -> None:
     cost = int8.cost
     assert cost is not None
     assert cost.fp32.accuracy - cost.lower.accuracy <= 0.005
@@ -78,7 +78,7 @@ def test_the_temperature_is_that_of_fp32(precision: str, model_file: Path, digit
     assert abs(calibration_error - exported.parity.scores.reliability.error) < 0.02
 
 
-def test_fp16_takes_and_gives_what_fp32_does(fp16: pipeline.Exported, digits: datasets.Dataset, model_file: Path) -> None:
+def test_fp16_has_the_inputs_and_outputs_of_fp32(fp16: pipeline.Exported, digits: datasets.Dataset, model_file: Path) -> None:
     graph = Graph(fp16.path)
     assert all(graph.weights[layer.input[1]].dtype == np.float16 for layer in graph.of("Conv", "Gemm"))
     served = load_model(fp16.path, "cpu", 1)
@@ -104,7 +104,7 @@ def test_fp16_that_overflows_is_refused_with_the_figures(run: Path, digits: data
     assert not (tmp_path / "models").exists()
 
 
-def test_fp16_is_refused_for_a_sum_inside_of_a_block_that_is_beyond_its_range(run: Path, digits: datasets.Dataset) -> None:
+def test_fp16_is_refused_if_a_sum_inside_a_block_overflows(run: Path, digits: datasets.Dataset) -> None:
     torch.manual_seed(0)
     network = architectures.build("resnet18", digits.input, 10).eval()
     blocks = [module for module in network.modules() if isinstance(module, BasicBlock)]

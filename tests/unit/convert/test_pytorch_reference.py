@@ -15,9 +15,7 @@ from service.errors import UserError
 from tests.unit.convert.networks import last_layer
 
 
-def test_a_file_that_answers_otherwise_than_the_network_is_not_published(
-    run: Path, digits: datasets.Dataset, tmp_path: Path
-) -> None:
+def test_a_file_that_differs_from_its_network_fails_parity(run: Path, digits: datasets.Dataset, tmp_path: Path) -> None:
     """Parity fails for real: the graph is made from other weights than the checkpoint that it is compared with."""
     checkpoint = load_checkpoint(run)
     graph = to_onnx(checkpoint, 1.7)

@@ -55,7 +55,7 @@ def test_layers_that_hurt_stay_in_float(run: Path, digits: datasets.Dataset, tmp
     assert [by_layer[name] for name in ("conv1", "pool1", "conv2", "conv3", "output")] == ["fp32", "fp32", "fp32", "int8", "int8"]
 
 
-def test_a_network_of_which_nothing_can_be_int8_is_refused(digits: datasets.Dataset, tmp_path: Path) -> None:
+def test_a_network_that_loses_too_much_in_int8_is_refused(digits: datasets.Dataset, tmp_path: Path) -> None:
     checkpoint = loop.train(digits, Settings("twelve-filters", epochs=3, seed=0), tmp_path)
     hurt = dataclasses.replace(checkpoint, network=outlier(checkpoint.network, "conv", "output", 20_000.0))
     with pytest.raises(UserError, match=r"int8: .*% of 180 validation pictures are right with .* single layer .* against 9.*%"):
@@ -63,7 +63,7 @@ def test_a_network_of_which_nothing_can_be_int8_is_refused(digits: datasets.Data
     assert not (tmp_path / "models").exists()
 
 
-def test_what_can_be_quantised(tmp_path: Path) -> None:
+def test_layers_that_can_be_quantised(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("Sub", ["x", "mean"], ["a"], name="normalise"),
         helper.make_node("MatMul", ["a", "network.first.weight"], ["b"], name="node_first"),

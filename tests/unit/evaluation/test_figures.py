@@ -44,7 +44,7 @@ def test_labels_that_are_cut_can_be_told_apart() -> None:
     assert figures._shortened(list(given), 20) == list(given.values())
 
 
-def test_without_a_mistake_there_is_no_picture_of_them(tmp_path: Path) -> None:
+def test_without_mistakes_there_is_no_figure_of_them(tmp_path: Path) -> None:
     part = datasets.Part(np.empty((0, 1, 1, 1), np.uint8), np.array([0, 1]), lambda index: b"")
     names = figures.draw(scores_of([0, 1], [0, 1]), part, InputSpec(height=1, width=1, channels=1), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names) == ["confusion.png", "reliability.png"]

@@ -27,7 +27,7 @@ def check(found: Comparison, minimum: float) -> None:
     check_accuracy(found, minimum)
 
 
-def test_gates_pass_what_is_right() -> None:
+def test_good_files_pass_the_gates() -> None:
     check(comparison(), 0.98)
     check(comparison(same_top1=0.99), 0.98)  # ties alone
     check_accuracy(comparison(wrong=2), minimum=0.0, max_loss=0.01)

@@ -13,7 +13,7 @@ from service.model.contract import InputSpec
 from service.model.loading import load_model
 
 
-def test_measuring_goes_by_the_encoded_pictures_and_a_batch_at_a_time(model_file: Path, digits: datasets.Dataset) -> None:
+def test_measuring_uses_the_encoded_pictures_in_batches(model_file: Path, digits: datasets.Dataset) -> None:
     served = load_model(model_file, "cpu", 1)
     test = dataclasses.replace(digits.test, pixels=np.empty((0, 28, 28, 1), np.uint8))
     steps: list[tuple[int, int]] = []
@@ -27,7 +27,7 @@ def test_measuring_goes_by_the_encoded_pictures_and_a_batch_at_a_time(model_file
     assert len(list(batches(3, InputSpec(height=4096, width=4096, channels=3)))) == 3
 
 
-def test_labels_may_come_in_another_order_but_not_be_others(model_file: Path, digits: datasets.Dataset) -> None:
+def test_labels_may_have_another_order_but_no_other_names(model_file: Path, digits: datasets.Dataset) -> None:
     served = load_model(model_file, "cpu", 1)
     reversed_labels = tuple(reversed(digits.labels))
     mirrored = dataclasses.replace(digits.test, labels=9 - digits.test.labels)

@@ -53,9 +53,9 @@ def test_occlusion_finds_the_one_pixel_that_counts() -> None:
             bright = half[:, 5, 22, 0].astype(np.float32)
             yield np.stack([np.zeros_like(bright), bright / 50], axis=1)
 
-    told: list[tuple[int, int]] = []
-    found = attribution.occlusion(run, pixels, 1, lambda done, total: told.append((done, total)))
-    assert told[-1] == (found.tried + 1, found.tried + 1)
+    counts: list[tuple[int, int]] = []
+    found = attribution.occlusion(run, pixels, 1, lambda done, total: counts.append((done, total)))
+    assert counts[-1] == (found.tried + 1, found.tried + 1)
     assert found.heat.shape == (20, 30)
     assert found.heat[5, 22] == pytest.approx((210 - 10) / 50, rel=1e-5)  # every patch over it takes as much: the colour is 10
     row, column = np.unravel_index(found.heat.argmax(), found.heat.shape)
