@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 LOCK := .ci/requirements.lock
 CLIENTS := $(VENV)/clients
 CLIENTS_LOCK := .ci/clients.lock
+WHEELS := $(VENV)/wheels
 PERF_ANALYZER := $(VENV)/perf_analyzer
 
 .PHONY: help demo test test-system test-slow test-image test-cluster setup clients perf-analyzer check check-kit bench format \
@@ -17,7 +18,7 @@ help:  ## show this list
 demo: setup  ## train, export, serve and classify handwritten digits, end to end
 	@$(BIN)/python tests/demo.py
 
-test: setup clients  ## run the tests that need nothing but PyPI
+test: setup clients $(WHEELS)/.ready  ## run the tests that need nothing but PyPI
 	$(BIN)/python -m pytest --numprocesses 3
 
 test-system: setup clients perf-analyzer  ## run the tests that need Debian packages, and say what is missing
@@ -43,6 +44,13 @@ $(CLIENTS)/.ready: $(CLIENTS_LOCK) | $(VENV)/.ready
 	@echo "building $(CLIENTS) from $(CLIENTS_LOCK)"
 	@test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
 	@$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $(CLIENTS_LOCK)
+	@touch $@
+
+# What tests/integration/test_base_installation.py installs, so that it works offline.
+$(WHEELS)/.ready: pyproject.toml $(LOCK) | $(VENV)/.ready
+	@rm -rf $(WHEELS)
+	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --wheel-dir $(WHEELS) --constraint $(LOCK) . 'setuptools>=77'
+	@rm -r $(WHEELS)/convoy_serving-*.whl build
 	@touch $@
 
 perf-analyzer: $(PERF_ANALYZER)/perf_analyzer  ## fetch NVIDIA's load generator (needs Debian's libb64-0d)

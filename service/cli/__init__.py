@@ -22,7 +22,7 @@ COMMANDS = {name: EntryPoint(name, f"service.cli.{name}:{name}", GROUP) for name
 EXTRAS = {
     **dict.fromkeys(
         (
-            "grpc_channelz", "grpc_health", "grpc_reflection", "grpc_status", "numpy", "onnxruntime", "pydantic", "structlog",
+            "grpc_channelz", "grpc_health", "grpc_reflection", "numpy", "onnxruntime", "pydantic", "structlog",
             "waitress", "watchfiles", "werkzeug",
         ),
         "cpu",

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import tomllib
 
 from tests.deploy import kit
 
@@ -20,3 +21,10 @@ def test_what_is_copied_is_let_through() -> None:
     for source in sources:
         assert f"!{source}" in ignored
         assert (kit.ROOT / source).exists()
+
+
+def test_extras_are_those_of_the_project() -> None:
+    text = (kit.DEPLOY / "Dockerfile").read_text()
+    named = ",".join(re.findall(r"\.\[([^\]]+)\]", text)).replace("${ENGINE}", "cpu,cuda").split(",")
+    extras = tomllib.loads((kit.ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {"cpu", "cuda", "export", "tracing"} == set(named) <= extras.keys()
