@@ -1,7 +1,8 @@
-"""The errors that Convoy raises on purpose, by whose fault they are.
+"""The errors that Convoy raises on purpose. Each class says whose fault it is and what the caller sees.
 
-Each edge translates this tree once: `rpc/status.py` to gRPC statuses, `cli.py` to a line on stderr and exit code 2. Messages
-are written for the reader at that edge: they say what is wrong and what is accepted, and hold no path of the server's, no trace.
+They are translated at the edges: by `rpc/status.py` to gRPC statuses, `http/rest.py` to HTTP statuses, `cli/__init__.py` to one
+line on stderr and exit code 2. The message is written for that reader: what is wrong and what is accepted, without paths of the
+server or tracebacks.
 """
 
 import re
@@ -9,13 +10,13 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-_FROM = re.compile(r"/\S+\.(?:cc|h):\d+ .*?\) ")
-"""The place in ONNX Runtime's source, and the whole signature there, that come before what its errors say."""
+_ORT_SOURCE_LOCATION = re.compile(r"/\S+\.(?:cc|h):\d+ .*?\) ")
+"""File, line and signature in ONNX Runtime's source, which its messages start with."""
 
 
 def first_line(error: Exception) -> str:
-    """What an error of a library says is wrong, in a line of at most 300 characters."""
-    lines = _FROM.sub("", str(error).strip()).splitlines()
+    """The message of a library's error: its first line, at most 300 characters, without a source location of ONNX Runtime."""
+    lines = _ORT_SOURCE_LOCATION.sub("", str(error).strip()).splitlines()
     return lines[0][:300] if lines else type(error).__name__
 
 
@@ -24,39 +25,43 @@ class ConvoyError(Exception):
 
 
 class UserError(ConvoyError):
-    """The operator's fault: a flag, a file or a folder. The command line prints the message and exits with code 2."""
+    """The user's fault: a flag, a file or a folder. The command prints the message and exits with code 2."""
 
 
 class FileUnreadable(UserError):
-    """A file that the user named cannot be read; the message says which."""
+    """The user's fault: a file that they named cannot be read. The message names it."""
 
 
 class LoadError(ConvoyError):
-    """A model file cannot be served. `outcome` is its value of the label `outcome` in `convoy_model_loads_total`."""
+    """A model version cannot be served; the previous one still is.
+
+    The reason is in the log and the repository index, and returned to a client that asked for the load. `outcome` is the value of
+    that label of `convoy_model_loads_total`.
+    """
 
     outcome = "failed"
 
 
 class InvalidModel(LoadError):
-    """The file is no ONNX model, or has no valid contract, or its graph is not as the contract says."""
+    """The file's fault: not an ONNX model, an invalid contract, or a graph that differs from its contract."""
 
     outcome = "invalid"
 
 
 class GoldenMismatch(LoadError):
-    """The model does not reproduce the golden samples of its own contract on the provider in use."""
+    """The file's or the provider's fault: on this provider the model does not reproduce its golden samples."""
 
     outcome = "golden_mismatch"
 
 
 class RequestError(ConvoyError):
-    """A request that is not answered. `reason` is its value of the label `reason` in `convoy_rejections_total`."""
+    """A request fails; its client gets the message. `reason` is the value of that label of `convoy_rejections_total`."""
 
     reason = "invalid"
 
 
 class InvalidRequest(RequestError):
-    """The client's fault: `field` is the path of the offending field in the request, such as `items[3].encoded`."""
+    """The client's fault. `field` is the path of the invalid field in the request, such as `items[3].encoded`."""
 
     def __init__(self, message: str, field: str = "") -> None:
         super().__init__(message)
@@ -64,15 +69,15 @@ class InvalidRequest(RequestError):
 
 
 class NotFound(RequestError):
-    """The client asked for a model, version, alias or region of shared memory that is not there."""
+    """The client's fault: no such model, version, alias or shared memory region."""
 
 
 class Unimplemented(RequestError):
-    """The client asked for something that this server does not do."""
+    """The client's fault: it asked for something that this server does not do, or was started without."""
 
 
 class QueueFull(RequestError):
-    """The server's fault: more work has come than it can hold. Worth a retry after `retry_after_seconds`."""
+    """The server's fault: it is overloaded. The client should retry after `retry_after_seconds`."""
 
     reason = "queue_full"
 
@@ -82,7 +87,7 @@ class QueueFull(RequestError):
 
 
 class Unavailable(RequestError):
-    """The server is loading or draining. Worth a retry, best with another server, after `retry_after_seconds`."""
+    """Nobody's fault: the server loads or drains. The client should try another server, or retry after `retry_after_seconds`."""
 
     reason = "draining"
 
@@ -92,25 +97,25 @@ class Unavailable(RequestError):
 
 
 class DeadlineExceeded(RequestError):
-    """Nobody's fault: the answer would have come too late."""
+    """Nobody's fault: the answer would come after the request's deadline. The request is dropped as soon as that is certain."""
 
     reason = "deadline"
 
 
 class Cancelled(RequestError):
-    """The client's will: it cancelled the call, or its connection broke."""
+    """The client's choice: it cancelled the call, or its connection closed. Nobody sees the message."""
 
     reason = "cancelled"
 
 
 class ModelFailed(RequestError):
-    """The server's fault: the model raised. The cause is in the server's log, never in the message."""
+    """The server's fault: the model raised an error. The cause is in the server's log, never in the message."""
 
     reason = "failed"
 
 
 class ByErrorClass(dict[type[BaseException], T | None]):
-    """Values by error class. A class without one has that of its nearest base class, and None if none of its bases has any."""
+    """Values by error class. A class that is not listed has the value of its nearest base class, or None."""
 
     def __missing__(self, kind: type[BaseException]) -> T | None:
         value = self[kind] = next((self[base] for base in kind.__mro__[1:] if base in self), None)

@@ -1,6 +1,6 @@
-"""How what is logged looks: a line for people, or JSON for programs. All modules log with the standard library's `logging`.
+"""The log format: text for people or JSON for programs. All modules log with the standard library's `logging`.
 
-Neither form ever has more of a traceback than its lines: no values of variables, which may hold what a client sent.
+Tracebacks are printed without the values of variables, which may hold data of a client.
 """
 
 import logging
@@ -12,7 +12,7 @@ import structlog
 
 
 def set_up_logging(level: str, form: Literal["text", "json"], worker: int | None = None) -> None:
-    """Logs from `level` on (`debug`, `info`, `warning`, `error`) to stderr; each line names the worker, of several."""
+    """Logs to stderr, from `level` up: `debug`, `info`, `warning` or `error`. With `worker`, each line has its number."""
     renderers: list[structlog.types.Processor]
     if form == "json":
         renderers = [
@@ -31,22 +31,22 @@ def set_up_logging(level: str, form: Literal["text", "json"], worker: int | None
                 structlog.stdlib.add_log_level,
                 structlog.stdlib.add_logger_name,
                 structlog.stdlib.ExtraAdder(),
-                *([] if worker is None else [_naming(worker)]),
+                *([] if worker is None else [_add_worker(worker)]),
             ],
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
         )
     )
-    # What a client can cause as often as it likes: metadata that is no UTF-8, and pictures that Pillow warns of.
+    # A client could fill the log with these: invalid UTF-8 in metadata, and images that Pillow warns of.
     logging.getLogger("grpc._cython.cygrpc").addFilter(lambda record: not record.getMessage().startswith("Invalid encoding"))
     warnings.filterwarnings("ignore", module="PIL")
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(level.upper())
-    logging.getLogger("convoy.access").setLevel(logging.INFO)  # whoever asked for it gets it, however quiet the rest is to be
-    logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it tells of every change that it sees, ours of those that matter
+    logging.getLogger("convoy.access").setLevel(logging.INFO)  # whatever --log-level is: it has a flag of its own
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it logs every file change; the repository logs those that matter
 
 
-def _naming(worker: int) -> structlog.types.Processor:
+def _add_worker(worker: int) -> structlog.types.Processor:
     def add(_: object, __: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
         return {**event, "worker": worker}
 

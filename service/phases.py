@@ -1,4 +1,4 @@
-"""The phases of a request: what each is called, and how long it took."""
+"""The phases of a request: their names, and the seconds that a request spent in each."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ PHASES = ("decode", "queue", "inference", "encode")
 
 
 class Phases(NamedTuple):
-    """Seconds that a request spent in each phase up to its answer; None for a phase that did not happen."""
+    """Seconds in each phase before the reply is encoded; None for a phase that did not happen."""
 
     decode_seconds: float | None
     queue_seconds: float

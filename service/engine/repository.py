@@ -39,7 +39,8 @@ from service.model.repository_layout import (
     version_numbers,
 )
 from service.model.session import fell_back
-from service.observability.metrics import Metrics, ModelMetrics
+from service.observability.metrics import Metrics
+from service.observability.request_metrics import ModelMetrics
 from service.observability.trace_context import TraceContext
 from service.policy import Policy, read_policy
 

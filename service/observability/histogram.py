@@ -1,7 +1,7 @@
-"""Counting that costs a request next to nothing: a histogram that is observed now and counted later.
+"""A histogram with a cheap `observe`: values are appended to a list, and counted many at a time by numpy.
 
-What is observed is put at the end of plain lists, which needs no lock, and counted many at a time, by numpy. prometheus_client's
-own histograms take a lock and a search for each number, which came to a tenth of a small request.
+Appending needs no lock. prometheus_client's histogram takes a lock and searches the buckets for each value, which cost a tenth of a
+small request.
 """
 
 import time
@@ -13,9 +13,8 @@ import numpy as np
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.samples import Exemplar
 
-FOLD = 1024
-"""When so many wait to be counted, they are."""
-
+BUFFER_SIZE = 1024
+"""Buffered values are counted when there are this many."""
 
 T = TypeVar("T")
 
@@ -28,55 +27,55 @@ class Total:
     seconds: float = 0.0
 
 
-def taken(new: list[T]) -> list[T]:
-    """Takes what is in a list to whose end other threads append meanwhile."""
-    count = len(new)
-    values = new[:count]
-    del new[:count]
+def take_all(buffer: list[T]) -> list[T]:
+    """Removes and returns the items of a list that other threads append to meanwhile."""
+    count = len(buffer)
+    values = buffer[:count]
+    del buffer[:count]
     return values
 
 
-def add(totals: dict[T, Total], key: T, seconds: float) -> None:
-    """Adds one that took so many seconds to the total of its key."""
-    known = totals.get(key, Total())
-    totals[key] = Total(known.count + 1, known.seconds + seconds)
+def add_to_total(totals: dict[T, Total], key: T, seconds: float) -> None:
+    """Adds one event of `seconds` to the total of its key."""
+    total = totals.get(key, Total())
+    totals[key] = Total(total.count + 1, total.seconds + seconds)
 
 
 class Histogram:
-    """A histogram in the making. `observe` is for any thread; `fold` and `add_to` are for whoever holds its owner's lock."""
+    """A histogram. Any thread may `observe`; for all other methods the caller holds a lock."""
 
-    __slots__ = ("_bounds", "_counts", "_exemplars", "_new", "_new_traced", "_sum", "observe")
+    __slots__ = ("_bounds", "_buffer", "_counts", "_exemplar_buffer", "_exemplars", "_sum", "observe")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self._bounds = np.array(bounds)
         self._counts = np.zeros(len(bounds) + 1, np.int64)
         self._sum = 0.0
-        self._exemplars: dict[int, Exemplar] = {}  # by bucket, the latest
-        self._new: list[float] = []
-        self._new_traced: list[tuple[float, str, float]] = []
-        self.observe: Callable[[float], None] = self._new.append
+        self._exemplars: dict[int, Exemplar] = {}  # the latest of each bucket
+        self._buffer: list[float] = []
+        self._exemplar_buffer: list[tuple[float, str, float]] = []
+        self.observe: Callable[[float], None] = self._buffer.append
 
-    def traced(self, value: float, trace_id: str) -> None:
-        """What was just observed belongs to a trace."""
-        self._new_traced.append((value, trace_id, time.time()))
+    def add_exemplar(self, value: float, trace_id: str) -> None:
+        """The value, which was observed before, belongs to this trace. Any thread may call this too."""
+        self._exemplar_buffer.append((value, trace_id, time.time()))
 
-    def fold(self) -> None:
-        """Counts what was observed."""
-        traced = taken(self._new_traced)  # first, so that each of them is among the values
-        values = np.array(taken(self._new), np.float64)
+    def flush(self) -> None:
+        """Counts the buffered values."""
+        exemplars = take_all(self._exemplar_buffer)  # first: the value of each has been observed by then
+        values = np.array(take_all(self._buffer), np.float64)
         self._counts += np.bincount(np.searchsorted(self._bounds, values), minlength=len(self._counts))
         self._sum += float(values.sum())
-        if traced:
-            buckets = np.searchsorted(self._bounds, [value for value, _, _ in traced]).tolist()
-            for bucket, (value, trace_id, when) in dict(zip(buckets, traced, strict=True)).items():
-                self._exemplars[bucket] = Exemplar({"trace_id": trace_id}, value, when)
+        if exemplars:
+            buckets = np.searchsorted(self._bounds, [value for value, _, _ in exemplars]).tolist()
+            for bucket, (value, trace_id, seconds) in dict(zip(buckets, exemplars, strict=True)).items():
+                self._exemplars[bucket] = Exemplar({"trace_id": trace_id}, value, seconds)
 
     def total(self) -> Total:
-        """How many were observed, and their sum."""
+        """Count and sum of the values that have been flushed."""
         return Total(int(self._counts.sum()), self._sum)
 
     def add_to(self, family: HistogramMetricFamily, labels: tuple[str, ...]) -> None:
-        """Adds the counts so far to what is being exposed."""
+        """Adds the counts to a metric family, as the series with these labels."""
         buckets = [
             (bound, count, self._exemplars[index]) if index in self._exemplars else (bound, count)
             for index, (bound, count) in enumerate(

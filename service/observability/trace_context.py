@@ -1,4 +1,4 @@
-"""W3C Trace Context (https://www.w3.org/TR/trace-context/): which trace a request belongs to, as its client says."""
+"""W3C Trace Context (https://www.w3.org/TR/trace-context/): the trace that a client says its request belongs to."""
 
 import re
 from typing import NamedTuple
@@ -6,12 +6,12 @@ from typing import NamedTuple
 HEADER = "traceparent"
 _SAMPLED = 1
 
-# version-trace id-parent id-flags; a version above 00 may go on after the flags. Ids of nothing but zeros are invalid.
+# version-trace id-parent id-flags. A version above 00 may have more after the flags. Ids of zeros only are invalid.
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 
 
 class TraceContext(NamedTuple):
-    """A place in a trace: its id, 32 hex digits, the span there, 16 hex digits, and whether the trace is recorded."""
+    """The id of a trace (32 hex digits), of a span in it (16 hex digits), and whether the trace is recorded."""
 
     trace_id: str
     span_id: str
@@ -19,7 +19,7 @@ class TraceContext(NamedTuple):
 
 
 def trace_context(traceparent: str | bytes) -> TraceContext | None:
-    """Reads the header; None if it is not valid, which by the standard is as if it had not been sent."""
+    """Parses the header; None if it is invalid, which the standard treats as missing."""
     found = _TRACEPARENT.fullmatch(traceparent) if isinstance(traceparent, str) else None
     if found is None or (found[4] and found[0].startswith("00")):
         return None

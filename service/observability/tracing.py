@@ -1,10 +1,10 @@
-"""Spans of single requests and of batches, sent to an OpenTelemetry collector. Needs the extra `tracing`.
+"""Spans of requests and of batches, sent to an OpenTelemetry collector. Needs the extra `tracing`.
 
-A request that is recorded has a span `classify`, below the client's if it sent one, and below it a span for each phase. A batch has
-a span of its own, in a trace of its own, because it belongs to several requests: it links to theirs, and their `inference` to it.
+A recorded request has a span `classify`, a child of the client's span if it sent one, with a child for each phase. A batch has a
+span in a trace of its own, as it belongs to several requests: it links to their spans, and their `inference` spans link to it.
 
-Who is recorded: a request whose client records its trace, always; one whose client does not, never; of those that come without a
-trace, a share. Times are `time.monotonic` seconds throughout, and become the clock's here.
+A request whose client sent a trace is recorded if the client records that trace; of the other requests, a share is. Arguments are
+`time.monotonic` seconds; they are converted to wall-clock time here.
 """
 
 import random
@@ -41,7 +41,7 @@ _URL = re.compile(r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}/?")
 
 
 class RequestSpan:
-    """The span of one request that is recorded."""
+    """The span of a recorded request."""
 
     __slots__ = ("_tracing", "batches", "span", "trace")
 
@@ -53,13 +53,13 @@ class RequestSpan:
         self._tracing = tracing
 
     def answered(self, model: str, version: int, items: int, phases: Phases, finished: float, encoded: tuple[float, float]) -> None:
-        """Ends the span of a request with an answer: inference `finished`, and the reply was `encoded` from then until then."""
+        """Ends the span of a request that was answered. Inference had `finished`, the reply was `encoded` from start to end."""
         self.span.set_attributes({"convoy.model": model, "convoy.version": version, "convoy.items": items})
         self._tracing.phases(self, phases, finished, encoded)
         self._tracing.ended(self, encoded[1])
 
     def failed(self, error: BaseException, ended: float) -> None:
-        """Ends the span of a request that is not answered."""
+        """Ends the span of a request that failed."""
         self.span.set_attribute("error.type", type(error).__name__)
         message = str(error) if isinstance(error, RequestError) else ""
         self.span.set_status(Status(StatusCode.ERROR, message))
@@ -67,15 +67,15 @@ class RequestSpan:
 
 
 class Tracing:
-    """Makes spans and sends them on, from a thread of its own."""
+    """Creates spans and exports them from a background thread."""
 
     def __init__(self, endpoint: str, sample: float) -> None:
-        """Sends to `endpoint`, `http://HOST:PORT` or `https://HOST:PORT`, by OTLP over gRPC.
+        """Exports to `endpoint`, `http://HOST:PORT` or `https://HOST:PORT`, by OTLP over gRPC.
 
-        `sample` is the share, 0 to 1, of the requests without a trace that are recorded.
-        What OpenTelemetry's own variables say (OTEL_RESOURCE_ATTRIBUTES, OTEL_EXPORTER_OTLP_HEADERS and so on) is obeyed.
+        `sample` is the share, 0 to 1, of requests without a trace that is recorded. OpenTelemetry's own variables
+        (OTEL_RESOURCE_ATTRIBUTES, OTEL_EXPORTER_OTLP_HEADERS ...) apply.
 
-        Raises UserError for an endpoint that is none.
+        Raises UserError for an invalid endpoint.
         """
         if not _URL.fullmatch(endpoint):
             raise UserError(f"--otlp-endpoint {endpoint!r} is not http://HOST:PORT or https://HOST:PORT")
@@ -91,7 +91,7 @@ class Tracing:
         self._open: dict[str, RequestSpan] = {}  # by span id
 
     def begin(self, parent: TraceContext | None, request_id: str, began: float) -> RequestSpan | None:
-        """A request has come; None if it is not recorded. Otherwise it must be `answered` or `failed`."""
+        """The span of a new request, on which `answered` or `failed` must be called; None if it is not recorded."""
         if not (parent.sampled if parent is not None else random.random() < self._sample):  # noqa: S311 - no secret
             return None
         context = None if parent is None else set_span_in_context(NonRecordingSpan(_remote(parent)))
@@ -102,7 +102,7 @@ class Tracing:
         return request
 
     def batch(self, model: str, version: int, items: int, traces: list[TraceContext], started: float, finished: float) -> None:
-        """A batch has run, with `items` of requests of which some belong to `traces`, those of their own spans."""
+        """A batch of `items` has run. `traces` are those of its recorded requests' own spans."""
         requests = [request for trace in traces if (request := self._open.get(trace.span_id)) is not None]
         if not requests:
             return
@@ -117,7 +117,7 @@ class Tracing:
             request.batches.append(span.get_span_context())
 
     def phases(self, request: RequestSpan, phases: Phases, finished: float, encoded: tuple[float, float]) -> None:
-        """The phases of a request, one after the other up to `finished`, and then its encoding."""
+        """Adds the spans of the phases, which end at `finished`, and of the encoding."""
         started = finished - phases.inference_seconds
         submitted = started - phases.queue_seconds
         context = set_span_in_context(request.span)
@@ -132,12 +132,12 @@ class Tracing:
         span.end(_nanoseconds(ended))
 
     def ended(self, request: RequestSpan, ended: float) -> None:
-        """A request has ended."""
+        """Ends the span of a request."""
         del self._open[request.trace.span_id]
         request.span.end(_nanoseconds(ended))
 
     def close(self) -> None:
-        """Sends what has not been sent; what cannot be sent within FLUSH_SECONDS is lost, so that a server can always stop."""
+        """Exports the remaining spans, for at most FLUSH_SECONDS, so that a server can always stop."""
         flush = threading.Thread(target=self._provider.shutdown, name="flush-spans", daemon=True)
         flush.start()
         flush.join(FLUSH_SECONDS)
@@ -150,5 +150,5 @@ def _remote(parent: TraceContext) -> SpanContext:
 
 
 def _nanoseconds(moment: float) -> int:
-    """A moment of `time.monotonic` as nanoseconds since 1970."""
+    """Converts `time.monotonic` seconds to nanoseconds since 1970."""
     return time.time_ns() + round(1e9 * (moment - time.monotonic()))

@@ -13,7 +13,7 @@ from service.engine.repository import Repository, ServedModel
 from service.errors import RequestError
 from service.model.repository_layout import MODEL_FILE
 from service.observability.histogram import Total
-from service.observability.metrics import Statistics
+from service.observability.request_metrics import Statistics
 from service.open_inference.tensors import BYTES, DATATYPES, Input, elements_of_raw
 
 EXTENSIONS = (

@@ -26,7 +26,8 @@ from service.client import CallFailed, Client
 from service.errors import LoadError, RequestError
 from service.http import server as http_server
 from service.lifecycle import raise_file_limit
-from service.observability.metrics import CODES, OUTCOMES, REASONS
+from service.observability.metrics import OUTCOMES, REASONS
+from service.observability.request_metrics import CODES
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.rpc.status import CODES as STATUS_CODES
 from service.server import Server

@@ -1,6 +1,6 @@
 import math
 
-from service.observability.metrics import ModelMetrics
+from service.observability.request_metrics import ModelMetrics
 from service.phases import Phases
 
 
