@@ -32,6 +32,7 @@ from service.model import cpus
 from service.model.contract import METADATA_KEY, Contract, InputSpec, Training
 from service.model.loading import load_model
 from service.server import Server
+from tests.request_states import checked_states as checked_states
 
 SEED = 0
 

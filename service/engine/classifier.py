@@ -29,7 +29,7 @@ class Classifier:
     def drain(self, seconds: float) -> bool:
         """Refuses new queries and waits up to `seconds` for the running ones; whether all of them ended."""
         self._draining = True
-        self._repository.hurry()
+        self._repository.flush()
         return self._repository.wait_until_idle(seconds)
 
     def close(self) -> None:
@@ -56,10 +56,7 @@ class Classifier:
             if query.examine is not None:
                 query.examine(served)
             request = Request(self, served, query, respond)
-            if on_transport:
-                request.begin()
-            else:
-                request.begin_off_transport()
+            request.begin(on_transport=on_transport)
         except BaseException as error:
             if isinstance(error, RequestError):
                 self.record_failure(served, error)

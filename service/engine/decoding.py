@@ -5,6 +5,7 @@ more than they do. Small means few bytes and, by the header, few pixels: a small
 hold up all other calls. All other images are decoded in a pool of threads.
 """
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,8 @@ from service.engine.repository import ServedModel
 from service.errors import InvalidRequest, QueueFull
 from service.model.preprocessing import open_image, to_pixels
 from service.model.signature import TensorSpec
+
+log = logging.getLogger(__name__)
 
 INLINE_DECODE_ITEMS = 32
 INLINE_DECODE_BYTES = 64 * 1024
@@ -47,6 +50,8 @@ class DecodingPool:
         def run() -> None:
             try:
                 job()
+            except Exception:
+                log.exception("a decoding job failed")
             finally:
                 with self._lock:
                     self.waiting_bytes -= encoded_bytes

@@ -1,86 +1,73 @@
-"""The batching policy, without threads, I/O or a clock of its own.
+"""Bounded priority queue of requests. Pure; scheduling is in scheduling.py.
 
 The rules:
-- A request of n items waits as one entry. It may be taken in several parts, for several batches, and it may share a batch.
-- Order: priority (1 first), then turn, then arrival. The turn of an entry is its deadline, unless it was given an earlier one.
-- The bound counts items that wait and room that is reserved, exactly. An entry that does not fit whole is not taken in.
-- An entry whose deadline has passed, or whose client has left, is out of the queue from that call on: it costs no inference
-  and holds no room. Parts of it already taken are the taker's business.
+- A request of n items waits as one entry. It may be taken in several parts, for several batches, and may share a batch.
+- Order: priority (1 first), then turn, then arrival. The turn of an entry is its deadline unless it was given an earlier one.
+- The bound counts queued items and reserved room, exactly. An entry that does not fit whole is not queued.
+- An entry that expires or is cancelled leaves the queue at once: it costs no inference and holds no room. Parts of it that were
+  taken before are the caller's to drop.
 
-Times are seconds on whatever clock the caller uses; there is no other here, so tests make one up. The waiting entries are kept
-in sorted lists: at the sizes that the bound allows, moving a few pointers beats the book-keeping that a heap needs for removal.
+Times are seconds on the caller's clock. The entries are kept in sorted lists: at the sizes that the bound allows, moving a few
+pointers costs less than the book-keeping that removal from a heap needs.
 """
 
 import math
 from bisect import bisect_left, insort
 from collections.abc import Iterator
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple
+
+from service.engine.entry import QUEUED, RUNNING, Entry
 
 
-class Entry:
-    """A request as the queue sees it. `deadline` and `turn` are in seconds on the caller's clock, infinite if there is none."""
-
-    __slots__ = ("deadline", "items", "order", "priority", "taken", "turn")
-
-    def __init__(self, items: int, priority: int = 1, deadline: float = math.inf) -> None:
-        self.items = items
-        self.priority = priority
-        self.deadline = self.turn = deadline
-        self.taken = 0
-        self.order = 0
-
-
-E = TypeVar("E", bound=Entry)
-
-
-class Part(NamedTuple, Generic[E]):
+class Part(NamedTuple):
     """The items `start` to `stop` of an entry: what one entry gives to one batch."""
 
-    entry: E
+    entry: Entry
     start: int
     stop: int
 
 
-class BatchQueue(Generic[E]):
-    """Entries that wait, at most `max_items` items of them. Not safe for threads: the caller holds a lock."""
+class RequestQueue:
+    """Entries that wait, at most `max_items` items in all. Not thread-safe: the caller holds a lock."""
 
     def __init__(self, max_items: int) -> None:
         self.max_items = max_items
         self.items = 0
         self.reserved = 0
         self._arrivals = 0
-        self._waiting: list[tuple[int, float, int, E]] = []  # sorted by priority, turn, arrival; arrival is unique
-        self._deadlines: list[tuple[float, int, E]] = []  # those that have a deadline, sorted by it
+        self._waiting: list[tuple[int, float, int, Entry]] = []  # sorted by priority, turn, arrival; arrival is unique
+        self._deadlines: list[tuple[float, int, Entry]] = []  # the entries that have a deadline, sorted by it
 
     def reserve(self, items: int) -> bool:
-        """Keeps room for items that are to come, such as images that are being decoded; False if there is none."""
+        """Reserves room for items to be pushed later, such as images that are being decoded; False if there is none."""
         if self.items + self.reserved + items > self.max_items:
             return False
         self.reserved += items
         return True
 
     def release(self, items: int) -> None:
-        """Gives back room that was reserved."""
+        """Gives back reserved room."""
         self.reserved -= items
 
-    def push(self, entry: E) -> bool:
-        """Takes an entry in; False, and nothing changed, if its items do not fit."""
+    def push(self, entry: Entry) -> bool:
+        """Queues an entry; False, and nothing changed, if its items do not fit."""
         if self.items + self.reserved + entry.items > self.max_items:
             return False
         self._arrivals += 1
-        entry.order = self._arrivals
-        insort(self._waiting, (entry.priority, entry.turn, entry.order, entry))
+        entry.arrival = self._arrivals
+        insort(self._waiting, (entry.priority, entry.turn, entry.arrival, entry))
         if entry.deadline != math.inf:
-            insort(self._deadlines, (entry.deadline, entry.order, entry))
+            insort(self._deadlines, (entry.deadline, entry.arrival, entry))
         self.items += entry.items
+        entry.state = QUEUED
         return True
 
-    def take(self, max_items: int) -> list[Part[E]]:
-        """The next batch: parts of at most `max_items` items in all, in order; empty if nothing waits.
+    def take(self, max_items: int) -> list[Part]:
+        """The next batch: parts of at most `max_items` items in all, in order; empty if the queue is.
 
-        Call `expire` first: an entry is not looked at for its deadline here.
+        Does not look at deadlines: call `expire` first.
         """
-        parts: list[Part[E]] = []
+        parts: list[Part] = []
         room = max_items
         emptied = 0
         for _, _, _, entry in self._waiting:
@@ -91,6 +78,8 @@ class BatchQueue(Generic[E]):
             parts.append(Part(entry, start, stop))
             room -= stop - start
             entry.taken = stop
+            if not start:
+                entry.state = RUNNING
             if stop < entry.items:
                 break
             emptied += 1
@@ -100,7 +89,7 @@ class BatchQueue(Generic[E]):
         self.items -= max_items - room
         return parts
 
-    def expire(self, now: float) -> list[E]:
+    def expire(self, now: float) -> list[Entry]:
         """Removes and returns the entries whose deadline is at or before `now`, the earliest first."""
         expired = []
         while self._deadlines and self._deadlines[0][0] <= now:
@@ -108,9 +97,9 @@ class BatchQueue(Generic[E]):
             self.cancel(expired[-1])
         return expired
 
-    def cancel(self, entry: E) -> bool:
-        """Removes what still waits of an entry; False if nothing of it does."""
-        key = (entry.priority, entry.turn, entry.order)
+    def cancel(self, entry: Entry) -> bool:
+        """Removes what still waits of an entry; False if nothing does."""
+        key = (entry.priority, entry.turn, entry.arrival)
         at = bisect_left(self._waiting, key)
         if at == len(self._waiting) or self._waiting[at][3] is not entry:
             return False
@@ -120,21 +109,25 @@ class BatchQueue(Generic[E]):
         self.items -= entry.items - entry.taken
         return True
 
-    def ahead(self, entry: E) -> int:
-        """How many items wait that would be taken before those of an entry that has not been pushed yet."""
+    def first(self) -> Entry:
+        """The entry that is next. Only for a queue that is not empty."""
+        return self._waiting[0][3]
+
+    def items_before(self, entry: Entry) -> int:
+        """How many queued items would be taken before those of an entry that has not been pushed yet."""
         before = bisect_left(self._waiting, (entry.priority, entry.turn, self._arrivals + 1))
         return sum(other.items - other.taken for _, _, _, other in self._waiting[:before])
 
-    def __iter__(self) -> Iterator[E]:
-        """The entries that wait, in order."""
+    def __iter__(self) -> Iterator[Entry]:
+        """The queued entries, in order."""
         return (entry for _, _, _, entry in self._waiting)
 
     def next_expiry(self) -> float:
-        """The earliest deadline among those that wait; infinite if none has one."""
+        """The earliest deadline; infinite if no entry has one."""
         return self._deadlines[0][0] if self._deadlines else math.inf
 
-    def next_expiry_of(self, items: int) -> float:
-        """The earliest deadline among the entries that so many items would be taken of; infinite if none has one."""
+    def next_expiry_within(self, items: int) -> float:
+        """The earliest deadline among the entries that a batch of so many items would take; infinite if none has one."""
         earliest = math.inf
         for _, _, _, entry in self._waiting if self._deadlines else ():
             if items <= 0:
@@ -143,5 +136,5 @@ class BatchQueue(Generic[E]):
             earliest = min(earliest, entry.deadline)
         return earliest
 
-    def _forget_deadline(self, entry: E) -> None:
-        del self._deadlines[bisect_left(self._deadlines, (entry.deadline, entry.order))]
+    def _forget_deadline(self, entry: Entry) -> None:
+        del self._deadlines[bisect_left(self._deadlines, (entry.deadline, entry.arrival))]

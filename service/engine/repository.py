@@ -270,10 +270,10 @@ class Repository:
             finally:
                 self._waiting -= 1
 
-    def hurry(self) -> None:
-        """Lets nothing wait for company any more, for a server that drains."""
+    def flush(self) -> None:
+        """Lets no request wait for others to fill its batch any more, for a server that drains."""
         for served in self._active:
-            served.batcher.hurry()
+            served.batcher.flush()
 
     def pump(self) -> float:
         """For the transport's thread: `Batcher.pump` of every model where something waits; the earliest time it wants next."""

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from service.engine.answer import Answer
-from service.engine.batcher import Work
 from service.engine.decoding import DecodingPool, decode, decode_quickly, raw_images
+from service.engine.entry import DECODING, DONE, QUEUED, RUNNING, Entry
 from service.engine.query import Query
 from service.engine.repository import ServedModel
 from service.errors import Cancelled, DeadlineExceeded, InvalidRequest, ModelFailed, QueueFull, RequestError, Unavailable
@@ -32,10 +32,10 @@ class Owner(Protocol):
         """Counts a request that failed so many seconds after it was queued."""
 
 
-class Request(Work):
+class Request:
     """One query on its way. It drops its images when it is done, because what it refers to may refer to it."""
 
-    __slots__ = ("_cancelled", "_decode_seconds", "_items", "_owner", "_respond", "_served", "_tensor", "_top_k")
+    __slots__ = ("_cancelled", "_decode_seconds", "_entry", "_items", "_owner", "_respond", "_served", "_tensor", "_top_k")
 
     def __init__(self, owner: Owner, served: ServedModel, query: Query, respond: Respond) -> None:
         """Raises InvalidRequest for a query that the model's policy does not allow."""
@@ -49,7 +49,7 @@ class Request(Work):
             )
         timeout = query.timeout_seconds or policy.default_timeout_seconds
         deadline = _deadline(query.deadline, timeout) if timeout else query.deadline
-        super().__init__(count, query.priority or policy.default_priority, deadline, query.trace)
+        self._entry = Entry(count, query.priority or policy.default_priority, deadline, query.trace)
         self._owner = owner
         self._served = served
         self._items = query.items
@@ -59,99 +59,98 @@ class Request(Work):
         self._decode_seconds: float | None = None
         self._cancelled = False
 
-    def begin(self) -> None:
-        """Queues the request from the transport's thread, or has its images decoded first. Raises RequestError if it is refused."""
-        images = raw_images(self._served, self._items, self._tensor)
-        if images is None and self._served.batcher.inline:
+    def begin(self, *, on_transport: bool) -> None:
+        """Queues the request, or has its images decoded first. Raises RequestError if it is refused."""
+        served = self._served
+        images = raw_images(served, self._items, self._tensor)
+        if images is None and on_transport and served.batcher.inline:
             start = time.monotonic()
-            images = decode_quickly(self._served, self._items)
+            images = decode_quickly(served, self._items)
             if images is not None:
                 self._decode_seconds = time.monotonic() - start
         if images is None:
             self._decode_in_pool()
+        elif on_transport:
+            if served.batcher.submit(self._entry, images, self._done):
+                served.batcher.pump()
         else:
-            self._submit(images, pool=False)
-
-    def begin_off_transport(self) -> None:
-        """As `begin`, from any other thread."""
-        images = raw_images(self._served, self._items, self._tensor)
-        if images is None:
-            self._decode_in_pool()
-        else:
-            self._served.batcher.reserve(self.items)
-            self._submit(images, pool=True)
-
-    def cancel(self) -> None:
-        """Ends the request unless it has ended. From any thread, any number of times."""
-        self._cancelled = True
-        if self.submitted:
-            self._served.batcher.cancel(self)
+            self._submit_off_transport(images, reserved=False)
 
     def _decode_in_pool(self) -> None:
-        batcher = self._served.batcher
-        batcher.reserve(self.items)
+        entry, batcher = self._entry, self._served.batcher
+        batcher.reserve(entry.items)
+        entry.state = DECODING
         try:
             self._owner.pool.submit(self._decode_then_submit, sum(len(item.data) for item in self._items))
         except QueueFull:
-            batcher.release(self.items)
+            batcher.release(entry.items)
             raise
 
     def _decode_then_submit(self) -> None:
+        """On a thread of the pool."""
+        entry, served = self._entry, self._served
         try:
             start = time.monotonic()
-            images = decode(self._served, self._items, self._check_wanted)
+            images = decode(served, self._items, self._check_wanted)
             self._decode_seconds = time.monotonic() - start
             self._items = ()
         except Exception as error:
-            self._served.batcher.release(self.items)
+            served.batcher.release(entry.items)
             if not isinstance(error, RequestError):
-                log.exception("model %s: a request failed while it was decoded", self._served.name)
+                log.exception("model %s: a request failed while it was decoded", served.name)
                 error = ModelFailed("the request failed inside the server")
-            self._served.batcher.fail(self, error)
+            self._fail(error)
             return
         try:
-            self._submit(images, pool=True)
+            self._submit_off_transport(images, reserved=True)
         except RequestError as error:
-            self._served.batcher.fail(self, error)
+            self._fail(error)
 
     def _check_wanted(self) -> None:
         """Raises RequestError if no answer is needed any more."""
-        if time.monotonic() >= self.deadline:
+        if time.monotonic() >= self._entry.deadline:
             raise DeadlineExceeded("the deadline passed before the request was decoded")
         if self._cancelled:
             raise Cancelled("the client cancelled the call")
         if self._owner.pool.closed:
             raise Unavailable("the server has stopped")
 
-    def _submit(self, images: NDArray[Any], *, pool: bool) -> None:
-        batcher = self._served.batcher
-        self.images = images
-        full = batcher.submit(self, reserved=pool)
-        if self._cancelled:  # during decoding
-            batcher.cancel(self)
-        elif pool:
-            batcher.hand_over()
-        elif full:
-            batcher.pump()
+    def _submit_off_transport(self, images: NDArray[Any], *, reserved: bool) -> None:
+        entry, batcher = self._entry, self._served.batcher
+        batcher.submit(entry, images, self._done, reserved=reserved)
+        if self._cancelled:  # before it was queued
+            batcher.cancel(entry)
+        else:
+            batcher.dispatch()
 
-    def done(self) -> None:
-        """See Work."""
-        error, served, respond = self.error, self._served, self._respond
+    def cancel(self) -> None:
+        """Ends the request unless it is done. From any thread, any number of times."""
+        self._cancelled = True
+        if self._entry.state is QUEUED or self._entry.state is RUNNING:
+            self._served.batcher.cancel(self._entry)
+
+    def _fail(self, error: RequestError) -> None:
+        self._entry.state = DONE
+        self._done(error)
+
+    def _done(self, error: RequestError | None) -> None:
+        """Responds. Called once, by the thread that brought the request to DONE."""
+        entry, served, respond = self._entry, self._served, self._respond
         del self._respond
         self._items = ()
         self._tensor = None
         try:
             if error is None:
-                phases = Phases(self._decode_seconds, self.started - self.submitted, self.finished - self.started)
-                del self.images
-                respond(Answer(served, self.outputs, self._top_k, phases, self.finished, self.trace))
+                phases = Phases(self._decode_seconds, entry.started - entry.queued_at, entry.finished - entry.started)
+                del entry.images
+                respond(Answer(served, entry.outputs, self._top_k, phases, entry.finished, entry.trace))
             else:
-                # The traceback's frames hold images, and the error is kept here: they would wait for the garbage collector.
+                # The frames of its traceback hold images, which would wait for the garbage collector.
                 error.__traceback__ = error.__context__ = None
                 respond(error)
         finally:
             if error is not None:
-                self._owner.record_failure(served, error, time.monotonic() - self.submitted if self.submitted else 0.0)
+                self._owner.record_failure(served, error, time.monotonic() - entry.queued_at if entry.queued_at else 0.0)
             self._owner.release(served)
 
 

@@ -64,7 +64,7 @@ def test_a_deadline_that_the_measured_times_cannot_meet_is_refused_at_once(
     assert answered_items(server) == before + 4
     assert rejections(server) == {"deadline": 3}
     [served] = server._repository.served["slow"]
-    assert served.batcher._queue.reserved == served.batcher._queue.items == 0
+    assert served.batcher._scheduler.queue.reserved == served.batcher._scheduler.queue.items == 0
 
 
 def test_what_expires_behind_more_urgent_requests_costs_no_inference(server: Server, stub: grpc.UnaryUnaryMultiCallable) -> None:

@@ -18,6 +18,8 @@ from tests.integration.test_classify import classify_on
 from tests.integration.test_edges import samples
 from tests.integration.test_repository import eventually
 
+pytestmark = pytest.mark.usefixtures("checked_states")
+
 POISON = 255
 
 

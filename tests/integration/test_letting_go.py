@@ -22,6 +22,8 @@ from service.model.preprocessing import open_image, to_pixels
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.server import Server
 
+pytestmark = pytest.mark.usefixtures("checked_states")
+
 CLASSIFY = "/convoy.v1.Classifier/Classify"
 
 

@@ -238,8 +238,8 @@ def test_bytes_that_wait_to_be_decoded_are_bounded(repository: Path, digits: Dat
     assert sum(len(item.data) for item in many.items) > 1000
     classifier.classify(many, answers.put, on_transport=False)
     assert isinstance(answers.get(timeout=30), Answer), "one alone may be as large as it likes"
-    batcher = models.served["digits"][0].batcher
-    eventually(lambda: (batcher._queue.items, batcher._queue.reserved, classifier.pool.waiting_bytes) == (0, 0, 0))
+    queue = models.served["digits"][0].batcher._scheduler.queue
+    eventually(lambda: (queue.items, queue.reserved, classifier.pool.waiting_bytes) == (0, 0, 0))
     assert classifier.drain(5)
     classifier.close()
     models.stop()

@@ -242,7 +242,7 @@ def test_a_policy_of_several_instances_and_a_delay_is_kept(repository: Path, ser
     (repository / "digits" / "serving.toml").write_text("instances = 2\nmax_batch_size = 4\nmax_queue_delay_seconds = 20\n")
     server = serve(repository)
     [served] = server._repository.served["digits"]
-    assert served.batcher._instances == 2
+    assert len(served.batcher._instances) == 2
     batch = served.batcher.max_batch_items  # at most 4: what warm-up found worthwhile
     with Client(f"127.0.0.1:{server.grpc_port}") as client, ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda index: client.classify([digits.test.encoded(index)], "digits").results[0][0].label, range(4)))

@@ -2,14 +2,16 @@ import math
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from service.engine.batcher import LINGER, PATIENCE_SECONDS, REPRIEVE_SECONDS, STALL_SECONDS, TRUST_SECONDS, Batcher, Work
-from service.errors import Cancelled, DeadlineExceeded, ModelFailed, QueueFull
+from service.engine.batcher import Batcher
+from service.engine.entry import Entry
+from service.engine.scheduling import REPRIEVE_SECONDS, STALL_SECONDS
+from service.errors import Cancelled, DeadlineExceeded, ModelFailed, RequestError
 
 FAST = {1: 1e-4, 64: 1e-4}
 SLOW = {1: 1.0, 64: 1.0}
@@ -49,28 +51,38 @@ class Gate:
         return [np.stack([total, -total], axis=1)]
 
 
-class Asked(Work):
-    """A work that says to a function that it is done."""
+class Asked:
+    """An entry with its images, which tells a function when it is done."""
 
     def __init__(
-        self, images: NDArray[np.uint8], tell: Callable[[Work], None], priority: int = 1, deadline: float = math.inf
+        self, images: NDArray[np.uint8], tell: "Callable[[Asked], None]", priority: int = 1, deadline: float = math.inf
     ) -> None:
-        super().__init__(len(images), priority, deadline)
+        self.entry = Entry(len(images), priority, deadline)
         self.images = images
+        self.error: RequestError | None = None
         self._tell = tell
 
-    def done(self) -> None:
+    @property
+    def outputs(self) -> Sequence[NDArray[np.float32]]:
+        return self.entry.outputs
+
+    def done(self, error: RequestError | None) -> None:
+        self.error = error
         self._tell(self)
+
+
+def submit(batcher: Batcher, asked: Asked, *, reserved: bool = False) -> bool:
+    return batcher.submit(asked.entry, asked.images, asked.done, reserved=reserved)
 
 
 class Outcomes:
     """Collects the works that are done."""
 
     def __init__(self) -> None:
-        self.works: list[Work] = []
+        self.works: list[Asked] = []
         self._more = threading.Condition()
 
-    def __call__(self, work: Work) -> None:
+    def __call__(self, work: Asked) -> None:
         with self._more:
             self.works.append(work)
             self._more.notify_all()
@@ -119,10 +131,10 @@ def images(*values: int) -> NDArray[np.uint8]:
 
 def test_a_short_batch_runs_on_the_callers_thread_and_a_long_one_on_the_models(make: Make, gate: Gate, done: Outcomes) -> None:
     fast, slow = make(FAST), make(SLOW)
-    fast.submit(Asked(images(1, 2), done))
+    submit(fast, Asked(images(1, 2), done))
     fast.pump()
     assert len(done.works) == 1
-    slow.submit(Asked(images(3), done))
+    submit(slow, Asked(images(3), done))
     slow.pump()
     done.wait_for(2)
     assert gate.threads == [threading.current_thread().name, "batcher-m-1"]
@@ -134,60 +146,27 @@ def test_a_model_that_held_up_the_callers_thread_computes_on_its_own_for_a_while
     clock = Clock()
     batcher = make(FAST, clock=clock)
 
-    def submit(value: int) -> None:
-        batcher.submit(Asked(images(value), done))
+    def ask(value: int) -> None:
+        submit(batcher, Asked(images(value), done))
         batcher.pump()
         done.wait_for(value)
 
     gate.takes = lambda: setattr(clock, "now", clock.now + 2 * STALL_SECONDS)
-    submit(1)
+    ask(1)
     gate.takes = lambda: None
-    submit(2)
+    ask(2)
     assert not batcher.inline
     clock.now += REPRIEVE_SECONDS
-    submit(3)
+    ask(3)
     here = threading.current_thread().name
     assert gate.threads == [here, "batcher-m-1", here]
     assert batcher.inline
 
 
-def test_a_long_batch_is_cut_to_run_inline_unless_large_batches_gain_much(make: Make, gate: Gate, done: Outcomes) -> None:
-    linear = make({1: 4e-4, 2: 8e-4, 4: 16e-4, 8: 32e-4})
-    for value in range(8):
-        linear.submit(Asked(images(value), done))
-    assert linear.pump() == -math.inf
-    assert gate.batches == [2], "two are expected to take less than a millisecond"
-    while linear.pump() == -math.inf:
-        pass
-    ran = len(gate.batches)
-    assert sum(gate.batches) == 8
-    assert set(gate.threads) == {threading.current_thread().name}
-    gaining = make({1: 9e-4, 8: 20e-4})
-    for value in range(8):
-        gaining.submit(Asked(images(value), done))
-    gaining.pump()
-    done.wait_for(16)
-    assert gate.batches[ran:] == [8]
-    assert gate.threads[-1] == "batcher-m-1"
-
-
-@pytest.mark.parametrize(("pixels", "inline"), [((1,), True), ((1, 2), False), ((1, 2, 3, 4), False)])
-def test_a_request_too_long_to_run_inline_is_not_cut_for_that(
-    pixels: tuple[int, ...], inline: bool, make: Make, gate: Gate, done: Outcomes
-) -> None:
-    """One of several items is sooner too long, because it is work to take in the next such."""
-    linear = make({1: 4e-4, 2: 8e-4, 4: 16e-4, 8: 32e-4})
-    linear.submit(Asked(images(*pixels), done))
-    linear.pump()
-    done.wait_for(1)
-    assert gate.batches == [len(pixels)]
-    assert gate.threads == [threading.current_thread().name if inline else "batcher-m-1"]
-
-
-def test_hand_over_never_runs_a_batch_on_the_caller(make: Make, gate: Gate, done: Outcomes) -> None:
+def test_dispatch_never_runs_a_batch_on_the_caller(make: Make, gate: Gate, done: Outcomes) -> None:
     batcher = make(FAST)
-    batcher.submit(Asked(images(1), done))
-    batcher.hand_over()
+    submit(batcher, Asked(images(1), done))
+    batcher.dispatch()
     done.wait_for(1)
     assert gate.threads == ["batcher-m-1"]
 
@@ -195,8 +174,8 @@ def test_hand_over_never_runs_a_batch_on_the_caller(make: Make, gate: Gate, done
 def test_what_is_more_than_one_batch_wakes_as_many_instances(make: Make, gate: Gate, done: Outcomes) -> None:
     gate.held = True
     batcher = make(FAST, max_batch_items=2, instances=3)
-    batcher.submit(Asked(images(*range(5)), done))
-    batcher.hand_over()
+    submit(batcher, Asked(images(*range(5)), done))
+    batcher.dispatch()
     for _ in range(3):
         assert gate.entered.acquire(timeout=10)
     gate.go_on.release(3)
@@ -208,7 +187,7 @@ def test_an_idle_instance_holds_no_pictures(make: Make, gate: Gate, done: Outcom
     batcher = make(SLOW)
     poison = images(255)
     held = weakref.ref(poison)
-    batcher.submit(Asked(poison, done))
+    submit(batcher, Asked(poison, done))
     del poison
     batcher.pump()
     done.wait_for(1)
@@ -223,12 +202,12 @@ def test_requests_share_a_batch_and_large_ones_are_put_together_again(make: Make
     batcher = make(FAST, max_batch_items=4)
     sent = [images(1), images(*range(10, 20)), images(2, 3)]
     for pixels in sent:
-        batcher.submit(Asked(pixels, done))
+        submit(batcher, Asked(pixels, done))
     while batcher.pump() == -math.inf:
         pass
     done.wait_for(3)
     assert gate.batches == [4, 4, 4, 1]
-    by_size = {work.items: work for work in done.works}
+    by_size = {len(work.images): work for work in done.works}
     for pixels in sent:
         outputs = by_size[len(pixels)].outputs
         assert outputs[0][:, 0].tolist() == pixels.ravel().tolist()
@@ -239,10 +218,10 @@ def test_one_of_four_cancelled_while_the_model_runs_leaves_three_answered(make: 
     gate.held = True
     works = [Asked(images(value), done) for value in (1, 2, 3, 4)]
     for work in works:
-        batcher.submit(work)
+        submit(batcher, work)
     batcher.pump()
     assert gate.entered.acquire(timeout=10)
-    batcher.cancel(works[1])
+    batcher.cancel(works[1].entry)
     assert isinstance(works[1].error, Cancelled)
     gate.go_on.release()
     done.wait_for(4)
@@ -256,13 +235,13 @@ def test_one_of_four_cancelled_while_the_model_runs_leaves_three_answered(make: 
 def test_a_cancelled_request_that_still_waits_costs_no_inference(make: Make, gate: Gate, done: Outcomes) -> None:
     batcher = make(SLOW)
     gate.held = True
-    batcher.submit(Asked(images(1), done))
+    submit(batcher, Asked(images(1), done))
     batcher.pump()
     assert gate.entered.acquire(timeout=10)
     waiting = Asked(images(2, 3), done)
-    batcher.submit(waiting)
-    batcher.cancel(waiting)
-    batcher.cancel(waiting)
+    submit(batcher, waiting)
+    batcher.cancel(waiting.entry)
+    batcher.cancel(waiting.entry)
     assert batcher.queued_items == 0
     gate.go_on.release()
     done.wait_for(2)
@@ -270,25 +249,12 @@ def test_a_cancelled_request_that_still_waits_costs_no_inference(make: Make, gat
     assert [work is waiting for work in done.works] == [True, False]
 
 
-def test_a_full_queue_refuses_with_a_time_to_come_back(make: Make, gate: Gate, done: Outcomes) -> None:
-    batcher = make(SLOW, max_batch_items=2, max_queue_items=4)
-    assert not batcher.submit(Asked(images(1), done))
-    assert batcher.submit(Asked(images(2), done))
-    assert batcher.submit(Asked(images(3), done))
-    with pytest.raises(QueueFull, match="3 of 4 items wait, 2 more came") as refused:
-        batcher.submit(Asked(images(4, 5), done))
-    assert refused.value.retry_after_seconds == pytest.approx(2.0)
-    batcher.pump()
-    done.wait_for(3)
-    assert batcher.queued_items == 0
-
-
 def test_a_request_that_expires_in_the_queue_costs_no_inference(make: Make, gate: Gate, done: Outcomes) -> None:
     clock = Clock()
     batcher = make(FAST, clock=clock)
     late, alive = Asked(images(1), done, deadline=clock.now + 1), Asked(images(2), done, deadline=clock.now + 3)
-    batcher.submit(late)
-    batcher.submit(alive)
+    submit(batcher, late)
+    submit(batcher, alive)
     clock.now += 1
     batcher.pump()
     assert isinstance(late.error, DeadlineExceeded)
@@ -299,11 +265,11 @@ def test_pump_asks_to_be_called_at_the_earliest_deadline_while_the_model_is_busy
     clock = Clock()
     batcher = make(SLOW, clock=clock)
     gate.held = True
-    batcher.submit(Asked(images(1), done))
+    submit(batcher, Asked(images(1), done))
     assert batcher.pump() == math.inf
     assert gate.entered.acquire(timeout=10)
     expiring = Asked(images(2), done, deadline=clock.now + 5)
-    batcher.submit(expiring)
+    submit(batcher, expiring)
     assert batcher.pump() == clock.now + 5
     clock.now += 5
     assert batcher.pump() == math.inf
@@ -317,7 +283,7 @@ def test_a_poisonous_request_fails_alone_and_without_the_models_words(make: Make
     batcher = make(FAST, max_batch_items=4)
     works = [Asked(images(value), done) for value in (1, 255, 2, 3, 4)]
     for work in works:
-        batcher.submit(work)
+        submit(batcher, work)
     while batcher.pump() == -math.inf:
         pass
     assert [type(work.error) for work in works] == [type(None), ModelFailed, type(None), type(None), type(None)]
@@ -330,7 +296,7 @@ def test_a_model_that_gives_too_few_answers_fails_the_request_and_goes_on(done: 
     batcher = Batcher(lambda images: [np.zeros((1, 2), np.float32)], name="m", max_batch_items=8, max_queue_items=8, measured=FAST)
     wrong, right = Asked(images(1, 2), done), Asked(images(3), done)
     for work in (wrong, right):
-        batcher.submit(work)
+        submit(batcher, work)
         batcher.pump()
     assert isinstance(wrong.error, ModelFailed)
 
@@ -345,14 +311,14 @@ def test_whatever_fails_round_a_batch_everybody_is_told_and_the_next_is_answered
         raise MemoryError
 
     with monkeypatch.context() as patched:
-        patched.setattr(Batcher, "_put_together", fail)
-        batcher.submit(split)
-        batcher.hand_over()
+        patched.setattr(Batcher, "_add_part", fail)
+        submit(batcher, split)
+        batcher.dispatch()
         done.wait_for(1)
     assert isinstance(split.error, ModelFailed)
     assert batcher.queued_items == 0, "nor does what was left of it wait"
-    batcher.submit(small)
-    batcher.hand_over()
+    submit(batcher, small)
+    batcher.dispatch()
     done.wait_for(2)
     assert small.outputs[0][:, 0].tolist() == [4.0]
 
@@ -363,7 +329,7 @@ def test_a_batch_that_cannot_be_counted_is_answered_all_the_same(done: Outcomes)
 
     batcher = Batcher(Gate(), name="m", max_batch_items=8, max_queue_items=8, measured=FAST, on_batch=cannot_count)
     batcher.start()
-    batcher.submit(Asked(np.ones((2, 1, 1, 1), np.uint8), done))
+    submit(batcher, Asked(np.ones((2, 1, 1, 1), np.uint8), done))
     batcher.pump()
     batcher.close()
     [work] = done.works
@@ -371,41 +337,27 @@ def test_a_batch_that_cannot_be_counted_is_answered_all_the_same(done: Outcomes)
     assert work.outputs[0][:, 0].tolist() == [1.0, 1.0]
 
 
-def test_room_reserved_counts_against_the_bound(make: Make, done: Outcomes) -> None:
-    batcher = make(FAST, max_queue_items=4)
-    batcher.reserve(3)
-    with pytest.raises(QueueFull, match="3 of 4 items wait, 2 more came"):
-        batcher.submit(Asked(images(1, 2), done))
-    with pytest.raises(QueueFull):
-        batcher.reserve(2)
-    batcher.submit(Asked(images(1, 2, 3), done), reserved=True)
-    batcher.pump()
-    batcher.reserve(4)
-    batcher.release(4)
-    batcher.reserve(4)
-
-
 def test_an_answer_that_cannot_be_delivered_harms_nobody_else(make: Make, done: Outcomes) -> None:
-    def broken(work: Work) -> None:
+    def broken(work: Asked) -> None:
         raise RuntimeError("no way to send this")
 
     batcher = make(FAST)
-    batcher.submit(Asked(images(1), broken))
-    batcher.submit(Asked(images(2), done))
+    submit(batcher, Asked(images(1), broken))
+    submit(batcher, Asked(images(2), done))
     batcher.pump()
 
 
-def test_every_work_ends_once_under_submissions_and_cancellations_from_many_threads(make: Make, done: Outcomes) -> None:
+def test_every_entry_ends_once_under_submissions_and_cancellations_from_many_threads(make: Make, done: Outcomes) -> None:
     batcher = make(SLOW, max_batch_items=5, max_queue_items=10_000)
 
     def client(seed: int) -> None:
         random = np.random.default_rng(seed)
         for _ in range(100):
             work = Asked(images(*random.integers(0, 200, random.integers(1, 9)).tolist()), done)
-            batcher.submit(work)
-            batcher.hand_over()
+            submit(batcher, work)
+            batcher.dispatch()
             if random.random() < 0.3:
-                batcher.cancel(work)
+                batcher.cancel(work.entry)
 
     clients = [threading.Thread(target=client, args=(seed,)) for seed in range(4)]
     for thread in clients:
@@ -424,7 +376,7 @@ def test_instances_run_batches_side_by_side_and_put_one_large_request_together(m
     batcher = make(SLOW, max_batch_items=4, instances=2)
     gate.held = True
     large = Asked(images(*range(8)), done)
-    batcher.submit(large)
+    submit(batcher, large)
     assert batcher.pump() == -math.inf
     assert batcher.pump() == math.inf
     for _ in range(2):
@@ -437,189 +389,32 @@ def test_instances_run_batches_side_by_side_and_put_one_large_request_together(m
     assert sorted(gate.threads) == ["batcher-m-1", "batcher-m-2"]
 
 
-def test_with_a_delay_a_batch_waits_for_company_and_no_longer(make: Make, gate: Gate, done: Outcomes) -> None:
-    clock = Clock()
-    batcher = make(FAST, max_batch_items=4, max_delay_seconds=0.5, clock=clock)
-    batcher.submit(Asked(images(1), done))
-    assert batcher.pump() == clock.now + 0.5
-    clock.now += 0.3
-    batcher.submit(Asked(images(2), done))
-    assert batcher.pump() == pytest.approx(clock.now + 0.2)
-    assert gate.batches == []
-    clock.now += 0.2
-    assert batcher.pump() == math.inf
-    assert gate.batches == [2]
-    for value in range(5):
-        assert batcher.submit(Asked(images(value), done)) == (value >= 3), "a full batch does not wait"
-    assert batcher.pump() == clock.now + 0.5, "the one that is left over does"
-    assert gate.batches == [2, 4]
-
-
-def test_with_a_delay_the_rest_of_a_full_batch_that_was_cut_does_not_wait(make: Make, gate: Gate, done: Outcomes) -> None:
-    batcher = make({1: 3e-4, 2: 5e-4, 4: 9e-4, 8: 1.7e-3}, max_delay_seconds=60)
-    for value in range(8):
-        batcher.submit(Asked(images(value), done))
-    assert batcher.pump() == -math.inf, "four of eight that were due are left"
-    assert batcher.pump() == math.inf
-    assert gate.batches == [4, 4]
-    batcher.submit(Asked(images(9), done))
-    assert 50 < batcher.pump() - time.monotonic() <= 60, "the next waits"
-    batcher.hurry()
-
-
-def test_a_deadline_ends_the_wait_for_company(make: Make, gate: Gate, done: Outcomes) -> None:
-    clock = Clock()
-    batcher = make({1: 0.01, 8: 0.02}, max_delay_seconds=0.5, clock=clock)
-    batcher.submit(Asked(images(1), done))
-    assert batcher.pump() == clock.now + 0.5
-    batcher.submit(Asked(images(2), done, deadline=clock.now + 0.3))
-    assert batcher.pump() == pytest.approx(clock.now + 0.15), "half of the time that it has"
-    clock.now += 0.151
-    batcher.pump()
-    done.wait_for(2)
-    assert [work.error for work in done.works] == [None, None]
-
-
-def test_a_deadline_ends_the_wait_of_what_other_threads_submitted_too(make: Make, done: Outcomes) -> None:
+def test_a_deadline_ends_the_wait_of_what_other_threads_submitted(make: Make, done: Outcomes) -> None:
     batcher = make(FAST, max_delay_seconds=60)
     for deadline in (math.inf, time.monotonic() + 4.0):
-        batcher.submit(Asked(images(1), done, deadline=deadline))
-        batcher.hand_over()
+        submit(batcher, Asked(images(1), done, deadline=deadline))
+        batcher.dispatch()
     done.wait_for(2)
     assert [work.error for work in done.works] == [None, None]
 
 
-def test_in_a_hurry_nothing_waits_for_company(make: Make, done: Outcomes) -> None:
+def test_after_a_flush_nothing_waits_for_others(make: Make, done: Outcomes) -> None:
     batcher = make(FAST, max_delay_seconds=60)
-    batcher.submit(Asked(images(1), done))
-    batcher.hand_over()
-    batcher.hurry()
+    submit(batcher, Asked(images(1), done))
+    batcher.dispatch()
+    batcher.flush()
     done.wait_for(1)
-    batcher.submit(Asked(images(1), done))
+    submit(batcher, Asked(images(1), done))
     assert batcher.pump() == math.inf
     done.wait_for(2)
 
 
-def test_a_request_without_a_deadline_lets_others_pass_only_for_so_long(make: Make, gate: Gate, done: Outcomes) -> None:
-    clock = Clock()
-    batcher = make({1: 1e-4}, max_batch_items=1, clock=clock)
-    late = Asked(images(2), done, deadline=clock.now + 60)
-    for work in (Asked(images(1), done), late, Asked(images(3), done, deadline=clock.now + PATIENCE_SECONDS / 2)):
-        batcher.submit(work)
-    clock.now += PATIENCE_SECONDS / 4
-    batcher.submit(Asked(images(4), done, deadline=clock.now + PATIENCE_SECONDS))
-    while batcher.queued_items:
-        batcher.pump()
-    assert [work.images.ravel().tolist() for work in done.works] == [[3], [1], [2], [4]]
-
-
-def test_after_a_long_batch_those_who_had_their_answers_are_waited_for_a_moment(make: Make, gate: Gate, done: Outcomes) -> None:
-    clock = Clock()
-    batcher = make({1: 1.0, 2: 2.0, 4: 4.0}, max_batch_items=8, clock=clock)
-    gate.held = True
-    batcher.submit(Asked(images(1, 2, 3), done))
-    batcher.pump()
-    assert gate.entered.acquire(timeout=10)
-    clock.now += 4.0
-    gate.held = False
-    gate.go_on.release()
-    done.wait_for(1)
-    while not batcher._idle:
-        time.sleep(0.001)
-    batcher.submit(Asked(images(1), done))
-    assert batcher.pump() == pytest.approx(clock.now + 4.0 * LINGER)
-    batcher.submit(Asked(images(2), done))
-    assert batcher.pump() > clock.now
-    batcher.submit(Asked(images(3), done))
-    batcher.pump()
-    done.wait_for(4)
-    assert gate.batches == [3, 3], "as many are back as there were"
-    batcher.submit(Asked(images(4), done))
-    clock.now += 1.0
-    batcher.pump()
-    done.wait_for(5)
-    assert gate.batches == [3, 3, 1], "nobody is waited for longer"
-
-
-def test_what_other_threads_submit_waits_for_company_too(make: Make, gate: Gate, done: Outcomes) -> None:
+def test_what_other_threads_submit_waits_for_others_too(make: Make, gate: Gate, done: Outcomes) -> None:
     batcher = make(FAST, max_batch_items=4, max_delay_seconds=0.1)
     for value in (1, 2, 3):
-        batcher.submit(Asked(images(value), done))
-        batcher.hand_over()
+        submit(batcher, Asked(images(value), done))
+        batcher.dispatch()
     assert gate.batches == []
     done.wait_for(3)
     assert gate.batches == [3]
     assert gate.threads == ["batcher-m-1"]
-
-
-def test_a_deadline_that_cannot_be_met_is_refused_at_once(make: Make, done: Outcomes) -> None:
-    clock = Clock()
-    batcher = make({1: 1.0, 2: 1.1, 4: 1.2}, max_batch_items=4, clock=clock)
-    with pytest.raises(
-        DeadlineExceeded, match=r"too near: by the measured times the answer would take 1100\.0 ms; .* 500\.0 ms at most"
-    ):
-        batcher.submit(Asked(images(1), done, deadline=clock.now + 0.5))
-    with pytest.raises(DeadlineExceeded, match="the deadline has passed"):
-        batcher.submit(Asked(images(1), done, deadline=clock.now))
-    batcher.submit(Asked(images(1, 2, 3, 4), done, deadline=clock.now + 10))  # 1.2 s
-    with pytest.raises(DeadlineExceeded):
-        batcher.submit(Asked(images(5), done, priority=2, deadline=clock.now + 2))
-    batcher.submit(Asked(images(5), done, deadline=clock.now + 2))  # goes ahead: an earlier deadline, the same priority
-    assert batcher.queued_items == 5
-
-
-def test_a_request_that_has_to_queue_leaves_time_for_more_than_the_smallest_batches(make: Make, done: Outcomes) -> None:
-    clock = Clock()
-    batcher = make({1: 1.0, 2: 1.0}, max_batch_items=2, clock=clock)
-    batcher.submit(Asked(images(1), done, deadline=clock.now + 1.2))  # alone, it is in time: 1.1 s
-    with pytest.raises(DeadlineExceeded, match=r"for a deadline in 3000\.0 ms at most 2000\.0 ms are accepted"):
-        batcher.submit(Asked(images(2, 3), done, deadline=clock.now + 3))  # behind it, it would take 2.2 s
-    batcher.submit(Asked(images(2, 3), done, deadline=clock.now + 4))
-
-
-def test_the_deadline_of_a_request_that_is_not_in_it_does_not_shorten_a_batch(make: Make, gate: Gate, done: Outcomes) -> None:
-    clock = Clock()
-    batcher = make({1: 1.0, 2: 2.0, 4: 4.0}, max_batch_items=4, clock=clock)
-    clock.now += TRUST_SECONDS + 1  # nobody is refused
-    for value in range(4):
-        batcher.submit(Asked(images(value), done))
-    batcher.submit(Asked(images(9), done, priority=2, deadline=clock.now + 2.5))
-    batcher._measured_at = clock.now
-    batcher.pump()
-    done.wait_for(5)
-    assert gate.batches[0] == 4
-
-
-def test_times_that_are_old_refuse_nobody(make: Make, done: Outcomes) -> None:
-    clock = Clock()
-    batcher = make(SLOW, clock=clock)
-    clock.now += TRUST_SECONDS + 1
-    batcher.submit(Asked(images(1), done, deadline=clock.now + 0.5))
-    batcher.pump()
-    done.wait_for(1)
-    assert done.works[0].error is None
-    with pytest.raises(DeadlineExceeded):
-        batcher.submit(Asked(images(1), done, deadline=clock.now))
-
-
-def test_a_request_that_has_waited_too_long_to_be_in_time_costs_no_inference(make: Make, gate: Gate, done: Outcomes) -> None:
-    clock = Clock()
-    batcher = make(SLOW, clock=clock)
-    hopeless = Asked(images(1), done, deadline=clock.now + 1.5)
-    batcher.submit(hopeless)
-    clock.now += 0.6
-    batcher.pump()
-    assert isinstance(hopeless.error, DeadlineExceeded)
-    assert gate.batches == []
-
-
-def test_a_batch_is_no_longer_than_the_earliest_deadline_allows(make: Make, gate: Gate, done: Outcomes) -> None:
-    clock = Clock()
-    batcher = make({1: 1.0, 2: 2.0, 4: 4.0, 8: 8.0}, clock=clock)
-    for value in range(6):
-        batcher.submit(Asked(images(value), done, deadline=clock.now + 100))
-    batcher.submit(Asked(images(9), done, deadline=clock.now + 3))
-    batcher.pump()
-    done.wait_for(7)
-    assert gate.batches[0] == 2
-    assert done.works[0].images.ravel().tolist() == [9]

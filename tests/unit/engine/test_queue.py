@@ -4,11 +4,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from service.engine.queue import BatchQueue, Entry
+from service.engine.entry import Entry
+from service.engine.queue import RequestQueue
 
 
 def test_packs_small_requests_and_splits_large_ones_in_order() -> None:
-    queue: BatchQueue[Entry] = BatchQueue(100)
+    queue = RequestQueue(100)
     first, second, third = Entry(2), Entry(5), Entry(1)
     for entry in (first, second, third):
         assert queue.push(entry)
@@ -19,7 +20,7 @@ def test_packs_small_requests_and_splits_large_ones_in_order() -> None:
 
 
 def test_order_is_priority_then_deadline_then_arrival() -> None:
-    queue: BatchQueue[Entry] = BatchQueue(100)
+    queue = RequestQueue(100)
     late, none, soon, urgent, none_again = Entry(1, 2, 9.0), Entry(1, 2), Entry(1, 2, 5.0), Entry(1, 1), Entry(1, 2)
     for entry in (late, none, soon, urgent, none_again):
         queue.push(entry)
@@ -27,7 +28,7 @@ def test_order_is_priority_then_deadline_then_arrival() -> None:
 
 
 def test_an_entry_that_does_not_fit_whole_changes_nothing() -> None:
-    queue: BatchQueue[Entry] = BatchQueue(4)
+    queue = RequestQueue(4)
     assert queue.push(Entry(3))
     assert not queue.push(Entry(2))
     assert queue.items == 3
@@ -36,7 +37,7 @@ def test_an_entry_that_does_not_fit_whole_changes_nothing() -> None:
 
 
 def test_expired_and_cancelled_entries_give_their_room_back() -> None:
-    queue: BatchQueue[Entry] = BatchQueue(10)
+    queue = RequestQueue(10)
     expiring, staying = Entry(4, deadline=1.0), Entry(6)
     queue.push(expiring)
     queue.push(staying)
@@ -58,7 +59,7 @@ class QueueMachine(RuleBasedStateMachine):
     @initialize(bound=st.integers(1, 40), batch=st.integers(1, 12))
     def begin(self, bound: int, batch: int) -> None:
         self.bound, self.batch, self.now = bound, batch, 0.0
-        self.queue: BatchQueue[Entry] = BatchQueue(bound)
+        self.queue = RequestQueue(bound)
         self.waiting: list[Entry] = []  # in order of arrival
         self.given: dict[Entry, int] = {}  # items taken of each entry ever pushed
 
@@ -121,7 +122,7 @@ TestQueueMachine.settings = settings(max_examples=150, stateful_step_count=40, d
 @given(sizes=st.lists(st.integers(1, 20), min_size=1, max_size=20), batch=st.integers(1, 9))
 @settings(deadline=None)
 def test_every_item_is_given_once_and_batches_are_as_full_as_can_be(sizes: list[int], batch: int) -> None:
-    queue: BatchQueue[Entry] = BatchQueue(1000)
+    queue = RequestQueue(1000)
     entries = [Entry(size) for size in sizes]
     for entry in entries:
         queue.push(entry)

@@ -1,0 +1,88 @@
+"""A request as queue and batcher see it: its items, its state, and the callback for its outcome.
+
+    RECEIVED ──────────> QUEUED ──> RUNNING ──> DONE
+        │                   ^ └────────────────> ^
+        └──> DECODING ──────┘                    │
+                │                                │
+                └────────────────────────────────┘
+
+RECEIVED: the request is being checked, and small images are decoded, on the thread that it came on.
+DECODING: its images wait for the decoding pool or are being decoded there.
+QUEUED: all of its items wait in the queue.
+RUNNING: at least one of its items has been taken for a batch.
+DONE: it has its outcome.
+
+A request that is refused never gets beyond RECEIVED or DECODING: the error is raised to the caller. Until it is queued, only the
+thread that is working on the request changes its state; from then on, only the holder of the batcher's lock. So exactly one thread
+brings it to DONE, and that thread calls `on_done`.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from enum import Enum
+from typing import Any
+
+from numpy.typing import NDArray
+
+from service.errors import RequestError
+from service.observability.trace_context import TraceContext
+
+
+class State(Enum):
+    """Where a request is on its way."""
+
+    RECEIVED = "received"
+    DECODING = "decoding"
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+
+
+RECEIVED, DECODING, QUEUED, RUNNING, DONE = State  # in Python 3.11 reading State.DONE takes ten times as long
+
+NEXT_STATES = {
+    RECEIVED: {DECODING, QUEUED},
+    DECODING: {QUEUED, DONE},
+    QUEUED: {RUNNING, DONE},
+    RUNNING: {DONE},
+    DONE: set[State](),
+}
+"""The legal transitions. Tests check every assignment against them."""
+
+OnDone = Callable[[RequestError | None], None]
+"""Called once with the outcome of an entry: an error, or None when its `outputs` are complete. From any thread."""
+
+
+class Entry:
+    """A request of n items. All times are seconds on the batcher's clock, `time.monotonic` outside of tests.
+
+    Attributes:
+        priority: 1 is served first.
+        deadline: infinite if there is none.
+        turn: its place among entries of the same priority: the deadline, or an earlier time.
+        taken: items that batches have taken so far.
+        arrival: a number that is unique in its queue and grows.
+        images: [n, *shape], one row an item; set when it is queued.
+        outputs: an array [n, *shape] for each of the model's outputs, complete when it is done without an error.
+        remaining: items whose outputs are missing.
+        queued_at, started, finished: when it was queued, its first batch began, its last batch ended; 0 before that.
+        trace: the client's trace, if it sent one.
+    """
+
+    __slots__ = (
+        "arrival", "deadline", "finished", "images", "items", "on_done", "outputs", "priority", "queued_at", "remaining", "started",
+        "state", "taken", "trace", "turn",
+    )  # fmt: skip
+    arrival: int
+    images: NDArray[Any]
+    on_done: OnDone
+
+    def __init__(self, items: int, priority: int = 1, deadline: float = math.inf, trace: TraceContext | None = None) -> None:
+        self.state = RECEIVED
+        self.items = self.remaining = items
+        self.priority = priority
+        self.deadline = self.turn = deadline
+        self.trace = trace
+        self.taken = 0
+        self.outputs: Sequence[NDArray[Any]] = ()
+        self.queued_at = self.started = self.finished = 0.0

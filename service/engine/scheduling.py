@@ -1,0 +1,250 @@
+"""When a batch is formed, of what, on which thread, and which requests are refused. Pure: no threads, no locks, no clock.
+
+Where. The transport's thread asks for a batch when it has no more events waiting, or when a batch is full. A batch that is expected
+to take at most INLINE_SECONDS runs inline, on that thread: a hand-over changes the GIL twice, which costs more than it gains. A
+longer batch is cut to that time if that costs little, unless the first request is long by itself. All others run on an instance's
+thread, as do all batches that other threads ask for.
+
+When. At once, unless `max_delay_seconds` lets requests wait for more: then a batch is due when it is full, when the oldest request
+has waited so long, or when a request has waited half of the time until its deadline. There is one more delay: after a batch too
+long to run inline, clients that send their next request when they have an answer are about to return. Until as many items wait as
+that batch had, the next one lingers for LINGER of its time. Otherwise the first client to return would be computed alone while all
+others wait, over and over.
+
+In which order. By priority, then by deadline. A deadline further away than PATIENCE_SECONDS counts as one that far away, and so
+does none: requests with time to spare are served in order of arrival, and no request starves behind those with near deadlines.
+
+Which are refused. A request whose deadline can hardly be met, by the measured times and behind the requests before it, is refused
+when it comes. A queued request that cannot meet its deadline any more is dropped before it costs inference. A batch is no longer
+than its earliest deadline allows. So under overload the answers that are given are in time.
+
+Times are seconds on the caller's clock, passed in as `now`.
+"""
+
+import math
+from dataclasses import dataclass
+
+from service.engine.batch_latencies import BatchLatencies
+from service.engine.entry import Entry
+from service.engine.queue import Part, RequestQueue
+from service.errors import DeadlineExceeded, QueueFull
+
+INLINE_SECONDS = 0.001
+MANY_SECONDS = 0.0003
+"""In place of INLINE_SECONDS for one request of several items: parsing and decoding the next such request takes long enough that
+handing the batch over, to run meanwhile, pays."""
+
+SPLIT_COST = 1.25
+"""How much more an item may cost in short inline batches than in one long batch on an instance's thread."""
+
+STALL_SECONDS = 0.1
+REPRIEVE_SECONDS = 60.0
+"""An inline batch that took STALL_SECONDS held up all other calls: how long a model takes can depend on the request. For the next
+REPRIEVE_SECONDS none of the model's batches runs inline."""
+
+LINGER = 0.02
+"""The share of a batch's time for which the next one may linger."""
+
+QUEUE_SHARE = 2 / 3
+"""A request that has to queue is accepted if it should be answered within this share of the time that it has. Requests that wait
+until their deadlines are near leave time for small batches only, which cost the most an item."""
+
+PATIENCE_SECONDS = 5.0
+"""For so long a request lets others with nearer deadlines pass."""
+
+TRUST_SECONDS = 10.0
+"""For so long after a batch the measured times are used to refuse requests."""
+
+
+@dataclass(eq=False, slots=True)
+class Batch:
+    """Parts of requests for one idle instance to run.
+
+    Attributes:
+        instance: the number of the instance.
+        inline: whether it runs on the transport's thread.
+        taken_at: when it was formed.
+        until: when it should be finished.
+    """
+
+    instance: int
+    parts: list[Part]
+    inline: bool
+    taken_at: float
+    until: float
+
+
+class Scheduler:
+    """Schedules the requests of one model. Not thread-safe: the caller holds a lock."""
+
+    def __init__(
+        self,
+        name: str,
+        instances: int,
+        max_batch_items: int,
+        max_queue_items: int,
+        measured: dict[int, float],
+        max_delay_seconds: float,
+        now: float,
+    ) -> None:
+        """`name` is the model's, for errors; `measured` is seconds a batch by items, from warm-up, empty if nothing is known."""
+        self._name = name
+        self.latencies = BatchLatencies(measured)
+        self.max_batch_items = self.latencies.most_worthwhile(max_batch_items)
+        self.queue = RequestQueue(max_queue_items)
+        self._max_delay_seconds = max_delay_seconds
+        self._instances = instances
+        self._idle = list(range(instances))
+        self._running: list[Batch] = []
+        self._measured_at = now
+        self._inline_from = -math.inf
+        self._overdue_items = 0  # due for the last batch, which had no room for them
+        self._returning_items = 0  # their clients may be about to return; batches linger for them until _linger_until
+        self._linger_until = -math.inf
+
+    def add(self, entry: Entry, now: float, *, reserved: bool) -> bool:
+        """Queues an entry; True if a batch is full now. `reserved` says that room was reserved for it, which is given back.
+
+        Raises:
+            QueueFull: it does not fit.
+            DeadlineExceeded: by the measured times it cannot be answered in time.
+        """
+        queue = self.queue
+        if reserved:
+            queue.release(entry.items)
+        entry.queued_at = now
+        latest_turn = now + PATIENCE_SECONDS
+        entry.turn = entry.deadline if entry.deadline < latest_turn else latest_turn
+        if entry.deadline != math.inf:
+            self._check_deadline(entry, now)
+        if not queue.push(entry):
+            raise self._queue_full(entry.items)
+        return queue.items >= self.max_batch_items
+
+    def reserve(self, items: int) -> None:
+        """Reserves room in the queue. Raises QueueFull if there is none."""
+        if not self.queue.reserve(items):
+            raise self._queue_full(items)
+
+    def runs_inline(self, now: float) -> bool:
+        """Whether a batch of one item would run inline."""
+        return self.latencies.expected(1) <= INLINE_SECONDS and self._inline_from <= now
+
+    def take(self, now: float, *, on_transport: bool) -> tuple[list[Entry], Batch | None]:
+        """The entries that expired, removed from the queue, and the next batch; None if none is due or no instance is idle.
+
+        `on_transport` says that it may be a batch to run inline. Call `finish` when the batch has ended.
+        """
+        queue, latencies = self.queue, self.latencies
+        expired: list[Entry] = []
+        trusted = False
+        if queue.next_expiry() != math.inf:
+            trusted = self._trusted(now)
+            expired = queue.expire(now + latencies.likely(1) if trusted else now)
+        if self.due_at() > now:
+            return expired, None
+        max_items, inline = self._plan(now) if on_transport else (self.max_batch_items, False)
+        if trusted:
+            seconds = queue.next_expiry_within(max_items) - now
+            max_items = min(max_items, max(1, latencies.largest_likely_within(seconds)))
+        until = now + latencies.likely(min(max_items, queue.items))
+        due_items = self._overdue_items or min(queue.items, self.max_batch_items)
+        batch = Batch(self._idle.pop(), queue.take(max_items), inline, now, until)
+        self._running.append(batch)
+        if self._max_delay_seconds:
+            self._overdue_items = max(0, min(due_items - max_items, queue.items))
+        return expired, batch
+
+    def due_at(self) -> float:
+        """When the next batch should be formed; -inf for at once, inf if the queue is empty or no instance is idle."""
+        queued = self.queue.items
+        if not queued or not self._idle:
+            return math.inf
+        if queued >= self.max_batch_items or self._overdue_items:
+            return -math.inf
+        due = self._linger_until if queued < self._returning_items else -math.inf
+        if self._max_delay_seconds:
+            delay = self._max_delay_seconds
+            due = max(due, min(min(entry.queued_at + delay, (entry.queued_at + entry.deadline) / 2) for entry in self.queue))
+        return due
+
+    def wake_at(self, now: float) -> float:
+        """When `take` should be called next: -inf for at once, inf if no time makes a difference."""
+        due = self.due_at()
+        return -math.inf if due <= now else min(due, self.queue.next_expiry())
+
+    def observe(self, items: int, start: float, end: float) -> None:
+        """Learns from a batch of `items` that ran."""
+        seconds = end - start
+        self.latencies.observe(items, seconds)
+        self._measured_at = end
+        if seconds > INLINE_SECONDS:
+            self._returning_items = items
+            self._linger_until = end + LINGER * seconds
+
+    def finish(self, batch: Batch, now: float) -> None:
+        """Marks a batch as ended and its instance as idle."""
+        self._running.remove(batch)
+        self._idle.append(batch.instance)
+        if batch.inline and now - batch.taken_at > STALL_SECONDS:
+            self._inline_from = now + REPRIEVE_SECONDS
+
+    def flush(self) -> None:
+        """Lets no request wait for others to fill its batch any more, for a server that drains."""
+        self._max_delay_seconds = 0.0
+        self._overdue_items = 0
+
+    def _plan(self, now: float) -> tuple[int, bool]:
+        """The most items that the next batch may have, and whether it runs inline."""
+        latencies = self.latencies
+        first = self.queue.first()
+        left = first.items - first.taken
+        longest = MANY_SECONDS if left > 1 else INLINE_SECONDS
+        if left > self.max_batch_items or latencies.expected(left) > longest or self._inline_from > now:
+            return self.max_batch_items, False  # long however it is cut, and the next request can be read meanwhile
+        items = min(self.queue.items, self.max_batch_items)
+        seconds = latencies.expected(items)
+        if seconds <= INLINE_SECONDS:
+            return items, True
+        # Several inline batches are better than one on an instance's thread, unless the model gains much from large batches.
+        short = min(latencies.largest_within(INLINE_SECONDS), items)
+        if short and latencies.expected(short) / short <= SPLIT_COST * seconds / items:
+            return short, True
+        return self.max_batch_items, False
+
+    def _trusted(self, now: float) -> bool:
+        """Whether the measured times are fresh. Old times refuse nothing: if they were wrong, nothing would ever correct them."""
+        return now - self._measured_at <= TRUST_SECONDS and self.latencies.expected(1) != math.inf
+
+    def _check_deadline(self, entry: Entry, now: float) -> None:
+        """Raises DeadlineExceeded if the entry should not be answered in time."""
+        left = entry.deadline - now
+        if left <= 0:
+            raise DeadlineExceeded("the deadline has passed")
+        if not self._trusted(now):
+            return
+        wait = 0.0 if self._idle else max(0.0, min(batch.until for batch in self._running) - now)
+        most = QUEUE_SHARE * left if self.queue.items else left
+        takes = wait + self._likely_seconds(self.queue.items + entry.items)
+        if takes > most:  # slower to find out: which items are really before it
+            takes = wait + self._likely_seconds(self.queue.items_before(entry) + entry.items)
+        if takes > most:
+            raise DeadlineExceeded(
+                f"the deadline is too near: by the measured times the answer would take {1000 * takes:.1f} ms; "
+                f"for a deadline in {1000 * left:.1f} ms at most {1000 * most:.1f} ms are accepted"
+            )
+
+    def _likely_seconds(self, items: int) -> float:
+        """What so many items should take, in batches on all instances."""
+        whole, rest = divmod(items, self.max_batch_items)
+        likely = self.latencies.likely
+        return (whole * likely(self.max_batch_items) if whole else 0.0) / self._instances + (likely(rest) if rest else 0.0)
+
+    def _queue_full(self, items: int) -> QueueFull:
+        waiting = self.queue.items + self.queue.reserved
+        batches = -(-waiting // self.max_batch_items)
+        seconds = batches * self.latencies.expected(self.max_batch_items) / self._instances
+        return QueueFull(
+            f"the queue of model {self._name!r} is full: {waiting} of {self.queue.max_items} items wait, {items} more came",
+            retry_after_seconds=min(max(seconds, 0.01), 30.0),
+        )
