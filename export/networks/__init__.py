@@ -1,1 +1,1 @@
-"""The networks that can be trained."""
+"""Networks: the registry, the tutorial networks, ResNet-18, the speed net."""

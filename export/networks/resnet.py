@@ -9,7 +9,8 @@ from torch.nn import functional
 from service.errors import UserError
 from service.model.contract import InputSpec
 
-STEMS = ("auto", "3x3", "imagenet")
+OPTIONS = {"stem": ("auto", "3x3", "imagenet"), "zero_init": ("no", "yes")}
+"""The values of each option, the default first."""
 
 _WIDTHS = (64, 128, 256, 512)
 _BLOCKS = 2
@@ -17,9 +18,9 @@ _SMALL_UP_TO = 64
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions whose result is added to what came in: (N, c, H, W) to (N, f, H / stride, W / stride).
+    """Two 3x3 convolutions whose output is added to the input: (N, c, H, W) to (N, f, H / stride, W / stride).
 
-    Where the shape changes, what came in goes through a 1x1 convolution of the same stride (option B of the paper).
+    If the shape changes, the input goes through a 1x1 convolution of the same stride first (option B of the paper).
     """
 
     def __init__(self, channels: int, filters: int, stride: int) -> None:
@@ -39,26 +40,26 @@ class BasicBlock(nn.Module):
         return functional.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
 
 
-class MeanOverPlace(nn.Module):
-    """Global average pooling as a mean: it is exported as one operator, where adaptive pooling becomes a dozen."""
+class GlobalAverage(nn.Module):
+    """Global average pooling as a mean, which is exported as one operator. Adaptive pooling becomes a dozen."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) to (N, C)."""
         return x.mean((2, 3))
 
 
-def layers(spec: InputSpec, units: int, stem: str = "auto", zero_init: bool = False) -> "OrderedDict[str, nn.Module]":
+def layers(spec: InputSpec, units: int, stem: str, zero_init: str) -> "OrderedDict[str, nn.Module]":
     """The layers of ResNet-18, in order.
 
     Args:
-        spec: what it takes.
-        units: how many outputs it has.
+        spec: the pictures that it takes.
+        units: the number of outputs.
         stem: `3x3`, as for CIFAR-10 (11,173,962 parameters with ten classes); `imagenet`, a 7x7 convolution and a pooling that
-            quarter the picture (11,689,512 with a thousand); or `auto`: 3x3 for pictures of up to 64x64.
-        zero_init: start each block as the identity: the scale of its last norm is 0 (Goyal et al., arXiv:1706.02677).
+            divide the picture's sides by four (11,689,512 with a thousand); or `auto`: `3x3` for pictures up to 64x64.
+        zero_init: `yes`: each block starts as the identity, as the scale of its last norm is 0 (Goyal et al., arXiv:1706.02677).
 
     Raises:
-        UserError: the picture would shrink to a single pixel, of which a batch norm cannot learn.
+        UserError: the pictures are too small: a feature map would be a single pixel, from which a batch norm cannot learn.
     """
     small = stem == "3x3" or (stem == "auto" and max(spec.height, spec.width) <= _SMALL_UP_TO)
     least = 9 if small else 33
@@ -85,9 +86,9 @@ def layers(spec: InputSpec, units: int, stem: str = "auto", zero_init: bool = Fa
             stride = 2 if stage > 1 and block == 0 else 1
             found[f"stage{stage}_block{block + 1}"] = BasicBlock(channels, filters, stride)
             channels = filters
-    found["mean"] = MeanOverPlace()  #                                       (N, 512)
+    found["mean"] = GlobalAverage()  #                                       (N, 512)
     found["output"] = nn.Linear(512, units)  #                               (N, K)
-    _initialise(found, zero_init)
+    _initialise(found, zero_init == "yes")
     return found
 
 

@@ -1,8 +1,8 @@
-"""`speed-net`: a network made to learn small colour photos in few operations.
+"""`speed-net`: a network that learns small colour photos in few operations.
 
-After Keller Jordan's airbench94 (arXiv:2404.00498), which is after David Page's ResNet-9 ("How to train your ResNet"): a first
-layer that is computed from the data and not trained, three groups of two convolutions, pooling early, a scaled-down head. Ours is
-narrower, for two CPU cores.
+It follows Keller Jordan's airbench94 (arXiv:2404.00498), which follows David Page's ResNet-9 ("How to train your ResNet"): a first
+layer that is computed from the data and not trained, three groups of two convolutions, early pooling, a head that is scaled down.
+This one is narrower, for two CPU cores.
 """
 
 from typing import Literal
@@ -14,13 +14,16 @@ from torch.nn import functional
 from service.errors import UserError
 from service.model.contract import InputSpec
 
+WIDTHS = (48, 32, 40, 64)
+"""The widths to choose from, the default first."""
+
 _PATCH = 2
 _EPSILON = 5e-4
 _HEAD_SCALE = 1 / 9
 
 
 class SpeedNet(nn.Module):
-    """float32[N,C,H,W] to logits float32[N,K]. `width` is the number of filters of the first group; the others have four times it.
+    """float32 (N, C, H, W) to logits float32 (N, K). The first group has `width` filters, the others four times as many.
 
     Raises:
         UserError: the pictures are too small.
@@ -28,7 +31,7 @@ class SpeedNet(nn.Module):
 
     head: Literal["softmax"] = "softmax"
 
-    def __init__(self, spec: InputSpec, classes: int, width: int = 48) -> None:
+    def __init__(self, spec: InputSpec, classes: int, width: int = WIDTHS[0]) -> None:
         super().__init__()
         if min(spec.height, spec.width) < 9:
             raise UserError(f"speed-net needs pictures of at least 9x9; the input is {spec.height}x{spec.width}")
@@ -44,17 +47,17 @@ class SpeedNet(nn.Module):
         self.linear = nn.Linear(4 * width, classes, bias=False)  #         (N, K)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Largest value of each feature map, then the scaled head."""
+        """The maximum of each feature map, then the scaled head."""
         x = self.groups(functional.relu(self.whitening(x), inplace=True))
         logits: torch.Tensor = self.linear(x.amax((2, 3))) * _HEAD_SCALE
         return logits
 
     @torch.no_grad()
     def whiten(self, images: torch.Tensor) -> None:
-        """Sets the first layer from training pictures, float32[n,C,H,W], normalised.
+        """Sets the first layer from training pictures, float32 (n, C, H, W), normalised.
 
-        Each filter is an eigenvector of their patches, scaled to unit variance, and comes with its negative, so that nothing is
-        lost in the ReLU.
+        The filters are the eigenvectors of their patches, scaled to unit variance, and the negatives of these, so that the ReLU
+        loses nothing.
         """
         patches = functional.unfold(images, _PATCH).transpose(1, 2).reshape(-1, self.whitening.weight[0].numel())  # (n, C 2 2)
         values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
@@ -63,7 +66,7 @@ class SpeedNet(nn.Module):
 
 
 class _Group(nn.Module):
-    """Two 3x3 convolutions with batch norm, a 2x2 max pooling after the first. Both start as the identity, as far as they can."""
+    """Two 3x3 convolutions with batch norm and a 2x2 max pooling after the first. The first filters start as the identity."""
 
     def __init__(self, channels: int, filters: int) -> None:
         super().__init__()
@@ -75,6 +78,6 @@ class _Group(nn.Module):
             nn.init.dirac_(convolution.weight.data[: convolution.in_channels])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """float32[N,c,H,W] to float32[N,f,H/2,W/2]."""
+        """(N, c, H, W) to (N, f, H / 2, W / 2)."""
         x = functional.relu(self.norm_1(functional.max_pool2d(self.widen(x), 2)), inplace=True)
         return functional.relu(self.norm_2(self.mix(x)), inplace=True)
