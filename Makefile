@@ -9,7 +9,7 @@ WHEELS := $(VENV)/wheels
 PERF_ANALYZER := $(VENV)/perf_analyzer
 
 .PHONY: help demo test test-system test-slow test-image test-cluster setup clients perf-analyzer check check-kit bench format \
-	protos sync-client dashboards rules docs lock clean
+	protos sync-client dashboards rules docs version lock clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -77,14 +77,15 @@ check: setup  ## lint, types, import contracts, the API, freshness of generated 
 	$(BIN)/python deploy/dashboards/convoy.py --check
 	$(BIN)/python .ci/prometheus_rule.py --check
 	$(BIN)/python .ci/docs.py --check
+	$(BIN)/python .ci/version.py --check
 
 check-kit: setup  ## checkov on deploy/ (in an environment of its own: its pins are not ours)
 	@test -x $(VENV)/checkov/bin/checkov || { $(PYTHON) -m venv $(VENV)/checkov && $(VENV)/checkov/bin/pip install --quiet 'checkov>=3.3,<4'; }
 	$(BIN)/python -m tests.deploy.checkov $(VENV)/checkov/bin/checkov
 
-IMAGE ?= convoy:0.1.0
+IMAGE ?= convoy:$(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 ENGINE ?= docker
-test-image: setup  ## run a built serving image, IMAGE=convoy:0.1.0, with ENGINE=docker or podman
+test-image: setup  ## run a built serving image, IMAGE=convoy:TAG, with ENGINE=docker or podman
 	$(BIN)/python -m tests.deploy.image $(IMAGE) --engine $(ENGINE)
 
 test-cluster: setup  ## install the kit in the cluster of KUBECONFIG, with IMAGE, and restart it under load
@@ -112,6 +113,9 @@ dashboards: setup  ## generate deploy/dashboards/convoy.json
 
 rules: setup  ## generate deploy/monitoring/prometheusrule.yaml
 	$(BIN)/python .ci/prometheus_rule.py
+
+version: setup  ## write the version of pyproject.toml into deploy/ and the manuals
+	$(BIN)/python .ci/version.py
 
 docs: setup  ## generate service/CONFIGURATION.md
 	$(BIN)/python .ci/docs.py

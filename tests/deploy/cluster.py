@@ -1,4 +1,4 @@
-"""`make test-cluster IMAGE=REGISTRY/convoy:0.1.0`: the kit in the cluster that KUBECONFIG points at.
+"""`make test-cluster IMAGE=REGISTRY/convoy:TAG`: the kit in the cluster that KUBECONFIG points at.
 
 In a namespace of its own, removed at the end: the base with a model in a ConfigMap (no storage is needed), two pods, then a
 rolling restart under traffic from inside the cluster. Not one request may fail. The image must be one that the cluster can pull.
@@ -66,7 +66,7 @@ def write(here: Path, image: str, model: Path) -> None:
         "restartPolicy": "Never", "automountServiceAccountToken": False,
         "securityContext": {"runAsNonRoot": True, "runAsUser": 10001, "seccompProfile": {"type": "RuntimeDefault"}},
         "containers": [{
-            "name": "traffic", "image": "convoy:0.1.0", "command": ["python", *arguments], "securityContext": security,
+            "name": "traffic", "image": "convoy", "command": ["python", *arguments], "securityContext": security,
             "volumeMounts": [{"name": "traffic", "mountPath": "/traffic"}],
         }],
         "volumes": [{"name": "traffic", "configMap": {"name": "traffic"}}],

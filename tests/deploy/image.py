@@ -1,4 +1,4 @@
-"""`make test-image IMAGE=convoy:0.1.0`: the serving image, run by docker or podman as the kit runs it.
+"""`make test-image IMAGE=convoy:TAG`: the serving image, run by docker or podman as the kit runs it.
 
 Non-root, read-only, without capabilities, with limits on memory and CPU: a call through the published port, the health check's
 command, metrics, SIGTERM under load without a lost request, and what the limits come to. Needs a built image.

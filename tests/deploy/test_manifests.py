@@ -284,14 +284,6 @@ def test_keda_can_take_the_place_of_the_autoscaler_and_fall_back() -> None:
     assert scaled["spec"]["triggers"][0]["metricType"] == "AverageValue", "what `fallback` works with"
 
 
-def test_images_are_of_this_version() -> None:
-    version = yaml.safe_load((kit.DEPLOY / "chart" / "Chart.yaml").read_text())["appVersion"]
-    assert f'version = "{version}"' in (kit.ROOT / "pyproject.toml").read_text()
-    for name in kit.RENDERINGS:
-        for _, container in kit.convoy_containers(kit.render(name)):
-            assert container["image"].partition(":")[2].removesuffix("-cuda") == version
-
-
 def test_what_make_test_cluster_applies_is_valid(tmp_path: Path, model_file: Path) -> None:
     cluster.write(tmp_path.resolve(), "registry.example.com:5000/convoy:1", model_file)
     objects = kit.kustomize(tmp_path.resolve())
