@@ -61,14 +61,12 @@ class Answer:
         """For each item its `top_k` labels as (index, score), best first, equal scores by index."""
         return best_labels(self.scores, self.top_k)
 
-    def predictions(self) -> Results:
-        """As `best`. Raises ModelFailed if a score is NaN, which has no place in an order."""
-        found = self.best()
+    def check_order(self, best: Results) -> None:
+        """Raises ModelFailed if a score is NaN, which has no place in the order that `best` gave."""
         # Softmax makes either all scores of an item NaN or none, so the first tells.
-        if any(item[0][1] != item[0][1] for item in found) or (not self.served.model.has_contract and np.isnan(self.scores).any()):
+        if any(item[0][1] != item[0][1] for item in best) or (not self.served.model.has_contract and np.isnan(self.scores).any()):
             log.error("model %s version %d: the scores of a request are NaN", self.served.name, self.served.version)
             raise ModelFailed(f"model {self.served.name!r} gave NaN for this request")
-        return found
 
     def delivered(self, best: Results, encode_seconds: float) -> None:
         """Records the request in the metrics. Call once, when the reply made of `best` has been passed to the transport."""

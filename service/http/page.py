@@ -1,40 +1,38 @@
-"""The page at `/` of the HTTP port: the models, how they do, and a playground. Its files are in `web/`, none comes from elsewhere.
+"""The page at `/` of the HTTP port: the models, live charts, and a playground. All its files are in `web/`.
 
-The page draws its charts from `/metrics` by itself. Here is only what `/metrics` cannot say: what the models are, and the answer
-to one picture together with the picture as the network saw it.
+The page draws its charts from `/metrics`. This module serves the files, the list of models, and the answer to one image together
+with the image as the model got it.
 """
 
 import base64
 import io
-import json
-import logging
 import mimetypes
 import threading
-import time
 from collections.abc import Callable, Iterable
-from importlib.metadata import version as installed
+from importlib.metadata import version as installed_version
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+import werkzeug.exceptions
 from PIL import Image
-from werkzeug.exceptions import HTTPException
 from werkzeug.http import generate_etag
 from werkzeug.routing import Map, Rule
 from werkzeug.wrappers import Request, Response
 
 from service import DISTRIBUTION
+from service.engine.answer import Answer
 from service.engine.classifier import Classifier
 from service.engine.query import Item, Query
+from service.engine.reply import reply_to
 from service.engine.repository import Repository, ServedModel
-from service.errors import ConvoyError, InvalidRequest, RequestError
-from service.http.rest import status_of
-from service.http.server import find
+from service.engine.top_k import Results
+from service.errors import InvalidRequest
+from service.http.responses import json_response, response_to_error
+from service.http.server import match_route
 from service.model.preprocessing import decode
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
-
-log = logging.getLogger(__name__)
 
 TOP_K = 10
 MAX_LABELS = 100
@@ -51,7 +49,7 @@ _HEADERS = {
 
 
 class Page:
-    """The WSGI application of `/` and `/page/...`; whatever else is asked for goes to `app`."""
+    """The WSGI application of `/` and `/page/...`; all other paths go to `app`."""
 
     def __init__(self, classifier: Classifier, repository: Repository, app: "WSGIApplication") -> None:
         self._classifier = classifier
@@ -59,14 +57,14 @@ class Page:
         self._app = app
         self._decoding = threading.Lock()
         self._files = {name: files("service.http").joinpath("web", name).read_bytes() for name in _FILES}
-        answers: dict[str, tuple[str, Callable[..., Response]]] = {
+        handlers: dict[str, tuple[str, Callable[..., Response]]] = {
             "/": ("GET", lambda request: self._file(request, "index.html")),
             "/page/models": ("GET", self._models),
             "/page/classify/<model>": ("POST", self._classify),
             "/page/classify/<model>/<version>": ("POST", self._classify),
             "/page/<name>": ("GET", self._file),
         }
-        self._routes = Map([Rule(path, methods=[method], endpoint=answer) for path, (method, answer) in answers.items()])
+        self._routes = Map([Rule(path, methods=[method], endpoint=handler) for path, (method, handler) in handlers.items()])
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         """Answers one request; see PEP 3333."""
@@ -74,38 +72,33 @@ class Page:
         if path != "/" and not path.startswith("/page/"):
             return self._app(environ, start_response)
         try:
-            answer, arguments = find(self._routes, environ)
-            response: Response = answer(Request(environ, populate_request=False), **arguments)  # as in rest.py
-        except ConvoyError as error:
-            response = _json({"error": str(error)}, status_of(error))
-        except HTTPException as error:
-            response = _json({"error": f"{path}: {(error.name or 'not accepted').lower()}"}, error.code or 500)
-        except Exception:
-            log.exception("%s failed", path)
-            response = _json({"error": "the server failed on this request; its log says why"}, 500)
+            handler, arguments = match_route(self._routes, environ)
+            response: Response = handler(Request(environ, populate_request=False), **arguments)  # as in rest.py
+        except Exception as error:  # noqa: BLE001 - any error is the response to this request
+            response = response_to_error(error, environ)
         response.headers.update(_HEADERS)
         return response(environ, start_response)
 
     def _file(self, request: Request, name: str) -> Response:
         content = self._files.get(name)
         if content is None:
-            return _json({"error": f"/page/{name}: not found"}, 404)
+            raise werkzeug.exceptions.NotFound
         response = Response(content, mimetype=mimetypes.guess_type(name)[0])
         response.set_etag(generate_etag(content))
-        response.headers["Cache-Control"] = "no-cache"  # ask again each time: a new server may have new files
+        response.headers["Cache-Control"] = "no-cache"  # revalidate each time: a new server may have new files
         return response.make_conditional(request)
 
     def _models(self, _: Request) -> Response:
-        """What is served, and what is not and why."""
+        """The served versions, and those that are not served, with the reason."""
         served = self._repository.served
-        return _json(
+        return json_response(
             {
-                "convoy": installed(DISTRIBUTION),
+                "convoy": installed_version(DISTRIBUTION),
                 "models": [
                     {
                         "name": name,
                         "aliases": self._repository.aliases(name),
-                        "versions": [_described(each) for each in versions],
+                        "versions": [_version_info(each) for each in versions],
                     }
                     for name, versions in sorted(served.items())
                 ],
@@ -114,26 +107,22 @@ class Page:
         )
 
     def _classify(self, request: Request, model: str, version: str = "") -> Response:
-        """The body is an image file. Answers with labels, the phases' milliseconds, and the picture that the network saw."""
+        """The body is an image file. The reply has labels, milliseconds of the phases, and the image as the model's input."""
         body = request.get_data()
         if not body:
-            raise InvalidRequest("the body is to be an image file")
-        answer = self._classifier.classify_blocking(
-            Query(model=model, version=version, items=[Item(body, encoded=True)], top_k=TOP_K)
-        )
-        start = time.monotonic()
+            raise InvalidRequest("the body must be an image file")
+        query = Query(model=model, version=version, items=[Item(body, encoded=True)], top_k=TOP_K)
+        return reply_to(self._classifier, query, self._write, body)
+
+    def _write(self, answer: Answer, best: Results, image_file: bytes) -> Response:
+        answer.check_order(best)
         served = answer.served
-        try:
-            best = answer.predictions()
-        except RequestError as error:
-            self._classifier.record_failure(served, error)
-            raise
-        with self._decoding:  # one at a time: a decoded picture is large
-            seen = decode(body, served.model.contract.input, served.policy.max_image_pixels)
-        file = io.BytesIO()
-        Image.fromarray(seen.squeeze(-1) if seen.shape[-1] == 1 else seen).save(file, "png")
+        with self._decoding:  # one at a time: a decoded image is large
+            seen = decode(image_file, served.model.contract.input, served.policy.max_image_pixels)
+        png = io.BytesIO()
+        Image.fromarray(seen.squeeze(-1) if seen.shape[-1] == 1 else seen).save(png, "png")
         labels = served.model.labels
-        response = _json(
+        return json_response(
             {
                 "model": served.name,
                 "version": served.version,
@@ -143,17 +132,15 @@ class Page:
                     for name, seconds in answer.phases._asdict().items()
                     if seconds is not None
                 },
-                "seen": "data:image/png;base64," + base64.b64encode(file.getvalue()).decode(),
+                "seen": "data:image/png;base64," + base64.b64encode(png.getvalue()).decode(),
                 "shape": list(seen.shape),
             }
         )
-        answer.delivered(best, time.monotonic() - start)
-        return response
 
 
-def _described(served: ServedModel) -> dict[str, Any]:
+def _version_info(served: ServedModel) -> dict[str, Any]:
     model = served.model
-    facts: dict[str, Any] = {
+    info: dict[str, Any] = {
         "version": served.version,
         "provider": model.provider,
         "precision": model.precision,
@@ -167,15 +154,11 @@ def _described(served: ServedModel) -> dict[str, Any]:
     }
     if model.has_contract:
         training = model.contract.training
-        facts |= {
+        info |= {
             "shape": list(model.contract.input.shape),
             "fit": model.contract.input.fit,
             "network": training.network,
             "data": training.data,
             "accuracy": training.accuracy,
         }
-    return facts
-
-
-def _json(content: Any, status: int = 200) -> Response:
-    return Response(json.dumps(content), status=status, mimetype="application/json")
+    return info

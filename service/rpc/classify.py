@@ -1,13 +1,14 @@
 """`Classify` and `ClassifyStream` of `convoy.v1.Classifier`: their messages to queries of the classifier, and its answers back."""
 
-import time
 from collections.abc import Callable
+from functools import partial
 
 from service.engine.answer import Answer
 from service.engine.classifier import Classifier
 from service.engine.query import MANY_ITEMS, Item, Query
-from service.engine.repository import ServedModel
-from service.errors import InvalidRequest, QueueFull, RequestError, Unavailable
+from service.engine.reply import send_reply
+from service.engine.top_k import Results
+from service.errors import InvalidRequest, QueueFull, Unavailable
 from service.observability.trace_context import TraceContext
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.rpc.call import Method, OpenStreams, Receiver, Stream, StreamCall, Unary, UnaryCall
@@ -39,47 +40,16 @@ class ClassifyServicer:
 
     def _classify(self, request: pb.ClassifyRequest, call: UnaryCall) -> None:
         query = _query(request, self._classifier, call.deadline, call.trace)
-        request_id = request.id  # and no more of the request, which holds the pictures
-
-        def respond(outcome: Answer | RequestError) -> None:
-            if isinstance(outcome, RequestError):
-                call.fail(outcome)
-                return
-            start = time.monotonic()
-            try:
-                best = outcome.predictions()
-                payload = _writer(outcome.served).write(request_id, outcome.phases, best)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the caller must not wait for ever
-                self._classifier.record_encoding_failure(outcome, error)
-                call.fail(error)
-                return
-            if call.reply(payload):
-                outcome.delivered(best, time.monotonic() - start)
-
+        # Of the request, which holds the images, only the id is kept.
+        respond = partial(send_reply, self._classifier, call, _write, request.id)
         call.on_cancelled(self._classifier.classify(query, respond))
 
     def _open(self, call: StreamCall) -> Receiver:
         def start(message: pb.ClassifyStreamRequest, stream_request: StreamRequest) -> Callable[[], None]:
             request = message.request
-            request_id = stream_request.id = request.id[:MAX_ID_CHARACTERS]
+            stream_request.id = request.id[:MAX_ID_CHARACTERS]
             query = _query(request, self._classifier, call.deadline, call.trace)
-
-            def respond(outcome: Answer | RequestError) -> None:
-                if isinstance(outcome, RequestError):
-                    stream_request.fail(outcome)
-                    return
-                start = time.monotonic()
-                try:
-                    best = outcome.predictions()
-                    response = _writer(outcome.served).write(request_id, outcome.phases, best)
-                    payload = classify_stream_response(request_id, stream_request.index, response)
-                except Exception as error:  # noqa: BLE001 - as in _classify
-                    self._classifier.record_encoding_failure(outcome, error)
-                    stream_request.fail(error)
-                    return
-                if stream_request.reply(payload):
-                    outcome.delivered(best, time.monotonic() - start)
-
+            respond = partial(send_reply, self._classifier, stream_request, _write_in_stream, stream_request)
             return self._classifier.classify(query, respond)
 
         stream = RequestStream(call, start, _error_response)
@@ -114,11 +84,18 @@ def _query(request: pb.ClassifyRequest, classifier: Classifier, deadline: float,
     )  # fmt: skip
 
 
-def _writer(served: ServedModel) -> ClassifyResponseWriter:
+def _write(answer: Answer, best: Results, request_id: str) -> bytes:
+    answer.check_order(best)
+    served = answer.served
     writer: ClassifyResponseWriter | None = served.kept.get(ClassifyResponseWriter)
     if writer is None:
-        writer = served.kept[ClassifyResponseWriter] = ClassifyResponseWriter(served.name, str(served.version), served.model.labels)
-    return writer
+        writer = ClassifyResponseWriter(served.name, str(served.version), served.model.labels)
+        served.kept[ClassifyResponseWriter] = writer
+    return writer.write(request_id, answer.phases, best)
+
+
+def _write_in_stream(answer: Answer, best: Results, request: StreamRequest) -> bytes:
+    return classify_stream_response(request.id, request.index, _write(answer, best, request.id))
 
 
 def _error_response(request_id: str, index: int, error: BaseException) -> bytes:

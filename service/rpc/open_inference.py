@@ -3,13 +3,15 @@
 The other methods of the service are in `open_inference_admin.py`.
 """
 
-import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from service.engine.answer import Answer
 from service.engine.classifier import Classifier
 from service.engine.query import MANY_ITEMS
+from service.engine.reply import Responder, Write, send_reply
+from service.engine.top_k import Results
 from service.errors import InvalidRequest, RequestError
 from service.open_inference.shared_memory import SharedMemory
 from service.open_inference.tensors import (
@@ -46,9 +48,6 @@ _CONTENTS = {
     "FP32": "fp32_contents", "FP64": "fp64_contents", BYTES: "bytes_contents",
 }  # fmt: skip
 
-Reply = Callable[[bytes], bool]
-Fail = Callable[[BaseException], object]
-
 
 class InferServicer:
     """Answers `ModelInfer` and `ModelStreamInfer` with a Classifier."""
@@ -70,52 +69,35 @@ class InferServicer:
         self._streams.finish_all()
 
     def _infer(self, request: pb.ModelInferRequest, call: UnaryCall) -> None:
-        call.on_cancelled(self.begin(request, call, call.reply, call.fail))
+        call.on_cancelled(self.start(request, call, call, _write))
 
     def _open(self, call: StreamCall) -> Receiver:
         def start(request: pb.ModelInferRequest, stream_request: StreamRequest) -> Callable[[], None]:
             stream_request.id = request.id
-
-            def reply(payload: bytes) -> bool:
-                return stream_request.reply(model_stream_infer_response(payload))
-
-            return self.begin(request, call, reply, stream_request.fail)
+            return self.start(request, call, stream_request, _write_in_stream)
 
         stream = RequestStream(call, start, _error_response)
         self._streams.add(stream)
         return stream
 
-    def begin(self, request: pb.ModelInferRequest, call: Call, reply: Reply, fail: Fail) -> Callable[[], None]:
-        """Sends a request on; calls `reply` with the serialised response, or `fail`, in the end. Returns what cancels it.
+    def start(
+        self, request: pb.ModelInferRequest, call: Call, responder: Responder[bytes], write: Write[bytes]
+    ) -> Callable[[], None]:
+        """Starts work on a request; `responder` gets what `write` makes of the answer. Returns a function that cancels the request.
 
-        Raises RequestError if it cannot be taken on.
+        Raises RequestError if the request is refused.
         """
         given, typed = self._input(request)
         wanted = self._wanted(request) if request.outputs else ()
         parameters = _values(request.parameters) if request.parameters else {}
         final = bool(parameters.get(FINAL_RESPONSE_ASKED, False))
-        request_id = request.id  # and no more of the request, which holds the tensor
-
-        def respond(outcome: Answer | RequestError) -> None:
-            if isinstance(outcome, RequestError):
-                fail(in_request(outcome))
-                return
-            start = time.monotonic()
-            try:
-                best = outcome.best()
-                payload = self._payload(outcome, request_id, wanted, typed, final)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the caller must not wait for ever
-                self._classifier.record_encoding_failure(outcome, error)
-                fail(error)
-                return
-            if reply(payload):
-                outcome.delivered(best, time.monotonic() - start)
-
+        # Of the request, which holds the tensor, only the id is kept.
+        reply_form = _ReplyForm(request.id, wanted, typed, final)
         asked = query(
-            request.model_name, request.model_version, given, wanted, parameters, call.deadline, call.trace, request_id
+            request.model_name, request.model_version, given, wanted, parameters, call.deadline, call.trace, request.id
         )  # fmt: skip
         try:
-            return self._classifier.classify(asked, respond)
+            return self._classifier.classify(asked, partial(_send_reply, self._classifier, responder, write, reply_form))
         except RequestError as error:
             raise in_request(error) from None
 
@@ -160,19 +142,40 @@ class InferServicer:
             for index, output in enumerate(request.outputs)
         ]
 
-    def _payload(self, answer: Answer, request_id: str, wanted: Sequence[Wanted], typed: bool, final: bool) -> bytes:
-        served = answer.served
-        if typed or final or any(output.classes or output.place for output in wanted):
-            response = pb.ModelInferResponse(model_name=served.name, model_version=str(served.version), id=request_id)
-            _fill(response, outputs(answer, wanted), typed)
-            if final:
-                response.parameters["triton_final_response"].bool_param = True
-            return response.SerializeToString()
-        given = answer.outputs
-        writer = served.kept.get(ModelInferResponseWriter)
-        if writer is None:
-            writer = served.kept[ModelInferResponseWriter] = ModelInferResponseWriter(served.name, str(served.version))
-        return writer.write(request_id, {output.name: given[output.name] for output in wanted} if wanted else given)
+
+class _ReplyForm(NamedTuple):
+    """How a request wants its reply."""
+
+    request_id: str
+    wanted: Sequence[Wanted]
+    typed: bool  # outputs as typed contents, as the input was
+    final: bool  # with the parameter triton_final_response
+
+
+def _send_reply(
+    classifier: Classifier, responder: Responder[bytes], write: Write[bytes], form: _ReplyForm, outcome: Answer | RequestError
+) -> None:
+    send_reply(classifier, responder, write, form, in_request(outcome) if isinstance(outcome, RequestError) else outcome)
+
+
+def _write(answer: Answer, _: Results, form: _ReplyForm) -> bytes:
+    request_id, wanted, typed, final = form
+    served = answer.served
+    if typed or final or any(output.classes or output.place for output in wanted):
+        response = pb.ModelInferResponse(model_name=served.name, model_version=str(served.version), id=request_id)
+        _fill(response, outputs(answer, wanted), typed)
+        if final:
+            response.parameters["triton_final_response"].bool_param = True
+        return response.SerializeToString()
+    given = answer.outputs
+    writer: ModelInferResponseWriter | None = served.kept.get(ModelInferResponseWriter)
+    if writer is None:
+        writer = served.kept[ModelInferResponseWriter] = ModelInferResponseWriter(served.name, str(served.version))
+    return writer.write(request_id, {output.name: given[output.name] for output in wanted} if wanted else given)
+
+
+def _write_in_stream(answer: Answer, best: Results, form: _ReplyForm) -> bytes:
+    return model_stream_infer_response(_write(answer, best, form))
 
 
 def _error_response(request_id: str, _: int, error: BaseException) -> bytes:

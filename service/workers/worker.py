@@ -28,7 +28,8 @@ from werkzeug.wrappers import Response
 from service.config import ServerConfig
 from service.control import Call
 from service.errors import ConvoyError, Unavailable
-from service.http.server import CLOSE_SECONDS, ROUTE
+from service.http.server import ROUTE
+from service.http.waitress_server import CLOSE_SECONDS
 from service.lifecycle import StopEvent, exit_now
 from service.logs import set_up_logging
 from service.workers.ipc import IpcClosed, IpcConnection

@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from export.data.datasets import Dataset
 from service.client import CallFailed, Client
 from service.errors import LoadError, RequestError
-from service.http import server as http_server
+from service.http import waitress_server
 from service.lifecycle import raise_file_limit
 from service.observability.metrics import OUTCOMES, REASONS
 from service.observability.request_metrics import CODES
@@ -201,7 +201,7 @@ def test_metrics_come_as_openmetrics_when_asked_for(server: Server) -> None:
 
 def test_a_version_that_is_no_number_is_refused(server: Server) -> None:
     status, _, body = get(server, "/metrics", Accept="application/openmetrics-text; version=abc")
-    assert (status, body) == (400, '{"error": "the header Accept asks for a version that is no number"}')
+    assert (status, body) == (400, '{"error": "the version in the header Accept is not a number"}')
 
 
 def test_the_http_port_takes_connections_beyond_the_1024th_file(server: Server) -> None:
@@ -224,12 +224,12 @@ def test_a_chunk_that_only_begins_is_cut_off(server: Server, endless: bytes) -> 
 
 
 def test_a_client_that_does_not_read_is_given_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_server, "IDLE_SECONDS", 1)
+    monkeypatch.setattr(waitress_server, "IDLE_SECONDS", 1)
     answer_bytes = len(get(server, "/metrics")[2])
     with socket.create_connection(("127.0.0.1", server.http_port), timeout=60) as client:
         client.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n" * (2**26 // answer_bytes))
         deadline = time.monotonic() + 60
-        while server._http._server.active_channels:
+        while server._http._server.connections:
             assert time.monotonic() < deadline, "a thread waits until it has read"
             time.sleep(0.1)
     assert get(server, "/livez")[0] == 200

@@ -123,7 +123,7 @@ def test_the_page_can_be_left_out(repository: Path, serve: Serve) -> None:
 @pytest.mark.parametrize(
     ("headers", "status", "why"),
     [
-        ("Content-Length: 1048577", 413, "the body is too large: at most 1048576 bytes are taken"),
+        ("Content-Length: 1048577", 413, "the body is too large: at most 1048576 bytes are accepted"),
         ("Content-Length: many", 400, "bad request: Content-Length is invalid"),
     ],
 )

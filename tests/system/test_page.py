@@ -190,7 +190,7 @@ def test_a_file_above_the_limit_is_said_to_be_too_large(browser: Browser, reposi
     page.goto(f"http://127.0.0.1:{server.http_port}/")
     expect(page.locator("#model")).to_be_enabled(timeout=20_000)
     send(page, "large.png", bytes(2 << 20))
-    expect(page.locator("#error")).to_have_text("the body is too large: at most 1048576 bytes are taken")
+    expect(page.locator("#error")).to_have_text("the body is too large: at most 1048576 bytes are accepted")
     context.close()
 
 

@@ -27,7 +27,7 @@ def test_many_items_are_counted_before_anything_is_made_of_them() -> None:
         with pytest.raises(InvalidRequest, match="too many"):
             _query(many, classifier, math.inf, None)
         with pytest.raises(InvalidRequest, match="too many"):
-            servicer.begin(lengths, Mock(), Mock(), Mock())
+            servicer.start(lengths, Mock(), Mock(), Mock())
         assert tracemalloc.get_traced_memory()[1] < 500_000  # the bytes themselves are copied, once
     finally:
         tracemalloc.stop()
@@ -40,4 +40,4 @@ def test_very_many_outputs_are_refused() -> None:
     request = oip.ModelInferRequest(inputs=[tensor], raw_input_contents=[b"1"])
     request.outputs.extend([oip.ModelInferRequest.InferRequestedOutputTensor()] * 1025)
     with pytest.raises(InvalidRequest, match="1025 outputs; at most 1024 are accepted"):
-        InferServicer(Mock(spec=Classifier), SharedMemory()).begin(request, Mock(), Mock(), Mock())
+        InferServicer(Mock(spec=Classifier), SharedMemory()).start(request, Mock(), Mock(), Mock())

@@ -1,0 +1,62 @@
+"""JSON responses of the HTTP port, and errors as responses: `{"error": "..."}` with the status of their class."""
+
+import json
+import logging
+from typing import TYPE_CHECKING, Any
+
+from werkzeug.exceptions import HTTPException
+from werkzeug.wrappers import Response
+
+from service.errors import (
+    ByErrorClass,
+    Cancelled,
+    DeadlineExceeded,
+    InvalidRequest,
+    LoadError,
+    ModelFailed,
+    NotFound,
+    QueueFull,
+    RequestError,
+    Unavailable,
+    Unimplemented,
+)
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
+log = logging.getLogger(__name__)
+
+STATUSES: dict[type[BaseException], int] = {
+    RequestError: 400, InvalidRequest: 400, NotFound: 404, QueueFull: 429, DeadlineExceeded: 504, Cancelled: 499, Unavailable: 503,
+    Unimplemented: 501, ModelFailed: 500, LoadError: 400,
+}  # fmt: skip
+"""A subclass has the status of its nearest base class here."""
+
+_statuses = ByErrorClass(STATUSES)
+
+
+def json_response(document: Any, status: int = 200) -> Response:
+    """A response with a JSON document."""
+    return Response(json.dumps(document), status, mimetype="application/json")
+
+
+def error_response(status: int, message: str) -> Response:
+    """A response that says why a request failed."""
+    return json_response({"error": message}, status)
+
+
+def response_to_error(error: Exception, environ: "WSGIEnvironment") -> Response:
+    """The response to a request whose handler raised. Unexpected errors are logged, and their text is not sent."""
+    request = f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}"
+    if isinstance(error, HTTPException):
+        response = error_response(error.code or 500, f"{request}: {(error.name or 'not accepted').lower()}")
+        response.headers.extend(header for header in error.get_headers(environ) if header[0] == "Allow")
+        return response
+    status = _statuses[type(error)]
+    if status is None:
+        log.error("%s failed", request, exc_info=error)
+        return error_response(500, "the server failed on this request; its log says why")
+    response = error_response(status, str(error))
+    if isinstance(error, QueueFull | Unavailable):
+        response.headers["Retry-After"] = str(max(1, round(error.retry_after_seconds)))
+    return response

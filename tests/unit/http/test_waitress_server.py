@@ -1,0 +1,33 @@
+"""The HTTP port's use of waitress, beyond what waitress promises."""
+
+import logging
+import socket
+import threading
+
+import pytest
+
+from service.http import waitress_server
+from service.http.waitress_server import WaitressServer, why_untested
+
+
+def test_the_installed_waitress_is_tested() -> None:
+    assert why_untested() == ""
+
+
+@pytest.mark.parametrize(
+    ("version", "tested"), [("2.1.2", False), ("3.0.0", True), ("3.0.12", True), ("3.1.0", False), ("4.0", False)]
+)
+def test_other_versions_are_named_in_the_log(
+    version: str, tested: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(waitress_server, "installed_version", lambda _: version)
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = WaitressServer(lambda *_: [], listener, threads=1, max_body_bytes=1)
+    with caplog.at_level(logging.WARNING):
+        serving = threading.Thread(target=server.run)
+        serving.start()
+        server.close()
+        serving.join(10)
+    assert not serving.is_alive()
+    expected = [] if tested else [f"the HTTP port may not work: waitress {version} is untested (tested: 3.0 to 3.0)"]
+    assert [record.getMessage() for record in caplog.records] == expected
