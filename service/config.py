@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from service.model.providers import Provider
 
+MAX_MESSAGE_BYTES = 2**31 - 1
+"""gRPC's limits are 32-bit signed integers."""
+
 
 class ServerConfig(BaseModel):
     """The settings of `convoy serve`. A field that is True by default is a flag `--no-<field>`, which its description describes.
@@ -95,7 +98,7 @@ class ServerConfig(BaseModel):
     max_message_bytes: int | None = Field(
         default=None,
         ge=2**20,
-        le=2**31 - 1,
+        le=MAX_MESSAGE_BYTES,
         description="Largest gRPC request and HTTP body.",
         json_schema_extra={"default": "the largest request that the models take"},
     )

@@ -6,6 +6,7 @@ ONNX Runtime.
 
 from pathlib import Path
 
+from service.config import MAX_MESSAGE_BYTES
 from service.errors import ConvoyError
 from service.model.contract import Contract
 from service.model.repository_layout import model_names, model_path, policy_path, version_numbers
@@ -13,9 +14,6 @@ from service.policy import Policy, read_policy
 
 MIN_MESSAGE_BYTES = 4 * 1024 * 1024
 """gRPC's own default limit, which clients expect."""
-
-MAX_MESSAGE_BYTES = 2**31 - 1
-"""gRPC's limits are 32-bit signed integers."""
 
 ENVELOPE_BYTES = 64 * 1024
 """For a request's fields beside its items: names, ids, parameters."""

@@ -41,7 +41,7 @@ def at(server: Server) -> str:
     return f"127.0.0.1:{server.grpc_port}"
 
 
-def test_the_contract_is_read_from_a_file_without_an_engine(model_file: Path, tmp_path: Path) -> None:
+def test_the_contract_is_read_without_onnx_runtime(model_file: Path, tmp_path: Path) -> None:
     contract = Contract.of_file(model_file)
     assert contract is not None
     assert (contract.name, contract.input.shape) == ("digits", (28, 28, 1))
@@ -52,7 +52,7 @@ def test_the_contract_is_read_from_a_file_without_an_engine(model_file: Path, tm
         Contract.of_file(tmp_path / "text.onnx")
 
 
-def test_the_largest_request_is_the_most_items_or_the_largest_picture(repository: Path, tmp_path: Path) -> None:
+def test_the_largest_request_is_the_most_items_or_the_largest_image(repository: Path, tmp_path: Path) -> None:
     default = message_limits.largest_request_bytes(Policy(), 28 * 28)
     assert 100_000_000 < default < 101_000_000, "one picture of 25 megapixels as a BMP with transparency"
     assert (
@@ -86,7 +86,7 @@ def test_the_largest_legal_request_is_answered_and_one_above_the_limit_refused(r
 
 
 @pytest.mark.parametrize(("asked_for", "level"), [(None, logging.WARNING), (2 * MIB, logging.INFO)])
-def test_a_model_whose_requests_are_larger_than_a_message_is_told_of(
+def test_a_model_with_requests_above_the_message_limit_is_logged(
     asked_for: int | None, level: int, repository: Path, serve: Serve, model_file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     policy = repository / "digits" / "serving.toml"
@@ -106,7 +106,7 @@ def test_a_model_whose_requests_are_larger_than_a_message_is_told_of(
     assert f"more than the {limit} that a message may have; start again with --max-message-bytes 1000" in said[-1].getMessage()
 
 
-def test_more_calls_than_a_connection_may_have_wait_in_the_client(tmp_path: Path, serve: Serve, slow_file: Path) -> None:
+def test_calls_above_the_stream_limit_wait_in_the_client(tmp_path: Path, serve: Serve, slow_file: Path) -> None:
     put(slow_file, tmp_path / "slow", "slow", 1)
     (tmp_path / "slow" / "slow" / "serving.toml").write_text("max_batch_size = 1\n")
     server = serve(tmp_path / "slow", max_concurrent_streams=2)
@@ -124,7 +124,9 @@ def test_more_calls_than_a_connection_may_have_wait_in_the_client(tmp_path: Path
     assert statistics.median_low(inflight) == 2
 
 
-def test_a_connection_that_is_old_is_replaced_and_its_calls_have_the_grace(tmp_path: Path, serve: Serve, slow_file: Path) -> None:
+def test_a_connection_at_its_maximum_age_is_replaced_and_its_calls_have_the_grace(
+    tmp_path: Path, serve: Serve, slow_file: Path
+) -> None:
     put(slow_file, tmp_path / "slow", "slow", 1)
     (tmp_path / "slow" / "slow" / "serving.toml").write_text("max_batch_size = 1\n")
     server = serve(tmp_path / "slow", max_connection_age_seconds=0.5, max_connection_age_grace_seconds=20)
@@ -139,7 +141,7 @@ def test_a_connection_that_is_old_is_replaced_and_its_calls_have_the_grace(tmp_p
     assert proxy.connections >= 2
 
 
-def test_a_stream_that_the_grace_cuts_off_goes_on_over_a_new_connection(repository: Path, serve: Serve) -> None:
+def test_a_stream_cut_off_after_the_grace_continues_on_a_new_connection(repository: Path, serve: Serve) -> None:
     server = serve(repository, max_connection_age_seconds=2, max_connection_age_grace_seconds=0.2)
     proxy = Proxy(server.grpc_port)
 
@@ -189,7 +191,7 @@ def ask(channel: grpc.Channel, method: str, request: Any, response: Any) -> Any:
     return call(request.SerializeToString(), timeout=10)
 
 
-def test_channelz_tells_of_the_server_and_its_connections(channelz: grpc.Channel) -> None:
+def test_channelz_shows_the_server_and_its_connections(channelz: grpc.Channel) -> None:
     servers = ask(channelz, "GetServers", channelz_pb2.GetServersRequest(), channelz_pb2.GetServersResponse).server
     ours = max(servers, key=lambda server: int(server.ref.server_id))
     assert ours.data.calls_started >= 1
@@ -207,7 +209,7 @@ def test_channelz_tells_of_the_server_and_its_connections(channelz: grpc.Channel
     assert DescriptorPool(ProtoReflectionDescriptorDatabase(channelz)).FindServiceByName("grpc.channelz.v1.Channelz")
 
 
-def test_channelz_is_not_there_unless_asked_for(channel: grpc.Channel) -> None:
+def test_channelz_is_off_by_default(channel: grpc.Channel) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         ask(channel, "GetServers", channelz_pb2.GetServersRequest(), channelz_pb2.GetServersResponse)
     refused: Any = caught.value
@@ -215,7 +217,7 @@ def test_channelz_is_not_there_unless_asked_for(channel: grpc.Channel) -> None:
     assert "grpc.channelz.v1.Channelz" not in ProtoReflectionDescriptorDatabase(channel).get_services()
 
 
-def test_bytes_that_wait_to_be_decoded_are_bounded(repository: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_waiting_to_be_decoded_are_bounded(repository: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.engine.decoding.UNDECODED_BYTES", 1000)
     metrics = Metrics(CollectorRegistry())
     models = Repository(repository, "cpu", metrics)

@@ -37,7 +37,7 @@ def access_lines(log: str) -> list[dict[str, Any]]:
     return [line for line in lines if line["logger"] == "convoy.access"]
 
 
-def test_json_has_one_line_a_request_with_its_ids_and_no_payload(repository: Path, spawn: Spawn, digits: Dataset) -> None:
+def test_the_json_access_log_has_one_line_a_request_and_no_payload(repository: Path, spawn: Spawn, digits: Dataset) -> None:
     server = spawn(repository, "--log-format", "json", "--log-level", "warning", "--access-log-sample", "1")
     request = pb.ClassifyRequest(model="digits", id="order-66", items=[pb.Item(encoded=digits.test.encoded(0))] * 2)
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
@@ -67,7 +67,7 @@ def test_json_has_one_line_a_request_with_its_ids_and_no_payload(repository: Pat
     assert (invalid["outcome"], invalid["why"][:8]) == ("InvalidRequest", "item 0: ")
 
 
-def test_no_access_line_unless_asked_for_and_about_the_share_that_is(
+def test_the_access_log_is_off_by_default_and_logs_the_configured_share(
     repository: Path, serve: Serve, digits: Dataset, caplog: pytest.LogCaptureFixture
 ) -> None:
     lines: dict[float, int] = {}
@@ -102,7 +102,7 @@ def test_a_cancelled_request_is_logged_as_such(
 
 @pytest.mark.usefixtures("root_logger")
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_a_traceback_shows_no_values(form: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_traceback_shows_no_values_of_variables(form: str, capsys: pytest.CaptureFixture[str]) -> None:
     set_up_logging("info", form)  # type: ignore[arg-type]
     payload = "do not " + "tell"
     try:

@@ -53,9 +53,7 @@ def pixels(digits: Dataset) -> pb.ClassifyRequest:
     return pb.ClassifyRequest(model="digits", items=[pb.Item(pixels=digits.test.pixels[0].tobytes())])
 
 
-def test_a_lame_duck_says_not_serving_and_serves_on_and_a_second_signal_ends_it(
-    repository: Path, spawn: Spawn, digits: Dataset
-) -> None:
+def test_a_lame_duck_reports_not_serving_but_serves_until_a_second_signal(repository: Path, spawn: Spawn, digits: Dataset) -> None:
     server = spawn(repository, "--lame-duck-seconds", "60")
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         classify = classify_on(channel)
@@ -66,7 +64,7 @@ def test_a_lame_duck_says_not_serving_and_serves_on_and_a_second_signal_ends_it(
     assert server.process.wait(20) == 1
 
 
-def test_ctrl_c_does_not_wait_as_a_lame_duck(repository: Path, spawn: Spawn) -> None:
+def test_ctrl_c_skips_the_lame_duck_time(repository: Path, spawn: Spawn) -> None:
     server = spawn(repository, "--lame-duck-seconds", "600")
     server.process.send_signal(signal.SIGINT)
     assert server.process.wait(30) == 0

@@ -69,7 +69,7 @@ def attributes(span: trace_pb2.Span) -> dict[str, Any]:
     return {pair.key: pair.value.string_value or pair.value.int_value for pair in span.attributes}
 
 
-def test_a_request_is_a_span_below_its_client_s_with_a_span_for_each_phase(
+def test_a_request_has_a_span_under_its_clients_with_one_for_each_phase(
     repository: Path, serve: Serve, collector: Collector, digits: Dataset
 ) -> None:
     before = time.time_ns()
@@ -123,7 +123,7 @@ def test_a_batch_links_to_all_its_requests(repository: Path, serve: Serve, slow_
     assert all(len(batch.links) == attributes(batch)["convoy.items"] for batch in batches)
 
 
-def test_the_client_decides_what_is_recorded_and_the_share_decides_for_those_without_a_trace(
+def test_the_client_decides_whether_its_trace_is_recorded_and_the_share_decides_for_others(
     repository: Path, serve: Serve, collector: Collector, digits: Dataset
 ) -> None:
     server = serve(repository, otlp_endpoint=collector.url, trace_sample=0.0)
@@ -136,7 +136,7 @@ def test_the_client_decides_what_is_recorded_and_the_share_decides_for_those_wit
     assert len(collector.named("batch")) == 1
 
 
-def test_a_refusal_is_an_error_with_its_reason_and_nothing_stays_open(repository: Path, serve: Serve, collector: Collector) -> None:
+def test_a_failed_request_has_an_error_span_and_no_span_stays_open(repository: Path, serve: Serve, collector: Collector) -> None:
     server = serve(repository, otlp_endpoint=collector.url)
     for model in ("digits", "cats"):
         with pytest.raises(grpc.RpcError):
@@ -152,7 +152,7 @@ def test_a_refusal_is_an_error_with_its_reason_and_nothing_stays_open(repository
     assert "nonsense" not in str(collector.spans)
 
 
-def test_a_collector_that_is_not_there_holds_nobody_up(
+def test_a_missing_collector_delays_neither_requests_nor_the_stop(
     repository: Path, serve: Serve, digits: Dataset, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = serve(repository, otlp_endpoint="http://127.0.0.1:1")

@@ -100,9 +100,7 @@ def handled(metrics: dict[tuple[str, ...], float]) -> float:
     return metrics["grpc_server_handled_total", "OK", "Classify", "convoy.v1.Classifier", "unary"]
 
 
-def test_both_workers_answer_and_the_metrics_are_those_of_all_requests(
-    repository: Path, supervise: Supervise, digits: Dataset
-) -> None:
+def test_both_workers_answer_and_metrics_are_summed(repository: Path, supervise: Supervise, digits: Dataset) -> None:
     supervisor = supervise(repository)
     requests = 40
     for index in range(requests):
@@ -218,7 +216,7 @@ def test_a_worker_that_is_killed_is_replaced_while_the_other_answers(repository:
     assert server.terminate() == 0
 
 
-def test_all_workers_finish_what_is_in_hand(tmp_path: Path, spawn: Spawn, slow_file: Path) -> None:
+def test_all_workers_finish_running_requests(tmp_path: Path, spawn: Spawn, slow_file: Path) -> None:
     put(slow_file, tmp_path / "models", "slow", 1)
     (tmp_path / "models" / "slow" / "serving.toml").write_text("max_batch_size = 1\n")
     server = spawn(tmp_path / "models", "--workers", "2")
@@ -265,7 +263,7 @@ def test_no_request_is_lost_when_the_server_drains_under_load(repository: Path, 
     assert not any("Socket closed" in message or "reset" in message for message in sent), sent
 
 
-def test_a_port_that_is_taken_is_one_clear_line(repository: Path, spawn: Spawn) -> None:
+def test_a_port_in_use_is_one_clear_line(repository: Path, spawn: Spawn) -> None:
     ports = {"--grpc-port": "0", "--http-port": "0"}
     for running in (spawn(repository), spawn(repository, "--workers", "2")):
         for flag, port in (("--grpc-port", running.grpc_port), ("--http-port", running.http_port)):
@@ -276,7 +274,7 @@ def test_a_port_that_is_taken_is_one_clear_line(repository: Path, spawn: Spawn) 
     assert scrape(running.http_port)["convoy_workers_ready",] == 2
 
 
-def test_the_port_is_the_servers_while_the_workers_load(repository: Path, supervise: Supervise) -> None:
+def test_the_port_is_reserved_while_the_workers_load(repository: Path, supervise: Supervise) -> None:
     supervisor = supervise(repository, ready=False)
     with socket.socket() as other, pytest.raises(OSError, match="in use"):
         other.bind(("127.0.0.1", supervisor.grpc_port))
@@ -329,7 +327,7 @@ def test_no_worker_outlives_the_supervisor(tmp_path: Path, spawn: Spawn, slow_fi
     asking.join(30)
 
 
-def test_a_worker_that_is_told_to_stop_drains_and_is_replaced(repository: Path, spawn: Spawn, digits: Dataset) -> None:
+def test_a_worker_that_gets_sigterm_drains_and_is_replaced(repository: Path, spawn: Spawn, digits: Dataset) -> None:
     server = spawn(repository, "--workers", "2")
     for index in range(10):
         classify(server.grpc_port, digits.test.encoded(index))
@@ -342,7 +340,7 @@ def test_a_worker_that_is_told_to_stop_drains_and_is_replaced(repository: Path, 
     assert server.terminate() == 0
 
 
-def test_a_worker_that_is_stuck_is_replaced(
+def test_a_worker_that_hangs_is_replaced(
     repository: Path, supervise: Supervise, digits: Dataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(supervision, "HEARTBEAT_SECONDS", 0.2)
@@ -374,7 +372,7 @@ def test_a_worker_whose_model_never_ends_is_replaced(
     eventually(lambda: supervisor._workers.keys() == {1, 2} and supervisor.why_not_ready() == "")
 
 
-def test_what_one_worker_is_asked_all_do_and_those_that_come_later(
+def test_a_control_call_is_carried_out_by_all_workers_and_by_restarted_ones(
     repository: Path, model_file: Path, supervise: Supervise, digits: Dataset
 ) -> None:
     put(model_file, repository, "twin", 1)
@@ -408,7 +406,7 @@ def test_what_one_worker_is_asked_all_do_and_those_that_come_later(
     assert supervisor._replay == []
 
 
-def test_a_repository_that_fills_later_becomes_ready_with_all_workers(
+def test_an_empty_repository_becomes_ready_on_all_workers_when_a_model_is_added(
     tmp_path: Path, model_file: Path, supervise: Supervise, digits: Dataset
 ) -> None:
     (tmp_path / "models").mkdir()

@@ -23,7 +23,7 @@ print(len(told))
 """
 
 
-def test_a_signal_ends_the_wait_whatever_the_main_thread_is_at() -> None:
+def test_a_signal_ends_the_wait_at_any_moment() -> None:
     """With a `threading.Event` in its place, one of the first thousand signals finds the Event's lock held, and nothing goes on."""
     script = [sys.executable, "-c", _SIGNAL_AT_ANY_MOMENT]
     assert subprocess.run(script, capture_output=True, text=True, timeout=60, check=True).stdout == "5000\n"
@@ -52,7 +52,7 @@ def test_a_ready_file_that_cannot_be_written_is_logged(tmp_path: Path, caplog: p
     assert "ready.json' cannot be written: No such file or directory" in caplog.text
 
 
-def test_a_server_that_ends_leaves_the_ready_file_of_its_successor(tmp_path: Path) -> None:
+def test_a_server_does_not_remove_the_ready_file_of_another(tmp_path: Path) -> None:
     path = tmp_path / "ready.json"
     ready = ReadyFile(path)
     ready.write(1, 2)

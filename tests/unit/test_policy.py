@@ -1,61 +1,9 @@
-"""The contract, the policy, the repository's names: what Convoy reads from files."""
-
-import json
 from pathlib import Path
 
 import pytest
 
-from service.errors import InvalidModel, UserError
-from service.model.contract import Contract
-from service.model.repository_layout import check_model_name, misplaced, model_names, model_path, next_version, version_numbers
+from service.errors import UserError
 from service.policy import Policy, read_policy
-
-CONTRACT = {
-    "schema": 1,
-    "name": "pets",
-    "input": {"height": 2, "width": 3, "channels": 3, "resize": "bilinear", "fit": "crop"},
-    "labels": ["cat", "dog"],
-    "head": "sigmoid",
-    "precision": "int8",
-    "training": {
-        "data": "folder", "data_digest": "1f", "network": "n", "epochs": 1, "seed": 0,
-        "accuracy": 0.9, "accuracy_interval": [0.8, 0.95], "temperature": 1.25, "calibration_error": 0.02,
-        "versions": {"torch": "2"}, "commit": "abc",
-    },
-    "golden": [{"image_png": "aGk=", "probabilities": [0.25, 0.75], "tolerance": {"cpu": 1e-4, "cuda": 5e-3}}],
-}  # fmt: skip
-
-
-def test_a_contract_survives_being_written_and_read() -> None:
-    contract = Contract.from_json(json.dumps(CONTRACT))
-    assert contract.input.shape == (2, 3, 3)
-    assert contract.input.size_bytes == 18
-    assert contract.golden[0].image_png == b"hi"
-    again = json.loads(contract.to_json())
-    assert again["golden"][0].pop("image_png").strip() == "aGk="
-    expected = json.loads(json.dumps(CONTRACT))
-    del expected["golden"][0]["image_png"]
-    assert again == expected
-    assert Contract.from_json(contract.to_json()) == contract
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"schema": 2}, "contract: schema: "),
-        ({"labels": ["cat"]}, "contract: labels: "),
-        ({"labels": ["cat", "cat"]}, "labels are not unique"),
-        ({"labels": ["a", "b", "c"]}, "2 probabilities for 3 labels"),
-        ({"precision": "fp8"}, "contract: precision: "),
-        ({"input": {"height": 0, "width": 3, "channels": 3}}, "contract: input.height: "),
-        ({"input": {"height": 2, "width": 3, "channels": 2}}, "contract: input.channels: "),
-        ({"extra": 1}, "contract: extra: "),
-        ({"golden": CONTRACT["golden"] * 5}, "contract: golden: "),  # type: ignore[operator]
-    ],
-)
-def test_a_contract_that_is_not_one_says_where(change: dict[str, object], message: str) -> None:
-    with pytest.raises(InvalidModel, match=message):
-        Contract.from_json(json.dumps(CONTRACT | change))
 
 
 def test_a_policy_has_defaults_and_is_read_from_toml(tmp_path: Path) -> None:
@@ -96,42 +44,3 @@ def test_a_bad_policy_names_the_key_and_what_it_accepts(tmp_path: Path, text: st
     path.write_text(text)
     with pytest.raises(UserError, match=message):
         read_policy(path)
-
-
-def test_versions_are_folders_named_by_positive_integers(tmp_path: Path) -> None:
-    for name in ("a/10", "a/9", "a/0", "a/01", "a/x", "a/.export-1", "a/latest", ".hidden/1", "bad name/1"):
-        (tmp_path / name).mkdir(parents=True)
-    (tmp_path / "a" / "11").touch()
-    assert model_names(tmp_path) == ["a"]
-    assert version_numbers(tmp_path, "a") == [9, 10]
-    assert next_version(tmp_path, "a") == 11
-    assert next_version(tmp_path, "new") == 1
-    assert model_path(tmp_path, "a", 9) == tmp_path / "a" / "9" / "model.onnx"
-
-
-def test_model_files_in_other_places_are_found(tmp_path: Path) -> None:
-    wrong = {
-        "a/2/model.onnx": "a broken link",
-        "a/model.onnx": "expected is <model>/<version>/model.onnx",
-        "a/v1/model.onnx": "'v1' is not a version",
-        "b/1/resnet.onnx": "expected is <model>/<version>/model.onnx",
-        "bad name/1/model.onnx": "a name starts with a letter or digit",
-        "liveness/1/model.onnx": "is taken",
-        "net.onnx": "expected is <model>/<version>/model.onnx",
-    }
-    right = ["a/1/model.onnx", "a/1/beside.onnx", "a/.export-1/model.onnx", ".hidden/1/model.onnx", "a/1/deep/er/model.onnx"]
-    for name in (*wrong, *right):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "a/2/model.onnx").unlink()
-    (tmp_path / "a/2/model.onnx").symlink_to("nowhere")
-    found = {str(path): reason for path, reason in misplaced(tmp_path)}
-    assert list(found) == list(wrong)
-    assert [reason for name, reason in found.items() if wrong[name] not in reason] == []
-
-
-@pytest.mark.parametrize("name", ["", "liveness", "../up", "a/b", ".hidden", "x" * 65, "ünicode", "a b"])
-def test_names_that_could_leave_the_repository_are_refused(name: str) -> None:
-    with pytest.raises(UserError, match="model name"):
-        check_model_name(name)
-    assert check_model_name("Pets-v1.2_b") == "Pets-v1.2_b"

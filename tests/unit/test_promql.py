@@ -55,12 +55,12 @@ def expressions() -> list[tuple[str, str]]:
     return [*panels().items(), *chosen, *((rule.get("alert") or rule["record"], rule["expr"]) for rule in rules())]
 
 
-def test_every_metric_that_is_promised_is_there(labels: dict[str, set[str]]) -> None:
+def test_every_promised_metric_exists(labels: dict[str, set[str]]) -> None:
     assert set(labels) >= PROMISED
 
 
 @pytest.mark.parametrize(("where", "expr"), expressions())
-def test_what_is_asked_for_exists(where: str, expr: str, labels: dict[str, set[str]]) -> None:
+def test_every_selected_metric_and_label_exists(where: str, expr: str, labels: dict[str, set[str]]) -> None:
     asked = selectors(expr)
     assert asked
     for selector in asked:
@@ -85,7 +85,7 @@ def family(sample: str) -> str:
     return re.sub(r"_(bucket|sum|count|created|total)$", "", sample)
 
 
-def test_every_alert_has_its_entry_in_the_runbook_and_no_entry_is_left_over() -> None:
+def test_alerts_and_runbook_entries_match() -> None:
     runbook = (DEPLOY / "RUNBOOK.md").read_text()
     assert set(re.findall(r"^## (\w+)$", runbook, re.MULTILINE)) == {alert["alert"] for alert in alerts()}
     for alert in alerts():

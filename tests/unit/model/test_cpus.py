@@ -49,5 +49,5 @@ def tree(root: Path, files: dict[str, str]) -> Path:
         ),
     ],
 )
-def test_the_least_quota_on_the_way_up_counts(files: dict[str, str], limit: float, tmp_path: Path) -> None:
+def test_the_smallest_quota_of_the_group_and_its_parents_applies(files: dict[str, str], limit: float, tmp_path: Path) -> None:
     assert cpu_limit(tree(tmp_path, files)) == limit

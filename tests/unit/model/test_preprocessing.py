@@ -28,7 +28,7 @@ def file_of(image: Image.Image, file_format: str = "PNG", **options: object) -> 
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_pixels_of_the_right_size_come_through_unchanged(channels: int) -> None:
+def test_pixels_of_the_right_size_are_unchanged(channels: int) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (28, 20, channels), np.uint8)
     assert np.array_equal(decode(encode_png(pixels), spec(28, 20, channels), LIMIT), pixels)
 
@@ -40,7 +40,7 @@ def test_pixels_of_the_right_size_come_through_unchanged(channels: int) -> None:
     fit=st.sampled_from(["stretch", "crop", "pad"]),
 )
 @settings(max_examples=60, deadline=None)
-def test_any_picture_comes_out_in_the_shape_asked_for(height: int, width: int, channels: int, fit: str) -> None:
+def test_any_image_is_brought_to_the_models_shape(height: int, width: int, channels: int, fit: str) -> None:
     pixels = np.full((height, width, channels), 77, np.uint8)
     out = decode(encode_png(pixels), spec(9, 13, channels, fit), LIMIT)
     assert out.shape == (9, 13, channels)
@@ -69,7 +69,7 @@ def test_gray_is_the_luma_of_colour_and_colour_of_gray_is_gray() -> None:
     assert (decode(file_of(Image.new("L", (4, 4), 9)), spec(channels=3), LIMIT) == 9).all()
 
 
-def test_transparency_is_laid_on_white() -> None:
+def test_transparency_is_composited_on_white() -> None:
     half = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
     assert (decode(file_of(half), spec(channels=3), LIMIT) == 255).all()
     palette = Image.new("P", (4, 4), 0)
@@ -98,7 +98,7 @@ def png_with_transparency(depth: int, colours: int, row: bytes, transparent: byt
         (16, 2, b"\1\0\1\0\1\0\2\0\2\0\2\0", b"\1\0\1\0\1\0", 2),
     ],
 )
-def test_a_transparent_colour_is_white_whatever_the_model_takes(
+def test_a_transparent_colour_becomes_white_in_gray_and_rgb(
     depth: int, colours: int, row: bytes, transparent: bytes, other: int, channels: int
 ) -> None:
     pixels = decode(png_with_transparency(depth, colours, row, transparent), spec(1, 2, channels), LIMIT)
@@ -177,7 +177,7 @@ MODES = ["L", "RGB", "RGB transparent", "RGBA", "LA", "P", "1", "I;16"]
 
 @given(st.sampled_from(MODES), st.integers(0, 9), st.sampled_from([1, 3]), st.integers(0, 10_000))
 @settings(max_examples=200, deadline=None)
-def test_every_kind_of_png_has_the_pixels_that_pillows_own_class_gives(mode: str, level: int, channels: int, seed: int) -> None:
+def test_every_kind_of_png_decodes_as_by_pillows_own_class(mode: str, level: int, channels: int, seed: int) -> None:
     assert assert_as_pillow(png_of(mode, np.random.default_rng(seed), level), channels) is not None
 
 
@@ -193,7 +193,7 @@ def test_a_broken_png_is_refused_when_pillows_own_class_refuses_it(
     assert_as_pillow(bytes(content[: random.integers(8, len(content))] if cut else content), 3)
 
 
-def test_the_compressed_pixels_of_a_png_may_be_in_many_pieces_among_notes() -> None:
+def test_a_png_may_have_many_data_chunks_between_ignored_ones() -> None:
     pixels = np.random.default_rng(2).integers(0, 256, (9, 7, 3), np.uint8)
     whole = encode_png(pixels)
     at = whole.index(b"IDAT")
@@ -208,7 +208,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
 
 
-def test_only_the_header_is_read_to_refuse_a_picture_that_is_too_large() -> None:
+def test_an_image_that_is_too_large_is_refused_by_its_header() -> None:
     large = file_of(Image.new("L", (2000, 1000)))
     with pytest.raises(InvalidRequest, match="2000 x 1000 pixels; at most 1000000 are accepted"):
         open_image(large[:60], LIMIT)
@@ -232,7 +232,7 @@ def test_a_tiff_with_tiles_far_larger_than_itself_is_refused(width: int, height:
         open_image(tiff_of(width, height, tile_width, tile_height), LIMIT)
 
 
-def test_a_tiff_with_tiles_beyond_its_edges_is_taken() -> None:
+def test_a_tiff_with_tiles_beyond_its_edges_is_accepted() -> None:
     assert open_image(tiff_of(20, 20, 256, 256), 400).size == (20, 20)
     assert open_image(tiff_of(1000, 1000, 256, 256), LIMIT).size == (1000, 1000)
     assert open_image(file_of(Image.new("RGB", (100, 100)), "TIFF", compression="tiff_lzw"), 10_000).size == (100, 100)

@@ -28,7 +28,7 @@ def with_buckets(path: Path, max_items: int) -> Model:
     return Model(opened, signature, contract.labels, contract, "cpu", 1, "", buckets)
 
 
-def test_batches_of_any_size_are_answered_from_buffers_of_a_few_sizes(model_file: Path, digits: Dataset) -> None:
+def test_buckets_of_a_few_sizes_serve_batches_of_any_size(model_file: Path, digits: Dataset) -> None:
     plain, bucketed = load_model(model_file, "cpu", 1), with_buckets(model_file, 6)
     assert [bucket.items for bucket in bucketed._buckets] == [1, 2, 4, 6]
     pixels = digits.test.pixels
@@ -38,7 +38,7 @@ def test_batches_of_any_size_are_answered_from_buffers_of_a_few_sizes(model_file
             np.testing.assert_allclose(output, expected, atol=1e-6)
 
 
-def test_nothing_of_an_earlier_batch_is_computed_again(model_file: Path, digits: Dataset) -> None:
+def test_padding_holds_no_items_of_an_earlier_batch(model_file: Path, digits: Dataset) -> None:
     bucketed = with_buckets(model_file, 8)
     for items in (7, 5):
         bucketed.predict(digits.test.pixels[:items])
@@ -54,7 +54,7 @@ def test_nothing_of_an_earlier_batch_is_computed_again(model_file: Path, digits:
         ("ReduceMax", {"keepdims": 0}, r"gives probabilities as tensor\(float\) \[\]"),
     ],
 )
-def test_outputs_of_another_kind_or_shape_are_refused(
+def test_outputs_of_another_type_or_shape_are_refused(
     operator: str, attributes: dict[str, Any], said: str, model_file: Path, tmp_path: Path
 ) -> None:
     graph = onnx.load(model_file)
@@ -69,14 +69,14 @@ def test_outputs_of_another_kind_or_shape_are_refused(
         load_model(tmp_path / "model.onnx", "cpu", 1)
 
 
-def test_sizes_of_batches_are_powers_of_two_and_the_largest() -> None:
+def test_batch_sizes_are_powers_of_two_and_the_largest() -> None:
     assert batch_sizes(1) == [1]
     assert batch_sizes(8) == [1, 2, 4, 8]
     assert batch_sizes(11) == [1, 2, 4, 8, 11]
 
 
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt", "openvino"])
-def test_a_provider_that_is_asked_for_and_not_there_is_an_error_and_never_the_cpu(provider: Provider, model_file: Path) -> None:
+def test_a_missing_provider_is_an_error_and_never_replaced_by_the_cpu(provider: Provider, model_file: Path) -> None:
     if ONNX_RUNTIME_NAMES[provider] in onnxruntime.get_available_providers():  # type: ignore[index]
         assert load_model(model_file, provider, 1).provider == provider
         return
@@ -87,5 +87,5 @@ def test_a_provider_that_is_asked_for_and_not_there_is_an_error_and_never_the_cp
         check_provider(provider)
 
 
-def test_auto_says_what_it_took(model_file: Path) -> None:
+def test_auto_takes_a_provider_that_works(model_file: Path) -> None:
     assert load_model(model_file, "auto", 1).provider in ("cuda", "cpu")

@@ -57,21 +57,19 @@ AS_WIDE_AS_THE_BATCH = [
     ],
     ids=["squeezed", "transposed", "as wide as the batch", "no classes"],
 )
-def test_a_graph_that_answers_one_item_otherwise_than_several_is_refused(
-    nodes: list[onnx.NodeProto], said: str, tmp_path: Path
-) -> None:
+def test_a_graph_whose_output_shape_depends_on_the_batch_is_refused(nodes: list[onnx.NodeProto], said: str, tmp_path: Path) -> None:
     constants = {"one": np.float32(1), "from": [0], "last": [1]}
     with pytest.raises(InvalidModel, match=said):
         load_model(write(tmp_path / "model.onnx", [PRODUCT, *nodes], {"scores": FLOAT}, constants), "cpu", 1)
 
 
-def test_of_two_outputs_the_labels_say_which_holds_the_scores(tmp_path: Path) -> None:
+def test_of_two_outputs_the_one_with_as_many_classes_as_labels_holds_the_scores(tmp_path: Path) -> None:
     path = write(tmp_path / "model.onnx", [node("Identity", "x", "embedding"), PRODUCT], {"embedding": FLOAT, "product": FLOAT})
     assert load_model(path, "cpu", 1).outputs[0].name == "embedding"
     assert load_model(path, "cpu", 1, ("cat", "dog", "cow")).outputs[0].name == "product"
 
 
-def test_what_is_no_tensor_of_numbers_is_left_out_if_the_scores_are_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_outputs_that_are_not_tensors_of_numbers_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     attributes: dict[str, Any] = {
         "coefficients": WEIGHT.T.ravel().tolist(),
         "intercepts": [0.0] * 3,
@@ -88,7 +86,7 @@ def test_what_is_no_tensor_of_numbers_is_left_out_if_the_scores_are_one(tmp_path
 
 
 @pytest.mark.parametrize(("axis", "warned"), [(0, True), (1, False)])
-def test_answers_that_depend_on_the_rest_of_the_batch_are_told_of(
+def test_scores_that_depend_on_the_rest_of_the_batch_are_warned_of(
     axis: int, warned: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = write(tmp_path / "model.onnx", [PRODUCT, node("Softmax", "product", "scores", axis=axis)], {"scores": FLOAT})
@@ -109,7 +107,7 @@ def test_a_shape_that_depends_on_the_data_fails_that_batch(tmp_path: Path) -> No
         loaded.predict(np.ones((2, 4), np.float32))
 
 
-def test_weights_beside_the_file_are_found_and_are_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_external_weights_are_found_in_the_models_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     how = {"save_as_external_data": True, "location": "model.onnx.data", "size_threshold": 0}
     paths = [
         write(tmp_path / name / "1" / "model.onnx", [PRODUCT], {"product": FLOAT}, {"weight": factor * WEIGHT}, **how)
@@ -142,12 +140,12 @@ def measure(tmp_path: Path) -> Measure:
     return of
 
 
-def test_a_graph_of_a_fixed_batch_is_given_no_more_at_a_time(measure: Measure) -> None:
+def test_a_graph_with_a_fixed_batch_gets_no_larger_ones(measure: Measure) -> None:
     assert list(measure(batch=1)) == [1]
     assert list(measure(batch=4)) == [1, 2, 4]
 
 
-def test_batches_are_no_larger_than_there_is_room_for(measure: Measure, caplog: pytest.LogCaptureFixture) -> None:
+def test_batches_are_no_larger_than_the_model_can_run(measure: Measure, caplog: pytest.LogCaptureFixture) -> None:
     nodes = [
         node("Shape", "x", "batch", end=1), node("Gather", "table batch", "zero", axis=0),
         node("MatMul", "x weight", "before"), node("Add", "before zero", "product"),
@@ -156,7 +154,7 @@ def test_batches_are_no_larger_than_there_is_room_for(measure: Measure, caplog: 
     assert "batches of 8 items fail, so they have at most 4" in caplog.text
 
 
-def test_a_slow_model_is_not_measured_in_batches_that_gain_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_model_is_not_measured_in_batches_that_are_no_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = load_model(write(tmp_path / "model.onnx", [PRODUCT], {"product": FLOAT}), "cpu", 1)
     now = 0.0
 
@@ -170,19 +168,19 @@ def test_a_slow_model_is_not_measured_in_batches_that_gain_nothing(tmp_path: Pat
     assert list(loaded.measure(64)) == [1, 2, 4]
 
 
-def test_labels_are_lines_whatever_editor_wrote_them(tmp_path: Path) -> None:
+def test_labels_are_lines_with_any_line_end_or_byte_order_mark(tmp_path: Path) -> None:
     path = tmp_path / "labels.txt"
     path.write_bytes("\ufeffcat\r\nd\u2028og\r\ncow\n\n".encode())
     assert read_labels(path) == ("cat", "d\u2028og", "cow")
 
 
-def test_what_never_ends_when_it_is_read_is_no_model(tmp_path: Path) -> None:
+def test_a_pipe_is_not_read_as_a_model(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "model.onnx")
     with pytest.raises(InvalidModel, match="no regular file"):
         load_instances(tmp_path / "model.onnx", None, Policy(), "cpu", 1)
 
 
-def test_onnx_runtimes_reasons_are_not_hidden_behind_its_source(tmp_path: Path) -> None:
+def test_errors_of_onnx_runtime_are_shown_without_its_source_location(tmp_path: Path) -> None:
     path = write(tmp_path / "model.onnx", [PRODUCT], {"product": FLOAT})
     graph = onnx.load(path)
     graph.ir_version = 99

@@ -41,5 +41,5 @@ def test_a_valid_header_is_read(header: str, sampled: bool) -> None:
         b"\xff",
     ],
 )
-def test_anything_else_counts_as_no_header(header: str | bytes) -> None:
+def test_an_invalid_header_is_ignored(header: str | bytes) -> None:
     assert trace_context(header) is None

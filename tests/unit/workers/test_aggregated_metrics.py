@@ -42,7 +42,7 @@ def process(requests: int, seconds: float, waiting: int, trace: str = "") -> lis
     return list(registry.collect())
 
 
-def test_counters_histograms_and_gauges_are_summed_and_what_is_said_is_kept_once() -> None:
+def test_counters_histograms_and_gauges_are_summed_and_info_is_kept_once() -> None:
     merged = samples(merge([process(3, 0.05, 2), process(4, 0.5, 5)]))
     assert merged["requests_total", "OK"] == 7
     assert [merged["seconds_bucket", bound, "digits", "1"] for bound in ("0.1", "1.0", "+Inf")] == [1, 2, 2]
@@ -54,20 +54,20 @@ def test_counters_histograms_and_gauges_are_summed_and_what_is_said_is_kept_once
     assert merged["build_info", "1.0"] == 1
 
 
-def test_one_snapshot_is_itself() -> None:
+def test_one_snapshot_is_unchanged() -> None:
     [alone] = [process(3, 0.05, 2)]
     assert samples(merge([alone])) == samples(alone)
     assert merge([]) == []
 
 
-def test_series_of_which_only_one_process_has_something_stay() -> None:
+def test_series_of_one_process_only_are_kept() -> None:
     other = CollectorRegistry()
     Counter("requests", "Requests", ("code",), registry=other).labels("INTERNAL").inc(2)
     merged = samples(merge([process(3, 0.05, 0), list(other.collect())]))
     assert (merged["requests_total", "OK"], merged["requests_total", "INTERNAL"]) == (3, 2)
 
 
-def test_the_latest_exemplar_is_kept_and_what_is_exposed_can_be_read() -> None:
+def test_the_latest_exemplar_is_kept_and_the_exposition_can_be_parsed() -> None:
     first, second = process(1, 0.05, 0, trace="first"), process(1, 0.06, 0, trace="second")
     for merged in (merge([first, second]), merge([second, first]), merge([process(1, 0.07, 0), first, second])):
         found = [sample.exemplar for family in merged for sample in family.samples if sample.exemplar is not None]
@@ -78,7 +78,7 @@ def test_the_latest_exemplar_is_kept_and_what_is_exposed_can_be_read() -> None:
         assert samples(read) == samples(merged)
 
 
-def test_what_has_ended_goes_on_counting_but_has_nothing_any_more() -> None:
+def test_a_process_that_has_exited_keeps_its_counters_but_no_gauges() -> None:
     merged = samples(merge([process(3, 0.05, 2), cumulative(process(4, 0.5, 5))]))
     assert merged["requests_total", "OK"] == 7
     assert merged["seconds_count", "digits", "1"] == 2
@@ -86,7 +86,7 @@ def test_what_has_ended_goes_on_counting_but_has_nothing_any_more() -> None:
     assert merged["convoy_model_load_seconds", "digits"] == 0.05
 
 
-def test_a_version_that_no_process_has_any_more_is_forgotten() -> None:
+def test_a_version_that_no_process_serves_is_dropped() -> None:
     departed = cumulative(process(4, 0.5, 5))
     present = process(0, 0.5, 0)
     assert samples(without_unserved_versions(departed, [present])) == samples(departed)
@@ -115,7 +115,7 @@ def test_real_metrics_of_requests_add_up() -> None:
     assert merged["convoy_rejections_total", "digits", "invalid"] == 2
 
 
-def test_it_is_decided_for_every_gauge_whether_it_is_summed() -> None:
+def test_every_gauge_is_declared_as_summed_or_not() -> None:
     """A new gauge belongs into SUMMED above or into NOT_SUMMED."""
     metrics = Metrics(CollectorRegistry())
     metrics.model_loaded("digits", "1", ["a", "b"], True)
