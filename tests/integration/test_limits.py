@@ -1,4 +1,4 @@
-"""What a server admits of its connections and their messages."""
+"""Limits of messages and connections."""
 
 import logging
 import statistics
@@ -164,7 +164,7 @@ def test_a_stream_cut_off_after_the_grace_continues_on_a_new_connection(reposito
 def test_a_client_that_pings_too_often_is_disconnected(
     tmp_path: Path, serve: Serve, slow_file: Path, min_interval_seconds: float, items: int, code: str
 ) -> None:
-    """A request of `items` takes a quarter of a second for each; the one that is cut off ends long before."""
+    """Each item takes a quarter of a second; the request that is cut off ends long before."""
     put(slow_file, tmp_path / "slow", "slow", 1)
     (tmp_path / "slow" / "slow" / "serving.toml").write_text("max_batch_size = 1\n")
     server = serve(tmp_path / "slow", min_ping_interval_seconds=min_interval_seconds)

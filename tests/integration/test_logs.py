@@ -1,4 +1,4 @@
-"""What a server logs: the access line, the two forms, and what must never be in either."""
+"""What a server logs: the access log, text and JSON, and no data of clients."""
 
 import json
 import logging
@@ -22,7 +22,7 @@ TRACE = "0af7651916cd43dd8448eb211c80319c"
 
 @pytest.fixture
 def root_logger() -> Iterator[None]:
-    """Puts the root logger back as it was."""
+    """Restores the root logger."""
     root, watchfiles = logging.getLogger(), logging.getLogger("watchfiles")
     before, levels = set(root.handlers), (root.level, watchfiles.level)
     yield

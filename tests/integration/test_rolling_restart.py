@@ -1,4 +1,4 @@
-"""Leaving without anyone noticing: the lame-duck time, and a restart of two servers, one after the other, under load."""
+"""Restarts without failed requests: the lame-duck time, and a rolling restart of two servers under load."""
 
 import json
 import signal
@@ -40,7 +40,7 @@ def free_port() -> int:
 
 
 def wait_until_not_serving(server: ServerProcess) -> None:
-    """By a client of its own: the server under test must tell everyone."""
+    """Watches health on a new connection."""
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         health: Any = health_pb2_grpc.HealthStub(channel)
         for response in health.Watch(health_pb2.HealthCheckRequest(), timeout=20):

@@ -1,4 +1,4 @@
-"""Spans, as an OpenTelemetry collector in this process gets them."""
+"""Spans, as an OpenTelemetry collector in this process receives them."""
 
 import itertools
 import logging
@@ -26,7 +26,7 @@ PHASES = {"decode", "queue", "inference", "encode"}
 
 
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
-    """Keeps every span that it is sent."""
+    """Keeps every span that it receives."""
 
     def __init__(self) -> None:
         self.spans: list[trace_pb2.Span] = []

@@ -1,5 +1,4 @@
-"""Several workers under a supervisor: `convoy serve --workers N` as processes, and a supervisor in this process where a test has to
-ask it what no client can."""
+"""Several workers under a supervisor: `convoy serve --workers N`, or a supervisor in this process where a test looks inside it."""
 
 import contextlib
 import http.client
@@ -55,7 +54,7 @@ def supervise(transport_name: str) -> Iterator[Supervise]:
 
 
 def classify(port: int, image: bytes, model: str = "digits") -> str:
-    """One call over a connection of its own, so that the kernel chooses a worker anew; the label found."""
+    """The label of an image, asked for over a new connection, for which the kernel chooses a worker."""
     # Channels to one target share a connection by default, if the one before has not been taken down yet.
     with grpc.insecure_channel(f"127.0.0.1:{port}", [("grpc.use_local_subchannel_pool", 1)]) as channel:
         request = pb.ClassifyRequest(model=model, items=[pb.Item(encoded=image)])
@@ -64,7 +63,7 @@ def classify(port: int, image: bytes, model: str = "digits") -> str:
 
 
 def scrape(port: int) -> dict[tuple[str, ...], float]:
-    """Every sample of /metrics by its name and the values of its labels, in the order of their names."""
+    """Every sample of /metrics, by its name and its label values, sorted by label."""
     text = fetch(port, "/metrics")[1]
     samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
     return {(sample.name, *(sample.labels[label] for label in sorted(sample.labels))): sample.value for sample in samples}
@@ -81,7 +80,7 @@ def fetch(port: int, path: str) -> tuple[int, str]:
 
 
 def children(pid: int) -> list[int]:
-    """The processes that a process has started and that are still there."""
+    """The running child processes."""
     found: list[int] = []
     for task in Path(f"/proc/{pid}/task").iterdir():
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended has no children
@@ -159,7 +158,7 @@ def _digit(folder: Path, digits: Dataset) -> list[str]:
 
 
 class Load:
-    """Clients that each send one request after the other until they are told to stop."""
+    """Clients that each send one request after the other until `stop`."""
 
     def __init__(self, port: int, image: bytes, clients: int) -> None:
         self.answered = 0

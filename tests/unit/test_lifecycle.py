@@ -1,4 +1,4 @@
-"""What ends the serving process."""
+"""The stop event and the ready file."""
 
 import subprocess
 import sys
@@ -24,7 +24,7 @@ print(len(told))
 
 
 def test_a_signal_ends_the_wait_at_any_moment() -> None:
-    """With a `threading.Event` in its place, one of the first thousand signals finds the Event's lock held, and nothing goes on."""
+    """With a `threading.Event` instead, one of the first thousand signals finds the event's lock held, and deadlocks."""
     script = [sys.executable, "-c", _SIGNAL_AT_ANY_MOMENT]
     assert subprocess.run(script, capture_output=True, text=True, timeout=60, check=True).stdout == "5000\n"
 

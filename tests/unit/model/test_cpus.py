@@ -1,4 +1,4 @@
-"""The CPU limits of control groups, read from trees as the kernel shows them."""
+"""CPU limits of cgroups, read from folders like those of the kernel."""
 
 import math
 from pathlib import Path

@@ -79,7 +79,7 @@ def test_transparency_is_composited_on_white() -> None:
 
 
 def png_with_transparency(depth: int, colours: int, row: bytes, transparent: bytes) -> bytes:
-    """A PNG of one row of two pixels, by hand: Pillow writes no such file of each kind."""
+    """A PNG of one row of two pixels, of a kind that Pillow may not write."""
     header = struct.pack(">IIBBBBB", 2, 1, depth, colours, 0, 0, 0)
     kinds = {b"IHDR": header, b"tRNS": transparent, b"IDAT": zlib.compress(b"\0" + row), b"IEND": b""}
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(kind, data) for kind, data in kinds.items())
@@ -215,7 +215,7 @@ def test_an_image_that_is_too_large_is_refused_by_its_header() -> None:
 
 
 def tiff_of(width: int, height: int, tile_width: int, tile_height: int) -> bytes:
-    """A gray TIFF with all of its tiles at one place, where there is nothing of them."""
+    """A gray TIFF whose tiles all point to the same place, which is empty."""
     tiles = -(-width // tile_width) * -(-height // tile_height)
     tags = {256: width, 257: height, 258: 8, 259: 8, 262: 1, 277: 1, 322: tile_width, 323: tile_height}
     entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items()]

@@ -3,7 +3,15 @@ from pathlib import Path
 import pytest
 
 from service.errors import UserError
-from service.model.repository_layout import check_model_name, misplaced, model_names, model_path, next_version, version_numbers
+from service.model.repository_layout import (
+    check_model_name,
+    misplaced,
+    model_names,
+    model_path,
+    next_version,
+    read_labels,
+    version_numbers,
+)
 
 
 def test_versions_are_folders_named_by_positive_integers(tmp_path: Path) -> None:
@@ -43,3 +51,9 @@ def test_names_that_could_leave_the_repository_are_refused(name: str) -> None:
     with pytest.raises(UserError, match="model name"):
         check_model_name(name)
     assert check_model_name("Pets-v1.2_b") == "Pets-v1.2_b"
+
+
+def test_labels_are_lines_with_any_line_end_or_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "labels.txt"
+    path.write_bytes("\ufeffcat\r\nd\u2028og\r\ncow\n\n".encode())
+    assert read_labels(path) == ("cat", "d\u2028og", "cow")

@@ -12,7 +12,7 @@ SUMMED = {
     "convoy_inflight_requests", "convoy_ort_threads", "convoy_queue_items", "convoy_queue_limit_items", "process_max_fds",
     "process_open_fds", "process_resident_memory_bytes", "process_virtual_memory_bytes",
 }  # fmt: skip
-"""Gauges that count what there is, of which several processes have the sum."""
+"""Gauges that count things, so that several processes have the sum."""
 
 
 class Merged:
@@ -21,7 +21,7 @@ class Merged:
 
 
 def samples(families: list[Metric]) -> dict[tuple[str, ...], float]:
-    """By name and the values of the labels, in the order of their names."""
+    """Values by name and label values, sorted by label."""
     return {
         (sample.name, *(sample.labels[label] for label in sorted(sample.labels))): sample.value
         for family in families
@@ -116,7 +116,7 @@ def test_real_metrics_of_requests_add_up() -> None:
 
 
 def test_every_gauge_is_declared_as_summed_or_not() -> None:
-    """A new gauge belongs into SUMMED above or into NOT_SUMMED."""
+    """A new gauge belongs in SUMMED above or in NOT_SUMMED."""
     metrics = Metrics(CollectorRegistry())
     metrics.model_loaded("digits", "1", ["a", "b"], True)
     gauges = {family.name for family in metrics.registry.collect() if family.type == "gauge"}

@@ -1,0 +1,33 @@
+"""What belongs to a model file: its external weights."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.engine.loader import load_instances
+from service.errors import InvalidModel
+from service.model.loading import load_model
+from service.policy import Policy
+from tests.unit.model.graphs import FLOAT, PRODUCT, WEIGHT, write
+
+
+def test_external_weights_are_found_in_the_models_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    how = {"save_as_external_data": True, "location": "model.onnx.data", "size_threshold": 0}
+    paths = [
+        write(tmp_path / name / "1" / "model.onnx", [PRODUCT], {"product": FLOAT}, {"weight": factor * WEIGHT}, **how)
+        for name, factor in (("a", 1), ("b", 7))
+    ]
+    items = np.ones((1, 4), np.float32)
+    for folder in (tmp_path, tmp_path / "a" / "1"):
+        monkeypatch.chdir(folder)
+        for path, factor in zip(paths, (1, 7), strict=True):
+            for loaded in (load_model(path, "cpu", 1), load_instances(path, None, Policy(), "cpu", 1).instances[0]):
+                np.testing.assert_allclose(loaded.predict(items)[0], factor * items @ WEIGHT, rtol=1e-5)
+
+
+def test_a_pipe_is_not_read_as_a_model(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.onnx")
+    with pytest.raises(InvalidModel, match="no regular file"):
+        load_instances(tmp_path / "model.onnx", None, Policy(), "cpu", 1)
