@@ -46,7 +46,7 @@ def walkthrough(
       convoy walkthrough digit.png --model models/digits/1/model.onnx --output tour
       convoy walkthrough digit.png --model run --label 6 --output tour
     """  # noqa: D301 - \b keeps click from re-wrapping the lines
-    from export.data.image_folder import MAX_PIXELS
+    from export.data.image_files import MAX_PIXELS
     from export.walkthrough import network_page, subject, tutorial_page, tutorial_steps, web_page
     from service.model.preprocessing import decode
 

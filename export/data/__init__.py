@@ -1,1 +1,1 @@
-"""Labelled pictures: published data sets, folders of pictures, augmentation."""
+"""Labelled pictures: data sets, their splits, image folders, downloads, augmentation."""

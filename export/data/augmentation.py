@@ -1,7 +1,7 @@
-"""Random changes to training pictures, made on tensors, on a whole batch at once.
+"""Random shifts and flips of training pictures, on a whole batch of tensors at once.
 
-Cropping and mirroring are both a matter of which pixel goes where, so one index for each picture says it all and one `gather`
-does it: no padded copy, the same for uint8 and float, on any device.
+Both only move pixels, so one index for each picture and one `gather` do both: without a padded copy, for uint8 and float, on any
+device.
 """
 
 from dataclasses import dataclass
@@ -13,11 +13,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How pictures may be changed without changing what they show.
+    """Random changes that leave the class of a picture the same.
 
-    `shift_pixels` is how far a picture may move along each axis, a random crop of the picture padded by as much; what comes in at
-    its edges is its mirror image (`reflect`) or the edge's own pixels repeated (`replicate`). `flip` mirrors every other picture
-    left to right, by chance: right for photos, wrong for whatever can be read.
+    Attributes:
+        shift_pixels: the largest shift along each axis. It is a random crop of the picture padded by as many pixels.
+        flip: mirror half of the pictures left to right, at random: right for photos, wrong for anything that can be read.
+        padding: the pixels that a shift brings in: the mirror image of the picture (`reflect`), or its edge repeated (`replicate`).
     """
 
     shift_pixels: int = 2
@@ -25,33 +26,33 @@ class Augmentation:
     padding: Literal["reflect", "replicate"] = "replicate"
 
     def __str__(self) -> str:
-        """In words."""
+        """The changes in words."""
         shift = f"shifted by up to {self.shift_pixels} pixels" if self.shift_pixels else "not shifted"
         return f"{shift}, {'mirrored at random' if self.flip else 'not mirrored'}"
 
 
 def augment(images: "torch.Tensor", augmentation: Augmentation, generator: "torch.Generator | None" = None) -> "torch.Tensor":
-    """Shifts and mirrors each picture of a batch (N, C, H, W) by its own draw; type, shape and device stay.
+    """Shifts and mirrors each picture of a batch (N, C, H, W) at random; type, shape and device stay the same.
 
     Args:
-        images: any type; `shift_pixels` must be smaller than H and W.
-        augmentation: what may be done.
-        generator: where the draws come from, on any device; PyTorch's own for the CPU if not given.
+        images: of any type; `shift_pixels` must be smaller than H and W.
+        augmentation: the changes.
+        generator: of the random numbers, on any device; by default PyTorch's own for the CPU.
     """
-    import torch  # here, so that a data set can be described without PyTorch
+    import torch  # so that a data set can be loaded without PyTorch
 
     count, channels, height, width = images.shape
     device = torch.device("cpu") if generator is None else generator.device
 
-    def places(side: int) -> torch.Tensor:  # (N, side): where each row or column comes from
+    def sources(side: int) -> torch.Tensor:  # (N, side): the row or column that each one is taken from
         most = augmentation.shift_pixels
         shifts = torch.randint(-most, most + 1, (count, 1), generator=generator, device=device)
-        place = (shifts + torch.arange(side, device=device)).to(images.device)
+        source = (shifts + torch.arange(side, device=device)).to(images.device)
         if augmentation.padding == "replicate":
-            return place.clamp(0, side - 1)
-        return (side - 1) - ((side - 1) - place.abs()).abs()
+            return source.clamp(0, side - 1)
+        return (side - 1) - ((side - 1) - source.abs()).abs()
 
-    rows, columns = places(height), places(width)
+    rows, columns = sources(height), sources(width)
     if augmentation.flip:
         mirrored = torch.rand((count, 1), generator=generator, device=device).to(images.device) < 0.5
         columns = torch.where(mirrored, columns.flip(1), columns)

@@ -14,7 +14,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from export.data.datasets import Part
-from export.data.image_folder import MAX_PIXELS
+from export.data.image_files import MAX_PIXELS
 from export.evaluation.scores import Scores, accuracy_interval
 from service.model.contract import InputSpec
 from service.model.preprocessing import decode

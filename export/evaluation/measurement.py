@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.data.datasets import Part
-from export.data.image_folder import MAX_PIXELS
+from export.data.image_files import MAX_PIXELS
 from export.evaluation.scores import Scores
 from export.progress import OnCount, ignore_progress
 from service.errors import InvalidRequest, UserError

@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from export.data import image_folder
 from export.data.augmentation import augment
 from export.data.datasets import Dataset, Part
+from export.data.image_files import check_memory
 from export.networks import architectures
 from export.networks.speed_net import SpeedNet
 from export.training import optimization
@@ -134,7 +134,7 @@ class _Trainer:
             group.device.type, torch.bfloat16, enabled=optimization.uses_bfloat16(settings, group.device)
         )
         # As tensors the pictures are in memory a second time, in PyTorch's order of axes.
-        image_folder.check_memory(len(dataset.training) + len(dataset.validation), dataset.input, copies=2)
+        check_memory(len(dataset.training) + len(dataset.validation), dataset.input, copies=2)
         self._images, self._labels = _tensors(dataset.training)
         self._validation = _tensors(dataset.validation)
         if group.device.type == "cuda" and self._images.nbytes < torch.cuda.mem_get_info(group.device)[0] / 4:
