@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import watchfiles
 
 from service.engine.batcher import Batcher
-from service.engine.loader import load_instances, start_batcher
+from service.engine.instances import load_instances, start_batcher
 from service.errors import LoadError, NotFound, Unavailable, UserError
 from service.model.cpus import cpu_budget
 from service.model.files import file_state

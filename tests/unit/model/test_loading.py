@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.engine.loader import load_instances
+from service.engine.instances import load_instances
 from service.errors import InvalidModel
 from service.model.loading import load_model
 from service.policy import Policy
