@@ -6,8 +6,9 @@ from collections.abc import Callable
 from service.engine.answer import Answer
 from service.engine.decoding import DecodingPool
 from service.engine.query import Query
-from service.engine.repository import Repository, ServedModel
+from service.engine.repository import Repository
 from service.engine.request import Request, Respond, wrong_count
+from service.engine.served_model import ServedModel
 from service.errors import ModelFailed, RequestError, Unavailable
 from service.model.cpus import cpu_budget
 from service.observability.metrics import Metrics

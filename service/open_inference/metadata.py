@@ -9,7 +9,8 @@ from importlib.metadata import version as installed
 from typing import Any
 
 from service import DISTRIBUTION
-from service.engine.repository import Repository, ServedModel
+from service.engine.repository import Repository
+from service.engine.served_model import ServedModel
 from service.errors import RequestError
 from service.model.repository_layout import MODEL_FILE
 from service.observability.histogram import Total

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from service.engine.answer import Answer
 from service.engine.query import Item, Query
-from service.engine.repository import ServedModel
+from service.engine.served_model import ServedModel
 from service.engine.top_k import best_labels
 from service.errors import InvalidRequest, RequestError, Unimplemented
 from service.model.signature import TensorSpec

@@ -87,10 +87,10 @@ def _query(request: pb.ClassifyRequest, classifier: Classifier, deadline: float,
 def _write(answer: Answer, best: Results, request_id: str) -> bytes:
     answer.check_order(best)
     served = answer.served
-    writer: ClassifyResponseWriter | None = served.kept.get(ClassifyResponseWriter)
+    writer: ClassifyResponseWriter | None = served.cache.get(ClassifyResponseWriter)
     if writer is None:
         writer = ClassifyResponseWriter(served.name, str(served.version), served.model.labels)
-        served.kept[ClassifyResponseWriter] = writer
+        served.cache[ClassifyResponseWriter] = writer
     return writer.write(request_id, answer.phases, best)
 
 

@@ -168,9 +168,9 @@ def _write(answer: Answer, _: Results, form: _ReplyForm) -> bytes:
             response.parameters["triton_final_response"].bool_param = True
         return response.SerializeToString()
     given = answer.outputs
-    writer: ModelInferResponseWriter | None = served.kept.get(ModelInferResponseWriter)
+    writer: ModelInferResponseWriter | None = served.cache.get(ModelInferResponseWriter)
     if writer is None:
-        writer = served.kept[ModelInferResponseWriter] = ModelInferResponseWriter(served.name, str(served.version))
+        writer = served.cache[ModelInferResponseWriter] = ModelInferResponseWriter(served.name, str(served.version))
     return writer.write(request_id, {output.name: given[output.name] for output in wanted} if wanted else given)
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from prometheus_client import CollectorRegistry
 
-from service.engine import repository
+from service.engine import registry
 from service.engine.answer import Answer
 from service.engine.classifier import Classifier
 from service.engine.query import Query
@@ -240,7 +240,7 @@ def test_a_model_that_never_ends_cannot_keep_the_server(tmp_path: Path, spawn: S
 
 
 def test_a_model_that_holds_up_all_calls_is_told_by_livez(tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(repository, "STUCK_SECONDS", 0.2)
+    monkeypatch.setattr(registry, "STUCK_SECONDS", 0.2)
     write_loop(tmp_path / "loop" / "1" / "model.onnx")
     server = serve(tmp_path)
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel, ThreadPoolExecutor() as pool:

@@ -182,7 +182,7 @@ def test_a_version_overwritten_with_a_broken_file_serves_on_from_memory(
     server = serve(repository)
     truncate(path)
     eventually(lambda: samples(server).get(("convoy_model_loads_total", "digits", "invalid")) == 1)
-    server._repository._scan()
+    server._repository.scan()
     assert version_of(server, digits) == "2"
 
 
@@ -207,7 +207,7 @@ def test_a_request_queued_while_its_model_is_swapped_is_answered(repository: Pat
     pixels = digits.test.pixels[0].tobytes()
     classifier.classify(Query("digits", [Item(pixels, False)]), answers.append)
     put(model_file, repository, "digits", 2)
-    models._scan()
+    models.scan()
     assert answers == []
     classifier.pump()
     [answer] = answers
@@ -259,7 +259,7 @@ def test_a_folder_that_cannot_be_watched_is_looked_through(
         raise OSError("Too many open files")
 
     monkeypatch.setattr("watchfiles.watch", refuse)
-    monkeypatch.setattr("service.engine.repository.RESCAN_MILLISECONDS", 50)
+    monkeypatch.setattr("service.engine.watcher.RESCAN_MILLISECONDS", 50)
     server = serve(repository)
     put(model_file, repository, "digits", 2)
     eventually(lambda: [each.version for each in server._repository.served["digits"]] == [2])
@@ -273,18 +273,18 @@ def test_what_cannot_be_loaded_is_a_metric_for_as_long_as_it_is_there(repository
     truncate(put(model_file, repository, "digits", 2))
     models = Repository(repository, "cpu", Metrics(registry))
     failed = {"model": "digits", "version": "2", "outcome": "invalid"}
-    models._scan()
+    models.scan()
     assert registry.get_sample_value("convoy_model_load_failed", failed) == 1
-    models._scan()
+    models.scan()
     assert registry.get_sample_value("convoy_model_load_failed", failed) == 1
     (repository / "digits" / "2" / "model.onnx").write_bytes(model_file.read_bytes())
-    models._scan()
+    models.scan()
     assert registry.get_sample_value("convoy_model_load_failed", failed) is None
     truncate(put(model_file, repository, "digits", 3))
-    models._scan()
+    models.scan()
     (repository / "digits" / "serving.toml").write_text("nonsense")
     shutil.rmtree(repository / "digits" / "3")
-    models._scan()
+    models.scan()
     assert registry.get_sample_value("convoy_model_load_failed", failed) == 1, "of the policy, by the highest version"
     assert registry.get_sample_value("convoy_model_load_failed", failed | {"version": "3"}) is None, "it is gone"
     models.stop()

@@ -64,12 +64,12 @@ def test_twenty_swaps_under_load_with_broken_versions_between_them_fail_no_reque
             bad, best = 2 * swap + 2, 2 * swap + 3
             name = names[swap % len(names)]
             put_labelled(model_file, repository, bad, BROKEN[name][0])
-            server._repository._scan()
+            server._repository.scan()
             reasons = {entry.version: entry.reason for entry in server._repository.index() if entry.state == "UNAVAILABLE"}
             assert BROKEN[name][2] in reasons[bad]
             assert client.classify([digits.test.encoded(0)], "digits").version == str(good[-1]), "the old version stays"
             put_labelled(model_file, repository, best)
-            server._repository._scan()
+            server._repository.scan()
             good.append(best)
             assert client.classify([digits.test.encoded(0)], "digits").version == str(best)
     stop.set()

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from service.engine.repository import IndexEntry, Repository
+from service.engine.loader import VersionState
+from service.engine.repository import Repository
 from service.errors import LoadError, NotFound
 from service.observability.metrics import Metrics
 from tests.conftest import put
@@ -60,14 +61,14 @@ def test_a_policy_says_which_of_the_versions_that_load_are_served(
         put(model_file, repository, "digits", version)
     truncate(repository / "digits" / "3" / "model.onnx")
     policy(repository, text)
-    models._scan()
+    models.scan()
     assert versions(models) == served
 
 
 def test_a_version_is_asked_for_by_number_alias_or_as_the_latest(models: Repository, repository: Path, model_file: Path) -> None:
     put(model_file, repository, "digits", 3)
     policy(repository, "[aliases]\nstable = 1\nnext = 3\nlost = 2")
-    models._scan()
+    models.scan()
     models.scanned = True
     assert {name: answers(models, name) for name in ("", "latest", "3", "next", "1", "stable")} == {
         "": 3, "latest": 3, "3": 3, "next": 3, "1": 1, "stable": 1,
@@ -78,23 +79,23 @@ def test_a_version_is_asked_for_by_number_alias_or_as_the_latest(models: Reposit
         with pytest.raises(NotFound, match=r"no version '.{1,64}'; served are: 3, 1, next \(version 3\), stable \(version 1\)"):
             models.acquire("digits", unknown)
     assert models.index() == [
-        IndexEntry("digits", 1, "READY", ""),
-        IndexEntry("digits", 2, "UNAVAILABLE", "serving.toml names it, but there is no model.onnx of it"),
-        IndexEntry("digits", 3, "READY", ""),
+        VersionState("digits", 1, "READY", ""),
+        VersionState("digits", 2, "UNAVAILABLE", "serving.toml names it, but there is no model.onnx of it"),
+        VersionState("digits", 3, "READY", ""),
     ]
 
 
 def test_moving_an_alias_loads_nothing_again(models: Repository, repository: Path, model_file: Path) -> None:
     put(model_file, repository, "digits", 2)
     policy(repository, 'versions = "all"\n[aliases]\nstable = 1')
-    models._scan()
+    models.scan()
     before = models.served["digits"]
     policy(repository, 'versions = "1,2"\n[aliases]\nstable = 2')
-    models._scan()
+    models.scan()
     assert answers(models, "stable") == 2
     assert models.served["digits"] == before
     policy(repository, 'versions = "all"\nmax_batch_size = 4')
-    models._scan()
+    models.scan()
     assert not set(models.served["digits"]) & set(before)
     assert models.aliases("digits") == {}
 
@@ -102,31 +103,31 @@ def test_moving_an_alias_loads_nothing_again(models: Repository, repository: Pat
 def test_what_is_served_stays_while_what_a_policy_asks_for_cannot_be_had(
     models: Repository, repository: Path, model_file: Path
 ) -> None:
-    models._scan()
+    models.scan()
     policy(repository, 'versions = "7"')
-    models._scan()
+    models.scan()
     assert versions(models) == [1]
     assert states(models) == {("digits", 7): "UNAVAILABLE", ("digits", 1): "READY"}
     wrong_golden(put(model_file, repository, "digits", 7))
-    models._scan()
+    models.scan()
     assert versions(models) == [1]
     assert "golden sample 0" in models.index()[-1].reason
     policy(repository, 'versions = "seven"')
-    models._scan()
+    models.scan()
     assert versions(models) == [1]
     assert 'serving.toml: versions: accepted are "latest:N", "all"' in models.index()[-1].reason
     policy(repository, "")
-    models._scan()
+    models.scan()
     assert versions(models) == [1]
     shutil.rmtree(repository / "digits" / "7")
-    models._scan()
-    assert models.index() == [IndexEntry("digits", 1, "READY", "")]
+    models.scan()
+    assert models.index() == [VersionState("digits", 1, "READY", "")]
 
 
 def test_a_change_for_the_worse_is_told_beside_what_still_serves(models: Repository, repository: Path) -> None:
-    models._scan()
+    models.scan()
     truncate(repository / "digits" / "1" / "model.onnx")
-    models._scan()
+    models.scan()
     [entry] = models.index()
     assert entry.state == "READY"
     assert "ONNX Runtime cannot load the file" in entry.reason
@@ -148,21 +149,21 @@ def test_a_policy_of_versions_that_cannot_be_says_what_is_accepted(
     text: str, message: str, models: Repository, repository: Path
 ) -> None:
     policy(repository, text)
-    models._scan()
+    models.scan()
     [entry] = models.index()
     assert entry.state == "UNAVAILABLE"
     assert f"digits/serving.toml: {message}" in entry.reason
 
 
 def test_an_unloaded_model_stays_so_until_it_is_loaded(models: Repository, repository: Path, model_file: Path) -> None:
-    models._scan()
+    models.scan()
     models.scanned = True
     models.unload("digits")
     models.unload("digits")
     put(model_file, repository, "digits", 2)
-    models._scan()
+    models.scan()
     assert models.served == {}
-    assert models.index() == [IndexEntry("digits", 1, "UNAVAILABLE", "unloaded")]
+    assert models.index() == [VersionState("digits", 1, "UNAVAILABLE", "unloaded")]
     with pytest.raises(NotFound, match="'digits' has been unloaded"):
         models.acquire("digits", "")
     models.load("digits")
@@ -178,10 +179,10 @@ def test_an_unloaded_model_stays_so_until_it_is_loaded(models: Repository, repos
 def test_loading_by_request_says_what_is_wrong_and_tries_again_what_failed(
     models: Repository, repository: Path, model_file: Path
 ) -> None:
-    models._scan()
+    models.scan()
     path = put(model_file, repository, "digits", 2)
     truncate(path)
-    models._scan()
+    models.scan()
     with pytest.raises(LoadError, match="'digits' could not be loaded: version 2: ONNX Runtime cannot load the file"):
         models.load("digits")
     assert versions(models) == [1]
@@ -194,10 +195,10 @@ def test_loading_by_request_says_what_is_wrong_and_tries_again_what_failed(
 
 
 def test_a_request_in_hand_keeps_an_unloaded_model_until_it_is_done(models: Repository) -> None:
-    models._scan()
+    models.scan()
     served = models.acquire("digits", "")
     models.unload("digits")
     assert not models.wait_until_idle(0)
     models.release(served)
     assert models.wait_until_idle(0)
-    assert models._active == ()
+    assert models._registry._active == ()

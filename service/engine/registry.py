@@ -1,0 +1,171 @@
+"""Which versions are served and by which names: acquired and released by requests, swapped by the loader.
+
+`publish` replaces all versions and aliases of a model in one assignment. A request keeps the version that it acquired until it
+releases it, so running requests finish on the version they started on. A version that was replaced is retired, and closed when its
+last request has released it.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from service.engine.served_model import ServedModel
+from service.errors import RequestError
+from service.observability.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+STUCK_SECONDS = 30.0
+"""An inline batch is expected to take a millisecond at most. One that takes so long will hardly end."""
+
+T = TypeVar("T")
+
+
+class Registry:
+    """The served versions of all models. What is read without the lock is replaced, never changed.
+
+    Attributes:
+        served: the served versions by name of the model, the highest first.
+    """
+
+    def __init__(self, metrics: Metrics, on_change: Callable[[], None], not_served: Callable[[str, str], RequestError]) -> None:
+        """`on_change` is called after `served` has changed; `not_served` makes the error for a name and version not in it."""
+        self._metrics = metrics
+        self._on_change = on_change
+        self._not_served = not_served
+        self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
+        self._idle_waiters = 0
+        self.served: dict[str, tuple[ServedModel, ...]] = {}
+        self._aliases: dict[str, dict[str, int]] = {}
+        self._routes: dict[tuple[str, str], ServedModel] = {}  # by name, and version or alias as requests write it
+        self._retiring: tuple[ServedModel, ...] = ()  # retired, with requests still running
+        self._active: tuple[ServedModel, ...] = ()  # served or retiring
+
+    def acquire(self, name: str, version: str) -> ServedModel:
+        """The version to answer a request with. Call `release` when the request is done.
+
+        `version` is a number, an alias, or empty or `latest` for the highest version served. Raises what `not_served` makes.
+        """
+        with self._lock:
+            served = self._routes.get((name, version))
+            if served is not None:
+                served.inflight += 1
+                return served
+        raise self._not_served(name, version)
+
+    def release(self, served: ServedModel) -> None:
+        """Gives back an acquired version. Closes it if it is retired and this was its last request."""
+        with self._lock:
+            served.inflight -= 1
+            close = served.retired and served.inflight == 0
+            if close:
+                self._retiring = tuple(other for other in self._retiring if other is not served)
+                self._active = self._all()
+            if served.inflight == 0 and self._idle_waiters:
+                self._idle.notify_all()
+        if close:
+            _close(served)
+
+    def aliases(self, name: str) -> dict[str, int]:
+        """The aliases of a model whose versions are served, and these versions."""
+        versions = {served.version for served in self.served.get(name, ())}
+        return {alias: version for alias, version in self._aliases.get(name, {}).items() if version in versions}
+
+    def publish(self, name: str, new: tuple[ServedModel, ...], aliases: dict[str, int]) -> None:
+        """Serves the versions `new` of a model, highest first, under these aliases, and retires its other versions."""
+        old = self.served.get(name, ())
+        if new == old and aliases == self._aliases.get(name, {}):
+            return
+        for served in new:
+            model = served.model
+            self._metrics.model_serving(name, str(served.version), model.provider, model.precision, model.digest)
+        if new:
+            threads = sum(served.policy.instances * served.model.threads for served in new)
+            self._metrics.watch_model(name, lambda: self._inflight(name), threads)
+        retired = [served for served in old if served not in new]
+        with self._lock:
+            self.served = _without(self.served, name) | ({name: new} if new else {})
+            self._aliases = _without(self._aliases, name) | ({name: aliases} if new else {})
+            self._routes = {route: served for route, served in self._routes.items() if route[0] != name} | _routes(
+                name, new, aliases
+            )
+            for served in retired:
+                served.retired = True
+            idle = [served for served in retired if not served.inflight]
+            self._retiring = (*self._retiring, *(served for served in retired if served.inflight))
+            self._active = self._all()
+        self._forget_metrics(name, old, new)
+        for served in idle:
+            _close(served)
+        self._on_change()
+
+    def wait_until_idle(self, seconds: float) -> bool:
+        """Waits up to `seconds` until no request is running; False if some still are."""
+        with self._lock:
+            self._idle_waiters += 1
+            try:
+                return self._idle.wait_for(lambda: not any(served.inflight for served in self._active), timeout=seconds)
+            finally:
+                self._idle_waiters -= 1
+
+    def flush(self) -> None:
+        """Lets no request wait for others to fill its batch any more, for a server that drains."""
+        for served in self._active:
+            served.batcher.flush()
+
+    def pump(self) -> float:
+        """For the transport's thread: `Batcher.pump` of every model with queued requests. Returns the earliest time of them."""
+        wake_at = float("inf")
+        for served in self._active:
+            if served.batcher.queued_items:
+                wake_at = min(wake_at, served.batcher.pump())
+        return wake_at
+
+    def stuck(self) -> str:
+        """Why no request can be answered, if a batch has blocked the transport's thread for long; else empty."""
+        names = [served.name for served in self._active if served.batcher.inline_seconds > STUCK_SECONDS]
+        return f"model {names[0]!r} has held up all calls for more than {STUCK_SECONDS:g} s" if names else ""
+
+    def _forget_metrics(self, name: str, old: tuple[ServedModel, ...], new: tuple[ServedModel, ...]) -> None:
+        for served in old:
+            if served in new:
+                continue
+            if _identity(served) not in map(_identity, new):
+                self._metrics.model_retired(name, *_identity(served))
+            if served.version not in [other.version for other in new]:
+                self._metrics.model_forgotten(name, str(served.version))
+                log.info("model %s version %d is no longer served", name, served.version)
+        if old and not new:
+            self._metrics.model_unloaded(name)
+
+    def _all(self) -> tuple[ServedModel, ...]:
+        return (*(served for versions in self.served.values() for served in versions), *self._retiring)
+
+    def _inflight(self, name: str) -> int:
+        return sum(served.inflight for served in self._active if served.name == name)
+
+
+def _without(by_name: dict[str, T], name: str) -> dict[str, T]:
+    return {key: value for key, value in by_name.items() if key != name}
+
+
+def _routes(name: str, versions: tuple[ServedModel, ...], aliases: dict[str, int]) -> dict[tuple[str, str], ServedModel]:
+    """The names by which requests may ask for the versions, highest first, of a model."""
+    if not versions:
+        return {}
+    numbers = {served.version: served for served in versions}
+    routes = {(name, str(version)): served for version, served in numbers.items()}
+    routes |= {(name, alias): numbers[version] for alias, version in aliases.items() if version in numbers}
+    return routes | {(name, ""): versions[0], (name, "latest"): versions[0]}
+
+
+def _identity(served: ServedModel) -> tuple[str, str, str, str]:
+    model = served.model
+    return str(served.version), model.provider, model.precision, model.digest
+
+
+def _close(served: ServedModel) -> None:
+    # On a thread of its own: the last release may come from a thread of the batcher, which `close` waits for.
+    threading.Thread(target=served.batcher.close, name=f"close-{served.name}").start()

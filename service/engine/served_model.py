@@ -1,0 +1,34 @@
+"""One version of one model, ready to answer."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from service.engine.batcher import Batcher
+from service.model.inference import Model
+from service.observability.request_metrics import ModelMetrics
+from service.policy import Policy
+
+Fingerprint = tuple[object, ...]
+"""Changes when a version must be loaded again: the state of its files on disk, and its policy."""
+
+
+@dataclass(eq=False)
+class ServedModel:
+    """One version of one model with everything that answers its requests.
+
+    Attributes:
+        cache: what surfaces compute once for this version, by class.
+        inflight: requests that have acquired it and not released it yet.
+        retired: whether it is no longer served; the last request to release it closes it.
+    """
+
+    name: str
+    version: int
+    model: Model
+    policy: Policy
+    batcher: Batcher
+    metrics: ModelMetrics
+    fingerprint: Fingerprint
+    cache: dict[type, Any] = field(default_factory=dict)
+    inflight: int = 0
+    retired: bool = False

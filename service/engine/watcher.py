@@ -1,0 +1,59 @@
+"""Watches the repository's folder and scans it again when something in it may have changed."""
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import watchfiles
+
+log = logging.getLogger(__name__)
+
+RESCAN_MILLISECONDS = 5000
+
+
+class Watcher:
+    """Calls `scan` on a thread of its own. Construct, `start`, and in the end `stop`."""
+
+    def __init__(self, folder: Path, scan: Callable[[], None]) -> None:
+        self._folder = folder
+        self._scan = scan
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="repository-watch", daemon=True)
+
+    def start(self) -> None:
+        """Starts to watch."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stops to watch, after a scan that is running. Does nothing if it was never started."""
+        self._stopping.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _watch(self) -> None:
+        for _ in self._changes():
+            try:
+                self._scan()
+            except Exception:
+                log.exception("repository: looking for changes failed")
+
+    def _changes(self) -> Iterator[None]:
+        """Yields when something in the folder may have changed, until `stop`."""
+        # Changes inside a debounce window come together; a file that is still being written shows up again when it has grown. The
+        # timeout finds changes without a notification: on network file systems, during the first scan, and a folder made anew.
+        logged = ""
+        while not self._stopping.is_set():
+            try:
+                for _ in watchfiles.watch(
+                    self._folder, stop_event=self._stopping, step=100, debounce=800, rust_timeout=RESCAN_MILLISECONDS,
+                    yield_on_timeout=True, raise_interrupt=False, ignore_permission_denied=True,
+                ):  # fmt: skip
+                    yield
+            except Exception as error:  # noqa: BLE001 - such as the kernel's limit of watches
+                if str(error) != logged:
+                    logged = str(error)
+                    log.warning("repository: not told of changes, looking every %g s: %s", RESCAN_MILLISECONDS / 1000, error)
+                if self._stopping.wait(RESCAN_MILLISECONDS / 1000):
+                    return
+                yield
