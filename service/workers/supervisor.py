@@ -215,7 +215,7 @@ class Supervisor(Collector):
         with self._broadcast_lock:  # no broadcast may fall between the replay and `listening`
             worker.call("listen", self._replay).result(limit_seconds)
             worker.listening = True
-        log.info("worker %d (pid %d) serves", worker.number, worker.pid)
+        log.info("worker %d (pid %d) is listening", worker.number, worker.pid)
         self._check_ready()
 
     def _monitor(self, worker: WorkerProcess) -> None:
