@@ -22,24 +22,20 @@ from service.http.bodies import JSON_LENGTH, compress, member, parse_json, read_
 from service.http.responses import json_response, response_to_error
 from service.http.server import INFER, INFER_VERSION, match_route
 from service.observability.trace_context import HEADER, trace_context
+from service.open_inference.inference import make_query, select_outputs
 from service.open_inference.metadata import ServerMetadata
+from service.open_inference.parameters import RequestedOutput, check_output_count, parse_input_memory, parse_requested_output
 from service.open_inference.shared_memory import SharedMemory
 from service.open_inference.tensors import (
     BYTES,
     Elements,
-    Input,
-    Output,
-    Wanted,
-    check_outputs,
-    elements_of_raw,
-    elements_of_values,
-    input_place,
-    outputs,
-    put,
-    query,
-    raw,
-    read,
-    wanted_output,
+    InputTensor,
+    OutputTensor,
+    elements_from_bytes,
+    elements_from_memory,
+    elements_from_values,
+    elements_to_bytes,
+    write_to_memory,
 )
 
 if TYPE_CHECKING:
@@ -66,19 +62,19 @@ class Rest:
         self._memory = memory
         self._max_body_bytes = max_body_bytes
         get: dict[str, Callable[..., Response]] = {
-            "/v2": lambda _: json_response(metadata.server()),
+            "/v2": lambda _: json_response(metadata.server_metadata()),
             "/v2/health/live": lambda _: json_response({"live": True}),
             "/v2/health/ready": lambda _: self._ready(metadata.ready()),
-            "/v2/models/stats": lambda _: json_response(metadata.statistics("", "")),
+            "/v2/models/stats": lambda _: json_response(metadata.model_statistics("", "")),
             "/v2/systemsharedmemory/status": self._memory_status,
             f"{_REGION}/status": self._memory_status,
         }
         for path in (_MODEL, _VERSION):
             get |= {
-                path: lambda _, model, version="": json_response(metadata.metadata(model, version)),
+                path: lambda _, model, version="": json_response(metadata.model_metadata(model, version)),
                 f"{path}/ready": self._model_ready,
-                f"{path}/config": lambda _, model, version="": json_response(metadata.config(model, version)),
-                f"{path}/stats": lambda _, model, version="": json_response(metadata.statistics(model, version)),
+                f"{path}/config": lambda _, model, version="": json_response(metadata.model_config(model, version)),
+                f"{path}/stats": lambda _, model, version="": json_response(metadata.model_statistics(model, version)),
             }
         post: dict[str, Callable[..., Response]] = {
             INFER: self._infer,
@@ -121,7 +117,7 @@ class Rest:
         return json_response({"ready": ready}, 200 if ready else 503)
 
     def _model_ready(self, _: Request, model: str, version: str = "") -> Response:
-        self._metadata.metadata(model, version)  # raises NotFound
+        self._metadata.model_metadata(model, version)  # raises NotFound
         return self._ready(self._metadata.model_ready(model, version))
 
     def _infer(self, request: Request, model: str, version: str = "") -> Response:
@@ -129,20 +125,20 @@ class Rest:
         json_length = request.headers.get(JSON_LENGTH)
         if json_length == "0":
             document: dict[str, Any] = {}
-            given = self._metadata.lone_input(model, version, body)
+            tensor = self._metadata.input_of_body(model, version, body)
         else:
             document, binary = split_body(body, json_length)
-            given = self._input(document, binary)
+            tensor = self._parse_input(document, binary)
         parameters = member(document, "parameters", dict, {})
-        wanted = self._wanted(document)
-        asked = query(
-            model, version, given, [each for each, _ in wanted], parameters,
+        requested = self._parse_outputs(document)
+        query = make_query(
+            model, version, tensor, [output for output, _ in requested], parameters,
             trace=trace_context(request.headers.get(HEADER, "")), request_id=member(document, "id", str, ""),
         )  # fmt: skip
-        form = _ReplyForm(request, document.get("id"), wanted, bool(parameters.get("binary_data_output", False)))
-        return reply_to(self._classifier, asked, _write, form)
+        form = _ReplyForm(request, document.get("id"), requested, bool(parameters.get("binary_data_output", False)))
+        return reply_to(self._classifier, query, _write, form)
 
-    def _input(self, document: Mapping[str, Any], binary: bytes) -> Input:
+    def _parse_input(self, document: Mapping[str, Any], binary: bytes) -> InputTensor:
         tensors = member(document, "inputs", list)
         if len(tensors) != 1 or not isinstance(tensors[0], dict):
             raise InvalidRequest(f"the request has {len(tensors)} inputs; a model here takes 1", "inputs")
@@ -150,9 +146,9 @@ class Rest:
         name, datatype = member(tensor, "name", str), member(tensor, "datatype", str)
         shape = member(tensor, "shape", list)
         parameters = member(tensor, "parameters", dict, {})
-        where = input_place(parameters, self._memory)
+        memory = parse_input_memory(parameters, self._memory)
         size = parameters.get("binary_data_size")
-        if (where is not None) + (size is not None) + ("data" in tensor) != 1:
+        if (memory is not None) + (size is not None) + ("data" in tensor) != 1:
             raise InvalidRequest(
                 "give the input once: as data, as binary_data_size bytes after the JSON, or in shared memory", "inputs[0]"
             )
@@ -162,29 +158,31 @@ class Rest:
             raise InvalidRequest(
                 f"{len(binary)} bytes come after the JSON without a binary_data_size for them", "inputs[0].parameters"
             )
-        if size is not None or where is not None:
-            elements = elements_of_raw(datatype, shape, binary if where is None else read(where, datatype, shape))
+        if memory is not None:
+            elements = elements_from_memory(datatype, shape, memory)
+        elif size is not None:
+            elements = elements_from_bytes(datatype, shape, binary)
         else:
-            elements = _values(datatype, shape, member(tensor, "data", list))
-        return Input(name, datatype, shape, elements)
+            elements = _elements_from_json(datatype, shape, member(tensor, "data", list))
+        return InputTensor(name, datatype, shape, elements)
 
-    def _wanted(self, document: Mapping[str, Any]) -> list[tuple[Wanted, bool | None]]:
+    def _parse_outputs(self, document: Mapping[str, Any]) -> list[tuple[RequestedOutput, bool | None]]:
         """The requested outputs, each with whether it is to be binary; None leaves that to the request's parameter."""
-        found: list[tuple[Wanted, bool | None]] = []
-        asked = member(document, "outputs", list, [])
-        check_outputs(len(asked))
-        for index, output in enumerate(asked):
+        requested: list[tuple[RequestedOutput, bool | None]] = []
+        outputs = member(document, "outputs", list, [])
+        check_output_count(len(outputs))
+        for index, output in enumerate(outputs):
             if not isinstance(output, dict):
                 raise InvalidRequest(f"outputs[{index}] is not an object", f"outputs[{index}]")
             parameters = member(output, "parameters", dict, {})
-            wanted = wanted_output(index, member(output, "name", str), parameters, self._memory)
-            found.append((wanted, bool(parameters["binary_data"]) if "binary_data" in parameters else None))
-        return found
+            parsed = parse_requested_output(index, member(output, "name", str), parameters, self._memory)
+            requested.append((parsed, bool(parameters["binary_data"]) if "binary_data" in parameters else None))
+        return requested
 
     def _index(self, request: Request) -> Response:
         document = self._document(request)
         check_repository(member(document, "repository_name", str, ""))
-        return json_response(self._metadata.index(ready_only=member(document, "ready", bool, False)))
+        return json_response(self._metadata.repository_index(ready_only=member(document, "ready", bool, False)))
 
     def _load(self, request: Request, model: str) -> Response:
         check_load("", member(self._document(request), "parameters", dict, {}))
@@ -227,28 +225,28 @@ class _ReplyForm(NamedTuple):
 
     request: Request
     request_id: str | None
-    wanted: Sequence[tuple[Wanted, bool | None]]
+    requested: Sequence[tuple[RequestedOutput, bool | None]]
     binary: bool  # for outputs that do not say whether they are to be binary
 
 
 def _write(answer: Answer, _: Results, form: _ReplyForm) -> Response:
-    found = outputs(answer, [wanted for wanted, _ in form.wanted])
-    binary = [form.binary if binary is None else binary for _, binary in form.wanted] or [form.binary] * len(found)
+    outputs = select_outputs(answer, [requested for requested, _ in form.requested])
+    binary = [form.binary if binary is None else binary for _, binary in form.requested] or [form.binary] * len(outputs)
     document: dict[str, Any] = {"model_name": answer.served.name, "model_version": str(answer.served.version)}
     if form.request_id is not None:
         document["id"] = form.request_id
-    return compress(form.request, _write_outputs(document, zip(found, binary, strict=True)))
+    return compress(form.request, _write_outputs(document, zip(outputs, binary, strict=True)))
 
 
-def _write_outputs(document: dict[str, Any], outputs: Iterable[tuple[Output, bool]]) -> Response:
+def _write_outputs(document: dict[str, Any], outputs: Iterable[tuple[OutputTensor, bool]]) -> Response:
     """The response with the members of `document` and outputs, each with whether it is to be binary."""
     tensors, binaries = [], []
     for output, binary in outputs:
         tensor: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": list(output.shape)}
-        if output.place is not None:
-            put(output)  # and no parameters, as with Triton: NVIDIA's C++ client takes any for those of binary data
+        if output.memory is not None:
+            write_to_memory(output)  # and no parameters, as with Triton: NVIDIA's C++ client takes any for those of binary data
         elif binary:
-            binaries.append(raw(output.elements))
+            binaries.append(elements_to_bytes(output.elements))
             tensor["parameters"] = {"binary_data_size": len(binaries[-1])}
         elif isinstance(output.elements, list):
             tensor["data"] = [element.decode() for element in output.elements]
@@ -264,7 +262,7 @@ def _write_outputs(document: dict[str, Any], outputs: Iterable[tuple[Output, boo
     return Response(b"".join([text, *binaries]), headers={JSON_LENGTH: str(len(text))}, mimetype="application/octet-stream")
 
 
-def _values(datatype: str, shape: list[Any], data: list[Any]) -> Elements:
+def _elements_from_json(datatype: str, shape: list[Any], data: list[Any]) -> Elements:
     """The elements of a tensor's `data`. JSON has no form for BYTES: they are strings in base64."""
     if datatype == BYTES:
         data = [element[0] if isinstance(element, list) and len(element) == 1 else element for element in data]
@@ -272,7 +270,7 @@ def _values(datatype: str, shape: list[Any], data: list[Any]) -> Elements:
             data = [base64.b64decode(element, validate=True) for element in data]
         except (TypeError, ValueError, binascii.Error):
             raise InvalidRequest("BYTES in JSON must be strings in base64, one for each encoded image", "inputs[0].data") from None
-    return elements_of_values(datatype, shape, data, "inputs[0].data")
+    return elements_from_values(datatype, shape, data, "inputs[0].data")
 
 
 def _unimplemented(reason: str) -> Callable[..., Response]:

@@ -1,11 +1,11 @@
-"""What the Open Inference Protocol says of a server and its models: metadata, configuration, statistics, index.
+"""Metadata, configuration and statistics of the server and its models, as the Open Inference Protocol has them.
 
-Each answer is a plain dict with the protocol's own field names: JSON for REST as it is, and a message for gRPC.
+Each is a dict with the protocol's field names: the JSON of REST, and the fields of gRPC's messages.
 """
 
 import json
 from collections.abc import Callable
-from importlib.metadata import version as installed
+from importlib.metadata import version as installed_version
 from typing import Any
 
 from service import DISTRIBUTION
@@ -15,7 +15,7 @@ from service.errors import RequestError
 from service.model.repository_layout import MODEL_FILE
 from service.observability.histogram import Total
 from service.observability.request_metrics import Statistics
-from service.open_inference.tensors import BYTES, DATATYPES, Input, elements_of_raw
+from service.open_inference.tensors import BYTES, DATATYPES, InputTensor, elements_from_bytes
 
 EXTENSIONS = (
     "classification",
@@ -33,27 +33,27 @@ _KINDS = {"cpu": "KIND_CPU", "openvino": "KIND_CPU", "cuda": "KIND_GPU", "tensor
 
 
 class ServerMetadata:
-    """Answers questions about a server and its models. For any thread."""
+    """Metadata of a server and the models of its repository. For any thread."""
 
     def __init__(self, repository: Repository, ready: Callable[[], bool]) -> None:
-        """`ready` says whether the server takes requests."""
+        """`ready` returns whether the server accepts requests."""
         self._repository = repository
         self.ready = ready
 
-    def server(self) -> dict[str, Any]:
-        """What the server is, and the extensions that it offers."""
-        return {"name": "convoy", "version": installed(DISTRIBUTION), "extensions": list(EXTENSIONS)}
+    def server_metadata(self) -> dict[str, Any]:
+        """Name and version of the server, and its extensions of the protocol."""
+        return {"name": "convoy", "version": installed_version(DISTRIBUTION), "extensions": list(EXTENSIONS)}
 
     def model_ready(self, name: str, version: str) -> bool:
-        """Whether requests to a model are answered now. One that nobody knows is not ready."""
+        """Whether requests to a model are answered now; False for an unknown model."""
         try:
             self._served(name, version)
         except RequestError:
             return False
         return self.ready()
 
-    def metadata(self, name: str, version: str) -> dict[str, Any]:
-        """What a model takes and gives. Raises NotFound."""
+    def model_metadata(self, name: str, version: str) -> dict[str, Any]:
+        """Versions, inputs and outputs of a model. Raises NotFound."""
         served = self._served(name, version)
         model = served.model
         versions = [served] if version else self._repository.served.get(name, (served,))
@@ -61,12 +61,12 @@ class ServerMetadata:
             "name": name,
             "versions": [str(each.version) for each in reversed(versions)],
             "platform": PLATFORM,
-            "inputs": [_metadata(model.input)],
-            "outputs": [_metadata(spec) for spec in model.outputs],
+            "inputs": [_tensor_metadata(model.input)],
+            "outputs": [_tensor_metadata(spec) for spec in model.outputs],
         }
 
-    def config(self, name: str, version: str) -> dict[str, Any]:
-        """How a model is served, in the form of Triton's model configuration. Raises NotFound."""
+    def model_config(self, name: str, version: str) -> dict[str, Any]:
+        """The policy of a model as Triton's model configuration. Raises NotFound."""
         served = self._served(name, version)
         model, policy = served.model, served.policy
         image_format = {"format": "FORMAT_NHWC"} if model.has_contract else {}
@@ -84,8 +84,8 @@ class ServerMetadata:
             "default_model_filename": MODEL_FILE,
             "version_policy": _version_policy(policy.versions),
             "max_batch_size": policy.max_request_items,
-            "input": [_config(model.input) | image_format],
-            "output": [_config(spec) for spec in model.outputs],
+            "input": [_tensor_config(model.input) | image_format],
+            "output": [_tensor_config(spec) for spec in model.outputs],
             "instance_group": [{"name": name, "count": policy.instances, "kind": _KINDS[model.provider]}],
             "dynamic_batching": {
                 "preferred_batch_size": [served.batcher.max_batch_items],
@@ -103,19 +103,19 @@ class ServerMetadata:
             "parameters": {key: {"string_value": value} for key, value in parameters.items()},
         }
 
-    def lone_input(self, name: str, version: str, body: bytes) -> Input:
-        """A request's body that is nothing but the input: an image file or, for a foreign model, the bytes of one item.
+    def input_of_body(self, name: str, version: str, body: bytes) -> InputTensor:
+        """The input of a request whose body is the input alone: an image file, or one item's bytes for a model without a contract.
 
-        Raises NotFound, and InvalidRequest if it is not as long as an item.
+        Raises NotFound, and InvalidRequest if it does not have the bytes of an item.
         """
         model = self._served(name, version).model
         spec = model.input
         datatype, shape = (BYTES, [1]) if model.has_contract else (DATATYPES[spec.dtype], [1, *spec.shape])
-        elements = [body] if model.has_contract else elements_of_raw(datatype, shape, body)
-        return Input(spec.name, datatype, shape, elements)
+        elements = [body] if model.has_contract else elements_from_bytes(datatype, shape, body)
+        return InputTensor(spec.name, datatype, shape, elements)
 
-    def statistics(self, name: str, version: str) -> dict[str, Any]:
-        """What happened to requests so far: of one version, of all versions of a model, or with an empty name of all models.
+    def model_statistics(self, name: str, version: str) -> dict[str, Any]:
+        """Counts and times of past requests: of one version, of all versions of a model, or with an empty name of all models.
 
         Raises NotFound.
         """
@@ -124,10 +124,10 @@ class ServerMetadata:
             found = [self._served(name, version)]
         else:
             found = [each for model in (sorted(served) if not name else [name]) for each in reversed(served[model])]
-        return {"model_stats": [_statistics(each, each.metrics.statistics()) for each in found]}
+        return {"model_stats": [_version_statistics(each, each.metrics.statistics()) for each in found]}
 
-    def index(self, *, ready_only: bool) -> list[dict[str, str]]:
-        """Every version that is served, being loaded, could not be loaded or was unloaded."""
+    def repository_index(self, *, ready_only: bool) -> list[dict[str, str]]:
+        """Every version that is served, being loaded, failed to load or was unloaded."""
         return [
             {"name": entry.name, "version": str(entry.version), "state": entry.state, "reason": entry.reason}
             for entry in self._repository.index()
@@ -140,16 +140,16 @@ class ServerMetadata:
         return served
 
 
-def _metadata(spec: Any) -> dict[str, Any]:
+def _tensor_metadata(spec: Any) -> dict[str, Any]:
     return {"name": spec.name, "datatype": DATATYPES[spec.dtype], "shape": [-1, *spec.shape]}
 
 
-def _config(spec: Any) -> dict[str, Any]:
+def _tensor_config(spec: Any) -> dict[str, Any]:
     return {"name": spec.name, "data_type": f"TYPE_{DATATYPES[spec.dtype]}", "dims": list(spec.shape)}
 
 
 def _version_policy(versions: str) -> dict[str, Any]:
-    """As `serving.toml` has it: "latest:N", "all" or a list of versions."""
+    """Triton's version policy for the `versions` of serving.toml: "latest:N", "all" or a list."""
     if versions == "all":
         return {"all": {}}
     if versions.startswith("latest:"):
@@ -157,7 +157,7 @@ def _version_policy(versions: str) -> dict[str, Any]:
     return {"specific": {"versions": [int(version) for version in versions.split(",")]}}
 
 
-def _statistics(served: ServedModel, found: Statistics) -> dict[str, Any]:
+def _version_statistics(served: ServedModel, found: Statistics) -> dict[str, Any]:
     failed, answered = found.failures.values(), found.phases.values()
     count = found.phases["encode"].count
     return {
@@ -167,15 +167,15 @@ def _statistics(served: ServedModel, found: Statistics) -> dict[str, Any]:
         "inference_count": found.items,
         "execution_count": sum(total.count for total in found.batches.values()),
         "inference_stats": {
-            "success": _total(Total(count, sum(total.seconds for total in answered))),
-            "fail": _total(Total(sum(total.count for total in failed), sum(total.seconds for total in failed))),
-            # All of one count, as NVIDIA's clients demand: where there was nothing to decode, no time went into it.
-            **{field: _total(Total(count, found.phases[phase].seconds)) for phase, field in _PHASES.items()},
-            "fail_by_reason": {reason: _total(total) for reason, total in sorted(found.failures.items())},
+            "success": _duration(Total(count, sum(total.seconds for total in answered))),
+            "fail": _duration(Total(sum(total.count for total in failed), sum(total.seconds for total in failed))),
+            # All with one count, as NVIDIA's clients demand: requests without decoding add no time to it.
+            **{field: _duration(Total(count, found.phases[phase].seconds)) for phase, field in _PHASES.items()},
+            "fail_by_reason": {reason: _duration(total) for reason, total in sorted(found.failures.items())},
         },
-        "batch_stats": [{"batch_size": items, "compute_infer": _total(total)} for items, total in sorted(found.batches.items())],
+        "batch_stats": [{"batch_size": items, "compute_infer": _duration(total)} for items, total in sorted(found.batches.items())],
     }
 
 
-def _total(total: Total) -> dict[str, int]:
+def _duration(total: Total) -> dict[str, int]:
     return {"count": total.count, "ns": round(1e9 * total.seconds)}

@@ -1,14 +1,15 @@
-"""Regions of POSIX shared memory that clients on the same machine have registered, for tensors that need not cross the wire.
+"""Regions of POSIX shared memory, registered by clients on the same machine, for tensors that are not sent over the network.
 
-A region is read and written through its file descriptor, never mapped: a client that shortens the object under a mapping would end
-the server with SIGBUS; a descriptor merely gives fewer bytes. A request holds the `Region` that it uses, so that one that is
-unregistered meanwhile stays open until the request has ended.
+A region is read and written through its file descriptor, never mapped: if a client shortened a mapped object, the server would end
+with SIGBUS; a descriptor returns fewer bytes. A request refers to the `Region` that it uses, so a region that is unregistered stays
+open until its requests have ended.
 """
 
 import os
 import re
 import threading
 from pathlib import Path
+from typing import NamedTuple
 
 from service.errors import InvalidRequest, NotFound, Unimplemented
 
@@ -19,14 +20,14 @@ MAX_NAME_CHARACTERS = 255
 MAX_READ_BYTES = 1 << 30
 
 _OBJECTS = Path("/dev/shm")  # noqa: S108 - where Linux keeps the objects of shm_open
-_KEY = re.compile(r"/?(?!\.\.?$)[^/\0\ud800-\udfff]{1,255}")  # no surrogates: no answer could name it
+_KEY = re.compile(r"/?(?!\.\.?$)[^/\0\ud800-\udfff]{1,255}")  # no surrogates: a response could not name it
 
 
 class Region:
-    """`byte_size` bytes of a shared memory object, from `offset` on. It is closed when nobody refers to it any more."""
+    """`byte_size` bytes of a shared memory object, from `offset` on. Closed with the last reference to it."""
 
     def __init__(self, name: str, key: str, offset: int, byte_size: int) -> None:
-        """Opens the object. Raises InvalidRequest if there is none of that name, or if it is not as large."""
+        """Opens the object. Raises InvalidRequest if it does not exist or is too small."""
         self.name = name
         self.key = key
         self.offset = offset
@@ -40,10 +41,10 @@ class Region:
             raise InvalidRequest(f"shared memory object {key!r} cannot be opened: {error.strerror}", "key") from None
         except UnicodeEncodeError:
             raise InvalidRequest(f"{key[:64]!r} cannot be the name of a shared memory object", "key") from None
-        there = os.fstat(self._descriptor).st_size
-        if byte_size < 1 or offset + byte_size > there:
+        size_bytes = os.fstat(self._descriptor).st_size
+        if byte_size < 1 or offset + byte_size > size_bytes:
             raise InvalidRequest(
-                f"shared memory object {key!r} has {there} bytes; a region of {byte_size} bytes at {offset} is not inside it",
+                f"shared memory object {key!r} has {size_bytes} bytes; a region of {byte_size} bytes at {offset} is not inside it",
                 "byte_size",
             )
 
@@ -52,38 +53,54 @@ class Region:
             os.close(self._descriptor)
 
     def read(self, offset: int, size: int) -> bytes:
-        """`size` bytes from `offset` of the region on. Raises InvalidRequest if the object has been shortened below that."""
+        """`size` bytes from `offset` of the region on. Raises InvalidRequest if the object has been shortened."""
         data = os.pread(self._descriptor, size, self.offset + offset)
         if len(data) != size:
             raise self._shortened()
         return data
 
     def write(self, offset: int, data: bytes) -> None:
-        """Puts bytes there. Raises InvalidRequest if the object has been shortened below that."""
-        at = self.offset + offset
-        if os.fstat(self._descriptor).st_size < at + len(data):
+        """Writes bytes from `offset` of the region on. Raises InvalidRequest if the object has been shortened."""
+        position = self.offset + offset
+        if os.fstat(self._descriptor).st_size < position + len(data):
             raise self._shortened()
         while data:
-            written = os.pwrite(self._descriptor, data, at)
-            at, data = at + written, data[written:]
+            written = os.pwrite(self._descriptor, data, position)
+            position, data = position + written, data[written:]
 
     def _shortened(self) -> InvalidRequest:
         return InvalidRequest(f"the object of shared memory region {self.name!r} is shorter than when it was registered")
 
 
+class MemoryRange(NamedTuple):
+    """Bytes of a region: the place of a tensor."""
+
+    region: Region
+    offset: int
+    byte_size: int
+
+    def read(self) -> bytes:
+        """The bytes. Raises InvalidRequest if the object has been shortened."""
+        return self.region.read(self.offset, self.byte_size)
+
+    def write(self, data: bytes) -> None:
+        """Writes at most `byte_size` bytes from the start. Raises InvalidRequest if the object has been shortened."""
+        self.region.write(self.offset, data)
+
+
 class SharedMemory:
-    """The regions that are registered, by the names that clients gave them. For any thread."""
+    """The registered regions, by the names that clients gave them. For any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._regions: dict[str, Region] = {}
 
     def register(self, name: str, key: str, offset: int, byte_size: int) -> None:
-        """Opens a region. Raises InvalidRequest if it cannot be had or the name is taken, Unimplemented if the system has none."""
+        """Opens a region. Raises InvalidRequest if it cannot be opened or the name is taken, Unimplemented without /dev/shm."""
         if not _OBJECTS.is_dir():
             raise Unimplemented("this system has no POSIX shared memory in /dev/shm")
         if not name or len(name) > MAX_NAME_CHARACTERS:
-            raise InvalidRequest(f"a region's name has 1 to {MAX_NAME_CHARACTERS} characters, this one {len(name)}", "name")
+            raise InvalidRequest(f"a region's name has 1 to {MAX_NAME_CHARACTERS} characters, this one has {len(name)}", "name")
         region = Region(name, key, offset, byte_size)
         with self._lock:
             if name in self._regions:
@@ -93,7 +110,7 @@ class SharedMemory:
             self._regions[name] = region
 
     def unregister(self, name: str) -> None:
-        """Forgets a region, if it is there; all of them if the name is empty."""
+        """Removes a region, if it is registered; all of them if the name is empty."""
         with self._lock:
             if name:
                 self._regions.pop(name, None)
@@ -101,14 +118,14 @@ class SharedMemory:
                 self._regions.clear()
 
     def region(self, name: str) -> Region:
-        """The region of this name. Raises NotFound if there is none."""
+        """The region of this name. Raises NotFound."""
         region = self._regions.get(name)
         if region is None:
             raise NotFound(f"no shared memory region {name[:64]!r} is registered")
         return region
 
     def regions(self, name: str = "") -> dict[str, Region]:
-        """All regions, or that of this name. Raises NotFound if there is none of that name."""
+        """All regions, or the one of this name. Raises NotFound."""
         if name:
             return {name: self.region(name)}
         with self._lock:

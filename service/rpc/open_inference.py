@@ -13,27 +13,27 @@ from service.engine.query import MANY_ITEMS
 from service.engine.reply import Responder, Write, send_reply
 from service.engine.top_k import Results
 from service.errors import InvalidRequest, RequestError
+from service.open_inference.inference import make_query, name_field, select_outputs
+from service.open_inference.parameters import (
+    WANTS_FINAL_RESPONSE,
+    RequestedOutput,
+    check_output_count,
+    parse_input_memory,
+    parse_requested_output,
+)
 from service.open_inference.shared_memory import SharedMemory
 from service.open_inference.tensors import (
     BYTES,
-    FINAL_RESPONSE_ASKED,
     MAX_DIMENSIONS,
     Elements,
-    Input,
-    Output,
-    Wanted,
+    InputTensor,
+    OutputTensor,
     check_dimensions,
-    check_outputs,
-    elements_of_raw,
-    elements_of_values,
-    in_request,
-    input_place,
-    outputs,
-    put,
-    query,
-    raw,
-    read,
-    wanted_output,
+    elements_from_bytes,
+    elements_from_memory,
+    elements_from_values,
+    elements_to_bytes,
+    write_to_memory,
 )
 from service.pb.inference import open_inference_pb2 as pb
 from service.rpc.call import Call, Method, OpenStreams, Receiver, Stream, StreamCall, Unary, UnaryCall
@@ -87,22 +87,22 @@ class InferServicer:
 
         Raises RequestError if the request is refused.
         """
-        given, typed = self._input(request)
-        wanted = self._wanted(request) if request.outputs else ()
-        parameters = _values(request.parameters) if request.parameters else {}
-        final = bool(parameters.get(FINAL_RESPONSE_ASKED, False))
+        tensor, typed = self._parse_input(request)
+        requested = self._parse_outputs(request) if request.outputs else ()
+        parameters = _parameters(request.parameters) if request.parameters else {}
+        final = bool(parameters.get(WANTS_FINAL_RESPONSE, False))
         # Of the request, which holds the tensor, only the id is kept.
-        reply_form = _ReplyForm(request.id, wanted, typed, final)
-        asked = query(
-            request.model_name, request.model_version, given, wanted, parameters, call.deadline, call.trace, request.id
+        reply_form = _ReplyForm(request.id, requested, typed, final)
+        query = make_query(
+            request.model_name, request.model_version, tensor, requested, parameters, call.deadline, call.trace, request.id
         )  # fmt: skip
         try:
-            return self._classifier.classify(asked, partial(_send_reply, self._classifier, responder, write, reply_form))
+            return self._classifier.classify(query, partial(_send_reply, self._classifier, responder, write, reply_form))
         except RequestError as error:
-            raise in_request(error) from None
+            raise name_field(error) from None
 
-    def _input(self, request: pb.ModelInferRequest) -> tuple[Input, bool]:
-        """The tensor, and whether it came as typed contents."""
+    def _parse_input(self, request: pb.ModelInferRequest) -> tuple[InputTensor, bool]:
+        """The input, and whether it came as typed contents."""
         if len(request.inputs) != 1:
             raise InvalidRequest(f"the request has {len(request.inputs)} inputs; a model here takes 1", "inputs")
         tensor = request.inputs[0]
@@ -110,35 +110,35 @@ class InferServicer:
             check_dimensions(tensor.shape)
         shape = list(tensor.shape)
         datatype = tensor.datatype
-        where = input_place(_values(tensor.parameters), self._memory) if tensor.parameters else None
+        memory = parse_input_memory(_parameters(tensor.parameters), self._memory) if tensor.parameters else None
         contents = request.raw_input_contents
-        typed = not contents and where is None
+        typed = not contents and memory is None
         if len(contents) > 1:
             raise InvalidRequest(f"raw_input_contents has {len(contents)} elements for 1 input", "raw_input_contents")
-        if (contents and where) or (not typed and tensor.HasField("contents") and tensor.contents.ListFields()):
-            raise InvalidRequest(
-                "the input is there twice: in its contents, in raw_input_contents or in shared memory", "inputs[0]"
-            )
+        if (contents and memory) or (not typed and tensor.HasField("contents") and tensor.contents.ListFields()):
+            raise InvalidRequest("the input is given twice: use one of contents, raw_input_contents and shared memory", "inputs[0]")
         if datatype == BYTES and shape and shape[0] > MANY_ITEMS:
             self._check_count(request, shape[0])
         if typed:
-            elements = _typed(datatype, shape, tensor.contents)
+            elements = _typed_elements(datatype, shape, tensor.contents)
+        elif memory is not None:
+            elements = elements_from_memory(datatype, shape, memory)
         else:
-            elements = elements_of_raw(datatype, shape, contents[0] if where is None else read(where, datatype, shape))
-        return Input(tensor.name, datatype, shape, elements), typed
+            elements = elements_from_bytes(datatype, shape, contents[0])
+        return InputTensor(tensor.name, datatype, shape, elements), typed
 
     def _check_count(self, request: pb.ModelInferRequest, items: int) -> None:
         try:
             self._classifier.check_count(request.model_name, request.model_version, items)
         except RequestError as error:
-            raise in_request(error) from None
+            raise name_field(error) from None
 
-    def _wanted(self, request: pb.ModelInferRequest) -> Sequence[Wanted]:
-        check_outputs(len(request.outputs))
+    def _parse_outputs(self, request: pb.ModelInferRequest) -> Sequence[RequestedOutput]:
+        check_output_count(len(request.outputs))
         return [
-            wanted_output(index, output.name, _values(output.parameters), self._memory)
+            parse_requested_output(index, output.name, _parameters(output.parameters), self._memory)
             if output.parameters
-            else Wanted(output.name)
+            else RequestedOutput(output.name)
             for index, output in enumerate(request.outputs)
         ]
 
@@ -147,7 +147,7 @@ class _ReplyForm(NamedTuple):
     """How a request wants its reply."""
 
     request_id: str
-    wanted: Sequence[Wanted]
+    requested: Sequence[RequestedOutput]
     typed: bool  # outputs as typed contents, as the input was
     final: bool  # with the parameter triton_final_response
 
@@ -155,23 +155,23 @@ class _ReplyForm(NamedTuple):
 def _send_reply(
     classifier: Classifier, responder: Responder[bytes], write: Write[bytes], form: _ReplyForm, outcome: Answer | RequestError
 ) -> None:
-    send_reply(classifier, responder, write, form, in_request(outcome) if isinstance(outcome, RequestError) else outcome)
+    send_reply(classifier, responder, write, form, name_field(outcome) if isinstance(outcome, RequestError) else outcome)
 
 
 def _write(answer: Answer, _: Results, form: _ReplyForm) -> bytes:
-    request_id, wanted, typed, final = form
+    request_id, requested, typed, final = form
     served = answer.served
-    if typed or final or any(output.classes or output.place for output in wanted):
+    if typed or final or any(output.classes or output.memory for output in requested):
         response = pb.ModelInferResponse(model_name=served.name, model_version=str(served.version), id=request_id)
-        _fill(response, outputs(answer, wanted), typed)
+        _add_outputs(response, select_outputs(answer, requested), typed)
         if final:
             response.parameters["triton_final_response"].bool_param = True
         return response.SerializeToString()
-    given = answer.outputs
+    outputs = answer.outputs
     writer: ModelInferResponseWriter | None = served.cache.get(ModelInferResponseWriter)
     if writer is None:
         writer = served.cache[ModelInferResponseWriter] = ModelInferResponseWriter(served.name, str(served.version))
-    return writer.write(request_id, {output.name: given[output.name] for output in wanted} if wanted else given)
+    return writer.write(request_id, {output.name: outputs[output.name] for output in requested} if requested else outputs)
 
 
 def _write_in_stream(answer: Answer, best: Results, form: _ReplyForm) -> bytes:
@@ -184,34 +184,34 @@ def _error_response(request_id: str, _: int, error: BaseException) -> bytes:
     return pb.ModelStreamInferResponse(error_message=status_of(error).message, infer_response=response).SerializeToString()
 
 
-def _typed(datatype: str, shape: Sequence[int], contents: pb.InferTensorContents) -> Elements:
+def _typed_elements(datatype: str, shape: Sequence[int], contents: pb.InferTensorContents) -> Elements:
     field = _CONTENTS.get(datatype)
     if field is None:
         if datatype == "FP16":
             raise InvalidRequest("FP16 has no typed contents: send it in raw_input_contents", "inputs[0].contents")
-        return elements_of_raw(datatype, shape, b"")  # says what is wrong with it
-    return elements_of_values(datatype, shape, getattr(contents, field), f"inputs[0].contents.{field}")
+        return elements_from_bytes(datatype, shape, b"")  # raises the error
+    return elements_from_values(datatype, shape, getattr(contents, field), f"inputs[0].contents.{field}")
 
 
-def _fill(response: pb.ModelInferResponse, given: Sequence[Output], typed: bool) -> None:
-    """Adds the outputs, typed or raw. Those that have no typed form, or go to shared memory, make all of them raw."""
-    typed = typed and all(output.datatype in _CONTENTS and output.place is None for output in given)
-    for output in given:
+def _add_outputs(response: pb.ModelInferResponse, outputs: Sequence[OutputTensor], typed: bool) -> None:
+    """Adds the outputs, typed or raw. If one has no typed form, or goes to shared memory, all are raw."""
+    typed = typed and all(output.datatype in _CONTENTS and output.memory is None for output in outputs)
+    for output in outputs:
         tensor = response.outputs.add(name=output.name, datatype=output.datatype, shape=output.shape)
         elements = output.elements
         if typed:
             values = elements if isinstance(elements, list) else elements.ravel().tolist()
             getattr(tensor.contents, _CONTENTS[output.datatype]).extend(values)
-        elif output.place is None:
-            response.raw_output_contents.append(raw(elements))
+        elif output.memory is None:
+            response.raw_output_contents.append(elements_to_bytes(elements))
         else:
-            tensor.parameters["shared_memory_region"].string_param = output.place.region.name
-            tensor.parameters["shared_memory_byte_size"].int64_param = put(output)
-            tensor.parameters["shared_memory_offset"].int64_param = output.place.offset
+            tensor.parameters["shared_memory_region"].string_param = output.memory.region.name
+            tensor.parameters["shared_memory_byte_size"].int64_param = write_to_memory(output)
+            tensor.parameters["shared_memory_offset"].int64_param = output.memory.offset
             response.raw_output_contents.append(b"")
 
 
-def _values(parameters: Mapping[str, pb.InferParameter]) -> dict[str, Any]:
+def _parameters(parameters: Mapping[str, pb.InferParameter]) -> dict[str, Any]:
     values = {}
     for name, parameter in parameters.items():
         kind = parameter.WhichOneof("parameter_choice")

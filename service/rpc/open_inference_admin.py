@@ -83,20 +83,22 @@ class AdminServicer:
         return pb.ModelReadyResponse(ready=self._metadata.model_ready(request.name, request.version))
 
     def _server_metadata(self, _: pb.ServerMetadataRequest) -> Message:
-        return pb.ServerMetadataResponse(**self._metadata.server())
+        return pb.ServerMetadataResponse(**self._metadata.server_metadata())
 
     def _model_metadata(self, request: pb.ModelMetadataRequest) -> Message:
-        return pb.ModelMetadataResponse(**self._metadata.metadata(request.name, request.version))
+        return pb.ModelMetadataResponse(**self._metadata.model_metadata(request.name, request.version))
 
     def _model_config(self, request: pb.ModelConfigRequest) -> Message:
-        return pb.ModelConfigResponse(config=ParseDict(self._metadata.config(request.name, request.version), pb.ModelConfig()))
+        return pb.ModelConfigResponse(
+            config=ParseDict(self._metadata.model_config(request.name, request.version), pb.ModelConfig())
+        )
 
     def _model_statistics(self, request: pb.ModelStatisticsRequest) -> Message:
-        return ParseDict(self._metadata.statistics(request.name, request.version), pb.ModelStatisticsResponse())
+        return ParseDict(self._metadata.model_statistics(request.name, request.version), pb.ModelStatisticsResponse())
 
     def _index(self, request: pb.RepositoryIndexRequest) -> Message:
         check_repository(request.repository_name)
-        return pb.RepositoryIndexResponse(models=self._metadata.index(ready_only=request.ready))
+        return pb.RepositoryIndexResponse(models=self._metadata.repository_index(ready_only=request.ready))
 
     def _load(self, request: pb.RepositoryModelLoadRequest) -> Message:
         check_load(request.repository_name, request.parameters)

@@ -100,7 +100,7 @@ class InferStream(Surface):
 
 
 class Rest(Surface):
-    writer = "service.http.rest:outputs"
+    writer = "service.http.rest:select_outputs"
 
     def ask(self, server: Server, model: str, images: list[bytes], **options: Any) -> Iterator[Outcome]:
         document: dict[str, Any] = {}

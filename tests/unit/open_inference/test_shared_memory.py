@@ -9,8 +9,8 @@ from service.open_inference.shared_memory import SharedMemory
 @pytest.mark.parametrize(
     ("name", "key", "message"),
     [
-        ("", "/convoy", "1 to 255 characters, this one 0"),
-        ("r" * 256, "/convoy", "1 to 255 characters, this one 256"),
+        ("", "/convoy", "1 to 255 characters, this one has 0"),
+        ("r" * 256, "/convoy", "1 to 255 characters, this one has 256"),
         ("r", "", "cannot be the name of a shared memory object"),
         ("r", "/..", "cannot be the name of a shared memory object"),
         ("r", "/a/b", "cannot be the name of a shared memory object"),

@@ -1,4 +1,4 @@
-"""Tensors and parameters of the Open Inference Protocol."""
+"""Tensors of the Open Inference Protocol."""
 
 import re
 import struct
@@ -13,22 +13,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from service.errors import InvalidRequest, NotFound, RequestError, Unimplemented
-from service.open_inference.shared_memory import Region, SharedMemory
+from service.errors import InvalidRequest
+from service.open_inference.shared_memory import MemoryRange, Region
 from service.open_inference.tensors import (
     DTYPES,
-    Input,
-    Place,
-    elements_of_raw,
-    elements_of_values,
-    input_place,
-    query,
-    raw,
-    read,
-    wanted_output,
+    elements_from_bytes,
+    elements_from_memory,
+    elements_from_values,
+    elements_to_bytes,
 )
 from service.pb.inference import open_inference_pb2 as pb
-from service.rpc.open_inference import _typed
+from service.rpc.open_inference import _typed_elements
 
 ARRAYS = st.sampled_from([*DTYPES.values()]).flatmap(lambda dtype: hnp.arrays(dtype, hnp.array_shapes(max_dims=4, max_side=5)))
 
@@ -36,7 +31,7 @@ ARRAYS = st.sampled_from([*DTYPES.values()]).flatmap(lambda dtype: hnp.arrays(dt
 @given(ARRAYS)
 def test_raw_bytes_there_and_back(array: np.ndarray) -> None:
     datatype = next(name for name, dtype in DTYPES.items() if dtype == array.dtype)
-    back = elements_of_raw(datatype, list(array.shape), raw(array))
+    back = elements_from_bytes(datatype, list(array.shape), elements_to_bytes(array))
     assert isinstance(back, np.ndarray)
     assert (back.dtype, back.shape, back.tobytes()) == (array.dtype, array.shape, array.tobytes())
 
@@ -46,7 +41,7 @@ def test_raw_bytes_there_and_back(array: np.ndarray) -> None:
 def test_values_there_and_back_flat_and_nested(array: np.ndarray) -> None:
     datatype = next(name for name, dtype in DTYPES.items() if dtype == array.dtype)
     for values in (array.ravel().tolist(), array.tolist()):
-        back = elements_of_values(datatype, list(array.shape), values, "data")
+        back = elements_from_values(datatype, list(array.shape), values, "data")
         assert isinstance(back, np.ndarray)
         assert back.dtype == array.dtype
         np.testing.assert_array_equal(back, array)
@@ -54,17 +49,17 @@ def test_values_there_and_back_flat_and_nested(array: np.ndarray) -> None:
 
 @given(st.lists(st.binary(max_size=20), min_size=1, max_size=6))
 def test_bytes_there_and_back(elements: list[bytes]) -> None:
-    assert elements_of_raw("BYTES", [len(elements)], raw(elements)) == elements
+    assert elements_from_bytes("BYTES", [len(elements)], elements_to_bytes(elements)) == elements
 
 
 @given(st.binary(max_size=60), st.integers(0, 5))
 def test_any_bytes_are_split_or_refused(data: bytes, count: int) -> None:
     try:
-        elements = elements_of_raw("BYTES", [count], data)
+        elements = elements_from_bytes("BYTES", [count], data)
     except InvalidRequest:
         return
     assert len(elements) == count
-    assert raw(elements) == data
+    assert elements_to_bytes(elements) == data
 
 
 RAW: dict[str, tuple[str, list[Any], bytes, str]] = {
@@ -93,7 +88,7 @@ RAW: dict[str, tuple[str, list[Any], bytes, str]] = {
 def test_raw_bytes_that_are_not_the_tensor_are_refused(name: str) -> None:
     datatype, shape, data, message = RAW[name]
     with pytest.raises(InvalidRequest) as caught:
-        elements_of_raw(datatype, shape, data)
+        elements_from_bytes(datatype, shape, data)
     assert message in str(caught.value)
     assert caught.value.field.startswith("inputs[0]")
 
@@ -122,7 +117,7 @@ VALUES: dict[str, tuple[str, list[Any], list[Any], str]] = {
 def test_values_that_are_not_the_tensor_are_refused(name: str) -> None:
     datatype, shape, values, message = VALUES[name]
     with pytest.raises(InvalidRequest) as caught:
-        elements_of_values(datatype, shape, values, "here")
+        elements_from_values(datatype, shape, values, "here")
     assert message in str(caught.value)
     assert caught.value.field == "here"
 
@@ -130,9 +125,9 @@ def test_values_that_are_not_the_tensor_are_refused(name: str) -> None:
 @pytest.mark.parametrize("shape", [[2**63 - 1, 2**63 - 1, 0], [0, 2**63 - 1], [2**70, 0]])
 def test_a_shape_beyond_any_memory_is_refused_for_nothing_too(shape: list[int]) -> None:
     with pytest.raises(InvalidRequest, match="shape"):
-        elements_of_values("FP32", shape, [], "here")
+        elements_from_values("FP32", shape, [], "here")
     with pytest.raises(InvalidRequest, match="shape"):
-        elements_of_raw("FP32", shape, b"")
+        elements_from_bytes("FP32", shape, b"")
 
 
 def peak_bytes(job: Callable[[], object]) -> int:
@@ -148,16 +143,16 @@ def peak_bytes(job: Callable[[], object]) -> int:
 
 def test_a_long_text_among_many_does_not_make_all_of_them_long() -> None:
     values = ["x" * 10_000] + [""] * 1000
-    assert peak_bytes(lambda: elements_of_values("UINT8", [1001], values, "here")) < 1_000_000
-    assert peak_bytes(lambda: elements_of_values("UINT8", [1001, 1], [[value] for value in values], "here")) < 1_000_000
+    assert peak_bytes(lambda: elements_from_values("UINT8", [1001], values, "here")) < 1_000_000
+    assert peak_bytes(lambda: elements_from_values("UINT8", [1001, 1], [[value] for value in values], "here")) < 1_000_000
 
 
 def test_what_is_more_than_the_shape_says_is_not_copied_to_be_refused() -> None:
     contents = pb.InferTensorContents(uint_contents=[1] * 1_000_000, bytes_contents=[b""] * 1_000_000)
-    assert peak_bytes(lambda: _typed("UINT8", [1], contents)) < 100_000
-    assert peak_bytes(lambda: _typed("BYTES", [1], contents)) < 100_000
+    assert peak_bytes(lambda: _typed_elements("UINT8", [1], contents)) < 100_000
+    assert peak_bytes(lambda: _typed_elements("BYTES", [1], contents)) < 100_000
     lengths = bytes(4_000_000)
-    assert peak_bytes(lambda: elements_of_raw("BYTES", [1_000_001], lengths)) < 100_000
+    assert peak_bytes(lambda: elements_from_bytes("BYTES", [1_000_001], lengths)) < 100_000
 
 
 def test_shared_memory_is_read_only_if_it_is_of_the_shape() -> None:
@@ -168,51 +163,10 @@ def test_shared_memory_is_read_only_if_it_is_of_the_shape() -> None:
         ("BYTES", [1, 1, 1], "the shape [n] or [n, 1]"),
     ):
         with pytest.raises(InvalidRequest, match=re.escape(message)):
-            read(Place(region, 0, 1 << 30), datatype, shape)
+            elements_from_memory(datatype, shape, MemoryRange(region, 0, 1 << 30))
     region.read.assert_not_called()
-    read(Place(region, 8, 28), "UINT8", [1, 28])
+    region.read.return_value = bytes(28)
+    elements = elements_from_memory("UINT8", [1, 28], MemoryRange(region, 8, 28))
+    assert isinstance(elements, np.ndarray)
+    assert elements.shape == (1, 28)
     region.read.assert_called_once_with(8, 28)
-
-
-IMAGE = Input("image", "UINT8", [1, 1], np.zeros((1, 1), np.uint8))
-
-
-def test_priority_and_timeout_are_read() -> None:
-    asked = query("m", "2", IMAGE, (), {"priority": 1, "timeout": 1_500_000, "triton_enable_empty_final_response": True})
-    assert (asked.model, asked.version, asked.priority, asked.timeout_seconds) == ("m", "2", 1, 1.5)
-    assert query("m", "", IMAGE, (), {"timeout": 2**63 - 1}).timeout_seconds == 1e9
-    assert query("m", "", IMAGE, (), {"binary_data_output": True}).priority == 0
-
-
-@pytest.mark.parametrize(
-    ("parameters", "error", "message"),
-    [
-        ({"priorty": 1}, InvalidRequest, "unknown parameter 'priorty'; accepted are priority"),
-        ({"priority": -1}, InvalidRequest, "a whole number, 0 or more"),
-        ({"priority": True}, InvalidRequest, "is True"),
-        ({"priority": "1"}, InvalidRequest, "is 1"),
-        ({"timeout": 0.5}, InvalidRequest, "is 0.5"),
-        ({"timeout": 2**64}, InvalidRequest, "a whole number"),
-        ({"sequence_id": 3}, Unimplemented, "sequences are not offered"),
-    ],
-)
-def test_parameters_that_are_not_accepted(parameters: dict[str, Any], error: type[RequestError], message: str) -> None:
-    with pytest.raises(error, match=message):
-        query("m", "", IMAGE, (), parameters)
-
-
-@pytest.mark.parametrize(
-    ("parameters", "message"),
-    [
-        ({"shared_memory_offset": 1}, "shared_memory_offset is given without shared_memory_region"),
-        ({"shared_memory_region": 1}, "shared_memory_region is 1; a text is accepted"),
-        ({"classification": -1}, "a whole number, 0 or more"),
-        ({"colour": "red"}, "unknown parameter 'colour'"),
-        ({"c" * 1000: "red"}, f"unknown parameter '{'c' * 64}'"),
-    ],
-)
-def test_output_parameters_that_are_not_accepted(parameters: dict[str, Any], message: str) -> None:
-    with pytest.raises(InvalidRequest, match=message):
-        wanted_output(0, "logits", parameters, SharedMemory())
-    with pytest.raises(NotFound, match="no shared memory region 'x'"):
-        input_place({"shared_memory_region": "x"}, SharedMemory())

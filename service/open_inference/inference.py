@@ -1,0 +1,123 @@
+"""Inference requests of the Open Inference Protocol, for gRPC and REST alike: to the classifier's query, and its answer to outputs.
+
+A surface parses a request into an InputTensor and RequestedOutputs, asks the classifier with `make_query` of these, and writes
+the tensors that `select_outputs` takes from the answer. Errors name fields as the protocol does.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from service.engine.answer import Answer
+from service.engine.query import Item, Query
+from service.engine.served_model import ServedModel
+from service.engine.top_k import best_labels
+from service.errors import InvalidRequest, RequestError
+from service.model.signature import TensorSpec
+from service.observability.trace_context import TraceContext
+from service.open_inference.parameters import RequestedOutput, parse_schedule
+from service.open_inference.tensors import BYTES, DATATYPES, InputTensor, OutputTensor, describe_tensor
+
+_FIELDS = {"priority": "parameters[priority]", "timeout_seconds": "parameters[timeout]"}
+
+
+def make_query(
+    model: str,
+    version: str,
+    tensor: InputTensor,
+    requested: Sequence[RequestedOutput],
+    parameters: Mapping[str, Any],
+    deadline: float = math.inf,
+    trace: TraceContext | None = None,
+    request_id: str = "",
+) -> Query:
+    """The classifier's query for a request; `deadline` is in `time.monotonic` seconds, `trace` and `request_id` are the client's.
+
+    The classifier checks the tensor and the requested outputs against the model before it computes. Raises InvalidRequest or
+    Unimplemented for a parameter.
+    """
+    priority, timeout_seconds = parse_schedule(parameters) if parameters else (0, 0.0)
+    elements = tensor.elements
+    examine = partial(_check_against_model, tensor, requested)
+    if isinstance(elements, list):
+        items = [Item(element, True) for element in elements]
+        return Query(model, items, version, 1, priority, timeout_seconds, deadline, None, examine, trace, request_id)
+    return Query(model, (), version, 1, priority, timeout_seconds, deadline, elements, examine, trace, request_id)
+
+
+def name_field(error: RequestError) -> RequestError:
+    """Renames the field of an error from the classifier's word to the protocol's; returns the error."""
+    if isinstance(error, InvalidRequest):
+        error.field = "inputs[0]" if error.field.startswith("items") else _FIELDS.get(error.field, error.field)
+    return error
+
+
+def select_outputs(answer: Answer, requested: Sequence[RequestedOutput]) -> list[OutputTensor]:
+    """The requested outputs, in their order; all of them, in the model's order, if none is requested."""
+    outputs = answer.outputs
+    if not requested:
+        return [OutputTensor(name, DATATYPES[array.dtype], array.shape, array) for name, array in outputs.items()]
+    labels = answer.served.model.labels
+    selected = []
+    for name, classes, memory in requested:
+        array = outputs[name]
+        if classes:
+            scores = array.reshape(len(array), -1)
+            texts = [
+                [f"{score:f}:{index}:{labels[index]}".encode() for index, score in row]
+                for row in best_labels(scores, min(classes, len(labels)))
+            ]
+            elements = [text for row in texts for text in row]
+            selected.append(OutputTensor(name, BYTES, (len(texts), len(texts[0])), elements, memory))
+        else:
+            selected.append(OutputTensor(name, DATATYPES[array.dtype], array.shape, array, memory))
+    return selected
+
+
+def _check_against_model(tensor: InputTensor, requested: Sequence[RequestedOutput], served: ServedModel) -> None:
+    """Raises InvalidRequest if the model does not take the tensor or does not have a requested output."""
+    model = served.model
+    spec = model.input
+    if tensor.name != spec.name:
+        raise InvalidRequest(
+            f"model {served.name!r} has no input {tensor.name[:64]!r}; it takes {spec.name!r}", "inputs[0].name"
+        )  # fmt: skip
+    elements = tensor.elements
+    if isinstance(elements, list):
+        if not model.has_contract:
+            raise _wrong_type(served, tensor)
+    elif elements.dtype != spec.dtype or elements.shape[1:] != spec.shape:
+        raise _wrong_type(served, tensor)
+    if requested:
+        _check_requested(served, requested, tensor.shape[0])
+
+
+def _wrong_type(served: ServedModel, tensor: InputTensor) -> InvalidRequest:
+    spec = served.model.input
+    takes = describe_tensor(DATATYPES[spec.dtype], (-1, *spec.shape))
+    if served.model.has_contract:
+        takes += " or BYTES [-1] of encoded images"
+    field = "shape" if tensor.datatype == DATATYPES[spec.dtype] else "datatype"
+    given = describe_tensor(tensor.datatype, tensor.shape)
+    return InvalidRequest(f"input {spec.name!r} is {given}; model {served.name!r} takes {takes}", f"inputs[0].{field}")
+
+
+def _check_requested(served: ServedModel, requested: Sequence[RequestedOutput], items: int) -> None:
+    specs: dict[str, TensorSpec] = {spec.name: spec for spec in served.model.outputs}
+    names = set()
+    for index, (name, classes, memory) in enumerate(requested):
+        spec = specs.get(name)
+        field = f"outputs[{index}]"
+        if spec is None:
+            raise InvalidRequest(f"model {served.name!r} has no output {name[:64]!r}; it gives {', '.join(specs)}", f"{field}.name")
+        if name in names:
+            raise InvalidRequest(f"output {name!r} is asked for twice", f"{field}.name")
+        names.add(name)
+        if classes and math.prod(spec.shape) != len(served.model.labels):
+            raise InvalidRequest(f"output {name!r} has no score for each class: classification is not offered on it", field)
+        if memory is not None and not classes and memory.byte_size < items * spec.size_bytes:
+            raise InvalidRequest(
+                f"output {name!r} has {items * spec.size_bytes} bytes; its place in shared memory has {memory.byte_size}",
+                f"{field}.parameters[shared_memory_byte_size]",
+            )
