@@ -25,7 +25,7 @@ from prometheus_client.core import Metric
 from service import message_limits
 from service.config import ServerConfig
 from service.control import Control, ForbiddenControl
-from service.engine.access_log import ObservedClassifier
+from service.engine.observer import ObservedClassifier
 from service.engine.classifier import Classifier
 from service.engine.repository import Repository
 from service.grpc_transport import create_transport
