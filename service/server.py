@@ -25,8 +25,8 @@ from prometheus_client.core import Metric
 from service import message_limits
 from service.config import ServerConfig
 from service.control import Control, ForbiddenControl
-from service.engine.observer import ObservedClassifier
 from service.engine.classifier import Classifier
+from service.engine.observer import RequestObserver
 from service.engine.repository import Repository
 from service.grpc_transport import create_transport
 from service.http.page import Page
@@ -98,7 +98,7 @@ class Server:
         self._repository = Repository(
             config.repository, config.provider, metrics, self._models_changed, cpus, trace_batch, config.policies
         )  # fmt: skip
-        self._classifier = _classifier(config, self._repository, metrics, cpus, self._tracing)
+        self._classifier = Classifier(self._repository, metrics, cpus, _observer(config, self._tracing))
 
         memory = SharedMemory()
         metadata = ServerMetadata(self._repository, lambda: not self.why_not_ready())
@@ -312,8 +312,5 @@ def _tracing(config: ServerConfig) -> "Tracing | None":
     return Tracing(config.otlp_endpoint, config.trace_sample)
 
 
-def _classifier(config: ServerConfig, repository: Repository, metrics: Metrics, cpus: int, tracing: "Tracing | None") -> Classifier:
-    """A plain classifier, or one that logs and traces requests if a flag asks for that."""
-    if tracing is None and not config.access_log_sample:
-        return Classifier(repository, metrics, cpus)
-    return ObservedClassifier(repository, metrics, cpus, config.access_log_sample, tracing)
+def _observer(config: ServerConfig, tracing: "Tracing | None") -> RequestObserver | None:
+    return RequestObserver(config.access_log_sample, tracing) if tracing is not None or config.access_log_sample else None

@@ -1,12 +1,13 @@
-"""What a batch of so many items takes: begun with what warm-up measured, kept up while serving. Pure, like `engine/queue.py`.
+"""How long a batch of n items takes: measured at warm-up, corrected while serving. Pure.
 
-How sizes of batch compare is a matter of the model, and was measured at warm-up; how fast the machine is now, one factor for all
-of them, is learnt. Learnt size by size, one that was disturbed would seem slow, not be run any more, and so seem slow for good.
+How batch sizes compare is a property of the model, and is measured at warm-up. How fast the machine is now is one factor for all
+sizes, which is learned while serving. Learned size by size, a size that was disturbed once would look slow, not be used any more,
+and so look slow for good.
 
-What is measured while serving includes waiting for the GIL and for cores that are busy with something else. Learning fast from
-short times and slowly from long ones keeps close to the time of the batch itself, `expected`, which decides where it runs and how
-large it is worth being. What is promised to a request with a deadline must hold on the machine as it is: `likely` is that time and
-how much longer batches have taken of late, learnt the other way round, and a little more.
+Times measured while serving include waiting for the GIL and for busy cores. `expected` learns fast from short times and slowly
+from long ones, so it stays close to the time of the batch itself; it decides where a batch runs and how large it should be.
+`likely` must hold on the machine as it is, because requests are refused by it: it adds the delay of recent batches, learned fast
+from long times, and some headroom.
 """
 
 import math
@@ -17,31 +18,31 @@ _DOWN = 0.5
 _UP = 0.02
 _WARY = 0.25
 _RELAXED = 0.05
-"""How much of a batch that was later, or less late, than those before is believed of the ones to come."""
+"""The weights of a batch that was later, or less late, than the batches before it."""
 
 _MOST_RATIO = 4.0
-"""What took even longer says no more: a guest that was paused for a minute is not a busy machine."""
+"""A longer time counts as this: a virtual machine that was paused for a minute is not a busy machine."""
 
 _HEADROOM = 1.1
-"""Without it, under overload every request would be answered at the very moment of its deadline: late, for whoever asked."""
+"""Without it, under overload every request would be answered at the moment of its deadline, too late for its client."""
 
 _WORSE = 1.05
-"""A batch whose items cost at most so much more than those of the best size is as good: larger ones leave shorter queues."""
+"""A size whose items cost at most this much more than those of the best size is as good: larger batches leave shorter queues."""
 
 
 class BatchLatencies:
-    """Seconds a batch, for each size that was measured; in between, straight lines."""
+    """Seconds a batch by its items: for each measured size, and interpolated between them."""
 
     def __init__(self, measured: dict[int, float]) -> None:
-        """`measured` holds seconds a batch by items; empty means that nothing is known and every batch counts as slow."""
+        """`measured` is seconds a batch by items; if it is empty, every batch counts as slow."""
         self._factor = 1.0
         self._delay = 1.0
         self._sizes = sorted(measured)
-        # No batch counts as slower than a larger one: if it was, something had disturbed it.
+        # A size that took longer than a larger one was disturbed: it counts as fast as that.
         self._seconds = list(accumulate((measured[items] for items in reversed(self._sizes)), min))[::-1]
 
     def expected(self, items: int) -> float:
-        """Seconds that a batch of `items`, at most the largest size, should take; infinite if nothing is known."""
+        """Seconds that a batch of `items`, at most the largest size, takes when undisturbed; infinite if nothing is known."""
         if not self._sizes:
             return math.inf
         at = min(bisect_left(self._sizes, items), len(self._sizes) - 1)
@@ -52,15 +53,15 @@ class BatchLatencies:
         return self._factor * seconds
 
     def likely(self, items: int) -> float:
-        """Seconds within which a batch of `items` should be over, the machine being as busy as it is."""
+        """Seconds within which a batch of `items` should end on the machine as busy as it is."""
         return self.expected(items) * self._delay * _HEADROOM
 
     def largest_likely_within(self, seconds: float) -> int:
-        """As `largest_within`, of the `likely` times."""
+        """As `largest_within`, by the `likely` times."""
         return self.largest_within(seconds / (self._delay * _HEADROOM))
 
     def measured(self) -> dict[int, float]:
-        """Seconds a batch by items, as known by now."""
+        """Seconds a batch by items, as corrected so far."""
         return {items: self._factor * seconds for items, seconds in zip(self._sizes, self._seconds, strict=True)}
 
     def observe(self, items: int, seconds: float) -> None:
@@ -74,15 +75,15 @@ class BatchLatencies:
         self._delay = max(self._delay, 1.0)
 
     def largest_within(self, seconds: float) -> int:
-        """The largest size measured whose batch should take at most `seconds`; 0 if not even the smallest's does.
+        """The largest measured size whose batch should take at most `seconds`; 0 if there is none.
 
-        Not what lies between two sizes: a model that fills its batches up takes as long for that as for the larger one.
+        Sizes between two measured ones are not considered: a model that pads its batches takes as long for them as for the larger.
         """
         at = bisect_right(self._seconds, seconds / self._factor)
         return self._sizes[at - 1] if at else 0
 
     def most_worthwhile(self, max_items: int) -> int:
-        """The most items, up to `max_items`, that a batch should have: above it, items cost more each than in smaller batches."""
+        """The most items, up to `max_items`, that a batch should have: in larger batches each item costs more."""
         sizes = sorted({*(items for items in self._sizes if items <= max_items), max_items})
         costs = [self.expected(size) / size for size in sizes]
         return max(size for size, cost in zip(sizes, costs, strict=True) if cost <= _WORSE * min(costs))

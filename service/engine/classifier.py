@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from service.engine.answer import Answer
 from service.engine.decoding import DecodingPool
+from service.engine.observer import RequestObserver
 from service.engine.query import Query
 from service.engine.repository import Repository
 from service.engine.request import Request, Respond, wrong_count
@@ -17,10 +18,13 @@ from service.observability.metrics import Metrics
 class Classifier:
     """Answers queries with the models of a repository."""
 
-    def __init__(self, repository: Repository, metrics: Metrics, cpus: int | None = None) -> None:
+    def __init__(
+        self, repository: Repository, metrics: Metrics, cpus: int | None = None, observer: RequestObserver | None = None
+    ) -> None:
         """Decodes with `cpus` threads; with as many as this process has CPUs if not given."""
         self._repository = repository
         self._metrics = metrics
+        self._observer = observer
         self._draining = False
         self.pool = DecodingPool(cpus or cpu_budget())
         # Every request goes through these, without a frame of this class.
@@ -50,8 +54,12 @@ class Classifier:
         Raises:
             RequestError: the query is refused; `respond` is not called.
         """
-        served = self._repository.acquire(query.model, query.version)
+        observation = None if self._observer is None else self._observer.begin(query)
+        if observation is not None:
+            query, respond = query._replace(trace=observation.trace), observation.observe(respond)
+        served = None
         try:
+            served = self._repository.acquire(query.model, query.version)
             if self._draining:
                 raise Unavailable("the server is draining")
             if query.examine is not None:
@@ -59,9 +67,12 @@ class Classifier:
             request = Request(self, served, query, respond)
             request.begin(on_transport=on_transport)
         except BaseException as error:
-            if isinstance(error, RequestError):
-                self.record_failure(served, error)
-            self.release(served)
+            if served is not None:
+                if isinstance(error, RequestError):
+                    self.record_failure(served, error)
+                self.release(served)
+            if observation is not None:
+                observation.refused(error)
             raise
         return request.cancel
 

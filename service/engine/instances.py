@@ -1,4 +1,4 @@
-"""From a model file and its policy to instances that are warm and measured, and the batcher that has them."""
+"""From a model file and its policy to warm, measured instances and a running batcher."""
 
 import logging
 from collections.abc import Callable
@@ -16,30 +16,30 @@ log = logging.getLogger(__name__)
 
 
 class Loaded(NamedTuple):
-    """The instances of a model, all alike, and seconds a batch by items in it."""
+    """The instances of a model, all alike, and seconds a batch by items."""
 
     instances: tuple[Model, ...]
     measured: dict[int, float]
 
 
 def load_instances(path: Path, labels: tuple[str, ...] | None, policy: Policy, provider: Provider, cpus: int) -> Loaded:
-    """Loads as many instances of a model as its policy asks for, and measures what a batch takes.
+    """Loads as many instances of a model as its policy asks for, and measures how long batches take.
 
     On the CPU the instances share `cpus` threads.
 
     Args:
         path: the model file.
-        labels: names of the classes of a foreign model, if they are given.
-        policy: how the model is served.
+        labels: class names for a model without a contract, if there are any.
+        policy: the model's.
         provider: where it computes unless the policy says so.
         cpus: CPUs that this process may use.
 
     Raises:
-        LoadError: it cannot be served.
+        LoadError: the model cannot be served.
     """
     try:
         if not path.is_file():
-            raise InvalidModel("the model file is no regular file")
+            raise InvalidModel("the model file is not a regular file")
         content = path.read_bytes()  # once: the file may be replaced between two instances
     except OSError as error:
         raise InvalidModel(f"cannot read the model file: {error.strerror}") from None
@@ -52,7 +52,7 @@ def load_instances(path: Path, labels: tuple[str, ...] | None, policy: Policy, p
     first = instances[0]
     measured = first.measure(policy.max_batch_size)
     for other in instances[1:]:
-        other.measure(max(measured))  # which warms it up
+        other.measure(max(measured))  # warms it up
     if labels is not None and first.has_contract:
         log.warning("%s: the labels are those of the file's contract; labels.txt is not used", path.parent.parent.name)
     return Loaded(instances, measured)
@@ -61,7 +61,7 @@ def load_instances(path: Path, labels: tuple[str, ...] | None, policy: Policy, p
 def start_batcher(
     name: str, loaded: Loaded, policy: Policy, on_batch: Callable[[int, float], None], trace_batch: TraceBatch | None
 ) -> Batcher:
-    """The running batcher of a loaded model; for `on_batch` and `trace_batch` see there."""
+    """Starts the batcher of a loaded model. For `on_batch` and `trace_batch` see `Batcher`."""
     batcher = Batcher(
         *(instance.predict for instance in loaded.instances),
         name=name,

@@ -29,5 +29,5 @@ def test_external_weights_are_found_in_the_models_own_folder(tmp_path: Path, mon
 
 def test_a_pipe_is_not_read_as_a_model(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "model.onnx")
-    with pytest.raises(InvalidModel, match="no regular file"):
+    with pytest.raises(InvalidModel, match="not a regular file"):
         load_instances(tmp_path / "model.onnx", None, Policy(), "cpu", 1)
