@@ -1,0 +1,111 @@
+"""What the documents refer to exists: files, anchors, flags, targets, metrics; and they render as they should."""
+
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import click
+import pytest
+
+from service import cli
+from tests.docs import markdown
+from tests.docs.markdown import GENERATED, ROOT
+
+MANUALS = [
+    "README.md", "CONTRIBUTING.md", "SECURITY.md", "service/README.md", "service/client/README.md", "export/README.md",
+    "protos/README.md", "tests/README.md",
+]  # fmt: skip
+OF_READERS = re.compile(r"(models|run|tour|report|photos|DIR|RUN)/.*|.*[<*].*|\w+\.[\w.]+/\w+")
+"""Paths that are not in the repository: what commands make, what readers have, patterns; and gRPC's methods."""
+READERS_FILES = {
+    "serving.toml", "labels.txt", "model.onnx", "digit.png", "index.html", "metrics.jsonl", "checkpoint.pt", "curves.png",
+    "scores.json", "sitecustomize.py",
+}  # fmt: skip
+OTHERS_FLAGS = {
+    "--build-arg", "--target", "--nproc-per-node", "--resolution", "-plaintext", "--set", "--install", "--previous",
+}  # fmt: skip
+_FILE = re.compile(r"[\w./{}<>-]+\.(?:py|md|toml|txt|json|jsonl|ya?ml|proto|onnx|pt|png|html|js|cfg|lock)|[\w.-]+/[\w./<>-]*")
+_FLAG = re.compile(r"--[a-z][a-z-]+")
+
+
+def _flags() -> set[str]:
+    context = click.Context(cli.program)
+    loaded = [cli.program.get_command(context, name) for name in cli.program.list_commands(context)]
+    return {
+        flag
+        for command in loaded
+        if command
+        for parameter in command.params
+        for flag in (*parameter.opts, *parameter.secondary_opts)
+    }
+
+
+FLAGS = _flags() | OTHERS_FLAGS | {"--help", "--version"}
+SOURCES = "".join(
+    path.read_text()
+    for folder in ("service", "export", "deploy")
+    for path in (ROOT / folder).rglob("*.*")
+    if path.suffix in (".py", ".yaml", ".html")
+)
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+FILES = {path.name for folder in ("service", "export", "deploy", "protos", "tests", ".ci") for path in (ROOT / folder).rglob("*")}
+
+HISTORY = {"CHANGELOG.md", "tests/benchmarks/RESULTS.md"}
+"""What was true when it was written: their links must lead somewhere, the names in them need not be today's."""
+document = pytest.mark.parametrize("name", markdown.DOCUMENTS)
+manual = pytest.mark.parametrize("name", sorted({*markdown.DOCUMENTS} - HISTORY))
+
+
+@document
+def test_links_lead_somewhere(name: str) -> None:
+    for link in markdown.read(name).links:
+        url = urlsplit(link)
+        if url.scheme:
+            assert re.fullmatch(r"https?://([\w.-]+\.[a-z]+|127\.0\.0\.1:\d+)(/[^\s<>]*)?", link), link
+            continue
+        path = (ROOT / name).parent / url.path if url.path else ROOT / name
+        if str(path.resolve().relative_to(ROOT)) in GENERATED:
+            continue
+        assert path.exists(), link
+        if url.fragment:
+            assert url.fragment in markdown.read(str(path.resolve().relative_to(ROOT))).anchors, link
+
+
+@manual
+def test_what_is_named_exists(name: str) -> None:
+    folder = (ROOT / name).parent
+    for span in markdown.read(name).spans:
+        for flag in _FLAG.findall(span) if not span.startswith(("kubectl", "docker", "helm", "git")) else ():
+            assert flag in FLAGS or "tests.benchmarks" in span, f"{flag} in `{span}`"
+        if target := re.match(r"make ([a-z-]+)", span):
+            assert target[1] in TARGETS, span
+        if re.fullmatch(r"convoy_[a-z_]+|CONVOY_[A-Z_]+[A-Z]", span):
+            assert span in SOURCES or f"--{span.removeprefix('CONVOY_').lower().replace('_', '-')}" in FLAGS, span
+        if _FILE.fullmatch(span) and not OF_READERS.fullmatch(span) and span not in READERS_FILES:
+            places = [folder / span, ROOT / span, ROOT / "service" / span, ROOT / "export" / span]
+            assert any(place.exists() for place in places) or span in FILES | GENERATED, f"there is no {span}"
+
+
+@document
+def test_tables_have_as_many_cells_in_each_row(name: str) -> None:
+    for table in markdown.read(name).tables:
+        cells = [len(re.findall(r"(?<!\\)\|", re.sub(r"`[^`]*`", "", line))) for line in table]
+        assert len(set(cells)) == 1, table[0]
+
+
+def test_every_part_has_its_manual_and_the_first_is_short() -> None:
+    assert set(MANUALS) <= set(markdown.DOCUMENTS)
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_what_is_missing_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(markdown, "ROOT", tmp_path)
+    for number, text in enumerate(["[a](none.md)", "[a](0.md#none)", "[a](http:/x)"]):
+        (tmp_path / f"{number}.md").write_text(text)
+        monkeypatch.setattr(f"{__name__}.ROOT", tmp_path)
+        with pytest.raises(AssertionError):
+            test_links_lead_somewhere(f"{number}.md")
+    for text in ("`--no-such-flag`", "`make nothing`", "`service/none.py`", "`convoy_nothing_total`", "`CONVOY_NOTHING`"):
+        (tmp_path / "named.md").write_text(text)
+        with pytest.raises(AssertionError):
+            test_what_is_named_exists("named.md")
