@@ -300,7 +300,7 @@ def test_workers_that_cannot_start_end_the_server_with_one_clear_line(repository
     assert re.search(r"worker [12] \(pid \d+\) was killed by signal 9 \(Killed\)", one_line(killed))
 
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['onnxruntime'] = None\n")
-    assert "onnxruntime is missing: install Convoy's extra" in one_line(convoy(*serve, PYTHONPATH=path))
+    assert "package 'onnxruntime' is missing: install Convoy's extra" in one_line(convoy(*serve, PYTHONPATH=path))
 
 
 @pytest.mark.parametrize("signals", [[signal.SIGKILL], [signal.SIGTERM, signal.SIGTERM]])
