@@ -9,11 +9,17 @@ from service.engine.entry import NEXT_STATES, RECEIVED, Entry, State
 
 
 class CheckedState:
-    """In place of the slot `Entry.state`: raises for an illegal transition, and keeps it in `violations`."""
+    """In place of the slot `Entry.state`: raises for an illegal transition.
+
+    Attributes:
+        violations: the illegal transitions.
+        history: every state that any request went through, in order.
+    """
 
     def __init__(self, slot: Any) -> None:
         self._slot = slot
         self.violations: list[str] = []
+        self.history: list[State] = []
 
     def __get__(self, entry: Entry | None, owner: type[Entry]) -> Any:
         return self if entry is None else self._slot.__get__(entry, owner)
@@ -28,6 +34,7 @@ class CheckedState:
         if not legal:
             self.violations.append(f"{before} -> {state}")
             raise AssertionError(self.violations[-1])
+        self.history.append(state)
         self._slot.__set__(entry, state)
 
 

@@ -1,1 +1,1 @@
-"""Requests in batches through ONNX Runtime: queue, batcher, repository, classifier."""
+"""From a query to its answer: classifier, request, decoding, queue, scheduling, batcher; and the repository of models."""

@@ -1,6 +1,6 @@
 """The threads and the lock around scheduling.py: runs batches and delivers their outcomes.
 
-A model has one or more instances: ONNX Runtime sessions, each with a thread of its own, each running one batch at a time.
+A model has one or more instances: ONNX Runtime sessions with a thread each, which run one batch at a time.
 
 The transport's thread calls `pump` when it has no more events waiting, and when `submit` says that a batch is full. `pump` runs a
 batch itself or wakes an instance's thread. An instance's thread takes the next batch by itself for as long as one is due. All other
@@ -223,7 +223,7 @@ class Batcher:
         try:
             outputs = _predict(predict, parts)
         except Exception as error:
-            # A client may send what the model cannot take for hours: a line for each, the traceback for debugging.
+            # A client may send such requests for hours: a line for each, the traceback for debugging.
             debug = log.isEnabledFor(logging.DEBUG)
             log.error("model %s failed on a batch of %d requests: %s", self._name, len(parts), first_line(error), exc_info=debug)
             outputs = None

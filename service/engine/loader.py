@@ -268,7 +268,12 @@ class Loader:
         if known is not None and known.fingerprint == fingerprint:
             return
         if any(served.version == version for served in self._registry.served.get(name, ())):
-            log.error("model %s version %d: the change is not taken up, it serves as before: %s", name, version, reason)
+            log.error(
+                "model %s version %d: the changed version cannot be loaded, the previous one is still served: %s",
+                name,
+                version,
+                reason,
+            )
         else:
             log.error("model %s version %d is not served: %s", name, version, reason)
         self._metrics.load_ended(name, outcome, seconds)

@@ -167,5 +167,5 @@ def _identity(served: ServedModel) -> tuple[str, str, str, str]:
 
 
 def _close(served: ServedModel) -> None:
-    # On a thread of its own: the last release may come from a thread of the batcher, which `close` waits for.
+    # On another thread: the last release may come from a thread of the batcher, which `close` waits for.
     threading.Thread(target=served.batcher.close, name=f"close-{served.name}").start()

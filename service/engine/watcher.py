@@ -13,7 +13,7 @@ RESCAN_MILLISECONDS = 5000
 
 
 class Watcher:
-    """Calls `scan` on a thread of its own. Construct, `start`, and in the end `stop`."""
+    """Calls `scan` on its own thread. Construct, `start`, and in the end `stop`."""
 
     def __init__(self, folder: Path, scan: Callable[[], None]) -> None:
         self._folder = folder
@@ -22,11 +22,11 @@ class Watcher:
         self._thread = threading.Thread(target=self._watch, name="repository-watch", daemon=True)
 
     def start(self) -> None:
-        """Starts to watch."""
+        """Starts watching."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Stops to watch, after a scan that is running. Does nothing if it was never started."""
+        """Stops watching, after the running scan. Does nothing if it was never started."""
         self._stopping.set()
         if self._thread.ident is not None:
             self._thread.join()
@@ -36,7 +36,7 @@ class Watcher:
             try:
                 self._scan()
             except Exception:
-                log.exception("repository: looking for changes failed")
+                log.exception("repository: a scan failed")
 
     def _changes(self) -> Iterator[None]:
         """Yields when something in the folder may have changed, until `stop`."""
@@ -53,7 +53,7 @@ class Watcher:
             except Exception as error:  # noqa: BLE001 - such as the kernel's limit of watches
                 if str(error) != logged:
                     logged = str(error)
-                    log.warning("repository: not told of changes, looking every %g s: %s", RESCAN_MILLISECONDS / 1000, error)
+                    log.warning("repository: cannot watch for changes, scanning every %g s: %s", RESCAN_MILLISECONDS / 1000, error)
                 if self._stopping.wait(RESCAN_MILLISECONDS / 1000):
                     return
                 yield

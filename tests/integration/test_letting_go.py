@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
 import service.engine.decoding
+from service.engine.entry import DECODING, DONE, QUEUED, RECEIVED, RUNNING, State
 from service.engine.query import Item, Query
 from service.errors import Cancelled, RequestError
 from service.model.contract import InputSpec
 from service.model.preprocessing import open_image, to_pixels
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.server import Server
+from tests.request_states import CheckedState
 
 pytestmark = pytest.mark.usefixtures("checked_states")
 
@@ -122,6 +124,27 @@ def test_a_request_that_nobody_waits_for_is_not_decoded_to_the_end(server: Serve
     assert ended.wait(10)
     assert isinstance(outcomes[0], Cancelled)
     assert decoded <= 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "states"),
+    [
+        ("answered", [RECEIVED, DECODING, QUEUED, RUNNING, DONE]),
+        ("broken, decoded at once", [RECEIVED]),
+        ("broken, decoded in the pool", [RECEIVED, DECODING, DONE]),
+        ("too many bytes", [RECEIVED]),
+        ("unknown model", []),
+        ("late, decoded in the pool", [RECEIVED, DECODING, DONE]),
+    ],
+)
+def test_a_request_goes_through_the_states_of_its_way(
+    server: Server, checked_states: CheckedState, kind: str, states: list[State]
+) -> None:
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        classify = channel.unary_unary(CLASSIFY, pb.ClassifyRequest.SerializeToString, pb.ClassifyResponse.FromString)
+        classify.future(REQUESTS[kind], timeout=20).exception()
+    assert server._repository.wait_until_idle(20)
+    assert checked_states.history == states
 
 
 def test_what_is_compressed_beside_a_png_s_pixels_is_not_unfolded_on_the_transports_thread(

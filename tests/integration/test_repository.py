@@ -252,7 +252,7 @@ def test_a_policy_of_several_instances_and_a_delay_is_kept(repository: Path, ser
     assert samples(server)["convoy_ort_threads", "digits"] == 2 * served.model.threads
 
 
-def test_a_folder_that_cannot_be_watched_is_looked_through(
+def test_a_folder_that_cannot_be_watched_is_scanned(
     repository: Path, model_file: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
@@ -264,7 +264,7 @@ def test_a_folder_that_cannot_be_watched_is_looked_through(
     put(model_file, repository, "digits", 2)
     eventually(lambda: [each.version for each in server._repository.served["digits"]] == [2])
     assert [record.message for record in caplog.records].count(
-        "repository: not told of changes, looking every 0.05 s: Too many open files"
+        "repository: cannot watch for changes, scanning every 0.05 s: Too many open files"
     ) == 1, "once, not each time"
 
 

@@ -183,7 +183,7 @@ def test_what_is_more_than_one_batch_wakes_as_many_instances(make: Make, gate: G
     assert sorted(gate.batches) == [1, 2, 2]
 
 
-def test_an_idle_instance_holds_no_pictures(make: Make, gate: Gate, done: Outcomes) -> None:
+def test_an_idle_instance_holds_no_images(make: Make, gate: Gate, done: Outcomes) -> None:
     batcher = make(SLOW)
     poison = images(255)
     held = weakref.ref(poison)
@@ -337,7 +337,7 @@ def test_a_batch_that_cannot_be_counted_is_answered_all_the_same(done: Outcomes)
     assert work.outputs[0][:, 0].tolist() == [1.0, 1.0]
 
 
-def test_an_answer_that_cannot_be_delivered_harms_nobody_else(make: Make, done: Outcomes) -> None:
+def test_an_answer_that_cannot_be_delivered_harms_no_other_request(make: Make, done: Outcomes) -> None:
     def broken(work: Asked) -> None:
         raise RuntimeError("no way to send this")
 
