@@ -1,1 +1,1 @@
-"""The Open Inference Protocol apart from its transport: tensors, metadata, shared memory."""
+"""The Open Inference Protocol, for gRPC and REST alike: tensors, parameters, queries, metadata, shared memory."""

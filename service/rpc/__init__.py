@@ -1,1 +1,1 @@
-"""The gRPC edge."""
+"""The gRPC port: two transports, the servicers, and their messages on the wire."""

@@ -197,7 +197,7 @@ def test_a_client_that_does_not_read_is_not_read_either(channel: grpc.Channel, s
     talk.call.cancel()
 
 
-def test_what_is_in_hand_is_cancelled_with_the_stream(slow: grpc.Channel, slow_server: Server) -> None:
+def test_pending_requests_are_cancelled_with_the_stream(slow: grpc.Channel, slow_server: Server) -> None:
     talk = Talk(slow)
     for _ in range(30):
         talk.write("slow", BRIGHT)

@@ -15,7 +15,7 @@ from service.rpc.aio_server import AioServer
 from service.rpc.call import UnaryCall
 from service.rpc.completion_queue import CompletionQueueServer
 from service.rpc.transport import Options
-from tests.integration.seam_service import LIMIT, Seen, Service
+from tests.integration.transport_service import LIMIT, RecordingObserver, Service
 
 Kind = type[AioServer] | type[CompletionQueueServer]
 
@@ -30,7 +30,7 @@ class Interleavings(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.service, self.seen = Service(), Seen()
+        self.service, self.seen = Service(), RecordingObserver()
         self.transport = self.kind(Options("127.0.0.1", 0, LIMIT, self.service.methods(), self.seen, self.service.on_idle))
         self.transport.start()
         self.channel: Any = grpc.insecure_channel(f"127.0.0.1:{self.transport.port}", [("grpc.enable_retries", 0)])

@@ -149,7 +149,7 @@ def test_a_page_of_this_server_may_ask(server: Server) -> None:
     assert ask(server, "POST", INFER, body, **behind_a_proxy)[0] == 200
 
 
-def test_a_request_in_hand_is_answered_when_the_server_stops(slow_file: Path, tmp_path: Path, serve: Serve) -> None:
+def test_a_running_request_is_answered_when_the_server_stops(slow_file: Path, tmp_path: Path, serve: Serve) -> None:
     put(slow_file, tmp_path / "slow", "slow", 1)
     server = serve(tmp_path / "slow", lame_duck_seconds=0)
     answers: list[Any] = []

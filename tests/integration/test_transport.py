@@ -1,4 +1,4 @@
-"""The seam of rpc/call.py on a real transport, driven by grpcio's own client."""
+"""The rules of rpc/call.py on a real transport, with grpcio's own client."""
 
 import asyncio
 import contextlib
@@ -23,7 +23,7 @@ from service.rpc.completion_queue import CompletionQueueServer, why_unavailable
 from service.rpc.tls import Tls
 from service.rpc.transport import Options, Transport
 from tests.benchmarks.leaks import half_a_call
-from tests.integration.seam_service import ERRORS, LIMIT, Seen, Service
+from tests.integration.transport_service import ERRORS, LIMIT, RecordingObserver, Service
 
 Kind = type[AioServer] | type[CompletionQueueServer]
 
@@ -40,12 +40,12 @@ def service() -> Service:
 
 
 @pytest.fixture
-def seen() -> Seen:
-    return Seen()
+def seen() -> RecordingObserver:
+    return RecordingObserver()
 
 
 @pytest.fixture
-def transport(kind: Kind, service: Service, seen: Seen) -> Iterator[Transport]:
+def transport(kind: Kind, service: Service, seen: RecordingObserver) -> Iterator[Transport]:
     transport = kind(Options("127.0.0.1", 0, LIMIT, service.methods(), seen, service.on_idle))
     transport.start()
     yield transport
@@ -72,20 +72,20 @@ def stream(channel: Any, name: str) -> Any:
 
 
 @pytest.mark.parametrize("name", ["Echo", "Later"])
-def test_a_unary_call_is_answered_at_once_or_later_from_another_thread(unary: Unaries, seen: Seen, name: str) -> None:
+def test_a_unary_call_is_answered_at_once_or_later_from_another_thread(unary: Unaries, seen: RecordingObserver, name: str) -> None:
     assert unary(name)(BytesValue(value=b"hello"), timeout=10).value == b"hello"
     seen.wait_for(name, "OK")
     assert seen.started == [f"unary t.T/{name}"]
     assert seen.handled == [(name, "OK")]
 
 
-def test_many_calls_in_flight_each_get_their_own_answer(unary: Unaries, seen: Seen) -> None:
+def test_many_calls_in_flight_each_get_their_own_answer(unary: Unaries, seen: RecordingObserver) -> None:
     futures = [unary("Later").future(BytesValue(value=str(i).encode()), timeout=20) for i in range(200)]
     assert [future.result().value for future in futures] == [str(i).encode() for i in range(200)]
     assert seen.handled.count(("Later", "OK")) == 200
 
 
-def test_of_many_answers_one_wins(unary: Unaries, seen: Seen) -> None:
+def test_of_many_answers_one_wins(unary: Unaries, seen: RecordingObserver) -> None:
     for _ in range(20):
         future = unary("Race").future(BytesValue(value=b"x"), timeout=10)
         assert future.code() in (grpc.StatusCode.OK, grpc.StatusCode.INTERNAL)
@@ -93,7 +93,7 @@ def test_of_many_answers_one_wins(unary: Unaries, seen: Seen) -> None:
 
 
 @pytest.mark.parametrize("code", [name for name in ERRORS if name != "bug"])
-def test_every_error_has_its_status_and_detail(unary: Unaries, seen: Seen, code: str) -> None:
+def test_every_error_has_its_status_and_detail(unary: Unaries, seen: RecordingObserver, code: str) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         unary("Fail")(BytesValue(value=code.encode()), timeout=10)
     assert caught.value.code().name == code
@@ -128,7 +128,7 @@ def test_a_bug_is_internal_and_keeps_its_text_to_itself(unary: Unaries, channel:
     assert unary("Echo")(BytesValue(value=b"still here"), timeout=10).value == b"still here"
 
 
-def test_a_malformed_message_is_an_invalid_argument(channel: Any, seen: Seen) -> None:
+def test_a_malformed_message_is_an_invalid_argument(channel: Any, seen: RecordingObserver) -> None:
     for call in (
         lambda: channel.unary_unary("/t.T/Echo")(b"\xff\xff\xff", timeout=10),
         lambda: list(channel.stream_stream("/t.T/EchoStream")(iter([b"\xff\xff\xff"]), timeout=10)),
@@ -139,7 +139,7 @@ def test_a_malformed_message_is_an_invalid_argument(channel: Any, seen: Seen) ->
         assert "google.protobuf.BytesValue" in str(caught.value.details())
 
 
-def test_an_unknown_method_is_unimplemented_and_no_label(unary: Unaries, seen: Seen) -> None:
+def test_an_unknown_method_is_unimplemented_and_no_label(unary: Unaries, seen: RecordingObserver) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         unary("Nope")(BytesValue(), timeout=10)
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
@@ -175,31 +175,33 @@ def test_a_handlers_initial_metadata_goes_ahead_of_its_answer(unary: Unaries, ch
         assert len(list(stream)) == messages
 
 
-def test_a_cancelled_call_tells_its_handler_and_drops_the_late_answer(unary: Unaries, service: Service, seen: Seen) -> None:
+def test_a_cancelled_call_tells_its_handler_and_drops_the_late_answer(
+    unary: Unaries, service: Service, seen: RecordingObserver
+) -> None:
     future = unary("Keep").future(BytesValue(), timeout=10)
     assert service.kept.wait(10)
     future.cancel()
-    assert service.gone.wait(10)
+    assert service.cancelled.wait(10)
     assert not service.calls[0].reply(b"")
     assert service.calls[0].ended
     seen.wait_for("Keep", "CANCELLED")
 
 
-def test_a_deadline_tells_the_handler(unary: Unaries, service: Service, seen: Seen) -> None:
+def test_a_deadline_tells_the_handler(unary: Unaries, service: Service, seen: RecordingObserver) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         unary("Keep")(BytesValue(), timeout=0.2)
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert service.gone.wait(10)
+    assert service.cancelled.wait(10)
     seen.wait_for("Keep", "DEADLINE_EXCEEDED", "CANCELLED")  # by the server's clock, or by the client's, which leaves at its own
 
 
 def test_a_broken_connection_tells_the_handler(transport: Transport, service: Service) -> None:
     channel: Any = grpc.insecure_channel(f"127.0.0.1:{transport.port}")
-    in_hand = channel.unary_unary("/t.T/Keep").future(b"")
+    running = channel.unary_unary("/t.T/Keep").future(b"")
     assert service.kept.wait(10)
     channel.close()
-    assert in_hand.code() is grpc.StatusCode.CANCELLED
-    assert service.gone.wait(10)
+    assert running.code() is grpc.StatusCode.CANCELLED
+    assert service.cancelled.wait(10)
 
 
 def test_a_call_without_a_message_is_refused(channel: Any, transport: Transport) -> None:
@@ -210,7 +212,7 @@ def test_a_call_without_a_message_is_refused(channel: Any, transport: Transport)
     assert caught.value.code() is expected[transport.name]
 
 
-def test_a_connection_that_breaks_inside_a_message_is_a_cancelled_call(transport: Transport, seen: Seen) -> None:
+def test_a_connection_that_breaks_inside_a_message_is_a_cancelled_call(transport: Transport, seen: RecordingObserver) -> None:
     connection = socket.create_connection(("127.0.0.1", transport.port))
     connection.sendall(half_a_call("/t.T/Echo", b"x" * 100))
     deadline = time.monotonic() + 10
@@ -225,13 +227,13 @@ def test_a_connection_that_breaks_inside_a_message_is_a_cancelled_call(transport
         assert echo_on(channel, b"x") == b"x"
 
 
-def test_a_stream_answers_each_message_in_order_and_ends_after_the_half_close(channel: Any, seen: Seen) -> None:
+def test_a_stream_answers_each_message_in_order_and_ends_after_the_half_close(channel: Any, seen: RecordingObserver) -> None:
     sent = [BytesValue(value=str(i).encode()) for i in range(300)]
     assert list(stream(channel, "EchoStream")(iter(sent), timeout=20)) == sent
     seen.wait_for("EchoStream", "OK")
 
 
-def test_messages_sent_all_at_once_go_out_in_order_before_the_status(channel: Any, seen: Seen) -> None:
+def test_messages_sent_all_at_once_go_out_in_order_before_the_status(channel: Any, seen: RecordingObserver) -> None:
     call = channel.unary_stream("/t.T/Count", BytesValue.SerializeToString, BytesValue.FromString)
     assert [int(message.value) for message in call(BytesValue(value=b"500"), timeout=20)] == list(range(500))
     seen.wait_for("Count", "OK")
@@ -252,7 +254,7 @@ def test_a_stream_that_does_not_ask_for_more_is_not_given_more(channel: Any, ser
     time.sleep(0.2)
     assert service.received == 1
     call.cancel()
-    assert service.gone.wait(10)
+    assert service.cancelled.wait(10)
 
 
 def test_a_slow_reader_holds_the_stream_up_not_the_server(channel: Any, unary: Unaries) -> None:
@@ -275,7 +277,7 @@ def test_on_idle_is_called_after_calls_and_at_the_time_it_asked_for(unary: Unari
     assert threading.current_thread().name not in service.idle_threads
 
 
-def test_the_public_transport_is_idle_once_for_messages_in_a_row(service: Service, seen: Seen) -> None:
+def test_the_public_transport_is_idle_once_for_messages_in_a_row(service: Service, seen: RecordingObserver) -> None:
     transport = AioServer(Options("127.0.0.1", 0, LIMIT, service.methods(), seen, service.on_idle))
     transport.start()
 
@@ -295,8 +297,8 @@ def test_the_public_transport_is_idle_once_for_messages_in_a_row(service: Servic
         transport.stop(0)
 
 
-def test_stop_finishes_what_is_in_hand_and_refuses_what_comes(unary: Unaries, service: Service, transport: Transport) -> None:
-    in_hand = unary("Keep").future(BytesValue(), timeout=10)
+def test_stop_finishes_open_calls_and_refuses_new_ones(unary: Unaries, service: Service, transport: Transport) -> None:
+    running = unary("Keep").future(BytesValue(), timeout=10)
     assert service.kept.wait(10)
     stopping = threading.Thread(target=transport.stop, args=(10,))
     stopping.start()
@@ -306,23 +308,23 @@ def test_stop_finishes_what_is_in_hand_and_refuses_what_comes(unary: Unaries, se
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     assert stopping.is_alive()
     service.calls[0].reply(BytesValue(value=b"finished").SerializeToString())
-    assert in_hand.result().value == b"finished"
+    assert running.result().value == b"finished"
     stopping.join(10)
     assert not stopping.is_alive()
 
 
 def test_stop_cancels_what_is_left_after_the_grace(unary: Unaries, service: Service, transport: Transport) -> None:
-    in_hand = unary("Keep").future(BytesValue(), timeout=10)
+    running = unary("Keep").future(BytesValue(), timeout=10)
     assert service.kept.wait(10)
     start = time.monotonic()
     transport.stop(0.3)
     assert 0.2 < time.monotonic() - start < 8
-    assert in_hand.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN)
-    assert service.gone.wait(10)
+    assert running.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN)
+    assert service.cancelled.wait(10)
 
 
 def test_a_port_in_use_is_a_clear_error(kind: Kind, transport: Transport) -> None:
-    second = kind(Options("127.0.0.1", transport.port, LIMIT, [], Seen(), lambda: math.inf))
+    second = kind(Options("127.0.0.1", transport.port, LIMIT, [], RecordingObserver(), lambda: math.inf))
     with pytest.raises(errors.UserError, match=f"127.0.0.1:{transport.port}: the port is in use"):
         second.start()
 
@@ -372,7 +374,7 @@ Start = Callable[..., Transport]
 
 
 @pytest.fixture
-def start(kind: Kind, service: Service, seen: Seen) -> Iterator[Start]:
+def start(kind: Kind, service: Service, seen: RecordingObserver) -> Iterator[Start]:
     """Starts transports with options of a test's own."""
     started: list[Transport] = []
 

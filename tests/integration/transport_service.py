@@ -13,7 +13,7 @@ from service.rpc.call import Method, Stream, StreamCall, Unary, UnaryCall
 LIMIT = 1 << 20
 
 
-class Seen:
+class RecordingObserver:
     """The calls that the transport made to its observer."""
 
     def __init__(self) -> None:
@@ -21,8 +21,8 @@ class Seen:
         self.handled: list[tuple[str, str]] = []
         self._more = threading.Condition()
 
-    def rpc_method(self, kind: str, service: str, method: str) -> "SeenMethod":
-        return SeenMethod(self, kind, service, method)
+    def rpc_method(self, kind: str, service: str, method: str) -> "RecordingMethodObserver":
+        return RecordingMethodObserver(self, kind, service, method)
 
     def add(self, method: str, code: str) -> None:
         with self._more:
@@ -34,8 +34,8 @@ class Seen:
             assert self._more.wait_for(lambda: any((method, code) in self.handled for code in codes), timeout=10), self.handled
 
 
-class SeenMethod:
-    def __init__(self, seen: Seen, kind: str, service: str, method: str) -> None:
+class RecordingMethodObserver:
+    def __init__(self, seen: RecordingObserver, kind: str, service: str, method: str) -> None:
         self._seen, self._kind, self._service, self._method = seen, kind, service, method
 
     def started(self) -> None:
@@ -51,7 +51,7 @@ class Service:
 
     def __init__(self) -> None:
         self.calls: list[UnaryCall] = []
-        self.gone = threading.Event()
+        self.cancelled = threading.Event()
         self.kept = threading.Event()
         self.received = 0
         self.permits = threading.Semaphore(0)
@@ -110,7 +110,7 @@ class Service:
 
     def keep(self, request: BytesValue, call: UnaryCall) -> None:
         self.calls.append(call)
-        call.on_cancelled(self.gone.set)
+        call.on_cancelled(self.cancelled.set)
         self.kept.set()
 
     def fail(self, request: BytesValue, call: UnaryCall) -> None:
@@ -135,7 +135,7 @@ class EchoReceiver:
 
     def __init__(self, service: Service, call: StreamCall) -> None:
         self._service, self._call = service, call
-        call.on_cancelled(service.gone.set)
+        call.on_cancelled(service.cancelled.set)
         call.receive()
 
     def on_message(self, request: BytesValue) -> None:
@@ -213,7 +213,7 @@ ERRORS: dict[str, Exception] = {
     "NOT_FOUND": errors.NotFound("served are: a, b"),
     "RESOURCE_EXHAUSTED": errors.QueueFull("full", retry_after_seconds=0.25),
     "DEADLINE_EXCEEDED": errors.DeadlineExceeded("late"),
-    "CANCELLED": errors.Cancelled("gone"),
+    "CANCELLED": errors.Cancelled("cancelled"),
     "UNAVAILABLE": errors.Unavailable("draining", retry_after_seconds=2),
     "UNIMPLEMENTED": errors.Unimplemented("not here"),
     "INTERNAL": errors.ModelFailed("it failed"),
