@@ -1,12 +1,16 @@
-"""A progress bar for work that reports through `export.progress.OnProgress`."""
+"""Progress bars: of work that reports through `export.progress.OnProgress`, and of a training."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from export.progress import OnProgress
+
+if TYPE_CHECKING:
+    from export.training.loop import Step
 
 
 @contextlib.contextmanager
@@ -29,3 +33,22 @@ def progress_bar(console: Console | None = None) -> Iterator[OnProgress]:
             bar.update(shown[step], completed=done, total=total or None)
 
         yield on_progress
+
+
+@contextlib.contextmanager
+def training_bar(console: Console) -> Iterator["Callable[[Step], None]"]:
+    """Gives the callback, and shows the steps, loss, accuracy and speed of a training until the block ends."""
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.4f}"),
+        TextColumn("accuracy {task.fields[accuracy]:6.2%}"), TextColumn("{task.fields[speed]:,.0f} images/s"),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("training", total=None, loss=float("nan"), accuracy=0.0, speed=0.0)
+
+        def on_step(step: "Step") -> None:
+            bar.update(
+                task, completed=step.done, total=step.total, loss=step.loss, accuracy=step.accuracy, speed=step.images_per_second
+            )
+
+        yield on_step

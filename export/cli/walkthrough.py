@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 import click
 from rich.console import Console
 
-from export.cli import options
+from export.cli.options import FiniteFloat
+from export.cli.output_folder import check_output_folder, create_output_folder
 from export.cli.progress_bar import progress_bar
 from export.files import read_file
 from export.walkthrough.pixel_scaling import PIXEL_SCALINGS, PixelScaling
@@ -15,30 +16,31 @@ from service.errors import InvalidRequest, LoadError, UserError
 if TYPE_CHECKING:
     from export.walkthrough.subject import Subject
 
+_LEARNING_RATE = 0.01
+
 console = Console(highlight=False)
 
 
 @click.command()
 @click.argument("image", type=click.Path(path_type=Path))
 @click.option("--model", "model_path", type=click.Path(path_type=Path), metavar="MODEL.onnx|RUN",
-              help="The network to go through: an ONNX file, or the folder of a run. Default: none; the steps of a convolutional "
-                   "layer are done by hand, as in the tutorials.")  # fmt: skip
+              help="The network: an ONNX file, or the folder of a run. Without one, the steps of a convolutional layer are shown "
+                   "by hand, as in the tutorials.")  # fmt: skip
 @click.option("--output", type=click.Path(path_type=Path), required=True,
               help="Folder, new or empty, for index.html and the pictures.")  # fmt: skip
-@click.option("--label", metavar="NAME",
-              help="The right answer, at which the step of learning aims; of a RUN alone. Default: the name of the picture's "
-                   "folder if that is a label, or else the network's own answer.")  # fmt: skip
-@click.option("--learning-rate", type=click.FloatRange(0, 1000, min_open=True), callback=options.finite, default=None,
-              help="Of the step of learning; of a RUN alone.  [default: 0.01]")  # fmt: skip
-@click.option("--scaling", type=click.Choice(PIXEL_SCALINGS),
-              help="What the pixels are for an ONNX file that Convoy did not write.  [default: 0..1]")  # fmt: skip
+@click.option("--label", metavar="NAME", show_default="the picture's folder if its name is a label, else the network's answer",
+              help="The right answer, for the step of learning; only with a RUN.")  # fmt: skip
+@click.option("--learning-rate", type=FiniteFloat(0, 1000, min_open=True), show_default=f"{_LEARNING_RATE}",
+              help="Of the step of learning; only with a RUN.")  # fmt: skip
+@click.option("--scaling", type=click.Choice(PIXEL_SCALINGS), show_default="0..1",
+              help="The range of pixels that an ONNX file from elsewhere than Convoy takes.")  # fmt: skip
 def walkthrough(
     image: Path, model_path: Path | None, output: Path, label: str | None, learning_rate: float | None, scaling: PixelScaling | None
 ) -> None:
-    """Show every layer's effect on the picture IMAGE: OUTPUT/index.html, one page that needs nothing else, and its pictures.
+    """Show every layer's effect on the picture IMAGE, as a self-contained web page, OUTPUT/index.html, and pictures.
 
-    With a model: the maps of every layer, the filters of the first, the answer, and which pixels mattered for it. With a RUN of
-    `convoy train` also one step of backpropagation on the picture.
+    With a model, the page shows the maps of every layer, the filters of the first, the answer, and which pixels mattered for it.
+    With a RUN of `convoy train` it also shows one step of backpropagation on the picture.
 
     \b
     Examples:
@@ -50,7 +52,7 @@ def walkthrough(
     from export.walkthrough import network_page, subject, tutorial_page, tutorial_steps, web_page
     from service.model.preprocessing import decode
 
-    options.check_new_folder(output)
+    check_output_folder(output)
     encoded = read_file(image)
     with progress_bar() as on_progress:
         try:
@@ -64,13 +66,13 @@ def walkthrough(
                 found = subject.load_subject(model_path, scaling)
                 aim = _aim(found, label, learning_rate, image)
                 pixels, photo = decode(encoded, found.spec, MAX_PIXELS), tutorial_steps.decode_photo(encoded, MAX_PIXELS)
-                page = network_page.build_page(found, pixels, photo, image.name, aim, learning_rate or 0.01, on_progress)
+                page = network_page.build_page(found, pixels, photo, image.name, aim, learning_rate or _LEARNING_RATE, on_progress)
         except InvalidRequest as error:
             raise UserError(f"{image}: {error}") from None
         except LoadError as error:
             raise UserError(f"{model_path}: {error}") from None
         on_progress("writing the page", 0, 0)
-        options.new_folder(output)
+        create_output_folder(output)
         names = web_page.write(page, output)
     for bar in page.answers[:1]:
         console.print(f"{image.name}: {bar.name}, {bar.text}", soft_wrap=True, markup=False)

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from export.cli import options
 from service.cli.parameters import FiniteFloat, ImageSize
 
-SIZES: list[Any] = [ImageSize(65_535), options.ImageSize()]
+SIZES: list[Any] = [ImageSize(65_535), options.ImageSize(4_096)]
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -32,7 +32,7 @@ def test_anything_else_is_refused(size: Any, given: str) -> None:
     "option",
     [
         click.Option(["--number"], type=FiniteFloat(0, 100)),
-        click.Option(["--number"], type=click.FloatRange(0, 100), callback=options.finite),
+        click.Option(["--number"], type=options.FiniteFloat(0, 100)),
     ],
 )
 def test_a_number_is_finite_and_in_its_range(option: click.Option) -> None:

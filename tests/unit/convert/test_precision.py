@@ -13,7 +13,8 @@ import torch
 from click.testing import CliRunner
 from onnx import TensorProto, numpy_helper
 
-from export.cli import export as commands
+from export.cli import evaluate as evaluate_command
+from export.cli import inspect as inspect_command
 from export.convert import pipeline
 from export.convert.precision import check_half_range
 from export.data import datasets
@@ -139,7 +140,7 @@ def test_inspect_counts_as_in_fp32(precision: str, model_file: Path, request: An
         assert (layer.precision, before[name].precision) == (precision, "fp32")
         assert (layer.shape, layer.parameters, layer.macs) == (before[name].shape, before[name].parameters, before[name].macs)
     assert by_name["softmax"].precision == "fp32"
-    shown = CliRunner().invoke(commands.inspect, [str(exported.path)], catch_exceptions=False, standalone_mode=False).stdout
+    shown = CliRunner().invoke(inspect_command.inspect, [str(exported.path)], catch_exceptions=False, standalone_mode=False).stdout
     assert re.search(rf"conv2 \(Conv\) +\(N, 64, 11, 11\) +18,496 +2,230,272 +{precision}", shown)
     assert re.search(rf"^precision +{precision}$", shown, re.MULTILINE)
 
@@ -148,5 +149,5 @@ def test_inspect_counts_as_in_fp32(precision: str, model_file: Path, request: An
 def test_evaluate_finds_the_accuracy_of_the_contract(precision: str, request: Any) -> None:
     exported: pipeline.Exported = request.getfixturevalue(precision)
     arguments = [str(exported.path), "--data", "digits", "--json"]
-    shown = CliRunner().invoke(commands.evaluate, arguments, catch_exceptions=False, standalone_mode=False).stdout
+    shown = CliRunner().invoke(evaluate_command.evaluate, arguments, catch_exceptions=False, standalone_mode=False).stdout
     assert json.loads(shown)["accuracy"] == load_model(exported.path, "cpu", 1).contract.training.accuracy

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from click.testing import CliRunner
 
-from export.cli import export as commands
+from export.cli import evaluate as command
 from service.errors import UserError
 from service.model.contract import METADATA_KEY, Contract
 from service.model.loading import load_model
@@ -30,7 +30,7 @@ def with_contract(model_file: Path, path: Path, **changes: object) -> Path:
 
 def evaluate(*arguments: str | Path) -> str:
     """What `convoy evaluate` prints on stdout."""
-    result = CliRunner().invoke(commands.evaluate, [*map(str, arguments)], catch_exceptions=False, standalone_mode=False)
+    result = CliRunner().invoke(command.evaluate, [*map(str, arguments)], catch_exceptions=False, standalone_mode=False)
     return result.stdout
 
 
@@ -55,7 +55,7 @@ def test_evaluate_says_if_the_data_have_changed(model_file: Path, tmp_path: Path
     facts = json.loads(onnx.load(model_file).metadata_props[0].value)["training"]
     assert facts["data_digest"] == "digits"
     other = with_contract(model_file, tmp_path / "other.onnx", training=facts | {"data_digest": "1f"})
-    said = "digits is not what it was when the model was trained"
+    said = "digits has changed since the model was trained"
     assert said in " ".join(evaluate(other, "--data", "digits").split())
     assert said not in " ".join(evaluate(model_file, "--data", "digits").split())
 
@@ -88,7 +88,7 @@ def test_evaluate_needs_neither_pytorch_nor_onnx(model_file: Path) -> None:
         "    def find_spec(self, name, path=None, target=None):\n"
         "        assert name.split('.')[0] not in {'torch', 'onnx', 'onnxscript', 'grpc'}, name\n"
         "sys.meta_path.insert(0, Refuse())\n"
-        "from export.cli.export import evaluate\n"
+        "from export.cli.evaluate import evaluate\n"
         "evaluate()\n"
     )
     done = subprocess.run(

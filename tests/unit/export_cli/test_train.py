@@ -1,6 +1,7 @@
-"""`convoy train` as a process: one at a time in a folder, and Ctrl-C."""
+"""`convoy train`: its help, one training at a time in a folder, and Ctrl-C."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -9,13 +10,24 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from export.cli import options
+from export.cli.output_folder import lock_run
 from export.cli.train import train
+from export.networks.architectures import NETWORKS
+from export.training.recipes import RECIPES
+
+
+def test_help_shows_every_option_once_and_the_recipes_and_networks() -> None:
+    shown = CliRunner().invoke(train, ["--help"]).output
+    for option in train.params:
+        assert len(re.findall(rf"^  {option.opts[0]}(?![\w-])", shown, re.MULTILINE)) == 1, option.name
+    assert re.search(r"^  --help(?![\w-])", shown, re.MULTILINE)
+    for name in (*RECIPES, *NETWORKS):
+        assert f"\n  {name} " in shown
 
 
 def test_a_run_has_one_training_at_a_time(tmp_path: Path) -> None:
-    options.hold(tmp_path)
-    holding = "import sys; from pathlib import Path; from export.cli import options; options.hold(Path(sys.argv[1]))"
+    lock_run(tmp_path)
+    holding = "import sys; from pathlib import Path; from export.cli.output_folder import lock_run; lock_run(Path(sys.argv[1]))"
     other = subprocess.run([sys.executable, "-c", holding, tmp_path], capture_output=True, text=True, timeout=60, check=False)
     assert "another training writes to" in other.stderr
     subprocess.run([sys.executable, "-c", holding, tmp_path / ".."], timeout=60, check=True)

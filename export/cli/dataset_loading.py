@@ -1,0 +1,43 @@
+"""Loading a data set for a command: a progress bar meanwhile, a summary afterwards."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from export.cli.progress_bar import progress_bar
+from export.progress import OnProgress
+
+if TYPE_CHECKING:
+    from export.data.datasets import Dataset
+
+_SHOWN_SKIPPED = 5
+_SHOWN_LABELS = 10
+
+
+def load_with_progress(console: Console, load: "Callable[[OnProgress], Dataset]", *, to_train: bool = False) -> "Dataset":
+    """Calls `load` with a progress callback, and prints a summary of the data set to the console."""
+    with progress_bar(console) as on_progress:
+        dataset = load(on_progress)
+    console.print(_summary(dataset, to_train=to_train), soft_wrap=True, markup=False)
+    return dataset
+
+
+def _summary(dataset: "Dataset", *, to_train: bool) -> str:
+    """The sizes, the input and the files left out; for training also the augmentation and the classes."""
+    spec = dataset.input
+    lines = [
+        f"{dataset.name}: {len(dataset.training)} training, {len(dataset.validation)} validation, {len(dataset.test)} test "
+        f"pictures, {len(dataset.labels)} classes, {'x'.join(map(str, spec.shape))}",
+        f"pictures are {dataset.pictures}; resized to {spec.height}x{spec.width}, {'gray' if spec.channels == 1 else 'color'}, "
+        f"{spec.fit}{f'; in training {dataset.augmentation}' if to_train else ''}",
+    ]
+    if to_train:
+        more = ", ..." if len(dataset.labels) > _SHOWN_LABELS else ""
+        lines.append(f"classes: {', '.join(dataset.labels[:_SHOWN_LABELS])}{more}")
+    if dataset.skipped:
+        lines.append(f"left out: {len(dataset.skipped)} files")
+        lines += [f"  {line}" for line in dataset.skipped[:_SHOWN_SKIPPED]]
+        if len(dataset.skipped) > _SHOWN_SKIPPED:
+            lines.append(f"  and {len(dataset.skipped) - _SHOWN_SKIPPED} more")
+    return "\n".join(lines)

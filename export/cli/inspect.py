@@ -1,0 +1,82 @@
+"""`convoy inspect`: the layers, the contract and the digest of an ONNX file."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from export.inspection.model_file import Inspection
+    from service.model.contract import Contract
+
+_SHOWN_LABELS = 20
+
+console = Console(highlight=False)
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+def inspect(model: Path) -> None:
+    """Show the layers, the contract and the digest of an ONNX file, exported by Convoy or not."""
+    from export.inspection import model_file
+
+    found = model_file.inspect(model)
+    console.print(_layer_table(found))
+    console.print(f"\n{_totals(found)}", soft_wrap=True)
+    if found.external:
+        missing = [name for name in found.external if not (model.parent / name).is_file()]
+        where = f"; missing: {', '.join(missing)}" if missing else ""
+        console.print(f"weights are outside the file, in {', '.join(found.external)}{where}", soft_wrap=True, markup=False)
+    if found.contract is None:
+        console.print("no contract: this file was not written by Convoy")
+        return
+    for name, value in _facts(found.contract).items():
+        console.print(f"{name:<11} {value}", soft_wrap=True, markup=False)
+
+
+def _layer_table(found: "Inspection") -> Table:
+    table = Table("Layer (type)", "Output Shape", "Param #", "MACs", "Precision", box=None, header_style="bold", pad_edge=False)
+    for column in (2, 3):
+        table.columns[column].justify = "right"
+    for layer in found.layers:
+        shape = "?" if layer.shape is None else f"({', '.join(map(str, layer.shape))})"
+        macs = "?" if layer.macs is None else f"{layer.macs:,}"
+        name = escape(f"{layer.name} ({layer.operator})")
+        table.add_row(name, escape(shape), f"{layer.parameters:,}", macs, layer.precision or "?")
+    return table
+
+
+def _totals(found: "Inspection") -> str:
+    uncounted = sum(layer.macs is None for layer in found.layers)
+    return (
+        f"Total params: {found.parameters:,}\nTrainable params: {found.parameters - found.statistics:,}\n"
+        f"Non-trainable params: {found.statistics:,}\n"
+        f"MACs an image: {found.macs:,}{f', without {uncounted} layers of unknown shape' if uncounted else ''}\n"
+        f"{found.size_bytes:,} bytes, sha256 {found.digest}"
+    )
+
+
+def _facts(contract: "Contract") -> dict[str, str]:
+    training = contract.training
+    calibration = "not measured" if training.calibration_error is None else f"expected error {training.calibration_error:.2%}"
+    calibration += "" if training.temperature == 1.0 else f", with a temperature of {training.temperature:.3f}"
+    accuracy = "not measured" if training.accuracy is None else f"{training.accuracy:.2%}"
+    if training.accuracy_interval is not None:
+        accuracy += " (95 % interval {:.1%} to {:.1%})".format(*training.accuracy_interval)
+    more = ", ..." if len(contract.labels) > _SHOWN_LABELS else ""
+    return {
+        "name": contract.name,
+        "input": f"uint8 {' x '.join(map(str, contract.input.shape))}, {contract.input.resize}, {contract.input.fit}",
+        "labels": f"{len(contract.labels)}: {', '.join(contract.labels[:_SHOWN_LABELS])}{more}",
+        "head": contract.head,
+        "precision": contract.precision,
+        "trained": f"{training.network} on {training.data}, kept epoch {training.epochs}, seed {training.seed}",
+        "accuracy": accuracy,
+        "calibration": calibration,
+        "golden": f"{len(contract.golden)} samples",
+        "versions": ", ".join(f"{package} {version}" for package, version in training.versions.items()),
+        "commit": training.commit or "unknown",
+    }

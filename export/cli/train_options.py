@@ -1,0 +1,93 @@
+"""The options of `convoy train`, and its help: options in groups, recipes, networks and examples."""
+
+from pathlib import Path
+
+import click
+
+from export.cli.options import DATA, DATA_DIR, FiniteFloat, ImageSize
+from export.training import recipes
+
+_LARGEST_SIDE = 4096
+_RECIPE = "the recipe's"
+
+OPTION_GROUPS: dict[str, tuple[click.Option, ...]] = {
+    "Data and network": (
+        click.Option(["--data"], required=True, metavar=DATA,
+                     help="A data set by name, or a folder of pictures: DIR/<class>/*.jpg, or DIR/train/<class>/*.jpg with "
+                          "DIR/test and DIR/val beside it. Missing parts are split off the training part."),
+        click.Option(["--data-dir"], **DATA_DIR),
+        click.Option(["--network"], default="article-cnn", show_default=True, metavar="NAME[:option=value,...]",
+                     help="The network to train; see below."),
+        click.Option(["--image-size"], type=ImageSize(_LARGEST_SIDE), metavar="N|HxW",
+                     help="The network's input in pixels.",
+                     show_default="the pictures' own size; for a folder only if it is the same for all and at most 64, else 32, "
+                                  "64, 128 or 224 by their median size"),
+        click.Option(["--fit"], type=click.Choice(["stretch", "crop", "pad"]), show_default="stretch",
+                     help="How pictures of another shape are fitted to the input, in training and serving."),
+    ),
+    "Training": (
+        click.Option(["--epochs"], type=click.IntRange(1, 100_000), metavar="N", show_default=_RECIPE,
+                     help="Passes over the training part."),
+        click.Option(["--batch-size"], type=click.IntRange(1, 1_000_000), metavar="N", show_default=_RECIPE,
+                     help="Pictures a step. Another size than the recipe's scales the default learning rate."),
+        click.Option(["--optimizer"], type=click.Choice(recipes.OPTIMIZERS), show_default=_RECIPE,
+                     help="Adam; AdamW, with weight decay separate from the gradient; SGD with Nesterov momentum."),
+        click.Option(["--learning-rate"], type=FiniteFloat(0, 10, min_open=True), metavar="RATE", show_default=_RECIPE,
+                     help="The highest of the schedule. Too high, and the loss jumps or diverges; too low, and it falls slowly."),
+        click.Option(["--schedule"], type=click.Choice(recipes.SCHEDULES), default="one-cycle", show_default=True,
+                     help="one-cycle: up to the learning rate and down to nearly 0 over all epochs; or constant."),
+        click.Option(["--weight-decay"], type=FiniteFloat(0, 1), metavar="RATE", show_default=_RECIPE,
+                     help="Pulls the weights towards 0, against overfitting; norms and biases are left out."),
+        click.Option(["--label-smoothing"], type=FiniteFloat(0, 1, max_open=True), metavar="SHARE", show_default=_RECIPE,
+                     help="Share of each label that is spread over all classes: 0.1 makes a network less confident."),
+        click.Option(["--ema-decay"], type=FiniteFloat(0, 1, max_open=True), metavar="DECAY", show_default=_RECIPE,
+                     help="Measure and keep a moving average of the weights with this decay a step, such as 0.99; 0: no average."),
+        click.Option(["--flip/--no-flip"], default=None, show_default="--flip, except for digits and mnist",
+                     help="Mirror half of the training pictures; turn it off for pictures of anything that can be read."),
+        click.Option(["--shift", "shift_pixels"], type=click.IntRange(0, _LARGEST_SIDE), metavar="PIXELS",
+                     help="Shift training pictures at random, by up to so many pixels.",
+                     show_default="the recipe's, else 2 for digits, 1 for mnist, an eighth of the picture for others"),
+        click.Option(["--patience"], type=click.IntRange(0), default=0, metavar="EPOCHS", show_default=True,
+                     help="Stop after so many epochs without a lower validation loss; 0: never."),
+        click.Option(["--seed"], type=click.IntRange(0, 2**31 - 1), default=0, show_default=True,
+                     help="Seed of the split, the weights, the shuffling and the augmentation: the same seed, the same training."),
+        click.Option(["--autocast"], type=click.Choice(recipes.AUTOCASTS), default="auto", show_default=True,
+                     help="Compute in bfloat16; auto does if the processor supports it (GPUs from Ampere on, CPUs with AMX)."),
+    ),
+    "The run": (
+        click.Option(["--output"], type=click.Path(path_type=Path), required=True, metavar="RUN",
+                     help="Folder for the run: new or empty, except with --resume."),
+        click.Option(["--resume"], is_flag=True,
+                     help="Continue the interrupted training in RUN. Give the same command as before and add this option."),
+        click.Option(["--tensorboard"], is_flag=True, help="Also write RUN/tensorboard; needs the package tensorboard."),
+    ),
+}  # fmt: skip
+
+
+class TrainCommand(click.Command):
+    """A command with the options of OPTION_GROUPS, shown in these groups."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the options."""
+        help_option = self.get_help_option(ctx)
+        groups = OPTION_GROUPS if help_option is None else {**OPTION_GROUPS, "Help": (help_option,)}
+        for title, options in groups.items():
+            with formatter.section(title):
+                formatter.write_dl([record for option in options if (record := option.get_help_record(ctx))])
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
+        """Writes the recipes, the networks and examples."""
+        from export.networks.architectures import describe  # imports PyTorch, which takes seconds
+
+        with formatter.section("Recipes"):
+            formatter.write(recipes.describe() + "\n")
+        with formatter.section("Networks, and their options with the default first"):
+            formatter.write(describe() + "\n")
+        with formatter.section("Examples"):
+            formatter.write(
+                "  convoy train --data mnist --network article-cnn:pool=average,kernel=5 --output run\n"
+                "  convoy train --data photos/ --network resnet18 --image-size 64 --fit crop --output run   "
+                "(photos/cat/*.jpg, photos/dog/*.jpg)\n"
+            )
+        with formatter.section("Several processes or machines (DistributedDataParallel; --batch-size is that of all together)"):
+            formatter.write("  torchrun --nproc-per-node 2 -m service.cli train --data mnist --output run\n")
