@@ -10,4 +10,4 @@ OnCount = Callable[[int, int], None]
 
 
 def ignore_progress(*_: object) -> None:
-    """The default of both: reports to nobody."""
+    """The default of both: does nothing."""

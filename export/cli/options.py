@@ -13,7 +13,7 @@ DATA_DIR: dict[str, Any] = {
     "type": click.Path(path_type=Path),
     "metavar": "DIR",
     "show_default": "the user's cache",
-    "help": "Folder with the files of mnist or cifar10; those that are missing are downloaded to it.",
+    "help": "Folder with the files of mnist or cifar10; missing files are downloaded to it.",
 }
 """The option `--data-dir`."""
 

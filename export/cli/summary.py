@@ -1,4 +1,4 @@
-"""What was measured, for a terminal and as JSON."""
+"""Scores, as JSON and as tables in the terminal, and what a lower precision costs and gains."""
 
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ _SHOWN_MISTAKES = 5
 
 
 def as_json(scores: Scores) -> dict[str, object]:
-    """Everything but the single answers; fractions are of 1, what is undefined is null."""
+    """The scores without the single answers. Fractions are of 1; undefined values are null."""
     return {
         "items": scores.items,
         "correct": scores.correct,
@@ -47,7 +47,7 @@ def headline(scores: Scores) -> str:
 
 
 def show_cost(cost: "Cost", console: Console) -> None:
-    """Prints both files side by side and, of int8, what each layer costs and where it computes."""
+    """Prints the file of the lower precision beside the fp32 file and, for int8, the table of layers."""
     found = cost.quantization
     if found is not None:
         table = Table("layer", "operator", box=None, header_style="bold", pad_edge=False)
@@ -60,8 +60,8 @@ def show_cost(cost: "Cost", console: Console) -> None:
         console.print(table)
         methods = ", ".join(f"{name} {divergence:.1e}" for name, divergence in found.methods.items())
         console.print(
-            f"divergence in nats from fp32, each layer alone in int8, on {found.sensitivity_items} validation pictures; of all "
-            f"layers, by how the ranges are taken from {found.calibration_items} training pictures: {methods}\n"
+            f"divergence in nats from fp32, only this layer in int8, on {found.sensitivity_items} validation pictures; with all "
+            f"layers in int8, by the method that takes the ranges from {found.calibration_items} training pictures: {methods}\n"
             f"validation: {found.reference_accuracy:.2%} in fp32, {found.accuracy:.2%} in int8 by {found.method}\n",
             soft_wrap=True, markup=False,
         )  # fmt: skip
@@ -74,7 +74,7 @@ def show_cost(cost: "Cost", console: Console) -> None:
 
 
 def show(scores: Scores, console: Console) -> None:
-    """Prints the headline, the classes, the confusion matrix where it fits, and the most frequent mistakes."""
+    """Prints the headline, the classes, the confusion matrix if it is small enough, and the most frequent mistakes."""
     console.print(headline(scores), soft_wrap=True, markup=False)
     console.print()
     console.print(_classes(scores))
@@ -105,7 +105,7 @@ def _shares(score: ClassScore) -> list[str]:
 
 
 def _confusion(scores: Scores) -> Table:
-    """Columns are headed by the number of the class, for names side by side would not fit."""
+    """The columns have the numbers of the classes as heads, as names would be too wide."""
     table = Table("truth \\ answer", box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
     for index in range(len(scores.labels)):
         table.add_column(str(index), justify="right", no_wrap=True)

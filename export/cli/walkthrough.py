@@ -1,4 +1,4 @@
-"""`convoy walkthrough`: a picture's way through a network, as a web page and pictures."""
+"""`convoy walkthrough`: every layer's effect on a picture, as a web page and pictures."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,11 +10,13 @@ from export.cli.options import FiniteFloat
 from export.cli.output_folder import check_output_folder, create_output_folder
 from export.cli.progress_bar import progress_bar
 from export.files import read_file
+from export.progress import OnProgress
 from export.walkthrough.pixel_scaling import PIXEL_SCALINGS, PixelScaling
 from service.errors import InvalidRequest, LoadError, UserError
 
 if TYPE_CHECKING:
     from export.walkthrough.subject import Subject
+    from export.walkthrough.web_page import Page
 
 _LEARNING_RATE = 0.01
 
@@ -33,7 +35,7 @@ console = Console(highlight=False)
 @click.option("--learning-rate", type=FiniteFloat(0, 1000, min_open=True), show_default=f"{_LEARNING_RATE}",
               help="Of the step of learning; only with a RUN.")  # fmt: skip
 @click.option("--scaling", type=click.Choice(PIXEL_SCALINGS), show_default="0..1",
-              help="The range of pixels that an ONNX file from elsewhere than Convoy takes.")  # fmt: skip
+              help="The range of pixel values that an ONNX file not exported by Convoy takes.")  # fmt: skip
 def walkthrough(
     image: Path, model_path: Path | None, output: Path, label: str | None, learning_rate: float | None, scaling: PixelScaling | None
 ) -> None:
@@ -48,25 +50,13 @@ def walkthrough(
       convoy walkthrough digit.png --model models/digits/1/model.onnx --output tour
       convoy walkthrough digit.png --model run --label 6 --output tour
     """  # noqa: D301 - \b keeps click from re-wrapping the lines
-    from export.data.image_files import MAX_PIXELS
-    from export.walkthrough import network_page, subject, tutorial_page, tutorial_steps, web_page
-    from service.model.preprocessing import decode
+    from export.walkthrough import web_page
 
     check_output_folder(output)
     encoded = read_file(image)
     with progress_bar() as on_progress:
         try:
-            if model_path is None:
-                for name, value in (("--label", label), ("--learning-rate", learning_rate), ("--scaling", scaling)):
-                    if value is not None:
-                        raise UserError(f"{name} needs --model")
-                page = tutorial_page.build_page(tutorial_steps.compute_steps(encoded, MAX_PIXELS), image.name)
-            else:
-                on_progress("reading the model", 0, 0)
-                found = subject.load_subject(model_path, scaling)
-                aim = _aim(found, label, learning_rate, image)
-                pixels, photo = decode(encoded, found.spec, MAX_PIXELS), tutorial_steps.decode_photo(encoded, MAX_PIXELS)
-                page = network_page.build_page(found, pixels, photo, image.name, aim, learning_rate or _LEARNING_RATE, on_progress)
+            page = _build_page(image, encoded, model_path, label, learning_rate, scaling, on_progress)
         except InvalidRequest as error:
             raise UserError(f"{image}: {error}") from None
         except LoadError as error:
@@ -82,12 +72,32 @@ def walkthrough(
     console.print(f"wrote {output / names[0]} and {len(names) - 1} pictures beside it", soft_wrap=True, markup=False)
 
 
+def _build_page(
+    image: Path, encoded: bytes, model_path: Path | None, label: str | None, learning_rate: float | None,
+    scaling: PixelScaling | None, on_progress: OnProgress,
+) -> "Page":  # fmt: skip
+    from export.data.image_files import MAX_PIXELS
+    from export.walkthrough import network_page, subject, tutorial_page, tutorial_steps
+    from service.model.preprocessing import decode
+
+    if model_path is None:
+        for name, value in (("--label", label), ("--learning-rate", learning_rate), ("--scaling", scaling)):
+            if value is not None:
+                raise UserError(f"{name} needs --model")
+        return tutorial_page.build_page(tutorial_steps.compute_steps(encoded, MAX_PIXELS), image.name)
+    on_progress("reading the model", 0, 0)
+    found = subject.load_subject(model_path, scaling)
+    aim = _aim(found, label, learning_rate, image)
+    pixels, photo = decode(encoded, found.spec, MAX_PIXELS), tutorial_steps.decode_photo(encoded, MAX_PIXELS)
+    return network_page.build_page(found, pixels, photo, image.name, aim, learning_rate or _LEARNING_RATE, on_progress)
+
+
 def _aim(found: "Subject", label: str | None, learning_rate: float | None, image: Path) -> int | None:
     """The right class for the step of learning: the `--label`, or the picture's folder if it is a label; else None."""
     if found.checkpoint is None:
         for name, value in (("--label", label), ("--learning-rate", learning_rate)):
             if value is not None:
-                raise UserError(f"{name} is for a step of learning, which needs the folder of a run (`convoy train`) as --model")
+                raise UserError(f"{name} is for a step of learning, which needs a run of `convoy train` as --model")
         return None
     if label is not None and label not in found.labels:
         raise UserError(f"--label {label!r} is not one of {', '.join(found.labels)}")

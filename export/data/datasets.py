@@ -1,6 +1,6 @@
 """Labelled pictures in three parts: training, validation and test.
 
-Each part holds its pictures as the pixels that a network takes, made by the code that serves them, and as the encoded files that a
+Each part has its pictures as the pixels that a network takes, decoded by the code that serves them, and as the encoded files that a
 client would send. Choices such as the epoch to keep are made on the validation part. The test part is measured once, at the end.
 """
 
@@ -118,7 +118,7 @@ def load_dataset(
     name, _, source_dir = data.partition(":")
     if name not in DATA:
         if data_dir is not None:
-            raise UserError(f"--data-dir is for mnist and cifar10; --data {data} says by itself where the pictures are")
+            raise UserError(f"--data-dir is for mnist and cifar10; --data {data} is a folder of pictures itself")
         return _load_folder(data, seed, choices, on_progress)
     if name == "digits":
         if data_dir is not None or source_dir:

@@ -76,7 +76,7 @@ def _find_parts(folder: Path) -> tuple[dict[str, Path], list[str]]:
         raise UserError(f"{folder}: no such folder")
     inside = _subfolders(folder)
     named = [path for path in inside if path.name.lower() in PARTS]
-    # A class may be called "train", say of railway trains; a part holds folders, a class pictures.
+    # A class may be called "train", say of railway trains; a part contains folders, a class pictures.
     if not any(PARTS[path.name.lower()] == "training" and _subfolders(path) for path in named):
         return {"training": folder}, []
     parts: dict[str, Path] = {}
@@ -94,11 +94,11 @@ def _labels(parts: dict[str, Path], classes: dict[str, list[Path]]) -> tuple[str
     folder = parts["training"]
     labels = tuple(path.name for path in classes["training"])
     if len(labels) < 2:
-        found = f"one class folder alone, {labels[0]!r}" if labels else "no class folder"
-        raise UserError(f"{folder}: {found}; wanted are two or more, as in {folder}/cat/1.jpg and {folder}/dog/1.jpg")
+        found = f"only one class folder, {labels[0]!r}" if labels else "no class folder"
+        raise UserError(f"{folder}: {found}; two or more are needed, such as {folder}/cat/1.jpg and {folder}/dog/1.jpg")
     if all(_PART_LIKE.search(label) for label in labels) and len({tuple(_classes_of(path)) for path in classes["training"]}) == 1:
         raise UserError(
-            f"{folder}: {', '.join(labels)} hold the same folders, so they look like parts and not like classes: name them train, "
+            f"{folder}: {', '.join(labels)} have the same subfolders, so they look like parts and not classes: name them train, "
             "val and test"
         )
     for label in labels:

@@ -71,7 +71,7 @@ NETWORKS: dict[str, Architecture] = {
 
 
 def build(text: str, spec: InputSpec, classes: int) -> nn.Module:
-    """Builds a network with fresh weights. Its attribute `head` says how to read the logits.
+    """Builds a network with fresh weights. Its attribute `head` is the option of that name.
 
     Args:
         text: `NAME` or `NAME:option=value,...`.

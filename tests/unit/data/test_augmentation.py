@@ -25,7 +25,7 @@ def test_augmentation_is_a_crop_of_the_padded_picture(kind: torch.dtype, padding
     assert 60 < sum(draw[2] for draw in draws) < 140
 
 
-def test_augmentation_by_its_generator_and_none_at_all() -> None:
+def test_augmentation_depends_on_the_generator_alone() -> None:
     images = torch.rand(8, 1, 6, 6)
     twice = [augment(images, Augmentation(2, flip=True), torch.Generator().manual_seed(4)) for _ in range(2)]
     assert torch.equal(*twice)

@@ -17,7 +17,7 @@ from tests.unit.data.pictures import RNG
 
 
 def old_pickle(pixels: np.ndarray, labels: list[int]) -> bytes:
-    """A batch as Python 2's pickle wrote it: texts are bytes, and NumPy's parts stand where they stood in 2009."""
+    """A batch as Python 2's pickle wrote it: texts are bytes, and NumPy's modules have their names of 2009."""
 
     def text(value: bytes) -> bytes:
         return b"U" + bytes([len(value)]) + value
@@ -83,7 +83,7 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path, monkeypatch: py
     assert not (tmp_path / "touched").exists()
 
 
-def test_a_broken_archive_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_of_a_broken_archive_has_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     members = cifar10_members()
     path = put_cifar10(tmp_path, {name: content for name, content in members.items() if name != "data_batch_3"}, monkeypatch)
     with pytest.raises(UserError, match=r"not the archive of CIFAR-10 \('data_batch_3'\)"):

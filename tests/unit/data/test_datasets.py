@@ -27,7 +27,7 @@ def test_digits_come_in_three_disjoint_stratified_parts(digits: datasets.Dataset
     assert not digits.augmentation.flip
 
 
-def test_size_channels_and_fit_are_chosen_or_given(tmp_path: Path) -> None:
+def test_choices_replace_the_default_input_and_augmentation(tmp_path: Path) -> None:
     gray = pets(tmp_path / "gray", {"a": 3, "b": 3}, size=(20, 20), mode="L")
     assert datasets.load_dataset(str(gray), 0).input.shape == (20, 20, 1)
     wide = pets(tmp_path / "wide", {"a": 3, "b": 3}, size=(40, 20))
@@ -38,7 +38,7 @@ def test_size_channels_and_fit_are_chosen_or_given(tmp_path: Path) -> None:
         assert found.augmentation == Augmentation(3, flip=False, padding="reflect")
 
 
-def test_the_same_data_are_loaded_again_from_what_a_checkpoint_says(mnist: Path, tmp_path: Path) -> None:
+def test_a_published_data_set_is_reloaded_from_its_source(mnist: Path, tmp_path: Path) -> None:
     found = datasets.load_dataset("mnist", 5, mnist, Choices(image_size=(20, 24), channels=3, fit="pad"))
     assert found.source == f"mnist:{mnist}"
     assert found.test.pixels.shape == (50, 20, 24, 3)
@@ -53,7 +53,7 @@ def test_the_same_data_are_loaded_again_from_what_a_checkpoint_says(mnist: Path,
     )
 
 
-def test_a_folder_that_has_moved_is_found_again_and_another_is_not_taken_for_it(tmp_path: Path) -> None:
+def test_a_moved_folder_is_reloaded_and_other_classes_are_refused(tmp_path: Path) -> None:
     root = pets(tmp_path / "pets", {"cat": 10, "dog": 10}, mode="L")
     found = datasets.load_dataset(str(root), 3, choices=Choices(image_size=(9, 9), channels=3))
     moved = root.rename(tmp_path / "moved")

@@ -32,7 +32,7 @@ def site(tmp_path: Path) -> Iterator[tuple[str, Path]]:
         thread.join()
 
 
-def test_a_missing_file_without_a_network_says_what_to_put_where(mnist: Path) -> None:
+def test_without_a_network_the_error_has_the_url_and_the_path(mnist: Path) -> None:
     path = mnist / "t10k-labels-idx1-ubyte.gz"
     path.unlink()
     with pytest.raises(UserError) as raised:
@@ -42,7 +42,7 @@ def test_a_missing_file_without_a_network_says_what_to_put_where(mnist: Path) ->
     assert "\n" not in str(raised.value)
 
 
-def test_what_is_missing_is_downloaded_and_checked(
+def test_missing_files_are_downloaded_and_checked(
     mnist: Path, site: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     address, root = site

@@ -20,7 +20,7 @@ from tests.unit.data.pictures import draw, pets
         (("train",), [16, 2, 2]),
     ],
 )
-def test_parts_that_are_there_are_taken(tmp_path: Path, names: tuple[str, ...], sizes: list[int]) -> None:
+def test_parts_of_a_folder_are_kept(tmp_path: Path, names: tuple[str, ...], sizes: list[int]) -> None:
     for name in names:
         pets(tmp_path / name, {"cat": 10, "dog": 10} if name.lower().startswith("train") else {"cat": 3, "dog": 3})
     found = datasets.load_dataset(str(tmp_path), 0)
@@ -36,7 +36,7 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     assert datasets.load_dataset(str(pets(tmp_path, {"train": 5, "plane": 5})), 0).labels == ("plane", "train")
 
 
-def test_what_people_have_in_their_folders(tmp_path: Path) -> None:
+def test_other_files_and_broken_pictures_are_skipped_and_listed(tmp_path: Path) -> None:
     root = pets(tmp_path / "pets", {"cat": 10, "dog": 10}, size=(300, 200))
     draw(root / "cat" / "holiday" / "deep" / "a.JPG", (40, 80))
     draw(root / "dog" / "gray.png", mode="L")
@@ -65,10 +65,10 @@ def test_what_people_have_in_their_folders(tmp_path: Path) -> None:
     assert reasons["cat/cut.png"].startswith("the image's data are broken or cut short")
 
 
-def test_linked_folders_are_gone_into_once_and_loose_pictures_are_named(tmp_path: Path) -> None:
+def test_linked_folders_are_followed_once_and_loose_pictures_listed(tmp_path: Path) -> None:
     root = pets(tmp_path / "pets", {"cat": 4, "dog": 4})
-    pets(tmp_path, {"elsewhere": 5})
-    (root / "cat" / "more").symlink_to(tmp_path / "elsewhere")
+    pets(tmp_path, {"linked": 5})
+    (root / "cat" / "more").symlink_to(tmp_path / "linked")
     (root / "dog" / "round").symlink_to(root / "dog")
     (root / "dog" / "up").symlink_to(root)
     (root / "cat" / "deep").mkdir()
@@ -85,7 +85,7 @@ def test_linked_folders_are_gone_into_once_and_loose_pictures_are_named(tmp_path
 def test_parts_are_not_taken_for_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
     for name in names:
         pets(tmp_path / name, {"cat": 4, "dog": 4})
-    with pytest.raises(UserError, match="look like parts and not like classes: name them train, val and test"):
+    with pytest.raises(UserError, match="look like parts and not classes: name them train, val and test"):
         datasets.load_dataset(str(tmp_path), 0)
 
 
@@ -98,7 +98,7 @@ def test_classes_may_be_called_like_parts_or_have_the_same_folders(tmp_path: Pat
     assert datasets.load_dataset(str(tmp_path / "two"), 0).labels == ("large intestine", "stomach", "trainers")
 
 
-def test_folders_that_are_no_data(tmp_path: Path) -> None:
+def test_invalid_folders_are_refused(tmp_path: Path) -> None:
     def refused(path: Path | str, **options: object) -> str:
         with pytest.raises(UserError) as raised:
             datasets.load_dataset(str(path), 0, **options)  # type: ignore[arg-type]
@@ -106,8 +106,8 @@ def test_folders_that_are_no_data(tmp_path: Path) -> None:
         return str(raised.value)
 
     (tmp_path / "none").mkdir()
-    assert "no class folder; wanted are two or more" in refused(tmp_path / "none")
-    assert "one class folder alone, 'cat'" in refused(pets(tmp_path / "one", {"cat": 3}))
+    assert "no class folder; two or more are needed" in refused(tmp_path / "none")
+    assert "only one class folder, 'cat'" in refused(pets(tmp_path / "one", {"cat": 3}))
     empty = pets(tmp_path / "empty", {"cat": 3})
     (empty / "dog").mkdir()
     assert f"{empty}/dog: a class folder without a picture that can be read; left out: nothing" in refused(empty)

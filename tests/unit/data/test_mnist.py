@@ -25,7 +25,7 @@ def test_mnist_is_read_and_its_training_part_split(mnist: Path) -> None:
     assert (found.input.shape, found.augmentation.flip, found.name) == ((28, 28, 1), False, "mnist")
 
 
-def test_mnist_unpacked_or_packed_anew_is_mnist_too(mnist: Path) -> None:
+def test_files_may_be_unpacked_or_compressed_again(mnist: Path) -> None:
     packed = mnist / "t10k-images-idx3-ubyte.gz"
     packed.with_suffix("").write_bytes(gzip.decompress(packed.read_bytes()))
     packed.unlink()
@@ -45,7 +45,7 @@ def test_mnist_unpacked_or_packed_anew_is_mnist_too(mnist: Path) -> None:
         (lambda content: gzip.compress(idx(np.zeros((200, 28, 28), np.uint8))), "the SHA-256 of its unpacked content is 8"),
     ],
 )
-def test_a_broken_file_of_mnist_is_named(mnist: Path, change: functools.partial, message: str) -> None:
+def test_the_error_of_a_broken_file_has_its_path(mnist: Path, change: functools.partial, message: str) -> None:
     path = mnist / "train-images-idx3-ubyte.gz"
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(UserError) as raised:

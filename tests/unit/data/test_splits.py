@@ -12,7 +12,7 @@ from service.model.preprocessing import decode
 from tests.unit.data.pictures import draw, pets
 
 
-def test_parts_are_everything_once_and_the_same_for_the_same_seed() -> None:
+def test_a_split_has_every_item_once_and_depends_on_the_seed() -> None:
     labels = np.repeat(np.arange(5), 40)
     parts = stratified_split(labels, (0.7, 0.1, 0.2), seed=3)
     assert sorted(np.concatenate(parts).tolist()) == list(range(200))
@@ -49,7 +49,7 @@ def test_two_class_folders_are_split_in_three(tmp_path: Path) -> None:
     assert not np.array_equal(other.test.pixels, found.test.pixels)
 
 
-def test_a_picture_more_is_other_data(tmp_path: Path) -> None:
+def test_another_picture_changes_the_digest(tmp_path: Path) -> None:
     root = pets(tmp_path / "pets", {"cat": 10, "dog": 10})
     digest = datasets.load_dataset(str(root), 3).digest
     assert datasets.load_dataset(str(root), 3, choices=Choices(image_size=(9, 9))).digest == digest

@@ -51,7 +51,7 @@ def test_evaluate_measures_the_held_out_pictures(model_file: Path, tmp_path: Pat
     assert json.loads(evaluate(model_file, "--data", "digits", "--json", "--part", "training"))["items"] == 1257
 
 
-def test_evaluate_says_if_the_data_have_changed(model_file: Path, tmp_path: Path) -> None:
+def test_evaluate_warns_if_the_data_have_changed(model_file: Path, tmp_path: Path) -> None:
     facts = json.loads(onnx.load(model_file).metadata_props[0].value)["training"]
     assert facts["data_digest"] == "digits"
     other = with_contract(model_file, tmp_path / "other.onnx", training=facts | {"data_digest": "1f"})

@@ -33,7 +33,7 @@ def test_a_run_has_one_training_at_a_time(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", holding, tmp_path / ".."], timeout=60, check=True)
 
 
-def test_ctrl_c_says_how_to_go_on_and_that_works(tmp_path: Path) -> None:
+def test_ctrl_c_prints_a_command_that_resumes(tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = ["train", "--data", "digits", "--epochs", "6", "--output", str(run)]
     process = subprocess.Popen(

@@ -21,7 +21,7 @@ def test_resnet18_has_the_published_number_of_parameters(text: str, spec: InputS
     assert parameters(architectures.build(text, spec, classes)) == count
 
 
-def test_resnet18_shrinks_as_published_and_starts_as_it_should() -> None:
+def test_resnet18_has_the_published_shapes_and_initialisation() -> None:
     network = architectures.build("resnet18", COLOR32, 10).eval()
     found = shapes(network, COLOR32)
     assert [found[f"stage{stage}_block2"] for stage in (1, 2, 3, 4)] == [(64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4)]

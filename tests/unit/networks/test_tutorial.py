@@ -6,7 +6,7 @@ from export.networks import architectures
 from tests.unit.networks.shapes import COLOR32, GRAY28, parameters, shapes
 
 
-def test_the_articles_cnn_is_the_one_of_the_articles() -> None:
+def test_article_cnn_has_the_published_shapes() -> None:
     network = architectures.build("article-cnn", GRAY28, 10)
     assert parameters(network) == 93_322
     assert list(shapes(network, GRAY28).values()) == [
@@ -15,7 +15,7 @@ def test_the_articles_cnn_is_the_one_of_the_articles() -> None:
     ]  # fmt: skip
 
 
-def test_the_articles_other_shapes() -> None:
+def test_the_other_networks_have_the_published_shapes() -> None:
     twelve = architectures.build("twelve-filters", COLOR32, 10)
     found = shapes(twelve, COLOR32)
     assert [found[name] for name in ("conv", "pool", "flatten", "output")] == [(12, 32, 32), (12, 16, 16), (3072,), (10,)]

@@ -33,6 +33,6 @@ def weights(checkpoint: Checkpoint) -> torch.Tensor:
 
 
 def metrics(run: Path) -> list[dict[str, float]]:
-    """Lines of metrics.jsonl without what the clock says."""
+    """Lines of metrics.jsonl without the times."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name not in ("seconds", "images_per_second")} for line in lines]

@@ -13,9 +13,7 @@ from service.errors import UserError
 from tests.unit.training.conftest import SETTINGS, trained
 
 
-def test_a_write_that_breaks_off_leaves_the_older_checkpoint_whole(
-    tmp_path: Path, few: datasets.Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_keeps_the_checkpoint_before(tmp_path: Path, few: datasets.Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     trained(tmp_path, few, dataclasses.replace(SETTINGS, epochs=1))
     before = (tmp_path / "checkpoint.pt").read_bytes()
     checkpoint = load_checkpoint(tmp_path)

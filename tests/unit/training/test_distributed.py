@@ -43,7 +43,7 @@ def test_two_processes_agree_with_one(tmp_path: Path) -> None:
         assert ours["learning_rate"] == theirs["learning_rate"], "as many steps"
 
 
-def test_two_processes_refuse_with_one_line_and_end_together_when_one_dies(tmp_path: Path) -> None:
+def test_two_processes_show_one_error_and_exit_together(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     process = torchrun("train", "--data", "digits", "--output", str(tmp_path / "full"))

@@ -10,7 +10,7 @@ from export.training.history import EpochMetrics
 from service.errors import UserError
 
 
-def test_tensorboard_has_the_figures_or_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorboard_has_the_figures_and_its_absence_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     write = history.tensorboard_writer(tmp_path)

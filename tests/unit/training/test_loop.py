@@ -68,7 +68,7 @@ def test_a_seed_gives_the_same_training_and_the_best_epoch_is_kept(tmp_path: Pat
     ],
     ids=["adam", "sgd", "adamw", "speed-net"],
 )
-def test_a_resumed_training_is_the_uninterrupted_one_bit_by_bit(
+def test_a_resumed_training_gives_the_weights_of_an_uninterrupted_one(
     tmp_path: Path, few: datasets.Dataset, changes: dict[str, Any]
 ) -> None:
     settings = dataclasses.replace(SETTINGS, **changes)
@@ -90,9 +90,9 @@ def test_resume_refuses_other_settings_or_data_and_a_finished_run(
         trained(run, few, dataclasses.replace(SETTINGS, learning_rate=0.004), resume=True)
     with pytest.raises(UserError, match="its --epochs is 3, not 4"):
         trained(run, few, dataclasses.replace(SETTINGS, epochs=4), resume=True)
-    with pytest.raises(UserError, match="the data are not those"):
+    with pytest.raises(UserError, match="it was started with other data"):
         trained(run, digits, SETTINGS, resume=True)
-    with pytest.raises(UserError, match="the data are not those"):
+    with pytest.raises(UserError, match="it was started with other data"):
         trained(run, dataclasses.replace(few, augmentation=Augmentation(shift_pixels=1)), SETTINGS, resume=True)
     trained(run, few, SETTINGS, resume=True)
     with pytest.raises(UserError, match="is finished: there is nothing to resume"):
@@ -101,7 +101,7 @@ def test_resume_refuses_other_settings_or_data_and_a_finished_run(
         trained(tmp_path / "none", few, SETTINGS, resume=True)
 
 
-def test_a_training_that_breaks_off_at_its_very_end_can_be_finished(
+def test_a_training_interrupted_at_its_end_can_be_resumed(
     tmp_path: Path, few: datasets.Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*_: object) -> None:
@@ -134,7 +134,7 @@ def test_the_learning_rate_of_an_epoch_is_that_of_its_last_step(tmp_path: Path, 
     assert [line["learning_rate"] for line in metrics(tmp_path)] == pytest.approx([rates[batches - 1], rates[-1]])
 
 
-def test_training_stops_early_and_never_before_it_should(tmp_path: Path, few: datasets.Dataset) -> None:
+def test_training_stops_after_its_patience(tmp_path: Path, few: datasets.Dataset) -> None:
     # At this rate the loss soon jumps about: some epoch is the best for two epochs, long before the hundredth.
     settings = Settings("article-cnn", epochs=100, batch_size=64, learning_rate=0.02, schedule="constant", patience=2)
     kept = trained(tmp_path, few, settings)
@@ -144,7 +144,7 @@ def test_training_stops_early_and_never_before_it_should(tmp_path: Path, few: da
     assert min(losses) == losses[kept.epoch - 1]
 
 
-def test_a_training_that_diverges_says_so_and_keeps_nothing(tmp_path: Path, few: datasets.Dataset) -> None:
+def test_divergence_is_an_error_and_nothing_is_kept(tmp_path: Path, few: datasets.Dataset) -> None:
     settings = Settings("article-cnn", epochs=3, learning_rate=1e30)
     with pytest.raises(UserError, match="the training diverged in epoch 1"):
         trained(tmp_path, few, settings)

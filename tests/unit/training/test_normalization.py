@@ -6,7 +6,7 @@ import torch
 from export.training.normalization import evenly_spaced, mean_and_std
 
 
-def test_mean_and_deviation_of_many_pictures_are_taken_in_parts() -> None:
+def test_mean_and_standard_deviation() -> None:
     images = torch.randint(0, 256, (1000, 3, 5, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     images[:, 2] = 7
     mean, std = mean_and_std(images)

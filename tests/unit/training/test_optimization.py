@@ -64,7 +64,7 @@ def test_the_moving_average_is_that_of_the_weights() -> None:
     assert state["num_batches_tracked"].item() == 199
 
 
-def test_autocast_goes_by_the_processor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, few: datasets.Dataset) -> None:
+def test_autocast_depends_on_the_processor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, few: datasets.Dataset) -> None:
     cpu = torch.device("cpu")
     for name, able, expected in (("auto", False, False), ("auto", True, True), ("off", True, False), ("bf16", False, True)):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: {"amx_bf16": able})

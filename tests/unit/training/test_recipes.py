@@ -7,7 +7,7 @@ from export.training import recipes
 from export.training.recipes import Settings
 
 
-def test_recipes_suit_the_network_and_the_number_of_pictures() -> None:
+def test_recipes_depend_on_the_network_and_the_number_of_pictures() -> None:
     assert recipes.settings("article-cnn", 55_000, epochs=5) == Settings("article-cnn", 5, 128, 4e-3, label_smoothing=0.1)
     small = recipes.settings("article-cnn:kernel=5", 1_257)
     assert (small.epochs, small.batch_size, small.learning_rate) == (20, 32, 2e-3)
