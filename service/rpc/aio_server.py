@@ -24,10 +24,8 @@ from service.rpc.call import (
     StreamCall,
     Unary,
     UnaryCall,
-    deliver,
-    handle_unary,
-    open_stream,
 )
+from service.rpc.dispatch import deliver, handle_unary, open_stream
 from service.rpc.status import Metadata, Status
 from service.rpc.transport import Options
 

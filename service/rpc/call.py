@@ -24,11 +24,10 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
-from weakref import WeakSet
 
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
-from service.errors import Cancelled, ConvoyError, DeadlineExceeded, InvalidRequest
+from service.errors import Cancelled, ConvoyError, DeadlineExceeded
 from service.observability.trace_context import HEADER, TraceContext, trace_context
 from service.rpc.status import OK, Metadata, Status, status_of
 
@@ -270,88 +269,3 @@ class StreamCall(Call):
     @abstractmethod
     def _close(self, status: Status) -> None:
         """For the transport: send the status. Called at most once, after the last `written`, from any thread."""
-
-
-class Finishable(Protocol):
-    """An open stream: its call or its receiver."""
-
-    def finish(self) -> object:
-        """Ends the stream, as soon as no request is lost by it."""
-
-
-class OpenStreams:
-    """The open streams of a service, so that a server that stops can end them: their clients might keep them open for ever.
-
-    Held weakly: the transport holds a call and its receiver for as long as the call is open.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._streams: WeakSet[Finishable] = WeakSet()
-        self._finishing = False
-
-    def add(self, stream: Finishable) -> None:
-        """Adds a stream; ends it at once if the server is stopping."""
-        with self._lock:
-            self._streams.add(stream)
-            finishing = self._finishing
-        if finishing:
-            stream.finish()
-
-    def finish_all(self) -> None:
-        """Ends all streams, and those that are added later."""
-        with self._lock:
-            self._finishing = True
-            streams = list(self._streams)
-        for stream in streams:
-            stream.finish()
-
-
-def handle_unary(method: Unary, payload: bytes, call: UnaryCall) -> None:
-    """For the transport: passes a unary call's message to its handler; an exception fails the call."""
-    try:
-        method.handle(method.request.FromString(payload), call)
-    except DecodeError:
-        call.fail(_malformed(method))
-    except Exception as error:  # noqa: BLE001 - any error fails this call alone
-        call.fail(error)
-
-
-def open_stream(method: Stream, call: StreamCall) -> Receiver | None:
-    """For the transport: opens a stream; if its handler raises, fails the call and returns None."""
-    try:
-        return method.open(call)
-    except Exception as error:  # noqa: BLE001 - as in handle_unary
-        call.fail(error)
-        return None
-
-
-def deliver(method: Stream, payload: bytes | None, receiver: Receiver, call: StreamCall) -> None:
-    """For the transport: passes a stream's next message, or None for its half-close, to its receiver."""
-    if call.ended:
-        return
-    try:
-        if payload is None:
-            receiver.on_half_close()
-        else:
-            receiver.on_message(_parse_leniently(method, payload) if method.lenient else _parse(method, payload))
-    except Exception as error:  # noqa: BLE001 - as in handle_unary
-        call.fail(error)
-
-
-def _parse_leniently(method: Method, payload: bytes) -> Message | InvalidRequest:
-    try:
-        return _parse(method, payload)
-    except InvalidRequest as error:
-        return error
-
-
-def _parse(method: Method, payload: bytes) -> Message:
-    try:
-        return method.request.FromString(payload)
-    except DecodeError:
-        raise _malformed(method) from None
-
-
-def _malformed(method: Method) -> InvalidRequest:
-    return InvalidRequest(f"malformed message: not a {method.request.DESCRIPTOR.full_name}")

@@ -11,7 +11,8 @@ from service.engine.top_k import Results
 from service.errors import InvalidRequest, QueueFull, Unavailable
 from service.observability.trace_context import TraceContext
 from service.pb.convoy.v1 import classifier_pb2 as pb
-from service.rpc.call import Method, OpenStreams, Receiver, Stream, StreamCall, Unary, UnaryCall
+from service.rpc.call import Method, Receiver, Stream, StreamCall, Unary, UnaryCall
+from service.rpc.open_streams import OpenStreams
 from service.rpc.request_stream import RequestStream, StreamRequest
 from service.rpc.status import status_of
 from service.rpc.wire import ClassifyResponseWriter, classify_stream_response

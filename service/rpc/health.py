@@ -11,7 +11,8 @@ from weakref import WeakSet
 from grpc_health.v1 import health_pb2 as pb
 
 from service.errors import NotFound
-from service.rpc.call import Method, OpenStreams, Receiver, Stream, StreamCall, Unary, UnaryCall
+from service.rpc.call import Method, Receiver, Stream, StreamCall, Unary, UnaryCall
+from service.rpc.open_streams import OpenStreams
 
 SERVICE = "grpc.health.v1.Health"
 OVERALL = ""

@@ -36,7 +36,8 @@ from service.open_inference.tensors import (
     write_to_memory,
 )
 from service.pb.inference import open_inference_pb2 as pb
-from service.rpc.call import Call, Method, OpenStreams, Receiver, Stream, StreamCall, Unary, UnaryCall
+from service.rpc.call import Call, Method, Receiver, Stream, StreamCall, Unary, UnaryCall
+from service.rpc.open_streams import OpenStreams
 from service.rpc.request_stream import RequestStream, StreamRequest
 from service.rpc.status import status_of
 from service.rpc.wire import ModelInferResponseWriter, model_stream_infer_response

@@ -12,7 +12,8 @@ from google.protobuf import descriptor_pool
 from grpc_reflection.v1alpha import reflection_pb2 as pb
 from grpc_reflection.v1alpha.reflection import ReflectionServicer as LibraryServicer
 
-from service.rpc.call import Method, OpenStreams, Receiver, Stream, StreamCall
+from service.rpc.call import Method, Receiver, Stream, StreamCall
+from service.rpc.open_streams import OpenStreams
 
 SERVICES = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
 
