@@ -43,8 +43,7 @@ class Architecture:
     """A kind of network.
 
     Attributes:
-        build: `build(spec, units, **options)` gives a network with `units` outputs: the layers of a `Network`, or a module. Only
-            layers can have the option `head`.
+        build: `build(spec, units, **options)` gives a network with `units` outputs, as the layers of a `Network` or as a module.
         about: a line for `convoy train --help`.
         options: the values of each option, the default first.
     """
@@ -86,12 +85,11 @@ def build(text: str, spec: InputSpec, classes: int) -> nn.Module:
     if head == "sigmoid" and classes != 2:
         raise UserError(f"{name}: head=sigmoid is for two classes, and these data have {classes}")
     built = NETWORKS[name].build(spec, 1 if head == "sigmoid" else classes, **options)
-    if isinstance(built, nn.Module):
-        return built
-    if head == "sigmoid":
-        built["pair"] = ZeroLogit()
-    network = Network(built)
-    network.head = "sigmoid" if head == "sigmoid" else "softmax"
+    if head == "softmax":
+        return built if isinstance(built, nn.Module) else Network(built)
+    layers = OrderedDict(network=built) if isinstance(built, nn.Module) else built
+    network = Network(layers | {"pair": ZeroLogit()})
+    network.head = "sigmoid"
     return network
 
 

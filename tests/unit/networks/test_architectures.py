@@ -4,9 +4,11 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
 from export.networks import architectures
+from export.networks.architectures import Architecture
 from service.errors import UserError
 from service.model.contract import InputSpec
 from tests.unit.networks.shapes import COLOR32, GRAY28
@@ -35,6 +37,19 @@ def test_a_sigmoid_unit_is_a_pair_of_logits() -> None:
     torch.testing.assert_close(logits.softmax(1), torch.stack([1 - z.sigmoid(), z.sigmoid()], 1))
     y = torch.tensor([0, 1, 1, 0, 1])
     torch.testing.assert_close(functional.cross_entropy(logits, y), functional.binary_cross_entropy_with_logits(z, y.float()))
+
+
+def test_a_module_of_its_own_can_have_a_sigmoid_unit_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def tiny(spec: InputSpec, units: int) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(spec.height * spec.width * spec.channels, units))
+
+    monkeypatch.setitem(architectures.NETWORKS, "tiny", Architecture(tiny, "one layer", {"head": ("softmax", "sigmoid")}))
+    for head in ("softmax", "sigmoid"):
+        network = architectures.build(f"tiny:head={head}", GRAY28, 2)
+        assert getattr(network, "head", "softmax") == head
+        logits = network(torch.zeros(3, 1, 28, 28))
+        assert logits.shape == (3, 2)
+        assert bool((logits[:, 0] == 0).all()) is (head == "sigmoid")
 
 
 @pytest.mark.parametrize(
