@@ -25,7 +25,7 @@ OTHERS_FLAGS = {
     "--build-arg", "--target", "--nproc-per-node", "--resolution", "-plaintext", "--set", "--install", "--previous",
 }  # fmt: skip
 _FILE = re.compile(r"[\w./{}<>-]+\.(?:py|md|toml|txt|json|jsonl|ya?ml|proto|onnx|pt|png|html|js|cfg|lock)|[\w.-]+/[\w./<>-]*")
-_FLAG = re.compile(r"--[a-z][a-z-]+")
+_FLAG = re.compile(r"--[a-z]+(?:-[a-z]+)*(?![a-z<-])")
 
 
 def _flags() -> set[str]:
@@ -50,6 +50,7 @@ SOURCES = "".join(
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
 FILES = {path.name for folder in ("service", "export", "deploy", "protos", "tests", ".ci") for path in (ROOT / folder).rglob("*")}
 
+MAX_LINE = 132
 HISTORY = {"CHANGELOG.md", "tests/benchmarks/RESULTS.md"}
 """What was true when it was written: their links must lead somewhere, the names in them need not be today's."""
 document = pytest.mark.parametrize("name", markdown.DOCUMENTS)
@@ -91,6 +92,12 @@ def test_tables_have_as_many_cells_in_each_row(name: str) -> None:
     for table in markdown.read(name).tables:
         cells = [len(re.findall(r"(?<!\\)\|", re.sub(r"`[^`]*`", "", line))) for line in table]
         assert len(set(cells)) == 1, table[0]
+
+
+@pytest.mark.parametrize("name", MANUALS)
+def test_lines_are_not_too_long_to_read_as_text(name: str) -> None:
+    prose = [line for line in markdown.read(name).prose.splitlines() if not line.startswith("|")]
+    assert [line for line in prose if len(line) > MAX_LINE] == []
 
 
 def test_every_part_has_its_manual_and_the_first_is_short() -> None:
