@@ -8,7 +8,7 @@ import click
 import pytest
 
 from service import cli
-from tests.docs import markdown
+from tests.docs import commands, markdown
 from tests.docs.markdown import GENERATED, ROOT
 
 MANUALS = [
@@ -25,6 +25,7 @@ OTHERS_FLAGS = {
     "--build-arg", "--target", "--nproc-per-node", "--resolution", "-plaintext", "--set", "--install", "--previous",
 }  # fmt: skip
 _FILE = re.compile(r"[\w./{}<>-]+\.(?:py|md|toml|txt|json|jsonl|ya?ml|proto|onnx|pt|png|html|js|cfg|lock)|[\w.-]+/[\w./<>-]*")
+_DEFINED = re.compile(r"`([A-Za-z_][\w.]*)`\s+(?:(?:in|of)\s+|\()`([\w/]+\.py)`")
 _FLAG = re.compile(r"--[a-z]+(?:-[a-z]+)*(?![a-z<-])")
 
 
@@ -47,7 +48,6 @@ SOURCES = "".join(
     for path in (ROOT / folder).rglob("*.*")
     if path.suffix in (".py", ".yaml", ".html")
 )
-TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
 FILES = {path.name for folder in ("service", "export", "deploy", "protos", "tests", ".ci") for path in (ROOT / folder).rglob("*")}
 
 MAX_LINE = 132
@@ -72,19 +72,31 @@ def test_links_lead_somewhere(name: str) -> None:
             assert url.fragment in markdown.read(str(path.resolve().relative_to(ROOT))).anchors, link
 
 
+def _places(name: str, file: str) -> list[Path]:
+    """Where a file may be that a document names: beside it, in the repository, in a package."""
+    return list(dict.fromkeys([(ROOT / name).parent / file, ROOT / file, ROOT / "service" / file, ROOT / "export" / file]))
+
+
 @manual
 def test_what_is_named_exists(name: str) -> None:
-    folder = (ROOT / name).parent
     for span in markdown.read(name).spans:
         for flag in _FLAG.findall(span) if not span.startswith(("kubectl", "docker", "helm", "git")) else ():
             assert flag in FLAGS or "tests.benchmarks" in span, f"{flag} in `{span}`"
         if target := re.match(r"make ([a-z-]+)", span):
-            assert target[1] in TARGETS, span
+            assert target[1] in commands.MAKE_TARGETS, span
         if re.fullmatch(r"convoy_[a-z_]+|CONVOY_[A-Z_]+[A-Z]", span):
             assert span in SOURCES or f"--{span.removeprefix('CONVOY_').lower().replace('_', '-')}" in FLAGS, span
         if _FILE.fullmatch(span) and not OF_READERS.fullmatch(span) and span not in READERS_FILES:
-            places = [folder / span, ROOT / span, ROOT / "service" / span, ROOT / "export" / span]
-            assert any(place.exists() for place in places) or span in FILES | GENERATED, f"there is no {span}"
+            assert any(place.exists() for place in _places(name, span)) or span in FILES | GENERATED, f"there is no {span}"
+
+
+@manual
+def test_what_is_said_to_be_in_a_file_is_defined_there(name: str) -> None:
+    """Of the forms: `name` in `file.py`, `name` of `file.py`, `name` (`file.py`)."""
+    for defined, file in _DEFINED.findall(markdown.read(name).prose):
+        [found] = [place for place in _places(name, file) if place.exists()]
+        last = defined.rpartition(".")[2]
+        assert re.search(rf"(def|class) {last}\b|^\s*{last}\b.* = |^@?\s*{last}: ", found.read_text(), re.M), f"{defined} in {file}"
 
 
 @document
@@ -92,6 +104,23 @@ def test_tables_have_as_many_cells_in_each_row(name: str) -> None:
     for table in markdown.read(name).tables:
         cells = [len(re.findall(r"(?<!\\)\|", re.sub(r"`[^`]*`", "", line))) for line in table]
         assert len(set(cells)) == 1, table[0]
+
+
+def test_every_dependency_has_its_reason() -> None:
+    extras = commands.PROJECT["optional-dependencies"].values()
+    wanted = {
+        re.split(r"[^\w-]", each)[0] for each in [*commands.PROJECT["dependencies"], *(one for extra in extras for one in extra)]
+    }
+    known = set(
+        re.findall(
+            r"[\w-]+",
+            "".join(
+                line.split("|")[1]
+                for line in next(table for table in markdown.read("CONTRIBUTING.md").tables if "onnxruntime" in str(table))
+            ),
+        )
+    )
+    assert {package for package in wanted if not package.startswith("types-")} - known == {commands.PROJECT["name"]}
 
 
 @pytest.mark.parametrize("name", MANUALS)
