@@ -88,6 +88,8 @@ class Batcher:
             self._inbox.put(None)
         for thread in self._threads:
             thread.join()
+        # The metrics refer back to the batcher, and that cycle would keep the model in memory.
+        self._on_batch = lambda items, seconds: None
 
     @property
     def queued_items(self) -> int:

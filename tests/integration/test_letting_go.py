@@ -86,6 +86,14 @@ def test_a_call_leaves_nothing_to_the_garbage_collector(server: Server, kind: st
         assert left_behind(ask) - (ABORTED if transport_name == "public" else set()) == set()
 
 
+def test_a_model_that_is_unloaded_leaves_nothing_to_the_garbage_collector(server: Server) -> None:
+    def reload() -> None:
+        server._repository.unload("digits")
+        server._repository.load("digits")
+
+    assert left_behind(reload) == set()
+
+
 @pytest.mark.parametrize("body", [SMALL, BIG[:-30], b"nonsense"], ids=["answered", "broken", "nonsense"])
 def test_an_http_request_leaves_nothing_to_the_garbage_collector(server: Server, body: bytes) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", server.http_port)
