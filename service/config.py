@@ -14,6 +14,11 @@ MAX_MESSAGE_BYTES = 2**31 - 1
 """gRPC's limits are 32-bit signed integers."""
 
 
+def url_host(host: str) -> str:
+    """The host as it is written before a colon and a port: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
 class ServerConfig(BaseModel):
     """The settings of `convoy serve`. A field that is True by default is a flag `--no-<field>`, which its description describes.
 
@@ -174,7 +179,7 @@ class ServerConfig(BaseModel):
     @property
     def url_host(self) -> str:
         """The host as it stands before a colon and a port."""
-        return f"[{self.host}]" if ":" in self.host else self.host
+        return url_host(self.host)
 
     @property
     def rest_offered(self) -> bool:

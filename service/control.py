@@ -42,10 +42,10 @@ def _refuse(*_: Any, **__: Any) -> None:
 
 
 def check_load(repository: str, parameters: Iterable[str]) -> None:
-    """Raises InvalidRequest for a load from another repository or with parameters: serving.toml configures a model."""
+    """Raises InvalidRequest for a load from another repository or with parameters: a model's policy file configures it."""
     check_repository(repository)
     for name in parameters:
-        raise InvalidRequest(f"parameter {name[:64]!r} is not accepted: a model is served as its serving.toml says", "parameters")
+        raise InvalidRequest(f"parameter {name[:64]!r} is not accepted: only its policy file configures a model", "parameters")
 
 
 def check_unload(repository: str, parameters: Iterable[str]) -> None:

@@ -28,7 +28,7 @@ def load_instances(path: Path, labels: tuple[str, ...] | None, policy: Policy, p
     On the CPU the instances share `cpus` threads.
 
     Args:
-        path: the model file.
+        path: the model file, `<model>/<version>/model.onnx`.
         labels: class names for a model without a contract, if there are any.
         policy: the model's.
         provider: where it computes unless the policy says so.
@@ -45,8 +45,9 @@ def load_instances(path: Path, labels: tuple[str, ...] | None, policy: Policy, p
         raise InvalidModel(f"cannot read the model file: {error.strerror}") from None
 
     def instance(threads: int) -> Model:
-        return load_model(content, policy.provider or provider, threads, labels, policy.max_batch_size, path.parent)
+        return load_model(content, policy.provider or provider, threads, labels, policy.max_batch_size, path.parent, name)
 
+    name = f"model {path.parent.parent.name} version {path.parent.name}"
     threads = max(1, cpus // policy.instances)
     instances = tuple(instance(threads) for _ in range(policy.instances))
     first = instances[0]
@@ -54,7 +55,7 @@ def load_instances(path: Path, labels: tuple[str, ...] | None, policy: Policy, p
     for other in instances[1:]:
         other.measure(max(measured))  # warms it up
     if labels is not None and first.has_contract:
-        log.warning("%s: the labels are those of the file's contract; labels.txt is not used", path.parent.parent.name)
+        log.warning("%s: labels.txt is ignored: the file's contract has the labels", name)
     return Loaded(instances, measured)
 
 

@@ -22,7 +22,6 @@ from service.model.files import file_state
 from service.model.providers import Provider
 from service.model.repository_layout import (
     MODEL_FILE,
-    POLICY_FILE,
     labels_path,
     model_names,
     model_path,
@@ -199,7 +198,7 @@ class Loader:
         for version in sorted(named.union(found), reverse=True):
             if version in named or len(serving) < policy.latest:
                 tried.add(version)
-                served = self._load_changed(name, version, policy, current.get(version), required=version in named)
+                served = self._load_changed(name, version, policy, current.get(version), path.name if version in named else "")
                 serving += [served] if served is not None else []
         if not serving:
             serving = [served for served in current.values() if model_path(self._folder, name, served.version).exists()]
@@ -207,15 +206,18 @@ class Loader:
         self._registry.publish(name, tuple(serving), policy.aliases)
 
     def _load_changed(
-        self, name: str, version: int, policy: Policy, current: ServedModel | None, required: bool
+        self, name: str, version: int, policy: Policy, current: ServedModel | None, named_by: str
     ) -> ServedModel | None:
-        """The version as its files are now; as it is in memory if they have not changed or do not load; None without either."""
+        """The version as its files are now; as it is in memory if they have not changed or do not load; None without either.
+
+        `named_by` is the policy file that names this version; empty if none does.
+        """
         file = file_state(model_path(self._folder, name, version))
         settings = policy.model_dump(exclude={"versions", "aliases"})
         fingerprint = (file, file_state(labels_path(self._folder, name)), settings)
         if file is None:
-            if required:
-                self._fail(name, version, fingerprint, "failed", f"{POLICY_FILE} names it, but there is no {MODEL_FILE} of it")
+            if named_by:
+                self._fail(name, version, fingerprint, "failed", f"{named_by} names it, but there is no {MODEL_FILE} of it")
             return None
         if current is not None and current.fingerprint == fingerprint:
             self._failures.pop((name, version), None)
@@ -246,7 +248,7 @@ class Loader:
             self._fail(name, version, fingerprint, error.outcome, str(error), time.monotonic() - start)
             return None
         except Exception:
-            log.exception("model %s version %d: loading it raised", name, version)
+            log.exception("model %s version %d: unexpected error while loading", name, version)
             self._fail(name, version, fingerprint, "failed", "loading it failed inside the server", time.monotonic() - start)
             return None
         seconds = time.monotonic() - start

@@ -15,6 +15,7 @@ from werkzeug.exceptions import HTTPException, NotFound
 from werkzeug.routing import Map, Rule
 from werkzeug.wrappers import Response
 
+from service.config import url_host
 from service.errors import UserError
 from service.http.responses import error_response, response_to_error
 from service.http.waitress_server import WaitressServer
@@ -122,7 +123,7 @@ class HttpServer:
         except OSError as error:
             listener.close()
             raise UserError(
-                f"cannot listen for HTTP on {self._host}:{self.port}: {error.strerror or error} (port 0 takes a free one)"
+                f"cannot listen for HTTP on {url_host(self._host)}:{self.port}: {error.strerror or error} (port 0 takes a free one)"
             ) from None
         self.port = listener.getsockname()[1]
         self._server = WaitressServer(

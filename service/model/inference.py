@@ -41,6 +41,7 @@ class Model:
         provider: where it runs.
         threads: how many threads ONNX Runtime uses.
         digest: SHA-256 of the file, without its external data, in hexadecimal.
+        name: its name in log lines.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Model:
         threads: int,
         digest: str,
         buckets: Sequence[Bucket] = (),
+        name: str = "model",
     ) -> None:
         self.input = signature.input
         self.outputs = signature.outputs
@@ -61,6 +63,7 @@ class Model:
         self.provider = provider
         self.threads = threads
         self.digest = digest
+        self.name = name
         self._contract = contract
         self._fixed_batch_items = signature.fixed_batch_items
         self._names = [output.name for output in signature.outputs]
@@ -162,7 +165,13 @@ class Model:
             except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors share no base class
                 if not sizes:
                     raise LoadError(f"the model fails on a batch of {items}, all zeros: {first_line(error)}") from None
-                log.warning("batches of %d items fail, so they have at most %d: %s", items, sizes[-1], first_line(error))
+                log.warning(
+                    "%s: batches of %d items failed; the largest batch is now %d: %s",
+                    self.name,
+                    items,
+                    sizes[-1],
+                    first_line(error),
+                )
                 break
             took = time.perf_counter() - start
             sizes.append(items)

@@ -32,6 +32,7 @@ def load_model(
     labels: tuple[str, ...] | None = None,
     max_batch_items: int = 0,
     weights: Path | None = None,
+    name: str = "model",
 ) -> Model:
     """Loads a model and checks it on the provider in use.
 
@@ -42,6 +43,7 @@ def load_model(
         labels: names of the classes of a model without a contract; their numbers if not given.
         max_batch_items: on a GPU, the largest batch to allocate buffers for; 0 allocates none.
         weights: the folder of the graph's external data; the file's own if `source` is a path.
+        name: the model's name in log lines, such as "model digits version 1".
 
     Raises:
         InvalidModel: not an ONNX file; an invalid contract, or a graph that differs from it; or, without a contract, a graph that
@@ -56,25 +58,25 @@ def load_model(
     if provider == "auto":
         if is_installed("cuda"):
             try:
-                return _load_on("cuda", content, threads, labels, max_batch_items)
+                return _load_on("cuda", content, threads, labels, max_batch_items, name)
             except ProviderUnavailable as error:
-                log.warning("running on the CPU: %s", error)
+                log.warning("%s: CUDA is not available, using the CPU: %s", name, error)
         provider = "cpu"
-    return _load_on(provider, content, threads, labels, max_batch_items)
+    return _load_on(provider, content, threads, labels, max_batch_items, name)
 
 
 def _load_on(
-    provider: ProviderName, content: ModelContent, threads: int, labels: tuple[str, ...] | None, max_batch_items: int
+    provider: ProviderName, content: ModelContent, threads: int, labels: tuple[str, ...] | None, max_batch_items: int, name: str
 ) -> Model:
     """With CUDA graphs if the model can run as one."""
     if provider == "cuda" and max_batch_items:
         try:
-            return _load(provider, content, threads, labels, max_batch_items, cuda_graphs=True)
+            return _load(provider, content, threads, labels, max_batch_items, name, cuda_graphs=True)
         except ProviderUnavailable:
             raise
         except Exception as error:  # noqa: BLE001 - such as a node that CUDA does not have; other errors recur below
-            log.info("without CUDA graphs: %s", first_line(error))
-    return _load(provider, content, threads, labels, max_batch_items, cuda_graphs=False)
+            log.info("%s: runs without CUDA graphs: %s", name, first_line(error))
+    return _load(provider, content, threads, labels, max_batch_items, name, cuda_graphs=False)
 
 
 def _load(
@@ -83,6 +85,7 @@ def _load(
     threads: int,
     labels: tuple[str, ...] | None,
     max_batch_items: int,
+    name: str,
     cuda_graphs: bool,
 ) -> Model:
     opened = open_session(content, provider, threads, cuda_graphs)
@@ -92,17 +95,19 @@ def _load(
     if contract is not None:
         signature, labels = contract_signature(session, contract), contract.labels
     else:
-        signature = infer_signature(session, None if labels is None else len(labels))
+        signature = infer_signature(session, None if labels is None else len(labels), name)
         labels = _checked_labels(signature, labels)
         if depends_on_batch(session, signature):
-            log.warning("an item's scores change with what is in its batch, or by chance; max_batch_size = 1 keeps items apart")
+            log.warning(
+                "%s: an item's scores depend on its batch or are not deterministic; max_batch_size = 1 keeps items apart", name
+            )
     buckets: list[Bucket] = []
     if provider in ("cuda", "tensorrt") and max_batch_items and not signature.fixed_batch_items:
         for items in reversed(batch_sizes(max_batch_items)):  # the largest first: the arena grows once
             buckets.append(Bucket(opened, signature, "cuda", items))
             buckets[-1].warm_up(cuda_graphs)
     digest = hashlib.sha256(content.graph).hexdigest()
-    model = Model(session, signature, labels, contract, provider, threads, digest, buckets)
+    model = Model(session, signature, labels, contract, provider, threads, digest, buckets, name)
     if contract is not None:
         _check_golden_samples(model, contract)
     return model
@@ -136,5 +141,5 @@ def _check_golden_samples(model: Model, contract: Contract) -> None:
         difference = float(np.abs(found - np.asarray(sample.probabilities, np.float32)).max())
         if not difference <= tolerance:  # a NaN fails too
             raise GoldenMismatch(
-                f"golden sample {index}: off by {difference:.2g} on {provider!r}, at most {tolerance:.2g} is allowed"
+                f"golden sample {index} mismatch on {provider}: largest difference {difference:.2g}, tolerance {tolerance:.2g}"
             )

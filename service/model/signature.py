@@ -112,10 +112,11 @@ def contract_signature(session: Session, contract: Contract) -> Signature:
     return Signature(TensorSpec(INPUT_NAME, np.dtype(np.uint8), contract.input.shape), scores)
 
 
-def infer_signature(session: Session, classes: int | None = None) -> Signature:
+def infer_signature(session: Session, classes: int | None = None, name: str = "model") -> Signature:
     """The signature of a model without a contract, found by running it.
 
     The scores are the first float output with one number a class; of several, one with `classes` numbers is preferred.
+    `name` is the model's name in log lines.
 
     Raises:
         InvalidModel: the model cannot be served by tensor.
@@ -135,9 +136,9 @@ def infer_signature(session: Session, classes: int | None = None) -> Signature:
     if scores is None:
         given = ", ".join(f"{output.name} ({output})" for output in outputs)
         given += f", {left_out}" if left_out else ""
-        raise InvalidModel(f"the graph is not a classifier's: it gives {given}; one output must be float, a number for each class")
+        raise InvalidModel(f"not a classifier: outputs {given}; expected one float output with one value per class")
     if left_out:
-        log.warning("outputs that are not served, because only tensors of numbers are: %s", left_out)
+        log.warning("%s: outputs that are not tensors of numbers are not served: %s", name, left_out)
     return Signature(taken, (scores, *(output for output in outputs if output is not scores)), fixed_batch_items)
 
 

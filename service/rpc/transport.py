@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 
 import grpc
 
+from service.config import url_host
 from service.errors import UserError
 from service.rpc.call import Method, Observer, OnIdle
 from service.rpc.tls import Tls
@@ -52,7 +53,7 @@ class Options:
     @property
     def address(self) -> str:
         """`HOST:PORT` as C core takes it."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return f"{url_host(self.host)}:{self.port}"
 
     def channel_arguments(self) -> list[tuple[str, int]]:
         """C core's channel arguments for these options."""
@@ -71,7 +72,7 @@ class Options:
     def cannot_listen(self) -> UserError:
         """The error for a port that C core could not bind."""
         return UserError(
-            f"cannot listen for gRPC on {self.host}:{self.port}: the port is in use, or the address is not one of this machine "
+            f"cannot listen for gRPC on {self.address}: the port is in use, or the address is not one of this machine "
             "(port 0 takes a free one)"
         )
 

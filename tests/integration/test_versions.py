@@ -85,6 +85,16 @@ def test_a_version_is_asked_for_by_number_alias_or_as_the_latest(models: Reposit
     ]
 
 
+def test_a_missing_version_is_reported_with_the_policy_file_that_names_it(repository: Path, tmp_path: Path) -> None:
+    policies = tmp_path / "policies"
+    policies.mkdir()
+    (policies / "digits.toml").write_text('versions = "1,2"')
+    models = Repository(repository, "cpu", Metrics(CollectorRegistry()), policies=policies)
+    models.scan()
+    assert models.index()[1].reason == "digits.toml names it, but there is no model.onnx of it"
+    models.stop()
+
+
 def test_moving_an_alias_loads_nothing_again(models: Repository, repository: Path, model_file: Path) -> None:
     put(model_file, repository, "digits", 2)
     policy(repository, 'versions = "all"\n[aliases]\nstable = 1')

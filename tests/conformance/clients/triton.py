@@ -340,7 +340,7 @@ def test_the_repository(kind: Kind) -> None:
     kind.refuses("NOT_FOUND", "'nothing' is in the repository", lambda: client.load_model("nothing"))
     kind.refuses("NOT_FOUND", "'nothing' is in the repository", lambda: client.unload_model("nothing"))
     kind.refuses("FAILED_PRECONDITION", "'broken' could not be loaded", lambda: client.load_model("broken"))
-    kind.refuses("INVALID_ARGUMENT", "as its serving.toml says", lambda: client.load_model("spare", config="{}"))
+    kind.refuses("INVALID_ARGUMENT", "only its policy file configures a model", lambda: client.load_model("spare", config="{}"))
 
 
 def test_system_shared_memory(kind: Kind, server: Server) -> None:

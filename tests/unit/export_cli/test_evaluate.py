@@ -74,7 +74,7 @@ def test_evaluate_refuses_what_cannot_be_measured(model_file: Path, tmp_path: Pa
     off = Contract.from_json(onnx.load(model_file).metadata_props[0].value).model_dump(mode="json", by_alias=True)["golden"]
     off[0]["probabilities"][0] += 0.1
     wrong = with_contract(model_file, tmp_path / "wrong.onnx", golden=off)
-    assert "golden sample 0: off by 0.1" in refused(wrong, "--data", "digits")
+    assert "golden sample 0 mismatch on cpu: largest difference 0.1" in refused(wrong, "--data", "digits")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     assert "nothing is overwritten" in refused(model_file, "--data", "digits", "--output", tmp_path / "full")

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import TensorProto
 
 from service.engine.instances import load_instances
 from service.errors import InvalidModel
 from service.model.loading import load_model
 from service.policy import Policy
-from tests.unit.model.graphs import FLOAT, PRODUCT, WEIGHT, write
+from tests.unit.model.graphs import FLOAT, PRODUCT, WEIGHT, node, write
 
 
 def test_external_weights_are_found_in_the_models_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,3 +32,15 @@ def test_a_pipe_is_not_read_as_a_model(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "model.onnx")
     with pytest.raises(InvalidModel, match="not a regular file"):
         load_instances(tmp_path / "model.onnx", None, Policy(), "cpu", 1)
+
+
+def test_log_lines_name_the_model_and_its_version(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    nodes = [
+        PRODUCT, node("Softmax", "product", "scores", axis=0), node("Cast", "product", "texts", to=TensorProto.STRING),
+        node("Shape", "x", "batch", end=1), node("Gather", "table batch", "zero", axis=0), node("Add", "scores zero", "sum"),
+    ]  # fmt: skip
+    constants = {"table": np.zeros(8, np.float32)}
+    path = write(tmp_path / "pets" / "3" / "model.onnx", nodes, {"sum": FLOAT, "texts": TensorProto.STRING}, constants)
+    load_instances(path, None, Policy(), "cpu", 1)
+    assert len(caplog.messages) == 3, caplog.messages
+    assert all(message.startswith("model pets version 3: ") for message in caplog.messages)

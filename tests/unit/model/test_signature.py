@@ -23,7 +23,7 @@ AS_WIDE_AS_THE_BATCH = [
         ([node("Squeeze", "product", "scores")], r"gives 'scores' \(3,\) for a batch of 1; one row an item is accepted"),
         ([node("Transpose", "product", "scores")], r"gives 'scores' \(3, 1\) for a batch of 1"),
         (AS_WIDE_AS_THE_BATCH, "gives 'scores' as float32 1 for one item, and as float32 2 for several"),
-        ([node("Slice", "product from from last", "scores")], r"not a classifier's: it gives scores \(float32 0\)"),
+        ([node("Slice", "product from from last", "scores")], r"not a classifier: outputs scores \(float32 0\)"),
     ],
     ids=["squeezed", "transposed", "as wide as the batch", "no classes"],
 )
@@ -50,7 +50,7 @@ def test_outputs_that_are_not_tensors_of_numbers_are_left_out(tmp_path: Path, ca
     classifier = helper.make_node("LinearClassifier", ["x"], ["label", "scores"], domain="ai.onnx.ml", **attributes)
     both = write(tmp_path / "both.onnx", [classifier], {"label": TensorProto.STRING, "scores": FLOAT})
     assert [output.name for output in load_model(both, "cpu", 1).outputs] == ["scores"]
-    assert "only tensors of numbers are: tensor(string) 'label'" in caplog.text
+    assert "model: outputs that are not tensors of numbers are not served: tensor(string) 'label'" in caplog.text
     with pytest.raises(InvalidModel, match=r"the graph gives tensor\(string\) 'label'; tensors of numbers are accepted"):
         load_model(write(tmp_path / "label.onnx", [classifier], {"label": TensorProto.STRING}), "cpu", 1)
 
@@ -61,7 +61,7 @@ def test_scores_that_depend_on_the_rest_of_the_batch_are_warned_of(
 ) -> None:
     path = write(tmp_path / "model.onnx", [PRODUCT, node("Softmax", "product", "scores", axis=axis)], {"scores": FLOAT})
     load_model(path, "cpu", 1)
-    assert ("an item's scores change with what is in its batch" in caplog.text) == warned
+    assert ("an item's scores depend on its batch" in caplog.text) == warned
 
 
 @pytest.mark.parametrize(

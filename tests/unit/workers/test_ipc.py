@@ -91,7 +91,7 @@ def test_a_handler_may_call_the_other_side(connect: Connect) -> None:
     [
         errors.UserError("no such folder"),
         errors.NotFound("no model named 'x'"),
-        errors.GoldenMismatch("off by 1"),
+        errors.GoldenMismatch("golden sample 0 mismatch"),
         errors.InvalidRequest("bad", "items[3]"),
         ModuleNotFoundError("No module named 'onnxruntime'", name="onnxruntime"),
     ],
