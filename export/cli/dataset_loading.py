@@ -29,7 +29,7 @@ def _summary(dataset: "Dataset", *, to_train: bool) -> str:
     lines = [
         f"{dataset.name}: {len(dataset.training)} training, {len(dataset.validation)} validation, {len(dataset.test)} test "
         f"pictures, {len(dataset.labels)} classes, {'x'.join(map(str, spec.shape))}",
-        f"pictures are {dataset.pictures}; resized to {spec.height}x{spec.width}, {'gray' if spec.channels == 1 else 'color'}, "
+        f"pictures are {dataset.pictures}; resized to {spec.height}x{spec.width}, {'gray' if spec.channels == 1 else 'colour'}, "
         f"{spec.fit}{f'; in training {dataset.augmentation}' if to_train else ''}",
     ]
     if to_train:

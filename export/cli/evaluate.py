@@ -88,12 +88,12 @@ def _load(model: Path, provider: "Provider") -> "Model":
 
 def _load_data(served: "Model", data: str, data_dir: Path | None) -> "Dataset":
     """The data at the model's input, split as for its training. Raises UserError if their labels are not the model's."""
-    from export.data.datasets import Choices, load_dataset
+    from export.data.datasets import DatasetOptions, load_dataset
     from export.evaluation.measurement import check_labels
 
     contract, spec = served.contract, served.contract.input
-    choices = Choices((spec.height, spec.width), spec.channels, spec.fit)
-    dataset = load_with_progress(Console(stderr=True), partial(load_dataset, data, contract.training.seed, data_dir, choices))
+    options = DatasetOptions((spec.height, spec.width), spec.channels, spec.fit)
+    dataset = load_with_progress(Console(stderr=True), partial(load_dataset, data, contract.training.seed, data_dir, options))
     check_labels(dataset.labels, contract.labels)
     return dataset
 

@@ -9,10 +9,6 @@ import click
 from rich.console import Console
 
 from export.cli.dataset_loading import load_with_progress
-
-# Installations made before these commands had modules of their own look for them here. Removed once reinstalled.
-from export.cli.evaluate import evaluate as evaluate
-from export.cli.inspect import inspect as inspect
 from export.cli.options import DATA, FiniteFloat, data_dir_option
 from export.cli.progress_bar import progress_bar
 

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TaskP
 from export.progress import OnProgress
 
 if TYPE_CHECKING:
-    from export.training.loop import Step
+    from export.training.loop import TrainingProgress
 
 
 @contextlib.contextmanager
@@ -36,7 +36,7 @@ def progress_bar(console: Console | None = None) -> Iterator[OnProgress]:
 
 
 @contextlib.contextmanager
-def training_bar(console: Console) -> Iterator["Callable[[Step], None]"]:
+def training_bar(console: Console) -> Iterator["Callable[[TrainingProgress], None]"]:
     """Gives the callback, and shows the steps, loss, accuracy and speed of a training until the block ends."""
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.4f}"),
@@ -46,7 +46,7 @@ def training_bar(console: Console) -> Iterator["Callable[[Step], None]"]:
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("training", total=None, loss=float("nan"), accuracy=0.0, speed=0.0)
 
-        def on_step(step: "Step") -> None:
+        def on_step(step: "TrainingProgress") -> None:
             bar.update(
                 task, completed=step.done, total=step.total, loss=step.loss, accuracy=step.accuracy, speed=step.images_per_second
             )

@@ -9,7 +9,7 @@ from rich.text import Text
 from export.evaluation.scores import ClassScore, Scores
 
 if TYPE_CHECKING:
-    from export.convert.precision_cost import Cost
+    from export.convert.precision_cost import PrecisionComparison
 
 _SHOWN_CLASSES = 20
 _SHOWN_MISTAKES = 5
@@ -46,7 +46,7 @@ def headline(scores: Scores) -> str:
     )
 
 
-def show_cost(cost: "Cost", console: Console) -> None:
+def show_cost(cost: "PrecisionComparison", console: Console) -> None:
     """Prints the file of the lower precision beside the fp32 file and, for int8, the table of layers."""
     found = cost.quantization
     if found is not None:
@@ -81,9 +81,9 @@ def show(scores: Scores, console: Console) -> None:
     if len(scores.labels) <= _SHOWN_CLASSES:
         console.print()
         console.print(_confusion(scores))
-    pairs = [f"{true!r} for {answer!r} ({count})" for true, answer, count in scores.confused(_SHOWN_MISTAKES)]
+    pairs = [f"{true!r} as {answer!r} ({count})" for true, answer, count in scores.confused(_SHOWN_MISTAKES)]
     if pairs:
-        console.print(f"\ntaken most often for another: {', '.join(pairs)}", soft_wrap=True, markup=False)
+        console.print(f"\nmost frequent confusions: {', '.join(pairs)}", soft_wrap=True, markup=False)
 
 
 def _classes(scores: Scores) -> Table:
@@ -106,7 +106,7 @@ def _shares(score: ClassScore) -> list[str]:
 
 def _confusion(scores: Scores) -> Table:
     """The columns have the numbers of the classes as heads, as names would be too wide."""
-    table = Table("truth \\ answer", box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table("true \\ predicted", box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
     for index in range(len(scores.labels)):
         table.add_column(str(index), justify="right", no_wrap=True)
     for index, (label, row) in enumerate(zip(scores.labels, scores.confusion, strict=True)):

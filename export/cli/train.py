@@ -21,7 +21,7 @@ from service.errors import UserError
 if TYPE_CHECKING:
     from export.data.datasets import Dataset
     from export.training.checkpoint import Checkpoint
-    from export.training.distributed import Group
+    from export.training.distributed import ProcessGroup
     from export.training.history import EpochMetrics
 
 
@@ -53,11 +53,11 @@ def train(output: Path, resume: bool, tensorboard: bool, **chosen: Any) -> None:
 
 
 def _prepare(
-    console: Console, group: "Group", output: Path, resume: bool, data: str, data_dir: Path | None, network: str,
+    console: Console, group: "ProcessGroup", output: Path, resume: bool, data: str, data_dir: Path | None, network: str,
     image_size: tuple[int, int] | None, fit: str | None, flip: bool | None, shift_pixels: int | None, **chosen: Any,
 ) -> "tuple[Dataset, recipes.Settings]":  # fmt: skip
     """Checks what can be checked at once, loads the data, which can take minutes, and takes the output folder."""
-    from export.data.datasets import Choices, load_dataset
+    from export.data.datasets import DatasetOptions, load_dataset
     from export.networks import architectures
     from export.training.checkpoint import load_interrupted
 
@@ -69,8 +69,8 @@ def _prepare(
     elif group.rank == 0:
         check_output_folder(output, " (or --resume, to continue an interrupted training)")
     shift = recipes.recipe(network).shift_pixels if shift_pixels is None else shift_pixels
-    choices = Choices(image_size, None, fit, flip, shift)
-    dataset = load_with_progress(console, partial(load_dataset, data, chosen["seed"], data_dir, choices), to_train=True)
+    options = DatasetOptions(image_size, None, fit, flip, shift)
+    dataset = load_with_progress(console, partial(load_dataset, data, chosen["seed"], data_dir, options), to_train=True)
     settings = recipes.settings(network, len(dataset.training), **chosen)
     if group.rank == 0 and not resume:
         create_output_folder(output)
@@ -79,8 +79,9 @@ def _prepare(
 
 
 def _train(
-    console: Console, group: "Group", dataset: "Dataset", settings: recipes.Settings, run: Path, resume: bool, tensorboard: bool
-) -> "Checkpoint":
+    console: Console, group: "ProcessGroup", dataset: "Dataset", settings: recipes.Settings, run: Path, resume: bool,
+    tensorboard: bool,
+) -> "Checkpoint":  # fmt: skip
     """Trains with a bar for the steps and a line for each epoch."""
     from export.training import loop
     from export.training.history import tensorboard_writer
@@ -96,7 +97,7 @@ def _train(
         return loop.train(dataset, settings, run, on_step, on_epoch, group, resume)
 
 
-def _report_interruption(console: Console, group: "Group", run: Path) -> None:
+def _report_interruption(console: Console, group: "ProcessGroup", run: Path) -> None:
     """Prints what is in the run's folder and how to continue. Removes the folder if it is empty."""
     from export.training.checkpoint import CHECKPOINT
     from export.training.history import CURVES
@@ -133,7 +134,7 @@ def _next_command(run: Path) -> str:
     return f"convoy export {shlex.quote(str(run))} --repository models"
 
 
-def _describe(settings: recipes.Settings, group: "Group") -> str:
+def _describe(settings: recipes.Settings, group: "ProcessGroup") -> str:
     """All settings, and the device and precision that they are computed with."""
     import torch
 

@@ -31,9 +31,9 @@ console = Console(highlight=False)
 @click.option("--output", type=click.Path(path_type=Path), required=True,
               help="Folder, new or empty, for index.html and the pictures.")  # fmt: skip
 @click.option("--label", metavar="NAME", show_default="the picture's folder if its name is a label, else the network's answer",
-              help="The right answer, for the step of learning; only with a RUN.")  # fmt: skip
+              help="The right answer, for the gradient step; only with a RUN.")  # fmt: skip
 @click.option("--learning-rate", type=FiniteFloat(0, 1000, min_open=True), show_default=f"{_LEARNING_RATE}",
-              help="Of the step of learning; only with a RUN.")  # fmt: skip
+              help="Of the gradient step; only with a RUN.")  # fmt: skip
 @click.option("--scaling", type=click.Choice(PIXEL_SCALINGS), show_default="0..1",
               help="The range of pixel values that an ONNX file not exported by Convoy takes.")  # fmt: skip
 def walkthrough(
@@ -87,17 +87,17 @@ def _build_page(
         return tutorial_page.build_page(tutorial_steps.compute_steps(encoded, MAX_PIXELS), image.name)
     on_progress("reading the model", 0, 0)
     found = subject.load_subject(model_path, scaling)
-    aim = _aim(found, label, learning_rate, image)
+    target = _target_class(found, label, learning_rate, image)
     pixels, photo = decode(encoded, found.spec, MAX_PIXELS), tutorial_steps.decode_photo(encoded, MAX_PIXELS)
-    return network_page.build_page(found, pixels, photo, image.name, aim, learning_rate or _LEARNING_RATE, on_progress)
+    return network_page.build_page(found, pixels, photo, image.name, target, learning_rate or _LEARNING_RATE, on_progress)
 
 
-def _aim(found: "Subject", label: str | None, learning_rate: float | None, image: Path) -> int | None:
-    """The right class for the step of learning: the `--label`, or the picture's folder if it is a label; else None."""
+def _target_class(found: "Subject", label: str | None, learning_rate: float | None, image: Path) -> int | None:
+    """The right class for the gradient step: the `--label`, or the picture's folder if it is a label; else None."""
     if found.checkpoint is None:
         for name, value in (("--label", label), ("--learning-rate", learning_rate)):
             if value is not None:
-                raise UserError(f"{name} is for a step of learning, which needs a run of `convoy train` as --model")
+                raise UserError(f"{name} is for a gradient step, which needs a run of `convoy train` as --model")
         return None
     if label is not None and label not in found.labels:
         raise UserError(f"--label {label!r} is not one of {', '.join(found.labels)}")

@@ -5,7 +5,7 @@ After Mitchell et al., "Model Cards for Model Reporting", arXiv:1810.03993. Stat
 
 from collections.abc import Sequence
 
-from export.convert.precision_cost import Cost
+from export.convert.precision_cost import PrecisionComparison
 from export.convert.quantization import Quantization
 from export.evaluation.calibration import BINS
 from export.evaluation.figures import CONFUSION, MISTAKES, RELIABILITY
@@ -50,7 +50,7 @@ def model_card(
     digest: str,
     size_bytes: int,
     parity: Comparison,
-    cost: Cost | None = None,
+    cost: PrecisionComparison | None = None,
 ) -> str:
     """The text of the card.
 
@@ -116,7 +116,7 @@ def _accuracy(scores: Scores) -> str:
     return f"{scores.accuracy:.2%} ({scores.correct:,} of {scores.items:,} test pictures; 95 % interval {low:.1%} to {high:.1%})"
 
 
-def _precision(cost: Cost, comparison: Comparison) -> str:
+def _precision(cost: PrecisionComparison, comparison: Comparison) -> str:
     fp32, lower = cost.fp32, cost.lower
     rows = [
         (name, f"{figures.accuracy:.2%}", f"{figures.size_bytes:,}", f"{figures.images_per_second:,.0f}")

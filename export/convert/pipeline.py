@@ -17,7 +17,7 @@ from export.convert.contract_builder import build_contract, with_own_golden, wit
 from export.convert.model_card import CARD, model_card
 from export.convert.onnx_conversion import to_onnx
 from export.convert.precision import Precision, to_fp16, to_int8
-from export.convert.precision_cost import Cost, measure_cost
+from export.convert.precision_cost import PrecisionComparison, measure_cost
 from export.convert.publish import publish, write_model
 from export.convert.pytorch_reference import best_temperature, compare_with_pytorch
 from export.convert.quantization import Quantization
@@ -48,7 +48,7 @@ class Exported:
     path: Path
     comparison: Comparison
     parity: Comparison
-    cost: Cost | None = None
+    cost: PrecisionComparison | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,9 @@ def export(
 
         quantization = None
         if precision != "fp32":
-            candidate, quantization = _lower(precision, fp32, checkpoint, dataset, max_accuracy_loss, drafts, on_progress)
+            candidate, quantization = _reduce_precision(
+                precision, fp32, checkpoint, dataset, max_accuracy_loss, drafts, on_progress
+            )
             comparison = compare(
                 candidate.served, fp32.served.probabilities, dataset.test, dataset.labels,
                 partial(on_progress, "comparing with fp32"),
@@ -138,7 +140,7 @@ def _convert(
     return _Candidate(graph, contract, write_model(graph, contract, path))
 
 
-def _lower(
+def _reduce_precision(
     precision: Precision, fp32: _Candidate, checkpoint: Checkpoint, dataset: Dataset, max_accuracy_loss: float, drafts: Path,
     on_progress: OnProgress,
 ) -> tuple[_Candidate, Quantization | None]:  # fmt: skip
@@ -155,7 +157,7 @@ def _lower(
 
 def _document(
     version: Path, served: Model, checkpoint: Checkpoint, dataset: Dataset, comparison: Comparison, parity: Comparison,
-    cost: Cost | None, run: Path | None,
+    cost: PrecisionComparison | None, run: Path | None,
 ) -> None:  # fmt: skip
     """Writes the model card and its pictures into the folder of the version."""
     pictures = figures.draw(comparison.scores, dataset.test, checkpoint.input, version)

@@ -22,8 +22,8 @@ _ROUND_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
-class Figures:
-    """Figures of one file: accuracy on the test part as a fraction, size, and speed on the CPU."""
+class FileMetrics:
+    """Metrics of one file: accuracy on the test part as a fraction, size, and speed on the CPU."""
 
     accuracy: float
     size_bytes: int
@@ -31,7 +31,7 @@ class Figures:
 
 
 @dataclass(frozen=True)
-class Cost:
+class PrecisionComparison:
     """A precision beside fp32.
 
     Attributes:
@@ -43,15 +43,15 @@ class Cost:
     """
 
     precision: Precision
-    fp32: Figures
-    lower: Figures
+    fp32: FileMetrics
+    lower: FileMetrics
     batch_items: int
     quantization: Quantization | None = None
 
 
 def measure_cost(
     precision: Precision, fp32_file: Path, lower_file: Path, comparison: Comparison, quantization: Quantization | None
-) -> Cost:
+) -> PrecisionComparison:
     """Measures the speed of both files on the CPU, by turns; their accuracies are those of `comparison`."""
     files = (fp32_file, lower_file)
     served = [load_model(path, "cpu", cpus.cpu_budget()) for path in files]
@@ -59,9 +59,9 @@ def measure_cost(
     speeds = images_per_second(served, batch_items)
     accuracies = (comparison.reference_accuracy, comparison.scores.accuracy)
     fp32, lower = (
-        Figures(accuracy, path.stat().st_size, speed) for accuracy, path, speed in zip(accuracies, files, speeds, strict=True)
+        FileMetrics(accuracy, path.stat().st_size, speed) for accuracy, path, speed in zip(accuracies, files, speeds, strict=True)
     )
-    return Cost(precision, fp32, lower, batch_items, quantization)
+    return PrecisionComparison(precision, fp32, lower, batch_items, quantization)
 
 
 def images_per_second(models: Sequence[Model], items: int, rounds: int = _ROUNDS) -> list[float]:

@@ -128,17 +128,17 @@ def quantize(
     layers = _layers(graph)
     if not layers:
         raise UserError("int8: this network has neither a convolution nor a matrix product: there is nothing to quantise")
-    trials = _Trials(graph, list(layers), validation, truth, run, on_progress)
-    method, methods, ranges = trials.choose_ranges(calibration)
-    sensitivities = trials.measure_each_layer(ranges)
-    most_harmful_first = sorted(sensitivities, key=lambda node: -sensitivities[node][0])
-    candidate, accuracy, floats = trials.keep_in_float(most_harmful_first, ranges, max_loss)
+    search = _LayerSearch(graph, list(layers), validation, truth, run, on_progress)
+    method, methods, ranges = search.choose_ranges(calibration)
+    sensitivities = search.measure_each_layer(ranges)
+    most_divergent_first = sorted(sensitivities, key=lambda node: -sensitivities[node][0])
+    candidate, accuracy, floats = search.keep_in_float(most_divergent_first, ranges, max_loss)
     onnx.checker.check_model(candidate, full_check=True)
     rows = tuple(Sensitivity(*layers[node], *sensitivities[node], node not in floats) for node in layers)
-    return candidate, Quantization(method, methods, len(calibration), len(trials.sample), rows, accuracy, trials.reference_accuracy)
+    return candidate, Quantization(method, methods, len(calibration), len(search.sample), rows, accuracy, search.reference_accuracy)
 
 
-class _Trials:
+class _LayerSearch:
     """Runs a graph with some layers in int8 and compares its answers with those in float. Layers are named by their nodes."""
 
     def __init__(
@@ -161,7 +161,7 @@ class _Trials:
         for done, name in enumerate(METHODS):
             self._on_progress("choosing the ranges", done, len(METHODS))
             ranges[name] = _ranges(self._graph, METHODS[name], calibration)
-        divergences = {name: self._harm(self._nodes, found)[0] for name, found in ranges.items()}
+        divergences = {name: self._compare(self._nodes, found)[0] for name, found in ranges.items()}
         method = min(divergences, key=lambda name: divergences[name])
         return method, divergences, ranges[method]
 
@@ -170,7 +170,7 @@ class _Trials:
         found = {}
         for done, node in enumerate(self._nodes):
             self._on_progress("measuring each layer in int8", done, len(self._nodes))
-            found[node] = self._harm([node], ranges)
+            found[node] = self._compare([node], ranges)
         return found
 
     def keep_in_float(self, order: list[str], ranges: Any, max_loss: float) -> tuple[onnx.ModelProto, float, list[str]]:
@@ -195,7 +195,7 @@ class _Trials:
     def _accuracy_of(self, probabilities: NDArray[np.float32]) -> float:
         return float((probabilities.argmax(1) == self._truth).mean())
 
-    def _harm(self, nodes: Sequence[str], ranges: Any) -> tuple[float, float]:
+    def _compare(self, nodes: Sequence[str], ranges: Any) -> tuple[float, float]:
         """Divergence in nats, and fraction of changed labels, with these layers in int8."""
         expected = self._expected[: len(self.sample)]
         found = self._run(_quantized(self._graph, ranges, nodes), self.sample)

@@ -9,7 +9,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from export.data.downloads import LabelledPixels, Published, check_checksum, data_folder, fetch
+from export.data.downloads import LabelledPixels, PublishedDataset, check_checksum, data_folder, fetch
 from export.progress import OnProgress
 from service.errors import UserError
 
@@ -19,7 +19,7 @@ MD5 = "c58f30108f718f92721af3b95e74349a"
 BATCHES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch")
 
 
-def load_cifar10(folder: Path | None, on_progress: OnProgress) -> Published:
+def load_cifar10(folder: Path | None, on_progress: OnProgress) -> PublishedDataset:
     """60,000 photos of ten kinds of things, 32x32, RGB (Krizhevsky, 2009): 50,000 for training, 10,000 for test.
 
     Args:
@@ -48,7 +48,7 @@ def load_cifar10(folder: Path | None, on_progress: OnProgress) -> Published:
     except (OSError, EOFError, zlib.error, tarfile.TarError, pickle.UnpicklingError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not the archive of CIFAR-10 ({error})") from None
     pixels, labels = (np.concatenate(arrays) for arrays in zip(*parts[:-1], strict=True))
-    return Published(names, LabelledPixels(pixels, labels), parts[-1])
+    return PublishedDataset(names, LabelledPixels(pixels, labels), parts[-1])
 
 
 def read_batch(file: IO[bytes]) -> dict[str, Any]:

@@ -78,7 +78,7 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class Choices:
+class DatasetOptions:
     """Options of a data set; None takes its default.
 
     Attributes:
@@ -100,7 +100,7 @@ def load_dataset(
     data: str,
     seed: int,
     data_dir: Path | None = None,
-    choices: Choices = Choices(),
+    options: DatasetOptions = DatasetOptions(),
     on_progress: OnProgress = ignore_progress,
 ) -> Dataset:
     """Loads a data set. The same seed gives the same parts.
@@ -109,23 +109,23 @@ def load_dataset(
         data: one of DATA, the path of a folder of pictures, or the `source` of a data set that was loaded before.
         seed: of the split into parts, as far as the data are not split already.
         data_dir: where the files of `mnist` or `cifar10` are, or are downloaded to; by default the user's cache.
-        choices: options in place of the data set's defaults.
+        options: replace the data set's defaults.
         on_progress: called with each step.
 
     Raises:
-        UserError: no such data; they cannot be downloaded or read; there are fewer than two classes; or a choice does not fit.
+        UserError: no such data; they cannot be downloaded or read; there are fewer than two classes; or an option does not fit.
     """
     name, _, source_dir = data.partition(":")
     if name not in DATA:
         if data_dir is not None:
             raise UserError(f"--data-dir is for mnist and cifar10; --data {data} is a folder of pictures itself")
-        return _load_folder(data, seed, choices, on_progress)
+        return _load_folder(data, seed, options, on_progress)
     if name == "digits":
         if data_dir is not None or source_dir:
             raise UserError("--data-dir is for mnist and cifar10; the digits come with scikit-learn")
-        return _load_digits(seed, choices)
+        return _load_digits(seed, options)
     where = (data_dir or Path(source_dir)).expanduser().absolute() if data_dir or source_dir else None
-    return _load_published(name, where, seed, choices, on_progress)
+    return _load_published(name, where, seed, options, on_progress)
 
 
 def reload_dataset(
@@ -151,9 +151,9 @@ def reload_dataset(
     Raises:
         UserError: as `load_dataset`; or the classes are not `labels`.
     """
-    choices = Choices((spec.height, spec.width), spec.channels, spec.fit)
+    options = DatasetOptions((spec.height, spec.width), spec.channels, spec.fit)
     try:
-        dataset = load_dataset(data or source, seed, data_dir, choices, on_progress)
+        dataset = load_dataset(data or source, seed, data_dir, options, on_progress)
     except UserError as error:
         if data is not None or data_dir is not None:
             raise
@@ -167,33 +167,33 @@ def reload_dataset(
     return dataset
 
 
-def _load_digits(seed: int, choices: Choices) -> Dataset:
+def _load_digits(seed: int, options: DatasetOptions) -> Dataset:
     """1,797 handwritten digits, 8x8, gray, white on black: the UCI test set that comes with scikit-learn."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
     pictures = np.round(bunch.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8), from 17 levels of gray to 256
     labels = bunch.target.astype(np.int64)
-    spec = _chosen_input(InputSpec(height=28, width=28, channels=1), choices)
+    spec = _chosen_input(InputSpec(height=28, width=28, channels=1), options)
     training, validation, test = (
         _resized(pictures[chosen], labels[chosen], spec) for chosen in stratified_split(labels, (0.7, 0.1, 0.2), seed)
     )
     return Dataset(
         "digits", tuple(str(digit) for digit in range(10)), spec, training, validation, test,
-        augmentation=_chosen_augmentation(Augmentation(shift_pixels=2), choices, spec, readable=True),
+        augmentation=_chosen_augmentation(Augmentation(shift_pixels=2), options, spec, readable=True),
         source="digits", pictures="8x8, gray", digest="digits",
     )  # fmt: skip
 
 
-def _load_published(name: str, where: Path | None, seed: int, choices: Choices, on_progress: OnProgress) -> Dataset:
+def _load_published(name: str, where: Path | None, seed: int, options: DatasetOptions, on_progress: OnProgress) -> Dataset:
     """A data set whose authors split it into training and test. 5,000 pictures or a tenth of training become validation."""
     load, default = {
         "mnist": (load_mnist, Augmentation(shift_pixels=1)),
         "cifar10": (load_cifar10, Augmentation(shift_pixels=4, flip=True, padding="reflect")),
     }[name]
     names, training, test = load(where, on_progress)
-    height, width, *color = training.pixels.shape[1:]
-    spec = _chosen_input(InputSpec(height=height, width=width, channels=3 if color else 1), choices)
+    height, width, *colour = training.pixels.shape[1:]
+    spec = _chosen_input(InputSpec(height=height, width=width, channels=3 if colour else 1), options)
     share = min(0.1, 5000 / len(training.labels))
     kept, held_out, _ = stratified_split(training.labels, (1 - share, share, 0), seed)
     return Dataset(
@@ -201,20 +201,20 @@ def _load_published(name: str, where: Path | None, seed: int, choices: Choices, 
         _resized(training.pixels[kept], training.labels[kept], spec, "resizing training", on_progress),
         _resized(training.pixels[held_out], training.labels[held_out], spec, "resizing validation", on_progress),
         _resized(test.pixels, test.labels, spec, "resizing test", on_progress),
-        augmentation=_chosen_augmentation(default, choices, spec, readable=name == "mnist"),
+        augmentation=_chosen_augmentation(default, options, spec, readable=name == "mnist"),
         source=name if where is None else f"{name}:{where}",
-        pictures=f"{height}x{width}, {'color' if color else 'gray'}", digest=name,  # the files' checksums are fixed
+        pictures=f"{height}x{width}, {'colour' if colour else 'gray'}", digest=name,  # the files' checksums are fixed
     )  # fmt: skip
 
 
-def _load_folder(data: str, seed: int, choices: Choices, on_progress: OnProgress) -> Dataset:
+def _load_folder(data: str, seed: int, options: DatasetOptions, on_progress: OnProgress) -> Dataset:
     """A folder of pictures. The parts that it does not have are split off training, a tenth each."""
     folder = Path(data).expanduser().absolute()
     if not folder.is_dir():
         raise UserError(f"--data {data!r} is not {', '.join(repr(name) for name in DATA)}, nor a folder of pictures")
     listing = list_folder(folder, on_progress)
     every = [file for files in listing.parts.values() for file in files]
-    spec = _chosen_input(suitable_input(every), choices)
+    spec = _chosen_input(suitable_input(every), options)
     check_memory(len(every), spec)
     files = split_off_missing(listing, folder, seed)
     skipped = list(listing.skipped)
@@ -223,7 +223,7 @@ def _load_folder(data: str, seed: int, choices: Choices, on_progress: OnProgress
     shift = max(1, round(min(spec.height, spec.width) / 8))
     return Dataset(
         re.sub(r"[^A-Za-z0-9._-]+", "-", folder.name).lstrip("._-")[:64] or "pictures", listing.labels, spec, **parts,
-        augmentation=_chosen_augmentation(Augmentation(shift, flip=True, padding="reflect"), choices, spec),
+        augmentation=_chosen_augmentation(Augmentation(shift, flip=True, padding="reflect"), options, spec),
         source=str(folder), pictures=describe(every), skipped=tuple(skipped),
         digest=files_digest(folder, {part: [file.path for file in files[part]] for part in PARTS}),
     )  # fmt: skip
@@ -246,22 +246,22 @@ def _check_every_class_left(parts: dict[str, Part], labels: tuple[str, ...], fol
             raise UserError(f"{folder}: no picture of class {labels[lacking[0]]!r} is left for {name}; left out: {_some(skipped)}")
 
 
-def _chosen_input(default: InputSpec, choices: Choices) -> InputSpec:
-    height, width = choices.image_size or (default.height, default.width)
+def _chosen_input(default: InputSpec, options: DatasetOptions) -> InputSpec:
+    height, width = options.image_size or (default.height, default.width)
     return InputSpec.model_validate(
-        {"height": height, "width": width, "channels": choices.channels or default.channels, "fit": choices.fit or default.fit}
+        {"height": height, "width": width, "channels": options.channels or default.channels, "fit": options.fit or default.fit}
     )
 
 
-def _chosen_augmentation(default: Augmentation, choices: Choices, spec: InputSpec, readable: bool = False) -> Augmentation:
-    """The augmentation with the choices. Raises UserError if `readable` pictures are to be flipped, or the shift is too large."""
-    if readable and choices.flip:
+def _chosen_augmentation(default: Augmentation, options: DatasetOptions, spec: InputSpec, readable: bool = False) -> Augmentation:
+    """The augmentation with the options. Raises UserError if `readable` pictures are to be flipped, or the shift is too large."""
+    if readable and options.flip:
         raise UserError("--flip: a mirrored digit is another sign or none; digits and mnist are trained without")
-    shift = default.shift_pixels if choices.shift_pixels is None else choices.shift_pixels
+    shift = default.shift_pixels if options.shift_pixels is None else options.shift_pixels
     most = (min(spec.height, spec.width) - 1) // 2
-    if choices.shift_pixels is not None and shift > most:
+    if options.shift_pixels is not None and shift > most:
         raise UserError(f"--shift {shift}: pictures of {spec.height}x{spec.width} can be shifted by at most {most} pixels")
-    return Augmentation(min(shift, most), default.flip if choices.flip is None else choices.flip, default.padding)
+    return Augmentation(min(shift, most), default.flip if options.flip is None else options.flip, default.padding)
 
 
 def _resized(

@@ -21,7 +21,7 @@ class LabelledPixels(NamedTuple):
     labels: NDArray[np.int64]
 
 
-class Published(NamedTuple):
+class PublishedDataset(NamedTuple):
     """A data set as its authors split it; `labels` are the names of the classes."""
 
     labels: tuple[str, ...]

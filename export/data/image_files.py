@@ -72,7 +72,7 @@ def describe(files: Sequence[ImageFile]) -> str:
     widths, heights = zip(*(file.header.size for file in files), strict=True)
     smallest, largest = f"{min(heights)}x{min(widths)}", f"{max(heights)}x{max(widths)}"
     gray = sum(file.header.gray for file in files)
-    colours = "gray" if gray == len(files) else "color" if gray == 0 else f"{gray:,} of {len(files):,} gray"
+    colours = "gray" if gray == len(files) else "colour" if gray == 0 else f"{gray:,} of {len(files):,} gray"
     return f"{smallest if smallest == largest else f'{smallest} to {largest}'}, {colours}"
 
 

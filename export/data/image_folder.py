@@ -162,7 +162,7 @@ def _pictures(folder: Path, others: Collection[Path], skipped: list[str]) -> Ite
         for link in [Path(where, name) for name in inside if Path(where, name).is_symlink()]:
             if _leads_to(link, others):
                 inside.remove(link.name)
-                skipped.append(f"{link}: a link to where other classes are")
+                skipped.append(f"{link}: a symlink into another class")
         for name in sorted(names):
             path = Path(where, name)
             if _hidden(name):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from export.data.downloads import LabelledPixels, Published, check_checksum, data_folder, fetch
+from export.data.downloads import LabelledPixels, PublishedDataset, check_checksum, data_folder, fetch
 from export.files import read_file
 from export.progress import OnProgress
 from service.errors import UserError
@@ -53,7 +53,7 @@ FILES = (
 )  # fmt: skip
 
 
-def load_mnist(folder: Path | None, on_progress: OnProgress) -> Published:
+def load_mnist(folder: Path | None, on_progress: OnProgress) -> PublishedDataset:
     """70,000 handwritten digits, 28x28, gray, white on black (LeCun, Cortes and Burges): 60,000 for training, 10,000 for test.
 
     Args:
@@ -76,7 +76,7 @@ def load_mnist(folder: Path | None, on_progress: OnProgress) -> Published:
         arrays.append(read_idx(content, file.magic, path))
         check_checksum(path, "unpacked content", "SHA-256", hashlib.sha256(content).hexdigest(), file.content)
     training, test = (LabelledPixels(arrays[at], arrays[at + 1].astype(np.int64)) for at in (0, 2))
-    return Published(tuple(str(digit) for digit in range(10)), training, test)
+    return PublishedDataset(tuple(str(digit) for digit in range(10)), training, test)
 
 
 def read_idx(content: bytes, magic: int, path: Path) -> NDArray[np.uint8]:

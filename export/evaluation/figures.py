@@ -54,7 +54,7 @@ def draw_confusion(scores: Scores, path: Path) -> None:
     figure = Figure(figsize=(side + 1.2, side), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(100 * shares, cmap="Blues", norm=PowerNorm(0.4, vmin=0, vmax=100))
-    axes.set(xlabel="answered", ylabel="true")
+    axes.set(xlabel="predicted", ylabel="true")
     axes.set_title(f"{scores.accuracy:.2%} of {scores.items:,} pictures right", loc="left")
     if named:
         size = 10 if numbered else 5
@@ -102,9 +102,9 @@ def draw_reliability(scores: Scores, path: Path) -> None:
     edges = np.linspace(0, 1, len(served.items) + 1)
     lower.bar(edges[:-1], served.items, width=np.diff(edges), align="edge", color=_BLUE, edgecolor="white")
     lower.set_yscale("log")
-    lower.set(xlabel="confidence of the answer", ylabel="pictures", xlim=(0, 1), ylim=(0.7, None))
-    upper.set(ylabel="fraction of them right", ylim=(-0.02, 1.02))
-    upper.set_title(f"Are the answers as right as they are sure? ({scores.items:,} pictures)", loc="left", fontsize=11)
+    lower.set(xlabel="confidence", ylabel="pictures", xlim=(0, 1), ylim=(0.7, None))
+    upper.set(ylabel="accuracy", ylim=(-0.02, 1.02))
+    upper.set_title(f"Reliability diagram ({scores.items:,} pictures)", loc="left", fontsize=11)
     figure.legend(loc="outside lower center")  # inside the axes it could cover points
     for axes in (upper, lower):
         axes.grid(alpha=0.3)
@@ -125,11 +125,11 @@ def draw_mistakes(scores: Scores, part: Part, spec: InputSpec, path: Path) -> No
     for axes, index in zip(grid.flat, chosen, strict=False):
         picture = decode(part.encoded(int(index)), spec, MAX_PIXELS)
         axes.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        true, answer = names[scores.truth[index]], names[scores.answers[index]]
+        true, answer = names[scores.truth[index]], names[scores.predictions[index]]
         axes.set_title(f"{answer} ({scores.confidence[index]:.1%})\ntruth: {true}", fontsize=9, parse_math=False)
     wrong = scores.items - scores.correct
     if wrong > len(chosen):
-        title = f"The {len(chosen)} surest of {wrong:,} mistakes"
+        title = f"The {len(chosen)} most confident of {wrong:,} mistakes"
     else:
         title = "The one mistake" if wrong == 1 else f"All {wrong} mistakes"
     figure.suptitle(title, fontsize=11)

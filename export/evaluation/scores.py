@@ -1,4 +1,4 @@
-"""What a model answered to a part of the data: accuracy, scores by class, confusions and calibration. No files, no model."""
+"""A model's predictions for a part of the data: accuracy, scores by class, confusions and calibration. No files, no model."""
 
 import math
 from dataclasses import dataclass
@@ -45,10 +45,10 @@ class Scores:
         return len(self.truth)
 
     @cached_property
-    def answers(self) -> NDArray[np.int64]:
+    def predictions(self) -> NDArray[np.int64]:
         """int64[N]: the most probable class of each picture."""
-        answers: NDArray[np.int64] = self.probabilities.argmax(axis=1)
-        return answers
+        predictions: NDArray[np.int64] = self.probabilities.argmax(axis=1)
+        return predictions
 
     @cached_property
     def confidence(self) -> NDArray[np.float32]:
@@ -59,7 +59,7 @@ class Scores:
     @cached_property
     def correct(self) -> int:
         """Number of right answers."""
-        return int((self.answers == self.truth).sum())
+        return int((self.predictions == self.truth).sum())
 
     @property
     def accuracy(self) -> float:
@@ -75,7 +75,7 @@ class Scores:
     def classes(self) -> tuple[ClassScore, ...]:
         """Precision, recall and F1 of every class, in the order of `labels`."""
         every = range(len(self.labels))
-        fractions = precision_recall_fscore_support(self.truth, self.answers, labels=every, zero_division=np.nan)[:3]
+        fractions = precision_recall_fscore_support(self.truth, self.predictions, labels=every, zero_division=np.nan)[:3]
         items = np.bincount(self.truth, minlength=len(self.labels))
         return tuple(
             ClassScore(label, int(count), *(None if math.isnan(value) else float(value) for value in row))
@@ -90,11 +90,11 @@ class Scores:
     @cached_property
     def confusion(self) -> NDArray[np.int64]:
         """int64[K,K]: pictures by true class (row) and answer (column)."""
-        counts: NDArray[np.int64] = confusion_matrix(self.truth, self.answers, labels=range(len(self.labels)))
+        counts: NDArray[np.int64] = confusion_matrix(self.truth, self.predictions, labels=range(len(self.labels)))
         return counts
 
     def confused(self, most: int) -> list[tuple[str, str, int]]:
-        """At most `most` kinds of mistake, most frequent first: true label, answered label, count."""
+        """At most `most` kinds of mistake, most frequent first: true label, predicted label, count."""
         mistakes = self.confusion * (1 - np.eye(len(self.labels), dtype=np.int64))
         order = np.argsort(-mistakes, axis=None, kind="stable")[:most]
         pairs = zip(*np.unravel_index(order, mistakes.shape), strict=True)
@@ -106,7 +106,7 @@ class Scores:
 
     def mistakes(self, most: int) -> NDArray[np.int64]:
         """Indices of the wrong answers, int64[at most `most`], the most confident first."""
-        wrong = np.flatnonzero(self.answers != self.truth)
+        wrong = np.flatnonzero(self.predictions != self.truth)
         return wrong[np.argsort(-self.confidence[wrong], kind="stable")][:most]
 
     @cached_property

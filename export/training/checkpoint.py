@@ -20,6 +20,7 @@ from service.model.contract import InputSpec
 
 CHECKPOINT = "checkpoint.pt"
 FORMAT = 2
+"""Increased when checkpoints of an older version can no longer be loaded."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,8 @@ def _load(run: Path) -> tuple[Checkpoint, dict[str, Any] | None]:
         raise UserError(f"{str(run)!r} has no {CHECKPOINT}: it is not a run of `convoy train`, or its first epoch has not ended")
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        if content["format"] != FORMAT:
+            raise UserError(f"{path}: a checkpoint of format {content['format']!r}; this version reads format {FORMAT}")
         fields = content["best"]
         settings, spec = Settings(**fields["settings"]), InputSpec(**fields["input"])
         network = architectures.build(settings.network, spec, len(fields["labels"]))

@@ -26,7 +26,7 @@ _TIMEOUT = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
-class Group:
+class ProcessGroup:
     """The processes of a training: `size` of them, of which this is number `rank`, computing on `device`."""
 
     rank: int
@@ -92,7 +92,7 @@ class Group:
 
 
 @contextlib.contextmanager
-def join_group() -> Iterator[Group]:
+def join_group() -> Iterator[ProcessGroup]:
     """Joins the processes that `torchrun` started with this one; without `torchrun`, gives a group of one.
 
     Computes on CUDA with NCCL if there is a device for each process, else on the CPU with Gloo and an equal share of the cores.
@@ -110,7 +110,7 @@ def join_group() -> Iterator[Group]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if size <= 1:
-        yield Group(0, 1, device)
+        yield ProcessGroup(0, 1, device)
         return
     if device.type == "cpu":
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))  # torchrun sets 1, however many cores there are
@@ -119,7 +119,7 @@ def join_group() -> Iterator[Group]:
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the {size} processes of this training cannot connect: {error}") from None
     try:
-        yield Group(rank, size, device)
+        yield ProcessGroup(rank, size, device)
         dist.barrier()
     except KeyboardInterrupt:
         if rank:

@@ -28,7 +28,7 @@ from export.networks import architectures
 from export.networks.speed_net import SpeedNet
 from export.training import optimization
 from export.training.checkpoint import Checkpoint, load_interrupted, save_checkpoint
-from export.training.distributed import Group
+from export.training.distributed import ProcessGroup
 from export.training.history import CURVES, EpochMetrics, best_epoch, plot_curves, write_metrics
 from export.training.inference import batched_logits
 from export.training.memory import keep_freed_memory
@@ -42,7 +42,7 @@ _WHITENING_PIXELS = 5_000 * 32 * 32
 
 
 @dataclass(frozen=True)
-class Step:
+class TrainingProgress:
     """Progress of a training: steps done and in all; loss and accuracy are this process's means of the epoch so far."""
 
     done: int
@@ -56,9 +56,9 @@ def train(
     dataset: Dataset,
     settings: Settings,
     run: Path,
-    on_step: Callable[[Step], None] = lambda step: None,
+    on_step: Callable[[TrainingProgress], None] = lambda step: None,
     on_epoch: Callable[[EpochMetrics], None] = lambda epoch: None,
-    group: Group | None = None,
+    group: ProcessGroup | None = None,
     resume: bool = False,
 ) -> Checkpoint:
     """Trains a network. On the CPU the same seed on the same machine gives the same weights, bit by bit.
@@ -79,7 +79,7 @@ def train(
         UserError: the network does not fit the data, the settings contradict each other, the training diverged, the run cannot be
             written, or it cannot be resumed with these settings and data.
     """
-    group = group or Group(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    group = group or ProcessGroup(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     keep_freed_memory()
     trainer = group.rank_zero_first(lambda: _Trainer(dataset, settings, group))
     history: list[EpochMetrics] = []
@@ -112,7 +112,7 @@ def _finished(history: Sequence[EpochMetrics], settings: Settings) -> bool:
     return bool(history and settings.patience) and len(history) - best_epoch(history).epoch >= settings.patience
 
 
-def _check_finite(epoch: EpochMetrics, group: Group) -> None:
+def _check_finite(epoch: EpochMetrics, group: ProcessGroup) -> None:
     """Raises UserError on rank 0 if the loss is NaN or infinite; the other processes exit."""
     if math.isfinite(epoch.validation_loss):
         return
@@ -126,7 +126,7 @@ def _check_finite(epoch: EpochMetrics, group: Group) -> None:
 class _Trainer:
     """The network, the optimiser and everything else that changes from step to step, and the data as tensors."""
 
-    def __init__(self, dataset: Dataset, settings: Settings, group: Group) -> None:
+    def __init__(self, dataset: Dataset, settings: Settings, group: ProcessGroup) -> None:
         self._dataset, self._settings, self._group = dataset, settings, group
         self._batches = _batches_an_epoch(len(dataset.training), settings.batch_size, group.size)
         self._autocast = torch.autocast(
@@ -160,7 +160,7 @@ class _Trainer:
         """The network to call in training. Made at the first call, as all processes must take part."""
         return self._group.wrap(self._network)
 
-    def epoch(self, number: int, on_step: Callable[[Step], None]) -> EpochMetrics:
+    def epoch(self, number: int, on_step: Callable[[TrainingProgress], None]) -> EpochMetrics:
         """One pass over the training part, then the validation part."""
         group, seed = self._group, self._settings.seed
         torch.manual_seed(_seed(seed, number, group.rank))  # for networks with random layers, such as dropout
@@ -179,7 +179,7 @@ class _Trainer:
                 reported = now
                 loss, correct, items = sums.tolist()
                 total = self._settings.epochs * self._batches
-                on_step(Step(step, total, loss / items, correct / items, seen / (now - start)))
+                on_step(TrainingProgress(step, total, loss / items, correct / items, seen / (now - start)))
         loss, correct, items = group.sum(sums).tolist()
         seconds = time.perf_counter() - start
         validation_loss, validation_accuracy = self._validate()

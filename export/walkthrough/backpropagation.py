@@ -29,7 +29,7 @@ class LayerGradient:
 
 
 @dataclass(frozen=True)
-class LearningStep:
+class GradientStep:
     """The result of one step.
 
     Attributes:
@@ -65,7 +65,7 @@ class LearningStep:
         return self.loss_before - self.rate * self.norm**2
 
 
-def learn(checkpoint: Checkpoint, pixels: NDArray[np.uint8], label: int, rate: float) -> LearningStep:
+def gradient_step(checkpoint: Checkpoint, pixels: NDArray[np.uint8], label: int, rate: float) -> GradientStep:
     """Takes a step. The weights of the checkpoint do not change.
 
     Args:
@@ -91,7 +91,7 @@ def learn(checkpoint: Checkpoint, pixels: NDArray[np.uint8], label: int, rate: f
 
     stepped = after(rate)
     losses = [functional.cross_entropy(after(tried), target).item() for tried in _RATES]
-    return LearningStep(
+    return GradientStep(
         label=label,
         rate=rate,
         before=logits.detach().softmax(1)[0].numpy(),

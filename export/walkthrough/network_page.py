@@ -1,4 +1,4 @@
-"""The walkthrough of a model: every layer's output for one picture, which pixels mattered, and, for a run, one step of learning."""
+"""The walkthrough of a model: every layer's output for one picture, which pixels mattered, and, for a run, one gradient step."""
 
 from dataclasses import replace
 from functools import partial

@@ -1,4 +1,4 @@
-"""The sections after the layers: which pixels mattered for the answer, and, for a run, one step of learning."""
+"""The sections after the layers: which pixels mattered for the answer, and, for a run, one gradient step."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from export.walkthrough.subject import Subject, SubjectSession
 from export.walkthrough.web_page import Bar, Curve, Figure, Section
 from service.model.contract import LOGITS_NAME
 
-_OVERLAY = "Laid over the picture: red spoke for the answer, blue against it."
+_OVERLAY = "Laid over the picture: red raised the score of the answer, blue lowered it."
 
 
 def pixels_section(
@@ -43,8 +43,8 @@ def learning_section(subject: Subject, pixels: NDArray[np.uint8], label: int, is
     from export.walkthrough import backpropagation
 
     if subject.checkpoint is None:
-        raise ValueError("a step of learning needs a checkpoint")
-    step = backpropagation.learn(subject.checkpoint, pixels, label, rate)
+        raise ValueError("a gradient step needs a checkpoint")
+    step = backpropagation.gradient_step(subject.checkpoint, pixels, label, rate)
     name = subject.labels[label]
     aim = f"“{name}” is the right answer" if is_given else f"its own answer, “{name}”, is right (--label says otherwise)"
     before, after = float(step.before[label]), float(step.after[label])
@@ -93,8 +93,8 @@ def _activation_figures(heat: NDArray[np.float32], pixels: NDArray[np.uint8]) ->
 def _occlusion_text(hidden: Occlusion) -> str:
     return (
         f"A patch of {hidden.patch}x{hidden.patch} pixels in the picture's mean colour was put on {hidden.tried} places, and the "
-        "network was run each time. Where the answer grew weaker, the hidden pixels had spoken for it; where it grew stronger, "
-        "against it."
+        "network was run each time. Where the answer grew weaker, the hidden pixels had raised its score; where it grew "
+        "stronger, they had lowered it."
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from export.data import datasets
 from export.data.augmentation import Augmentation
-from export.data.datasets import Choices
+from export.data.datasets import DatasetOptions
 from service.errors import UserError
 from service.model.contract import InputSpec
 from service.model.preprocessing import decode
@@ -32,14 +32,16 @@ def test_choices_replace_the_default_input_and_augmentation(tmp_path: Path) -> N
     assert datasets.load_dataset(str(gray), 0).input.shape == (20, 20, 1)
     wide = pets(tmp_path / "wide", {"a": 3, "b": 3}, size=(40, 20))
     for fit in ("stretch", "crop", "pad"):
-        found = datasets.load_dataset(str(wide), 0, choices=Choices(image_size=(16, 16), fit=fit, flip=False, shift_pixels=3))
+        found = datasets.load_dataset(
+            str(wide), 0, options=DatasetOptions(image_size=(16, 16), fit=fit, flip=False, shift_pixels=3)
+        )
         assert found.input == InputSpec(height=16, width=16, channels=3, fit=fit)
         assert np.array_equal(decode(found.test.encoded(0), found.input, 1 << 20), found.test.pixels[0])
         assert found.augmentation == Augmentation(3, flip=False, padding="reflect")
 
 
 def test_a_published_data_set_is_reloaded_from_its_source(mnist: Path, tmp_path: Path) -> None:
-    found = datasets.load_dataset("mnist", 5, mnist, Choices(image_size=(20, 24), channels=3, fit="pad"))
+    found = datasets.load_dataset("mnist", 5, mnist, DatasetOptions(image_size=(20, 24), channels=3, fit="pad"))
     assert found.source == f"mnist:{mnist}"
     assert found.test.pixels.shape == (50, 20, 24, 3)
     again = datasets.reload_dataset(found.source, 5, found.input, found.labels)
@@ -55,7 +57,7 @@ def test_a_published_data_set_is_reloaded_from_its_source(mnist: Path, tmp_path:
 
 def test_a_moved_folder_is_reloaded_and_other_classes_are_refused(tmp_path: Path) -> None:
     root = pets(tmp_path / "pets", {"cat": 10, "dog": 10}, mode="L")
-    found = datasets.load_dataset(str(root), 3, choices=Choices(image_size=(9, 9), channels=3))
+    found = datasets.load_dataset(str(root), 3, options=DatasetOptions(image_size=(9, 9), channels=3))
     moved = root.rename(tmp_path / "moved")
     with pytest.raises(UserError, match=r"cannot load the data of this run again: .*pets"):
         datasets.reload_dataset(found.source, 3, found.input, found.labels)
@@ -77,9 +79,9 @@ def test_options_that_do_not_fit_the_data_are_refused(tmp_path: Path) -> None:
     good = pets(tmp_path / "good", {"cat": 3, "dog": 3})
     assert "--data-dir is for mnist and cifar10" in refused(good, data_dir=tmp_path)
     assert "--data-dir is for mnist and cifar10; the digits come with scikit-learn" in refused("digits", data_dir=tmp_path)
-    assert "--flip: a mirrored digit is another sign or none" in refused("digits", choices=Choices(flip=True))
+    assert "--flip: a mirrored digit is another sign or none" in refused("digits", options=DatasetOptions(flip=True))
     assert "--shift 14: pictures of 28x28 can be shifted by at most 13 pixels" in refused(
-        "digits", choices=Choices(shift_pixels=14)
+        "digits", options=DatasetOptions(shift_pixels=14)
     )
     assert "is not a folder" in refused("mnist", data_dir=draw(tmp_path / "file.png"))
 

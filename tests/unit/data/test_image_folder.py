@@ -77,7 +77,7 @@ def test_linked_folders_are_followed_once_and_loose_pictures_listed(tmp_path: Pa
     found = datasets.load_dataset(str(root), 0)
     labels = np.concatenate([part.labels for part in (found.training, found.validation, found.test)])
     assert np.bincount(labels).tolist() == [9, 4]
-    links = {f"{root}/{link}: a link to where other classes are" for link in ("cat/deep/dogs", "dog/up")}
+    links = {f"{root}/{link}: a symlink into another class" for link in ("cat/deep/dogs", "dog/up")}
     assert set(found.skipped) == {f"{root}/loose.png: not in the folder of a class"} | links
 
 

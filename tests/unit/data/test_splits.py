@@ -6,7 +6,7 @@ import numpy as np
 
 from export.data import datasets
 from export.data.augmentation import Augmentation
-from export.data.datasets import Choices
+from export.data.datasets import DatasetOptions
 from export.data.splits import stratified_split
 from service.model.preprocessing import decode
 from tests.unit.data.pictures import draw, pets
@@ -39,7 +39,7 @@ def test_two_class_folders_are_split_in_three(tmp_path: Path) -> None:
         [24, 16], [3, 2], [3, 2],
     ]  # fmt: skip
     assert (found.labels, found.name, found.source) == (("cat", "dog"), "cats-dogs", str(root))
-    assert (found.input.shape, found.input.fit, found.pictures, found.skipped) == ((12, 16, 3), "stretch", "12x16, color", ())
+    assert (found.input.shape, found.input.fit, found.pictures, found.skipped) == ((12, 16, 3), "stretch", "12x16, colour", ())
     assert found.augmentation == Augmentation(2, flip=True, padding="reflect")
     everything = [part.encoded(index) for part in (found.training, found.validation, found.test) for index in range(len(part))]
     assert sorted(everything) == sorted(path.read_bytes() for path in root.rglob("*.png"))  # the files' own bytes, each once
@@ -52,7 +52,7 @@ def test_two_class_folders_are_split_in_three(tmp_path: Path) -> None:
 def test_another_picture_changes_the_digest(tmp_path: Path) -> None:
     root = pets(tmp_path / "pets", {"cat": 10, "dog": 10})
     digest = datasets.load_dataset(str(root), 3).digest
-    assert datasets.load_dataset(str(root), 3, choices=Choices(image_size=(9, 9))).digest == digest
+    assert datasets.load_dataset(str(root), 3, options=DatasetOptions(image_size=(9, 9))).digest == digest
     assert datasets.load_dataset(str(root), 4).digest != digest, "the same pictures in other parts"
     root = root.rename(tmp_path / "moved")
     assert datasets.load_dataset(str(root), 3).digest == digest

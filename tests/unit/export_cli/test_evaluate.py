@@ -39,7 +39,7 @@ def test_evaluate_measures_the_held_out_pictures(model_file: Path, tmp_path: Pat
     shown = evaluate(model_file, "--data", "digits", "--output", tmp_path / "out")
     assert "on the test part of digits" in shown
     assert f"accuracy as served: {training_facts.accuracy:.2%} (" in shown
-    assert "taken most often for another: " in shown
+    assert "most frequent confusions: " in shown
     content = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert content["accuracy"] == training_facts.accuracy
     assert content["calibration_error"] == pytest.approx(training_facts.calibration_error)

@@ -29,3 +29,11 @@ def test_a_failed_write_keeps_the_checkpoint_before(tmp_path: Path, few: dataset
         save_checkpoint(dataclasses.replace(checkpoint, epoch=2), tmp_path)
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_checkpoint_of_another_format_is_refused_by_its_format(tmp_path: Path, few: datasets.Dataset) -> None:
+    trained(tmp_path, few, dataclasses.replace(SETTINGS, epochs=1))
+    content = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    torch.save(content | {"format": 1}, tmp_path / "checkpoint.pt")
+    with pytest.raises(UserError, match="a checkpoint of format 1; this version reads format 2"):
+        load_checkpoint(tmp_path)

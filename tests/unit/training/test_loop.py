@@ -29,7 +29,7 @@ class Interrupt:
     def on_epoch(self, epoch: EpochMetrics) -> None:
         self._left -= 1
 
-    def on_step(self, step: loop.Step) -> None:
+    def on_step(self, step: loop.TrainingProgress) -> None:
         if self._left <= 0:
             raise KeyboardInterrupt
 

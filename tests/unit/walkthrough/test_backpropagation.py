@@ -1,4 +1,4 @@
-"""A step of learning: that of torch.optim.SGD."""
+"""A gradient step: that of torch.optim.SGD."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def test_a_step_is_gradient_descent(run: Path, digits: datasets.Dataset) -> None
     loaded = load_checkpoint(run)
     before = {name: value.clone() for name, value in loaded.network.state_dict().items()}
     pixels, label = digits.test.pixels[0], 3
-    step = backpropagation.learn(loaded, pixels, label, 0.02)
+    step = backpropagation.gradient_step(loaded, pixels, label, 0.02)
     network = load_checkpoint(run).network
     x, target = normalised(loaded, pixels), torch.tensor([label])
     optimizer = torch.optim.SGD(network.parameters(), lr=0.02)
@@ -44,7 +44,7 @@ def test_a_step_is_gradient_descent(run: Path, digits: datasets.Dataset) -> None
 
 
 def test_untrained_weights_have_no_gradient(photo: np.ndarray) -> None:
-    names = [layer.name for layer in backpropagation.learn(untrained("speed-net", COLOUR, 10), photo, 1, 0.1).layers]
+    names = [layer.name for layer in backpropagation.gradient_step(untrained("speed-net", COLOUR, 10), photo, 1, 0.1).layers]
     assert "whitening" not in names
     assert names[0] == "groups.0.widen"
     assert names[-1] == "linear"
