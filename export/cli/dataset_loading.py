@@ -26,11 +26,12 @@ def load_with_progress(console: Console, load: "Callable[[OnProgress], Dataset]"
 def _summary(dataset: "Dataset", *, to_train: bool) -> str:
     """The sizes, the input and the files left out; for training also the augmentation and the classes."""
     spec = dataset.input
+    colours = "gray" if spec.channels == 1 else "colour"
     lines = [
         f"{dataset.name}: {len(dataset.training)} training, {len(dataset.validation)} validation, {len(dataset.test)} test "
-        f"pictures, {len(dataset.labels)} classes, {'x'.join(map(str, spec.shape))}",
-        f"pictures are {dataset.pictures}; resized to {spec.height}x{spec.width}, {'gray' if spec.channels == 1 else 'colour'}, "
-        f"{spec.fit}{f'; in training {dataset.augmentation}' if to_train else ''}",
+        f"images, {len(dataset.labels)} classes, {'x'.join(map(str, spec.shape))}",
+        f"images are {dataset.original_format}; resized to {spec.height}x{spec.width}, {colours}, {spec.fit}"
+        f"{f'; in training {dataset.augmentation}' if to_train else ''}",
     ]
     if to_train:
         more = ", ..." if len(dataset.labels) > _SHOWN_LABELS else ""

@@ -33,14 +33,14 @@ console = Console(highlight=False)
 @click.option("--provider", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", show_default=True,
               help="ONNX Runtime execution provider; auto takes CUDA where it works.")  # fmt: skip
 @click.option("--output", type=click.Path(path_type=Path),
-              help=f"Folder, new or empty, for {EVALUATION} and pictures of the confusion matrix, the reliability diagram and the "
+              help=f"Folder, new or empty, for {EVALUATION} and images of the confusion matrix, the reliability diagram and the "
                    "most confident mistakes.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def evaluate(
     model: Path, data: str, data_dir: Path | None, part: str, provider: Literal["auto", "cuda", "cpu"], output: Path | None,
     as_json: bool,
 ) -> None:  # fmt: skip
-    """Measure the file MODEL.onnx with the code that serves it, from the bytes of each picture to its label.
+    """Measure the file MODEL.onnx with the code that serves it, from the bytes of each image to its label.
 
     Shows accuracy with its 95 % confidence interval, precision and recall of every class, the expected calibration error, and which
     classes are mistaken for each other. Does not need PyTorch.
@@ -57,14 +57,14 @@ def evaluate(
     dataset = _load_data(served, data, data_dir)
     if output is not None:
         create_output_folder(output)
-    pictures = getattr(dataset, part)
+    images = getattr(dataset, part)
     with progress_bar() as on_progress:
-        scores = measure(served, pictures, dataset.labels, partial(on_progress, f"{part} part"))
+        scores = measure(served, images, dataset.labels, partial(on_progress, f"{part} part"))
     content = json.dumps({**_heading(served, dataset, part), **summary.as_json(scores)}, indent=2, ensure_ascii=False)
     files = []
     if output is not None:
         (output / EVALUATION).write_text(content + "\n", encoding="utf-8")
-        files = [EVALUATION, *figures.draw(scores, pictures, served.contract.input, output)]
+        files = [EVALUATION, *figures.draw(scores, images, served.contract.input, output)]
     if as_json:
         click.echo(content)
         return
@@ -116,10 +116,10 @@ def _headlines(served: "Model", dataset: "Dataset", part: str) -> list[str]:
     digest = served.digest[:12]
     lines = [f"{contract.name} ({contract.precision}, sha256 {digest}, on {served.provider}) on the {part} part of {dataset.name}"]
     if dataset.name != training.data:
-        lines.append(f"the model was trained on {training.data}, which may include some of these pictures")
+        lines.append(f"the model was trained on {training.data}, which may include some of these images")
     elif training.data_digest not in ("", dataset.digest):
         lines.append(
-            f"{dataset.name} has changed since the model was trained: pictures were added, removed or changed. The model may have "
+            f"{dataset.name} has changed since the model was trained: images were added, removed or changed. The model may have "
             f"been trained on some of this {part} part"
         )
     return lines

@@ -25,7 +25,7 @@ console = Console(highlight=False)
 @click.option("--name", show_default="the data's name", help="Name of the model.")
 @click.option("--minimum-accuracy", type=FiniteFloat(0, 100), default=0.0, metavar="PERCENT",
               help="Refuse to export below this accuracy on the test part.")  # fmt: skip
-@click.option("--data", metavar=DATA, help="Where the data of the training are now, if they have moved.")
+@click.option("--data", metavar=DATA, help="Where the data of the run are now, if they have moved.")
 @data_dir_option
 @click.option("--calibration/--no-calibration", default=True, show_default=True,
               help="Fit a temperature on the validation part, so that the confidence agrees with the accuracy.")  # fmt: skip
@@ -42,7 +42,7 @@ def export(
     """Export the checkpoint in the folder RUN as the next version of a model: REPOSITORY/NAME/<version>/model.onnx.
 
     The file is compared with PyTorch on the whole test part, and its accuracy measured with the code that serves it. If either gate
-    fails, nothing is written to the repository. A model card, README.md, and its pictures are written beside the file.
+    fails, nothing is written to the repository. A model card, README.md, and its images are written beside the file.
 
     With --precision int8, each layer is measured in int8 on the validation part, and the layers that lose too much stay in float.
     The table of layers is printed and is in the model card.
@@ -70,7 +70,7 @@ def _show(exported: "Exported", repository: Path) -> None:
     if exported.cost is not None:
         summary.show_cost(exported.cost, console)
     console.print(
-        f"parity {'' if exported.cost is None else 'of fp32 '}with PyTorch on {parity.scores.items} test pictures: largest "
+        f"parity {'' if exported.cost is None else 'of fp32 '}with PyTorch on {parity.scores.items} test images: largest "
         f"difference {parity.max_difference:.1e}, same top label on {100 * parity.same_top1:g}%; PyTorch's accuracy "
         f"{parity.reference_accuracy:.2%}\n{summary.headline(exported.comparison.scores)}\n"
         f"wrote {path}, and beside it {', '.join(beside)}; next: convoy serve {shlex.quote(str(repository))}",

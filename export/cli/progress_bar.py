@@ -1,4 +1,4 @@
-"""Progress bars: of work that reports through `export.progress.OnProgress`, and of a training."""
+"""Progress bars: of work that reports through `export.progress.OnProgress`, and of a training run."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -37,7 +37,7 @@ def progress_bar(console: Console | None = None) -> Iterator[OnProgress]:
 
 @contextlib.contextmanager
 def training_bar(console: Console) -> Iterator["Callable[[TrainingProgress], None]"]:
-    """Gives the callback, and shows the steps, loss, accuracy and speed of a training until the block ends."""
+    """Gives the callback, and shows the steps, loss, accuracy and speed of a training run until the block ends."""
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.4f}"),
         TextColumn("accuracy {task.fields[accuracy]:6.2%}"), TextColumn("{task.fields[speed]:,.0f} images/s"),

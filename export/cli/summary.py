@@ -60,8 +60,8 @@ def show_cost(cost: "PrecisionComparison", console: Console) -> None:
         console.print(table)
         methods = ", ".join(f"{name} {divergence:.1e}" for name, divergence in found.methods.items())
         console.print(
-            f"divergence in nats from fp32, only this layer in int8, on {found.sensitivity_items} validation pictures; with all "
-            f"layers in int8, by the method that takes the ranges from {found.calibration_items} training pictures: {methods}\n"
+            f"divergence in nats from fp32, only this layer in int8, on {found.sensitivity_items} validation images; with all "
+            f"layers in int8, by the method that takes the ranges from {found.calibration_items} training images: {methods}\n"
             f"validation: {found.reference_accuracy:.2%} in fp32, {found.accuracy:.2%} in int8 by {found.method}\n",
             soft_wrap=True, markup=False,
         )  # fmt: skip
@@ -93,7 +93,7 @@ def _classes(scores: Scores) -> Table:
         classes = tuple(sorted(classes, key=lambda score: 2.0 if score.recall is None else score.recall)[:_SHOWN_CLASSES])
         title = f"the {_SHOWN_CLASSES} hardest of {len(scores.labels)} classes"
     table = Table("class", title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
-    for head in ("pictures", "precision", "recall", "F1"):
+    for head in ("images", "precision", "recall", "F1"):
         table.add_column(head, justify="right")
     for score in classes:
         table.add_row(Text(score.label), f"{score.items:,}", *_shares(score))

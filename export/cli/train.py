@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @click.command(cls=TrainCommand, params=[option for options in OPTION_GROUPS.values() for option in options])
 def train(output: Path, resume: bool, tensorboard: bool, **chosen: Any) -> None:
-    """Train a network and write a run folder: checkpoint, metrics by epoch, and curves as a picture.
+    """Train a network and write a run folder: checkpoint, metrics by epoch, and curves as an image.
 
     The weights of the epoch with the lowest validation loss are kept. The test part is measured once, at the end. The checkpoint is
     written after every epoch: after Ctrl-C or a crash it can be exported, or the training continued with --resume.

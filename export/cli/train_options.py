@@ -13,23 +13,23 @@ _RECIPE = "the recipe's"
 OPTION_GROUPS: dict[str, tuple[click.Option, ...]] = {
     "Data and network": (
         click.Option(["--data"], required=True, metavar=DATA,
-                     help="A data set by name, or a folder of pictures: DIR/<class>/*.jpg, or DIR/train/<class>/*.jpg with "
+                     help="A data set by name, or a folder of images: DIR/<class>/*.jpg, or DIR/train/<class>/*.jpg with "
                           "DIR/test and DIR/val beside it. Missing parts are split off the training part."),
         click.Option(["--data-dir"], **DATA_DIR),
         click.Option(["--network"], default="article-cnn", show_default=True, metavar="NAME[:option=value,...]",
                      help="The network to train; see below."),
         click.Option(["--image-size"], type=ImageSize(_LARGEST_SIDE), metavar="N|HxW",
                      help="The network's input in pixels.",
-                     show_default="the pictures' own size; for a folder only if it is the same for all and at most 64, else 32, "
+                     show_default="the images' own size; for a folder only if it is the same for all and at most 64, else 32, "
                                   "64, 128 or 224 by their median size"),
         click.Option(["--fit"], type=click.Choice(["stretch", "crop", "pad"]), show_default="stretch",
-                     help="How pictures of another shape are fitted to the input, in training and serving."),
+                     help="How images of another shape are fitted to the input, in training and serving."),
     ),
     "Training": (
         click.Option(["--epochs"], type=click.IntRange(1, 100_000), metavar="N", show_default=_RECIPE,
                      help="Passes over the training part."),
         click.Option(["--batch-size"], type=click.IntRange(1, 1_000_000), metavar="N", show_default=_RECIPE,
-                     help="Pictures a step. Another size than the recipe's scales the default learning rate."),
+                     help="Images a step. Another size than the recipe's scales the default learning rate."),
         click.Option(["--optimizer"], type=click.Choice(recipes.OPTIMIZERS), show_default=_RECIPE,
                      help="Adam; AdamW, with weight decay separate from the gradient; SGD with Nesterov momentum."),
         click.Option(["--learning-rate"], type=FiniteFloat(0, 10, min_open=True), metavar="RATE", show_default=_RECIPE,
@@ -43,10 +43,10 @@ OPTION_GROUPS: dict[str, tuple[click.Option, ...]] = {
         click.Option(["--ema-decay"], type=FiniteFloat(0, 1, max_open=True), metavar="DECAY", show_default=_RECIPE,
                      help="Measure and keep a moving average of the weights with this decay a step, such as 0.99; 0: no average."),
         click.Option(["--flip/--no-flip"], default=None, show_default="--flip, except for digits and mnist",
-                     help="Mirror half of the training pictures; turn it off for pictures of anything that can be read."),
+                     help="Mirror half of the training images; turn it off for images of anything that can be read."),
         click.Option(["--shift", "shift_pixels"], type=click.IntRange(0, _LARGEST_SIDE), metavar="PIXELS",
-                     help="Shift training pictures at random, by up to so many pixels.",
-                     show_default="the recipe's, else 2 for digits, 1 for mnist, an eighth of the picture for others"),
+                     help="Shift training images at random, by up to so many pixels.",
+                     show_default="the recipe's, else 2 for digits, 1 for mnist, an eighth of the image for others"),
         click.Option(["--patience"], type=click.IntRange(0), default=0, metavar="EPOCHS", show_default=True,
                      help="Stop after so many epochs without a lower validation loss; 0: never."),
         click.Option(["--seed"], type=click.IntRange(0, 2**31 - 1), default=0, show_default=True,

@@ -1,4 +1,4 @@
-"""`convoy walkthrough`: every layer's effect on a picture, as a web page and pictures."""
+"""`convoy walkthrough`: every layer's effect on an image, as a web page and PNG files."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,8 +29,8 @@ console = Console(highlight=False)
               help="The network: an ONNX file, or the folder of a run. Without one, the steps of a convolutional layer are shown "
                    "by hand, as in the tutorials.")  # fmt: skip
 @click.option("--output", type=click.Path(path_type=Path), required=True,
-              help="Folder, new or empty, for index.html and the pictures.")  # fmt: skip
-@click.option("--label", metavar="NAME", show_default="the picture's folder if its name is a label, else the network's answer",
+              help="Folder, new or empty, for index.html and the PNG files.")  # fmt: skip
+@click.option("--label", metavar="NAME", show_default="the image's folder if its name is a label, else the network's answer",
               help="The right answer, for the gradient step; only with a RUN.")  # fmt: skip
 @click.option("--learning-rate", type=FiniteFloat(0, 1000, min_open=True), show_default=f"{_LEARNING_RATE}",
               help="Of the gradient step; only with a RUN.")  # fmt: skip
@@ -39,10 +39,10 @@ console = Console(highlight=False)
 def walkthrough(
     image: Path, model_path: Path | None, output: Path, label: str | None, learning_rate: float | None, scaling: PixelScaling | None
 ) -> None:
-    """Show every layer's effect on the picture IMAGE, as a self-contained web page, OUTPUT/index.html, and pictures.
+    """Show every layer's effect on IMAGE, as a self-contained web page, OUTPUT/index.html, and PNG files.
 
     With a model, the page shows the maps of every layer, the filters of the first, the answer, and which pixels mattered for it.
-    With a RUN of `convoy train` it also shows one step of backpropagation on the picture.
+    With a RUN of `convoy train` it also shows one step of backpropagation on the image.
 
     \b
     Examples:
@@ -69,7 +69,7 @@ def walkthrough(
     for section in page.sections:
         if section.bars:
             console.print(section.paragraphs[-1], soft_wrap=True, markup=False)
-    console.print(f"wrote {output / names[0]} and {len(names) - 1} pictures beside it", soft_wrap=True, markup=False)
+    console.print(f"wrote {output / names[0]} and {len(names) - 1} PNG files beside it", soft_wrap=True, markup=False)
 
 
 def _build_page(
@@ -93,7 +93,7 @@ def _build_page(
 
 
 def _target_class(found: "Subject", label: str | None, learning_rate: float | None, image: Path) -> int | None:
-    """The right class for the gradient step: the `--label`, or the picture's folder if it is a label; else None."""
+    """The right class for the gradient step: the `--label`, or the image's folder if it is a label; else None."""
     if found.checkpoint is None:
         for name, value in (("--label", label), ("--learning-rate", learning_rate)):
             if value is not None:

@@ -65,19 +65,19 @@ def with_own_golden(served: Model, fp32: Contract) -> Contract:
 
     Args:
         served: the model.
-        fp32: the contract of the fp32 file that it was made from. Its golden pictures are used with the model's own answers.
+        fp32: the contract of the fp32 file that it was made from. Its golden images are used with the model's own answers.
     """
     precision: Precision = served.contract.precision
-    pictures = np.stack([decode(sample.image_png, fp32.input, MAX_GOLDEN_PIXELS) for sample in fp32.golden])
+    images = np.stack([decode(sample.image_png, fp32.input, MAX_GOLDEN_PIXELS) for sample in fp32.golden])
     golden = tuple(
         sample.model_copy(update={"probabilities": tuple(row.tolist()), "tolerance": TOLERANCE[precision]})
-        for sample, row in zip(fp32.golden, served.probabilities(pictures), strict=True)
+        for sample, row in zip(fp32.golden, served.probabilities(images), strict=True)
     )
     return served.contract.model_copy(update={"golden": golden})
 
 
-def golden_picture(part: Part, index: int) -> bytes:
-    """The PNG of a golden sample: the picture's own file if it is a small PNG, else the decoded pixels.
+def golden_image(part: Part, index: int) -> bytes:
+    """The PNG of a golden sample: the image's own file if it is a small PNG, else the decoded pixels.
 
     The file itself is the better test, since decoding and resizing are replayed too. But versions of libjpeg decode a JPEG
     slightly differently, which must not fail a model, and a photo of megabytes is too large for a contract.
@@ -108,9 +108,7 @@ def _golden_samples(checkpoint: Checkpoint, part: Part, temperature: float) -> t
     chosen = [int(np.flatnonzero(part.labels == label)[0]) for label in np.unique(part.labels)[:GOLDEN_SAMPLES]]
     expected: NDArray[np.float32] = probabilities(checkpoint, part.pixels[chosen], temperature)
     return tuple(
-        Golden.model_construct(
-            image_png=golden_picture(part, index), probabilities=tuple(row.tolist()), tolerance=TOLERANCE["fp32"]
-        )
+        Golden.model_construct(image_png=golden_image(part, index), probabilities=tuple(row.tolist()), tolerance=TOLERANCE["fp32"])
         for index, row in zip(chosen, expected, strict=True)
     )
 

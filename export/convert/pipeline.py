@@ -1,8 +1,8 @@
 """Exports a checkpoint as a new version in a model repository: convert, gate, lower the precision, document, publish.
 
-The gates look at the whole test part. Parity: the file answers as PyTorch does. Accuracy: it answers encoded pictures, through the
+The gates look at the whole test part. Parity: the file answers as PyTorch does. Accuracy: it answers encoded images, through the
 preprocessing and the model code that serve it, as well as PyTorch answers decoded ones. A file of a lower precision is made from
-an fp32 file that passed, and its accuracy is gated against that file. A server ignores the model card and its pictures.
+an fp32 file that passed, and its accuracy is gated against that file. A server ignores the model card and its images.
 """
 
 import shutil
@@ -87,7 +87,7 @@ def export(
         max_accuracy_loss: fraction of the test part that may be lost from PyTorch to fp32, and from fp32 to a lower precision.
 
     Raises:
-        UserError: the name is invalid, the data are not those of the training, the repository cannot be written, or a gate failed;
+        UserError: the name is invalid, the data are not those of the run, the repository cannot be written, or a gate failed;
             the message has the figures.
     """
     check_model_name(name)
@@ -159,11 +159,11 @@ def _document(
     version: Path, served: Model, checkpoint: Checkpoint, dataset: Dataset, comparison: Comparison, parity: Comparison,
     cost: PrecisionComparison | None, run: Path | None,
 ) -> None:  # fmt: skip
-    """Writes the model card and its pictures into the folder of the version."""
-    pictures = figures.draw(comparison.scores, dataset.test, checkpoint.input, version)
+    """Writes the model card and its images into the folder of the version."""
+    images = figures.draw(comparison.scores, dataset.test, checkpoint.input, version)
     if run is not None and (run / CURVES).is_file():
         shutil.copyfile(run / CURVES, version / CURVES)
-        pictures.append(CURVES)
+        images.append(CURVES)
     settings: dict[str, object] = asdict(checkpoint.settings)
     if checkpoint.augmentation:
         settings["training pictures"] = checkpoint.augmentation
@@ -172,7 +172,7 @@ def _document(
         comparison,
         settings,
         parts={"training": len(dataset.training), "validation": len(dataset.validation), "test": len(dataset.test)},
-        pictures=pictures,
+        pictures=images,
         digest=served.digest,
         size_bytes=(version / MODEL_FILE).stat().st_size,
         parity=parity,
@@ -186,12 +186,12 @@ def _check_data(checkpoint: Checkpoint, dataset: Dataset) -> None:
     check_labels(dataset.labels, checkpoint.labels)
     if dataset.input != checkpoint.input:
         raise UserError(
-            f"the network takes pictures of {_shown(checkpoint.input)}, the data come as {_shown(dataset.input)}: these are not "
+            f"the network takes images of {_shown(checkpoint.input)}, the data come as {_shown(dataset.input)}: these are not "
             "the data it was trained on"
         )
     if checkpoint.data_digest and dataset.digest and checkpoint.data_digest != dataset.digest:
         raise UserError(
-            f"{dataset.name} is not what the network was trained on: another data set, or pictures were added, removed or changed "
+            f"{dataset.name} is not what the network was trained on: another data set, or images were added, removed or changed "
             "since, so that the test part may hold some that were trained on; export with the data as they were, or train again"
         )
 

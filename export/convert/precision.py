@@ -71,7 +71,7 @@ def to_int8(
     items = min(quantization.CALIBRATION_ITEMS, len(dataset.training))
     chosen = np.sort(random.choice(len(dataset.training), items, replace=False))
     truth = true_classes(dataset.validation, dataset.labels, contract.labels)
-    order = random.permutation(len(truth))  # the first pictures are a sample of all classes
+    order = random.permutation(len(truth))  # the first images are a sample of all classes
     return quantization.quantize(
         graph, dataset.training.pixels[chosen], dataset.validation.pixels[order], truth[order], run, max_loss / 2, on_progress
     )
@@ -84,7 +84,7 @@ def to_fp16(checkpoint: Checkpoint, validation: Part, temperature: float) -> onn
 
 
 def check_half_range(checkpoint: Checkpoint, part: Part) -> None:
-    """Raises UserError if a weight, or an activation for pictures of a part, is beyond the range of half precision.
+    """Raises UserError if a weight, or an activation for images of a part, is beyond the range of half precision.
 
     ONNX Runtime computes half precision in float32 on the CPU, so the accuracy gate would not notice.
     """

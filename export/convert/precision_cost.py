@@ -65,12 +65,12 @@ def measure_cost(
 
 
 def images_per_second(models: Sequence[Model], items: int, rounds: int = _ROUNDS) -> list[float]:
-    """Images a second of each model for batches of `items` random pictures: the median of rounds in which they take turns."""
+    """Images a second of each model for batches of `items` random images: the median of rounds in which they take turns."""
     random = np.random.default_rng(0)
-    pictures = [random.integers(0, 256, (items, *served.input.shape), np.uint8) for served in models]
+    images = [random.integers(0, 256, (items, *served.input.shape), np.uint8) for served in models]
     measured: list[list[float]] = [[] for _ in models]
     for turn in range(rounds + 1):
-        for speeds, served, batch in zip(measured, models, pictures, strict=True):
+        for speeds, served, batch in zip(measured, models, images, strict=True):
             start, done = time.perf_counter(), 0
             while not done or time.perf_counter() - start < _ROUND_SECONDS:
                 served.predict(batch)

@@ -1,7 +1,7 @@
 """Static quantisation to int8 with ONNX Runtime, for the layers that it does not harm.
 
 ONNX Runtime runs a layer between a DequantizeLinear and a QuantizeLinear ("QDQ") as an integer operator. Activations are uint8,
-with a range for each tensor from training pictures; weights are int8, with a scale for each output channel. Normalisation, logits
+with a range for each tensor from training images; weights are int8, with a scale for each output channel. Normalisation, logits
 and Softmax stay in float.
 
 Two things are chosen by measurement on the validation part. First the method for the ranges: the extremes, a percentile, or the
@@ -52,7 +52,7 @@ _CALIBRATION_BATCH_ITEMS = 16
 _CALIBRATION_BATCH_BYTES = 1 << 21
 
 Run = Callable[[onnx.ModelProto, NDArray[np.uint8]], NDArray[np.float32]]
-"""Runs a graph as it will be served: probabilities float32[N,K] for pictures uint8[N,H,W,C]."""
+"""Runs a graph as it will be served: probabilities float32[N,K] for images uint8[N,H,W,C]."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ class Quantization:
     Attributes:
         method: the method chosen for the ranges.
         methods: divergence in nats with all layers in int8, by method.
-        calibration_items: number of training pictures for the ranges.
-        sensitivity_items: number of validation pictures for the divergences.
+        calibration_items: number of training images for the ranges.
+        sensitivity_items: number of validation images for the divergences.
         layers: in graph order.
         accuracy: on the validation part, in int8.
         reference_accuracy: on the validation part, in float.
@@ -114,12 +114,12 @@ def quantize(
     """Quantises a graph.
 
     Args:
-        graph: float32, from pictures to probabilities.
-        calibration: training pictures uint8[n,H,W,C] for the ranges.
-        validation: pictures uint8[N,H,W,C] for the decisions.
+        graph: float32, from images to probabilities.
+        calibration: training images uint8[n,H,W,C] for the ranges.
+        validation: images uint8[N,H,W,C] for the decisions.
         truth: their classes int64[N].
         run: runs a graph.
-        max_loss: fraction of the validation part that may be lost. One picture always may: it can lie on the border of a class.
+        max_loss: fraction of the validation part that may be lost. One image always may: it can lie on the border of a class.
         on_progress: called with each step.
 
     Raises:
@@ -188,7 +188,7 @@ class _LayerSearch:
                 return candidate, accuracy, floats
             floats.append(node)
         raise UserError(
-            f"int8: {accuracy:.2%} of {len(self._truth)} validation pictures are right with a single layer in int8, against "
+            f"int8: {accuracy:.2%} of {len(self._truth)} validation images are right with a single layer in int8, against "
             f"{self.reference_accuracy:.2%} in float (allowed loss: {100 * max_loss:g} points); nothing was written"
         )
 
@@ -213,7 +213,7 @@ def _layers(graph: onnx.ModelProto) -> dict[str, tuple[str, str]]:
     return found
 
 
-def _ranges(graph: onnx.ModelProto, method: CalibrationMethod, pictures: NDArray[np.uint8]) -> Any:
+def _ranges(graph: onnx.ModelProto, method: CalibrationMethod, images: NDArray[np.uint8]) -> Any:
     """The range of every activation, in the form of ONNX Runtime's quantiser."""
     with tempfile.TemporaryDirectory(prefix="convoy-ranges-") as folder, contextlib.redirect_stdout(io.StringIO()):
         path = Path(folder) / "model.onnx"
@@ -222,17 +222,17 @@ def _ranges(graph: onnx.ModelProto, method: CalibrationMethod, pictures: NDArray
             path, (*_LAYERS, *_FOLLOWERS), augmented_model_path=str(path.with_name("augmented.onnx")), calibrate_method=method
         )
         # The calibrator holds all activations of a batch in memory.
-        step = max(1, min(_CALIBRATION_BATCH_ITEMS, _CALIBRATION_BATCH_BYTES // pictures[0].nbytes))
-        for at in range(0, len(pictures), step):
-            calibrator.collect_data(_Pictures(pictures[at : at + step]))
+        step = max(1, min(_CALIBRATION_BATCH_ITEMS, _CALIBRATION_BATCH_BYTES // images[0].nbytes))
+        for at in range(0, len(images), step):
+            calibrator.collect_data(_CalibrationBatch(images[at : at + step]))
         return calibrator.compute_data()
 
 
-class _Pictures(CalibrationDataReader):  # type: ignore[misc]
+class _CalibrationBatch(CalibrationDataReader):  # type: ignore[misc]
     """One batch for ONNX Runtime's calibration."""
 
-    def __init__(self, pictures: NDArray[np.uint8]) -> None:
-        self._batches: Iterator[NDArray[np.uint8]] = iter([pictures])
+    def __init__(self, images: NDArray[np.uint8]) -> None:
+        self._batches: Iterator[NDArray[np.uint8]] = iter([images])
 
     def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
         """The next input, None after the last."""

@@ -1,1 +1,1 @@
-"""Labelled pictures: data sets, their splits, image folders, downloads, augmentation."""
+"""Labelled images: data sets, their splits, image folders, downloads, augmentation."""

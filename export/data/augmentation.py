@@ -1,6 +1,6 @@
-"""Random shifts and flips of training pictures, on a whole batch of tensors at once.
+"""Random shifts and flips of training images, on a whole batch of tensors at once.
 
-Both only move pixels, so one index for each picture and one `gather` do both: without a padded copy, for uint8 and float, on any
+Both only move pixels, so one index for each image and one `gather` do both: without a padded copy, for uint8 and float, on any
 device.
 """
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random changes that leave the class of a picture the same.
+    """Random changes that leave the class of an image the same.
 
     Attributes:
-        shift_pixels: the largest shift along each axis. It is a random crop of the picture padded by as many pixels.
-        flip: mirror half of the pictures left to right, at random: right for photos, wrong for anything that can be read.
-        padding: the pixels that a shift brings in: the mirror image of the picture (`reflect`), or its edge repeated (`replicate`).
+        shift_pixels: the largest shift along each axis. It is a random crop of the image padded by as many pixels.
+        flip: mirror half of the images left to right, at random: right for photos, wrong for anything that can be read.
+        padding: the pixels that a shift brings in: the mirrored image (`reflect`), or its edge repeated (`replicate`).
     """
 
     shift_pixels: int = 2
@@ -32,7 +32,7 @@ class Augmentation:
 
 
 def augment(images: "torch.Tensor", augmentation: Augmentation, generator: "torch.Generator | None" = None) -> "torch.Tensor":
-    """Shifts and mirrors each picture of a batch (N, C, H, W) at random; type, shape and device stay the same.
+    """Shifts and mirrors each image of a batch (N, C, H, W) at random; type, shape and device stay the same.
 
     Args:
         images: of any type; `shift_pixels` must be smaller than H and W.

@@ -1,6 +1,6 @@
-"""Labelled pictures in three parts: training, validation and test.
+"""Labelled images in three parts: training, validation and test.
 
-Each part has its pictures as the pixels that a network takes, decoded by the code that serves them, and as the encoded files that a
+Each part has its images as the pixels that a network takes, decoded by the code that serves them, and as the encoded files that a
 client would send. Choices such as the epoch to keep are made on the validation part. The test part is measured once, at the end.
 """
 
@@ -25,17 +25,17 @@ from service.model.contract import InputSpec
 from service.model.preprocessing import encode_png, resize
 
 DATA = ("digits", "mnist", "cifar10")
-"""The data sets with a name; anything else is a folder of pictures."""
+"""The data sets with a name; anything else is a folder of images."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Labelled pictures.
+    """Labelled images.
 
     Attributes:
         pixels: uint8[N,H,W,C], as the server decodes them.
         labels: int64[N], indices of the classes.
-        encoded: gives the bytes of an image file by the picture's index, as a client would send it.
+        encoded: gives the bytes of an image file by its index, as a client would send it.
     """
 
     pixels: NDArray[np.uint8]
@@ -48,20 +48,20 @@ class Part:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A named set of labelled pictures.
+    """A named set of labelled images.
 
     Attributes:
         name: can be the name of a model.
         labels: the names of the classes.
-        input: the pictures that a network for these data takes.
+        input: the images that a network for these data takes.
         training: the part to train on.
         validation: the part to make choices by.
         test: the part to measure once, at the end.
-        augmentation: how training pictures may be changed.
-        source: what `load_dataset` takes to load the same pictures again, from any working folder.
-        pictures: what the pictures were before they were resized to `input`, in words.
+        augmentation: how training images may be changed.
+        source: what `load_dataset` takes to load the same images again, from any working folder.
+        original_format: size and colours of the images before they were resized to `input`, in words.
         skipped: a line for each file that was left out.
-        digest: changes when the parts change. One picture more in a folder changes the whole split.
+        digest: changes when the parts change. One image more in a folder changes the whole split.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Dataset:
     test: Part
     augmentation: Augmentation = field(default_factory=Augmentation)
     source: str = ""
-    pictures: str = ""
+    original_format: str = ""
     skipped: tuple[str, ...] = ()
     digest: str = ""
 
@@ -106,7 +106,7 @@ def load_dataset(
     """Loads a data set. The same seed gives the same parts.
 
     Args:
-        data: one of DATA, the path of a folder of pictures, or the `source` of a data set that was loaded before.
+        data: one of DATA, the path of a folder of images, or the `source` of a data set that was loaded before.
         seed: of the split into parts, as far as the data are not split already.
         data_dir: where the files of `mnist` or `cifar10` are, or are downloaded to; by default the user's cache.
         options: replace the data set's defaults.
@@ -118,7 +118,7 @@ def load_dataset(
     name, _, source_dir = data.partition(":")
     if name not in DATA:
         if data_dir is not None:
-            raise UserError(f"--data-dir is for mnist and cifar10; --data {data} is a folder of pictures itself")
+            raise UserError(f"--data-dir is for mnist and cifar10; --data {data} is a folder of images itself")
         return _load_folder(data, seed, options, on_progress)
     if name == "digits":
         if data_dir is not None or source_dir:
@@ -141,7 +141,7 @@ def reload_dataset(
 
     Args:
         source: the `source` of the data set.
-        seed: the seed of the training.
+        seed: the seed of the training run.
         spec: the network's input.
         labels: the network's classes.
         data: where the data are now, if they have moved; as in `load_dataset`.
@@ -172,21 +172,21 @@ def _load_digits(seed: int, options: DatasetOptions) -> Dataset:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    pictures = np.round(bunch.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8), from 17 levels of gray to 256
+    images = np.round(bunch.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8), from 17 levels of gray to 256
     labels = bunch.target.astype(np.int64)
     spec = _chosen_input(InputSpec(height=28, width=28, channels=1), options)
     training, validation, test = (
-        _resized(pictures[chosen], labels[chosen], spec) for chosen in stratified_split(labels, (0.7, 0.1, 0.2), seed)
+        _resized(images[chosen], labels[chosen], spec) for chosen in stratified_split(labels, (0.7, 0.1, 0.2), seed)
     )
     return Dataset(
         "digits", tuple(str(digit) for digit in range(10)), spec, training, validation, test,
         augmentation=_chosen_augmentation(Augmentation(shift_pixels=2), options, spec, readable=True),
-        source="digits", pictures="8x8, gray", digest="digits",
+        source="digits", original_format="8x8, gray", digest="digits",
     )  # fmt: skip
 
 
 def _load_published(name: str, where: Path | None, seed: int, options: DatasetOptions, on_progress: OnProgress) -> Dataset:
-    """A data set whose authors split it into training and test. 5,000 pictures or a tenth of training become validation."""
+    """A data set whose authors split it into training and test. 5,000 images or a tenth of training become validation."""
     load, default = {
         "mnist": (load_mnist, Augmentation(shift_pixels=1)),
         "cifar10": (load_cifar10, Augmentation(shift_pixels=4, flip=True, padding="reflect")),
@@ -203,15 +203,15 @@ def _load_published(name: str, where: Path | None, seed: int, options: DatasetOp
         _resized(test.pixels, test.labels, spec, "resizing test", on_progress),
         augmentation=_chosen_augmentation(default, options, spec, readable=name == "mnist"),
         source=name if where is None else f"{name}:{where}",
-        pictures=f"{height}x{width}, {'colour' if colour else 'gray'}", digest=name,  # the files' checksums are fixed
+        original_format=f"{height}x{width}, {'colour' if colour else 'gray'}", digest=name,  # the files' checksums are fixed
     )  # fmt: skip
 
 
 def _load_folder(data: str, seed: int, options: DatasetOptions, on_progress: OnProgress) -> Dataset:
-    """A folder of pictures. The parts that it does not have are split off training, a tenth each."""
+    """A folder of images. The parts that it does not have are split off training, a tenth each."""
     folder = Path(data).expanduser().absolute()
     if not folder.is_dir():
-        raise UserError(f"--data {data!r} is not {', '.join(repr(name) for name in DATA)}, nor a folder of pictures")
+        raise UserError(f"--data {data!r} is not {', '.join(repr(name) for name in DATA)}, nor a folder of images")
     listing = list_folder(folder, on_progress)
     every = [file for files in listing.parts.values() for file in files]
     spec = _chosen_input(suitable_input(every), options)
@@ -224,13 +224,13 @@ def _load_folder(data: str, seed: int, options: DatasetOptions, on_progress: OnP
     return Dataset(
         re.sub(r"[^A-Za-z0-9._-]+", "-", folder.name).lstrip("._-")[:64] or "pictures", listing.labels, spec, **parts,
         augmentation=_chosen_augmentation(Augmentation(shift, flip=True, padding="reflect"), options, spec),
-        source=str(folder), pictures=describe(every), skipped=tuple(skipped),
+        source=str(folder), original_format=describe(every), skipped=tuple(skipped),
         digest=files_digest(folder, {part: [file.path for file in files[part]] for part in PARTS}),
     )  # fmt: skip
 
 
 def _read_part(files: list[ImageFile], spec: InputSpec, part: str, skipped: list[str], on_progress: OnProgress) -> Part:
-    """Reads the pictures of a part; adds a line to `skipped` for each broken file."""
+    """Reads the images of a part; adds a line to `skipped` for each broken file."""
     pixels, problems = read_pixels(files, spec, f"reading {part}", on_progress)
     if any(problems):
         skipped += [f"{file.path}: {problem}" for file, problem in zip(files, problems, strict=True) if problem is not None]
@@ -243,7 +243,7 @@ def _check_every_class_left(parts: dict[str, Part], labels: tuple[str, ...], fol
     for name, part in parts.items():
         lacking = sorted(set(range(len(labels))) - set(part.labels.tolist()))
         if lacking:
-            raise UserError(f"{folder}: no picture of class {labels[lacking[0]]!r} is left for {name}; left out: {_some(skipped)}")
+            raise UserError(f"{folder}: no image of class {labels[lacking[0]]!r} is left for {name}; left out: {_some(skipped)}")
 
 
 def _chosen_input(default: InputSpec, options: DatasetOptions) -> InputSpec:
@@ -254,33 +254,33 @@ def _chosen_input(default: InputSpec, options: DatasetOptions) -> InputSpec:
 
 
 def _chosen_augmentation(default: Augmentation, options: DatasetOptions, spec: InputSpec, readable: bool = False) -> Augmentation:
-    """The augmentation with the options. Raises UserError if `readable` pictures are to be flipped, or the shift is too large."""
+    """The augmentation with the options. Raises UserError if `readable` images are to be flipped, or the shift is too large."""
     if readable and options.flip:
         raise UserError("--flip: a mirrored digit is another sign or none; digits and mnist are trained without")
     shift = default.shift_pixels if options.shift_pixels is None else options.shift_pixels
     most = (min(spec.height, spec.width) - 1) // 2
     if options.shift_pixels is not None and shift > most:
-        raise UserError(f"--shift {shift}: pictures of {spec.height}x{spec.width} can be shifted by at most {most} pixels")
+        raise UserError(f"--shift {shift}: images of {spec.height}x{spec.width} can be shifted by at most {most} pixels")
     return Augmentation(min(shift, most), default.flip if options.flip is None else options.flip, default.padding)
 
 
 def _resized(
-    pictures: NDArray[np.uint8],
+    images: NDArray[np.uint8],
     labels: NDArray[np.int64],
     spec: InputSpec,
     step: str = "",
     on_progress: OnProgress = ignore_progress,
 ) -> Part:
-    """A part of pictures uint8[N,h,w] or uint8[N,h,w,3] in memory."""
-    pixels = pictures.reshape(len(pictures), *pictures.shape[1:3], -1)
+    """A part of images uint8[N,h,w] or uint8[N,h,w,3] in memory."""
+    pixels = images.reshape(len(images), *images.shape[1:3], -1)
     if pixels.shape[1:] != spec.shape:
-        check_memory(len(pictures), spec)
-        pixels = np.empty((len(pictures), *spec.shape), np.uint8)
-        for index, picture in enumerate(pictures):
-            pixels[index] = resize(picture, spec)
+        check_memory(len(images), spec)
+        pixels = np.empty((len(images), *spec.shape), np.uint8)
+        for index, image in enumerate(images):
+            pixels[index] = resize(image, spec)
             if index % 1000 == 999:
-                on_progress(step, index + 1, len(pictures))
-    return Part(pixels, labels, lambda index: encode_png(pictures[index]))
+                on_progress(step, index + 1, len(images))
+    return Part(pixels, labels, lambda index: encode_png(images[index]))
 
 
 def _some(words: Sequence[str]) -> str:

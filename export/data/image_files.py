@@ -1,8 +1,8 @@
-"""Image files as pictures of one size: their headers, the input that suits them, and their pixels at that size.
+"""Image files as images of one size: their headers, the input that suits them, and their pixels at that size.
 
 Files are read twice: first their headers, to choose a size, then whole, keeping only the pixels at that size. Pillow decodes and
-resizes without Python's lock, so threads speed up large pictures (500x375 JPEG: 3.2 ms in one thread, 1.7 in two). One thread reads
-headers and small pictures, as passing the lock on takes longer than decoding (32x32 JPEG: 0.22 ms in one thread, 0.27 in two).
+resizes without Python's lock, so threads speed up large images (500x375 JPEG: 3.2 ms in one thread, 1.7 in two). One thread reads
+headers and small images, as passing the lock on takes longer than decoding (32x32 JPEG: 0.22 ms in one thread, 0.27 in two).
 """
 
 import os
@@ -35,14 +35,14 @@ _Result = TypeVar("_Result")
 
 
 class Header(NamedTuple):
-    """The size (width, height) of a picture, and whether it is gray."""
+    """The size (width, height) of an image, and whether it is gray."""
 
     size: tuple[int, int]
     gray: bool
 
 
 class ImageFile(NamedTuple):
-    """A picture's file, the index of its class, and its header."""
+    """An image's file, the index of its class, and its header."""
 
     path: Path
     label: int
@@ -55,7 +55,7 @@ def read_headers(paths: Sequence[Path], step: str, on_progress: OnProgress) -> l
 
 
 def suitable_input(files: Sequence[ImageFile]) -> InputSpec:
-    """The default input for these pictures.
+    """The default input for these images.
 
     If all have the same size of at most 64x64, that size. Otherwise the smallest square of 32, 64, 128 and 224 that is not smaller
     than the median of their longer sides, or 224. Gray if all are gray.
@@ -68,7 +68,7 @@ def suitable_input(files: Sequence[ImageFile]) -> InputSpec:
 
 
 def describe(files: Sequence[ImageFile]) -> str:
-    """The sizes and colours of the pictures, in words."""
+    """The sizes and colours of the images, in words."""
     widths, heights = zip(*(file.header.size for file in files), strict=True)
     smallest, largest = f"{min(heights)}x{min(widths)}", f"{max(heights)}x{max(widths)}"
     gray = sum(file.header.gray for file in files)
@@ -76,13 +76,13 @@ def describe(files: Sequence[ImageFile]) -> str:
     return f"{smallest if smallest == largest else f'{smallest} to {largest}'}, {colours}"
 
 
-def check_memory(pictures: int, spec: InputSpec, copies: int = 1) -> None:
-    """Raises UserError if `copies` copies of so many pictures at the size of `spec` do not fit into this machine's memory."""
-    needed = copies * pictures * spec.size_bytes
+def check_memory(images: int, spec: InputSpec, copies: int = 1) -> None:
+    """Raises UserError if `copies` copies of so many images at the size of `spec` do not fit into this machine's memory."""
+    needed = copies * images * spec.size_bytes
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > _MEMORY_SHARE * memory:
         raise UserError(
-            f"{pictures:,} pictures of {'x'.join(map(str, spec.shape))} take {needed / 1e9:.1f} GB"
+            f"{images:,} images of {'x'.join(map(str, spec.shape))} take {needed / 1e9:.1f} GB"
             f"{f' in {copies} copies' if copies > 1 else ''}, and this machine has {memory / 1e9:.1f} GB: "
             "choose a smaller --image-size"
         )
@@ -91,7 +91,7 @@ def check_memory(pictures: int, spec: InputSpec, copies: int = 1) -> None:
 def read_pixels(
     files: Sequence[ImageFile], spec: InputSpec, step: str, on_progress: OnProgress
 ) -> tuple[NDArray[np.uint8], list[str | None]]:
-    """Decodes pictures as the server does: uint8[N,H,W,C], and for each file what is wrong with it, if anything.
+    """Decodes images as the server does: uint8[N,H,W,C], and for each file what is wrong with it, if anything.
 
     The pixels of a broken file are 0.
     """

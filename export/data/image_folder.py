@@ -1,7 +1,7 @@
-"""The pictures of a folder, by part and class.
+"""The images of a folder, by part and class.
 
 Two layouts: `FOLDER/<class>/...`, and `FOLDER/train/<class>/...` with `test/` and `val/` beside it, either of which may be missing.
-A class may have subfolders. Files that are broken or not pictures are left out and listed. Layouts that would give wrong classes
+A class may have subfolders. Files that are broken or not images are left out and listed. Layouts that would give wrong classes
 are refused.
 """
 
@@ -26,7 +26,7 @@ _PART_LIKE = re.compile(r"(?<![a-z])(train(ing)?|val(id(ation)?)?|test(ing)?)(?!
 
 @dataclass(frozen=True)
 class Listing:
-    """The pictures of a folder by part: `training`, and those of `validation` and `test` that the folder has.
+    """The images of a folder by part: `training`, and those of `validation` and `test` that the folder has.
 
     `skipped` has a line for each file that is left out.
     """
@@ -37,22 +37,20 @@ class Listing:
 
 
 def list_folder(folder: Path, on_progress: OnProgress) -> Listing:
-    """Finds the pictures of a folder and reads their headers.
+    """Finds the images of a folder and reads their headers.
 
     Raises:
-        UserError: the folder cannot be read, has fewer than two classes or a class without pictures, or its parts have different
+        UserError: the folder cannot be read, has fewer than two classes or a class without images, or its parts have different
             classes.
     """
     try:
         parts, skipped = _find_parts(folder)
-        skipped += [
-            f"{path}: not in the folder of a class" for where in {folder, *parts.values()} for path in _loose_pictures(where)
-        ]
+        skipped += [f"{path}: not in the folder of a class" for where in {folder, *parts.values()} for path in _loose_images(where)]
         classes = {part: _subfolders(where) for part, where in parts.items()}
         labels = _labels(parts, classes)
         every = {where for folders in classes.values() for where in folders}
         found = {
-            part: [(path, label) for label, where in enumerate(folders) for path in _pictures(where, every - {where}, skipped)]
+            part: [(path, label) for label, where in enumerate(folders) for path in _images(where, every - {where}, skipped)]
             for part, folders in classes.items()
         }
     except OSError as error:
@@ -76,7 +74,7 @@ def _find_parts(folder: Path) -> tuple[dict[str, Path], list[str]]:
         raise UserError(f"{folder}: no such folder")
     inside = _subfolders(folder)
     named = [path for path in inside if path.name.lower() in PARTS]
-    # A class may be called "train", say of railway trains; a part contains folders, a class pictures.
+    # A class may be called "train", say of railway trains; a part contains folders, a class images.
     if not any(PARTS[path.name.lower()] == "training" and _subfolders(path) for path in named):
         return {"training": folder}, []
     parts: dict[str, Path] = {}
@@ -120,30 +118,30 @@ def _check_no_class_empty(files: list[ImageFile], folders: list[Path], skipped: 
         return
     left_out = f"{skipped[0]}, and {len(skipped) - 1} more" if len(skipped) > 1 else skipped[0] if skipped else "nothing"
     raise UserError(
-        f"{folders[empty[0]]}: a class folder without a picture that can be read; left out: {left_out}; "
-        f"pictures are files named {', '.join(SUFFIXES)}"
+        f"{folders[empty[0]]}: a class folder without an image that can be read; left out: {left_out}; "
+        f"images are files named {', '.join(SUFFIXES)}"
     )
 
 
 def _classes_of(part: Path) -> list[str]:
-    """The class folders of a part; the folder's own path if it is a class, as it has pictures or fewer than two folders."""
+    """The class folders of a part; the folder's own path if it is a class, as it has images or fewer than two folders."""
     names = [path.name for path in _subfolders(part)]
-    return names if len(names) > 1 and not _loose_pictures(part) else [str(part)]
+    return names if len(names) > 1 and not _loose_images(part) else [str(part)]
 
 
 def _subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not _hidden(path.name))
 
 
-def _loose_pictures(folder: Path) -> list[Path]:
-    """The pictures directly in a folder."""
+def _loose_images(folder: Path) -> list[Path]:
+    """The images directly in a folder."""
     return sorted(
         path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file() and not _hidden(path.name)
     )
 
 
-def _pictures(folder: Path, others: Collection[Path], skipped: list[str]) -> Iterator[Path]:
-    """The pictures under a class folder, at any depth, in the order of their names; other files are added to `skipped`.
+def _images(folder: Path, others: Collection[Path], skipped: list[str]) -> Iterator[Path]:
+    """The images under a class folder, at any depth, in the order of their names; other files are added to `skipped`.
 
     Links to folders are followed once each, unless they lead into one of the `others` or to a folder that contains one.
     """
@@ -170,7 +168,7 @@ def _pictures(folder: Path, others: Collection[Path], skipped: list[str]) -> Ite
             if path.suffix.lower() in SUFFIXES:
                 yield path
             else:
-                skipped.append(f"{path}: not named like a picture")
+                skipped.append(f"{path}: not named like an image")
 
 
 def _leads_to(link: Path, folders: Collection[Path]) -> bool:

@@ -89,7 +89,7 @@ def read_idx(content: bytes, magic: int, path: Path) -> NDArray[np.uint8]:
     start = 4 + 4 * dimensions
     header = np.frombuffer(content[:start], dtype=">u4") if len(content) >= start else None
     if header is None or header[0] != magic:
-        kind = "pictures" if magic == _IMAGES else "labels"
+        kind = "images" if magic == _IMAGES else "labels"
         raise UserError(f"{path}: not an IDX file of {kind}: it begins with {content[:4].hex()!r} and not {magic:08x}")
     shape = tuple(int(side) for side in header[1:])
     expected = start + math.prod(shape)

@@ -38,7 +38,7 @@ def split_off_missing(listing: Listing, folder: Path, seed: int) -> dict[str, li
     """The files of all three parts of a folder: a part that it does not have is a tenth of every class of its training part.
 
     Raises:
-        UserError: a class has too few pictures to be in every part.
+        UserError: a class has too few images to be in every part.
     """
     missing = [part for part in ("validation", "test") if part not in listing.parts]
     if not missing:
@@ -49,7 +49,7 @@ def split_off_missing(listing: Listing, folder: Path, seed: int) -> dict[str, li
     smallest = counts.argmin()
     if counts[smallest] <= len(missing):
         raise UserError(
-            f"{folder}: class {listing.labels[smallest]!r} has {counts[smallest]} pictures, too few to be split into training and "
+            f"{folder}: class {listing.labels[smallest]!r} has {counts[smallest]} images, too few to be split into training and "
             f"{' and '.join(missing)}: it needs at least {len(missing) + 1}"
         )
     validation, test = (0.1 if part in missing else 0.0 for part in ("validation", "test"))

@@ -38,7 +38,7 @@ class Reliability:
     def error(self) -> float:
         """Expected calibration error: the mean of |accuracy - confidence| over the answers' bins (Guo et al., equation 3).
 
-        The estimate is biased upwards: on few pictures even a perfectly calibrated model has a positive error.
+        The estimate is biased upwards: on few images even a perfectly calibrated model has a positive error.
         """
         return float(np.abs(self.accuracy - self.confidence) @ self.items / self.items.sum())
 
@@ -58,7 +58,7 @@ def reliability(probabilities: NDArray[np.float32], labels: NDArray[np.int64], b
 def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
     """The temperature T that minimises the mean cross-entropy of softmax(logits / T), float32[N,K], on classes int64[N].
 
-    Returns 1, which changes nothing, if the data do not determine a temperature between 1/20 and 20: with every picture right the
+    Returns 1, which changes nothing, if the data do not determine a temperature between 1/20 and 20: with every image right the
     best temperature is 0, with logits worse than chance it is infinite, and with all logits equal every temperature is the best.
     """
     scores = logits.astype(np.float64)

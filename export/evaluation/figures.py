@@ -40,7 +40,7 @@ def draw(scores: Scores, part: Part, spec: InputSpec, folder: Path) -> list[str]
 
 
 def draw_confusion(scores: Scores, path: Path) -> None:
-    """The confusion matrix as a PNG: a cell's colour is its share of the true class, its number counts pictures.
+    """The confusion matrix as a PNG: a cell's colour is its share of the true class, its number counts images.
 
     The colour scale is stretched at its lower end, where the mistakes are. With many classes the numbers are left out, with very
     many also the names.
@@ -55,7 +55,7 @@ def draw_confusion(scores: Scores, path: Path) -> None:
     axes = figure.subplots()
     image = axes.imshow(100 * shares, cmap="Blues", norm=PowerNorm(0.4, vmin=0, vmax=100))
     axes.set(xlabel="predicted", ylabel="true")
-    axes.set_title(f"{scores.accuracy:.2%} of {scores.items:,} pictures right", loc="left")
+    axes.set_title(f"{scores.accuracy:.2%} of {scores.items:,} images right", loc="left")
     if named:
         size = 10 if numbered else 5
         upright = all(len(name) <= 3 for name in names) or classes == 2
@@ -102,9 +102,9 @@ def draw_reliability(scores: Scores, path: Path) -> None:
     edges = np.linspace(0, 1, len(served.items) + 1)
     lower.bar(edges[:-1], served.items, width=np.diff(edges), align="edge", color=_BLUE, edgecolor="white")
     lower.set_yscale("log")
-    lower.set(xlabel="confidence", ylabel="pictures", xlim=(0, 1), ylim=(0.7, None))
+    lower.set(xlabel="confidence", ylabel="images", xlim=(0, 1), ylim=(0.7, None))
     upper.set(ylabel="accuracy", ylim=(-0.02, 1.02))
-    upper.set_title(f"Reliability diagram ({scores.items:,} pictures)", loc="left", fontsize=11)
+    upper.set_title(f"Reliability diagram ({scores.items:,} images)", loc="left", fontsize=11)
     figure.legend(loc="outside lower center")  # inside the axes it could cover points
     for axes in (upper, lower):
         axes.grid(alpha=0.3)
@@ -113,7 +113,7 @@ def draw_reliability(scores: Scores, path: Path) -> None:
 
 
 def draw_mistakes(scores: Scores, part: Part, spec: InputSpec, path: Path) -> None:
-    """The most confident mistakes as a PNG: the pictures as the network sees them, with true label, answer and confidence."""
+    """The most confident mistakes as a PNG: the images as the network sees them, with true label, answer and confidence."""
     chosen = scores.mistakes(_MISTAKES)
     names = _shortened(scores.labels, 14)
     columns = min(len(chosen), math.ceil(math.sqrt(1.5 * len(chosen))))
@@ -123,8 +123,8 @@ def draw_mistakes(scores: Scores, part: Part, spec: InputSpec, path: Path) -> No
     for axes in grid.flat:
         axes.axis("off")
     for axes, index in zip(grid.flat, chosen, strict=False):
-        picture = decode(part.encoded(int(index)), spec, MAX_PIXELS)
-        axes.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        image = decode(part.encoded(int(index)), spec, MAX_PIXELS)
+        axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         true, answer = names[scores.truth[index]], names[scores.predictions[index]]
         axes.set_title(f"{answer} ({scores.confidence[index]:.1%})\ntruth: {true}", fontsize=9, parse_math=False)
     wrong = scores.items - scores.correct

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.data.datasets import Part
-from export.evaluation.measurement import batches, decode_pictures, true_classes
+from export.evaluation.measurement import batches, decode_images, true_classes
 from export.evaluation.scores import Scores
 from export.progress import OnCount, ignore_progress
 from service.errors import UserError
@@ -22,7 +22,7 @@ PARITY_TOLERANCE = 1e-4
 MAX_ACCURACY_LOSS = 0.005
 
 Reference = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-"""Probabilities float32[N,K] for decoded pictures uint8[N,H,W,C]."""
+"""Probabilities float32[N,K] for decoded images uint8[N,H,W,C]."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Comparison:
     """A file and its reference on the test part.
 
     Attributes:
-        scores: of the file, from encoded pictures as they are served.
-        reference_accuracy: of the reference, on decoded pictures.
-        max_difference: largest difference between two probabilities for the same decoded picture.
-        same_top1: fraction of pictures with the same best label.
-        changed_labels: number of pictures with another best label whose probabilities differ, in the reference, by more than
+        scores: of the file, from encoded images as they are served.
+        reference_accuracy: of the reference, on decoded images.
+        max_difference: largest difference between two probabilities for the same decoded image.
+        same_top1: fraction of images with the same best label.
+        changed_labels: number of images with another best label whose probabilities differ, in the reference, by more than
             PARITY_TOLERANCE. Closer labels are a tie, and a tie may go either way.
     """
 
@@ -53,7 +53,7 @@ def compare(
     spec = served.contract.input
     answers, right, difference, same, changed = [], 0, 0.0, 0, 0
     for batch in batches(len(test), spec):
-        pixels, encoded = test.pixels[batch], decode_pictures(test, batch, spec)
+        pixels, encoded = test.pixels[batch], decode_images(test, batch, spec)
         expected, found = reference(pixels), served.probabilities(pixels)
         # The files normally decode to the very same pixels; then one run answers for both.
         answers.append(found if np.array_equal(pixels, encoded) else served.probabilities(encoded))
@@ -71,7 +71,7 @@ def check_parity(comparison: Comparison) -> None:
     if not comparison.max_difference <= PARITY_TOLERANCE or comparison.changed_labels:
         raise UserError(
             f"parity gate: ONNX and PyTorch differ by up to {comparison.max_difference:.2g} (allowed: {PARITY_TOLERANCE:.0e}) and "
-            f"agree on {comparison.same_top1:.2%} of {comparison.scores.items} pictures; {comparison.changed_labels} labels "
+            f"agree on {comparison.same_top1:.2%} of {comparison.scores.items} images; {comparison.changed_labels} labels "
             f"changed whose probabilities in PyTorch differ by more than {PARITY_TOLERANCE:.0e} (allowed: 0); nothing was written"
         )
 
@@ -90,11 +90,11 @@ def check_accuracy(comparison: Comparison, minimum: float, max_loss: float = MAX
     if lost > max_loss + 1e-9:
         raise UserError(
             f"accuracy gate: {scores.accuracy:.2%} as served against {comparison.reference_accuracy:.2%} in {reference}, on "
-            f"{scores.items} pictures: {100 * lost:.2f} points lost (allowed: {100 * max_loss:g}); nothing was written"
+            f"{scores.items} images: {100 * lost:.2f} points lost (allowed: {100 * max_loss:g}); nothing was written"
         )
     if scores.accuracy < minimum:
         raise UserError(
-            f"accuracy gate: {scores.accuracy:.2%} on {scores.items} pictures is below the minimum of {minimum:.2%}; "
+            f"accuracy gate: {scores.accuracy:.2%} on {scores.items} images is below the minimum of {minimum:.2%}; "
             "nothing was written"
         )
 

@@ -1,4 +1,4 @@
-"""Measures a model file through the code that serves it: from encoded pictures, via decoding and ONNX Runtime, to `Scores`.
+"""Measures a model file through the code that serves it: from encoded images, via decoding and ONNX Runtime, to `Scores`.
 
 Works in batches, so that a part of any size fits into memory. Needs neither PyTorch nor onnx.
 """
@@ -23,56 +23,56 @@ _LISTED_LABELS = 10
 
 
 def measure(served: Model, part: Part, labels: tuple[str, ...], on_count: OnCount = ignore_progress) -> Scores:
-    """Classifies every encoded picture of a part.
+    """Classifies every encoded image of a part.
 
     Args:
         served: a loaded model with a contract.
-        part: the pictures.
+        part: the images.
         labels: names of the part's classes; their order may differ from the model's.
-        on_count: called with the number of pictures after each batch.
+        on_count: called with the number of images after each batch.
 
     Raises:
-        UserError: the labels are not those of the model, the part is empty, or a picture cannot be decoded.
+        UserError: the labels are not those of the model, the part is empty, or an image cannot be decoded.
     """
     truth = true_classes(part, labels, served.contract.labels)
     answers = []
     for batch in batches(len(part), served.contract.input):
-        answers.append(served.probabilities(decode_pictures(part, batch, served.contract.input)))
+        answers.append(served.probabilities(decode_images(part, batch, served.contract.input)))
         on_count(batch.stop, len(part))
     return Scores(served.contract.labels, truth, np.concatenate(answers), served.contract.training.temperature)
 
 
 def predict(served: Model, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Probabilities float32[N,K] for decoded pictures uint8[N,H,W,C], in batches."""
+    """Probabilities float32[N,K] for decoded images uint8[N,H,W,C], in batches."""
     return np.concatenate([served.probabilities(images[batch]) for batch in batches(len(images), served.contract.input)])
 
 
 def batches(items: int, spec: InputSpec) -> Iterator[slice]:
-    """Slices of `items` pictures for batches of at most 256 pictures and, if that is more than one, 16 MiB."""
+    """Slices of `items` images for batches of at most 256 images and, if that is more than one, 16 MiB."""
     size = max(1, min(_BATCH_ITEMS, _BATCH_BYTES // spec.size_bytes))
     return (slice(at, min(at + size, items)) for at in range(0, items, size))
 
 
-def decode_pictures(part: Part, batch: slice, spec: InputSpec) -> NDArray[np.uint8]:
-    """Encoded pictures of a part as the server decodes them, uint8[n,H,W,C]. Raises UserError with the index of a broken one."""
-    pictures = np.empty((batch.stop - batch.start, *spec.shape), np.uint8)
+def decode_images(part: Part, batch: slice, spec: InputSpec) -> NDArray[np.uint8]:
+    """Encoded images of a part as the server decodes them, uint8[n,H,W,C]. Raises UserError with the index of a broken one."""
+    images = np.empty((batch.stop - batch.start, *spec.shape), np.uint8)
     for index in range(batch.start, batch.stop):
         try:
-            pictures[index - batch.start] = decode(part.encoded(index), spec, MAX_PIXELS)
+            images[index - batch.start] = decode(part.encoded(index), spec, MAX_PIXELS)
         except InvalidRequest as error:
-            raise UserError(f"picture {index} of the data: {error}") from None
-    return pictures
+            raise UserError(f"image {index} of the data: {error}") from None
+    return images
 
 
 def true_classes(part: Part, labels: tuple[str, ...], model_labels: tuple[str, ...]) -> NDArray[np.int64]:
-    """The classes of a part's pictures, int64[N], as indices of the model's labels instead of the data's `labels`.
+    """The classes of a part's images, int64[N], as indices of the model's labels instead of the data's `labels`.
 
     Raises:
         UserError: the labels differ, or the part is empty.
     """
     check_labels(labels, model_labels)
     if not len(part):
-        raise UserError("this part of the data has no pictures to measure on")
+        raise UserError("this part of the data has no images to measure on")
     return np.array([model_labels.index(label) for label in labels], np.int64)[part.labels]
 
 

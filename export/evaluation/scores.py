@@ -14,7 +14,7 @@ from export.evaluation.calibration import Reliability, reliability, without_temp
 
 @dataclass(frozen=True)
 class ClassScore:
-    """Scores of one class, as fractions. `precision` is None if no answer was this class, `recall` if it has no pictures."""
+    """Scores of one class, as fractions. `precision` is None if no answer was this class, `recall` if it has no images."""
 
     label: str
     items: int
@@ -25,11 +25,11 @@ class ClassScore:
 
 @dataclass(frozen=True)
 class Scores:
-    """A model's answers to N pictures of K classes.
+    """A model's answers to N images of K classes.
 
     Attributes:
         labels: names of the K classes.
-        truth: true class of each picture, int64[N], as an index of `labels`.
+        truth: true class of each image, int64[N], as an index of `labels`.
         probabilities: float32[N,K], with the temperature applied.
         temperature: what the logits were divided by.
     """
@@ -41,12 +41,12 @@ class Scores:
 
     @property
     def items(self) -> int:
-        """Number of pictures, N."""
+        """Number of images, N."""
         return len(self.truth)
 
     @cached_property
     def predictions(self) -> NDArray[np.int64]:
-        """int64[N]: the most probable class of each picture."""
+        """int64[N]: the most probable class of each image."""
         predictions: NDArray[np.int64] = self.probabilities.argmax(axis=1)
         return predictions
 
@@ -84,12 +84,12 @@ class Scores:
 
     @cached_property
     def hardest(self) -> ClassScore:
-        """The class with the lowest recall, among the classes with pictures."""
+        """The class with the lowest recall, among the classes with images."""
         return min((score for score in self.classes if score.recall is not None), key=lambda score: score.recall or 0.0)
 
     @cached_property
     def confusion(self) -> NDArray[np.int64]:
-        """int64[K,K]: pictures by true class (row) and answer (column)."""
+        """int64[K,K]: images by true class (row) and answer (column)."""
         counts: NDArray[np.int64] = confusion_matrix(self.truth, self.predictions, labels=range(len(self.labels)))
         return counts
 

@@ -57,10 +57,10 @@ _HEAD = {"head": ("softmax", "sigmoid")}
 _TUTORIAL = tutorial.OPTIONS | _HEAD
 
 NETWORKS: dict[str, Architecture] = {
-    "article-cnn": Architecture(tutorial.article_cnn, "three convolutions and a hidden layer; for pictures from 18x18", _TUTORIAL),
+    "article-cnn": Architecture(tutorial.article_cnn, "three convolutions and a hidden layer; for images from 18x18", _TUTORIAL),
     "twelve-filters": Architecture(tutorial.twelve_filters, "one convolution of twelve filters: the smallest CNN", _TUTORIAL),
     "step-by-step": Architecture(tutorial.step_by_step, "one convolution of 32 filters and a hidden layer of 128", _TUTORIAL),
-    "resnet18": Architecture(resnet.layers, "residual network; its stem depends on the pictures' size", resnet.OPTIONS | _HEAD),
+    "resnet18": Architecture(resnet.layers, "residual network; its stem depends on the images' size", resnet.OPTIONS | _HEAD),
     "speed-net": Architecture(
         lambda spec, units, width: SpeedNet(spec, units, int(width)),
         "learns small photos in few operations",
@@ -74,7 +74,7 @@ def build(text: str, spec: InputSpec, classes: int) -> nn.Module:
 
     Args:
         text: `NAME` or `NAME:option=value,...`.
-        spec: the pictures that it takes.
+        spec: the images that it takes.
         classes: K, the number of logits that it gives.
 
     Raises:

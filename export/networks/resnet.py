@@ -52,20 +52,20 @@ def layers(spec: InputSpec, units: int, stem: str, zero_init: str) -> "OrderedDi
     """The layers of ResNet-18, in order.
 
     Args:
-        spec: the pictures that it takes.
+        spec: the images that it takes.
         units: the number of outputs.
         stem: `3x3`, as for CIFAR-10 (11,173,962 parameters with ten classes); `imagenet`, a 7x7 convolution and a pooling that
-            divide the picture's sides by four (11,689,512 with a thousand); or `auto`: `3x3` for pictures up to 64x64.
+            divide the image's sides by four (11,689,512 with a thousand); or `auto`: `3x3` for images up to 64x64.
         zero_init: `yes`: each block starts as the identity, as the scale of its last norm is 0 (Goyal et al., arXiv:1706.02677).
 
     Raises:
-        UserError: the pictures are too small: a feature map would be a single pixel, from which a batch norm cannot learn.
+        UserError: the images are too small: a feature map would be a single pixel, from which a batch norm cannot learn.
     """
     small = stem == "3x3" or (stem == "auto" and max(spec.height, spec.width) <= _SMALL_UP_TO)
     least = 9 if small else 33
     if min(spec.height, spec.width) < least:
         raise UserError(
-            f"resnet18 with the {'3x3' if small else 'ImageNet'} stem needs pictures of at least {least}x{least}; "
+            f"resnet18 with the {'3x3' if small else 'ImageNet'} stem needs images of at least {least}x{least}; "
             f"the input is {spec.height}x{spec.width}"
         )
     found: OrderedDict[str, nn.Module] = OrderedDict()

@@ -26,7 +26,7 @@ class SpeedNet(nn.Module):
     """float32 (N, C, H, W) to logits float32 (N, K). The first group has `width` filters, the others four times as many.
 
     Raises:
-        UserError: the pictures are too small.
+        UserError: the images are too small.
     """
 
     head: Literal["softmax"] = "softmax"
@@ -34,7 +34,7 @@ class SpeedNet(nn.Module):
     def __init__(self, spec: InputSpec, classes: int, width: int = WIDTHS[0]) -> None:
         super().__init__()
         if min(spec.height, spec.width) < 9:
-            raise UserError(f"speed-net needs pictures of at least 9x9; the input is {spec.height}x{spec.width}")
+            raise UserError(f"speed-net needs images of at least 9x9; the input is {spec.height}x{spec.width}")
         whitened = 2 * spec.channels * _PATCH**2
         # shapes for 32x32x3, width 48                                     (N,   3, 32, 32)
         self.whitening = nn.Conv2d(spec.channels, whitened, _PATCH, bias=False)  # (N, 24, 31, 31)
@@ -54,7 +54,7 @@ class SpeedNet(nn.Module):
 
     @torch.no_grad()
     def whiten(self, images: torch.Tensor) -> None:
-        """Sets the first layer from training pictures, float32 (n, C, H, W), normalised.
+        """Sets the first layer from training images, float32 (n, C, H, W), normalised.
 
         The filters are the eigenvectors of their patches, scaled to unit variance, and the negatives of these, so that the ReLU
         loses nothing.

@@ -22,15 +22,15 @@ OPTIONS = {"pool": tuple(POOLINGS), "kernel": ("3", "5", "7"), "activation": tup
 def article_cnn(spec: InputSpec, units: int, pool: str, kernel: str, activation: str) -> Layers:
     """Three 3x3 convolutions of 32, 64 and 64 filters with ReLU, two 2x2 max poolings and a hidden layer of 64 units.
 
-    As in the Keras tutorials there is no padding: each convolution makes the picture smaller by two pixels. Larger kernels are
+    As in the Keras tutorials there is no padding: each convolution makes the image smaller by two pixels. Larger kernels are
     padded to give the same shapes. 93,322 parameters for 28x28x1 and ten classes.
 
     Raises:
-        UserError: the pictures are too small.
+        UserError: the images are too small.
     """
     height, width = (((side - 2) // 2 - 2) // 2 - 2 for side in (spec.height, spec.width))
     if min(height, width) < 1:
-        raise UserError(f"article-cnn needs pictures of at least 18x18; the input is {spec.height}x{spec.width}")
+        raise UserError(f"article-cnn needs images of at least 18x18; the input is {spec.height}x{spec.width}")
     side, act, pooling = int(kernel), ACTIVATIONS[activation], POOLINGS[pool]
     pad = (side - 3) // 2
     return OrderedDict(
@@ -56,10 +56,10 @@ def twelve_filters(spec: InputSpec, units: int, pool: str, kernel: str, activati
     31,066 parameters for 32x32x3 and ten classes.
 
     Raises:
-        UserError: the pictures are too small.
+        UserError: the images are too small.
     """
     if min(spec.height, spec.width) < 2:
-        raise UserError(f"twelve-filters needs pictures of at least 2x2; the input is {spec.height}x{spec.width}")
+        raise UserError(f"twelve-filters needs images of at least 2x2; the input is {spec.height}x{spec.width}")
     side = int(kernel)
     return OrderedDict(
         # shapes for 32x32x3                                             (N,  3, 32, 32)
@@ -77,11 +77,11 @@ def step_by_step(spec: InputSpec, units: int, pool: str, kernel: str, activation
     923,914 parameters for 32x32x3 and ten classes.
 
     Raises:
-        UserError: the pictures are too small.
+        UserError: the images are too small.
     """
     height, width = (spec.height - 2) // 2, (spec.width - 2) // 2
     if min(height, width) < 1:
-        raise UserError(f"step-by-step needs pictures of at least 4x4; the input is {spec.height}x{spec.width}")
+        raise UserError(f"step-by-step needs images of at least 4x4; the input is {spec.height}x{spec.width}")
     side, act = int(kernel), ACTIVATIONS[activation]
     return OrderedDict(
         # shapes for 32x32x3                                                 (N,  3, 32, 32)

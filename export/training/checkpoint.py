@@ -29,7 +29,7 @@ class Checkpoint:
 
     Attributes:
         network: the network, on the CPU.
-        input: the pictures that it takes.
+        input: the images that it takes.
         labels: the names of its classes.
         data: the name of the data set that it was trained on.
         mean: of the training pixels, for each channel, on the scale 0 to 255.
@@ -38,7 +38,7 @@ class Checkpoint:
         epoch: the epoch that the weights are from.
         source: what `load_dataset` takes to load the data set again.
         data_digest: the data set's digest, which tells whether it has changed since.
-        augmentation: how the training pictures were changed, in words.
+        augmentation: how the training images were changed, in words.
     """
 
     network: nn.Module
@@ -89,7 +89,7 @@ def load_interrupted(run: Path) -> tuple[Checkpoint, dict[str, Any]]:
     """
     best, state = _load(run)
     if state is None:
-        raise UserError(f"the training in {str(run)!r} is finished: there is nothing to resume")
+        raise UserError(f"the run in {str(run)!r} is finished: there is nothing to resume")
     return best, state
 
 

@@ -27,14 +27,14 @@ _TIMEOUT = timedelta(hours=1)
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """The processes of a training: `size` of them, of which this is number `rank`, computing on `device`."""
+    """The processes of a training run: `size` of them, of which this is number `rank`, computing on `device`."""
 
     rank: int
     size: int
     device: torch.device
 
     def shard(self, indices: torch.Tensor) -> torch.Tensor:
-        """This process's shard of a batch, int64[n]; shards differ by one picture at most."""
+        """This process's shard of a batch, int64[n]; shards differ by one image at most."""
         return indices.tensor_split(self.size)[self.rank]
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
@@ -117,7 +117,7 @@ def join_group() -> Iterator[ProcessGroup]:
     try:
         dist.init_process_group("nccl" if cuda else "gloo", timeout=_TIMEOUT)
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"the {size} processes of this training cannot connect: {error}") from None
+        raise UserError(f"the {size} processes of this training run cannot connect: {error}") from None
     try:
         yield ProcessGroup(rank, size, device)
         dist.barrier()
@@ -131,7 +131,7 @@ def join_group() -> Iterator[ProcessGroup]:
         if rank:
             raise SystemExit(2) from None
         raise UserError(
-            "another process of this training has exited, so this one exits too; --resume continues after the last finished epoch"
+            "another process of this training run has exited, so this one exits; --resume continues after the last finished epoch"
         ) from None
     finally:
         dist.destroy_process_group()

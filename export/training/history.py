@@ -17,7 +17,7 @@ class EpochMetrics:
     """The figures of one epoch.
 
     Losses are mean cross-entropies in nats, without label smoothing; accuracies are fractions. Those of the training part are taken
-    during the epoch: on augmented pictures, while the weights change. `learning_rate` is that of the last step.
+    during the epoch: on augmented images, while the weights change. `learning_rate` is that of the last step.
     """
 
     epoch: int

@@ -12,7 +12,7 @@ _BATCH_ITEMS = 256
 
 
 def predict_logits(checkpoint: Checkpoint, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Logits float32[N,K] for pictures uint8[N,H,W,C], computed on the CPU."""
+    """Logits float32[N,K] for images uint8[N,H,W,C], computed on the CPU."""
     normalize = Normalization(checkpoint.mean, checkpoint.std, torch.device("cpu"))
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
     found: NDArray[np.float32] = batched_logits(checkpoint.network.cpu(), normalize, images).numpy()
@@ -20,7 +20,7 @@ def predict_logits(checkpoint: Checkpoint, pixels: NDArray[np.uint8]) -> NDArray
 
 
 def count_correct(checkpoint: Checkpoint, part: Part) -> int:
-    """How many pictures of a part the network classifies correctly."""
+    """How many images of a part the network classifies correctly."""
     return int((predict_logits(checkpoint, part.pixels).argmax(axis=1) == part.labels).sum())
 
 

@@ -43,7 +43,7 @@ _WHITENING_PIXELS = 5_000 * 32 * 32
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """Progress of a training: steps done and in all; loss and accuracy are this process's means of the epoch so far."""
+    """Progress of a training run: steps done and in all; loss and accuracy are this process's means of the epoch so far."""
 
     done: int
     total: int
@@ -65,11 +65,11 @@ def train(
 
     Args:
         dataset: its training part is trained on, its validation part measured after each epoch.
-        settings: all settings of the training.
+        settings: all settings of the run.
         run: an existing folder to write to.
         on_step: called with the progress, about ten times a second.
         on_epoch: called after each epoch; of a resumed run, after each new one.
-        group: the processes of the training; by default this one.
+        group: the processes of the run; by default this one.
         resume: continue the interrupted training in `run`.
 
     Returns:
@@ -97,7 +97,7 @@ def train(
             write_metrics(history, run)
         on_epoch(epoch)
     if best is None:
-        raise RuntimeError("a training of no epochs")
+        raise RuntimeError("a training run of no epochs")
     if group.rank == 0:
         plot_curves(history, run / CURVES)
         save_checkpoint(best, run)  # without state: from here on there is nothing to resume
@@ -132,7 +132,7 @@ class _Trainer:
         self._autocast = torch.autocast(
             group.device.type, torch.bfloat16, enabled=optimization.uses_bfloat16(settings, group.device)
         )
-        # As tensors the pictures are in memory a second time, in PyTorch's order of axes.
+        # As tensors the images are in memory a second time, in PyTorch's order of axes.
         check_memory(len(dataset.training) + len(dataset.validation), dataset.input, copies=2)
         self._images, self._labels = _tensors(dataset.training)
         self._validation = _tensors(dataset.validation)
@@ -169,7 +169,7 @@ class _Trainer:
         self._network.train()
         start = reported = time.perf_counter()
         seen = 0  # by this process
-        sums = torch.zeros(3, device=group.device, dtype=torch.float64)  # loss, correct, pictures
+        sums = torch.zeros(3, device=group.device, dtype=torch.float64)  # loss, correct, images
         for step, batch in enumerate(order.tensor_split(self._batches), start=(number - 1) * self._batches + 1):
             rate = self._optimizer.param_groups[0]["lr"]
             sums += self._step(step, batch, changes)
@@ -195,7 +195,7 @@ class _Trainer:
         with self._autocast:
             logits = self._parallel(x).float()
         loss = functional.cross_entropy(logits, y, label_smoothing=self._settings.label_smoothing, reduction="sum")
-        # Gradients are averaged over processes, whose shards may differ by a picture: this is the mean over the whole batch.
+        # Gradients are averaged over processes, whose shards may differ by an image: this is the mean over the whole batch.
         loss = loss * (self._group.size / len(batch))
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -264,18 +264,18 @@ class _Trainer:
 
 
 def _batches_an_epoch(items: int, batch_size: int, processes: int) -> int:
-    """How many batches of nearly the same size make an epoch. Raises UserError if a batch has less than a picture a process."""
+    """How many batches of nearly the same size make an epoch. Raises UserError if a batch has less than an image a process."""
     batches = math.ceil(items / batch_size)
     if items // batches < processes:
         raise UserError(
-            f"a batch of {items // batches} pictures cannot be divided among {processes} processes: "
+            f"a batch of {items // batches} images cannot be divided among {processes} processes: "
             "choose a larger --batch-size or fewer processes"
         )
     return batches
 
 
 def _sums(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """float64[3]: the sum of the cross-entropies, the number of correct answers, and the number of pictures."""
+    """float64[3]: the sum of the cross-entropies, the number of correct answers, and the number of images."""
     loss = functional.cross_entropy(logits, labels, reduction="sum")
     return torch.stack([loss.double(), (logits.argmax(1) == labels).sum().double(), loss.new_tensor(len(labels)).double()])
 

@@ -8,7 +8,7 @@ def keep_freed_memory() -> None:
     """Makes glibc keep the memory that a step frees for the next one, and PyTorch allocate larger blocks in huge pages.
 
     By default `article-cnn` on MNIST has 9,000 page faults a step until glibc adapts to the size of the blocks, and 2,000 after:
-    2,800 and then 4,850 pictures a second on two AVX2 cores. With this there are next to none, and 5,200 from the start.
+    2,800 and then 4,850 images a second on two AVX2 cores. With this there are next to none, and 5,200 from the start.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by PyTorch when it first allocates
     libc = ctypes.CDLL(None)

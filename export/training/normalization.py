@@ -1,4 +1,4 @@
-"""Normalisation of pixels: the mean and standard deviation of the training pictures, and their use on a batch."""
+"""Normalisation of pixels: the mean and standard deviation of the training images, and their use on a batch."""
 
 import math
 

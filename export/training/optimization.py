@@ -46,7 +46,7 @@ def uses_bfloat16(settings: Settings, device: torch.device) -> bool:
         if settings.autocast == "bf16" and not supported:
             raise UserError("--autocast bf16: this GPU has no bfloat16 (Ampere and later do); --autocast off computes in float32")
     else:
-        # Other CPUs emulate bfloat16: on two AVX2 cores `speed-net` trains at 31 pictures a second instead of 410.
+        # Other CPUs emulate bfloat16: on two AVX2 cores `speed-net` trains at 31 images a second instead of 410.
         supported = torch.cpu.get_capabilities().get("amx_bf16", False)
     return settings.autocast == "bf16" or (settings.autocast == "auto" and supported)
 

@@ -1,4 +1,4 @@
-"""The settings of a training, and the recipe of each network: the default settings.
+"""The settings of a training run, and the recipe of each network: the default settings.
 
 Does not import torch, so that `convoy train --help` is quick.
 """
@@ -16,17 +16,17 @@ AUTOCASTS: tuple[str, ...] = get_args(AutocastName)
 
 SMALL_ITEMS = 10_000
 SMALL_BATCH = 32
-"""The batch size below SMALL_ITEMS training pictures."""
+"""The batch size below SMALL_ITEMS training images."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """All settings of a training.
+    """All settings of a training run.
 
     Attributes:
         network: NAME or NAME:option=value,...
         epochs: passes over the training part, at most.
-        batch_size: pictures a step, over all processes.
+        batch_size: images a step, over all processes.
         learning_rate: the highest of the schedule.
         seed: of the weights, the shuffling and the augmentation.
         optimizer: Adam, AdamW (weight decay separate from the gradient) or SGD with Nesterov momentum.
@@ -55,7 +55,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Default settings of a network, for SMALL_ITEMS training pictures or more."""
+    """Default settings of a network, for SMALL_ITEMS training images or more."""
 
     epochs: int
     batch_size: int
@@ -65,7 +65,7 @@ class Recipe:
     label_smoothing: float = 0.0
     ema_decay: float = 0.0
     shift_pixels: int | None = None
-    """How far training pictures are shifted; None: the data set's default."""
+    """How far training images are shifted; None: the data set's default."""
 
 
 RECIPES = {
@@ -89,7 +89,7 @@ def recipe(network: str) -> Recipe:
 def settings(network: str, training_items: int, **given: Any) -> Settings:
     """The network's recipe, with the given values (other than None) in place of its own.
 
-    Below SMALL_ITEMS training pictures the default batch size is SMALL_BATCH, so that an epoch still has enough steps. If the batch
+    Below SMALL_ITEMS training images the default batch size is SMALL_BATCH, so that an epoch still has enough steps. If the batch
     size differs from the recipe's, the default learning rate is scaled: by the square root of the ratio for Adam and AdamW (Malladi
     et al., arXiv:2205.10287), in proportion for SGD (Goyal et al., arXiv:1706.02677). If the optimiser differs from the recipe's,
     the default learning rate is from a recipe with that optimiser.
@@ -114,6 +114,6 @@ def describe() -> str:
     for name, each in RECIPES.items():
         numbers = (each.learning_rate, each.weight_decay, each.label_smoothing, each.ema_decay)
         lines.append(row(name, each.epochs, each.batch_size, each.optimizer, *(f"{number:g}" for number in numbers)))
-    lines.append(f"  Other networks: as {OTHERS}. Below {SMALL_ITEMS:,} training pictures the batch size is {SMALL_BATCH}.")
+    lines.append(f"  Other networks: as {OTHERS}. Below {SMALL_ITEMS:,} training images the batch size is {SMALL_BATCH}.")
     lines.append("  The learning rate scales with the batch size: with its square root for Adam, in proportion for SGD.")
     return "\n".join(lines)

@@ -1,1 +1,1 @@
-"""`convoy walkthrough`: what every layer of a network computes for one picture, as a web page."""
+"""`convoy walkthrough`: what every layer of a network computes for one image, as a web page."""

@@ -1,4 +1,4 @@
-"""The activations of an ONNX graph: the output of every layer for one picture.
+"""The activations of an ONNX graph: the output of every layer for one image.
 
 The graph is run with the value of every layer as an additional output. Quantisation and casts only change how a number is stored,
 so they are no layers. Nodes that only prepare the input of the next node (a change of layout, a constant that is subtracted before
@@ -29,7 +29,7 @@ _UNCHANGED = (*QUANTISATION, "Cast", "Identity", "Dropout")
 
 @dataclass(frozen=True)
 class LayerActivation:
-    """The output of a layer for one picture.
+    """The output of a layer for one image.
 
     Attributes:
         name: as in `convoy inspect`.
@@ -61,7 +61,7 @@ class LayerActivation:
 
 
 class Activations:
-    """A graph and all its values for one picture.
+    """A graph and all its values for one image.
 
     Attributes:
         layers: in the order of computation.
@@ -94,11 +94,11 @@ class Activations:
         return _as_float(numpy_helper.to_array(self._weights[name]))
 
     def computed_inputs(self, node: onnx.NodeProto) -> list[str]:
-        """The inputs of a node that depend on the picture."""
+        """The inputs of a node that depend on the image."""
         return [name for name in node.input if name in self._computed]
 
     def constant(self, name: str) -> NDArray[np.float32] | None:
-        """A value that does not depend on the picture; None if it does, or for an empty name."""
+        """A value that does not depend on the image; None if it does, or for an empty name."""
         return None if not name or name in self._computed else self.value(name)
 
     def _run(self, image: NDArray[np.generic], threads: int) -> dict[str, NDArray[np.generic]]:

@@ -2,7 +2,7 @@
 
 Class activation maps (Zhou et al., arXiv:1512.04150) need a network that ends in global average pooling and a linear layer: up to
 the bias, the logit is the mean of a map over all places, so the map shows the contribution of each place. Occlusion (Zeiler and
-Fergus, arXiv:1311.2901) works for every network: a patch is moved over the picture, and the map shows how much weaker the answer is
+Fergus, arXiv:1311.2901) works for every network: a patch is moved over the image, and the map shows how much weaker the answer is
 with the patch there.
 """
 
@@ -26,14 +26,14 @@ _AFTER_POOLING = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 
 @dataclass(frozen=True)
 class Occlusion:
-    """The effect of hiding parts of a picture on an answer.
+    """The effect of hiding parts of an image on an answer.
 
     Attributes:
         heat: float32[H,W], the mean fall of the answer's log-odds over all patches that hid a pixel.
         patch: side of the patch in pixels.
         tried: number of places of the patch.
-        worst: the picture uint8[H,W,C] with the patch where the answer fell most.
-        worst_logits: the logits of that picture, float32[K].
+        worst: the image uint8[H,W,C] with the patch where the answer fell most.
+        worst_logits: the logits of that image, float32[K].
     """
 
     heat: NDArray[np.float32]
@@ -88,18 +88,18 @@ def occlusion(
     index: int,
     on_count: OnCount = ignore_progress,
 ) -> Occlusion:
-    """Moves a patch over a picture, a fifth of its side and of its mean colour, and runs the network each time.
+    """Moves a patch over an image, a fifth of its side and of its mean colour, and runs the network each time.
 
     Args:
-        run: gives logits float32[n,K] of pictures uint8[N,H,W,C], batch after batch.
-        pixels: the picture, uint8[H,W,C].
+        run: gives logits float32[n,K] of images uint8[N,H,W,C], batch after batch.
+        pixels: the image, uint8[H,W,C].
         index: the class whose log-odds are measured.
-        on_count: called with the number of pictures after each batch.
+        on_count: called with the number of images after each batch.
     """
     height, width = pixels.shape[:2]
     patch = max(1, round(min(height, width) / _PATCH_SHARE))
     places = [(top, left) for top in _starts(height, patch) for left in _starts(width, patch)]
-    hidden = np.repeat(pixels[np.newaxis], len(places) + 1, axis=0)  # the first is the picture itself
+    hidden = np.repeat(pixels[np.newaxis], len(places) + 1, axis=0)  # the first is the image itself
     colour = pixels.mean((0, 1)).round().astype(np.uint8)
     for picture, (top, left) in zip(hidden[1:], places, strict=True):
         picture[max(0, top) : top + patch, max(0, left) : left + patch] = colour

@@ -1,7 +1,7 @@
-"""One step of gradient descent on one picture: the loss, its gradient in every layer, and the loss after the step.
+"""One step of gradient descent on one image: the loss, its gradient in every layer, and the loss after the step.
 
 w' = w - rate x dL/dw on the cross-entropy L = -log p(label). The network is in evaluation mode: batch norms use their running
-statistics, since one picture gives none.
+statistics, since one image gives none.
 """
 
 import math
@@ -70,7 +70,7 @@ def gradient_step(checkpoint: Checkpoint, pixels: NDArray[np.uint8], label: int,
 
     Args:
         checkpoint: the trained network.
-        pixels: the picture, uint8[H,W,C].
+        pixels: the image, uint8[H,W,C].
         label: the right class.
         rate: the learning rate, above 0.
     """

@@ -1,4 +1,4 @@
-"""Values as PNG pictures: feature maps, filters, vectors and heat maps, for a light and a dark background.
+"""Values as PNG images: feature maps, filters, vectors and heat maps, for a light and a dark background.
 
 Signed values are red above zero, blue below and white at zero; others go from black at zero to yellow. All maps of a layer share
 one scale, so that weak filters look weak. Gaps are transparent.
@@ -72,7 +72,7 @@ class Scale:
 
 
 def png(image: Image.Image) -> bytes:
-    """A picture as PNG; with a palette, gaps are transparent."""
+    """An image as PNG; with a palette, gaps are transparent."""
     buffer = io.BytesIO()
     if image.mode == "P":
         image.save(buffer, "PNG", optimize=True, transparency=_GAP)
@@ -82,7 +82,7 @@ def png(image: Image.Image) -> bytes:
 
 
 def picture(pixels: NDArray[np.uint8]) -> bytes:
-    """Pixels uint8[H,W], [H,W,1] or [H,W,3] as PNG: small pictures are enlarged so that pixels show, large ones reduced."""
+    """Pixels uint8[H,W], [H,W,1] or [H,W,3] as PNG: small images are enlarged so that pixels show, large ones reduced."""
     image = Image.fromarray(pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
     largest = max(image.size)
     if largest > 2 * _PICTURE_PIXELS:
@@ -145,7 +145,7 @@ def bars(values: NDArray[np.floating]) -> bytes:
 
 
 def overlay(pixels: NDArray[np.uint8], heat: NDArray[np.floating]) -> bytes:
-    """A heat map float[h,w] laid over a picture uint8[H,W,C], as PNG: red where it is positive, blue where negative."""
+    """A heat map float[h,w] laid over an image uint8[H,W,C], as PNG: red where it is positive, blue where negative."""
     height, width = pixels.shape[:2]
     factor = max(1, round(_PICTURE_PIXELS / max(height, width)))
     size = (width * factor, height * factor)

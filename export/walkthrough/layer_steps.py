@@ -1,4 +1,4 @@
-"""A layer as a step of the page: its texts, its output as a picture or bars, and one value worked out."""
+"""A layer as a step of the page: its texts, its output as an image or bars, and one value worked out."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,7 +59,7 @@ def _class_bars(value: NDArray[np.float32], labels: tuple[str, ...]) -> list[Bar
 
 
 def _value_figure(value: NDArray[np.float32], name: str) -> Figure:
-    """The picture of an output [1, ...] that suits its shape: maps, a strip, bars or rows."""
+    """The image of an output [1, ...] that suits its shape: maps, a strip, bars or rows."""
     scale = Scale.of(value)
     item = value[0] if value.ndim > 1 else value
     item = item.reshape(item.shape[0]) if item.ndim == 3 and item.shape[1:] == (1, 1) else item

@@ -1,4 +1,4 @@
-"""The walkthrough of a model: every layer's output for one picture, which pixels mattered, and, for a run, one gradient step."""
+"""The walkthrough of a model: every layer's output for one image, which pixels mattered, and, for a run, one gradient step."""
 
 from dataclasses import replace
 from functools import partial
@@ -30,13 +30,13 @@ def build_page(
     rate: float = 0.01,
     on_progress: OnProgress = ignore_progress,
 ) -> Page:
-    """Runs a model on a picture and shows all that happens.
+    """Runs a model on an image and shows all that happens.
 
     Args:
         subject: the model.
-        pixels: the picture as the model takes it, uint8[H,W,C].
-        photo: the original picture, uint8[h,w,3].
-        image_name: name of the picture.
+        pixels: the image as the model takes it, uint8[H,W,C].
+        photo: the original image, uint8[h,w,3].
+        image_name: name of the image.
         label: for a run, the class that the step of learning takes as right; the network's own answer if not given.
         rate: learning rate of that step.
         on_progress: called with each step.

@@ -31,11 +31,11 @@ def pixels_section(
 
 
 def learning_section(subject: Subject, pixels: NDArray[np.uint8], label: int, is_given: bool, rate: float) -> Section:
-    """One step of gradient descent on one picture.
+    """One step of gradient descent on one image.
 
     Args:
         subject: of a run.
-        pixels: the picture, uint8[H,W,C].
+        pixels: the image, uint8[H,W,C].
         label: the right class.
         is_given: whether the user named it; otherwise it is the network's own answer.
         rate: the learning rate.

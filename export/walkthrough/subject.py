@@ -1,6 +1,6 @@
-"""The model that a walkthrough shows, as `--model` names it: an ONNX file or the run of a training.
+"""The model that a walkthrough shows, as `--model` names it: an ONNX file or the folder of a training run.
 
-The contract of a Convoy file says what picture the model takes. For a file without a contract the graph gives size and layout, and
+The contract of a Convoy file says what image the model takes. For a file without a contract the graph gives size and layout, and
 the user the range of the pixel values (`pixel_scaling`). A run is converted to ONNX in memory, without a temperature.
 """
 
@@ -30,7 +30,7 @@ _CHECKPOINT = "checkpoint.pt"
 _FREE_SIDE = 224  # for a graph that takes any size: the most common one
 _MAX_BATCH_ITEMS = 64
 _BATCH_BYTES = 1 << 24
-_ACTIVATION_FACTOR = 100  # bytes of feature maps for each byte of the picture, roughly
+_ACTIVATION_FACTOR = 100  # bytes of feature maps for each byte of the image, roughly
 _MAX_MODEL_BYTES = 1 << 31  # of a protobuf message
 _DTYPES: dict[int, type[np.generic]] = {
     TensorProto.FLOAT: np.float32, TensorProto.FLOAT16: np.float16, TensorProto.UINT8: np.uint8,
@@ -44,14 +44,14 @@ class Subject:
     Attributes:
         name: for the page.
         model: the graph with all its weights.
-        spec: the picture that it takes.
+        spec: the image that it takes.
         labels: names of the K classes; empty if unknown.
         facts: for the page, by name.
         has_contract: whether Convoy exported the graph.
         layout: of the graph's input.
         dtype: of the graph's input.
         scaling: range of the pixel values if the input is float.
-        one_by_one: whether the graph takes batches of exactly one picture.
+        one_by_one: whether the graph takes batches of exactly one image.
         checkpoint: of a run.
     """
 
@@ -116,7 +116,7 @@ def load_subject(path: Path, scaling: PixelScaling | None = None) -> Subject:
         scaling: for files without a contract only; "0..1" if not given.
 
     Raises:
-        UserError: there is no such file, it is no classifier of pictures, or `scaling` is given for a model of Convoy.
+        UserError: there is no such file, it is no classifier of images, or `scaling` is given for a model of Convoy.
         InvalidModel: the file's contract is not valid.
     """
     if path.name == _CHECKPOINT or (path / _CHECKPOINT).is_file():
@@ -191,7 +191,7 @@ def _without_contract(path: Path, model: onnx.ModelProto, scaling: PixelScaling)
 
 
 def _layout(path: Path, value: onnx.ValueInfoProto) -> tuple[Literal["NHWC", "NCHW"], list[int]]:
-    """The layout of an input of pictures and its four sides, 0 for a free one. Raises UserError for any other input."""
+    """The layout of an input of images and its four sides, 0 for a free one. Raises UserError for any other input."""
     tensor = value.type.tensor_type
     sides = [dimension.dim_value for dimension in tensor.shape.dim]
     if tensor.elem_type not in _DTYPES or len(sides) != 4 or not (sides[1] in (1, 3) or sides[3] in (1, 3)):

@@ -1,4 +1,4 @@
-"""The tutorials' steps as a page: each step with its shape, its first values, its picture and, for two, a value worked out."""
+"""The tutorials' steps as a page: each step with its shape, its first values, its image and, for two, a value worked out."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from export.walkthrough.web_page import Example, Figure, Page, Step
 
 
 def build_page(steps: TutorialSteps, image_name: str) -> Page:
-    """The page of the picture `image_name`."""
+    """The page of the image `image_name`."""
     shown = [*_picture_steps(steps, image_name), *_convolution_steps(steps), *_dense_steps(steps)]
     return Page(
         title=f"A convolutional layer, step by step: {image_name}",
@@ -112,7 +112,7 @@ def _vector(title: str, values: NDArray[np.float32], text: str, scale: Scale, pa
 
 
 def _scale_inside(values: NDArray[np.float32]) -> Scale:
-    # The zeros around the picture make edges at its border that are far stronger than those inside.
+    # The zeros around the image make edges at its border that are far stronger than those inside.
     return Scale.of(values[:, 1:-1, 1:-1], values)
 
 

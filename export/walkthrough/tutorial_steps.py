@@ -25,7 +25,7 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class TutorialSteps:
-    """The picture after every step.
+    """The image after every step.
 
     Attributes:
         loaded: uint8[H,W,3].
@@ -51,7 +51,7 @@ class TutorialSteps:
 
 
 def compute_steps(encoded: bytes, max_pixels: int) -> TutorialSteps:
-    """Computes all steps for an encoded picture. Raises InvalidRequest as `service.model.preprocessing.open_image` does."""
+    """Computes all steps for an encoded image. Raises InvalidRequest as `service.model.preprocessing.open_image` does."""
     image = _upright(encoded, max_pixels)
     loaded = to_pixels(image, _own_size(*image.size, channels=3))
     gray = to_pixels(image, _own_size(*image.size, channels=1))
@@ -65,7 +65,7 @@ def compute_steps(encoded: bytes, max_pixels: int) -> TutorialSteps:
 
 
 def decode_photo(encoded: bytes, max_pixels: int) -> NDArray[np.uint8]:
-    """An encoded picture in its own size, uint8[H,W,3]. Raises InvalidRequest as `compute_steps` does."""
+    """An encoded image in its own size, uint8[H,W,3]. Raises InvalidRequest as `compute_steps` does."""
     image = _upright(encoded, max_pixels)
     return to_pixels(image, _own_size(*image.size, channels=3))
 
@@ -90,7 +90,7 @@ def dense_weights(inputs: int) -> NDArray[np.float32]:
 
 
 def _upright(encoded: bytes, max_pixels: int) -> Image.Image:
-    """The picture with its EXIF orientation applied, which may swap its sides. Raises InvalidRequest as `to_pixels` does."""
+    """The image with its EXIF orientation applied, which may swap its sides. Raises InvalidRequest as `to_pixels` does."""
     image = open_image(encoded, max_pixels)
     try:
         return ImageOps.exif_transpose(image)
@@ -99,5 +99,5 @@ def _upright(encoded: bytes, max_pixels: int) -> Image.Image:
 
 
 def _own_size(width: int, height: int, channels: Literal[1, 3]) -> InputSpec:
-    """An input of a picture's own size, which may be larger than a network takes."""
+    """An input of an image's own size, which may be larger than a network takes."""
     return InputSpec.model_construct(height=height, width=width, channels=channels, resize="bilinear", fit="stretch")

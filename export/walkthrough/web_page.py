@@ -1,4 +1,4 @@
-"""A walkthrough as data, and its rendering as one self-contained HTML file and the pictures beside it. Knows nothing of models."""
+"""A walkthrough as data, and its rendering as one self-contained HTML file and the images beside it. Knows nothing of models."""
 
 import base64
 import math
@@ -25,7 +25,7 @@ _GRADIENT_STOPS = 9
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture: a name, the bytes of its PNG, a caption and, if its colours stand for values, their scale."""
+    """An image: a name, the bytes of its PNG, a caption and, if its colours stand for values, their scale."""
 
     name: str
     content: bytes
@@ -39,7 +39,7 @@ class Figure:
 
     @property
     def uri(self) -> str:
-        """The picture as a data URI, for the page."""
+        """The image as a data URI, for the page."""
         return "data:image/png;base64," + base64.b64encode(self.content).decode()
 
 
@@ -188,7 +188,7 @@ class Page:
     notes: list[str] = field(default_factory=list)
 
     def figures(self) -> list[Figure]:
-        """All pictures, in order."""
+        """All images, in order."""
         of_steps = [figure for step in self.steps for figure in step.figures]
         return [
             *([self.picture] if self.picture else ()),
@@ -198,7 +198,7 @@ class Page:
 
 
 def write(page: Page, folder: Path) -> list[str]:
-    """Writes the page and its pictures into a folder and returns the names of the files, the page first.
+    """Writes the page and its images into a folder and returns the names of the files, the page first.
 
     Raises:
         UserError: the folder cannot be written.

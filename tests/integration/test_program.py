@@ -358,7 +358,7 @@ def test_train_export_inspect(tmp_path: Path) -> None:
     assert "nothing is overwritten" in one_line(convoy("train", "--data", "digits", "--output", run))
 
     refused = one_line(convoy("export", run, "--repository", models, "--minimum-accuracy", "99.99"))
-    assert re.search(r"accuracy gate: [0-9.]+% on 360 pictures is below the minimum of 99.99%", refused)
+    assert re.search(r"accuracy gate: [0-9.]+% on 360 images is below the minimum of 99.99%", refused)
     assert not models.exists(), "a failed gate writes nothing to the repository"
 
     assert "a name starts with" in one_line(convoy("export", run, "--repository", models, "--name", "../up"))
@@ -383,7 +383,7 @@ def test_train_export_inspect(tmp_path: Path) -> None:
 
 
 def test_train_refuses_what_cannot_be(tmp_path: Path) -> None:
-    assert "--data 'cats' is not 'digits', 'mnist', 'cifar10', nor a folder of pictures" in one_line(
+    assert "--data 'cats' is not 'digits', 'mnist', 'cifar10', nor a folder of images" in one_line(
         convoy("train", "--data", "cats", "--output", tmp_path / "a")
     )
     assert "'0x5' is neither N nor HxW" in one_line(

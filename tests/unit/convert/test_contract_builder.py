@@ -24,7 +24,7 @@ def test_golden_samples_are_lossless_and_small(digits: datasets.Dataset) -> None
     pictures = ((digits.test.encoded(0), True), (photo.getvalue(), False), (large, False), (scan.getvalue(), False))
     for encoded, kept in pictures:
         part = dataclasses.replace(digits.test, encoded={0: encoded}.__getitem__)
-        golden = contract_builder.golden_picture(part, 0)
+        golden = contract_builder.golden_image(part, 0)
         assert (golden == encoded) is kept
         if not kept:
             assert np.array_equal(np.asarray(Image.open(io.BytesIO(golden), formats=["PNG"])), digits.test.pixels[0, :, :, 0])

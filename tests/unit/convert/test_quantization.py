@@ -58,7 +58,7 @@ def test_layers_that_hurt_stay_in_float(run: Path, digits: datasets.Dataset, tmp
 def test_a_network_that_loses_too_much_in_int8_is_refused(digits: datasets.Dataset, tmp_path: Path) -> None:
     checkpoint = loop.train(digits, Settings("twelve-filters", epochs=3, seed=0), tmp_path)
     hurt = dataclasses.replace(checkpoint, network=outlier(checkpoint.network, "conv", "output", 20_000.0))
-    with pytest.raises(UserError, match=r"int8: .*% of 180 validation pictures are right with .* single layer .* against 9.*%"):
+    with pytest.raises(UserError, match=r"int8: .*% of 180 validation images are right with .* single layer .* against 9.*%"):
         pipeline.export(hurt, digits, tmp_path / "models", "digits", precision="int8")
     assert not (tmp_path / "models").exists()
 

@@ -75,12 +75,12 @@ def test_options_that_do_not_fit_the_data_are_refused(tmp_path: Path) -> None:
         assert "\n" not in str(raised.value)
         return str(raised.value)
 
-    assert "--data 'cifra10' is not 'digits', 'mnist', 'cifar10', nor a folder of pictures" in refused("cifra10")
+    assert "--data 'cifra10' is not 'digits', 'mnist', 'cifar10', nor a folder of images" in refused("cifra10")
     good = pets(tmp_path / "good", {"cat": 3, "dog": 3})
     assert "--data-dir is for mnist and cifar10" in refused(good, data_dir=tmp_path)
     assert "--data-dir is for mnist and cifar10; the digits come with scikit-learn" in refused("digits", data_dir=tmp_path)
     assert "--flip: a mirrored digit is another sign or none" in refused("digits", options=DatasetOptions(flip=True))
-    assert "--shift 14: pictures of 28x28 can be shifted by at most 13 pixels" in refused(
+    assert "--shift 14: images of 28x28 can be shifted by at most 13 pixels" in refused(
         "digits", options=DatasetOptions(shift_pixels=14)
     )
     assert "is not a folder" in refused("mnist", data_dir=draw(tmp_path / "file.png"))

@@ -19,7 +19,7 @@ def test_the_input_suits_the_sizes_of_the_pictures() -> None:
 
 def test_too_many_pictures_for_the_memory_are_refused_before_they_are_read() -> None:
     with pytest.raises(
-        UserError, match=r"pictures of 4096x4096x3 take .* GB, and this machine has .*: choose a smaller --image-size"
+        UserError, match=r"images of 4096x4096x3 take .* GB, and this machine has .*: choose a smaller --image-size"
     ):
         check_memory(1_000_000, InputSpec(height=4096, width=4096, channels=3))
     check_memory(1_000, InputSpec(height=28, width=28, channels=1))

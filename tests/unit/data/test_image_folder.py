@@ -55,10 +55,10 @@ def test_other_files_and_broken_pictures_are_skipped_and_listed(tmp_path: Path) 
     assert sum(len(part) for part in (found.training, found.validation, found.test)) == 23
     assert found.labels == ("cat", "dog")
     assert found.input.shape == (224, 224, 3)
-    assert found.pictures == "12x16 to 200x300, 1 of 24 gray"
+    assert found.original_format == "12x16 to 200x300, 1 of 24 gray"
     assert len(found.skipped) == 5
     reasons = dict(line.removeprefix(f"{root}/").split(": ", 1) for line in found.skipped)
-    assert reasons["dog/sound.wav"] == "not named like a picture"
+    assert reasons["dog/sound.wav"] == "not named like an image"
     assert reasons["dog/text.png"].startswith("not an image in a format accepted here")
     assert reasons["dog/empty.jpg"] == "the image is empty (0 bytes)"
     assert reasons["dog/gone.png"] == "No such file or directory"
@@ -110,11 +110,11 @@ def test_invalid_folders_are_refused(tmp_path: Path) -> None:
     assert "only one class folder, 'cat'" in refused(pets(tmp_path / "one", {"cat": 3}))
     empty = pets(tmp_path / "empty", {"cat": 3})
     (empty / "dog").mkdir()
-    assert f"{empty}/dog: a class folder without a picture that can be read; left out: nothing" in refused(empty)
+    assert f"{empty}/dog: a class folder without an image that can be read; left out: nothing" in refused(empty)
     (empty / "dog" / "readme.txt").touch()
     assert "left out: " in refused(empty)
     few = pets(tmp_path / "few", {"cat": 9, "dog": 2})
-    too_few = "class 'dog' has 2 pictures, too few to be split into training and validation and test: it needs at least 3"
+    too_few = "class 'dog' has 2 images, too few to be split into training and validation and test: it needs at least 3"
     assert too_few in refused(few)
     pets(tmp_path / "odd" / "train", {"cat": 3, "dog": 3})
     pets(tmp_path / "odd" / "test", {"cat": 3, "cow": 3})
@@ -126,4 +126,4 @@ def test_invalid_folders_are_refused(tmp_path: Path) -> None:
     cut = pets(tmp_path / "cut", {"cat": 3, "dog": 3}, size=(100, 100))
     for path in (cut / "dog").iterdir():
         path.write_bytes(path.read_bytes()[:2000])
-    assert "no picture of class 'dog' is left for training; left out: " in refused(cut)
+    assert "no image of class 'dog' is left for training; left out: " in refused(cut)

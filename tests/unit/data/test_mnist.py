@@ -40,8 +40,8 @@ def test_files_may_be_unpacked_or_compressed_again(mnist: Path) -> None:
         (lambda content: content[:-100], "train-images-idx3-ubyte.gz: cut short or damaged"),
         (lambda content: content[:5000] + b"\0\0\0\0" + content[5004:], "train-images-idx3-ubyte.gz: "),
         (lambda content: gzip.compress(gzip.decompress(content)[:-1]), "bytes unpacked, but 200 x 28 x 28 need 156,816: cut short"),
-        (lambda content: gzip.compress(idx(np.zeros(9, np.uint8))), "not an IDX file of pictures: it begins with '00000801'"),
-        (lambda content: b"", "not an IDX file of pictures: it begins with ''"),
+        (lambda content: gzip.compress(idx(np.zeros(9, np.uint8))), "not an IDX file of images: it begins with '00000801'"),
+        (lambda content: b"", "not an IDX file of images: it begins with ''"),
         (lambda content: gzip.compress(idx(np.zeros((200, 28, 28), np.uint8))), "the SHA-256 of its unpacked content is 8"),
     ],
 )

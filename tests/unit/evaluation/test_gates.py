@@ -38,9 +38,9 @@ def test_good_files_pass_the_gates() -> None:
     [
         (comparison(max_difference=2e-4), 0.0, "parity gate: ONNX and PyTorch differ by up to 0.0002"),
         (comparison(max_difference=float("nan")), 0.0, "parity gate"),
-        (comparison(same_top1=0.99, changed_labels=1), 0.0, "agree on 99.00% of 100 pictures; 1 labels changed"),
-        (comparison(wrong=2), 0.0, r"98.00% as served against 99.00% in PyTorch, on 100 pictures: 1.00 points lost .allowed: 0.5"),
-        (comparison(), 0.995, "accuracy gate: 99.00% on 100 pictures is below the minimum of 99.50%"),
+        (comparison(same_top1=0.99, changed_labels=1), 0.0, "agree on 99.00% of 100 images; 1 labels changed"),
+        (comparison(wrong=2), 0.0, r"98.00% as served against 99.00% in PyTorch, on 100 images: 1.00 points lost .allowed: 0.5"),
+        (comparison(), 0.995, "accuracy gate: 99.00% on 100 images is below the minimum of 99.50%"),
     ],
 )
 def test_gates_refuse_with_the_figures(found: Comparison, minimum: float, message: str) -> None:

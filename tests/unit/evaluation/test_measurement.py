@@ -41,8 +41,8 @@ def test_labels_may_have_another_order_but_no_other_names(model_file: Path, digi
 def test_a_picture_that_cannot_be_decoded_and_a_part_without_any(model_file: Path, digits: datasets.Dataset) -> None:
     served = load_model(model_file, "cpu", 1)
     broken = dataclasses.replace(digits.test, encoded=lambda index: b"text" if index == 7 else digits.test.encoded(index))
-    with pytest.raises(UserError, match="picture 7 of the data: not an image"):
+    with pytest.raises(UserError, match="image 7 of the data: not an image"):
         measure(served, broken, digits.labels)
     empty = datasets.Part(np.empty((0, 28, 28, 1), np.uint8), np.empty(0, np.int64), lambda index: b"")
-    with pytest.raises(UserError, match="this part of the data has no pictures"):
+    with pytest.raises(UserError, match="this part of the data has no images"):
         measure(served, empty, digits.labels)

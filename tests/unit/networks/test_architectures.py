@@ -63,7 +63,7 @@ def test_a_module_of_its_own_can_have_a_sigmoid_unit_too(monkeypatch: pytest.Mon
         ("article-cnn:kernel=4", 10, "article-cnn: kernel=4 is not one of 3, 5, 7"),
         ("article-cnn:kernel=3,kernel=5", 10, "article-cnn: kernel is given twice"),
         ("resnet18:stem=1x1", 10, "resnet18: stem=1x1 is not one of auto, 3x3, imagenet"),
-        ("resnet18:stem=imagenet", 10, "with the ImageNet stem needs pictures of at least 33x33; the input is 28x28"),
+        ("resnet18:stem=imagenet", 10, "with the ImageNet stem needs images of at least 33x33; the input is 28x28"),
         ("article-cnn:head=sigmoid", 10, "head=sigmoid is for two classes, and these data have 10"),
     ],
 )
@@ -79,7 +79,7 @@ def test_an_invalid_network_is_refused(text: str, classes: int, message: str) ->
         ("article-cnn", 17, "at least 18x18; the input is 17x28"),
         ("twelve-filters", 1, "at least 2x2"),
         ("step-by-step", 3, "at least 4x4"),
-        ("resnet18", 8, "with the 3x3 stem needs pictures of at least 9x9"),
+        ("resnet18", 8, "with the 3x3 stem needs images of at least 9x9"),
     ],
 )
 def test_the_smallest_picture(name: str, side: int, message: str) -> None:
