@@ -153,7 +153,7 @@ class ServerConfig(BaseModel):
         default=30.0,
         ge=0,
         le=3600,
-        description="After that, how long accepted requests may take to finish.",
+        description="After the lame-duck time, how long accepted requests may take to finish.",
     )
 
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Lowest level to log, to stderr.")

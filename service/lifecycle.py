@@ -23,22 +23,22 @@ log = logging.getLogger(__name__)
 
 
 def check_config(config: ServerConfig) -> None:
-    """Raises UserError if a folder cannot be read, the ready file cannot be written or the host has no address."""
+    """Raises UserError if a folder cannot be read, the ready file cannot be written or the host cannot be resolved."""
     repository, policies = config.repository, config.policies
     if not repository.is_dir():
         raise UserError(
             f"{str(repository)!r} is not a folder" if repository.exists() else f"no repository folder {str(repository)!r}"
         )
     if not os.access(repository, os.R_OK | os.X_OK):
-        raise UserError(f"repository folder {str(repository)!r}: this user may not read it")
+        raise UserError(f"repository folder {str(repository)!r}: permission denied")
     if policies is not None and not policies.is_dir():
         raise UserError(f"--policies {str(policies)!r}: no such folder")
     if policies is not None and not os.access(policies, os.X_OK):
-        raise UserError(f"--policies {str(policies)!r}: this user may not read it")
+        raise UserError(f"--policies {str(policies)!r}: permission denied")
     try:
         socket.getaddrinfo(config.host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
-        raise UserError(f"--host {config.host!r} is no address or name of a machine") from None
+        raise UserError(f"--host {config.host!r} cannot be resolved") from None
     ReadyFile(config.ready_file).check()
 
 

@@ -271,8 +271,8 @@ class Server:
                 self._warned.add((served.name, served.version))
                 log.log(
                     level,
-                    "model %s version %d: its largest requests have %d bytes, more than the %d that a message may have; "
-                    "start again with --max-message-bytes %d to take them",
+                    "model %s version %d: the largest request has %d bytes, the message limit is %d; "
+                    "restart with --max-message-bytes %d",
                     served.name, served.version, needed, self._max_message_bytes, needed,
                 )  # fmt: skip
 

@@ -61,7 +61,7 @@ class Answer:
         """For each item its `top_k` labels as (index, score), best first, equal scores by index."""
         return best_labels(self.scores, self.top_k)
 
-    def check_order(self, best: Results) -> None:
+    def check_no_nan(self, best: Results) -> None:
         """Raises ModelFailed if a score is NaN, which has no place in the order that `best` gave."""
         # Softmax makes either all scores of an item NaN or none, so the first tells.
         if any(item[0][1] != item[0][1] for item in best) or (not self.served.model.has_contract and np.isnan(self.scores).any()):

@@ -9,7 +9,7 @@ that are due later; what other threads submitted is not known there, and gets a 
 
 The promise to the submitter: `on_done` is called exactly once for each entry that `submit` accepted, from any thread. Cancelling
 or failing one entry touches no other entry of its batch: a batch on which the model raises is run again request by request, so that
-the poisonous one fails alone.
+the failing request fails alone.
 
 One lock guards the scheduler and the entries' progress. Nothing is computed and no callback is called while it is held.
 """
@@ -198,7 +198,7 @@ class Batcher:
         with self._lock:
             expired, batch = self._scheduler.take(self._clock(), on_transport=on_transport)
         if expired:
-            self._end(expired, DeadlineExceeded("while the request waited for inference, its deadline passed or came too near"))
+            self._end(expired, DeadlineExceeded("the deadline passed, or could no longer be met, in the queue"))
         return batch
 
     def _run(self, batch: Batch) -> None:

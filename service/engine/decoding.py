@@ -44,7 +44,9 @@ class DecodingPool:
         with self._lock:
             waiting = self.waiting_bytes
             if waiting and waiting + encoded_bytes > UNDECODED_BYTES:
-                raise QueueFull(f"{waiting} bytes of encoded images wait to be decoded, {encoded_bytes} more came", 1.0)
+                raise QueueFull(
+                    f"the decoding queue is full: {waiting} of {UNDECODED_BYTES} bytes wait, the request has {encoded_bytes}", 1.0
+                )
             self.waiting_bytes += encoded_bytes
 
         def run() -> None:

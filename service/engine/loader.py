@@ -167,7 +167,7 @@ class Loader:
         if name in self._unloaded:
             return NotFound(f"model {name!r} has been unloaded")
         if any(failed == name for failed, _ in tuple(self._failures)):
-            return NotFound(f"model {name!r} is in the repository but could not be loaded; the server's log says why")
+            return NotFound(f"model {name!r} is in the repository but could not be loaded; see the server's log")
         return NotFound(f"no model named {name[:64]!r}; served are: {', '.join(sorted(self._registry.served)) or 'none'}")
 
     def _names(self) -> list[str]:

@@ -126,7 +126,7 @@ class Registry:
     def stuck(self) -> str:
         """Why no request can be answered, if a batch has blocked the transport's thread for long; else empty."""
         names = [served.name for served in self._active if served.batcher.inline_seconds > STUCK_SECONDS]
-        return f"model {names[0]!r} has held up all calls for more than {STUCK_SECONDS:g} s" if names else ""
+        return f"model {names[0]!r} blocks the gRPC thread: a batch has been running for over {STUCK_SECONDS:g} s" if names else ""
 
     def _forget_metrics(self, name: str, old: tuple[ServedModel, ...], new: tuple[ServedModel, ...]) -> None:
         for served in old:

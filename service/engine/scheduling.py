@@ -230,8 +230,8 @@ class Scheduler:
             takes = wait + self._likely_seconds(self.queue.items_before(entry) + entry.items)
         if takes > most:
             raise DeadlineExceeded(
-                f"the deadline is too near: by the measured times the answer would take {1000 * takes:.1f} ms; "
-                f"for a deadline in {1000 * left:.1f} ms at most {1000 * most:.1f} ms are accepted"
+                f"the deadline cannot be met: estimated {1000 * takes:.1f} ms, "
+                f"{1000 * left:.1f} ms left ({1000 * most:.1f} ms allowed)"
             )
 
     def _likely_seconds(self, items: int) -> float:
@@ -245,6 +245,6 @@ class Scheduler:
         batches = -(-waiting // self.max_batch_items)
         seconds = batches * self.latencies.expected(self.max_batch_items) / self._instances
         return QueueFull(
-            f"the queue of model {self._name!r} is full: {waiting} of {self.queue.max_items} items wait, {items} more came",
+            f"the queue of model {self._name!r} is full: {waiting} of {self.queue.max_items} items wait, the request has {items}",
             retry_after_seconds=min(max(seconds, 0.01), 30.0),
         )

@@ -116,7 +116,7 @@ class Page:
         return reply_to(self._classifier, query, self._write, body)
 
     def _write(self, answer: Answer, best: Results, image_file: bytes) -> Response:
-        answer.check_order(best)
+        answer.check_no_nan(best)
         served = answer.served
         with self._decoding:  # one at a time: a decoded image is large
             seen = decode(image_file, served.model.contract.input, served.policy.max_image_pixels)

@@ -55,7 +55,7 @@ def response_to_error(error: Exception, environ: "WSGIEnvironment") -> Response:
     status = _statuses[type(error)]
     if status is None:
         log.error("%s failed", request, exc_info=error)
-        return error_response(500, "the server failed on this request; its log says why")
+        return error_response(500, "internal error; see the server's log")
     response = error_response(status, str(error))
     if isinstance(error, QueueFull | Unavailable):
         response.headers["Retry-After"] = str(max(1, round(error.retry_after_seconds)))

@@ -181,7 +181,7 @@ class HttpServer:
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD") and _is_cross_site(environ):
             return error_response(403, "refused: a web page of another site sent this request")(environ, start_response)
         if not self._permits.acquire(blocking=False):
-            response = error_response(429, f"the HTTP port has {MAX_CONCURRENT_REQUESTS} requests already; gRPC takes more")
+            response = error_response(429, f"too many concurrent HTTP requests (limit {MAX_CONCURRENT_REQUESTS}); gRPC takes more")
             response.headers["Retry-After"] = "1"
             return response(environ, start_response)
         try:

@@ -153,6 +153,6 @@ class _Server(TcpWSGIServer):  # type: ignore[misc]
                 raise
             if time.monotonic() > self.out_of_files_logged + IDLE_SECONDS:
                 self.out_of_files_logged = time.monotonic()
-                log.error("HTTP connections have to wait: %s", error.strerror)
+                log.error("out of file descriptors, new HTTP connections wait: %s", error.strerror)
             time.sleep(ACCEPT_PAUSE_SECONDS)
             return None

@@ -39,7 +39,7 @@ class Metrics:
         registry.register(self._requests)
 
         served = ("model", "version")
-        self._inflight = Gauge("convoy_inflight_requests", "Requests being worked on", ("model",), registry=registry)
+        self._inflight = Gauge("convoy_inflight_requests", "Requests in flight", ("model",), registry=registry)
         self._rejections = Counter("convoy_rejections", "Requests not answered, by reason", ("model", "reason"), registry=registry)
         self._info = Gauge(
             "convoy_model_info",

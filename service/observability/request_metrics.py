@@ -271,7 +271,7 @@ class RequestMetrics(Collector):
         models = _ModelFamilies()
         failed = GaugeMetricFamily(
             "convoy_model_load_failed",
-            "1 for each version that should be served as it is now and could not be loaded",
+            "1 for each version whose load failed",
             labels=("model", "version", "outcome"),
         )
         for failure in self.failures():

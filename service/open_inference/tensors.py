@@ -107,7 +107,9 @@ def elements_from_values(datatype: str, shape: Sequence[int], values: Sequence[A
     try:
         return array.reshape(shape)
     except ValueError:
-        raise InvalidRequest(f"shape {list(shape)} is not accepted: it is too large, even empty", "inputs[0].shape") from None
+        raise InvalidRequest(
+            f"shape {list(shape)} is not accepted: it exceeds the size limit of an array", "inputs[0].shape"
+        ) from None
 
 
 def _flat(values: list[Any]) -> tuple[list[Any], set[type]]:
@@ -176,7 +178,7 @@ def _count(shape: Sequence[int]) -> int:
     check_dimensions(shape)
     if not shape or any(isinstance(size, bool) or not isinstance(size, int) or size < 0 for size in shape):
         raise InvalidRequest(
-            f"shape {list(shape)} is not accepted: dimensions are integers, 0 or more, the items first",
+            f"shape {list(shape)} is not accepted: dimensions are integers, 0 or more, the batch dimension first",
             "inputs[0].shape",
         )
     return math.prod(shape)

@@ -86,7 +86,7 @@ def _query(request: pb.ClassifyRequest, classifier: Classifier, deadline: float,
 
 
 def _write(answer: Answer, best: Results, request_id: str) -> bytes:
-    answer.check_order(best)
+    answer.check_no_nan(best)
     served = answer.served
     writer: ClassifyResponseWriter | None = served.cache.get(ClassifyResponseWriter)
     if writer is None:

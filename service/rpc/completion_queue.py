@@ -216,7 +216,7 @@ class CompletionQueueServer:
             try:
                 wanted = on_idle()
             except Exception:
-                log.exception("running the collected requests failed")
+                log.exception("running due batches failed")
                 wanted = NEVER
             self.flush()
         self._drain()

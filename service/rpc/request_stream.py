@@ -122,7 +122,7 @@ class RequestStream:
     def error_response(self, request: StreamRequest, error: BaseException) -> bytes:
         """For a request: the response that says why it failed."""
         if not isinstance(error, ConvoyError):
-            log.error("%s failed on one of its requests", self._call.method.path, exc_info=error)
+            log.error("%s: a request of the stream failed", self._call.method.path, exc_info=error)
         return self._write_error(request.id, request.index, error)
 
     def answered(self, size_bytes: int) -> None:

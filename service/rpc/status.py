@@ -72,7 +72,7 @@ def status_of(error: BaseException) -> Status:
     """The status that an RPC ends with because of `error`."""
     code = _codes[type(error)]
     if code is None:
-        return _status(grpc.StatusCode.INTERNAL, "the server failed on this request; its log says why")
+        return _status(grpc.StatusCode.INTERNAL, "internal error; see the server's log")
     message = _shortened(str(error))
     if isinstance(error, InvalidRequest):
         violation = BadRequest.FieldViolation(field=error.field, description=message)

@@ -67,7 +67,7 @@ class Supervisor(Collector):
         self._on_failure = on_failure
         self._own_metrics = CollectorRegistry()
         ProcessCollector(registry=self._own_metrics)
-        Gauge("convoy_workers", "Workers that there should be", registry=self._own_metrics).set(config.workers)
+        Gauge("convoy_workers", "Configured workers", registry=self._own_metrics).set(config.workers)
         ready = Gauge("convoy_workers_ready", "Workers that can answer requests", registry=self._own_metrics)
         ready.set_function(lambda: len(self._ready_workers()))
         self._restarts = Counter("convoy_worker_restarts", "Workers started in place of one that ended", registry=self._own_metrics)

@@ -269,7 +269,7 @@ def test_a_full_queue_says_so_and_what_was_taken_in_is_answered(slow: Client) ->
         codes = [call.code().name for call in calls]
         assert set(codes) == {"OK", "RESOURCE_EXHAUSTED"}
         full = calls[codes.index("RESOURCE_EXHAUSTED")]
-        assert "of 8 items wait, 3 more came" in full.details()
+        assert "of 8 items wait, the request has 3" in full.details()
         assert int(dict(full.trailing_metadata())["grpc-retry-pushback-ms"]) >= 10
 
 

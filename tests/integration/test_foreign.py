@@ -253,7 +253,7 @@ def test_a_model_that_holds_up_all_calls_is_told_by_livez(tmp_path: Path, serve:
         while not going.done():
             seen.add(live(server))
         going.result()
-        assert (503, "model 'loop' has held up all calls for more than 0.2 s\n") in seen
+        assert (503, "model 'loop' blocks the gRPC thread: a batch has been running for over 0.2 s\n") in seen
         assert live(server) == (200, "ok\n")
 
 

@@ -100,10 +100,10 @@ def test_a_model_with_requests_above_the_message_limit_is_logged(
         while server._repository.served["digits"][0].version != 2 and time.monotonic() < deadline:
             time.sleep(0.05)
         server.stop()
-    said = [record for record in caplog.records if "largest requests" in record.getMessage()]
+    said = [record for record in caplog.records if "the largest request has" in record.getMessage()]
     assert {record.levelno for record in said} == {level}
     assert said[-1].getMessage().startswith("model digits version 2: ")
-    assert f"more than the {limit} that a message may have; start again with --max-message-bytes 1000" in said[-1].getMessage()
+    assert f"the message limit is {limit}; restart with --max-message-bytes 1000" in said[-1].getMessage()
 
 
 def test_calls_above_the_stream_limit_wait_in_the_client(tmp_path: Path, serve: Serve, slow_file: Path) -> None:
@@ -231,7 +231,7 @@ def test_bytes_waiting_to_be_decoded_are_bounded(repository: Path, digits: Datas
     classifier.pool.submit(hold, 900)
     pictures = [Item(digits.test.encoded(index), True) for index in range(2)]
     query = Query("digits", pictures)
-    with pytest.raises(QueueFull, match="900 bytes of encoded images wait to be decoded"):
+    with pytest.raises(QueueFull, match="the decoding queue is full: 900 of 1000 bytes wait, the request has"):
         classifier.classify(query, answers.put, on_transport=False)
     assert metrics.registry.get_sample_value("convoy_rejections_total", {"model": "digits", "reason": "queue_full"}) == 1
     held.set()

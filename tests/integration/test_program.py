@@ -227,7 +227,7 @@ def test_serve_says_what_is_wrong_in_one_line(repository: Path, tmp_path: Path, 
         convoy("serve", repository, *ports, "--provider", "cuda")
     )
     assert "is not a folder" in one_line(convoy("serve", __file__, *ports))
-    assert "--host 'no such host' is no address" in one_line(convoy("serve", repository, *ports, "--host", "no such host"))
+    assert "--host 'no such host' cannot be resolved" in one_line(convoy("serve", repository, *ports, "--host", "no such host"))
     assert "nan is not a finite number" in one_line(convoy("serve", repository, *ports, "--drain-seconds", "nan"))
     assert "--ready-file '/proc/x'" in one_line(convoy("serve", repository, *ports, "--ready-file", "/proc/x"))
     assert "Missing argument 'REPOSITORY'" in one_line(convoy("serve"))

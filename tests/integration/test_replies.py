@@ -213,7 +213,7 @@ class Unwritable(InvalidRequest):
 
 
 ERRORS = {
-    "a bug": (RuntimeError("/secret/path"), "INTERNAL", "500", "the server failed on this request; its log says why", "failed"),
+    "a bug": (RuntimeError("/secret/path"), "INTERNAL", "500", "internal error; see the server's log", "failed"),
     "an error of the model": (ModelFailed("no answer"), "INTERNAL", "500", "no answer", "failed"),
     "a subclass": (Unwritable("not this output", "outputs[0]"), "INVALID_ARGUMENT", "400", "not this output", "invalid"),
 }

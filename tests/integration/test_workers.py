@@ -367,7 +367,12 @@ def test_a_worker_whose_model_never_ends_is_replaced(
     with grpc.insecure_channel(f"127.0.0.1:{supervisor.grpc_port}") as channel, pytest.raises(grpc.RpcError):
         go_round(channel, 1e18, 5)
     eventually(lambda: len(before & {worker.pid for worker in supervisor._workers.values()}) == 1)
-    eventually(lambda: "was killed: model 'loop' has held up all calls for more than 30 s; restarting in 0.25 s" in caplog.text)
+    eventually(
+        lambda: (
+            "was killed: model 'loop' blocks the gRPC thread: a batch has been running for over 30 s; restarting in 0.25 s"
+            in caplog.text
+        )
+    )
     eventually(lambda: supervisor._workers.keys() == {1, 2} and supervisor.why_not_ready() == "")
 
 

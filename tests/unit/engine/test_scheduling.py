@@ -126,7 +126,7 @@ def test_every_idle_instance_gets_a_batch_and_no_other() -> None:
 def test_a_full_queue_refuses_with_a_time_to_come_back() -> None:
     scheduler = make(SLOW, max_batch_items=2, max_queue_items=4)
     assert [scheduler.add(Entry(1), NOW, reserved=False) for _ in range(3)] == [False, True, True]
-    with pytest.raises(QueueFull, match="the queue of model 'm' is full: 3 of 4 items wait, 2 more came") as refused:
+    with pytest.raises(QueueFull, match="the queue of model 'm' is full: 3 of 4 items wait, the request has 2") as refused:
         add(scheduler, 2)
     assert refused.value.retry_after_seconds == pytest.approx(2.0)
     assert scheduler.queue.items == 3
@@ -135,7 +135,7 @@ def test_a_full_queue_refuses_with_a_time_to_come_back() -> None:
 def test_reserved_room_counts_against_the_bound_and_is_given_back() -> None:
     scheduler = make(FAST, max_queue_items=4)
     scheduler.reserve(3)
-    with pytest.raises(QueueFull, match="3 of 4 items wait, 2 more came"):
+    with pytest.raises(QueueFull, match="3 of 4 items wait, the request has 2"):
         add(scheduler, 2)
     with pytest.raises(QueueFull):
         scheduler.reserve(2)
@@ -239,9 +239,7 @@ def test_a_request_without_a_deadline_lets_others_pass_only_for_so_long() -> Non
 
 def test_a_deadline_that_cannot_be_met_is_refused_at_once() -> None:
     scheduler = make({1: 1.0, 2: 1.1, 4: 1.2}, max_batch_items=4)
-    with pytest.raises(
-        DeadlineExceeded, match=r"too near: by the measured times the answer would take 1100\.0 ms; .* 500\.0 ms at most"
-    ):
+    with pytest.raises(DeadlineExceeded, match=r"cannot be met: estimated 1100\.0 ms, 500\.0 ms left \(500\.0 ms allowed\)"):
         add(scheduler, 1, deadline=NOW + 0.5)
     with pytest.raises(DeadlineExceeded, match="the deadline has passed"):
         add(scheduler, 1, deadline=NOW)
@@ -256,9 +254,9 @@ def test_a_deadline_is_held_against_the_batch_that_runs_too() -> None:
     scheduler = make(SLOW)
     add(scheduler, 1)
     take(scheduler)
-    with pytest.raises(DeadlineExceeded, match=r"would take 2200\.0 ms"):
+    with pytest.raises(DeadlineExceeded, match=r"estimated 2200\.0 ms"):
         add(scheduler, 1, deadline=NOW + 2)
-    with pytest.raises(DeadlineExceeded, match=r"would take 1700\.0 ms"):
+    with pytest.raises(DeadlineExceeded, match=r"estimated 1700\.0 ms"):
         add(scheduler, 1, now=NOW + 0.5, deadline=NOW + 2)
     add(scheduler, 1, now=NOW + 1, deadline=NOW + 2.3)
 
@@ -266,7 +264,7 @@ def test_a_deadline_is_held_against_the_batch_that_runs_too() -> None:
 def test_a_request_that_has_to_queue_leaves_time_for_more_than_the_smallest_batches() -> None:
     scheduler = make({1: 1.0, 2: 1.0}, max_batch_items=2)
     add(scheduler, 1, deadline=NOW + 1.2)  # alone, it is in time: 1.1 s
-    with pytest.raises(DeadlineExceeded, match=r"for a deadline in 3000\.0 ms at most 2000\.0 ms are accepted"):
+    with pytest.raises(DeadlineExceeded, match=r"3000\.0 ms left \(2000\.0 ms allowed\)"):
         add(scheduler, 2, deadline=NOW + 3)  # behind it, it would take 2.2 s
     add(scheduler, 2, deadline=NOW + 4)
 

@@ -62,4 +62,6 @@ def test_without_file_descriptors_accepting_pauses_with_one_line_in_the_log(
         server.close()
         serving.join(10)
     assert not refusals
-    assert [record.getMessage() for record in caplog.records] == ["HTTP connections have to wait: Too many open files"]
+    assert [record.getMessage() for record in caplog.records if record.name == waitress_server.__name__] == [
+        "out of file descriptors, new HTTP connections wait: Too many open files"
+    ]
