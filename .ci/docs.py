@@ -8,8 +8,8 @@ from typing import Literal, get_args, get_origin
 import click
 from pydantic.fields import FieldInfo
 
+from service.cli.config_options import limits, shown, value_type
 from service.cli.serve import serve
-from service.cli.settings import limits, shown, value_type
 from service.config import ServerConfig
 from service.policy import Policy
 

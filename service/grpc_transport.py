@@ -7,7 +7,7 @@ from service.config import ServerConfig
 from service.errors import UserError
 from service.rpc.aio_server import AioServer
 from service.rpc.call import Method, Observer, OnIdle
-from service.rpc.completion_queue import CompletionQueueServer, why_unavailable
+from service.rpc.completion_queue import CompletionQueueServer, unavailable_reason
 from service.rpc.tls import TlsFiles
 from service.rpc.transport import Options, Transport
 
@@ -40,7 +40,7 @@ def _transport_class(config: ServerConfig) -> type[CompletionQueueServer] | type
     """The transport to use; `auto` takes the fast one where it works. Raises UserError if `fast` is asked for and does not."""
     if config.transport == "public":
         return AioServer
-    reason = why_unavailable()
+    reason = unavailable_reason()
     if not reason:
         return CompletionQueueServer
     if config.transport == "fast":

@@ -73,7 +73,7 @@ class Server:
 
         Args:
             config: the flags.
-            on_change: called from any thread when `why_not_ready` may have changed.
+            on_change: called from any thread when `not_ready_reason` may have changed.
             control: carries out clients' control requests; `self.control` if not given.
 
         Raises:
@@ -101,15 +101,15 @@ class Server:
         self._classifier = Classifier(self._repository, metrics, cpus, _observer(config, self._tracing))
 
         memory = SharedMemory()
-        metadata = ServerMetadata(self._repository, lambda: not self.why_not_ready())
+        metadata = ServerMetadata(self._repository, lambda: not self.not_ready_reason())
         self.control = LocalControl(self._repository, memory)
         allowed_control = (control or self.control) if config.control else ForbiddenControl()
         methods = self._grpc_methods(metadata, allowed_control, memory)
         self._transport = create_transport(config, methods, metrics, self._classifier.pump, self._max_message_bytes)
         metrics.transport_chosen(self._transport.name)
         self._http = HttpServer(
-            config.host, config.http_port, metrics.registry, HttpMetrics(metrics.registry), self.why_not_ready,
-            self._http_app(metadata, allowed_control, memory), self._max_message_bytes, self.why_not_alive,
+            config.host, config.http_port, metrics.registry, HttpMetrics(metrics.registry), self.not_ready_reason,
+            self._http_app(metadata, allowed_control, memory), self._max_message_bytes, self.not_alive_reason,
         )  # fmt: skip
 
     def _grpc_methods(self, metadata: ServerMetadata, control: Control, memory: SharedMemory) -> list[Method]:
@@ -229,15 +229,15 @@ class Server:
         self._ready_file.remove_own()
         log.info("stopped%s", " while models were being loaded" if abandon_models else "")
 
-    def why_not_ready(self) -> str:
+    def not_ready_reason(self) -> str:
         """Why requests cannot be answered now; empty if they can."""
         if self._draining:
             return "draining"
         return "" if self._repository.ready else "no model is ready"
 
-    def why_not_alive(self) -> str:
+    def not_alive_reason(self) -> str:
         """Why only a new process can help; empty if this one is healthy."""
-        return self._repository.stuck()
+        return self._repository.stuck_reason()
 
     def metrics(self) -> list[Metric]:
         """A snapshot of every metric."""

@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from service.cli.settings import ServeCommand, parameters
+from service.cli.config_options import ServeCommand, parameters
 from service.config import ServerConfig
 from service.lifecycle import raise_file_limit
 from service.logs import set_up_logging

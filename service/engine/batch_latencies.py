@@ -14,19 +14,19 @@ import math
 from bisect import bisect_left, bisect_right
 from itertools import accumulate
 
-_DOWN = 0.5
-_UP = 0.02
-_WARY = 0.25
-_RELAXED = 0.05
-"""The weights of a batch that was later, or less late, than the batches before it."""
+_FASTER_WEIGHT = 0.5
+_SLOWER_WEIGHT = 0.02
+_DELAY_RISE_WEIGHT = 0.25
+_DELAY_FALL_WEIGHT = 0.05
+"""The weights of a batch: on the factor if it was faster or slower than expected, on the delay if that rises or falls."""
 
-_MOST_RATIO = 4.0
+_MAX_RATIO = 4.0
 """A longer time counts as this: a virtual machine that was paused for a minute is not a busy machine."""
 
 _HEADROOM = 1.1
 """Without it, under overload every request would be answered at the moment of its deadline, too late for its client."""
 
-_WORSE = 1.05
+_MAX_COST_RATIO = 1.05
 """A size whose items cost at most this much more than those of the best size is as good: larger batches leave shorter queues."""
 
 
@@ -69,9 +69,9 @@ class BatchLatencies:
         if not self._sizes:
             self._sizes, self._seconds = [items], [seconds]
             return
-        ratio = min(seconds / self.expected(items), _MOST_RATIO)
-        self._factor *= 1 + (_DOWN if ratio < 1 else _UP) * (ratio - 1)
-        self._delay += (_WARY if ratio > self._delay else _RELAXED) * (ratio - self._delay)
+        ratio = min(seconds / self.expected(items), _MAX_RATIO)
+        self._factor *= 1 + (_FASTER_WEIGHT if ratio < 1 else _SLOWER_WEIGHT) * (ratio - 1)
+        self._delay += (_DELAY_RISE_WEIGHT if ratio > self._delay else _DELAY_FALL_WEIGHT) * (ratio - self._delay)
         self._delay = max(self._delay, 1.0)
 
     def largest_within(self, seconds: float) -> int:
@@ -86,4 +86,4 @@ class BatchLatencies:
         """The most items, up to `max_items`, that a batch should have: in larger batches each item costs more."""
         sizes = sorted({*(items for items in self._sizes if items <= max_items), max_items})
         costs = [self.expected(size) / size for size in sizes]
-        return max(size for size, cost in zip(sizes, costs, strict=True) if cost <= _WORSE * min(costs))
+        return max(size for size, cost in zip(sizes, costs, strict=True) if cost <= _MAX_COST_RATIO * min(costs))

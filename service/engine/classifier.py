@@ -1,4 +1,4 @@
-"""The one operation behind every surface: classify images with a model of the repository."""
+"""The one operation behind every API: classify images with a model of the repository."""
 
 import threading
 from collections.abc import Callable
@@ -62,8 +62,8 @@ class Classifier:
             served = self._repository.acquire(query.model, query.version)
             if self._draining:
                 raise Unavailable("the server is draining")
-            if query.examine is not None:
-                query.examine(served)
+            if query.validate is not None:
+                query.validate(served)
             request = Request(self, served, query, respond)
             request.begin(on_transport=on_transport)
         except BaseException as error:

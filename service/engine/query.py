@@ -1,4 +1,4 @@
-"""A classify request as every surface states it."""
+"""A classify request in the form that every API makes of it."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ class Query(NamedTuple):
     """What a client asks: `items`, or a `tensor` [n, *shape] of the model's dtype and item shape.
 
     `version` is a number, an alias or empty; `top_k`, `priority` and `timeout_seconds` are 0 for the model's default. `deadline` is
-    in `time.monotonic` seconds, infinite if there is none. `examine` is called with the model before it computes, and may raise
+    in `time.monotonic` seconds, infinite if there is none. `validate` is called with the model before it computes, and may raise
     RequestError. `trace` is the client's trace, if it sent one; `id` is the client's name for the request.
     """
 
@@ -36,6 +36,6 @@ class Query(NamedTuple):
     timeout_seconds: float = 0.0
     deadline: float = math.inf
     tensor: NDArray[Any] | None = None
-    examine: Callable[[ServedModel], None] | None = None
+    validate: Callable[[ServedModel], None] | None = None
     trace: TraceContext | None = None
     id: str = ""

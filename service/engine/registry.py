@@ -123,7 +123,7 @@ class Registry:
                 wake_at = min(wake_at, served.batcher.pump())
         return wake_at
 
-    def stuck(self) -> str:
+    def stuck_reason(self) -> str:
         """Why no request can be answered, if a batch has blocked the transport's thread for long; else empty."""
         names = [served.name for served in self._active if served.batcher.inline_seconds > STUCK_SECONDS]
         return f"model {names[0]!r} blocks the gRPC thread: a batch has been running for over {STUCK_SECONDS:g} s" if names else ""

@@ -1,4 +1,4 @@
-"""The reply to a request, the same on every surface: written, sent, and recorded in the metrics."""
+"""The reply to a request, the same for every API: written, sent, and recorded in the metrics."""
 
 import time
 from collections.abc import Callable

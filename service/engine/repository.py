@@ -59,7 +59,7 @@ class Repository:
         self.pump = registry.pump
         self.flush = registry.flush
         self.wait_until_idle = registry.wait_until_idle
-        self.stuck = registry.stuck
+        self.stuck_reason = registry.stuck_reason
         self.scan = loader.scan
         self.load = loader.load
         self.unload = loader.unload

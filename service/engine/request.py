@@ -22,7 +22,7 @@ Respond = Callable[[Answer | RequestError], None]
 """Takes the one outcome of a request, from any thread."""
 
 
-class Owner(Protocol):
+class RequestContext(Protocol):
     """What a request needs of the classifier that accepted it."""
 
     pool: DecodingPool
@@ -35,9 +35,9 @@ class Owner(Protocol):
 class Request:
     """One query on its way. It drops its images when it is done, because what it refers to may refer to it."""
 
-    __slots__ = ("_cancelled", "_decode_seconds", "_entry", "_items", "_owner", "_respond", "_served", "_tensor", "_top_k")
+    __slots__ = ("_cancelled", "_context", "_decode_seconds", "_entry", "_items", "_respond", "_served", "_tensor", "_top_k")
 
-    def __init__(self, owner: Owner, served: ServedModel, query: Query, respond: Respond) -> None:
+    def __init__(self, context: RequestContext, served: ServedModel, query: Query, respond: Respond) -> None:
         """Raises InvalidRequest for a query that the model's policy does not allow."""
         policy = served.policy
         count = len(query.items) if query.tensor is None else len(query.tensor)
@@ -50,7 +50,7 @@ class Request:
         timeout = query.timeout_seconds or policy.default_timeout_seconds
         deadline = _deadline(query.deadline, timeout) if timeout else query.deadline
         self._entry = Entry(count, query.priority or policy.default_priority, deadline, query.trace)
-        self._owner = owner
+        self._context = context
         self._served = served
         self._items = query.items
         self._tensor = query.tensor
@@ -81,7 +81,7 @@ class Request:
         batcher.reserve(entry.items)
         entry.state = DECODING
         try:
-            self._owner.pool.submit(self._decode_then_submit, sum(len(item.data) for item in self._items))
+            self._context.pool.submit(self._decode_then_submit, sum(len(item.data) for item in self._items))
         except QueueFull:
             batcher.release(entry.items)
             raise
@@ -112,7 +112,7 @@ class Request:
             raise DeadlineExceeded("the deadline passed before the request was decoded")
         if self._cancelled:
             raise Cancelled("the client cancelled the call")
-        if self._owner.pool.closed:
+        if self._context.pool.closed:
             raise Unavailable("the server has stopped")
 
     def _submit_off_transport(self, images: NDArray[Any], *, reserved: bool) -> None:
@@ -150,8 +150,8 @@ class Request:
                 respond(error)
         finally:
             if error is not None:
-                self._owner.record_failure(served, error, time.monotonic() - entry.queued_at if entry.queued_at else 0.0)
-            self._owner.release(served)
+                self._context.record_failure(served, error, time.monotonic() - entry.queued_at if entry.queued_at else 0.0)
+            self._context.release(served)
 
 
 def wrong_count(items: int, limit: int) -> InvalidRequest:

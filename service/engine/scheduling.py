@@ -8,11 +8,12 @@ thread, as do all batches that other threads ask for.
 When. At once, unless `max_delay_seconds` lets requests wait for more: then a batch is due when it is full, when the oldest request
 has waited so long, or when a request has waited half of the time until its deadline. There is one more delay: after a batch too
 long to run inline, clients that send their next request when they have an answer are about to return. Until as many items wait as
-that batch had, the next one lingers for LINGER of its time. Otherwise the first client to return would be computed alone while all
-others wait, over and over.
+that batch had, the next one lingers for LINGER_SHARE of its time. Otherwise the first client to return would be computed alone
+while all others wait, over and over.
 
-In which order. By priority, then by deadline. A deadline further away than PATIENCE_SECONDS counts as one that far away, and so
-does none: requests with time to spare are served in order of arrival, and no request starves behind those with near deadlines.
+In which order. By priority, then by deadline. A deadline further away than DEADLINE_HORIZON_SECONDS counts as one that far away,
+and so does none: requests with time to spare are served in order of arrival, and no request starves behind those with near
+deadlines.
 
 Which are refused. A request whose deadline can hardly be met, by the measured times and behind the requests before it, is refused
 when it comes. A queued request that cannot meet its deadline any more is dropped before it costs inference. A batch is no longer
@@ -30,7 +31,7 @@ from service.engine.queue import Part, RequestQueue
 from service.errors import DeadlineExceeded, QueueFull
 
 INLINE_SECONDS = 0.001
-MANY_SECONDS = 0.0003
+INLINE_SECONDS_MULTI_ITEM = 0.0003
 """In place of INLINE_SECONDS for one request of several items: parsing and decoding the next such request takes long enough that
 handing the batch over, to run meanwhile, pays."""
 
@@ -38,22 +39,22 @@ SPLIT_COST = 1.25
 """How much more an item may cost in short inline batches than in one long batch on an instance's thread."""
 
 STALL_SECONDS = 0.1
-REPRIEVE_SECONDS = 60.0
+INLINE_BACKOFF_SECONDS = 60.0
 """An inline batch that took STALL_SECONDS held up all other calls: how long a model takes can depend on the request. For the next
-REPRIEVE_SECONDS none of the model's batches runs inline."""
+INLINE_BACKOFF_SECONDS none of the model's batches runs inline."""
 
-LINGER = 0.02
+LINGER_SHARE = 0.02
 """The share of a batch's time for which the next one may linger."""
 
 QUEUE_SHARE = 2 / 3
 """A request that has to queue is accepted if it should be answered within this share of the time that it has. Requests that wait
 until their deadlines are near leave time for small batches only, which cost the most an item."""
 
-PATIENCE_SECONDS = 5.0
-"""For so long a request lets others with nearer deadlines pass."""
+DEADLINE_HORIZON_SECONDS = 5.0
+"""A request lets others with nearer deadlines pass for at most this long."""
 
-TRUST_SECONDS = 10.0
-"""For so long after a batch the measured times are used to refuse requests."""
+LATENCY_MAX_AGE_SECONDS = 10.0
+"""The measured times are used to refuse requests for this long after a batch."""
 
 
 @dataclass(eq=False, slots=True)
@@ -113,7 +114,7 @@ class Scheduler:
         if reserved:
             queue.release(entry.items)
         entry.queued_at = now
-        latest_turn = now + PATIENCE_SECONDS
+        latest_turn = now + DEADLINE_HORIZON_SECONDS
         entry.turn = entry.deadline if entry.deadline < latest_turn else latest_turn
         if entry.deadline != math.inf:
             self._check_deadline(entry, now)
@@ -180,14 +181,14 @@ class Scheduler:
         self._measured_at = end
         if seconds > INLINE_SECONDS:
             self._returning_items = items
-            self._linger_until = end + LINGER * seconds
+            self._linger_until = end + LINGER_SHARE * seconds
 
     def finish(self, batch: Batch, now: float) -> None:
         """Marks a batch as ended and its instance as idle."""
         self._running.remove(batch)
         self._idle.append(batch.instance)
         if batch.inline and now - batch.taken_at > STALL_SECONDS:
-            self._inline_from = now + REPRIEVE_SECONDS
+            self._inline_from = now + INLINE_BACKOFF_SECONDS
 
     def flush(self) -> None:
         """Lets no request wait for others to fill its batch any more, for a server that drains."""
@@ -199,7 +200,7 @@ class Scheduler:
         latencies = self.latencies
         first = self.queue.first()
         left = first.items - first.taken
-        longest = MANY_SECONDS if left > 1 else INLINE_SECONDS
+        longest = INLINE_SECONDS_MULTI_ITEM if left > 1 else INLINE_SECONDS
         if left > self.max_batch_items or latencies.expected(left) > longest or self._inline_from > now:
             return self.max_batch_items, False  # long however it is cut, and the next request can be read meanwhile
         items = min(self.queue.items, self.max_batch_items)
@@ -214,7 +215,7 @@ class Scheduler:
 
     def _trusted(self, now: float) -> bool:
         """Whether the measured times are fresh. Old times refuse nothing: if they were wrong, nothing would ever correct them."""
-        return now - self._measured_at <= TRUST_SECONDS and self.latencies.expected(1) != math.inf
+        return now - self._measured_at <= LATENCY_MAX_AGE_SECONDS and self.latencies.expected(1) != math.inf
 
     def _check_deadline(self, entry: Entry, now: float) -> None:
         """Raises DeadlineExceeded if the entry should not be answered in time."""

@@ -17,7 +17,7 @@ class ServedModel:
     """One version of one model with everything that answers its requests.
 
     Attributes:
-        cache: what surfaces compute once for this version, by class.
+        cache: what the APIs compute once for this version, by class.
         inflight: requests that have acquired it and not released it yet.
         retired: whether it is no longer served; the last request to release it closes it.
     """

@@ -22,7 +22,7 @@ from service.http.bodies import JSON_LENGTH, compress, member, parse_json, read_
 from service.http.responses import json_response, response_to_error
 from service.http.server import INFER, INFER_VERSION, match_route
 from service.observability.trace_context import HEADER, trace_context
-from service.open_inference.inference import make_query, select_outputs
+from service.open_inference.conversion import make_query, select_outputs
 from service.open_inference.metadata import ServerMetadata
 from service.open_inference.parameters import RequestedOutput, check_output_count, parse_input_memory, parse_requested_output
 from service.open_inference.shared_memory import SharedMemory
@@ -125,7 +125,7 @@ class Rest:
         json_length = request.headers.get(JSON_LENGTH)
         if json_length == "0":
             document: dict[str, Any] = {}
-            tensor = self._metadata.input_of_body(model, version, body)
+            tensor = self._metadata.parse_binary_body(model, version, body)
         else:
             document, binary = split_body(body, json_length)
             tensor = self._parse_input(document, binary)

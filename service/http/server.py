@@ -84,10 +84,10 @@ class HttpServer:
         port: int,
         registry: CollectorRegistry,
         metrics: HttpMetrics,
-        why_not_ready: Callable[[], str],
+        not_ready_reason: Callable[[], str],
         app: "WSGIApplication | None",
         max_body_bytes: int,
-        why_not_alive: Callable[[], str] = lambda: "",
+        not_alive_reason: Callable[[], str] = lambda: "",
     ) -> None:
         """Port 0 takes a free one.
 
@@ -96,17 +96,17 @@ class HttpServer:
             port: the port to bind.
             registry: the metrics that `/metrics` exposes.
             metrics: counts the requests to this port.
-            why_not_ready: returns why requests cannot be answered; an empty string if they can.
+            not_ready_reason: returns why requests cannot be answered; an empty string if they can.
             app: answers all other paths, at most MAX_CONCURRENT_REQUESTS at a time; without it they are answered 404.
             max_body_bytes: the limit of a request's body.
-            why_not_alive: returns why the process must be restarted; an empty string if it need not.
+            not_alive_reason: returns why the process must be restarted; an empty string if it need not.
         """
         self.port = port
         self._host = host
         self._metrics = metrics
         self._expose: Callable[..., Iterable[bytes]] = make_wsgi_app(registry)
-        self._why_not_ready = why_not_ready
-        self._why_not_alive = why_not_alive
+        self._not_ready_reason = not_ready_reason
+        self._not_alive_reason = not_alive_reason
         self._app = app
         self._permits = threading.BoundedSemaphore(MAX_CONCURRENT_REQUESTS)
         self._max_body_bytes = max_body_bytes
@@ -171,7 +171,7 @@ class HttpServer:
                 return self._expose(environ, start_response)
             except TypeError:  # prometheus_client's, for a version that is not a number
                 return error_response(400, "the version in the header Accept is not a number")(environ, start_response)
-        reason = self._why_not_ready() if endpoint == "readyz" else self._why_not_alive()
+        reason = self._not_ready_reason() if endpoint == "readyz" else self._not_alive_reason()
         response = Response(f"{reason or 'ok'}\n", status=503 if reason else 200, mimetype="text/plain")
         return response(environ, start_response)
 

@@ -50,7 +50,7 @@ ACCEPT_PAUSE_SECONDS = 0.1
 """How long accepting pauses when there is no file descriptor for another connection."""
 
 
-def why_untested() -> str:
+def untested_reason() -> str:
     """Why the installed waitress may not work with this file; empty if it is in the tested range."""
     version = installed_version("waitress")
     major_minor = tuple(int(part) for part in version.split(".")[:2])
@@ -64,7 +64,7 @@ class WaitressServer:
 
     def __init__(self, application: "WSGIApplication", listener: socket.socket, threads: int, max_body_bytes: int) -> None:
         """Starts the threads. A body of more than `max_body_bytes` is answered 413."""
-        if reason := why_untested():
+        if reason := untested_reason():
             log.warning("the HTTP port may not work: %s", reason)
         adjustments = Adjustments(
             sockets=[listener], threads=threads, ident="convoy", clear_untrusted_proxy_headers=True,

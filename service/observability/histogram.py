@@ -20,8 +20,8 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Total:
-    """How often something happened, and how many seconds it took in all."""
+class CountAndSum:
+    """How many events there were, and their seconds in all."""
 
     count: int = 0
     seconds: float = 0.0
@@ -35,10 +35,10 @@ def take_all(buffer: list[T]) -> list[T]:
     return values
 
 
-def add_to_total(totals: dict[T, Total], key: T, seconds: float) -> None:
+def add_to_total(totals: dict[T, CountAndSum], key: T, seconds: float) -> None:
     """Adds one event of `seconds` to the total of its key."""
-    total = totals.get(key, Total())
-    totals[key] = Total(total.count + 1, total.seconds + seconds)
+    total = totals.get(key, CountAndSum())
+    totals[key] = CountAndSum(total.count + 1, total.seconds + seconds)
 
 
 class Histogram:
@@ -70,9 +70,9 @@ class Histogram:
             for bucket, (value, trace_id, seconds) in dict(zip(buckets, exemplars, strict=True)).items():
                 self._exemplars[bucket] = Exemplar({"trace_id": trace_id}, value, seconds)
 
-    def total(self) -> Total:
+    def total(self) -> CountAndSum:
         """Count and sum of the values that have been flushed."""
-        return Total(int(self._counts.sum()), self._sum)
+        return CountAndSum(int(self._counts.sum()), self._sum)
 
     def add_to(self, family: HistogramMetricFamily, labels: tuple[str, ...]) -> None:
         """Adds the counts to a metric family, as the series with these labels."""

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from service.observability.histogram import BUFFER_SIZE, Histogram, Total, add_to_total, take_all
+from service.observability.histogram import BUFFER_SIZE, CountAndSum, Histogram, add_to_total, take_all
 from service.observability.trace_context import TraceContext
 from service.phases import PHASES, Phases
 
@@ -45,10 +45,10 @@ class Statistics(NamedTuple):
     `last_batch` is when the last batch ended, in seconds since 1970; 0 without one.
     """
 
-    phases: dict[str, Total]
+    phases: dict[str, CountAndSum]
     items: int
-    failures: dict[str, Total]
-    batches: dict[int, Total]
+    failures: dict[str, CountAndSum]
+    batches: dict[int, CountAndSum]
     last_batch: float
 
 
@@ -73,9 +73,9 @@ class ModelMetrics:
         self._predictions = dict.fromkeys(self._names, 0)
         self._items = 0
         self._new_batches: list[tuple[int, float]] = []
-        self._batches: dict[int, Total] = {}
+        self._batches: dict[int, CountAndSum] = {}
         self._last_batch = 0.0
-        self._failures: dict[str, Total] = {}
+        self._failures: dict[str, CountAndSum] = {}
         self._limits: tuple[int, int] | None = None
         self._queued_items: Callable[[], int] = int
         self._fell_back = False

@@ -1,6 +1,6 @@
 """Inference requests of the Open Inference Protocol, for gRPC and REST alike: to the classifier's query, and its answer to outputs.
 
-A surface parses a request into an InputTensor and RequestedOutputs, asks the classifier with `make_query` of these, and writes
+An API parses a request into an InputTensor and RequestedOutputs, asks the classifier with `make_query` of these, and writes
 the tensors that `select_outputs` takes from the answer. Errors name fields as the protocol does.
 """
 
@@ -39,14 +39,14 @@ def make_query(
     """
     priority, timeout_seconds = parse_schedule(parameters) if parameters else (0, 0.0)
     elements = tensor.elements
-    examine = partial(_check_against_model, tensor, requested)
+    validate = partial(_check_against_model, tensor, requested)
     if isinstance(elements, list):
         items = [Item(element, True) for element in elements]
-        return Query(model, items, version, 1, priority, timeout_seconds, deadline, None, examine, trace, request_id)
-    return Query(model, (), version, 1, priority, timeout_seconds, deadline, elements, examine, trace, request_id)
+        return Query(model, items, version, 1, priority, timeout_seconds, deadline, None, validate, trace, request_id)
+    return Query(model, (), version, 1, priority, timeout_seconds, deadline, elements, validate, trace, request_id)
 
 
-def name_field(error: RequestError) -> RequestError:
+def rename_error_field(error: RequestError) -> RequestError:
     """Renames the field of an error from the classifier's word to the protocol's; returns the error."""
     if isinstance(error, InvalidRequest):
         error.field = "inputs[0]" if error.field.startswith("items") else _FIELDS.get(error.field, error.field)

@@ -13,7 +13,7 @@ from service.engine.repository import Repository
 from service.engine.served_model import ServedModel
 from service.errors import RequestError
 from service.model.repository_layout import MODEL_FILE
-from service.observability.histogram import Total
+from service.observability.histogram import CountAndSum
 from service.observability.request_metrics import Statistics
 from service.open_inference.tensors import BYTES, DATATYPES, InputTensor, elements_from_bytes
 
@@ -103,7 +103,7 @@ class ServerMetadata:
             "parameters": {key: {"string_value": value} for key, value in parameters.items()},
         }
 
-    def input_of_body(self, name: str, version: str, body: bytes) -> InputTensor:
+    def parse_binary_body(self, name: str, version: str, body: bytes) -> InputTensor:
         """The input of a request whose body is the input alone: an image file, or one item's bytes for a model without a contract.
 
         Raises NotFound, and InvalidRequest if it does not have the bytes of an item.
@@ -167,15 +167,15 @@ def _version_statistics(served: ServedModel, found: Statistics) -> dict[str, Any
         "inference_count": found.items,
         "execution_count": sum(total.count for total in found.batches.values()),
         "inference_stats": {
-            "success": _duration(Total(count, sum(total.seconds for total in answered))),
-            "fail": _duration(Total(sum(total.count for total in failed), sum(total.seconds for total in failed))),
+            "success": _duration(CountAndSum(count, sum(total.seconds for total in answered))),
+            "fail": _duration(CountAndSum(sum(total.count for total in failed), sum(total.seconds for total in failed))),
             # All with one count, as NVIDIA's clients demand: requests without decoding add no time to it.
-            **{field: _duration(Total(count, found.phases[phase].seconds)) for phase, field in _PHASES.items()},
+            **{field: _duration(CountAndSum(count, found.phases[phase].seconds)) for phase, field in _PHASES.items()},
             "fail_by_reason": {reason: _duration(total) for reason, total in sorted(found.failures.items())},
         },
         "batch_stats": [{"batch_size": items, "compute_infer": _duration(total)} for items, total in sorted(found.batches.items())],
     }
 
 
-def _duration(total: Total) -> dict[str, int]:
+def _duration(total: CountAndSum) -> dict[str, int]:
     return {"count": total.count, "ns": round(1e9 * total.seconds)}

@@ -3,7 +3,7 @@
 grpcio's public servers spend most of a small call handing it from thread to thread or through an event loop. The layer below
 them, `grpc._cython.cygrpc`, has no such hand-overs: it is a completion queue, and calls on which operations are started. Here one
 thread polls it, parses messages, runs batches of the model and replies. The layer is private to grpcio: this file alone uses it,
-`why_unavailable` says whether the installed grpcio has it as tested, and if not, `aio_server.py` takes its place.
+`unavailable_reason` says whether the installed grpcio has it as tested, and if not, `aio_server.py` takes its place.
 
 C core in five sentences
     Operations are started together (C core calls them a batch) on a call, or as the request for a new call, with a *tag*. When they
@@ -114,7 +114,7 @@ _NO_METADATA: Metadata = ()
 _NO_DEADLINE = 1e15  # seconds since 1970; C core gives its largest time for a call without a deadline
 
 
-def why_unavailable() -> str:
+def unavailable_reason() -> str:
     """Why the fast transport cannot be used with the installed grpcio; empty if it can."""
     if cygrpc is None:
         return "grpcio has no grpc._cython.cygrpc"

@@ -13,7 +13,7 @@ from service.engine.query import MANY_ITEMS
 from service.engine.reply import Responder, Write, send_reply
 from service.engine.top_k import Results
 from service.errors import InvalidRequest, RequestError
-from service.open_inference.inference import make_query, name_field, select_outputs
+from service.open_inference.conversion import make_query, rename_error_field, select_outputs
 from service.open_inference.parameters import (
     WANTS_FINAL_RESPONSE,
     RequestedOutput,
@@ -100,7 +100,7 @@ class InferServicer:
         try:
             return self._classifier.classify(query, partial(_send_reply, self._classifier, responder, write, reply_form))
         except RequestError as error:
-            raise name_field(error) from None
+            raise rename_error_field(error) from None
 
     def _parse_input(self, request: pb.ModelInferRequest) -> tuple[InputTensor, bool]:
         """The input, and whether it came as typed contents."""
@@ -132,7 +132,7 @@ class InferServicer:
         try:
             self._classifier.check_count(request.model_name, request.model_version, items)
         except RequestError as error:
-            raise name_field(error) from None
+            raise rename_error_field(error) from None
 
     def _parse_outputs(self, request: pb.ModelInferRequest) -> Sequence[RequestedOutput]:
         check_output_count(len(request.outputs))
@@ -156,7 +156,7 @@ class _ReplyForm(NamedTuple):
 def _send_reply(
     classifier: Classifier, responder: Responder[bytes], write: Write[bytes], form: _ReplyForm, outcome: Answer | RequestError
 ) -> None:
-    send_reply(classifier, responder, write, form, name_field(outcome) if isinstance(outcome, RequestError) else outcome)
+    send_reply(classifier, responder, write, form, rename_error_field(outcome) if isinstance(outcome, RequestError) else outcome)
 
 
 def _write(answer: Answer, _: Results, form: _ReplyForm) -> bytes:

@@ -24,11 +24,11 @@ EXIT_SECONDS = 5.0
 """How long a process may take to exit after it has closed its end of the pipe."""
 
 
-class Report(NamedTuple):
-    """A worker's state: the later of two reports has the higher number. `why_not_ready` is empty if requests can be answered."""
+class WorkerStatus(NamedTuple):
+    """A worker's state: the later of two reports has the higher number. `not_ready_reason` is empty if requests can be answered."""
 
     number: int
-    why_not_ready: str
+    not_ready_reason: str
     metrics: list[Metric]
 
 
@@ -50,7 +50,7 @@ class WorkerProcess:
         """
         self.number = number
         self.listening = False
-        self.report = Report(0, "loading", [])
+        self.report = WorkerStatus(0, "loading", [])
         self.exited = threading.Event()
         self._broadcast = broadcast
         self._on_report = on_report
@@ -73,7 +73,7 @@ class WorkerProcess:
         """Calls one of the methods listed in `worker.py`; see `IpcConnection.call`."""
         return self._ipc.call(method, *arguments)
 
-    def update(self, report: Report) -> None:
+    def update(self, report: WorkerStatus) -> None:
         """Keeps the report if it is newer than the current one: reports may overtake each other."""
         with self._report_lock:
             if report.number > self.report.number:

@@ -74,7 +74,7 @@ class Supervisor(Collector):
         all_metrics = CollectorRegistry()
         all_metrics.register(self)
         self._http = HttpServer(
-            config.host, config.http_port, all_metrics, HttpMetrics(self._own_metrics), self.why_not_ready, self._forward_http,
+            config.host, config.http_port, all_metrics, HttpMetrics(self._own_metrics), self.not_ready_reason, self._forward_http,
             max_body_bytes=config.max_message_bytes or message_limits.max_message_bytes(config.repository, config.policies),
         )  # fmt: skip
         self._ready_file = ReadyFile(config.ready_file)
@@ -132,12 +132,12 @@ class Supervisor(Collector):
         port: int = self._port.getsockname()[1]
         return port
 
-    def why_not_ready(self) -> str:
+    def not_ready_reason(self) -> str:
         """Why requests cannot be answered now; empty if they can."""
         if self._stopping.is_set():
             return "draining"
         workers = self._workers
-        reasons = {number: _why_not_ready(workers.get(number)) for number in range(1, self._config.workers + 1)}
+        reasons = {number: _not_ready_reason(workers.get(number)) for number in range(1, self._config.workers + 1)}
         missing = [f"worker {number}: {reason}" for number, reason in reasons.items() if reason]
         if self._was_ready and len(missing) < len(reasons):
             return ""
@@ -157,7 +157,7 @@ class Supervisor(Collector):
             return merge([list(self._own_metrics.collect()), *running, self._exited_metrics])
 
     def _ready_workers(self) -> list[WorkerProcess]:
-        return [worker for worker in self._workers.values() if not _why_not_ready(worker)]
+        return [worker for worker in self._workers.values() if not _not_ready_reason(worker)]
 
     def _keep_running(self, number: int) -> None:
         """The thread of one worker: runs it, and restarts it whenever it exits."""
@@ -265,7 +265,7 @@ class Supervisor(Collector):
         workers = self._ready_workers() or [worker for worker in self._workers.values() if worker.listening]
         try:
             if not workers:
-                raise Unavailable(self.why_not_ready())
+                raise Unavailable(self.not_ready_reason())
             request = {key: value for key, value in environ.items() if isinstance(value, str)}
             worker = workers[next(self._forwarded) % len(workers)]
             status, headers, body, route = worker.call("http", request, environ["wsgi.input"].read()).result()
@@ -277,8 +277,8 @@ class Supervisor(Collector):
         return response(environ, start_response)
 
 
-def _why_not_ready(worker: WorkerProcess | None) -> str:
-    return worker.report.why_not_ready if worker is not None and worker.listening else "loading"
+def _not_ready_reason(worker: WorkerProcess | None) -> str:
+    return worker.report.not_ready_reason if worker is not None and worker.listening else "loading"
 
 
 def _reserve_port(config: ServerConfig) -> socket.socket:

@@ -33,7 +33,7 @@ from service.http.waitress_server import CLOSE_SECONDS
 from service.lifecycle import StopEvent, exit_now
 from service.logs import set_up_logging
 from service.workers.ipc import IpcClosed, IpcConnection
-from service.workers.process import Report
+from service.workers.process import WorkerStatus
 
 if TYPE_CHECKING:
     from service.server import Server
@@ -65,7 +65,7 @@ class Worker:
         self._http_finished = threading.Condition()
         self._report_numbers = itertools.count(1)
         self._report_lock = threading.Lock()
-        self._last_report: Report | None = None
+        self._last_report: WorkerStatus | None = None
         self._stop = StopEvent()
         self._lame_duck_seconds = config.lame_duck_seconds
 
@@ -116,20 +116,20 @@ class Worker:
         self._lame_duck_seconds = lame_duck_seconds
         self._stop.set()
 
-    def _report(self) -> Report:
-        reason = self._server.why_not_alive() if self._server is not None else ""
+    def _report(self) -> WorkerStatus:
+        reason = self._server.not_alive_reason() if self._server is not None else ""
         if reason:
             raise Unavailable(reason)
         return self._state()
 
-    def _state(self) -> Report:
+    def _state(self) -> WorkerStatus:
         with self._report_lock:
             if self._last_report is not None:
                 return self._last_report
             server = self._server
             if server is None:
-                return Report(next(self._report_numbers), "loading", [])
-            return Report(next(self._report_numbers), server.why_not_ready(), server.metrics())
+                return WorkerStatus(next(self._report_numbers), "loading", [])
+            return WorkerStatus(next(self._report_numbers), server.not_ready_reason(), server.metrics())
 
     def _http(self, environ: dict[str, Any], body: bytes) -> tuple[int, list[tuple[str, str]], bytes, list[str]]:
         route: list[str] = []

@@ -19,7 +19,7 @@ from grpc_status import rpc_status
 
 from service import errors
 from service.rpc.aio_server import AioServer
-from service.rpc.completion_queue import CompletionQueueServer, why_unavailable
+from service.rpc.completion_queue import CompletionQueueServer, unavailable_reason
 from service.rpc.tls import Tls
 from service.rpc.transport import Options, Transport
 from tests.benchmarks.leaks import half_a_call
@@ -439,4 +439,4 @@ def test_tls_and_mutual_tls(start: Start) -> None:
 
 
 def test_the_fast_transport_works_with_the_grpcio_that_is_installed() -> None:
-    assert why_unavailable() == ""
+    assert unavailable_reason() == ""

@@ -45,7 +45,7 @@ def supervise(transport_name: str) -> Iterator[Supervise]:
         supervisor.start()
         started.append(supervisor)
         if ready:
-            eventually(lambda: supervisor.why_not_ready() == "")
+            eventually(lambda: supervisor.not_ready_reason() == "")
         return supervisor
 
     yield start
@@ -277,8 +277,8 @@ def test_the_port_is_reserved_while_the_workers_load(repository: Path, supervise
     supervisor = supervise(repository, ready=False)
     with socket.socket() as other, pytest.raises(OSError, match="in use"):
         other.bind(("127.0.0.1", supervisor.grpc_port))
-    assert supervisor.why_not_ready() == "worker 1: loading; worker 2: loading"
-    eventually(lambda: supervisor.why_not_ready() == "")
+    assert supervisor.not_ready_reason() == "worker 1: loading; worker 2: loading"
+    eventually(lambda: supervisor.not_ready_reason() == "")
 
 
 def test_workers_that_cannot_start_end_the_server_with_one_clear_line(repository: Path, tmp_path: Path) -> None:
@@ -351,7 +351,7 @@ def test_a_worker_that_hangs_is_replaced(
     stuck = supervisor._workers[1].pid
     os.kill(stuck, signal.SIGSTOP)
     assert handled(scrape(supervisor._http.port)) == 1, "a scrape makes do with what it said last"
-    eventually(lambda: 1 in supervisor._workers and supervisor._workers[1].pid != stuck and supervisor.why_not_ready() == "")
+    eventually(lambda: 1 in supervisor._workers and supervisor._workers[1].pid != stuck and supervisor.not_ready_reason() == "")
     assert f"worker 1 (pid {stuck}) was killed: it did not respond within 5 s; restarting in 0.25 s" in caplog.text
     assert not alive(stuck)
 
@@ -373,7 +373,7 @@ def test_a_worker_whose_model_never_ends_is_replaced(
             in caplog.text
         )
     )
-    eventually(lambda: supervisor._workers.keys() == {1, 2} and supervisor.why_not_ready() == "")
+    eventually(lambda: supervisor._workers.keys() == {1, 2} and supervisor.not_ready_reason() == "")
 
 
 def test_a_control_call_is_carried_out_by_all_workers_and_by_restarted_ones(
@@ -415,11 +415,11 @@ def test_an_empty_repository_becomes_ready_on_all_workers_when_a_model_is_added(
 ) -> None:
     (tmp_path / "models").mkdir()
     supervisor = supervise(tmp_path / "models", ready=False)
-    eventually(lambda: supervisor.why_not_ready() == "worker 1: no model is ready; worker 2: no model is ready")
+    eventually(lambda: supervisor.not_ready_reason() == "worker 1: no model is ready; worker 2: no model is ready")
     status, reason = fetch(supervisor._http.port, "/readyz")
     assert (status, reason) == (503, "worker 1: no model is ready; worker 2: no model is ready\n")
     put(model_file, tmp_path / "models", "digits", 1)
-    eventually(lambda: supervisor.why_not_ready() == "")
+    eventually(lambda: supervisor.not_ready_reason() == "")
     assert {classify(supervisor.grpc_port, digits.test.encoded(0)) for _ in range(8)} == {str(digits.test.labels[0])}
 
 

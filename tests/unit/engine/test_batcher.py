@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from service.engine.batcher import Batcher
 from service.engine.entry import Entry
-from service.engine.scheduling import REPRIEVE_SECONDS, STALL_SECONDS
+from service.engine.scheduling import INLINE_BACKOFF_SECONDS, STALL_SECONDS
 from service.errors import Cancelled, DeadlineExceeded, ModelFailed, RequestError
 
 FAST = {1: 1e-4, 64: 1e-4}
@@ -156,7 +156,7 @@ def test_a_model_that_held_up_the_callers_thread_computes_on_its_own_for_a_while
     gate.takes = lambda: None
     ask(2)
     assert not batcher.inline
-    clock.now += REPRIEVE_SECONDS
+    clock.now += INLINE_BACKOFF_SECONDS
     ask(3)
     here = threading.current_thread().name
     assert gate.threads == [here, "batcher-m-1", here]

@@ -8,12 +8,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from service.engine.batch_latencies import BatchLatencies
 from service.engine.entry import DONE, Entry
 from service.engine.scheduling import (
+    DEADLINE_HORIZON_SECONDS,
+    INLINE_BACKOFF_SECONDS,
     INLINE_SECONDS,
-    LINGER,
-    PATIENCE_SECONDS,
-    REPRIEVE_SECONDS,
+    LATENCY_MAX_AGE_SECONDS,
+    LINGER_SHARE,
     STALL_SECONDS,
-    TRUST_SECONDS,
     Batch,
     Scheduler,
 )
@@ -102,7 +102,7 @@ def test_a_model_that_held_up_the_transport_runs_on_its_own_thread_for_a_while()
     assert not scheduler.runs_inline(now)
     add(scheduler, 1, now=now)
     assert not run(scheduler, now).inline
-    now += REPRIEVE_SECONDS
+    now += INLINE_BACKOFF_SECONDS
     assert scheduler.runs_inline(now)
     add(scheduler, 1, now=now)
     assert run(scheduler, now).inline
@@ -207,7 +207,7 @@ def test_after_a_long_batch_the_clients_that_got_answers_are_waited_for_a_moment
     scheduler.observe(3, NOW, now)
     scheduler.finish(batch, now)
     add(scheduler, 1, now=now)
-    assert scheduler.wake_at(now) == pytest.approx(now + 4.0 * LINGER)
+    assert scheduler.wake_at(now) == pytest.approx(now + 4.0 * LINGER_SHARE)
     add(scheduler, 1, now=now)
     assert nothing_is_due(scheduler, now)
     add(scheduler, 1, now=now)
@@ -229,10 +229,10 @@ def test_after_an_inline_batch_no_client_is_waited_for() -> None:
 def test_a_request_without_a_deadline_lets_others_pass_only_for_so_long() -> None:
     scheduler = make({1: 1e-4}, max_batch_items=1)
     patient, late = Entry(1), Entry(1, deadline=NOW + 60)
-    near, later = Entry(1, deadline=NOW + PATIENCE_SECONDS / 2), Entry(1, deadline=NOW + PATIENCE_SECONDS * 5 / 4)
+    near, later = Entry(1, deadline=NOW + DEADLINE_HORIZON_SECONDS / 2), Entry(1, deadline=NOW + DEADLINE_HORIZON_SECONDS * 5 / 4)
     for entry in (patient, late, near):
         scheduler.add(entry, NOW, reserved=False)
-    now = NOW + PATIENCE_SECONDS / 4
+    now = NOW + DEADLINE_HORIZON_SECONDS / 4
     scheduler.add(later, now, reserved=False)
     assert [run(scheduler, now).parts[0].entry for _ in range(4)] == [near, patient, late, later]
 
@@ -271,16 +271,16 @@ def test_a_request_that_has_to_queue_leaves_time_for_more_than_the_smallest_batc
 
 def test_the_deadline_of_a_request_that_is_not_in_it_does_not_shorten_a_batch() -> None:
     scheduler = make({1: 1.0, 2: 2.0, 4: 4.0}, max_batch_items=4)
-    now = NOW + TRUST_SECONDS + 1  # old times refuse nothing
+    now = NOW + LATENCY_MAX_AGE_SECONDS + 1  # old times refuse nothing
     add(scheduler, *[1] * 4, now=now)
     add(scheduler, 1, now=now, priority=2, deadline=now + 2.5)
     scheduler.observe(1, now - 1.0, now)
-    assert size(take(scheduler, now + 1.0 * LINGER)) == 4
+    assert size(take(scheduler, now + 1.0 * LINGER_SHARE)) == 4
 
 
 def test_old_times_refuse_nothing() -> None:
     scheduler = make(SLOW)
-    now = NOW + TRUST_SECONDS + 1
+    now = NOW + LATENCY_MAX_AGE_SECONDS + 1
     [entry] = add(scheduler, 1, now=now, deadline=now + 0.5)
     assert take(scheduler, now).parts == [(entry, 0, 1)]
     with pytest.raises(DeadlineExceeded):
@@ -342,7 +342,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def take(self, on_transport: bool) -> None:
         scheduler, latencies = self.scheduler, self.scheduler.latencies
         wake_at = scheduler.wake_at(self.now)
-        trusted = self.now - scheduler._measured_at <= TRUST_SECONDS and latencies.expected(1) != math.inf
+        trusted = self.now - scheduler._measured_at <= LATENCY_MAX_AGE_SECONDS and latencies.expected(1) != math.inf
         expired, batch = scheduler.take(self.now, on_transport=on_transport)
         for entry in expired:
             assert entry.deadline <= self.now + (latencies.likely(1) if trusted else 0)
@@ -395,7 +395,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert scheduler.queue.reserved == 0
         due = scheduler.due_at()
         if scheduler.queue.items and len(self.running) < self.instances:
-            longest = max(self.delay, LINGER * 3)
+            longest = max(self.delay, LINGER_SHARE * 3)
             assert due <= self.now + longest, "never longer than the delay, or the moment after a long batch"
             if scheduler.queue.items >= scheduler.max_batch_items:
                 assert due == -math.inf

@@ -12,11 +12,11 @@ from waitress.server import TcpWSGIServer
 from werkzeug.wrappers import Response
 
 from service.http import waitress_server
-from service.http.waitress_server import WaitressServer, why_untested
+from service.http.waitress_server import WaitressServer, untested_reason
 
 
 def test_the_installed_waitress_is_tested() -> None:
-    assert why_untested() == ""
+    assert untested_reason() == ""
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from service.errors import InvalidRequest, NotFound, RequestError, Unimplemented
-from service.open_inference.inference import make_query
+from service.open_inference.conversion import make_query
 from service.open_inference.parameters import parse_input_memory, parse_requested_output
 from service.open_inference.shared_memory import SharedMemory
 from service.open_inference.tensors import InputTensor
