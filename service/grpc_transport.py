@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from service.config import ServerConfig
 from service.errors import UserError
 from service.rpc.aio_server import AioServer
-from service.rpc.call import Method, Observer, OnIdle
+from service.rpc.call import Method, OnIdle, RpcObserver
 from service.rpc.completion_queue import CompletionQueueServer, unavailable_reason
 from service.rpc.tls import TlsFiles
 from service.rpc.transport import Options, Transport
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 def create_transport(
-    config: ServerConfig, methods: Sequence[Method], observer: Observer, on_idle: OnIdle, max_message_bytes: int
+    config: ServerConfig, methods: Sequence[Method], observer: RpcObserver, on_idle: OnIdle, max_message_bytes: int
 ) -> Transport:
     """The transport, not yet started. Raises UserError for contradictory flags or a transport that does not work here."""
     transport, tls = _transport_class(config), _tls_files(config)

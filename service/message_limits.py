@@ -1,5 +1,9 @@
 """The size limit of messages: the largest request that a model in the repository accepts.
 
+Other limits: of a model's items, pixels and queue in policy.py; of deadlines in engine/scheduling.py; of bytes to decode in
+engine/decoding.py; of unanswered requests of a stream in rpc/request_stream.py; of RPCs per gRPC connection in
+grpc_transport.py; of HTTP requests and connections in http/server.py and http/waitress_server.py.
+
 gRPC needs the limit when the port is bound, which is before models are loaded; so the contracts are read from the files, without
 ONNX Runtime.
 """

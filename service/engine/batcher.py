@@ -1,4 +1,4 @@
-"""The threads and the lock around scheduling.py: runs batches and delivers their outcomes.
+"""Runs batches, short ones inline on the gRPC thread and others on one thread per instance, and delivers their outcomes.
 
 A model has one or more instances: ONNX Runtime sessions with a thread each, which run one batch at a time.
 

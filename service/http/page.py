@@ -9,7 +9,6 @@ import io
 import mimetypes
 import threading
 from collections.abc import Callable, Iterable
-from importlib.metadata import version as installed_version
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ from werkzeug.http import generate_etag
 from werkzeug.routing import Map, Rule
 from werkzeug.wrappers import Request, Response
 
-from service import DISTRIBUTION
+from service import convoy_version
 from service.engine.answer import Answer
 from service.engine.classifier import Classifier
 from service.engine.query import Item, Query
@@ -94,7 +93,7 @@ class Page:
         served = self._repository.served
         return json_response(
             {
-                "convoy": installed_version(DISTRIBUTION),
+                "convoy": convoy_version(),
                 "models": [
                     {
                         "name": name,

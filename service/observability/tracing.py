@@ -12,7 +12,6 @@ import re
 import threading
 import time
 from collections.abc import Iterable
-from importlib.metadata import version as package_version
 
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
@@ -31,7 +30,7 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
-from service import DISTRIBUTION
+from service import convoy_version
 from service.errors import RequestError, UserError
 from service.observability.trace_context import TraceContext
 from service.phases import Phases
@@ -80,7 +79,7 @@ class Tracing:
         if not _URL.fullmatch(endpoint):
             raise UserError(f"--otlp-endpoint {endpoint!r} is not http://HOST:PORT or https://HOST:PORT")
         self._sample = sample
-        named = Resource({"service.name": "convoy", "service.version": package_version(DISTRIBUTION)})
+        named = Resource({"service.name": "convoy", "service.version": convoy_version()})
         self._provider = TracerProvider(
             sampler=ALWAYS_ON,
             resource=Resource.create().merge(named).merge(OTELResourceDetector().detect()),

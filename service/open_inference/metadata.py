@@ -5,10 +5,9 @@ Each is a dict with the protocol's field names: the JSON of REST, and the fields
 
 import json
 from collections.abc import Callable
-from importlib.metadata import version as installed_version
 from typing import Any
 
-from service import DISTRIBUTION
+from service import convoy_version
 from service.engine.repository import Repository
 from service.engine.served_model import ServedModel
 from service.errors import RequestError
@@ -42,7 +41,7 @@ class ServerMetadata:
 
     def server_metadata(self) -> dict[str, Any]:
         """Name and version of the server, and its extensions of the protocol."""
-        return {"name": "convoy", "version": installed_version(DISTRIBUTION), "extensions": list(EXTENSIONS)}
+        return {"name": "convoy", "version": convoy_version(), "extensions": list(EXTENSIONS)}
 
     def model_ready(self, name: str, version: str) -> bool:
         """Whether requests to a model are answered now; False for an unknown model."""

@@ -19,7 +19,7 @@ import grpc
 from service.rpc.call import (
     NEVER,
     Method,
-    MethodObserver,
+    RpcMethodObserver,
     Stream,
     StreamCall,
     Unary,
@@ -106,7 +106,7 @@ class AioServer:
 
         return grpc.stream_stream_rpc_method_handler(stream)
 
-    async def _serve_unary(self, method: Unary, observer: MethodObserver, payload: bytes, context: Context) -> bytes:
+    async def _serve_unary(self, method: Unary, observer: RpcMethodObserver, payload: bytes, context: Context) -> bytes:
         call = _AioUnaryCall(method, _deadline(context), _metadata(context), observer)
         handle_unary(method, payload, call)
         del payload  # after an abort of grpcio's, this frame waits for the garbage collector
@@ -123,7 +123,7 @@ class AioServer:
             raise AssertionError("abort returned")
         return reply
 
-    async def _serve_stream(self, method: Stream, observer: MethodObserver, context: Context) -> None:
+    async def _serve_stream(self, method: Stream, observer: RpcMethodObserver, context: Context) -> None:
         call = _AioStreamCall(method, _deadline(context), _metadata(context), observer)
         call.attach(self._loop, context)
         receiver = open_stream(method, call)

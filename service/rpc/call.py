@@ -37,7 +37,7 @@ OnIdle = Callable[[], float]
 NEVER = math.inf
 
 
-class MethodObserver(Protocol):
+class RpcMethodObserver(Protocol):
     """Called at the start and at the end of every RPC to one method."""
 
     def started(self) -> None:
@@ -47,10 +47,10 @@ class MethodObserver(Protocol):
         """The RPC has ended with the status code of this name."""
 
 
-class Observer(Protocol):
+class RpcObserver(Protocol):
     """Gives each method its observer."""
 
-    def rpc_method(self, kind: str, service: str, method: str) -> MethodObserver:
+    def rpc_method(self, kind: str, service: str, method: str) -> RpcMethodObserver:
         """The observer of one method; called once, before the transport starts."""
 
 
@@ -111,7 +111,7 @@ class Call(ABC):
 
     __slots__ = ("_end", "_observer", "_on_cancelled", "_started", "deadline", "initial_metadata", "metadata", "method", "trace")
 
-    def __init__(self, method: Method, deadline: float, metadata: Metadata, observer: MethodObserver) -> None:
+    def __init__(self, method: Method, deadline: float, metadata: Metadata, observer: RpcMethodObserver) -> None:
         """`deadline` is in `time.monotonic` seconds, infinite if the client set none. `metadata` is the client's.
 
         The handler may set `initial_metadata` before it first sends, replies or fails. `trace` is the client's trace context, if it
@@ -201,7 +201,7 @@ class StreamCall(Call):
 
     __slots__ = ("__weakref__", "_lock", "_outgoing", "_status")
 
-    def __init__(self, method: Method, deadline: float, metadata: Metadata, observer: MethodObserver) -> None:
+    def __init__(self, method: Method, deadline: float, metadata: Metadata, observer: RpcMethodObserver) -> None:
         super().__init__(method, deadline, metadata, observer)
         self._lock = threading.Lock()
         self._outgoing: deque[tuple[bytes, Callable[[], None] | None]] = deque()  # the first is being written

@@ -62,8 +62,8 @@ import grpc
 from service.errors import InvalidRequest
 from service.rpc.call import (
     NEVER,
-    MethodObserver,
     Receiver,
+    RpcMethodObserver,
     Stream,
     StreamCall,
     Unary,
@@ -331,7 +331,7 @@ class _FastStreamCall(StreamCall):
     server: CompletionQueueServer
     core: Any
 
-    def __init__(self, method: Stream, deadline: float, metadata: Metadata, observer: MethodObserver) -> None:
+    def __init__(self, method: Stream, deadline: float, metadata: Metadata, observer: RpcMethodObserver) -> None:
         super().__init__(method, deadline, metadata, observer)
         self._metadata_sent = False
         self._receiver: Receiver | None = None

@@ -11,7 +11,7 @@ import grpc
 
 from service.config import url_host
 from service.errors import UserError
-from service.rpc.call import Method, Observer, OnIdle
+from service.rpc.call import Method, OnIdle, RpcObserver
 from service.rpc.tls import Tls
 
 
@@ -42,7 +42,7 @@ class Options:
     port: int
     max_message_bytes: int
     methods: Sequence[Method]
-    observer: Observer
+    observer: RpcObserver
     on_idle: OnIdle
     tls: Tls | None = None
     renewed_tls: Callable[[], Tls | None] = lambda: None

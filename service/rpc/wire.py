@@ -12,8 +12,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from service.open_inference.tensors import DATATYPES
-from service.pb.convoy.v1 import classifier_pb2 as pb
-from service.pb.inference import open_inference_pb2 as oip
+from service.pb.convoy.v1 import classifier_pb2
+from service.pb.inference import open_inference_pb2
 from service.phases import Phases
 
 _ONE_BYTE = [bytes([number]) for number in range(128)]
@@ -43,10 +43,10 @@ class ClassifyResponseWriter:
     _FLOAT = struct.Struct("<f")
 
     def __init__(self, model: str, version: str, labels: Sequence[str]) -> None:
-        self._head = pb.ClassifyResponse(model=model, version=version).SerializeToString()
+        self._head = classifier_pb2.ClassifyResponse(model=model, version=version).SerializeToString()
         self._labels = []
         for index, label in enumerate(labels):
-            prediction = pb.Prediction(label=label, index=index).SerializeToString() + self._PROBABILITY
+            prediction = classifier_pb2.Prediction(label=label, index=index).SerializeToString() + self._PROBABILITY
             self._labels.append(self._PREDICTION + varint(len(prediction) + self._FLOAT.size) + prediction)
 
     def write(self, request_id: str, phases: Phases, results: Iterable[Iterable[tuple[int, float]]]) -> bytes:
@@ -86,7 +86,7 @@ class ModelInferResponseWriter:
     _ID = b"\x1a"  # ModelInferResponse.id
 
     def __init__(self, model: str, version: str) -> None:
-        self._head = oip.ModelInferResponse(model_name=model, model_version=version).SerializeToString()
+        self._head = open_inference_pb2.ModelInferResponse(model_name=model, model_version=version).SerializeToString()
         self._fields: dict[tuple[str, int], tuple[bytes, bytes]] = {}  # by output and number of items: bounded
 
     def write(self, request_id: str, outputs: Mapping[str, NDArray[Any]]) -> bytes:
@@ -104,9 +104,11 @@ class ModelInferResponseWriter:
 
     def _make_fields(self, name: str, array: NDArray[Any]) -> tuple[bytes, bytes]:
         """The `outputs` field for an array of this shape, and the bytes before its elements in `raw_output_contents`."""
-        tensor = oip.ModelInferResponse.InferOutputTensor(name=name, datatype=DATATYPES[array.dtype], shape=array.shape)
-        content = oip.ModelInferResponse(raw_output_contents=[bytes(array.nbytes)]).SerializeToString()
-        fields = oip.ModelInferResponse(outputs=[tensor]).SerializeToString(), content[: len(content) - array.nbytes]
+        tensor = open_inference_pb2.ModelInferResponse.InferOutputTensor(
+            name=name, datatype=DATATYPES[array.dtype], shape=array.shape
+        )
+        content = open_inference_pb2.ModelInferResponse(raw_output_contents=[bytes(array.nbytes)]).SerializeToString()
+        fields = open_inference_pb2.ModelInferResponse(outputs=[tensor]).SerializeToString(), content[: len(content) - array.nbytes]
         self._fields[name, len(array)] = fields
         return fields
 
