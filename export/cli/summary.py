@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from export.evaluation.scores import ClassScore, Scores
+from export.text import percent_or_dash
 
 if TYPE_CHECKING:
     from export.convert.precision_cost import PrecisionComparison
@@ -101,7 +102,7 @@ def _classes(scores: Scores) -> Table:
 
 
 def _shares(score: ClassScore) -> list[str]:
-    return ["-" if value is None else f"{value:.1%}" for value in (score.precision, score.recall, score.f1)]
+    return [percent_or_dash(value) for value in (score.precision, score.recall, score.f1)]
 
 
 def _confusion(scores: Scores) -> Table:

@@ -11,6 +11,7 @@ from export.evaluation.calibration import BINS
 from export.evaluation.figures import CONFUSION, MISTAKES, RELIABILITY
 from export.evaluation.gates import Comparison
 from export.evaluation.scores import Scores
+from export.text import first_of, percent_or_dash
 from export.training.history import CURVES
 from service.model.contract import Contract, InputSpec
 
@@ -89,12 +90,9 @@ def model_card(
 
 def _overview(contract: Contract, scores: Scores, digest: str, size_bytes: int) -> str:
     training = contract.training
-    labels = ", ".join(contract.labels[:_SHOWN_LABELS])
-    if len(contract.labels) > _SHOWN_LABELS:
-        labels += f" and {len(contract.labels) - _SHOWN_LABELS} more"
     rows = [
         ("input", _input(contract.input)),
-        ("labels", labels),
+        ("labels", first_of(contract.labels, _SHOWN_LABELS)),
         ("network", f"{training.network}, {contract.head} head, {contract.precision}, {size_bytes:,} bytes"),
         ("accuracy", _accuracy(scores)),
         ("calibration error", f"{scores.reliability.error:.2%}"),
@@ -151,7 +149,7 @@ def _measured(comparison: Comparison, parity: Comparison) -> str:
     scores = comparison.scores
     whose = "" if comparison is parity else "of the fp32 file "
     rows = [
-        (score.label, f"{score.items:,}", *(_share(value) for value in (score.precision, score.recall, score.f1)))
+        (score.label, f"{score.items:,}", *(percent_or_dash(value) for value in (score.precision, score.recall, score.f1)))
         for score in scores.classes
     ]
     pairs = [f"{_text(true)} taken for {_text(answer)} ({count:,})" for true, answer, count in scores.confused(_SHOWN_MISTAKES)]
@@ -185,12 +183,12 @@ def _limits(scores: Scores, data: str) -> str:
     limits = [
         f"Every picture gets one of the {len(scores.labels)} labels, even one that shows none of them.",
         f"The figures hold for pictures like those of {_text(data)}; others were not measured.",
-        f"The hardest class is {_text(hardest.label)}: {_share(hardest.recall)} of its {hardest.items:,} test pictures are right.",
+        f"The hardest class is {_text(hardest.label)}: {percent_or_dash(hardest.recall)} of its {hardest.items:,} "
+        "test pictures are right.",
     ]
     few = [_text(score.label) for score in scores.classes if score.items < _FEW_ITEMS]
     if few:
-        shown = ", ".join(few[:_SHOWN_FEW]) + (f" and {len(few) - _SHOWN_FEW} more" if len(few) > _SHOWN_FEW else "")
-        limits.append(f"Fewer than {_FEW_ITEMS} test pictures, too few for reliable figures: {shown}.")
+        limits.append(f"Fewer than {_FEW_ITEMS} test pictures, too few for reliable figures: {first_of(few, _SHOWN_FEW)}.")
     return "\n".join(f"- {limit}" for limit in limits)
 
 
@@ -201,10 +199,6 @@ def _provenance(contract: Contract, digest: str) -> str:
         "with their probabilities at export; a server replays them before it serves the model.\n\n"
         f"`sha256  {digest}  model.onnx`"
     )
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"
 
 
 def _picture(name: str, caption: str, pictures: list[str]) -> str:

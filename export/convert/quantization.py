@@ -96,11 +96,6 @@ class Quantization:
     accuracy: float
     reference_accuracy: float
 
-    @property
-    def in_float(self) -> tuple[str, ...]:
-        """The layers that stayed in float."""
-        return tuple(layer.layer for layer in self.layers if not layer.quantized)
-
 
 def quantize(
     graph: onnx.ModelProto,

@@ -5,7 +5,7 @@ client would send. Choices such as the epoch to keep are made on the validation 
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,12 +20,15 @@ from export.data.mnist import load_mnist
 from export.data.splits import PARTS, files_digest, split_off_missing, stratified_split
 from export.files import read_file
 from export.progress import OnProgress, ignore_progress
+from export.text import first_of
 from service.errors import UserError
 from service.model.contract import InputSpec
 from service.model.preprocessing import encode_png, resize
 
 DATA = ("digits", "mnist", "cifar10")
 """The data sets with a name; anything else is a folder of images."""
+
+_LISTED = 5
 
 
 @dataclass(frozen=True)
@@ -162,7 +165,8 @@ def reload_dataset(
         ) from None
     if dataset.labels != labels:
         raise UserError(
-            f"{data or source}: not the data of this run, whose classes are {_some(labels)}; these have {_some(dataset.labels)}"
+            f"{data or source}: not the data of this run, whose classes are {first_of(labels, _LISTED)}; "
+            f"these have {first_of(dataset.labels, _LISTED)}"
         )
     return dataset
 
@@ -243,7 +247,9 @@ def _check_every_class_left(parts: dict[str, Part], labels: tuple[str, ...], fol
     for name, part in parts.items():
         lacking = sorted(set(range(len(labels))) - set(part.labels.tolist()))
         if lacking:
-            raise UserError(f"{folder}: no image of class {labels[lacking[0]]!r} is left for {name}; left out: {_some(skipped)}")
+            raise UserError(
+                f"{folder}: no image of class {labels[lacking[0]]!r} is left for {name}; left out: {first_of(skipped, _LISTED)}"
+            )
 
 
 def _chosen_input(default: InputSpec, options: DatasetOptions) -> InputSpec:
@@ -281,7 +287,3 @@ def _resized(
             if index % 1000 == 999:
                 on_progress(step, index + 1, len(images))
     return Part(pixels, labels, lambda index: encode_png(images[index]))
-
-
-def _some(words: Sequence[str]) -> str:
-    return ", ".join(words[:5]) + (f", ... ({len(words)} in all)" if len(words) > 5 else "")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from export.data.image_files import SUFFIXES, ImageFile, read_headers
 from export.progress import OnProgress
+from export.text import first_of
 from service.errors import UserError
 
 PARTS = {
@@ -116,7 +117,7 @@ def _check_no_class_empty(files: list[ImageFile], folders: list[Path], skipped: 
     empty = sorted(set(range(len(folders))) - {file.label for file in files})
     if not empty:
         return
-    left_out = f"{skipped[0]}, and {len(skipped) - 1} more" if len(skipped) > 1 else skipped[0] if skipped else "nothing"
+    left_out = first_of(skipped, 1) or "nothing"
     raise UserError(
         f"{folders[empty[0]]}: a class folder without an image that can be read; left out: {left_out}; "
         f"images are files named {', '.join(SUFFIXES)}"

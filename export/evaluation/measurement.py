@@ -12,6 +12,7 @@ from export.data.datasets import Part
 from export.data.image_files import MAX_PIXELS
 from export.evaluation.scores import Scores
 from export.progress import OnCount, ignore_progress
+from export.text import first_of
 from service.errors import InvalidRequest, UserError
 from service.model.contract import InputSpec
 from service.model.inference import Model
@@ -80,13 +81,8 @@ def check_labels(labels: tuple[str, ...], model_labels: tuple[str, ...]) -> None
     """Raises UserError, with the differences, unless data and model have the same labels, in any order."""
     if set(labels) == set(model_labels):
         return
-    only_data = [label for label in labels if label not in model_labels]
-    only_model = [label for label in model_labels if label not in labels]
-    differences = [f"only the data has {_listed(only_data)}"] * bool(only_data)
-    differences += [f"only the model has {_listed(only_model)}"] * bool(only_model)
+    only_data = [repr(label) for label in labels if label not in model_labels]
+    only_model = [repr(label) for label in model_labels if label not in labels]
+    differences = [f"only the data has {first_of(only_data, _LISTED_LABELS)}"] * bool(only_data)
+    differences += [f"only the model has {first_of(only_model, _LISTED_LABELS)}"] * bool(only_model)
     raise UserError(f"the data's {len(labels)} labels are not the model's {len(model_labels)}: {'; '.join(differences)}")
-
-
-def _listed(labels: list[str]) -> str:
-    shown = ", ".join(repr(label) for label in labels[:_LISTED_LABELS])
-    return f"{shown} and {len(labels) - _LISTED_LABELS} more" if len(labels) > _LISTED_LABELS else shown

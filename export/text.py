@@ -1,0 +1,14 @@
+"""Lists and fractions as text, for messages, tables and model cards."""
+
+from collections.abc import Sequence
+
+
+def first_of(words: Sequence[str], most: int) -> str:
+    """The first `most` words, and the number of the others: "cat, dog and 3 more"."""
+    shown = ", ".join(words[:most])
+    return f"{shown} and {len(words) - most} more" if len(words) > most else shown
+
+
+def percent_or_dash(fraction: float | None) -> str:
+    """0.125 as "12.5%", and None as "-"."""
+    return "-" if fraction is None else f"{fraction:.1%}"
