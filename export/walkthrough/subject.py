@@ -137,7 +137,7 @@ def load_subject(path: Path, scaling: PixelScaling | None = None) -> Subject:
 
 def _refuse_scaling(scaling: PixelScaling | None, path: Path) -> None:
     if scaling is not None:
-        raise UserError(f"--scaling is for ONNX files that Convoy did not write; {path} normalises its pictures itself")
+        raise UserError(f"--scaling is for ONNX files that Convoy did not write; {path} normalises its images itself")
 
 
 def _from_run(run: Path) -> Subject:
@@ -171,15 +171,15 @@ def _without_contract(path: Path, model: onnx.ModelProto, scaling: PixelScaling)
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
     if len(inputs) != 1:
-        raise UserError(f"{path}: the model takes {len(inputs)} inputs; a walkthrough needs a model that takes one picture")
+        raise UserError(f"{path}: the model takes {len(inputs)} inputs; a walkthrough needs a model that takes one image")
     layout, sides = _layout(path, inputs[0])
     height, width, channels = sides[2:] + sides[1:2] if layout == "NCHW" else sides[1:]
     try:
         spec = InputSpec(height=height or _FREE_SIDE, width=width or _FREE_SIDE, channels=channels)
     except ValueError:
-        raise UserError(f"{path}: the model takes pictures of {height}x{width}; at most 4096x4096 are accepted") from None
+        raise UserError(f"{path}: the model takes images of {height}x{width}; at most 4096x4096 are accepted") from None
     if scaling == "imagenet" and channels == 1:
-        raise UserError(f"{path}: --scaling imagenet is for colour, and the model takes gray pictures")
+        raise UserError(f"{path}: --scaling imagenet is for colour, and the model takes gray images")
     dtype = _DTYPES[inputs[0].type.tensor_type.elem_type]
     facts = {"contract": "none: Convoy did not write this file", "input": f"{np.dtype(dtype)} {_shown(sides)}"}
     if dtype != np.uint8:
@@ -197,7 +197,7 @@ def _layout(path: Path, value: onnx.ValueInfoProto) -> tuple[Literal["NHWC", "NC
     if tensor.elem_type not in _DTYPES or len(sides) != 4 or not (sides[1] in (1, 3) or sides[3] in (1, 3)):
         kind = TensorProto.DataType.Name(tensor.elem_type).lower()
         raise UserError(
-            f"{path}: the model takes {value.name!r}, {kind} {_shown(sides)}; a walkthrough needs pictures [N,C,H,W] or "
+            f"{path}: the model takes {value.name!r}, {kind} {_shown(sides)}; a walkthrough needs images [N,C,H,W] or "
             "[N,H,W,C] of 1 or 3 channels, float or uint8"
         )
     if sides[0] > 1:

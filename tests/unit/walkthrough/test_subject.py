@@ -56,7 +56,7 @@ def test_files_that_are_refused(tmp_path: Path, model_file: Path) -> None:
     refused(tmp_path, "neither model.onnx nor checkpoint.pt")
     (tmp_path / "junk.onnx").write_bytes(b"junk")
     refused(tmp_path / "junk.onnx", "not a valid ONNX model")
-    refused(model_file, "normalises its pictures itself", scaling="0..1")
+    refused(model_file, "normalises its images itself", scaling="0..1")
     refused(
         without_contract(tmp_path / "a.onnx", "NCHW", shape=["N", 5, 40, 48]),
         r"the model takes 'x', float \[N, 5, 40, 48\]; .* or 3 channels",
