@@ -66,7 +66,7 @@ $(PERF_ANALYZER)/perf_analyzer: | $(VENV)/.ready
 	@install -m 755 $$(find $(PERF_ANALYZER)/triton -name perf_analyzer -path '*bin*') $@
 	@rm -r $(PERF_ANALYZER)/*.whl $(PERF_ANALYZER)/triton $(PERF_ANALYZER)/cuda
 
-check: setup  ## lint, types, import contracts, the API, freshness of generated files
+check: setup  ## lint of code and protos, types, import contracts, freshness of generated files
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy

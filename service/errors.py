@@ -1,7 +1,7 @@
 """The errors that Convoy raises on purpose. Each class says whose fault it is and what the caller sees.
 
-They are translated at the edges: by `rpc/status.py` to gRPC statuses, `http/rest.py` to HTTP statuses, `cli/__init__.py` to one
-line on stderr and exit code 2. The message is written for that reader: what is wrong and what is accepted, without paths of the
+They are translated at the edges: by `rpc/status.py` to gRPC statuses, `http/responses.py` to HTTP statuses, `cli/__init__.py` to
+one line on stderr and exit code 2. The message is written for that reader: what is wrong and what is accepted, without paths of the
 server or tracebacks.
 """
 

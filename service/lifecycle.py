@@ -133,7 +133,10 @@ def exit_after(seconds: float) -> None:
 
 
 class ReadyFile:
-    """A JSON file that exists while the server is ready and holds its ports and pid. Without a path, every method does nothing."""
+    """A JSON file with the server's ports and pid, from when it is first ready until it has stopped.
+
+    It stays while the server drains or has no model. Without a path, every method does nothing.
+    """
 
     def __init__(self, path: Path | None) -> None:
         self._path = path

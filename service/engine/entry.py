@@ -12,9 +12,10 @@ QUEUED: all of its items wait in the queue.
 RUNNING: at least one of its items has been taken for a batch.
 DONE: it has its outcome.
 
-A request that is refused never gets beyond RECEIVED or DECODING: the error is raised to the caller. Until it is queued, only the
-thread that is working on the request changes its state; from then on, only the holder of the batcher's lock. So exactly one thread
-brings it to DONE, and that thread calls `on_done`.
+A request that is refused at once is dropped and the error raised to the caller: in RECEIVED, or in DECODING if the pool is full. A
+request that fails on a thread of the pool, or is refused by the queue there, goes from DECODING to DONE and gets the error as its
+outcome. Until it is queued, only the thread that is working on the request changes its state; from then on, only the holder of the
+batcher's lock. So exactly one thread brings it to DONE, and that thread delivers the outcome.
 """
 
 import math

@@ -96,7 +96,7 @@ class AioServer:
         self._server = server
 
     def _handler(self, method: Method) -> _Handler:
-        # No (de)serializers: `call.py` parses the bytes, to say what is wrong with a malformed message.
+        # No (de)serializers: `dispatch.py` parses the bytes, to say what is wrong with a malformed message.
         observer = self._options.observer.rpc_method(method.kind, method.service, method.name)
         if isinstance(method, Unary):
             return grpc.unary_unary_rpc_method_handler(partial(self._serve_unary, method, observer))

@@ -87,7 +87,7 @@ class Supervisor(Collector):
         self._replay: list[Call] = []  # control calls that a restarted worker has to repeat
         self._forwarded = itertools.count()
         self._threads = [
-            threading.Thread(target=self._keep_running, args=(number,), name=f"worker-{number}")
+            threading.Thread(target=self._keep_running, args=(number,), name=f"supervise-worker-{number}")
             for number in range(1, config.workers + 1)
         ]
 
