@@ -42,9 +42,9 @@ No more events waiting
     `poll` with a deadline in the past returns what is ready; `queue_timeout` says that it found nothing. C core looks at one
     connection a poll, so the queue counts as empty after IDLE_POLLS of them in a row that found nothing. Then the round goes on:
     messages, and `on_idle`, which runs a batch of the model. After it the transport polls again: until the time that `on_idle`
-    returned, or not at all if more can be run at once. No other thread ever wakes the poll. It ends by itself after POLL_SECONDS, because
-    threads of the decoding pool and of HTTP may queue requests meanwhile: while all instances are busy, only `on_idle` looks at
-    the deadlines of those.
+    returned, or not at all if more can be run at once. No other thread ever wakes the poll. It ends by itself after POLL_SECONDS,
+    because threads of the decoding pool and of HTTP may queue requests meanwhile: while all instances are busy, only `on_idle`
+    looks at the deadlines of those.
 
 Shutdown
     `stop` starts the server's shutdown, whose event comes when the last call is over; after the grace it cancels the remaining
