@@ -2,9 +2,9 @@
 
 Where. The transport's thread asks for a batch at the end of a round of events, or when a batch is full. A batch that is expected to
 take at most INLINE_SECONDS runs inline, on that thread: a hand-over changes the GIL twice, which costs more than it gains. A longer
-batch is cut to that time if that costs little. If the first request is long by itself (INLINE_SECONDS, or MANY_SECONDS for several
-items), or an inline batch has stalled that thread lately, the batch runs on an instance's thread, as do all batches that other
-threads ask for.
+batch is cut to that time if that costs little. If the first request is long by itself (over INLINE_SECONDS, or for several items
+over INLINE_SECONDS_MULTI_ITEM), or an inline batch has stalled that thread lately, the batch runs on an instance's thread, as do
+all batches that other threads ask for.
 
 When. At once, unless `max_delay_seconds` lets requests wait for more: then a batch is due when it is full, when the oldest request
 has waited so long, or when a request has waited half of the time until its deadline. There is one more delay: after a batch too
