@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.engine.served_model import ServedModel
+from service.engine.served_version import ServedModel
 from service.engine.top_k import Results, best_labels
 from service.errors import ModelFailed
 from service.observability.trace_context import TraceContext

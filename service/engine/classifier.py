@@ -9,7 +9,7 @@ from service.engine.observer import RequestObserver
 from service.engine.query import Query
 from service.engine.repository import Repository
 from service.engine.request import Request, Respond, wrong_count
-from service.engine.served_model import ServedModel
+from service.engine.served_version import ServedModel
 from service.errors import ModelFailed, RequestError, Unavailable
 from service.model.cpus import cpu_budget
 from service.observability.metrics import Metrics

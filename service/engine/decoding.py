@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.engine.query import Item
-from service.engine.served_model import ServedModel
+from service.engine.served_version import ServedModel
 from service.errors import InvalidRequest, QueueFull
 from service.model.preprocessing import open_image, to_pixels
 from service.model.signature import TensorSpec

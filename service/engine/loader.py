@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 
 from service.engine.instances import load_instances, start_batcher
 from service.engine.registry import Registry
-from service.engine.served_model import Fingerprint, ServedModel
+from service.engine.served_version import Fingerprint, ServedModel
 from service.errors import LoadError, NotFound, UserError
 from service.model.files import file_state
 from service.model.providers import Provider

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
-from service.engine.served_model import ServedModel
+from service.engine.served_version import ServedModel
 from service.observability.trace_context import TraceContext
 
 MANY_ITEMS = 512

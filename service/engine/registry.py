@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-from service.engine.served_model import ServedModel
+from service.engine.served_version import ServedModel
 from service.errors import RequestError
 from service.observability.metrics import Metrics
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from service.engine.loader import Loader, TraceModelBatch
 from service.engine.registry import Registry
-from service.engine.served_model import ServedModel
+from service.engine.served_version import ServedModel
 from service.engine.watcher import Watcher
 from service.errors import NotFound, RequestError, Unavailable
 from service.model.cpus import cpu_budget

@@ -11,7 +11,7 @@ from service.engine.answer import Answer
 from service.engine.decoding import DecodingPool, decode, decode_quickly, raw_images
 from service.engine.entry import DECODING, DONE, QUEUED, RUNNING, Entry
 from service.engine.query import Query
-from service.engine.served_model import ServedModel
+from service.engine.served_version import ServedModel
 from service.errors import Cancelled, DeadlineExceeded, InvalidRequest, ModelFailed, QueueFull, RequestError, Unavailable
 from service.phases import Phases
 from service.policy import MAX_TIMEOUT_SECONDS

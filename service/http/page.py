@@ -24,7 +24,7 @@ from service.engine.classifier import Classifier
 from service.engine.query import Item, Query
 from service.engine.reply import reply_to
 from service.engine.repository import Repository
-from service.engine.served_model import ServedModel
+from service.engine.served_version import ServedModel
 from service.engine.top_k import Results
 from service.errors import InvalidRequest
 from service.http.responses import json_response, response_to_error

@@ -11,7 +11,7 @@ from typing import Any
 
 from service.engine.answer import Answer
 from service.engine.query import Item, Query
-from service.engine.served_model import ServedModel
+from service.engine.served_version import ServedModel
 from service.engine.top_k import best_labels
 from service.errors import InvalidRequest, RequestError
 from service.model.signature import TensorSpec

@@ -9,7 +9,7 @@ from typing import Any
 
 from service import convoy_version
 from service.engine.repository import Repository
-from service.engine.served_model import ServedModel
+from service.engine.served_version import ServedModel
 from service.errors import RequestError
 from service.model.repository_layout import MODEL_FILE
 from service.observability.histogram import CountAndSum

@@ -3,7 +3,7 @@
 import math
 
 from service.engine.repository import Repository
-from service.engine.served_model import ServedModel
+from service.engine.served_version import ServedModel
 from service.model.inference import Model
 from service.model.signature import TensorSpec
 from service.pb.convoy.v1 import classifier_pb2 as pb
