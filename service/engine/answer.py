@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.engine.served_version import ServedModel
+from service.engine.served_version import ServedVersion
 from service.engine.top_k import Results, best_labels
 from service.errors import ModelFailed
 from service.observability.trace_context import TraceContext
@@ -34,7 +34,7 @@ class Answer:
 
     def __init__(
         self,
-        served: ServedModel,
+        served: ServedVersion,
         outputs: Sequence[NDArray[Any]],
         top_k: int,
         phases: Phases,

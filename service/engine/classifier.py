@@ -9,7 +9,7 @@ from service.engine.observer import RequestObserver
 from service.engine.query import Query
 from service.engine.repository import Repository
 from service.engine.request import Request, Respond, wrong_count
-from service.engine.served_version import ServedModel
+from service.engine.served_version import ServedVersion
 from service.errors import ModelFailed, RequestError, Unavailable
 from service.model.cpus import cpu_budget
 from service.observability.metrics import Metrics
@@ -28,7 +28,7 @@ class Classifier:
         self._draining = False
         self.pool = DecodingPool(cpus or cpu_budget())
         # Every request goes through these, without a frame of this class.
-        self.release: Callable[[ServedModel], None] = repository.release
+        self.release: Callable[[ServedVersion], None] = repository.release
         self.pump = repository.pump
 
     def drain(self, seconds: float) -> bool:
@@ -110,7 +110,7 @@ class Classifier:
         """Counts a request that was computed and whose answer could not be encoded."""
         self.record_failure(answer.served, error if isinstance(error, RequestError) else ModelFailed(str(error)))
 
-    def record_failure(self, served: ServedModel, error: RequestError, seconds: float = 0.0) -> None:
+    def record_failure(self, served: ServedVersion, error: RequestError, seconds: float = 0.0) -> None:
         """Counts a request that failed so many seconds after it was queued."""
         served.metrics.failed(error.reason, seconds)
         self._metrics.rejected(served.name, error.reason)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.engine.query import Item
-from service.engine.served_version import ServedModel
+from service.engine.served_version import ServedVersion
 from service.errors import InvalidRequest, QueueFull
 from service.model.preprocessing import open_image, to_pixels
 from service.model.signature import TensorSpec
@@ -66,7 +66,7 @@ class DecodingPool:
         self._executor.shutdown()
 
 
-def raw_images(served: ServedModel, items: Sequence[Item], tensor: NDArray[Any] | None) -> NDArray[Any] | None:
+def raw_images(served: ServedVersion, items: Sequence[Item], tensor: NDArray[Any] | None) -> NDArray[Any] | None:
     """The tensor, or uint8[n,H,W,C] of items that are all raw, with at most one copy; None if there is something to decode.
 
     Raises InvalidRequest for input that does not fit the model.
@@ -89,7 +89,7 @@ def raw_images(served: ServedModel, items: Sequence[Item], tensor: NDArray[Any] 
     return np.frombuffer(data, spec.item_dtype)
 
 
-def decode_quickly(served: ServedModel, items: Sequence[Item]) -> NDArray[np.uint8] | None:
+def decode_quickly(served: ServedVersion, items: Sequence[Item]) -> NDArray[np.uint8] | None:
     """uint8[n,H,W,C] of items that the transport's thread may decode; None if decoding them would hold it up.
 
     Raises InvalidRequest for an item that cannot be decoded.
@@ -100,7 +100,7 @@ def decode_quickly(served: ServedModel, items: Sequence[Item]) -> NDArray[np.uin
     return _to_pixels(served, items, opened) if decodes_quickly(opened) else None
 
 
-def decode(served: ServedModel, items: Sequence[Item], check_wanted: Callable[[], None]) -> NDArray[np.uint8]:
+def decode(served: ServedVersion, items: Sequence[Item], check_wanted: Callable[[], None]) -> NDArray[np.uint8]:
     """uint8[n,H,W,C] of all items. Calls `check_wanted`, which may raise, before each image.
 
     Raises InvalidRequest for an item that cannot be decoded.
@@ -109,7 +109,7 @@ def decode(served: ServedModel, items: Sequence[Item], check_wanted: Callable[[]
 
 
 def _to_pixels(
-    served: ServedModel,
+    served: ServedVersion,
     items: Sequence[Item],
     opened: Sequence[Image.Image | None],
     check_wanted: Callable[[], None] = lambda: None,
@@ -134,7 +134,7 @@ def _to_pixels(
     return images
 
 
-def _open(served: ServedModel, index: int, item: Item) -> Image.Image:
+def _open(served: ServedVersion, index: int, item: Item) -> Image.Image:
     """The header of one encoded item."""
     try:
         return open_image(item.data, served.policy.max_image_pixels)
@@ -163,7 +163,7 @@ def _undecodable(index: int, error: InvalidRequest) -> InvalidRequest:
     return InvalidRequest(f"item {index}: {error}", f"items[{index}].encoded")
 
 
-def _tensors_only(served: ServedModel, field: str) -> InvalidRequest:
+def _tensors_only(served: ServedVersion, field: str) -> InvalidRequest:
     return InvalidRequest(
         f"model {served.name!r} has no contract that says how a picture becomes its input, {served.model.input}: "
         "send it tensors, over the Open Inference Protocol",

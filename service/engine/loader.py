@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 
 from service.engine.instances import load_instances, start_batcher
 from service.engine.registry import Registry
-from service.engine.served_version import Fingerprint, ServedModel
+from service.engine.served_version import Fingerprint, ServedVersion
 from service.errors import LoadError, NotFound, UserError
 from service.model.files import file_state
 from service.model.providers import Provider
@@ -193,7 +193,7 @@ class Loader:
                 self._fail(name, found[-1], (file_state(path),), "invalid", str(error))
             return
         named = policy.named(found)
-        serving: list[ServedModel] = []
+        serving: list[ServedVersion] = []
         tried = set()
         for version in sorted(named.union(found), reverse=True):
             if version in named or len(serving) < policy.latest:
@@ -206,8 +206,8 @@ class Loader:
         self._registry.publish(name, tuple(serving), policy.aliases)
 
     def _load_changed(
-        self, name: str, version: int, policy: Policy, current: ServedModel | None, named_by: str
-    ) -> ServedModel | None:
+        self, name: str, version: int, policy: Policy, current: ServedVersion | None, named_by: str
+    ) -> ServedVersion | None:
         """The version as its files are now; as it is in memory if they have not changed or do not load; None without either.
 
         `named_by` is the policy file that names this version; empty if none does.
@@ -232,7 +232,7 @@ class Loader:
         finally:
             self._loading = None
 
-    def _load(self, name: str, version: int, policy: Policy, fingerprint: Fingerprint) -> ServedModel | None:
+    def _load(self, name: str, version: int, policy: Policy, fingerprint: Fingerprint) -> ServedVersion | None:
         """Loads and warms one version; None, and the reason in log, index and metric, if that fails."""
         start = time.monotonic()
         try:
@@ -259,7 +259,7 @@ class Loader:
             name, version, model.provider, model.precision, policy.instances, model.threads, batcher.max_batch_items, seconds,
             ", ".join(f"{items}: {1000 * taken:.3g}" for items, taken in loaded.measured.items()),
         )  # fmt: skip
-        return ServedModel(name, version, model, policy, batcher, metrics, fingerprint)
+        return ServedVersion(name, version, model, policy, batcher, metrics, fingerprint)
 
     def _fail(
         self, name: str, version: int, fingerprint: Fingerprint, outcome: str, reason: str, seconds: float | None = None

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
-from service.engine.served_version import ServedModel
+from service.engine.served_version import ServedVersion
 from service.observability.trace_context import TraceContext
 
 MANY_ITEMS = 512
@@ -36,6 +36,6 @@ class Query(NamedTuple):
     timeout_seconds: float = 0.0
     deadline: float = math.inf
     tensor: NDArray[Any] | None = None
-    validate: Callable[[ServedModel], None] | None = None
+    validate: Callable[[ServedVersion], None] | None = None
     trace: TraceContext | None = None
     id: str = ""

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-from service.engine.served_version import ServedModel
+from service.engine.served_version import ServedVersion
 from service.errors import RequestError
 from service.observability.metrics import Metrics
 
@@ -37,13 +37,13 @@ class Registry:
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
         self._idle_waiters = 0
-        self.served: dict[str, tuple[ServedModel, ...]] = {}
+        self.served: dict[str, tuple[ServedVersion, ...]] = {}
         self._aliases: dict[str, dict[str, int]] = {}
-        self._routes: dict[tuple[str, str], ServedModel] = {}  # by name, and version or alias as requests write it
-        self._retiring: tuple[ServedModel, ...] = ()  # retired, with requests still running
-        self._active: tuple[ServedModel, ...] = ()  # served or retiring
+        self._routes: dict[tuple[str, str], ServedVersion] = {}  # by name, and version or alias as requests write it
+        self._retiring: tuple[ServedVersion, ...] = ()  # retired, with requests still running
+        self._active: tuple[ServedVersion, ...] = ()  # served or retiring
 
-    def acquire(self, name: str, version: str) -> ServedModel:
+    def acquire(self, name: str, version: str) -> ServedVersion:
         """The version to answer a request with. Call `release` when the request is done.
 
         `version` is a number, an alias, or empty or `latest` for the highest version served. Raises what `not_served` makes.
@@ -55,7 +55,7 @@ class Registry:
                 return served
         raise self._not_served(name, version)
 
-    def release(self, served: ServedModel) -> None:
+    def release(self, served: ServedVersion) -> None:
         """Gives back an acquired version. Closes it if it is retired and this was its last request."""
         with self._lock:
             served.inflight -= 1
@@ -73,7 +73,7 @@ class Registry:
         versions = {served.version for served in self.served.get(name, ())}
         return {alias: version for alias, version in self._aliases.get(name, {}).items() if version in versions}
 
-    def publish(self, name: str, new: tuple[ServedModel, ...], aliases: dict[str, int]) -> None:
+    def publish(self, name: str, new: tuple[ServedVersion, ...], aliases: dict[str, int]) -> None:
         """Serves the versions `new` of a model, highest first, under these aliases, and retires its other versions."""
         old = self.served.get(name, ())
         if new == old and aliases == self._aliases.get(name, {}):
@@ -128,7 +128,7 @@ class Registry:
         names = [served.name for served in self._active if served.batcher.inline_seconds > STUCK_SECONDS]
         return f"model {names[0]!r} blocks the gRPC thread: a batch has been running for over {STUCK_SECONDS:g} s" if names else ""
 
-    def _forget_metrics(self, name: str, old: tuple[ServedModel, ...], new: tuple[ServedModel, ...]) -> None:
+    def _forget_metrics(self, name: str, old: tuple[ServedVersion, ...], new: tuple[ServedVersion, ...]) -> None:
         for served in old:
             if served in new:
                 continue
@@ -140,7 +140,7 @@ class Registry:
         if old and not new:
             self._metrics.model_unloaded(name)
 
-    def _all(self) -> tuple[ServedModel, ...]:
+    def _all(self) -> tuple[ServedVersion, ...]:
         return (*(served for versions in self.served.values() for served in versions), *self._retiring)
 
     def _inflight(self, name: str) -> int:
@@ -151,7 +151,7 @@ def _without(by_name: dict[str, T], name: str) -> dict[str, T]:
     return {key: value for key, value in by_name.items() if key != name}
 
 
-def _routes(name: str, versions: tuple[ServedModel, ...], aliases: dict[str, int]) -> dict[tuple[str, str], ServedModel]:
+def _routes(name: str, versions: tuple[ServedVersion, ...], aliases: dict[str, int]) -> dict[tuple[str, str], ServedVersion]:
     """The names by which requests may ask for the versions, highest first, of a model."""
     if not versions:
         return {}
@@ -161,11 +161,11 @@ def _routes(name: str, versions: tuple[ServedModel, ...], aliases: dict[str, int
     return routes | {(name, ""): versions[0], (name, "latest"): versions[0]}
 
 
-def _identity(served: ServedModel) -> tuple[str, str, str, str]:
+def _identity(served: ServedVersion) -> tuple[str, str, str, str]:
     model = served.model
     return str(served.version), model.provider, model.precision, model.digest
 
 
-def _close(served: ServedModel) -> None:
+def _close(served: ServedVersion) -> None:
     # On another thread: the last release may come from a thread of the batcher, which `close` waits for.
     threading.Thread(target=served.batcher.close, name=f"close-{served.name}").start()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from service.engine.loader import Loader, TraceModelBatch
 from service.engine.registry import Registry
-from service.engine.served_version import ServedModel
+from service.engine.served_version import ServedVersion
 from service.engine.watcher import Watcher
 from service.errors import NotFound, RequestError, Unavailable
 from service.model.cpus import cpu_budget
@@ -83,7 +83,7 @@ class Repository:
         self._loader.unload_all()
 
     @property
-    def served(self) -> dict[str, tuple[ServedModel, ...]]:
+    def served(self) -> dict[str, tuple[ServedVersion, ...]]:
         """The served versions by name of the model, the highest first."""
         return self._registry.served
 

@@ -11,7 +11,7 @@ from service.engine.answer import Answer
 from service.engine.decoding import DecodingPool, decode, decode_quickly, raw_images
 from service.engine.entry import DECODING, DONE, QUEUED, RUNNING, Entry
 from service.engine.query import Query
-from service.engine.served_version import ServedModel
+from service.engine.served_version import ServedVersion
 from service.errors import Cancelled, DeadlineExceeded, InvalidRequest, ModelFailed, QueueFull, RequestError, Unavailable
 from service.phases import Phases
 from service.policy import MAX_TIMEOUT_SECONDS
@@ -26,9 +26,9 @@ class RequestContext(Protocol):
     """What a request needs of the classifier that accepted it."""
 
     pool: DecodingPool
-    release: Callable[[ServedModel], None]
+    release: Callable[[ServedVersion], None]
 
-    def record_failure(self, served: ServedModel, error: RequestError, seconds: float = 0.0) -> None:
+    def record_failure(self, served: ServedVersion, error: RequestError, seconds: float = 0.0) -> None:
         """Counts a request that failed so many seconds after it was queued."""
 
 
@@ -37,7 +37,7 @@ class Request:
 
     __slots__ = ("_cancelled", "_context", "_decode_seconds", "_entry", "_items", "_respond", "_served", "_tensor", "_top_k")
 
-    def __init__(self, context: RequestContext, served: ServedModel, query: Query, respond: Respond) -> None:
+    def __init__(self, context: RequestContext, served: ServedVersion, query: Query, respond: Respond) -> None:
         """Raises InvalidRequest for a query that the model's policy does not allow."""
         policy = served.policy
         count = len(query.items) if query.tensor is None else len(query.tensor)

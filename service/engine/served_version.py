@@ -13,7 +13,7 @@ Fingerprint = tuple[object, ...]
 
 
 @dataclass(eq=False)
-class ServedModel:
+class ServedVersion:
     """One version of one model with everything that answers its requests.
 
     Attributes:

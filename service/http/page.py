@@ -24,7 +24,7 @@ from service.engine.classifier import Classifier
 from service.engine.query import Item, Query
 from service.engine.reply import reply_to
 from service.engine.repository import Repository
-from service.engine.served_version import ServedModel
+from service.engine.served_version import ServedVersion
 from service.engine.top_k import Results
 from service.errors import InvalidRequest
 from service.http.responses import json_response, response_to_error
@@ -138,7 +138,7 @@ class Page:
         )
 
 
-def _version_info(served: ServedModel) -> dict[str, Any]:
+def _version_info(served: ServedVersion) -> dict[str, Any]:
     model = served.model
     info: dict[str, Any] = {
         "version": served.version,

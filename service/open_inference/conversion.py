@@ -11,7 +11,7 @@ from typing import Any
 
 from service.engine.answer import Answer
 from service.engine.query import Item, Query
-from service.engine.served_version import ServedModel
+from service.engine.served_version import ServedVersion
 from service.engine.top_k import best_labels
 from service.errors import InvalidRequest, RequestError
 from service.model.signature import TensorSpec
@@ -75,7 +75,7 @@ def select_outputs(answer: Answer, requested: Sequence[RequestedOutput]) -> list
     return selected
 
 
-def _check_against_model(tensor: InputTensor, requested: Sequence[RequestedOutput], served: ServedModel) -> None:
+def _check_against_model(tensor: InputTensor, requested: Sequence[RequestedOutput], served: ServedVersion) -> None:
     """Raises InvalidRequest if the model does not take the tensor or does not have a requested output."""
     model = served.model
     spec = model.input
@@ -93,7 +93,7 @@ def _check_against_model(tensor: InputTensor, requested: Sequence[RequestedOutpu
         _check_requested(served, requested, tensor.shape[0])
 
 
-def _wrong_type(served: ServedModel, tensor: InputTensor) -> InvalidRequest:
+def _wrong_type(served: ServedVersion, tensor: InputTensor) -> InvalidRequest:
     spec = served.model.input
     takes = describe_tensor(DATATYPES[spec.dtype], (-1, *spec.shape))
     if served.model.has_contract:
@@ -103,7 +103,7 @@ def _wrong_type(served: ServedModel, tensor: InputTensor) -> InvalidRequest:
     return InvalidRequest(f"input {spec.name!r} is {given}; model {served.name!r} takes {takes}", f"inputs[0].{field}")
 
 
-def _check_requested(served: ServedModel, requested: Sequence[RequestedOutput], items: int) -> None:
+def _check_requested(served: ServedVersion, requested: Sequence[RequestedOutput], items: int) -> None:
     specs: dict[str, TensorSpec] = {spec.name: spec for spec in served.model.outputs}
     names = set()
     for index, (name, classes, memory) in enumerate(requested):

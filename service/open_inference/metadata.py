@@ -9,7 +9,7 @@ from typing import Any
 
 from service import convoy_version
 from service.engine.repository import Repository
-from service.engine.served_version import ServedModel
+from service.engine.served_version import ServedVersion
 from service.errors import RequestError
 from service.model.repository_layout import MODEL_FILE
 from service.observability.histogram import CountAndSum
@@ -133,7 +133,7 @@ class ServerMetadata:
             if entry.state == "READY" or not ready_only
         ]
 
-    def _served(self, name: str, version: str) -> ServedModel:
+    def _served(self, name: str, version: str) -> ServedVersion:
         served = self._repository.acquire(name, version)
         self._repository.release(served)
         return served
@@ -156,7 +156,7 @@ def _version_policy(versions: str) -> dict[str, Any]:
     return {"specific": {"versions": [int(version) for version in versions.split(",")]}}
 
 
-def _version_statistics(served: ServedModel, found: Statistics) -> dict[str, Any]:
+def _version_statistics(served: ServedVersion, found: Statistics) -> dict[str, Any]:
     failed, answered = found.failures.values(), found.phases.values()
     count = found.phases["encode"].count
     return {

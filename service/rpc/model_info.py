@@ -3,7 +3,7 @@
 import math
 
 from service.engine.repository import Repository
-from service.engine.served_version import ServedModel
+from service.engine.served_version import ServedVersion
 from service.model.inference import Model
 from service.model.signature import TensorSpec
 from service.pb.convoy.v1 import classifier_pb2 as pb
@@ -38,7 +38,7 @@ class ModelInfoServicer:
         finally:
             self._repository.release(served)
 
-    def _model_info(self, served: ServedModel) -> pb.GetModelResponse:
+    def _model_info(self, served: ServedVersion) -> pb.GetModelResponse:
         model = served.model
         return pb.GetModelResponse(
             model=served.name,
