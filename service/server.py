@@ -51,7 +51,7 @@ log = logging.getLogger(__name__)
 STOP_SECONDS = 1.0
 """Grace for what is left on the gRPC port when every request is finished: replies being sent, health checks."""
 
-CLOSE_SECONDS = 5.0
+EXIT_GRACE_SECONDS = 5.0
 """Beyond the lame-duck and drain times, a process that takes longer than this to exit is stuck."""
 
 
@@ -296,7 +296,7 @@ def serve(config: ServerConfig) -> None:
     try:
         stop.wait()
     finally:
-        exit_after(stop.lame_duck_seconds + config.drain_seconds + CLOSE_SECONDS)
+        exit_after(stop.lame_duck_seconds + config.drain_seconds + EXIT_GRACE_SECONDS)
         server.drain(stop.lame_duck_seconds)
         server.close(wait_for_loads=False)
     if failures:

@@ -27,7 +27,7 @@ class Classifier:
         self._observer = observer
         self._draining = False
         self.pool = DecodingPool(cpus or cpu_budget())
-        # Every request goes through these, without a frame of this class.
+        # `Registry.release` and `Registry.pump`: every request goes through them, without a frame of this class.
         self.release: Callable[[ServedVersion], None] = repository.release
         self.pump = repository.pump
 

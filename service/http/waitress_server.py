@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 TESTED = ((3, 0), (3, 0))
 """The lowest and the newest minor version of waitress that the tests are run with."""
 
-CLOSE_SECONDS = 1.0
+HTTP_FLUSH_SECONDS = 1.0
 """How long sending finished responses may take when the port closes."""
 
 MAX_CONNECTIONS = 1000
@@ -88,8 +88,8 @@ class WaitressServer:
         self._server.run()
 
     def close(self) -> None:
-        """Waits up to CLOSE_SECONDS for running requests and unsent responses, then closes the port and all connections."""
-        deadline = time.monotonic() + CLOSE_SECONDS
+        """Waits up to HTTP_FLUSH_SECONDS for running requests and unsent responses, then closes the port and all connections."""
+        deadline = time.monotonic() + HTTP_FLUSH_SECONDS
         while self._busy() and time.monotonic() < deadline:
             time.sleep(0.01)
         self._server.trigger.pull_trigger(self._close)
@@ -102,7 +102,7 @@ class WaitressServer:
         for each in list(self._sockets.values()):
             if each is not self._server.trigger:
                 each.close()
-        self._server.task_dispatcher.shutdown(timeout=CLOSE_SECONDS)
+        self._server.task_dispatcher.shutdown(timeout=HTTP_FLUSH_SECONDS)
         self._sockets.clear()
 
 

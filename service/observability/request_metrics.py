@@ -19,7 +19,7 @@ from service.observability.histogram import BUFFER_SIZE, CountAndSum, Histogram,
 from service.observability.trace_context import TraceContext
 from service.phases import PHASES, Phases
 
-CODES = (
+RPC_CODE_NAMES = (
     "OK", "CANCELLED", "DEADLINE_EXCEEDED", "FAILED_PRECONDITION", "INTERNAL", "INVALID_ARGUMENT", "NOT_FOUND",
     "RESOURCE_EXHAUSTED", "UNAVAILABLE", "UNIMPLEMENTED",
 )  # fmt: skip
@@ -203,7 +203,7 @@ class RpcMetrics:
         self._lock = threading.Lock()
         self._started = 0
         self._codes: list[str] = []
-        self._handled = Counter(dict.fromkeys(CODES, 0))
+        self._handled = Counter(dict.fromkeys(RPC_CODE_NAMES, 0))
         self._handling_seconds = Histogram(_SECONDS)
 
     def started(self) -> None:

@@ -29,7 +29,7 @@ from service.config import ServerConfig
 from service.control import Call
 from service.errors import ConvoyError, Unavailable
 from service.http.server import ROUTE
-from service.http.waitress_server import CLOSE_SECONDS
+from service.http.waitress_server import HTTP_FLUSH_SECONDS
 from service.lifecycle import StopEvent, exit_now
 from service.logs import set_up_logging
 from service.workers.ipc import IpcClosed, IpcConnection
@@ -79,7 +79,7 @@ class Worker:
                 os._exit(0)  # without waiting for a load
         server.drain(self._lame_duck_seconds)
         with self._http_finished:  # the requests are finished, their HTTP responses may still be on their way
-            self._http_finished.wait_for(lambda: not self._http_running, CLOSE_SECONDS)
+            self._http_finished.wait_for(lambda: not self._http_running, HTTP_FLUSH_SECONDS)
         self._last_report = self._state()  # `close` takes the models' metrics away
         try:
             self._ipc.call("report", self._last_report).result(LAST_REPORT_SECONDS)

@@ -27,9 +27,9 @@ from service.errors import LoadError, RequestError
 from service.http import waitress_server
 from service.lifecycle import raise_file_limit
 from service.observability.metrics import OUTCOMES, REASONS
-from service.observability.request_metrics import CODES
+from service.observability.request_metrics import RPC_CODE_NAMES
 from service.pb.convoy.v1 import classifier_pb2 as pb
-from service.rpc.status import CODES as STATUS_CODES
+from service.rpc.status import CODES
 from service.server import Server
 from tests.conftest import Serve, put
 
@@ -265,13 +265,13 @@ def test_counters_stand_at_zero_before_anything_happens(server: Server) -> None:
     found = samples(server)
     for reason in REASONS:
         assert found["convoy_rejections_total", "digits", reason] == 0
-    for code in CODES:
+    for code in RPC_CODE_NAMES:
         assert found["grpc_server_handled_total", code, "Classify", "convoy.v1.Classifier", "unary"] == 0
     assert found["convoy_model_loads_total", "digits", "golden_mismatch"] == 0
     assert found["convoy_predictions_total", "3", "digits", "1"] == 0
 
 
 def test_metrics_name_every_code_and_reason_that_there_is() -> None:
-    assert {code.name for code in STATUS_CODES.values()} | {"OK"} == set(CODES)
+    assert {code.name for code in CODES.values()} | {"OK"} == set(RPC_CODE_NAMES)
     assert {error.reason for error in RequestError.__subclasses__()} - {None} == set(REASONS)
     assert {error.outcome for error in LoadError.__subclasses__()} | {LoadError.outcome, "ready"} == set(OUTCOMES)
