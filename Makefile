@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOCK := .ci/requirements.lock
+LOWEST_LOCK := .ci/lowest.lock
 CLIENTS := $(VENV)/clients
 CLIENTS_LOCK := .ci/clients.lock
 WHEELS := $(VENV)/wheels
@@ -120,13 +121,15 @@ version: setup  ## write the version of pyproject.toml into deploy/ and the manu
 docs: setup  ## generate service/CONFIGURATION.md
 	$(BIN)/python .ci/docs.py
 
-lock:  ## renew the pins: the newest versions that pyproject.toml admits
+lock:  ## renew the pins: the newest versions that pyproject.toml admits, and the lowest
 	rm -rf $(VENV)/lock && $(PYTHON) -m venv $(VENV)/lock
 	$(VENV)/lock/bin/python -m pip install --quiet torch==2.13.0 --editable '.[cpu,export,tracing,dev]'
 	.ci/freeze $(VENV)/lock/bin/python > $(LOCK)
 	rm -rf $(VENV)/lock && $(PYTHON) -m venv $(VENV)/lock
 	$(VENV)/lock/bin/python -m pip install --quiet 'tritonclient[grpc,http]' kserve pytest pytest-timeout
 	.ci/freeze $(VENV)/lock/bin/python > $(CLIENTS_LOCK)
+	$(VENV)/lock/bin/python -m pip install --quiet uv
+	.ci/lowest $(VENV)/lock/bin/uv > $(LOWEST_LOCK)
 	rm -rf $(VENV)/lock
 
 clean:  ## remove .venv and caches

@@ -56,7 +56,7 @@ def _option(name: str, field: FieldInfo) -> click.Option:
     )
 
 
-def _type(field: FieldInfo) -> click.ParamType:  # type: ignore[type-arg]  # generic since click 8.3 only
+def _type(field: FieldInfo) -> click.ParamType[Any]:
     kind, within = value_type(field), limits(field)
     if get_origin(kind) is Literal:
         return click.Choice(get_args(kind))

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 
-class ImageSize(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.3 only
+class ImageSize(click.ParamType[tuple[int, int]]):
     """`N` or `HxW` in pixels, as (height, width)."""
 
     name = "image size"

@@ -22,11 +22,15 @@ WHEELS = ROOT / ".venv" / "wheels"
 """Where `make test` has put what the test installs, for machines without a network; without it, PyPI is asked."""
 
 
+OUTSIDE = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+"""An environment where nothing of this clone is on Python's path."""
+
+
 def pip(*arguments: str | Path) -> None:
     found = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(WHEELS)} if WHEELS.is_dir() else {}
     subprocess.run(
         [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *map(str, arguments)],
-        check=True, timeout=150, env={**os.environ, **found},
+        check=True, timeout=150, env=OUTSIDE | found,
     )  # fmt: skip
 
 
@@ -45,10 +49,9 @@ def installed(folder: Path) -> Path:
 
 
 def convoy(program: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Runs the installed program where no clone is on Python's path."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    """Runs the installed program."""
     command = [str(program), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=program.parent, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=program.parent, env=OUTSIDE)
 
 
 @pytest.mark.timeout(300)
