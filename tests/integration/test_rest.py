@@ -92,7 +92,7 @@ BAD: dict[str, tuple[bytes, dict[str, str], int, str]] = {
         document([], [2**63 - 1, 2**63 - 1, 0]),
         {},
         400,
-        "is not accepted: it is too large",
+        "is not accepted: it exceeds the size limit",
     ),
     "very many outputs": (document(PIXELS, [1, 28, 28, 1], outputs=[{}] * 1025), {}, 400, "1025 outputs; at most 1024"),
     "a bomb": (
