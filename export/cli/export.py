@@ -9,8 +9,9 @@ import click
 from rich.console import Console
 
 from export.cli.dataset_loading import load_with_progress
-from export.cli.options import DATA, FiniteFloat, data_dir_option
+from export.cli.options import DATA, data_dir_option
 from export.cli.progress_bar import progress_bar
+from service.cli.parameters import FiniteFloat
 
 if TYPE_CHECKING:
     from export.convert.pipeline import Exported

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import click
 
-from export.cli.options import DATA, DATA_DIR, FiniteFloat, ImageSize
+from export.cli.options import DATA, DATA_DIR
 from export.training import recipes
+from service.cli.parameters import FiniteFloat, ImageSize
 
 _LARGEST_SIDE = 4096
 _RECIPE = "the recipe's"

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 import click
 from rich.console import Console
 
-from export.cli.options import FiniteFloat
 from export.cli.output_folder import check_output_folder, create_output_folder
 from export.cli.progress_bar import progress_bar
 from export.files import read_file
 from export.progress import OnProgress
 from export.walkthrough.pixel_scaling import PIXEL_SCALINGS, PixelScaling
+from service.cli.parameters import FiniteFloat
 from service.errors import InvalidRequest, LoadError, UserError
 
 if TYPE_CHECKING:

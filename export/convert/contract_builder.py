@@ -13,7 +13,7 @@ from export.convert.pytorch_reference import probabilities
 from export.data.datasets import Dataset, Part
 from export.evaluation.scores import Scores
 from export.training.checkpoint import Checkpoint
-from service import DISTRIBUTION
+from service import convoy_version
 from service.errors import InvalidRequest
 from service.model.contract import MAX_GOLDEN_PIXELS, Contract, Golden, Training
 from service.model.inference import Model
@@ -114,7 +114,7 @@ def _golden_samples(checkpoint: Checkpoint, part: Part, temperature: float) -> t
 
 
 def _versions() -> dict[str, str]:
-    versions = {"convoy": importlib.metadata.version(DISTRIBUTION)}
+    versions = {"convoy": convoy_version()}
     for package in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)

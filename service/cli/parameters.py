@@ -1,4 +1,4 @@
-"""Types of parameters that click does not have."""
+"""Types of parameters that click does not have, for all commands of the program, those of export/ too."""
 
 import math
 import re

@@ -5,6 +5,7 @@ import json
 import pkgutil
 import struct
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -33,14 +34,15 @@ CODES = {code.value[0]: code.name for code in grpc.StatusCode}
 REGION_BYTES = 64
 
 
-class Surface:
+class Surface(ABC):
     """Sends requests of one image each, one after the other, over one connection or stream."""
 
     writer: str
     """The function of the server that writes its replies."""
 
+    @abstractmethod
     def ask(self, server: Server, model: str, images: list[bytes], **options: Any) -> Iterator[Outcome]:
-        raise NotImplementedError
+        """The outcome of each request, in order."""
 
 
 class Classify(Surface):
