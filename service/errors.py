@@ -118,5 +118,6 @@ class ByErrorClass(dict[type[BaseException], T | None]):
     """Values by error class. A class that is not listed has the value of its nearest base class, or None."""
 
     def __missing__(self, kind: type[BaseException]) -> T | None:
-        value = self[kind] = next((self[base] for base in kind.__mro__[1:] if base in self), None)
+        # A base that was looked up in vain is here too, with None: it must not hide a listed one behind it.
+        value = self[kind] = next((found for base in kind.__mro__[1:] if (found := self.get(base)) is not None), None)
         return value

@@ -51,6 +51,15 @@ def test_a_subclass_has_the_status_of_its_nearest_base(error: errors.ConvoyError
         assert (status.code, status.message) == (code, str(error))
 
 
+class Malformed(ValueError, errors.RequestError):
+    """Python's own error first."""
+
+
+def test_a_status_does_not_depend_on_which_errors_came_before() -> None:
+    assert status_of(ValueError("in a bug")).code is grpc.StatusCode.INTERNAL
+    assert status_of(Malformed("in a request")).code is grpc.StatusCode.INVALID_ARGUMENT
+
+
 def test_a_subclass_has_the_details_of_its_base() -> None:
     def detail(error: errors.RequestError, into: BadRequest | RetryInfo) -> None:
         [(_, packed), *_] = status_of(error).trailing
