@@ -44,12 +44,12 @@ def load_instances(path: Path, labels: tuple[str, ...] | None, policy: Policy, p
     except OSError as error:
         raise InvalidModel(f"cannot read the model file: {error.strerror}") from None
 
-    def instance(threads: int) -> Model:
-        return load_model(content, policy.provider or provider, threads, labels, policy.max_batch_size, path.parent, name)
-
     name = f"model {path.parent.parent.name} version {path.parent.name}"
     threads = max(1, cpus // policy.instances)
-    instances = tuple(instance(threads) for _ in range(policy.instances))
+    instances = tuple(
+        load_model(content, policy.provider or provider, threads, labels, policy.max_batch_size, path.parent, name)
+        for _ in range(policy.instances)
+    )
     first = instances[0]
     measured = first.measure(policy.max_batch_size)
     for other in instances[1:]:
