@@ -72,10 +72,9 @@ def test_what_expires_behind_more_urgent_requests_costs_no_inference(server: Ser
     stub(one, timeout=30)
     before = answered_items(server)
     calls = [stub.future(pb.ClassifyRequest(model="slow", items=item(4) * 4), timeout=60)]
-    late = stub.future(
-        pb.ClassifyRequest(model="slow", items=item(4) * 3, priority=2, timeout_seconds=2.5 * SLOW_SECONDS), timeout=60
-    )
-    # As many as a batch holds, so that it has no room for a part of the late one.
+    # One item: of several, a faster machine would compute a part before the deadline.
+    late = stub.future(pb.ClassifyRequest(model="slow", items=item(4), priority=2, timeout_seconds=2.5 * SLOW_SECONDS), timeout=60)
+    # As many as a batch holds, so that it has no room for the late one.
     calls += [stub.future(pb.ClassifyRequest(model="slow", items=item(4) * 4, priority=1), timeout=60)]
     codes = [call.code().name for call in calls]
     assert codes == ["OK"] * 2
@@ -83,7 +82,7 @@ def test_what_expires_behind_more_urgent_requests_costs_no_inference(server: Ser
         assert answered_items(server) == before + 8
         assert rejections(server) == {"deadline": 1}
     else:  # this machine was faster than when it measured, or took them in another order
-        assert answered_items(server) == before + 11
+        assert answered_items(server) == before + 9
 
 
 def test_a_full_queue_says_when_to_come_back(server: Server, stub: grpc.UnaryUnaryMultiCallable) -> None:

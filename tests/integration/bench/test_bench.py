@@ -106,7 +106,7 @@ def test_what_is_answered_after_the_end_has_a_latency_but_no_part_in_the_rate(
     put(slow_file, repository, "slow", 1)
     (repository / "slow" / "serving.toml").write_text("max_batch_size = 1\n")
     requests = synthetic_requests("slow", "", 1, (2, 2, 1), "pixels", 0)
-    load = Load(f"127.0.0.1:{serve(repository).grpc_port}", requests, seconds=1.5, warmup_seconds=0, rate=20)
+    load = Load(f"127.0.0.1:{serve(repository).grpc_port}", requests, seconds=1.5, warmup_seconds=0, rate=20, timeout_seconds=120)
     outcome = run(load)
     found = summary(load, 1, outcome, None)
     assert found["codes"] == {"OK": found["answered"]}
