@@ -8,7 +8,7 @@ from typing import Literal, get_args, get_origin
 import click
 from pydantic.fields import FieldInfo
 
-from service.cli.config_options import limits, shown, value_type
+from service.cli.config_options import is_list, limits, shown, value_type
 from service.cli.serve import serve
 from service.config import ServerConfig
 from service.policy import Policy
@@ -21,7 +21,8 @@ TEXT = """<!-- Made from service/config.py and service/policy.py by `make docs`:
 ## `convoy serve`
 
 `convoy serve [OPTIONS] REPOSITORY`. An option wins over its environment variable; a flag's variable is
-`1` or `true` to set it.
+`1` or `true` to set it. Where several values are accepted, commas separate them, and the option may be given more than once:
+`--host 127.0.0.1,10.0.0.5` or `--host 127.0.0.1 --host 10.0.0.5`.
 
 {options}## `serving.toml`
 
@@ -71,6 +72,8 @@ def keys() -> str:
 def literal(value: object, *, quoted: bool) -> str:
     if value is None:
         return ""
+    if isinstance(value, tuple):
+        return ", ".join(f"`{each}`" for each in value)
     if isinstance(value, float):
         return f"`{value:g}`"
     return f'`"{value}"`' if isinstance(value, str) and quoted else f"`{value}`"
@@ -80,6 +83,8 @@ def accepted(field: FieldInfo) -> str:
     kind, within = value_type(field), limits(field)
     if "accepted" in shown(field):
         return str(shown(field)["accepted"])
+    if is_list(field):
+        return "text, several"
     if get_origin(kind) is Literal:
         return ", ".join(f"`{choice}`" for choice in get_args(kind))
     if kind in (int, float):

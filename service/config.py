@@ -39,7 +39,12 @@ class ServerConfig(BaseModel):
 
     repository: Path = Field(description="Folder of the models: REPOSITORY/<model>/<version>/model.onnx.")
 
-    host: str = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 for all.")
+    host: tuple[str, ...] = Field(
+        default=("127.0.0.1",),
+        min_length=1,
+        description="Address to listen on; 0.0.0.0 for all.",
+        json_schema_extra={"metavar": "ADDRESS"},
+    )
     grpc_port: int = Field(default=8001, ge=0, le=65535, description="Port for gRPC; 0 takes a free one.")
     http_port: int = Field(
         default=8002,
@@ -179,7 +184,7 @@ class ServerConfig(BaseModel):
     @property
     def url_host(self) -> str:
         """The host as it stands before a colon and a port."""
-        return url_host(self.host)
+        return url_host(self.host[0])
 
     @property
     def rest_offered(self) -> bool:

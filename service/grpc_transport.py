@@ -21,7 +21,7 @@ def create_transport(
     transport, tls = _transport_class(config), _tls_files(config)
     return transport(
         Options(
-            host=config.host,
+            host=config.host[0],
             port=config.grpc_port,
             max_message_bytes=max_message_bytes,
             methods=methods,

@@ -35,10 +35,12 @@ def check_config(config: ServerConfig) -> None:
         raise UserError(f"--policies {str(policies)!r}: no such folder")
     if policies is not None and not os.access(policies, os.X_OK):
         raise UserError(f"--policies {str(policies)!r}: permission denied")
+    if len(config.host) > 1:
+        raise UserError("--host: give one address")
     try:
-        socket.getaddrinfo(config.host, None, type=socket.SOCK_STREAM)
+        socket.getaddrinfo(config.host[0], None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
-        raise UserError(f"--host {config.host!r} cannot be resolved") from None
+        raise UserError(f"--host {config.host[0]!r} cannot be resolved") from None
     ReadyFile(config.ready_file).check()
 
 

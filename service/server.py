@@ -108,7 +108,7 @@ class Server:
         self._transport = create_transport(config, methods, metrics, self._classifier.pump, self._max_message_bytes)
         metrics.transport_chosen(self._transport.name)
         self._http = HttpServer(
-            config.host, config.http_port, metrics.registry, HttpMetrics(metrics.registry), self.not_ready_reason,
+            config.host[0], config.http_port, metrics.registry, HttpMetrics(metrics.registry), self.not_ready_reason,
             self._http_app(metadata, allowed_control, memory), self._max_message_bytes, self.not_alive_reason,
         )  # fmt: skip
 

@@ -37,17 +37,24 @@ def limits(field: FieldInfo) -> dict[str, float]:
     return {name: getattr(rule, name) for rule in field.metadata for name in ("ge", "gt", "le", "lt") if hasattr(rule, name)}
 
 
+def is_list(field: FieldInfo) -> bool:
+    """Whether the setting is a list of texts."""
+    return bool(value_type(field) == tuple[str, ...])
+
+
 def _option(name: str, field: FieldInfo) -> click.Option:
     negated = field.default is True
     flag = ("--no-" if negated else "--") + name.replace("_", "-")
     extra = shown(field)
     is_flag = value_type(field) is bool
+    callback = (lambda context, parameter, value: not value) if negated else _joined if is_list(field) else None
     return click.Option(
         [name, flag],
         type=None if is_flag else _type(field),
         is_flag=is_flag,
+        multiple=is_list(field),
         default=False if is_flag else field.default,
-        callback=(lambda context, parameter, value: not value) if negated else None,
+        callback=callback,
         envvar="CONVOY_" + flag.removeprefix("--").upper().replace("-", "_"),
         show_envvar=True,
         show_default=extra.get("default", True),
@@ -58,6 +65,8 @@ def _option(name: str, field: FieldInfo) -> click.Option:
 
 def _type(field: FieldInfo) -> click.ParamType[Any]:
     kind, within = value_type(field), limits(field)
+    if is_list(field):
+        return _Texts()
     if get_origin(kind) is Literal:
         return click.Choice(get_args(kind))
     if kind is Path:
@@ -67,6 +76,24 @@ def _type(field: FieldInfo) -> click.ParamType[Any]:
     if kind is float:
         return FiniteFloat(within.get("gt", within.get("ge")), within.get("le"), min_open="gt" in within)
     return click.STRING
+
+
+class _Texts(click.ParamType[tuple[str, ...]]):
+    """Texts separated by commas, in an option and in its environment variable alike; the option may be repeated as well."""
+
+    name = "text,..."
+    envvar_list_splitter = ","
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """The texts without the spaces around them."""
+        texts = tuple(text.strip() for text in value.split(","))
+        if "" in texts:
+            self.fail("a value is empty (values are separated by commas)", param, ctx)
+        return texts
+
+
+def _joined(_context: click.Context, _parameter: click.Parameter, values: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
+    return tuple(text for texts in values for text in texts)
 
 
 class ServeCommand(click.Command):

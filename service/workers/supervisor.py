@@ -74,7 +74,8 @@ class Supervisor(Collector):
         all_metrics = CollectorRegistry()
         all_metrics.register(self)
         self._http = HttpServer(
-            config.host, config.http_port, all_metrics, HttpMetrics(self._own_metrics), self.not_ready_reason, self._forward_http,
+            config.host[0], config.http_port, all_metrics, HttpMetrics(self._own_metrics), self.not_ready_reason,
+            self._forward_http,
             max_body_bytes=config.max_message_bytes or message_limits.max_message_bytes(config.repository, config.policies),
         )  # fmt: skip
         self._ready_file = ReadyFile(config.ready_file)
@@ -285,7 +286,7 @@ def _reserve_port(config: ServerConfig) -> socket.socket:
     """Binds the gRPC port, a free one for 0, without listening on it. Raises UserError if it is not available."""
     if not hasattr(socket, "SO_REUSEPORT"):
         raise UserError("--workers needs SO_REUSEPORT, which this system does not have; --workers 1 does without")
-    family, *_, address = socket.getaddrinfo(config.host, config.grpc_port, type=socket.SOCK_STREAM)[0]
+    family, *_, address = socket.getaddrinfo(config.host[0], config.grpc_port, type=socket.SOCK_STREAM)[0]
     reserved = socket.socket(family, socket.SOCK_STREAM)
     # Bound exclusively, so that another server with workers on this port fails as any other does; shared only afterwards. The
     # kernel checks the options when the next socket binds.

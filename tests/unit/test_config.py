@@ -36,7 +36,7 @@ def accepted(schema: Schema) -> list[Any]:
         step = 1 if kind == "integer" else 1e-6
         low = schema["exclusiveMinimum"] + step if "exclusiveMinimum" in schema else schema["minimum"]
         return [low, schema.get("maximum", low)]
-    examples: dict[str, list[Any]] = {"string": ["latest:2"], "object": [{"stable": 3}]}
+    examples: dict[str, list[Any]] = {"string": ["latest:2"], "object": [{"stable": 3}], "array": [("one",), ("one", "two")]}
     return examples[kind]
 
 
@@ -52,10 +52,16 @@ def refused(schema: Schema) -> list[Any]:
     return [low, *high, "x", float("nan"), float("inf"), *([1.5] if schema["type"] == "integer" else [])]
 
 
+def written(value: Any) -> str:
+    """A value as the command line and the environment take it."""
+    return ",".join(value) if isinstance(value, tuple) else str(value)
+
+
 OPTIONS = {option.name or "": option for option in serve.params if isinstance(option, click.Option)}
 SETTINGS = {name: schema for name, schema in schemas(ServerConfig).items() if name != "repository"}
 KEYS = schemas(Policy)
 VALUED = [name for name, schema in SETTINGS.items() if schema["type"] != "boolean"]
+LISTS = [name for name, schema in SETTINGS.items() if schema["type"] == "array"]
 FLAGS = [name for name, schema in SETTINGS.items() if schema["type"] == "boolean"]
 
 
@@ -82,9 +88,9 @@ def test_without_options_every_setting_has_its_default() -> None:
 def test_an_option_takes_its_range_and_nothing_outside(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     option, schema = OPTIONS[name], SETTINGS[name]
     for value in accepted(schema):
-        config = ServerConfig(**parsed(option.opts[0], str(value)))
+        config = ServerConfig(**parsed(option.opts[0], written(value)))
         assert str(getattr(config, name)) == str(type(getattr(config, name))(value))
-        monkeypatch.setenv(str(option.envvar), str(value))
+        monkeypatch.setenv(str(option.envvar), written(value))
         assert ServerConfig(**parsed()) == config
         assert ServerConfig.model_validate({"repository": "models", name: value}) == config
     for value in refused(schema):
@@ -105,6 +111,26 @@ def _raise_in_full(*words: str) -> None:
         raise click.BadParameter(error.format_message()) from None
 
 
+@pytest.mark.parametrize("name", LISTS)
+def test_a_list_is_a_repeated_option_or_separated_by_commas(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    option = OPTIONS[name]
+    assert parsed(option.opts[0], "one", option.opts[0], " two, three")[name] == ("one", "two", "three")
+    monkeypatch.setenv(str(option.envvar), "one, two")
+    assert parsed()[name] == ("one", "two")
+    monkeypatch.setenv(str(option.envvar), "")
+    assert parsed()[name] == ServerConfig.model_fields[name].default
+    for text in ("", ",", "one,,two", "one,"):
+        with pytest.raises(click.BadParameter, match=f"Invalid value for '{option.opts[0]}'"):
+            _raise_in_full(option.opts[0], text)
+    for text in (",", "one,,two", "one,"):
+        monkeypatch.setenv(str(option.envvar), text)
+        with pytest.raises(click.BadParameter, match=str(option.envvar)):
+            _raise_in_full()
+    if SETTINGS[name].get("minItems"):
+        with pytest.raises(ValidationError):
+            ServerConfig.model_validate({"repository": "models", name: ()})
+
+
 @pytest.mark.parametrize("name", FLAGS)
 def test_a_flag_is_off_until_it_or_its_variable_is_set(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     option, default = OPTIONS[name], SETTINGS[name]["default"]
@@ -121,7 +147,7 @@ def test_a_flag_is_off_until_it_or_its_variable_is_set(name: str, monkeypatch: p
 
 @pytest.mark.parametrize("name", VALUED)
 def test_an_option_wins_over_its_variable(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    values = [str(value) for value in [*accepted(SETTINGS[name]), "another"]][:2]
+    values = [written(value) for value in [*accepted(SETTINGS[name]), "another"]][:2]
     monkeypatch.setenv(str(OPTIONS[name].envvar), values[0])
     expected = parsed(OPTIONS[name].opts[0], values[1])[name]
     assert expected != parsed()[name]
