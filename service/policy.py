@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from service.errors import UserError
 from service.model.providers import Provider
+from service.model.text_files import read_text
 
 _ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}")
 _VERSIONS = re.compile(r"all|latest:[1-9][0-9]{0,8}|[1-9][0-9]{0,8}(,[1-9][0-9]{0,8})*")
@@ -134,10 +135,12 @@ def read_policy(path: Path) -> Policy:
     Raises UserError that names the key and what it accepts.
     """
     try:
-        settings = tomllib.loads(path.read_text(encoding="utf-8"))
+        settings = tomllib.loads(read_text(path))
     except FileNotFoundError:
         return Policy()
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"{path.parent.name}/{path.name}: {error.strerror}") from None
+    except ValueError as error:  # neither text nor TOML
         raise UserError(f"{path.parent.name}/{path.name}: {error}") from None
     try:
         return Policy.model_validate(settings)

@@ -1,5 +1,6 @@
 """How a client connects: the server's address, channel options, TLS, the RPCs as callables, deadlines."""
 
+import codecs
 import json
 import re
 import ssl
@@ -153,7 +154,7 @@ def _credentials(ca: Path | None, cert: Path | None, key: Path | None) -> grpc.C
         return None
     if ca is None or (cert is None) != (key is None):
         raise UserError("TLS needs --tls-ca; a client certificate needs both --tls-cert and --tls-key")
-    pem_ca, pem_key, pem_cert = (read_file(path) if path is not None else None for path in (ca, key, cert))
+    pem_ca, pem_key, pem_cert = (read_pem(path) if path is not None else None for path in (ca, key, cert))
     # Checked here: gRPC does not report what is wrong with them, and trusts its built-in CAs if the file contains none.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
@@ -166,6 +167,11 @@ def _credentials(ca: Path | None, cert: Path | None, key: Path | None) -> grpc.C
     except ssl.SSLError:
         raise UserError("TLS: --tls-cert and --tls-key must be a matching pair of PEM files, the key unencrypted") from None
     return grpc.ssl_channel_credentials(pem_ca, pem_key, pem_cert)
+
+
+def read_pem(path: Path) -> bytes:
+    """A PEM file as gRPC takes it: without a byte order mark, which OpenSSL ignores. Raises FileUnreadable."""
+    return read_file(path).removeprefix(codecs.BOM_UTF8)
 
 
 def checked_timeout(seconds: float | None) -> float:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from service.errors import InvalidModel, UserError
+from service.model.text_files import read_text
 
 MODEL_FILE = "model.onnx"
 POLICY_FILE = "serving.toml"
@@ -91,10 +92,12 @@ def labels_path(repository: Path, name: str) -> Path:
 def read_labels(path: Path) -> tuple[str, ...] | None:
     """The lines of a `labels.txt`; None if there is none. Raises InvalidModel if it cannot be read or has an empty line."""
     try:
-        labels = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().split("\n"))
+        labels = tuple(line.strip() for line in read_text(path).rstrip().split("\n"))
     except FileNotFoundError:
         return None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise InvalidModel(f"{path.name}: {error.strerror}") from None
+    except ValueError as error:
         raise InvalidModel(f"{path.name}: {error}") from None
     if "" in labels:
         raise InvalidModel(f"{path.name}: line {labels.index('') + 1} is empty; one label a line is accepted")

@@ -4,6 +4,7 @@ Tools such as cert-manager renew certificates in place while the server runs. C 
 new one; open connections keep the one that they began with.
 """
 
+import codecs
 import logging
 import ssl
 from collections.abc import Callable
@@ -57,8 +58,8 @@ class TlsFiles:
             context.load_cert_chain(self._certificate, self._key, password="")
             if self._client_ca is not None:
                 context.load_verify_locations(self._client_ca)
-            client_ca = self._client_ca.read_bytes() if self._client_ca is not None else None
-            return Tls(self._certificate.read_bytes(), self._key.read_bytes(), client_ca)
+            client_ca = _read_pem(self._client_ca) if self._client_ca is not None else None
+            return Tls(_read_pem(self._certificate), _read_pem(self._key), client_ca)
         except OSError as error:  # ssl's errors are among them
             raise UserError(
                 f"TLS: --tls-cert, --tls-key and --tls-client-ca must be PEM files that belong together: {error.strerror or error}"
@@ -80,3 +81,8 @@ class TlsFiles:
 
     def _states(self) -> list[FileState | None]:
         return [file_state(path) for path in (self._certificate, self._key, self._client_ca) if path is not None]
+
+
+def _read_pem(path: Path) -> bytes:
+    """Without a byte order mark: OpenSSL ignores it, gRPC does not."""
+    return path.read_bytes().removeprefix(codecs.BOM_UTF8)

@@ -44,3 +44,17 @@ def test_a_bad_policy_names_the_key_and_what_it_accepts(tmp_path: Path, text: st
     path.write_text(text)
     with pytest.raises(UserError, match=message):
         read_policy(path)
+
+
+def test_a_policy_may_be_saved_by_a_windows_editor(tmp_path: Path) -> None:
+    path = tmp_path / "pets" / "serving.toml"
+    path.parent.mkdir()
+    path.write_bytes(b"\xef\xbb\xbfmax_batch_size = 8\r\n[aliases]\r\nstable = 3\r\n")
+    assert read_policy(path) == Policy(max_batch_size=8, aliases={"stable": 3})
+    path.write_text("max_batch_size = 8\n", encoding="utf-16")
+    with pytest.raises(UserError, match=r"^pets/serving.toml: the file is UTF-16; save it as UTF-8$"):
+        read_policy(path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(UserError, match=r"^pets/serving.toml: Is a directory$"):
+        read_policy(path)

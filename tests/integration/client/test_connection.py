@@ -1,6 +1,7 @@
 """The Python client and its servers: several of them, those that come and go, and those that cannot be reached."""
 
 import asyncio
+import codecs
 import contextlib
 import signal
 import socket
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import trustme
 
 from export.data.datasets import Dataset
 from service.client import AsyncClient, CallFailed, Client
@@ -180,6 +182,19 @@ def test_a_proxy_in_the_environment_is_not_for_this_machine(
     for host in ("127.0.0.1", "LOCALHOST", "dns:///localhost", "dns:127.0.0.1", "ipv4:127.0.0.1"):
         with Client(f"{host}:{server.grpc_port}") as client:
             assert len(client.classify([digits.test.encoded(0)], "digits").results) == 1
+
+
+def test_pem_files_may_be_saved_by_a_windows_editor(tmp_path: Path, repository: Path, serve: Serve) -> None:
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1")
+    files = {"ca": authority.cert_pem, "cert": issued.cert_chain_pems[0], "key": issued.private_key_pem}
+    paths = {name: tmp_path / f"{name}.pem" for name in files}
+    for name, blob in files.items():
+        paths[name].write_bytes(codecs.BOM_UTF8 + blob.bytes().replace(b"\n", b"\r\n"))
+    server = serve(repository, tls_cert=paths["cert"], tls_key=paths["key"], tls_client_ca=paths["ca"])
+    tls = {f"tls_{name}": path for name, path in paths.items()}
+    with Client(f"127.0.0.1:{server.grpc_port}", timeout_seconds=10, **tls) as client:
+        assert [model.model for model in client.models()] == ["digits"]
 
 
 def test_the_time_that_a_server_may_take_ends_a_call_that_it_does_not_answer() -> None:

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from service.errors import UserError
+from service.errors import InvalidModel, UserError
 from service.model.repository_layout import (
     check_model_name,
     misplaced,
@@ -57,3 +57,6 @@ def test_labels_are_lines_with_any_line_end_or_byte_order_mark(tmp_path: Path) -
     path = tmp_path / "labels.txt"
     path.write_bytes("\ufeffcat\r\nd\u2028og\r\ncow\n\n".encode())
     assert read_labels(path) == ("cat", "d\u2028og", "cow")
+    path.write_text("cat\ndog\n", encoding="utf-16")
+    with pytest.raises(InvalidModel, match=r"^labels.txt: the file is UTF-16; save it as UTF-8$"):
+        read_labels(path)

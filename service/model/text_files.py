@@ -1,0 +1,28 @@
+"""Reads the text files that people write for a model: UTF-8, with or without a byte order mark, with any line ends."""
+
+import codecs
+from pathlib import Path
+
+_MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
+"""Byte order marks of other encodings; that of UTF-32 begins with that of UTF-16."""
+
+
+def read_text(path: Path) -> str:
+    r"""The text of a file, with `\n` as line ends, without a byte order mark (Windows editors write one).
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not UTF-8 text; the message says where, or which encoding it has.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        encoding = next((name for mark, name in _MARKS.items() if error.object.startswith(mark)), None)
+        if encoding is not None:
+            raise ValueError(f"the file is {encoding}; save it as UTF-8") from None
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"line {line} is not UTF-8 (byte 0x{error.object[error.start]:02x}); save the file as UTF-8") from None
+    if "\0" in text:  # UTF-16 without a mark, or a file that was copied only in part
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise ValueError(f"line {line} contains a NUL byte; save the file as UTF-8 text")
+    return text
