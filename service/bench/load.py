@@ -47,6 +47,8 @@ class Load:
     seed: int = 0
     tls: tuple[bytes | None, ...] | None = None
     """For `grpc.ssl_channel_credentials`: the CA, the client's key, its certificate."""
+    uses_proxy: bool = False
+    """Whether to connect through the HTTP proxy of the environment, as the client does."""
 
     def share(self, index: int) -> "Load":
         """The part of the load that one of the processes sends."""

@@ -220,7 +220,7 @@ def _channel(load: Load) -> grpc.aio.Channel:
         ("grpc.use_local_subchannel_pool", 1),  # or all channels to a server would share one connection
         ("grpc.max_send_message_length", -1),
         ("grpc.max_receive_message_length", -1),
-        ("grpc.enable_http_proxy", 0),
+        ("grpc.enable_http_proxy", int(load.uses_proxy)),
     ]
     if load.tls is None:
         return grpc.aio.insecure_channel(load.target, options)

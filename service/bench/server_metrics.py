@@ -5,6 +5,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -71,10 +73,10 @@ def scrape(url: str, model: str) -> Snapshot:
     if not url.startswith(("http://", "https://")):
         raise UserError(f"--metrics {url!r}: expected a URL such as http://127.0.0.1:8002/metrics")
     try:
-        with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response:  # noqa: S310 - the scheme is checked above
+        with _open(url) as response:
             families = list(text_string_to_metric_families(response.read().decode()))
     except (OSError, urllib.error.URLError, http.client.HTTPException, ValueError) as error:
-        raise UserError(f"cannot read metrics at {url}: {error}") from None
+        raise UserError(f"cannot read metrics at {url}{_through(url)}: {error}") from None
     phases: dict[str, dict[float, float]] = {phase: {} for phase in PHASES}
     sums = dict.fromkeys(_SUMS, 0.0)
     answered = 0.0
@@ -92,6 +94,26 @@ def scrape(url: str, model: str) -> Snapshot:
                 sums[sample.name] += sample.value
     sums["convoy_rejections_total"] += answered
     return Snapshot({phase: sorted(buckets.items()) for phase, buckets in phases.items() if buckets}, *sums.values())
+
+
+def _open(url: str) -> Any:
+    """Without the proxy of the environment for an address of this machine, as the calls go."""
+    handlers = [urllib.request.ProxyHandler({})] if _is_local(url) else []
+    return urllib.request.build_opener(*handlers).open(url, timeout=_TIMEOUT_SECONDS)
+
+
+def _through(url: str) -> str:
+    """Names the proxy that `_open` takes, if it takes one, without its user and password."""
+    parts = urlsplit(url)
+    proxy = urllib.request.getproxies().get(parts.scheme)
+    if proxy is None or _is_local(url) or urllib.request.proxy_bypass(parts.hostname or ""):
+        return ""
+    return f" through the HTTP proxy {proxy.rpartition('@')[2].removeprefix('http://')} of ${parts.scheme}_proxy"
+
+
+def _is_local(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def quantile(buckets: Buckets, q: float) -> float:

@@ -17,7 +17,7 @@ from service.bench.server_metrics import Snapshot, scrape
 from service.cli.connection import server_options, unreachable
 from service.cli.parameters import FiniteFloat, ImageSize
 from service.client import CallFailed, Client, ModelInfo
-from service.client.connection import read_pem
+from service.client.connection import ChannelSettings, read_pem
 from service.client.images import read_file
 from service.errors import UserError
 
@@ -194,6 +194,7 @@ def _load(options: Options, target: str, requests: tuple[bytes, ...]) -> Load:
         timeout_seconds=options.timeout,
         seed=options.seed,
         tls=tuple(read_pem(path) if path is not None else None for path in pem) if options.tls_ca is not None else None,
+        uses_proxy=ChannelSettings(target, None, None, None).uses_proxy,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import click
 
 from service.client import CallFailed
+from service.client.http_proxy import THROUGH_PROXY
 from service.errors import UserError
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -32,6 +33,8 @@ def server_options(command: _Command) -> _Command:
 
 def unreachable(server: str, error: CallFailed) -> UserError | None:
     """What to print for a call that failed because no server could be reached; None if it failed for another reason."""
+    if THROUGH_PROXY in error.message:
+        return UserError(error.message)
     if error.code != "UNAVAILABLE" or "connect" not in error.message.lower():
         return None
     cause = error.message.rpartition("last error: ")[2]

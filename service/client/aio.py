@@ -21,7 +21,6 @@ from service.client.messages import (
     Classification,
     ModelInfo,
     ModelStatus,
-    call_failed,
     classification,
     classify_request,
     filled,
@@ -58,10 +57,10 @@ class AsyncClient:
         Raises:
             UserError: an invalid address or timeout, or a PEM file that is missing or invalid.
         """
-        settings = ChannelSettings(server, tls_ca, tls_cert, tls_key)
-        self.server = settings.target
+        self._settings = ChannelSettings(server, tls_ca, tls_cert, tls_key)
+        self.server = self._settings.target
         self._timeout_seconds = checked_timeout(timeout_seconds)
-        self._channel = settings.channel(grpc.aio)
+        self._channel = self._settings.channel(grpc.aio)
         self._stubs = Stubs(self._channel)
         self._closed = False  # asyncio only
 
@@ -151,17 +150,18 @@ class AsyncClient:
                             yield number, outcome(response)
                     break
                 except grpc.RpcError as error:
-                    refused = feed.too_large(error)
+                    failed = self._settings.call_failed(error)
+                    refused = feed.too_large(failed)
                     if refused is not None:
                         if await feed.answered(refused):
-                            yield refused, call_failed(error)
-                    elif (suspect := feed.suspect(error)) is not None:  # asyncio only
+                            yield refused, failed
+                    elif (suspect := feed.suspect(failed)) is not None:  # asyncio only
                         answer = await self._outcome(suspect, timeout_seconds)
                         if await feed.answered(int(suspect.id)):
                             yield int(suspect.id), answer
                     else:
-                        # sync: time.sleep(feed.backoff_seconds(error))
-                        await asyncio.sleep(feed.backoff_seconds(error))  # asyncio only
+                        # sync: time.sleep(feed.backoff_seconds(failed))
+                        await asyncio.sleep(feed.backoff_seconds(failed))  # asyncio only
                 except asyncio.CancelledError:  # asyncio only
                     self._check_open()
                     raise
@@ -193,7 +193,7 @@ class AsyncClient:
         try:
             return await stub(request, timeout=deadline_seconds(self._timeout_seconds, server_seconds))
         except grpc.RpcError as error:
-            raise call_failed(error) from None
+            raise self._settings.call_failed(error) from None
         except asyncio.CancelledError:  # asyncio only
             self._check_open()
             raise

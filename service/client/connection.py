@@ -10,8 +10,9 @@ from typing import Any
 
 import grpc
 
+from service.client.http_proxy import http_proxy
 from service.client.images import read_file
-from service.client.messages import CallFailed
+from service.client.messages import CallFailed, call_failed
 from service.errors import UserError
 from service.pb.convoy.v1 import classifier_pb2 as pb
 
@@ -59,7 +60,11 @@ class ChannelSettings:
         if several:
             # A draining server says so by its health. A single server is asked anyway: it answers with the reason itself.
             config = config | {"healthCheckConfig": {"serviceName": ""}}
-        local = bool(hosts) and all(_LOOPBACK.fullmatch(host) for host in hosts)
+        # gRPC would send calls to this machine through the proxy of the environment too, and ask a proxy for a list as one host.
+        self._host = hosts[0] if len(hosts) == 1 and not _LOOPBACK.fullmatch(hosts[0]) else ""
+        self._proxy = http_proxy(self._host) if self._host else None
+        self.uses_proxy = self._proxy is not None
+        """Whether it connects through the HTTP proxy of the environment."""
         self._options: list[tuple[str, Any]] = [
             # The server decides what is too large.
             ("grpc.max_send_message_length", -1),
@@ -74,8 +79,7 @@ class ChannelSettings:
             ("grpc.keepalive_time_ms", 20_000),
             ("grpc.keepalive_timeout_ms", 10_000),
             ("grpc.http2.max_pings_without_data", 0),
-            # gRPC would send calls to this machine through the proxy of the environment too.
-            ("grpc.enable_http_proxy", 0 if local else 1),
+            ("grpc.enable_http_proxy", int(self.uses_proxy)),
         ]
         self._credentials = _credentials(tls_ca, tls_cert, tls_key)
 
@@ -84,6 +88,11 @@ class ChannelSettings:
         if self._credentials is None:
             return library.insecure_channel(self.target, self._options)
         return library.secure_channel(self.target, self._credentials, self._options)
+
+    def call_failed(self, error: Any) -> CallFailed:
+        """As `messages.call_failed`; a failure to connect names the proxy, if there is one."""
+        failed = call_failed(error)
+        return failed if self._proxy is None else self._proxy.explain(failed, self.target, self._host)
 
 
 class Stubs:

@@ -8,9 +8,7 @@ answer in between are retried for about a second.
 
 from collections import deque
 
-import grpc
-
-from service.client.messages import CallFailed, RequestTooLarge, call_failed
+from service.client.messages import CallFailed, RequestTooLarge
 from service.errors import UserError
 from service.pb.convoy.v1 import classifier_pb2 as pb
 
@@ -81,27 +79,25 @@ class Window:
         self._failures = 0
         return self._unanswered.pop(number, None) is not None
 
-    def too_large(self, error: grpc.RpcError) -> int | None:
+    def too_large(self, failed: CallFailed) -> int | None:
         """The number of the request that broke the RPC because it is too large for the server; None if something else did."""
-        failed = call_failed(error)
         if not isinstance(failed, RequestTooLarge):
             return None
         return next((number for number, sent in list(self._unanswered.items()) if sent.ByteSize() == failed.size_bytes), None)
 
-    def suspect(self, error: grpc.RpcError) -> pb.ClassifyRequest | None:
+    def suspect(self, failed: CallFailed) -> pb.ClassifyRequest | None:
         """If gRPC has lost why an RPC broke: the request to retry as a unary call, whose status is not lost.
 
         It is the largest one, since a request that is too large would break every RPC. None if the status is known.
         """
-        if call_failed(error).message != _STATUS_LOST or not self._unanswered:
+        if failed.message != _STATUS_LOST or not self._unanswered:
             return None
         return max(self._unanswered.values(), key=pb.ClassifyStreamRequest.ByteSize).request
 
-    def backoff_seconds(self, error: grpc.RpcError) -> float:
+    def backoff_seconds(self, failed: CallFailed) -> float:
         """How long to wait before the next RPC. Raises CallFailed if another would not help, or too many have broken."""
         if not self._unanswered:
             return 0.0
-        failed = call_failed(error)
         self._failures += 1
         if failed.code not in ("UNAVAILABLE", "CANCELLED") or self._failures > len(BACKOFF_SECONDS):
             raise failed from None

@@ -15,7 +15,6 @@ from service.client.messages import (
     Classification,
     ModelInfo,
     ModelStatus,
-    call_failed,
     classification,
     classify_request,
     filled,
@@ -52,10 +51,10 @@ class Client:
         Raises:
             UserError: an invalid address or timeout, or a PEM file that is missing or invalid.
         """
-        settings = ChannelSettings(server, tls_ca, tls_cert, tls_key)
-        self.server = settings.target
+        self._settings = ChannelSettings(server, tls_ca, tls_cert, tls_key)
+        self.server = self._settings.target
         self._timeout_seconds = checked_timeout(timeout_seconds)
-        self._channel = settings.channel(grpc)
+        self._channel = self._settings.channel(grpc)
         self._stubs = Stubs(self._channel)
 
     def __enter__(self) -> "Client":
@@ -141,12 +140,13 @@ class Client:
                             yield number, outcome(response)
                     break
                 except grpc.RpcError as error:
-                    refused = feed.too_large(error)
+                    failed = self._settings.call_failed(error)
+                    refused = feed.too_large(failed)
                     if refused is not None:
                         if feed.answered(refused):
-                            yield refused, call_failed(error)
+                            yield refused, failed
                     else:
-                        time.sleep(feed.backoff_seconds(error))
+                        time.sleep(feed.backoff_seconds(failed))
                 finally:
                     call.cancel()
             feed.check_complete()
@@ -165,7 +165,7 @@ class Client:
         try:
             return stub(request, timeout=deadline_seconds(self._timeout_seconds, server_seconds))
         except grpc.RpcError as error:
-            raise call_failed(error) from None
+            raise self._settings.call_failed(error) from None
 
 
 class Feed(Window):

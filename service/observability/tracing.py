@@ -12,6 +12,7 @@ import re
 import threading
 import time
 from collections.abc import Iterable
+from typing import Any
 
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
@@ -37,6 +38,7 @@ from service.phases import Phases
 
 FLUSH_SECONDS = 5.0
 _URL = re.compile(r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}/?")
+_LOOPBACK = re.compile(r"https?://(127\.|localhost:|\[::1\])")
 
 
 class RequestSpan:
@@ -85,7 +87,9 @@ class Tracing:
             resource=Resource.create().merge(named).merge(OTELResourceDetector().detect()),
             shutdown_on_exit=False,
         )
-        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint)))
+        # gRPC would send spans for a collector on this machine through the HTTP proxy of the environment too.
+        options: Any = (("grpc.enable_http_proxy", 0),) if _LOOPBACK.match(endpoint) else None
+        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint, channel_options=options)))
         self._tracer = self._provider.get_tracer("convoy")
         self._open: dict[str, RequestSpan] = {}  # by span id
 

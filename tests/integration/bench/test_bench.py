@@ -226,6 +226,21 @@ def test_without_a_server_it_says_so() -> None:
     assert (result.returncode, "no server answers at 127.0.0.1:9" in result.stderr) == (2, True)
 
 
+def test_a_proxy_that_is_dead_is_named_and_this_machine_needs_none(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://user:secret@127.0.0.1:9")
+    for command in (["bench"], ["classify", __file__]):
+        result = convoy(*command, "--model", "digits", "--server", "models.example:8001")
+        assert result.returncode == 2
+        assert result.stderr.startswith(
+            "convoy: no connection to models.example:8001 through the HTTP proxy 127.0.0.1:9 of $http_proxy: "
+        )
+        assert result.stderr.count("\n") == 1
+    local = ["bench", "--model", "digits", "--server", f"127.0.0.1:{server.grpc_port}", "--seconds", "0.3", "--warmup", "0"]
+    assert "server: inference" in convoy(*local, "--metrics", f"http://127.0.0.1:{server.http_port}/metrics").stdout
+    result = convoy(*local, "--metrics", "http://models.example:8002/metrics")
+    assert "models.example:8002/metrics through the HTTP proxy 127.0.0.1:9 of $http_proxy: " in result.stderr
+
+
 def test_a_client_process_that_dies_is_an_error(server: Server) -> None:
     def kill(_: float) -> None:
         multiprocessing.active_children()[0].kill()

@@ -184,6 +184,79 @@ def test_a_proxy_in_the_environment_is_not_for_this_machine(
             assert len(client.classify([digits.test.encoded(0)], "digits").results) == 1
 
 
+class HttpProxy:
+    """Answers every CONNECT with `answer`, then forwards the connection to `port` if there is one. Keeps what it was asked."""
+
+    def __init__(self, answer: str, port: int = 0) -> None:
+        self._answer = answer.encode()
+        self._forward = Proxy(port) if port else None
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://user:secret@127.0.0.1:{self._listener.getsockname()[1]}"
+        self.asked: list[str] = []
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                self.asked.append(connection.recv(65536).decode().partition("\r\n")[0])
+                connection.sendall(self._answer)
+                if self._forward is None:
+                    connection.close()
+                else:
+                    threading.Thread(target=self._forward._carry, args=(connection,), daemon=True).start()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # closed before
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "cause"),
+    [
+        (None, "Failed to connect to remote host: Connection refused"),
+        ("HTTP/1.1 407 Proxy Authentication Required\r\n\r\n", "HTTP proxy returned response code 407"),
+        ("", "(Socket closed|.*reset)"),
+    ],
+)
+def test_a_proxy_that_gives_no_connection_is_named(answer: str | None, cause: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    proxy = HttpProxy(answer or "")
+    if answer is None:
+        proxy.close()
+    address = proxy.url.rpartition("@")[2]
+    monkeypatch.setenv("grpc_proxy", proxy.url)
+    message = (
+        rf"^UNAVAILABLE: no connection to models.example:8001 through the HTTP proxy {address} of \$grpc_proxy: {cause}.* "
+        r"\(no_grpc_proxy=models.example in the environment goes round the proxy\)$"
+    )
+
+    async def stream() -> None:
+        async with AsyncClient("models.example:8001") as client:
+            await anext(client.classify_stream([[b""]], "digits"))
+
+    with Client("models.example:8001") as client, pytest.raises(CallFailed, match=message):
+        client.models()
+    with pytest.raises(CallFailed, match=message):
+        asyncio.run(stream())
+    proxy.close()
+
+
+def test_a_server_behind_a_proxy_is_asked_by_name_and_a_list_of_servers_directly(
+    repository: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve(repository)
+    proxy = HttpProxy("HTTP/1.1 200 OK\r\n\r\n", server.grpc_port)
+    monkeypatch.setenv("grpc_proxy", proxy.url)
+    with Client("models.example:8001") as client:
+        assert [model.model for model in client.models()] == ["digits"]
+    assert proxy.asked == ["CONNECT models.example:8001 HTTP/1.1"]
+    with Client([f"127.0.0.1:{server.grpc_port}", "192.0.2.1:1"]) as client:
+        assert [model.model for model in client.models()] == ["digits"]
+    assert len(proxy.asked) == 1, "gRPC would ask for the list as for one host"
+    proxy.close()
+
+
 def test_pem_files_may_be_saved_by_a_windows_editor(tmp_path: Path, repository: Path, serve: Serve) -> None:
     authority = trustme.CA()
     issued = authority.issue_cert("127.0.0.1")

@@ -4,13 +4,13 @@ import grpc
 import pytest
 
 from service.client import CallFailed
-from service.client.messages import classify_request
+from service.client.messages import call_failed, classify_request
 from service.client.stream import BACKOFF_SECONDS, Window
 from service.errors import UserError
 
 
-def broken(code: str, details: str) -> grpc.RpcError:
-    return grpc.aio.AioRpcError(grpc.StatusCode[code], grpc.aio.Metadata(), grpc.aio.Metadata(), details=details)
+def broken(code: str, details: str) -> CallFailed:
+    return call_failed(grpc.aio.AioRpcError(grpc.StatusCode[code], grpc.aio.Metadata(), grpc.aio.Metadata(), details=details))
 
 
 UNAVAILABLE = broken("UNAVAILABLE", "draining")
