@@ -11,10 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from service.errors import UserError
 from service.model.providers import Provider
+from service.model.repository_layout import MAX_VERSION, is_version
 from service.model.text_files import read_text
 
 _ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}")
-_VERSIONS = re.compile(r"all|latest:[1-9][0-9]{0,8}|[1-9][0-9]{0,8}(,[1-9][0-9]{0,8})*")
+_LATEST = re.compile(r"latest:[1-9][0-9]{0,8}")
 
 MAX_TIMEOUT_SECONDS = 1e9
 """Longest timeout of a request, set by the request or by the policy of its model."""
@@ -81,7 +82,7 @@ class Policy(BaseModel):
         description="Versions to serve: the N highest that load, all, or those listed.",
         json_schema_extra={"accepted": '`"latest:N"`, `"all"`, or a list such as `"1,3"`'},
     )
-    aliases: dict[str, Annotated[int, Field(ge=1, lt=10**9, strict=True)]] = Field(
+    aliases: dict[str, Annotated[int, Field(ge=1, le=MAX_VERSION, strict=True)]] = Field(
         default={},
         description="Names that requests may use for a version, such as `stable = 3`. A version with an alias is served whatever "
         "`versions` says.",
@@ -92,8 +93,8 @@ class Policy(BaseModel):
     @classmethod
     def _known_form(cls, versions: str) -> str:
         versions = versions.replace(" ", "")
-        if not _VERSIONS.fullmatch(versions):
-            raise ValueError('accepted are "latest:N", "all", and a list of versions such as "1,3"')
+        if versions != "all" and not _LATEST.fullmatch(versions) and not all(map(is_version, versions.split(","))):
+            raise ValueError(f'accepted are "latest:N", "all", and a list of versions, 1 to {MAX_VERSION}, such as "1,3"')
         return versions
 
     @field_validator("aliases")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from service.engine.instances import load_instances, start_batcher
+from service.engine.misplaced_files import MisplacedFiles
 from service.engine.registry import Registry
 from service.engine.served_version import Fingerprint, ServedVersion
 from service.errors import LoadError, NotFound, UserError
@@ -82,6 +83,7 @@ class Loader:
         self._failures: dict[tuple[str, int], _Failure] = {}
         self._unloaded: dict[str, tuple[int, ...]] = {}  # by request; not loaded again without one
         self._loading: tuple[str, int] | None = None
+        self._misplaced = MisplacedFiles(folder)
         metrics.watch_failures(
             lambda: [(name, str(version), failure.outcome) for (name, version), failure in dict(self._failures).items()]
         )
@@ -106,23 +108,26 @@ class Loader:
                 self._unloaded.pop(name, None)
                 self._forget_failures(name)
                 self._registry.publish(name, (), {})
+            self._misplaced.scan()
 
     def load(self, name: str) -> None:
         """Brings a model to what its folder holds, and serves it again if it was unloaded. Blocks until that is done.
 
         Raises:
-            NotFound: there is no such model in the repository.
+            NotFound: there is no such model in the repository, or only under a name that models cannot have.
             LoadError: a version of it that should be served cannot be loaded; what was served before still is.
         """
         with self._lock:
+            self._misplaced.scan()
+            misplaced = self._misplaced.reasons(name)
             if name not in self._names():
-                raise NotFound(f"no model named {name[:64]!r} is in the repository")
+                raise NotFound("; ".join([f"no model named {name[:64]!r} is in the repository", *misplaced]))
             self._unloaded.pop(name, None)
             self._forget_failures(name)
             self._refresh(name)
             reasons = [f"version {version}: {failure.reason}" for (of, version), failure in self._failures.items() if of == name]
             if not reasons and name not in self._registry.served:
-                reasons = ["it has no version"]
+                reasons = ["it has no version", *misplaced]
         if reasons:
             raise LoadError(f"model {name!r} could not be loaded: {'; '.join(reasons)}")
 

@@ -1,6 +1,5 @@
 """The models of one folder: loaded at the start, served, and loaded again when the folder changes."""
 
-import contextlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ from service.engine.watcher import Watcher
 from service.errors import NotFound, RequestError, Unavailable
 from service.model.cpus import cpu_budget
 from service.model.providers import Provider
-from service.model.repository_layout import MODEL_FILE, misplaced
+from service.model.repository_layout import MODEL_FILE
 from service.observability.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -73,9 +72,6 @@ class Repository:
         self._watcher.start()
         if not self.served:
             log.warning("no model is served yet; watching for %s", self._folder / "<model>" / "<version>" / MODEL_FILE)
-        with contextlib.suppress(OSError):  # a folder that cannot be read is logged by the scan
-            for file, reason in misplaced(self._folder):
-                log.warning("repository: %s is not served: %s", file, reason)
 
     def stop(self) -> None:
         """Stops watching and closes every model. Only when no request is running."""

@@ -1,7 +1,7 @@
 """The page at `/` of the HTTP port: the models, live charts, and a playground. All its files are in `web/`.
 
 The page draws its charts from `/metrics`. This module serves the files, the list of models, and the answer to one image together
-with the image as the model got it.
+with the image as the model got it. Versions are texts in its JSON: a number of JavaScript holds only integers up to 2^53 exactly.
 """
 
 import base64
@@ -97,12 +97,16 @@ class Page:
                 "models": [
                     {
                         "name": name,
-                        "aliases": self._repository.aliases(name),
+                        "aliases": {alias: str(version) for alias, version in self._repository.aliases(name).items()},
                         "versions": [_version_info(each) for each in versions],
                     }
                     for name, versions in sorted(served.items())
                 ],
-                "troubles": [entry._asdict() for entry in self._repository.index() if entry.state != "READY" or entry.reason],
+                "troubles": [
+                    entry._asdict() | {"version": str(entry.version)}
+                    for entry in self._repository.index()
+                    if entry.state != "READY" or entry.reason
+                ],
             }
         )
 
@@ -125,7 +129,7 @@ class Page:
         return json_response(
             {
                 "model": served.name,
-                "version": served.version,
+                "version": str(served.version),
                 "predictions": [{"label": labels[index], "probability": probability} for index, probability in best[0]],
                 "phases_ms": {
                     name.removesuffix("_seconds"): 1000 * seconds
@@ -141,7 +145,7 @@ class Page:
 def _version_info(served: ServedVersion) -> dict[str, Any]:
     model = served.model
     info: dict[str, Any] = {
-        "version": served.version,
+        "version": str(served.version),
         "provider": model.provider,
         "precision": model.precision,
         "digest": model.digest,

@@ -17,7 +17,13 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 RESERVED_NAMES = ("liveness",)
 """Names that mean something else to health checks."""
 
-_VERSION = re.compile(r"[1-9][0-9]{0,8}")
+MAX_VERSION = 2**63 - 1
+"""The largest number of an int64, which versions are in the protocols' messages."""
+
+_VERSIONS_ACCEPTED = f"versions are whole numbers from 1 to {MAX_VERSION}, without leading zeros"
+_EXPECTED = f"expected is {Path('<model>', '<version>', MODEL_FILE)}; {_VERSIONS_ACCEPTED}"
+
+_VERSION = re.compile(r"[1-9][0-9]{0,18}")
 
 
 def check_model_name(name: str) -> str:
@@ -40,37 +46,59 @@ def _is_model(path: Path) -> bool:
     return path.is_dir() and _NAME.fullmatch(path.name) is not None and path.name not in RESERVED_NAMES
 
 
+def is_version(text: str) -> bool:
+    """Whether `text` is the number of a version: 1 to `MAX_VERSION`, without leading zeros."""
+    return _VERSION.fullmatch(text) is not None and int(text) <= MAX_VERSION
+
+
 def version_numbers(repository: Path, name: str) -> list[int]:
-    """The versions of a model that have a folder, ascending. Folders that are not positive integers are ignored."""
+    """The versions of a model that have a folder, ascending. Folders that are not numbers of versions are ignored."""
     folder = repository / name
     if not folder.is_dir():
         return []
-    return sorted(int(path.name) for path in folder.iterdir() if path.is_dir() and _VERSION.fullmatch(path.name))
+    return sorted(int(path.name) for path in folder.iterdir() if is_version(path.name) and path.is_dir())
 
 
 def misplaced(repository: Path) -> list[tuple[Path, str]]:
-    """ONNX files, at most three folders deep, that are not where a version's model file belongs, each with the reason.
+    """ONNX files that are not where a version's model file belongs, and version folders without one, each with the reason.
 
-    Sorted paths, relative to the repository.
+    Sorted paths, relative to the repository. Hidden files and folders, and those that cannot be read, are left out.
     """
-    files = [file.relative_to(repository) for depth in ("*", "*/*", "*/*/*") for file in repository.glob(f"{depth}.onnx")]
-    found = ((file, _why_misplaced(repository, file)) for file in files if not any(part.startswith(".") for part in file.parts))
-    return sorted((file, reason) for file, reason in found if reason)
+    found: dict[Path, str] = {}
+    for model in _visible(repository):
+        if model.suffix == ".onnx" and not model.is_dir():
+            found[model] = _EXPECTED
+        for version in _visible(model):
+            if version.suffix == ".onnx" and not version.is_dir():
+                found[version] = _EXPECTED
+            else:
+                found |= _misplaced_in(version)
+    return sorted((path.relative_to(repository), reason) for path, reason in found.items())
 
 
-def _why_misplaced(repository: Path, file: Path) -> str:
-    """Empty for a version's model file, or a file beside one."""
-    model_file = file.with_name(MODEL_FILE)
-    if len(file.parts) != 3 or not (repository / model_file).exists():
-        if file == model_file and (repository / file).is_symlink():
-            return "it is a broken link"
-        return f"expected is {Path('<model>', '<version>', MODEL_FILE)}"
-    name, version, _ = file.parts
+def _misplaced_in(folder: Path) -> dict[Path, str]:
+    """What is misplaced in a folder that is where versions are."""
     try:
-        check_model_name(name)
+        check_model_name(folder.parent.name)
+        problem = "" if is_version(folder.name) else f"{folder.name!r} is not a version: {_VERSIONS_ACCEPTED}"
     except UserError as error:
-        return str(error)
-    return "" if _VERSION.fullmatch(version) else f"{version!r} is not a version: versions are whole numbers from 1"
+        problem = str(error)
+    has_model_file = (folder / MODEL_FILE).exists()
+    if has_model_file and not problem:
+        return {}
+    deeper = [file for inner in _visible(folder) for file in _visible(inner)] if problem else []
+    files = [file for file in (*_visible(folder), *deeper) if file.suffix == ".onnx" and not file.is_dir()]
+    found = {file: problem if has_model_file and file.parent == folder else _EXPECTED for file in files}
+    if not problem and not files and (folder.is_dir() or folder.is_symlink()):
+        found[folder] = f"there is no {MODEL_FILE} in it"
+    return found | {path: "it is a broken link" for path in found if path.is_symlink() and not path.exists()}
+
+
+def _visible(folder: Path) -> list[Path]:
+    try:
+        return [path for path in folder.iterdir() if not path.name.startswith(".")]
+    except OSError:  # such as NotADirectoryError
+        return []
 
 
 def model_path(repository: Path, name: str, version: int) -> Path:
@@ -105,5 +133,8 @@ def read_labels(path: Path) -> tuple[str, ...] | None:
 
 
 def next_version(repository: Path, name: str) -> int:
-    """The number for a new version: one above the highest, or 1."""
-    return max(version_numbers(repository, name), default=0) + 1
+    """The number for a new version: one above the highest, or 1. Raises UserError if the highest is the last one possible."""
+    highest = max(version_numbers(repository, name), default=0)
+    if highest == MAX_VERSION:
+        raise UserError(f"model {name!r} has version {MAX_VERSION}, the highest there can be: rename its folder to a lower number")
+    return highest + 1

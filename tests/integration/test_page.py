@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from export.data.datasets import Dataset
+from service.model.repository_layout import MAX_VERSION
 from service.server import Server
 from tests.conftest import Serve, put
 
@@ -72,9 +73,9 @@ def test_models_and_what_is_wrong_with_others(repository: Path, serve: Serve) ->
     [digits] = said["models"]
     [version] = digits["versions"]
     assert digits["name"] == "digits"
-    assert (version["version"], version["provider"], version["shape"], version["label_count"]) == (1, "cpu", [28, 28, 1], 10)
+    assert (version["version"], version["provider"], version["shape"], version["label_count"]) == ("1", "cpu", [28, 28, 1], 10)
     [trouble] = said["troubles"]
-    assert (trouble["name"], trouble["version"], trouble["state"]) == ("digits", 2, "UNAVAILABLE")
+    assert (trouble["name"], trouble["version"], trouble["state"]) == ("digits", "2", "UNAVAILABLE")
     assert "ONNX" in trouble["reason"]
 
 
@@ -90,12 +91,15 @@ def test_a_picture_is_answered_with_what_the_network_saw(server: Server, digits:
 
 
 def test_a_version_can_be_chosen(repository: Path, model_file: Path, serve: Serve, digits: Dataset) -> None:
-    put(model_file, repository, "digits", 2)
-    (repository / "digits" / "serving.toml").write_text('versions = "all"\n')
+    put(model_file, repository, "digits", MAX_VERSION)
+    (repository / "digits" / "serving.toml").write_text(f'versions = "all"\n[aliases]\nnewest = {MAX_VERSION}')
     server = serve(repository)
-    for version in (1, 2):
+    [model] = json.loads(ask(server, "/page/models")[2])["models"]
+    assert model["aliases"] == {"newest": str(MAX_VERSION)}, "a text: JavaScript would round the number"
+    for version in (each["version"] for each in model["versions"]):
         _, _, body = ask(server, f"/page/classify/digits/{version}", digits.test.encoded(0))
         assert json.loads(body)["version"] == version
+    assert [each["version"] for each in model["versions"]] == [str(MAX_VERSION), "1"]
 
 
 @pytest.mark.parametrize(

@@ -294,5 +294,5 @@ def test_what_cannot_be_looked_at_harms_nobody(repository: Path, serve: Serve, m
     def refuse(_: Path) -> list[tuple[Path, str]]:
         raise PermissionError(13, "Permission denied", "other/1/model.onnx")
 
-    monkeypatch.setattr("service.engine.repository.misplaced", refuse)
+    monkeypatch.setattr("service.engine.misplaced_files.misplaced", refuse)
     assert [each.version for each in serve(repository)._repository.served["digits"]] == [1]

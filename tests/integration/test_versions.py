@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 from service.engine.loader import VersionState
 from service.engine.repository import Repository
 from service.errors import LoadError, NotFound
+from service.model.repository_layout import MAX_VERSION
 from service.observability.metrics import Metrics
 from tests.conftest import put
 from tests.integration.test_repository import truncate, wrong_golden
@@ -202,6 +203,53 @@ def test_loading_by_request_says_what_is_wrong_and_tries_again_what_failed(
     (repository / "empty").mkdir()
     with pytest.raises(LoadError, match="'empty' could not be loaded: it has no version"):
         models.load("empty")
+
+
+def test_what_is_misplaced_is_logged_once_and_said_to_who_asks_for_it(
+    models: Repository, repository: Path, model_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def logged() -> list[str]:
+        return [record.message for record in caplog.records if record.message.startswith("repository: ")]
+
+    models.scan()
+    assert logged() == []
+    for place in ("digits/v2", "my model/1", "flat", "group/digits/1", "."):
+        (repository / place).mkdir(parents=True, exist_ok=True)
+        shutil.copy(model_file, repository / place / ("net.onnx" if place == "." else "model.onnx"))
+    (repository / "digits" / "5").mkdir()
+    models.scan()
+    models.scan()
+    assert [line.split(" is not served: ")[0] for line in logged()] == [
+        f"repository: {place}"
+        for place in ("digits/5", "digits/v2/model.onnx", "flat/model.onnx", "group/digits/1/model.onnx", "my model/1/model.onnx",
+                      "net.onnx")
+    ]  # fmt: skip
+    with pytest.raises(LoadError, match=r"it has no version; flat/model.onnx is not served: expected is <model>/<version>/model.o"):
+        models.load("flat")
+    for name, message in {
+        "my model": "a name starts with a letter",
+        "net.onnx": "expected is <model>/<version>/model.onnx",
+    }.items():
+        with pytest.raises(NotFound, match=f"no model named '{name}' is in the repository; {name}.* is not served: .*{message}"):
+            models.load(name)
+    models.load("digits")
+    assert versions(models) == [1], "what is beside a version does it no harm"
+    shutil.rmtree(repository / "digits" / "v2")
+    models.scan()
+    (repository / "digits" / "v2").mkdir()
+    shutil.copy(model_file, repository / "digits" / "v2" / "other.onnx")
+    models.scan()
+    assert logged()[6:] == [logged()[-1]]
+    assert "digits/v2/other.onnx is not served: expected is" in logged()[-1]
+
+
+@pytest.mark.parametrize("version", [1764442800, MAX_VERSION])
+def test_a_version_may_be_any_int64(version: int, models: Repository, repository: Path, model_file: Path) -> None:
+    put(model_file, repository, "digits", version)
+    policy(repository, f"versions = '1,{version}'\n[aliases]\nnewest = {version}")
+    models.scan()
+    assert versions(models) == [version, 1]
+    assert answers(models, str(version)) == answers(models, "newest") == answers(models, "latest") == version
 
 
 def test_a_request_in_hand_keeps_an_unloaded_model_until_it_is_done(models: Repository) -> None:

@@ -20,6 +20,11 @@ def test_one_key_alone_is_enough(tmp_path: Path) -> None:
     assert Policy().max_request_items == 512
 
 
+def test_versions_and_aliases_go_to_the_largest_int64() -> None:
+    policy = Policy(versions="3, 9223372036854775807", aliases={"now": 1764442800})
+    assert policy.named([1]) == {3, 1764442800, 2**63 - 1}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -35,6 +40,10 @@ def test_one_key_alone_is_enough(tmp_path: Path) -> None:
         ("default_timeout_seconds = 2e9", "pets/serving.toml: default_timeout_seconds: .*less than or equal to 1000000000"),
         ("max_batch_size = true", "pets/serving.toml: max_batch_size: Input should be a valid integer"),
         ("max_queue_delay_seconds = '0.1'", "pets/serving.toml: max_queue_delay_seconds: Input should be a valid number"),
+        ("versions = '007'", "pets/serving.toml: versions: accepted are .*1 to 9223372036854775807"),
+        ("versions = '1,9223372036854775808'", "pets/serving.toml: versions: accepted are"),
+        ("versions = 'latest:-1'", "pets/serving.toml: versions: accepted are"),
+        ("[aliases]\nold = 9223372036854775808", "pets/serving.toml: aliases.old: .*less than or equal to 9223372036854775807"),
         ("max_batch_size 8", "pets/serving.toml: Expected"),
     ],
 )

@@ -25,24 +25,44 @@ def test_versions_are_folders_named_by_positive_integers(tmp_path: Path) -> None
     assert model_path(tmp_path, "a", 9) == tmp_path / "a" / "9" / "model.onnx"
 
 
+def test_versions_go_to_the_largest_int64(tmp_path: Path) -> None:
+    seconds, largest = 1764442800, 2**63 - 1
+    for name in (f"a/{seconds}", f"a/{largest}", f"a/{largest + 1}", "a/10000000000000000000", f"b/{seconds}"):
+        (tmp_path / name).mkdir(parents=True)
+    assert version_numbers(tmp_path, "a") == [seconds, largest]
+    assert next_version(tmp_path, "b") == seconds + 1
+    with pytest.raises(UserError, match=f"model 'a' has version {largest}, the highest there can be"):
+        next_version(tmp_path, "a")
+
+
 def test_model_files_in_other_places_are_found(tmp_path: Path) -> None:
     wrong = {
         "a/2/model.onnx": "a broken link",
         "a/model.onnx": "expected is <model>/<version>/model.onnx",
+        "a/3": "there is no model.onnx in it",
+        "a/4": "a broken link",
+        "a/007/model.onnx": "'007' is not a version: versions are whole numbers from 1 to 9223372036854775807, without leading",
         "a/v1/model.onnx": "'v1' is not a version",
         "b/1/resnet.onnx": "expected is <model>/<version>/model.onnx",
         "bad name/1/model.onnx": "a name starts with a letter or digit",
         "liveness/1/model.onnx": "is taken",
+        "group/a/1/model.onnx": "expected is <model>/<version>/model.onnx",
         "net.onnx": "expected is <model>/<version>/model.onnx",
     }
-    right = ["a/1/model.onnx", "a/1/beside.onnx", "a/.export-1/model.onnx", ".hidden/1/model.onnx", "a/1/deep/er/model.onnx"]
+    right = [
+        "a/1/model.onnx", "a/1/beside.onnx", "a/.export-1/model.onnx", ".hidden/1/model.onnx", "a/1/deep/er/model.onnx",
+        "a/README.md", "a/labels.txt", "lost+found/file", "notes/1764442800.txt",
+    ]  # fmt: skip
+    (tmp_path / "a/3").mkdir(parents=True)
+    (tmp_path / "a/4").symlink_to("nowhere")
     for name in (*wrong, *right):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
+        if not (tmp_path / name).is_symlink() and not (tmp_path / name).is_dir():
+            (tmp_path / name).touch()
     (tmp_path / "a/2/model.onnx").unlink()
     (tmp_path / "a/2/model.onnx").symlink_to("nowhere")
     found = {str(path): reason for path, reason in misplaced(tmp_path)}
-    assert list(found) == list(wrong)
+    assert list(found) == sorted(wrong, key=Path)
     assert [reason for name, reason in found.items() if wrong[name] not in reason] == []
 
 
