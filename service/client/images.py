@@ -2,6 +2,7 @@
 
 import io
 import os
+import struct
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -15,6 +16,9 @@ _PNG_MODES = {mode: mode for mode in ("1", "L", "LA", "I;16", "I;16B", "P", "RGB
     "La": "LA", "PA": "RGBA", "RGBa": "RGBA",
 }  # fmt: skip
 """PIL mode -> the PNG mode that keeps all of its information; RGB for any other."""
+
+_EXIF = struct.Struct(">4sI 3HI2H I")  # a TIFF with one entry: the orientation, one 16-bit number
+_ORIENTATION = 0x0112
 
 
 @runtime_checkable
@@ -97,19 +101,28 @@ def _item(image: Image) -> dict[str, bytes]:
 
 
 def _png(picture: Picture) -> bytes:
-    """Lossless and fast; keeps the EXIF orientation."""
+    """Lossless and fast; keeps the orientation, and no other metadata."""
     if picture.mode.startswith(("I", "F")) and picture.mode not in _PNG_MODES:
         raise UserError(f"PIL images of mode {picture.mode} are not accepted: their range of values is not defined")
     buffer = io.BytesIO()
     try:
-        exif = picture.getexif()
+        exif = _exif(picture)
         mode = _PNG_MODES.get(picture.mode, "RGB")
         if picture.mode != mode:
             picture = picture.convert(mode)
-        picture.save(buffer, "PNG", compress_level=1, exif=exif)
+        picture.save(buffer, "PNG", compress_level=1, exif=exif, icc_profile=None)
     except Exception as error:  # noqa: BLE001 - Pillow decodes lazily, here, and a broken file can make it raise anything
         raise UserError(f"cannot encode a PIL image as PNG: {error}") from None
     return buffer.getvalue()
+
+
+def _exif(picture: Picture) -> bytes:
+    """EXIF data with the orientation alone; empty for none, or if it cannot be read."""
+    try:
+        turn = picture.getexif().get(_ORIENTATION)
+    except Exception:  # noqa: BLE001 - Pillow's parsers raise any error on broken EXIF data
+        return b""
+    return _EXIF.pack(b"MM\0*", 8, 1, _ORIENTATION, 3, 1, int(turn), 0, 0) if turn in range(2, 9) else b""
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:

@@ -143,11 +143,11 @@ def _open(served: ServedVersion, index: int, item: Item) -> Image.Image:
 
 
 def _opens_quickly(items: Sequence[Item]) -> bool:
-    """Few bytes, and no compressed chunk of a PNG beside its pixels, which is unfolded with the header."""
+    """Few bytes, and no compressed text of a PNG, which is unfolded with the header if an orientation may stand in it."""
     return (
         len(items) <= INLINE_DECODE_ITEMS
         and sum(len(item.data) for item in items) <= INLINE_DECODE_BYTES
-        and not any(kind in item.data for item in items for kind in (b"zTXt", b"iTXt", b"iCCP"))
+        and not any(kind in item.data for item in items for kind in (b"zTXt", b"iTXt"))
     )
 
 

@@ -4,9 +4,6 @@ Normalisation is not here: it is inside the ONNX graph.
 """
 
 import io
-import struct
-import zlib
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +11,8 @@ from PIL import Image, ImageOps, PngImagePlugin, TiffImagePlugin, UnidentifiedIm
 
 from service.errors import InvalidRequest
 from service.model.contract import InputSpec
+from service.model.image_metadata import orient, without_metadata
+from service.model.png import SIGNATURE, open_png
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
@@ -25,42 +24,12 @@ MAX_SCANS = 100
 
 # Replaced by the operator's limit in `open_image`: Pillow's own warns at one size and raises at another.
 Image.MAX_IMAGE_PIXELS = None
-# Compressed text in a PNG is decompressed while its header is read. Pillow's own limit is 64 MiB.
-PngImagePlugin.MAX_TEXT_MEMORY = 4 * PngImagePlugin.MAX_TEXT_CHUNK
 
 _BACKGROUND = (255, 255, 255, 255)
 
 _SCAN = b"\xff\xda\0"  # the marker, and the first byte of its length, which is 14 at most
 _MIN_TILE_PIXELS = 1024 * 1024
-_PNG = b"\x89PNG\r\n\x1a\n"
-_CHUNK = struct.Struct(">I4s")
-_IHDR = struct.Struct(">IIBBBBB")
-_PLAIN_MODES = {0: "L", 2: "RGB"}
 _GRAY_STEPS = {"L;2": 85, "L;4": 17}
-_IGNORED_CHUNKS = (b"sRGB", b"gAMA", b"pHYs", b"tIME")
-"""PNG chunks that do not change the pixels that Pillow decodes."""
-
-
-class _PlainPng(Image.Image):
-    """A PNG of 8-bit gray or RGB without palette, transparency, animation or orientation, which most clients send.
-
-    Pillow's own class decodes it to the same pixels, but reads the file as a general PNG: for a small image that takes twice as
-    long as all of this.
-    """
-
-    format = "PNG"
-
-    def __init__(self, mode: str, size: tuple[int, int], compressed: bytes) -> None:
-        super().__init__()
-        self._mode, self._size = mode, size
-        self._compressed: bytes | None = compressed
-
-    def load(self) -> Any:
-        """Decodes the pixels, the first time."""
-        if self._compressed is not None:
-            self.im = Image.frombytes(self.mode, self.size, self._compressed, "zip", self.mode).im
-            self._compressed = None
-        return super().load()
 
 
 def open_image(encoded: bytes, max_pixels: int) -> Image.Image:
@@ -73,7 +42,7 @@ def open_image(encoded: bytes, max_pixels: int) -> Image.Image:
     if not encoded:
         raise InvalidRequest("the image is empty (0 bytes)")
     try:
-        image = _plain_png(encoded) or Image.open(io.BytesIO(encoded), formats=FORMATS)
+        image = _open(encoded)
         tiles = _pixels_of_tiles(image) if isinstance(image, TiffImagePlugin.TiffImageFile) else 0
     except UnidentifiedImageError:
         raise InvalidRequest(f"not an image in a format accepted here: {', '.join(FORMATS)}") from None
@@ -106,10 +75,11 @@ def to_pixels(image: Image.Image, spec: InputSpec) -> NDArray[np.uint8]:
         InvalidRequest: the image's data are broken or cut short, or its pixels have 32 bits.
     """
     try:
-        if not isinstance(image, _PlainPng):
-            if isinstance(image, PngImagePlugin.PngImageFile):
-                _scale_transparency(image)
-            ImageOps.exif_transpose(image, in_place=True)
+        if isinstance(image, PngImagePlugin.PngImageFile):
+            _scale_transparency(image)
+        image.load()
+        if image.info:
+            orient(image)
         return _fitted(_to_mode(image, "L" if spec.channels == 1 else "RGB"), spec)
     except InvalidRequest:
         raise
@@ -134,36 +104,19 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def _plain_png(encoded: bytes) -> _PlainPng | None:
-    """The image if it is such a PNG with valid checksums, else None. See the PNG specification, sections 5 and 11."""
-    if not encoded.startswith(_PNG):
-        return None
-    header, compressed = b"", []
-    at = len(_PNG)
-    while at + _CHUNK.size <= len(encoded):
-        length, kind = _CHUNK.unpack_from(encoded, at)
-        data = encoded[at + _CHUNK.size : at + _CHUNK.size + length]
-        at += _CHUNK.size + length + 4
-        if kind == b"IDAT":
-            compressed.append(data)  # zlib data has its own checksum
-            continue
-        if encoded[at - 4 : at] != zlib.crc32(data, zlib.crc32(kind)).to_bytes(4, "big"):
-            return None
-        if kind == b"IEND":
-            break
-        if kind == b"IHDR":
-            header = data
-        elif kind not in _IGNORED_CHUNKS:
-            return None
-    else:
-        return None
-    if len(header) != _IHDR.size:
-        return None
-    width, height, depth, colours, *methods = _IHDR.unpack(header)
-    mode = _PLAIN_MODES.get(colours)
-    if mode is None or depth != 8 or any(methods) or not (width and height):
-        return None
-    return _PlainPng(mode, (width, height), compressed[0] if len(compressed) == 1 else b"".join(compressed))
+def _open(encoded: bytes) -> Image.Image:
+    if encoded.startswith(SIGNATURE):
+        return open_png(encoded)
+    try:
+        image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+    except Exception:
+        bare = without_metadata(encoded)
+        if bare is None:
+            raise
+        image = Image.open(io.BytesIO(bare), formats=FORMATS)
+    if not isinstance(image.info.get("xmp", b""), bytes):  # in a TIFF it may be of any type
+        del image.info["xmp"]
+    return image
 
 
 def _fitted(image: Image.Image, spec: InputSpec) -> NDArray[np.uint8]:
@@ -190,8 +143,10 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
             image.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
     elif image.mode in ("I", "F"):
         raise InvalidRequest("images with 32-bit pixels are not accepted: their range is not known")
+    elif image.mode in ("LAB", "HSV"):
+        image = image.convert("RGB")  # Pillow has no other way to gray
     if image.has_transparency_data:
-        image = image.convert("RGBA")
+        image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, _BACKGROUND), image)
     return image if image.mode == mode else image.convert(mode)
 

@@ -20,6 +20,7 @@ from service.errors import UserError
 from service.server import Server
 from tests.conftest import Serve, put
 from tests.integration.client.test_stream import best
+from tests.unit.model.metadata_files import UPRIGHT_EXIF, chunk, png_with
 
 
 def test_pil_images_of_every_mode_are_answered_as_their_files_are(client: Client, digits: Dataset, tmp_path: Path) -> None:
@@ -59,6 +60,15 @@ def test_a_pil_image_that_is_to_be_turned_is_turned(client: Client, digits: Data
     turned, straight = client.classify([Image.open(file), picture], "digits").results
     assert turned == client.classify([file], "digits").results[0]
     assert turned != straight
+
+
+def test_a_pil_image_with_broken_metadata_is_taken(client: Client, digits: Dataset) -> None:
+    whole = digits.test.encoded(0)
+    expected = client.classify([whole], "digits").results
+    for name, data in UPRIGHT_EXIF.items():
+        assert client.classify([Image.open(io.BytesIO(png_with(whole, chunk(b"eXIf", data))))], "digits").results == expected, name
+    profiled = Image.open(io.BytesIO(png_with(whole, chunk(b"iCCP", b"x\0\0" + bytes(4)))))
+    assert client.classify([profiled], "digits").results == expected
 
 
 def test_an_array_of_several_images_is_several_images(client: Client, digits: Dataset) -> None:

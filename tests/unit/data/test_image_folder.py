@@ -4,10 +4,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from export.data import datasets, image_folder
 from service.errors import UserError
+from service.model.preprocessing import decode
 from tests.unit.data.pictures import draw, pets
+from tests.unit.model.metadata_files import (
+    BROKEN_CHUNKS,
+    BROKEN_SEGMENTS,
+    BROKEN_TAGS,
+    UPRIGHT_EXIF,
+    chunk,
+    file_of,
+    jpeg_with,
+    png_with,
+    raw_profile,
+    segment,
+    tiff_with,
+    webp_with,
+)
 
 
 @pytest.mark.parametrize(
@@ -63,6 +79,31 @@ def test_other_files_and_broken_pictures_are_skipped_and_listed(tmp_path: Path) 
     assert reasons["dog/empty.jpg"] == "the image is empty (0 bytes)"
     assert reasons["dog/gone.png"] == "No such file or directory"
     assert reasons["cat/cut.png"].startswith("the image's data are broken or cut short")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_pictures_with_broken_metadata_are_read_as_the_server_reads_them(tmp_path: Path) -> None:
+    root = pets(tmp_path / "pets", {"cat": 3, "dog": 3})
+    whole = Image.open(root / "cat" / "000.png")
+    png, jpeg = file_of(whole), file_of(whole, "JPEG", quality=95)
+    webp, tiff = file_of(whole, "WEBP", lossless=True), file_of(whole, "TIFF")
+    exif = UPRIGHT_EXIF["no TIFF"]
+    broken = {
+        "exif.png": png_with(png, chunk(b"eXIf", exif)), "raw.png": png_with(png, raw_profile(exif)),
+        "exif.webp": webp_with(webp, whole.size, b"EXIF", exif), "exif.jpg": jpeg_with(jpeg, segment(0xE1, b"Exif\0\0" + exif)),
+        **{f"{number}.png": png_with(png, one) for number, one in enumerate(BROKEN_CHUNKS.values())},
+        **{f"{number}.jpg": jpeg_with(jpeg, one) for number, one in enumerate(BROKEN_SEGMENTS.values())},
+        **{f"{number}.tif": tiff_with(tiff, *one) for number, one in enumerate(BROKEN_TAGS.values())},
+    }  # fmt: skip
+    for name, content in broken.items():
+        (root / "dog" / name).write_bytes(content)
+    found = datasets.load_dataset(str(root), 0)
+    assert found.skipped == ()
+    parts = (found.training, found.validation, found.test)
+    assert sum(len(part) for part in parts) == 6 + len(broken)
+    for part in parts:
+        for index in range(len(part)):
+            assert np.array_equal(part.pixels[index], decode(part.encoded(index), found.input, 10**6))
 
 
 def test_linked_folders_are_followed_once_and_loose_pictures_listed(tmp_path: Path) -> None:
