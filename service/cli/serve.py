@@ -6,7 +6,7 @@ import click
 
 from service.cli.config_options import ServeCommand, parameters
 from service.config import ServerConfig
-from service.lifecycle import raise_file_limit
+from service.lifecycle import limit_freed_memory, raise_file_limit
 from service.logs import set_up_logging
 
 
@@ -19,6 +19,7 @@ def serve(**settings: Any) -> None:
     """
     config = ServerConfig(**settings)
     set_up_logging(config.log_level, config.log_format)
+    limit_freed_memory()
     raise_file_limit()
     if config.workers > 1:
         from service.workers.supervisor import serve as run

@@ -24,7 +24,7 @@ def read_body(request: Request, max_bytes: int) -> bytes:
     """The decompressed body. Raises InvalidRequest if it has more than `max_bytes`, or is not in its Content-Encoding."""
     if (request.content_length or 0) > max_bytes:
         raise InvalidRequest(f"the body is larger than {max_bytes} bytes")
-    body = request.get_data()
+    body = request.get_data(cache=False)  # the request lives until it is answered, the body need not
     encoding = request.headers.get("Content-Encoding", "identity").lower()
     if encoding == "identity":
         return body

@@ -121,14 +121,7 @@ class Rest:
         return self._ready(self._metadata.model_ready(model, version))
 
     def _infer(self, request: Request, model: str, version: str = "") -> Response:
-        body = read_body(request, self._max_body_bytes)
-        json_length = request.headers.get(JSON_LENGTH)
-        if json_length == "0":
-            document: dict[str, Any] = {}
-            tensor = self._metadata.parse_binary_body(model, version, body)
-        else:
-            document, binary = split_body(body, json_length)
-            tensor = self._parse_input(document, binary)
+        document, tensor = self._parse_body(request, model, version)
         parameters = member(document, "parameters", dict, {})
         requested = self._parse_outputs(document)
         query = make_query(
@@ -137,6 +130,17 @@ class Rest:
         )  # fmt: skip
         form = _ReplyForm(request, document.get("id"), requested, bool(parameters.get("binary_data_output", False)))
         return reply_to(self._classifier, query, _write, form)
+
+    def _parse_body(self, request: Request, model: str, version: str) -> tuple[dict[str, Any], InputTensor]:
+        """The JSON of a request, and its input. Of the JSON only what is small stays in memory while the request waits."""
+        body = read_body(request, self._max_body_bytes)
+        json_length = request.headers.get(JSON_LENGTH)
+        if json_length == "0":
+            return {}, self._metadata.parse_binary_body(model, version, body)
+        document, binary = split_body(body, json_length)
+        tensor = self._parse_input(document, binary)
+        del document["inputs"]
+        return document, tensor
 
     def _parse_input(self, document: Mapping[str, Any], binary: bytes) -> InputTensor:
         tensors = member(document, "inputs", list)

@@ -30,7 +30,7 @@ from service.control import Call
 from service.errors import ConvoyError, Unavailable
 from service.http.server import ROUTE
 from service.http.waitress_server import HTTP_FLUSH_SECONDS
-from service.lifecycle import StopEvent, exit_now
+from service.lifecycle import StopEvent, exit_now, limit_freed_memory
 from service.logs import set_up_logging
 from service.workers.ipc import IpcClosed, IpcConnection
 from service.workers.process import WorkerStatus
@@ -188,6 +188,7 @@ def _exit_without_supervisor() -> None:
 
 def main(file_descriptor: int) -> None:
     """Runs a worker; `file_descriptor` is its end of the pipe to the supervisor."""
+    limit_freed_memory()
     pipe = Connection(file_descriptor)
     number, config = pipe.recv()
     set_up_logging(config.log_level, config.log_format, number)

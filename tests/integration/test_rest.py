@@ -3,6 +3,7 @@
 import base64
 import gzip
 import http.client
+import io
 import json
 import threading
 import time
@@ -13,17 +14,18 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from export.data.datasets import Dataset
 from service.pb.inference import open_inference_pb2 as pb
 from service.server import Server
-from tests.conftest import Serve, put
+from tests.conftest import Serve, ServerProcess, Spawn, put
 
 INFER = "/v2/models/digits/infer"
 
 
-def ask(server: Server, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, Any]:
+def ask(server: Server | ServerProcess, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, Any]:
     connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=60)
     try:
         connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
@@ -185,21 +187,24 @@ def test_what_is_asked_over_http_is_counted_by_route_and_code(server: Server, di
     assert requests(server)["GET", "/metrics", "200"] == counted.get(("GET", "/metrics", "200"), 0) + 1
 
 
-def requests(server: Server) -> dict[tuple[str, str, str], float]:
-    """How many requests were answered, by method, route and status."""
+def metrics(server: Server | ServerProcess) -> str:
     connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=60)
     try:
         connection.request("GET", "/metrics")
-        text = connection.getresponse().read().decode()
+        return connection.getresponse().read().decode()
     finally:
         connection.close()
+
+
+def requests(server: Server | ServerProcess) -> dict[tuple[str, str, str], float]:
+    """How many requests were answered, by method, route and status."""
     return {
         (
             sample.labels["http_request_method"],
             sample.labels["http_route"],
             sample.labels["http_response_status_code"],
         ): sample.value
-        for family in text_string_to_metric_families(text)
+        for family in text_string_to_metric_families(metrics(server))
         for sample in family.samples
         if sample.name == "http_server_request_duration_seconds_count"
     }
@@ -243,3 +248,20 @@ def test_without_control_requests_change_nothing(repository: Path, serve: Serve,
         with pytest.raises(grpc.RpcError, match="UNIMPLEMENTED"):
             unload(pb.RepositoryModelUnloadRequest(model_name="digits"))
     assert ask(server, "POST", INFER, digits.test.encoded(0), Inference_Header_Content_Length="0")[0] == 200
+
+
+@pytest.mark.parametrize("transport_name", ["fast"])
+def test_the_memory_of_large_requests_is_given_back(repository: Path, spawn: Spawn) -> None:
+    """Each of the port's threads, which take turns, has had one."""
+    file = io.BytesIO()
+    Image.new("RGBA", (1450, 1450)).save(file, "BMP")  # 8 MiB
+    server = spawn(repository)
+
+    def resident_bytes() -> float:
+        [line] = [line for line in metrics(server).splitlines() if line.startswith("process_resident_memory_bytes ")]
+        return float(line.split()[1])
+
+    before = resident_bytes()
+    for _ in range(80):
+        assert ask(server, "POST", INFER, file.getvalue(), Inference_Header_Content_Length="0")[0] == 200
+    assert resident_bytes() - before < 64 * 2**20

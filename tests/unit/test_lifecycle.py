@@ -1,12 +1,14 @@
-"""The stop event and the ready file."""
+"""The stop event, the ready file, and the settings of malloc."""
 
+import ctypes
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from service.lifecycle import ReadyFile
+from service.lifecycle import ReadyFile, limit_freed_memory
 
 _SIGNAL_AT_ANY_MOMENT = """
 import random, signal
@@ -62,3 +64,33 @@ def test_a_server_does_not_remove_the_ready_file_of_another(tmp_path: Path) -> N
         path.write_text(others)
         ready.remove_own()
         assert path.read_text() == others
+
+
+class _Libc:
+    """A C library that notes the calls of its mallopt."""
+
+    def __init__(self) -> None:
+        self.called: list[tuple[int, int]] = []
+
+    def mallopt(self, option: int, value: int) -> int:
+        self.called.append((option, value))
+        return 1
+
+
+@pytest.mark.parametrize("name", ["MALLOC_ARENA_MAX", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"])
+def test_settings_of_malloc_in_the_environment_hold(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    libc = _Libc()
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: libc)
+    for other in [each for each in os.environ if each.startswith("MALLOC_")]:
+        monkeypatch.delenv(other)
+    with monkeypatch.context() as patch:
+        patch.setenv(name, "glibc.malloc.arena_max=1" if name == "GLIBC_TUNABLES" else "1")
+        limit_freed_memory()
+    assert libc.called == []
+    limit_freed_memory()
+    assert len(libc.called) == 3
+
+
+def test_without_mallopt_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
+    limit_freed_memory()
