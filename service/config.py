@@ -14,11 +14,6 @@ MAX_MESSAGE_BYTES = 2**31 - 1
 """gRPC's limits are 32-bit signed integers."""
 
 
-def url_host(host: str) -> str:
-    """The host as it is written before a colon and a port: an IPv6 address in brackets."""
-    return f"[{host}]" if ":" in host else host
-
-
 class ServerConfig(BaseModel):
     """The settings of `convoy serve`. A field that is True by default is a flag `--no-<field>`, which its description describes.
 
@@ -42,7 +37,8 @@ class ServerConfig(BaseModel):
     host: tuple[str, ...] = Field(
         default=("127.0.0.1",),
         min_length=1,
-        description="Address to listen on; 0.0.0.0 for all.",
+        description="Addresses that both ports listen on: IPv4, IPv6 or names, each with all of its addresses. 0.0.0.0 and :: "
+        "both stand for every address of the machine, IPv4 and IPv6.",
         json_schema_extra={"metavar": "ADDRESS"},
     )
     grpc_port: int = Field(default=8001, ge=0, le=65535, description="Port for gRPC; 0 takes a free one.")
@@ -52,6 +48,11 @@ class ServerConfig(BaseModel):
         le=65535,
         description="Port for /metrics, /livez, /readyz, REST and the web page; 0 takes a free one.",
     )
+    grpc_socket: Path | None = Field(
+        default=None,
+        description="Unix socket for gRPC, beside the port and with the same TLS. Not with several workers.",
+    )
+    http_socket: Path | None = Field(default=None, description="Unix socket for all that the HTTP port serves, beside the port.")
     ready_file: Path | None = Field(
         default=None,
         description="File to write when the server is ready: JSON with the ports and the pid. Removed at exit.",
@@ -180,11 +181,6 @@ class ServerConfig(BaseModel):
         le=1,
         description="Fraction to trace of the requests that carry no trace context; for the others the client decides.",
     )
-
-    @property
-    def url_host(self) -> str:
-        """The host as it stands before a colon and a port."""
-        return url_host(self.host[0])
 
     @property
     def rest_offered(self) -> bool:

@@ -10,6 +10,7 @@ from service.rpc.call import Method, OnIdle, RpcObserver
 from service.rpc.completion_queue import CompletionQueueServer, unavailable_reason
 from service.rpc.tls import TlsFiles
 from service.rpc.transport import Options, Transport
+from service.unix_socket import UnixSocket
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +22,7 @@ def create_transport(
     transport, tls = _transport_class(config), _tls_files(config)
     return transport(
         Options(
-            host=config.host[0],
+            hosts=config.host,
             port=config.grpc_port,
             max_message_bytes=max_message_bytes,
             methods=methods,
@@ -32,6 +33,7 @@ def create_transport(
             compression=config.compression,
             shared_port=config.workers > 1,
             arguments=_channel_arguments(config),
+            unix_socket=None if config.grpc_socket is None else UnixSocket(config.grpc_socket, "--grpc-socket"),
         )
     )
 

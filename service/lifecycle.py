@@ -10,21 +10,22 @@ import logging
 import os
 import resource
 import signal
-import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from service import listeners
 from service.config import ServerConfig
 from service.errors import UserError
+from service.unix_socket import UnixSocket
 
 log = logging.getLogger(__name__)
 
 
 def check_config(config: ServerConfig) -> None:
-    """Raises UserError if a folder cannot be read, the ready file cannot be written or the host cannot be resolved."""
+    """Raises UserError if a folder cannot be read, the ready file or a unix socket cannot be made, or a host is unknown."""
     repository, policies = config.repository, config.policies
     if not repository.is_dir():
         raise UserError(
@@ -36,13 +37,19 @@ def check_config(config: ServerConfig) -> None:
         raise UserError(f"--policies {str(policies)!r}: no such folder")
     if policies is not None and not os.access(policies, os.X_OK):
         raise UserError(f"--policies {str(policies)!r}: permission denied")
-    if len(config.host) > 1:
-        raise UserError("--host: give one address")
-    try:
-        socket.getaddrinfo(config.host[0], None, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
-        raise UserError(f"--host {config.host[0]!r} cannot be resolved") from None
+    listeners.resolve(config.host)
+    _check_unix_sockets(config)
     ReadyFile(config.ready_file).check()
+
+
+def _check_unix_sockets(config: ServerConfig) -> None:
+    if config.grpc_socket is not None and config.workers > 1:
+        raise UserError("--grpc-socket cannot be used with --workers: processes can share a port but not a unix socket")
+    if config.grpc_socket is not None and config.grpc_socket == config.http_socket:
+        raise UserError(f"--grpc-socket and --http-socket are both {str(config.grpc_socket)!r}: give two paths")
+    for path, option in ((config.grpc_socket, "--grpc-socket"), (config.http_socket, "--http-socket")):
+        if path is not None:
+            UnixSocket(path, option).check()
 
 
 class StopEvent:

@@ -40,6 +40,7 @@ from service.open_inference.metadata import ServerMetadata
 from service.open_inference.shared_memory import SharedMemory
 from service.rpc import channelz, classify, health, model_info, open_inference, open_inference_admin, reflection
 from service.rpc.call import Method
+from service.unix_socket import UnixSocket
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -108,8 +109,9 @@ class Server:
         self._transport = create_transport(config, methods, metrics, self._classifier.pump, self._max_message_bytes)
         metrics.transport_chosen(self._transport.name)
         self._http = HttpServer(
-            config.host[0], config.http_port, metrics.registry, HttpMetrics(metrics.registry), self.not_ready_reason,
+            config.host, config.http_port, metrics.registry, HttpMetrics(metrics.registry), self.not_ready_reason,
             self._http_app(metadata, allowed_control, memory), self._max_message_bytes, self.not_alive_reason,
+            None if config.http_socket is None else UnixSocket(config.http_socket, "--http-socket"),
         )  # fmt: skip
 
     def _grpc_methods(self, metadata: ServerMetadata, control: Control, memory: SharedMemory) -> list[Method]:
@@ -176,9 +178,9 @@ class Server:
             raise
         self._ready_file.remove()
         log.info(
-            "listening: gRPC on %s:%d (%s transport%s), HTTP on %s:%d",
-            self._config.url_host, self.grpc_port, self._transport.name, ", TLS" if self._config.tls_cert else "",
-            self._config.url_host, self.http_port,
+            "listening: gRPC on %s (%s transport%s), HTTP on %s",
+            " and ".join(self._transport.addresses), self._transport.name, ", TLS" if self._config.tls_cert else "",
+            " and ".join(self._http.addresses),
         )  # fmt: skip
 
     def load_models(self) -> None:
@@ -255,7 +257,7 @@ class Server:
             self._ready_file.write(self.grpc_port, self.http_port)
             if not self._ready_logged and self._config.workers == 1:
                 self._ready_logged = True
-                page = f"; the page is http://{self._config.url_host}:{self.http_port}/" if self._config.page_offered else ""
+                page = f"; the page is {self._http.url}" if self._config.page_offered else ""
                 log.info("ready%s", page)
         self._health.changed()
         self._on_change()

@@ -4,10 +4,9 @@ It has threads of its own beside the gRPC transport's, so that a scrape never wa
 """
 
 import logging
-import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Histogram, make_wsgi_app
@@ -15,10 +14,10 @@ from werkzeug.exceptions import HTTPException, NotFound
 from werkzeug.routing import Map, Rule
 from werkzeug.wrappers import Response
 
-from service.config import url_host
-from service.errors import UserError
+from service import listeners
 from service.http.responses import error_response, response_to_error
 from service.http.waitress_server import WaitressServer
+from service.unix_socket import UnixSocket
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -80,7 +79,7 @@ class HttpServer:
 
     def __init__(
         self,
-        host: str,
+        hosts: Sequence[str],
         port: int,
         registry: CollectorRegistry,
         metrics: HttpMetrics,
@@ -88,11 +87,12 @@ class HttpServer:
         app: "WSGIApplication | None",
         max_body_bytes: int,
         not_alive_reason: Callable[[], str] = lambda: "",
+        unix_socket: UnixSocket | None = None,
     ) -> None:
         """Port 0 takes a free one.
 
         Args:
-            host: the address to bind.
+            hosts: the names and addresses to bind; see listeners.py.
             port: the port to bind.
             registry: the metrics that `/metrics` exposes.
             metrics: counts the requests to this port.
@@ -100,9 +100,13 @@ class HttpServer:
             app: answers all other paths, at most MAX_CONCURRENT_REQUESTS at a time; without it they are answered 404.
             max_body_bytes: the limit of a request's body.
             not_alive_reason: returns why the process must be restarted; an empty string if it need not.
+            unix_socket: serves on it too.
         """
         self.port = port
-        self._host = host
+        self.addresses: Sequence[str] = ()
+        """What it listens on, once started: `HOST:PORT` and `unix:PATH`."""
+        self._hosts = hosts
+        self._unix_socket = unix_socket
         self._metrics = metrics
         self._expose: Callable[..., Iterable[bytes]] = make_wsgi_app(registry)
         self._not_ready_reason = not_ready_reason
@@ -113,27 +117,34 @@ class HttpServer:
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
 
     def start(self) -> None:
-        """Binds the port and serves from threads of its own. Raises UserError if the port cannot be bound."""
-        # One address: waitress would listen on all addresses of a name, on a port of its own each.
-        family, *_, address = socket.getaddrinfo(self._host, self.port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(address)
-        except OSError as error:
-            listener.close()
-            raise UserError(
-                f"cannot listen for HTTP on {url_host(self._host)}:{self.port}: {error.strerror or error} (port 0 takes a free one)"
-            ) from None
-        self.port = listener.getsockname()[1]
+        """Binds the addresses and serves from threads of its own. Raises UserError if one cannot be bound; then none is."""
+        bound = listeners.bind(self._hosts, self.port, "HTTP")
+        addresses = [listeners.address_of(each) for each in bound]
+        if self._unix_socket is not None:
+            try:
+                bound.append(self._unix_socket.listen())
+            except BaseException:
+                for each in bound:
+                    each.close()
+                raise
+            addresses.append(f"unix:{self._unix_socket.path}")
+        self.port, self.addresses = bound[0].getsockname()[1], addresses
         self._server = WaitressServer(
-            self._serve_counted, listener, PROBE_THREADS + MAX_CONCURRENT_REQUESTS, self._max_body_bytes
+            self._serve_counted, bound, PROBE_THREADS + MAX_CONCURRENT_REQUESTS, self._max_body_bytes
         )  # fmt: skip
         self._thread.start()
+
+    @property
+    def url(self) -> str:
+        """The URL of the page on this machine, once started."""
+        host = self.addresses[0].rpartition(":")[0]
+        return f"http://{'127.0.0.1' if host in ('[::]', '0.0.0.0') else host}:{self.port}/"  # noqa: S104 - compared
 
     def stop(self) -> None:
         """Closes the port and all connections, idle ones too: a scraper keeps its own open for ever."""
         if self._thread.is_alive():
+            if self._unix_socket is not None:
+                self._unix_socket.remove()
             self._server.close()
             self._thread.join()
 

@@ -4,9 +4,9 @@ They override methods that waitress's documentation does not promise to keep: TE
 
 - Errors that waitress answers by itself are JSON, as all others here (`_JsonError`, by `HTTPChannel.error_task_class`).
 - A connection whose chunk header or trailer has no end is closed (`_Connection.received`). waitress bounds neither.
-- A connection whose client does not read its response is closed (`_Server.maintenance`). waitress closes only idle connections,
+- A connection whose client does not read its response is closed (`_Listener.maintenance`). waitress closes only idle connections,
   and a client that does not read holds a thread for ever.
-- When the process is out of file descriptors, accepting pauses, with one line in the log (`_Server.accept`). waitress tries again
+- When the process is out of file descriptors, accepting pauses, with one line in the log (`_Listener.accept`). waitress tries again
   at once, with a traceback each time.
 
 Closing uses waitress's socket map, its trigger and its task dispatcher: `waitress.server.close` leaves open connections alone.
@@ -17,14 +17,15 @@ import logging
 import math
 import socket
 import time
+from collections.abc import Sequence
 from importlib.metadata import version as installed_version
 from typing import TYPE_CHECKING, Any
 
 from waitress.adjustments import Adjustments
 from waitress.channel import HTTPChannel
 from waitress.receiver import ChunkedReceiver
-from waitress.server import TcpWSGIServer
-from waitress.task import ErrorTask
+from waitress.server import BaseWSGIServer, TcpWSGIServer, UnixWSGIServer
+from waitress.task import ErrorTask, ThreadedTaskDispatcher
 
 from service.http.responses import error_response
 
@@ -60,39 +61,46 @@ def untested_reason() -> str:
 
 
 class WaitressServer:
-    """Serves a WSGI application on one listening socket, with a pool of threads."""
+    """Serves a WSGI application on listening sockets, with one thread for all connections and a pool of threads for requests."""
 
-    def __init__(self, application: "WSGIApplication", listener: socket.socket, threads: int, max_body_bytes: int) -> None:
+    def __init__(self, application: "WSGIApplication", bound: Sequence[socket.socket], threads: int, max_body_bytes: int) -> None:
         """Starts the threads. A body of more than `max_body_bytes` is answered 413."""
         if reason := untested_reason():
             log.warning("the HTTP port may not work: %s", reason)
         adjustments = Adjustments(
-            sockets=[listener], threads=threads, ident="convoy", clear_untrusted_proxy_headers=True,
+            # waitress refuses to mix them, without a need. `listen` is not used.
+            sockets=[each for each in bound if each.family != socket.AF_UNIX],
+            threads=threads, ident="convoy", clear_untrusted_proxy_headers=True,
             connection_limit=MAX_CONNECTIONS, max_request_body_size=max_body_bytes + 1,  # waitress refuses a body of just as many
             channel_timeout=IDLE_SECONDS, cleanup_interval=IDLE_CHECK_SECONDS,
             asyncore_use_poll=True,  # select() ends at 1,024 files, and gRPC's connections are files too
         )  # fmt: skip
         self._sockets: dict[int, Any] = {}
-        address = (listener.family, listener.type, listener.proto, listener.getsockname())
-        self._server = _Server(
-            application, map=self._sockets, _sock=listener, sockinfo=address, bind_socket=False, adj=adjustments
-        )  # fmt: skip
+        dispatcher = ThreadedTaskDispatcher()
+        dispatcher.set_thread_count(threads)
+        self._listeners = [
+            (_UnixListener if each.family == socket.AF_UNIX else _TcpListener)(
+                application, map=self._sockets, _sock=each, sockinfo=(each.family, each.type, each.proto, each.getsockname()),
+                bind_socket=False, adj=adjustments, dispatcher=dispatcher,
+            )
+            for each in bound
+        ]  # fmt: skip
 
     @property
     def connections(self) -> list[Any]:
         """The open connections."""
-        return list(self._server.active_channels.values())
+        return [connection for each in self._listeners for connection in list(each.active_channels.values())]
 
     def run(self) -> None:
         """Serves until `close`, called by another thread."""
-        self._server.run()
+        self._listeners[0].run()
 
     def close(self) -> None:
         """Waits up to HTTP_FLUSH_SECONDS for running requests and unsent responses, then closes the port and all connections."""
         deadline = time.monotonic() + HTTP_FLUSH_SECONDS
         while self._busy() and time.monotonic() < deadline:
             time.sleep(0.01)
-        self._server.trigger.pull_trigger(self._close)
+        self._listeners[0].trigger.pull_trigger(self._close)
 
     def _busy(self) -> bool:
         return any(connection.requests or connection.total_outbufs_len for connection in self.connections)
@@ -100,9 +108,9 @@ class WaitressServer:
     def _close(self) -> None:
         # On the thread of `run`, which ends when the map is empty.
         for each in list(self._sockets.values()):
-            if each is not self._server.trigger:
+            if each is not self._listeners[0].trigger:
                 each.close()
-        self._server.task_dispatcher.shutdown(timeout=HTTP_FLUSH_SECONDS)
+        self._listeners[0].task_dispatcher.shutdown(timeout=HTTP_FLUSH_SECONDS)
         self._sockets.clear()
 
 
@@ -133,7 +141,7 @@ class _Connection(HTTPChannel):  # type: ignore[misc]
         return accepted
 
 
-class _Server(TcpWSGIServer):  # type: ignore[misc]
+class _Listener(BaseWSGIServer):  # type: ignore[misc]
     channel_class = _Connection
     out_of_files_logged = -math.inf
 
@@ -156,3 +164,11 @@ class _Server(TcpWSGIServer):  # type: ignore[misc]
                 log.error("out of file descriptors, new HTTP connections wait: %s", error.strerror)
             time.sleep(ACCEPT_PAUSE_SECONDS)
             return None
+
+
+class _TcpListener(_Listener, TcpWSGIServer):  # type: ignore[misc]
+    pass
+
+
+class _UnixListener(_Listener, UnixWSGIServer):  # type: ignore[misc]
+    pass

@@ -10,7 +10,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any
 
@@ -46,6 +46,7 @@ class AioServer:
 
     def __init__(self, options: Options) -> None:
         self.port = options.port
+        self.addresses: Sequence[str] = ()
         self._options = options
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="grpc", daemon=True)
@@ -67,6 +68,8 @@ class AioServer:
         """See Transport."""
         server = self._server
         if server is not None:
+            if self._options.unix_socket is not None:
+                self._options.unix_socket.remove()
             self._run_on_loop(server.stop(grace_seconds))
             self._server = None
         self._close_loop()
@@ -84,14 +87,19 @@ class AioServer:
         options = self._options
         server = grpc.aio.server(options=options.channel_arguments())
         server.add_generic_rpc_handlers((_Handlers(options.methods, self._handler),))
-        credentials = options.credentials()
+
+        def add_port(address: str, credentials: grpc.ServerCredentials | None) -> int:
+            try:
+                return server.add_insecure_port(address) if credentials is None else server.add_secure_port(address, credentials)
+            except RuntimeError:
+                return 0
+
         try:
-            if credentials is None:
-                self.port = server.add_insecure_port(options.address)
-            else:
-                self.port = server.add_secure_port(options.address, credentials)
-        except RuntimeError:
-            raise options.cannot_listen() from None
+            self.port, self.addresses = options.listen(add_port)
+        except BaseException:
+            await server.start()  # grpcio stops only a server that has started
+            await server.stop(None)
+            raise
         await server.start()
         self._server = server
 

@@ -141,6 +141,7 @@ class CompletionQueueServer:
 
     def __init__(self, options: Options) -> None:
         self.port = options.port
+        self.addresses: Sequence[str] = ()
         self._options = options
         self._thread = threading.Thread(target=self._serve, name="grpc", daemon=True)
         self._methods = {
@@ -159,23 +160,29 @@ class CompletionQueueServer:
         self._queue = cygrpc.CompletionQueue()
         self._server = cygrpc.Server([(name.encode(), value) for name, value in options.channel_arguments()], False)
         self._server.register_completion_queue(self._queue)
-        credentials = options.credentials()
-        address = options.address.encode()
-        if credentials is None:
-            self.port = self._server.add_http2_port(address)
-        else:
-            self.port = self._server.add_http2_port(address, credentials._credentials)  # type: ignore[attr-defined]
-        if self.port == 0:
-            raise options.cannot_listen()
+        try:
+            self.port, self.addresses = options.listen(self._add_port)
+        except BaseException:
+            self._server.start()  # C core stops only a server that has started
+            self._thread.start()
+            self.stop(0)
+            raise
         self._server.start()
         for _ in range(REQUESTED_CALLS):
             self._request_call()
         self._thread.start()
 
+    def _add_port(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
+        secure = () if credentials is None else (credentials._credentials,)  # type: ignore[attr-defined]
+        port: int = self._server.add_http2_port(address.encode(), *secure)
+        return port
+
     def stop(self, grace_seconds: float) -> None:
         """See Transport."""
         if not self._thread.is_alive():
             return
+        if self._options.unix_socket is not None:
+            self._options.unix_socket.remove()
         self._stopping = True
         self._server.shutdown(self._queue, self._shut_down)
         if not self._stopped.wait(grace_seconds):

@@ -7,6 +7,7 @@ new one; open connections keep the one that they began with.
 import codecs
 import logging
 import ssl
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,30 @@ class Tls:
 
     def _configuration(self) -> grpc.ServerCertificateConfiguration:
         return grpc.ssl_server_certificate_configuration([(self.key, self.certificate)], self.client_ca)
+
+
+class Renewals:
+    """Hands a renewed certificate to several credentials: C core wants credentials of their own for each address."""
+
+    def __init__(self, renewed: Callable[[], Tls | None]) -> None:
+        """`renewed` returns a new certificate once, else None."""
+        self._renewed = renewed
+        self._latest: Tls | None = None
+        self._lock = threading.Lock()
+
+    def reader(self) -> Callable[[], Tls | None]:
+        """A function that returns each new certificate once, else None."""
+        last = self._latest
+
+        def read() -> Tls | None:
+            nonlocal last
+            with self._lock:
+                self._latest = self._renewed() or self._latest
+                unchanged = self._latest is last
+                last = self._latest
+            return None if unchanged else last
+
+        return read
 
 
 class TlsFiles:

@@ -3,16 +3,19 @@
 `call.py` has the interface between a running transport and its methods.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
+from urllib.parse import quote
 
 import grpc
 
-from service.config import url_host
+from service import listeners
 from service.errors import UserError
 from service.rpc.call import Method, OnIdle, RpcObserver
-from service.rpc.tls import Tls
+from service.rpc.tls import Renewals, Tls
+from service.unix_socket import UnixSocket
 
 
 class Transport(Protocol):
@@ -20,25 +23,32 @@ class Transport(Protocol):
 
     name: str
     port: int
+    addresses: Sequence[str]
+    """What it listens on, once started: `HOST:PORT` and `unix:PATH`."""
 
     def start(self) -> None:
-        """Binds the port and serves from a thread of its own. Raises UserError if the port cannot be bound."""
+        """Binds the addresses and serves from a thread of its own. Raises UserError if one cannot be bound; then none is."""
 
     def stop(self, grace_seconds: float) -> None:
         """Refuses new calls, waits for open ones, cancels the rest after the grace, and returns when all have ended."""
+
+
+AddPort = Callable[[str, grpc.ServerCredentials | None], int]
+"""Has C core listen on an address, `HOST:PORT` or `unix:PATH`; 0 if it cannot. None for plain text."""
 
 
 @dataclass(frozen=True)
 class Options:
     """Options of any transport.
 
-    Port 0 takes a free one. `max_message_bytes` bounds a message from a client. Replies are compressed with `compression`. With
+    `hosts` are names and addresses; see `listeners.py`. Port 0 takes a free one. `unix_socket` is served beside the port.
+    `max_message_bytes` bounds a message from a client. Replies are compressed with `compression`. With
     `shared_port` other processes of this user may serve on the same port: the kernel spreads connections over them. `renewed_tls`
     returns a new certificate to replace `tls`, once, or None. `arguments` are C core's channel arguments, such as
     `grpc.max_connection_age_ms`.
     """
 
-    host: str
+    hosts: Sequence[str]
     port: int
     max_message_bytes: int
     methods: Sequence[Method]
@@ -49,11 +59,37 @@ class Options:
     compression: Literal["none", "deflate", "gzip"] = "none"
     shared_port: bool = False
     arguments: Sequence[tuple[str, int]] = ()
+    unix_socket: UnixSocket | None = None
 
-    @property
-    def address(self) -> str:
-        """`HOST:PORT` as C core takes it."""
-        return f"{url_host(self.host)}:{self.port}"
+    def listen(self, add_port: AddPort) -> tuple[int, list[str]]:
+        """Has C core listen on every address. Returns the port and what is listened on: `HOST:PORT`, `unix:PATH`.
+
+        Args:
+            add_port: has C core listen on one address.
+
+        Raises:
+            UserError: an address cannot be bound. C core may listen on others, until its server is stopped.
+        """
+        if self.unix_socket is not None:
+            self.unix_socket.check()
+        # C core binds its sockets itself. These find out that all of them can be bound, which port is free, and why not.
+        reserved = listeners.bind(self.hosts, self.port, "gRPC", shared=self.shared_port)
+        port: int = reserved[0].getsockname()[1]
+        addresses = [listeners.address_of(each) for each in reserved]
+        for each in reserved:
+            each.close()
+        targets = list(addresses)
+        if self.unix_socket is not None:
+            targets.append("unix:" + quote(os.fsencode(self.unix_socket.bind_path)))
+            addresses.append(f"unix:{self.unix_socket.path}")
+        renewals = Renewals(self.renewed_tls)
+        for target, address in zip(targets, addresses, strict=True):
+            credentials = None if self.tls is None else self.tls.credentials(renewals.reader())
+            if not add_port(target, credentials):
+                raise UserError(f"cannot listen for gRPC on {address}: C core could not bind it")
+        if self.unix_socket is not None:
+            self.unix_socket.publish()
+        return port, addresses
 
     def channel_arguments(self) -> list[tuple[str, int]]:
         """C core's channel arguments for these options."""
@@ -64,17 +100,6 @@ class Options:
             ("grpc.default_compression_algorithm", _COMPRESSION[self.compression]),
             *self.arguments,
         ]
-
-    def credentials(self) -> grpc.ServerCredentials | None:
-        """Credentials for `tls`; None for plain text."""
-        return None if self.tls is None else self.tls.credentials(self.renewed_tls)
-
-    def cannot_listen(self) -> UserError:
-        """The error for a port that C core could not bind."""
-        return UserError(
-            f"cannot listen for gRPC on {self.address}: the port is in use, or the address is not one of this machine "
-            "(port 0 takes a free one)"
-        )
 
 
 _COMPRESSION = {

@@ -24,12 +24,13 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 from werkzeug.wrappers import Response
 
-from service import message_limits
+from service import listeners, message_limits
 from service.config import ServerConfig
 from service.control import Call, calls_to_replay
 from service.errors import ConvoyError, LoadError, Unavailable, UserError
 from service.http.server import ROUTE, HttpMetrics, HttpServer
 from service.lifecycle import ReadyFile, StopOnSignals, check_config
+from service.unix_socket import UnixSocket
 from service.workers.aggregated_metrics import cumulative, merge, without_unserved_versions
 from service.workers.ipc import IpcClosed
 from service.workers.process import WorkerProcess
@@ -74,9 +75,10 @@ class Supervisor(Collector):
         all_metrics = CollectorRegistry()
         all_metrics.register(self)
         self._http = HttpServer(
-            config.host[0], config.http_port, all_metrics, HttpMetrics(self._own_metrics), self.not_ready_reason,
+            config.host, config.http_port, all_metrics, HttpMetrics(self._own_metrics), self.not_ready_reason,
             self._forward_http,
             max_body_bytes=config.max_message_bytes or message_limits.max_message_bytes(config.repository, config.policies),
+            unix_socket=None if config.http_socket is None else UnixSocket(config.http_socket, "--http-socket"),
         )  # fmt: skip
         self._ready_file = ReadyFile(config.ready_file)
         self._lock = threading.Lock()
@@ -96,14 +98,18 @@ class Supervisor(Collector):
         """Reserves the ports and starts the workers. Raises UserError for what the operator can fix."""
         config = self._config
         check_config(config)
-        self._port = _reserve_port(config)
+        self._reserved = _reserve_port(config)
         try:
             self._http.start()
         except BaseException:
-            self._port.close()
+            self._release_port()
             raise
         self._ready_file.remove()
-        self._worker_config = config.model_copy(update={"grpc_port": self.grpc_port, "http_port": 0, "ready_file": None})
+        # The addresses of a name may change; all workers listen on those that are reserved.
+        hosts = tuple(listeners.host_of(each) for each in self._reserved)
+        self._worker_config = config.model_copy(
+            update={"host": hosts, "grpc_port": self.grpc_port, "http_port": 0, "http_socket": None, "ready_file": None}
+        )
         for thread in self._threads:
             thread.start()
 
@@ -122,7 +128,7 @@ class Supervisor(Collector):
         for thread in self._threads:
             thread.join()
         self._http.stop()
-        self._port.close()
+        self._release_port()
         self._ready_file.remove_own()
         if self.failure is None:
             log.info("stopped")
@@ -130,8 +136,12 @@ class Supervisor(Collector):
     @property
     def grpc_port(self) -> int:
         """The port that the workers share, once started."""
-        port: int = self._port.getsockname()[1]
+        port: int = self._reserved[0].getsockname()[1]
         return port
+
+    def _release_port(self) -> None:
+        for each in self._reserved:
+            each.close()
 
     def not_ready_reason(self) -> str:
         """Why requests cannot be answered now; empty if they can."""
@@ -239,8 +249,8 @@ class Supervisor(Collector):
             self._was_ready = True
             self._ready_file.write(self.grpc_port, self._http.port)
         log.info(
-            "ready: gRPC on %s:%d by %d workers, HTTP on %s:%d",
-            self._config.url_host, self.grpc_port, self._config.workers, self._config.url_host, self._http.port,
+            "ready: gRPC on %s by %d workers, HTTP on %s",
+            " and ".join(map(listeners.address_of, self._reserved)), self._config.workers, " and ".join(self._http.addresses),
         )  # fmt: skip
 
     def _broadcast(self, method: str, *arguments: str | int) -> None:
@@ -282,24 +292,15 @@ def _not_ready_reason(worker: WorkerProcess | None) -> str:
     return worker.report.not_ready_reason if worker is not None and worker.listening else "loading"
 
 
-def _reserve_port(config: ServerConfig) -> socket.socket:
-    """Binds the gRPC port, a free one for 0, without listening on it. Raises UserError if it is not available."""
+def _reserve_port(config: ServerConfig) -> list[socket.socket]:
+    """Binds the gRPC port on every address, a free one for 0, without listening. Raises UserError if it is not available."""
     if not hasattr(socket, "SO_REUSEPORT"):
         raise UserError("--workers needs SO_REUSEPORT, which this system does not have; --workers 1 does without")
-    family, *_, address = socket.getaddrinfo(config.host[0], config.grpc_port, type=socket.SOCK_STREAM)[0]
-    reserved = socket.socket(family, socket.SOCK_STREAM)
     # Bound exclusively, so that another server with workers on this port fails as any other does; shared only afterwards. The
     # kernel checks the options when the next socket binds.
-    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        reserved.bind(address)
-    except OSError as error:
-        reserved.close()
-        raise UserError(
-            f"cannot listen for gRPC on {config.url_host}:{config.grpc_port}: {error.strerror or error} (port 0 takes a free one)"
-        ) from None
-    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
-    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    reserved = listeners.bind(config.host, config.grpc_port, "gRPC")
+    for each in reserved:
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     return reserved
 
 

@@ -31,7 +31,7 @@ class Interleavings(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.service, self.seen = Service(), RecordingObserver()
-        self.transport = self.kind(Options("127.0.0.1", 0, LIMIT, self.service.methods(), self.seen, self.service.on_idle))
+        self.transport = self.kind(Options(["127.0.0.1"], 0, LIMIT, self.service.methods(), self.seen, self.service.on_idle))
         self.transport.start()
         self.channel: Any = grpc.insecure_channel(f"127.0.0.1:{self.transport.port}", [("grpc.enable_retries", 0)])
         self.keep = self.channel.unary_unary("/t.T/Keep", BytesValue.SerializeToString, BytesValue.FromString)

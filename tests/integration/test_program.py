@@ -219,7 +219,7 @@ def test_serve_says_what_is_wrong_in_one_line(repository: Path, tmp_path: Path, 
     port = str(running.grpc_port)
     assert "the port is in use" in one_line(convoy("serve", repository, "--grpc-port", port, "--http-port", "0"))
     port = str(running.http_port)
-    assert "Address already in use" in one_line(convoy("serve", repository, "--grpc-port", "0", "--http-port", port))
+    assert "the port is in use" in one_line(convoy("serve", repository, "--grpc-port", "0", "--http-port", port))
     assert "no repository folder" in one_line(convoy("serve", tmp_path / "nowhere", *ports))
     assert "99999 is not in the range" in one_line(convoy("serve", repository, "--grpc-port", "99999"))
     assert "not a file in a folder" in one_line(convoy("serve", repository, *ports, "--ready-file", tmp_path / "no" / "ready"))

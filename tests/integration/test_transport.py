@@ -46,7 +46,7 @@ def seen() -> RecordingObserver:
 
 @pytest.fixture
 def transport(kind: Kind, service: Service, seen: RecordingObserver) -> Iterator[Transport]:
-    transport = kind(Options("127.0.0.1", 0, LIMIT, service.methods(), seen, service.on_idle))
+    transport = kind(Options(["127.0.0.1"], 0, LIMIT, service.methods(), seen, service.on_idle))
     transport.start()
     yield transport
     transport.stop(0)
@@ -278,7 +278,7 @@ def test_on_idle_is_called_after_calls_and_at_the_time_it_asked_for(unary: Unari
 
 
 def test_the_public_transport_is_idle_once_for_messages_in_a_row(service: Service, seen: RecordingObserver) -> None:
-    transport = AioServer(Options("127.0.0.1", 0, LIMIT, service.methods(), seen, service.on_idle))
+    transport = AioServer(Options(["127.0.0.1"], 0, LIMIT, service.methods(), seen, service.on_idle))
     transport.start()
 
     async def messages() -> int:
@@ -324,7 +324,7 @@ def test_stop_cancels_what_is_left_after_the_grace(unary: Unaries, service: Serv
 
 
 def test_a_port_in_use_is_a_clear_error(kind: Kind, transport: Transport) -> None:
-    second = kind(Options("127.0.0.1", transport.port, LIMIT, [], RecordingObserver(), lambda: math.inf))
+    second = kind(Options(["127.0.0.1"], transport.port, LIMIT, [], RecordingObserver(), lambda: math.inf))
     with pytest.raises(errors.UserError, match=f"127.0.0.1:{transport.port}: the port is in use"):
         second.start()
 
@@ -379,7 +379,7 @@ def start(kind: Kind, service: Service, seen: RecordingObserver) -> Iterator[Sta
     started: list[Transport] = []
 
     def begin(**options: Any) -> Transport:
-        transport = kind(Options("127.0.0.1", 0, LIMIT, service.methods(), seen, service.on_idle, **options))
+        transport = kind(Options(["127.0.0.1"], 0, LIMIT, service.methods(), seen, service.on_idle, **options))
         transport.start()
         started.append(transport)
         return transport

@@ -268,7 +268,7 @@ def test_a_port_in_use_is_one_clear_line(repository: Path, spawn: Spawn) -> None
         for flag, port in (("--grpc-port", running.grpc_port), ("--http-port", running.http_port)):
             flags = [part for pair in (ports | {flag: str(port)}).items() for part in pair]
             refused = one_line(convoy("serve", repository, "--workers", "2", *flags))
-            assert f":{port}: Address already in use (port 0 takes a free one)" in refused
+            assert f":{port}: the port is in use (port 0 takes a free one)" in refused
     assert "the port is in use" in one_line(convoy("serve", repository, "--grpc-port", str(running.grpc_port), "--http-port", "0"))
     assert scrape(running.http_port)["convoy_workers_ready",] == 2
 

@@ -10,6 +10,6 @@ from service.http.server import HttpServer
 
 
 def test_an_ipv6_address_that_cannot_be_bound_is_shown_in_brackets() -> None:
-    server = HttpServer("2001:db8::1", 8002, CollectorRegistry(), Mock(), lambda: "", app=None, max_body_bytes=1)
+    server = HttpServer(["2001:db8::1"], 8002, CollectorRegistry(), Mock(), lambda: "", app=None, max_body_bytes=1)
     with pytest.raises(UserError, match=r"cannot listen for HTTP on \[2001:db8::1\]:8002: "):
         server.start()

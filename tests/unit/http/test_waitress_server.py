@@ -27,7 +27,7 @@ def test_other_versions_are_named_in_the_log(
 ) -> None:
     monkeypatch.setattr(waitress_server, "installed_version", lambda _: version)
     listener = socket.create_server(("127.0.0.1", 0))
-    server = WaitressServer(lambda *_: [], listener, threads=1, max_body_bytes=1)
+    server = WaitressServer(lambda *_: [], [listener], threads=1, max_body_bytes=1)
     with caplog.at_level(logging.WARNING):
         serving = threading.Thread(target=server.run)
         serving.start()
@@ -52,7 +52,7 @@ def test_without_file_descriptors_accepting_pauses_with_one_line_in_the_log(
     monkeypatch.setattr(TcpWSGIServer, "accept", accept_later)
     monkeypatch.setattr(waitress_server, "ACCEPT_PAUSE_SECONDS", 0.001)
     listener = socket.create_server(("127.0.0.1", 0))
-    server = WaitressServer(Response("served"), listener, threads=1, max_body_bytes=1)
+    server = WaitressServer(Response("served"), [listener], threads=1, max_body_bytes=1)
     serving = threading.Thread(target=server.run)
     serving.start()
     try:
