@@ -6,16 +6,19 @@ commands after it the ports 8001 and 8002 are replaced by the server's.
 """
 
 import argparse
+import http.client
 import itertools
 import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
 import tomllib
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -130,9 +133,18 @@ def curl(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser("curl")
     parser.add_argument("url")
     parser.add_argument("-d", "--data-binary", dest="data")
+    parser.add_argument("--unix-socket")
     parser.add_argument("-H", dest="headers", action="append", default=[])
     given = parser.parse_args(arguments)
     data = Path(given.data[1:]).read_bytes() if (given.data or "").startswith("@") else (given.data or "").encode()
+    if given.unix_socket:
+        connection = http.client.HTTPConnection("localhost", timeout=30)
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.connect(given.unix_socket)
+        connection.request("GET", urllib.parse.urlsplit(given.url).path)
+        answer = connection.getresponse()
+        print(answer.read().decode())
+        return 22 if answer.status >= 400 else 0
     request = urllib.request.Request(given.url if "://" in given.url else f"http://{given.url}", data or None)
     for header in given.headers:
         request.add_header(*header.split(": ", 1))
