@@ -4,9 +4,9 @@ with Client("127.0.0.1:8001") as client:
     answer = client.classify(["cat.jpg", "dog.png"], model="pets")
     print(answer.results[0][0].label)
 
-A Client may be shared between threads; an AsyncClient belongs to the event loop that runs when it is made. Given several servers,
-or a name with several addresses, a client uses those that are SERVING in turn. gRPC retries a call of up to 1 MiB three times
-within about a second if no server could take it, or after the time that the server asks for if its queue was full.
+A Client may be shared between threads; an AsyncClient belongs to the event loop of its first call, until that is closed. Given
+several servers, or a name with several addresses, a client uses those that are SERVING in turn. gRPC retries a call of up to 1 MiB
+three times within about a second if no server could take it, or after the time that the server asks for if its queue was full.
 """
 
 from service.client.aio import AsyncClient

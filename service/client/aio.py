@@ -14,7 +14,7 @@ from typing import Any
 
 import grpc
 
-from service.client.connection import ChannelSettings, Stubs, checked_timeout, client_closed, deadline_seconds
+from service.client.connection import ChannelSettings, Connection, Stubs, checked_timeout, client_closed, deadline_seconds
 from service.client.images import Images, needs_reading
 from service.client.messages import (
     CallFailed,
@@ -29,6 +29,7 @@ from service.client.messages import (
     outcome,
 )
 from service.client.stream import IN_FLIGHT, Window
+from service.errors import UserError
 from service.pb.convoy.v1 import classifier_pb2 as pb
 
 
@@ -60,9 +61,7 @@ class AsyncClient:
         self._settings = ChannelSettings(server, tls_ca, tls_cert, tls_key)
         self.server = self._settings.target
         self._timeout_seconds = checked_timeout(timeout_seconds)
-        self._channel = self._settings.channel(grpc.aio)
-        self._stubs = Stubs(self._channel)
-        self._closed = False  # asyncio only
+        self._connection = Connection(self._settings, grpc.aio)
 
     async def __aenter__(self) -> "AsyncClient":
         return self
@@ -72,8 +71,10 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Closes the connection; calls in flight are cancelled."""
-        self._closed = True  # asyncio only
-        await self._channel.close()
+        # sync: channel = self._connection.close()
+        channel = self._connection.close(_running_loop())  # asyncio only
+        if channel is not None:
+            await channel.close()
 
     async def classify(
         self,
@@ -100,7 +101,7 @@ class AsyncClient:
             CallFailed: the server refused or failed, or cannot be reached.
         """
         fields = {"model": model, "version": version, "top_k": top_k, "priority": priority, "timeout_seconds": timeout_seconds}
-        return classification(await self._call(self._stubs.classify, await _request(images, fields), timeout_seconds))
+        return classification(await self._call(self._stubs().classify, await _request(images, fields), timeout_seconds))
 
     async def classify_stream(
         self,
@@ -136,12 +137,13 @@ class AsyncClient:
             CallFailed: the stream could not be opened, or broke for another reason.
         """
         fields = {"model": model, "version": version, "top_k": top_k, "priority": priority, "timeout_seconds": timeout_seconds}
+        self._stubs()  # raises before anything is taken from `requests`
         feed = AsyncFeed(requests, fields, in_flight)
         try:
             while await feed.wait_for_unanswered():
                 messages = await feed.messages()
-                # sync: call = self._stubs.classify_stream(messages)
-                call = self._stubs.classify_stream()  # asyncio only
+                # sync: call = self._stubs().classify_stream(messages)
+                call = self._stubs().classify_stream()  # asyncio only
                 writing = asyncio.create_task(_write(call, messages))  # asyncio only
                 try:
                     async for response in call:
@@ -165,6 +167,9 @@ class AsyncClient:
                 except asyncio.CancelledError:  # asyncio only
                     self._check_open()
                     raise
+                except RuntimeError:  # asyncio only
+                    self._stubs()  # raises UserError if the stream is continued in another loop
+                    raise
                 finally:
                     writing.cancel()  # asyncio only
                     call.cancel()
@@ -175,7 +180,7 @@ class AsyncClient:
     async def _outcome(self, request: pb.ClassifyRequest, timeout_seconds: float) -> Classification | CallFailed:  # asyncio only
         """As for a request of a stream. Raises CallFailed if no server answers, after gRPC's retries."""
         try:
-            return classification(await self._call(self._stubs.classify, request, timeout_seconds))
+            return classification(await self._call(self._stubs().classify, request, timeout_seconds))
         except CallFailed as failed:
             if failed.code in ("UNAVAILABLE", "CANCELLED"):
                 raise
@@ -183,11 +188,15 @@ class AsyncClient:
 
     async def model(self, model: str, version: str = "") -> ModelInfo:
         """What a served model takes and gives. Raises UserError, or CallFailed: NOT_FOUND if it is not served."""
-        return model_info(await self._call(self._stubs.get_model, filled(pb.GetModelRequest(), model=model, version=version)))
+        return model_info(await self._call(self._stubs().get_model, filled(pb.GetModelRequest(), model=model, version=version)))
 
     async def models(self) -> list[ModelStatus]:
         """Every version in the server's repository and its state. Raises CallFailed."""
-        return model_statuses(await self._call(self._stubs.list_models, pb.ListModelsRequest()))
+        return model_statuses(await self._call(self._stubs().list_models, pb.ListModelsRequest()))
+
+    def _stubs(self) -> Stubs:
+        # sync: return self._connection.stubs()
+        return self._connection.stubs(_running_loop())  # asyncio only
 
     async def _call(self, stub: Any, request: Any, server_seconds: float = 0.0) -> Any:
         try:
@@ -201,7 +210,7 @@ class AsyncClient:
     def _check_open(self) -> None:  # asyncio only
         """Raises CallFailed if a call was cancelled by `close` and not with its task: gRPC raises CancelledError for both."""
         task = asyncio.current_task()
-        if self._closed and (task is None or not task.cancelling()):
+        if self._connection.closed and (task is None or not task.cancelling()):
             raise client_closed() from None
 
 
@@ -267,6 +276,13 @@ class AsyncFeed(Window):
         self._taking.cancel()  # asyncio only
         async with self._changed:
             self._changed.notify_all()
+
+
+def _running_loop() -> asyncio.AbstractEventLoop:  # asyncio only
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise UserError("an AsyncClient is used in a running asyncio event loop; without one, use Client") from None
 
 
 async def _request(images: Images, fields: dict[str, Any]) -> pb.ClassifyRequest:

@@ -2,8 +2,11 @@
 
 import codecs
 import json
+import os
 import re
 import ssl
+import threading
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,8 @@ MARGIN_SECONDS = 1.0
 """How much later the client's deadline is than the server's, so that the server's own error arrives first."""
 
 _FOREVER_SECONDS = 1e9
+
+_IMPORTED_BY = os.getpid()
 
 _SERVICE_CONFIG = {
     "loadBalancingConfig": [{"round_robin": {}}],
@@ -85,9 +90,11 @@ class ChannelSettings:
 
     def channel(self, library: Any) -> Any:
         """A new channel of `library`: grpc, or grpc.aio."""
+        # In a forked process, channels would share the connections of the process before.
+        options = [*self._options, ("grpc.use_local_subchannel_pool", int(os.getpid() != _IMPORTED_BY))]
         if self._credentials is None:
-            return library.insecure_channel(self.target, self._options)
-        return library.secure_channel(self.target, self._credentials, self._options)
+            return library.insecure_channel(self.target, options)
+        return library.secure_channel(self.target, self._credentials, options)
 
     def call_failed(self, error: Any) -> CallFailed:
         """As `messages.call_failed`; a failure to connect names the proxy, if there is one."""
@@ -114,6 +121,75 @@ class Stubs:
                 pb.ClassifyStreamResponse.FromString,
             )
         )
+
+
+class Connection:
+    """A client's channel and its RPCs. Thread-safe.
+
+    A channel works in the process that made it alone, one of grpc.aio in one event loop. So a forked process gets a channel of its
+    own, and so does a loop that runs after the one before is closed. grpc.aio itself works in no process that is forked while it
+    has a channel: it would wait for a thread that is not there.
+    """
+
+    def __init__(self, settings: ChannelSettings, library: Any) -> None:
+        """`library`: grpc, or grpc.aio. No channel is made before the first call."""
+        self._settings = settings
+        self._library = library
+        self._lock = threading.Lock()
+        self._channel: Any = None
+        self._stubs: Stubs | None = None
+        self._process = 0
+        self._loop: Any = None
+        self.closed = False
+
+    def stubs(self, loop: Any = None) -> Stubs:
+        """The RPCs, in this process and, of grpc.aio, in this event loop.
+
+        Raises CallFailed if the client is closed, UserError if another loop uses it, or grpc.aio does not work in this process.
+        """
+        if self._stubs is not None and self._loop is loop and self._process == os.getpid():
+            return self._stubs
+        with self._lock:
+            if self.closed:
+                raise client_closed()
+            self._check_loop(loop)
+            if self._stubs is None or self._loop is not loop or self._process != os.getpid():
+                if loop is not None and any(process != os.getpid() for process in _ASYNCIO_CHANNELS.values()):
+                    raise UserError(
+                        "this process was forked while an AsyncClient was open, and gRPC's asyncio does not work in it: "
+                        "use Client, or start processes by spawn or forkserver"
+                    )
+                if self._process not in (0, os.getpid()):
+                    _OF_ANOTHER_PROCESS.append(self._channel)
+                self._channel = self._settings.channel(self._library)
+                if loop is not None:
+                    _ASYNCIO_CHANNELS[self._channel] = os.getpid()
+                self._stubs, self._loop, self._process = Stubs(self._channel), loop, os.getpid()
+            return self._stubs
+
+    def close(self, loop: Any = None) -> Any:
+        """Refuses all further calls. Returns the channel, for its `close` to be called; None if there is nothing to close.
+
+        Raises UserError if another loop uses it.
+        """
+        with self._lock:
+            self._check_loop(loop)
+            self.closed = True
+            if self._process != os.getpid():
+                return None
+            channel, self._channel, self._stubs = self._channel, None, None
+            return channel if self._loop is loop else None
+
+    def _check_loop(self, loop: Any) -> None:
+        if self._loop not in (None, loop) and not self._loop.is_closed() and self._process == os.getpid():
+            raise UserError("this AsyncClient is used in another event loop: make one client for each loop")
+
+
+_ASYNCIO_CHANNELS: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+"""Channels of grpc.aio, each with the process that made it."""
+
+_OF_ANOTHER_PROCESS: list[Any] = []
+"""Channels of the process that this one was forked from. Deleting one would end the connection, which they share."""
 
 
 def _unless_closed(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 
-from service.client.connection import ChannelSettings, Stubs, checked_timeout, deadline_seconds
+from service.client.connection import ChannelSettings, Connection, Stubs, checked_timeout, deadline_seconds
 from service.client.images import Images
 from service.client.messages import (
     CallFailed,
@@ -54,8 +54,7 @@ class Client:
         self._settings = ChannelSettings(server, tls_ca, tls_cert, tls_key)
         self.server = self._settings.target
         self._timeout_seconds = checked_timeout(timeout_seconds)
-        self._channel = self._settings.channel(grpc)
-        self._stubs = Stubs(self._channel)
+        self._connection = Connection(self._settings, grpc)
 
     def __enter__(self) -> "Client":
         return self
@@ -65,7 +64,9 @@ class Client:
 
     def close(self) -> None:
         """Closes the connection; calls in flight are cancelled."""
-        self._channel.close()
+        channel = self._connection.close()
+        if channel is not None:
+            channel.close()
 
     def classify(
         self,
@@ -92,7 +93,7 @@ class Client:
             CallFailed: the server refused or failed, or cannot be reached.
         """
         fields = {"model": model, "version": version, "top_k": top_k, "priority": priority, "timeout_seconds": timeout_seconds}
-        return classification(self._call(self._stubs.classify, _request(images, fields), timeout_seconds))
+        return classification(self._call(self._stubs().classify, _request(images, fields), timeout_seconds))
 
     def classify_stream(
         self,
@@ -128,11 +129,12 @@ class Client:
             CallFailed: the stream could not be opened, or broke for another reason.
         """
         fields = {"model": model, "version": version, "top_k": top_k, "priority": priority, "timeout_seconds": timeout_seconds}
+        self._stubs()  # raises before anything is taken from `requests`
         feed = Feed(requests, fields, in_flight)
         try:
             while feed.wait_for_unanswered():
                 messages = feed.messages()
-                call = self._stubs.classify_stream(messages)
+                call = self._stubs().classify_stream(messages)
                 try:
                     for response in call:
                         number = int(response.id)
@@ -155,11 +157,14 @@ class Client:
 
     def model(self, model: str, version: str = "") -> ModelInfo:
         """What a served model takes and gives. Raises UserError, or CallFailed: NOT_FOUND if it is not served."""
-        return model_info(self._call(self._stubs.get_model, filled(pb.GetModelRequest(), model=model, version=version)))
+        return model_info(self._call(self._stubs().get_model, filled(pb.GetModelRequest(), model=model, version=version)))
 
     def models(self) -> list[ModelStatus]:
         """Every version in the server's repository and its state. Raises CallFailed."""
-        return model_statuses(self._call(self._stubs.list_models, pb.ListModelsRequest()))
+        return model_statuses(self._call(self._stubs().list_models, pb.ListModelsRequest()))
+
+    def _stubs(self) -> Stubs:
+        return self._connection.stubs()
 
     def _call(self, stub: Any, request: Any, server_seconds: float = 0.0) -> Any:
         try:
