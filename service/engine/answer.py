@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from service.engine.served_version import ServedVersion
 from service.engine.top_k import Results, best_labels
-from service.errors import ModelFailed
+from service.errors import InvalidRequest, ModelFailed, RequestError
 from service.observability.trace_context import TraceContext
 from service.phases import Phases
 
@@ -28,9 +28,10 @@ class Answer:
         phases: seconds in each phase before encoding.
         finished: when inference ended, in `time.monotonic` seconds.
         trace: the client's trace, if it sent one.
+        tensor: the request's input, if it came as a tensor.
     """
 
-    __slots__ = ("_outputs", "finished", "phases", "scores", "served", "top_k", "trace")
+    __slots__ = ("_outputs", "finished", "phases", "scores", "served", "tensor", "top_k", "trace")
 
     def __init__(
         self,
@@ -40,6 +41,7 @@ class Answer:
         phases: Phases,
         finished: float,
         trace: TraceContext | None,
+        tensor: NDArray[Any] | None = None,
     ) -> None:
         scores = outputs[0]
         if scores.ndim != 2:
@@ -50,6 +52,7 @@ class Answer:
         self.phases = phases
         self.finished = finished
         self.trace = trace
+        self.tensor = tensor
         self._outputs = outputs
 
     @property
@@ -62,12 +65,29 @@ class Answer:
         return best_labels(self.scores, self.top_k)
 
     def check_no_nan(self, best: Results) -> None:
-        """Raises ModelFailed if a score is NaN, which has no place in the order that `best` gave."""
+        """Raises `not_finite` if a score is NaN, which has no place in the order that `best` gave."""
         # Softmax makes either all scores of an item NaN or none, so the first tells.
         if any(item[0][1] != item[0][1] for item in best) or (not self.served.model.has_contract and np.isnan(self.scores).any()):
-            log.error("model %s version %d: the scores of a request are NaN", self.served.name, self.served.version)
-            raise ModelFailed(f"model {self.served.name!r} gave NaN for this request")
+            raise self.not_finite(f"model {self.served.name!r} gave NaN for this request")
+
+    def not_finite(self, message: str) -> RequestError:
+        """The error for outputs that are NaN or infinite: ModelFailed with a message, unless the input was not finite either."""
+        error = at_fault(ModelFailed(message), self.served, self.tensor)
+        if isinstance(error, ModelFailed):
+            log.error("model %s version %d: the outputs of a request are NaN or infinite", self.served.name, self.served.version)
+        return error
 
     def delivered(self, best: Results, encode_seconds: float) -> None:
         """Records the request in the metrics. Call once, when the reply made of `best` has been passed to the transport."""
         self.served.metrics.answered(self.phases, encode_seconds, best, self.trace)
+
+
+def at_fault(error: ModelFailed, served: ServedVersion, tensor: NDArray[Any] | None) -> RequestError:
+    """The error for a request on which the model failed: InvalidRequest if its tensor holds NaN or infinity, else `error`.
+
+    Tensors are looked at only here: a model may take NaN for a value that is missing, and answer.
+    """
+    if tensor is None or np.isfinite(tensor).all():
+        return error
+    name = served.model.input.name
+    return InvalidRequest(f"input {name!r} holds NaN or infinite values, and the model gave no numbers for them", "items")

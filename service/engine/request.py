@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from service.engine.answer import Answer
+from service.engine.answer import Answer, at_fault
 from service.engine.decoding import DecodingPool, decode, decode_quickly, raw_images
 from service.engine.entry import DECODING, DONE, QUEUED, RUNNING, Entry
 from service.engine.query import Query
@@ -135,7 +135,7 @@ class Request:
 
     def _done(self, error: RequestError | None) -> None:
         """Responds. Called once, by the thread that brought the request to DONE."""
-        entry, served, respond = self._entry, self._served, self._respond
+        entry, served, respond, tensor = self._entry, self._served, self._respond, self._tensor
         del self._respond
         self._items = ()
         self._tensor = None
@@ -143,8 +143,10 @@ class Request:
             if error is None:
                 phases = Phases(self._decode_seconds, entry.started - entry.queued_at, entry.finished - entry.started)
                 del entry.images
-                respond(Answer(served, entry.outputs, self._top_k, phases, entry.finished, entry.trace))
+                respond(Answer(served, entry.outputs, self._top_k, phases, entry.finished, entry.trace, tensor))
             else:
+                if isinstance(error, ModelFailed):
+                    error = at_fault(error, served, tensor)
                 # The frames of its traceback hold images, which would wait for the garbage collector.
                 error.__traceback__ = error.__context__ = None
                 respond(error)

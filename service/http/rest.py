@@ -17,7 +17,7 @@ from service.engine.answer import Answer
 from service.engine.classifier import Classifier
 from service.engine.reply import reply_to
 from service.engine.top_k import Results
-from service.errors import InvalidRequest, ModelFailed, Unimplemented
+from service.errors import InvalidRequest, Unimplemented
 from service.http.bodies import JSON_LENGTH, compress, member, parse_json, read_body, split_body
 from service.http.responses import json_response, response_to_error
 from service.http.server import INFER, INFER_VERSION, match_route
@@ -239,11 +239,11 @@ def _write(answer: Answer, _: Results, form: _ReplyForm) -> Response:
     document: dict[str, Any] = {"model_name": answer.served.name, "model_version": str(answer.served.version)}
     if form.request_id is not None:
         document["id"] = form.request_id
-    return compress(form.request, _write_outputs(document, zip(outputs, binary, strict=True)))
+    return compress(form.request, _write_outputs(answer, document, zip(outputs, binary, strict=True)))
 
 
-def _write_outputs(document: dict[str, Any], outputs: Iterable[tuple[OutputTensor, bool]]) -> Response:
-    """The response with the members of `document` and outputs, each with whether it is to be binary."""
+def _write_outputs(answer: Answer, document: dict[str, Any], outputs: Iterable[tuple[OutputTensor, bool]]) -> Response:
+    """The response with the members of `document` and outputs of the answer, each with whether it is to be binary."""
     tensors, binaries = [], []
     for output, binary in outputs:
         tensor: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": list(output.shape)}
@@ -260,7 +260,7 @@ def _write_outputs(document: dict[str, Any], outputs: Iterable[tuple[OutputTenso
     try:
         text = json.dumps(document | {"outputs": tensors}, allow_nan=False).encode()
     except ValueError:
-        raise ModelFailed("the model gave NaN or infinity, for which JSON has no number: ask for binary data") from None
+        raise answer.not_finite("the model gave NaN or infinity, for which JSON has no number: ask for binary data") from None
     if not binaries:
         return Response(text, mimetype="application/json")
     return Response(b"".join([text, *binaries]), headers={JSON_LENGTH: str(len(text))}, mimetype="application/octet-stream")

@@ -6,8 +6,11 @@ import signal
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -156,28 +159,173 @@ def test_one_nan_among_scores_leaves_no_order(tmp_path: Path, serve: Serve) -> N
         assert refused(classify_on(channel), request)[:2] == ("INTERNAL", "model 'partly' gave NaN for this request")
 
 
-def test_a_score_that_is_no_number_is_no_json(tmp_path: Path, serve: Serve) -> None:
-    write(tmp_path / "floats" / "1" / "model.onnx")
-    server = serve(tmp_path)
-    for value, status, said in ((1.0, 200, b'"outputs"'), (np.nan, 500, b"the model gave NaN or infinity, for which JSON has no")):
-        items = np.full((1, 3, 2, 2), value, np.float32).tobytes()
-        tensor = {"name": "data", "datatype": "FP32", "shape": [1, 3, 2, 2], "parameters": {"binary_data_size": len(items)}}
-        head = json.dumps({"inputs": [tensor]}).encode()
-        connection = http.client.HTTPConnection("127.0.0.1", server.http_port)
-        connection.request("POST", "/v2/models/floats/infer", head + items, {"Inference-Header-Content-Length": str(len(head))})
-        response = connection.getresponse()
-        assert (response.status, said in response.read()) == (status, True)
+def infer_over_http(server: Server, model: str, items: NDArray[np.floating], *, binary: bool = True) -> tuple[int, dict[str, Any]]:
+    """Status and JSON of the response; the input is binary or JSON, the outputs are JSON."""
+    tensor: dict[str, Any] = {"name": "data", "datatype": "FP32", "shape": list(items.shape)}
+    data = items.tobytes() if binary else b""
+    tensor |= {"parameters": {"binary_data_size": len(data)}} if binary else {"data": items.ravel().tolist()}
+    head = json.dumps({"inputs": [tensor]}).encode()
+    connection = http.client.HTTPConnection("127.0.0.1", server.http_port)
+    headers = {"Inference-Header-Content-Length": str(len(head))} if binary else {}
+    connection.request("POST", f"/v2/models/{model}/infer", head + data, headers)
+    response = connection.getresponse()
+    try:
+        return response.status, json.loads(response.read())
+    finally:
         connection.close()
-    data = oip.ModelInferRequest.InferInputTensor(name="data", datatype="FP32", shape=[1, 3, 2, 2])
-    request = oip.ModelInferRequest(model_name="floats", inputs=[data], raw_input_contents=[items])
-    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
-        infer = channel.unary_unary(
-            "/inference.GRPCInferenceService/ModelInfer", oip.ModelInferRequest.SerializeToString, oip.ModelInferResponse.FromString
-        )
-        assert np.isnan(np.frombuffer(infer(request, timeout=10).raw_output_contents[0], np.float32)).any()
+
+
+def infer_request(model: str, items: NDArray[np.float32], *, typed: bool = False) -> oip.ModelInferRequest:
+    data = oip.ModelInferRequest.InferInputTensor(name="data", datatype="FP32", shape=items.shape)
+    if typed:
+        data.contents.fp32_contents.extend(items.ravel().tolist())
+    return oip.ModelInferRequest(model_name=model, inputs=[data], raw_input_contents=[] if typed else [items.tobytes()])
+
+
+def infer_on(channel: grpc.Channel) -> Callable[[oip.ModelInferRequest], oip.ModelInferResponse]:
+    infer = channel.unary_unary(
+        "/inference.GRPCInferenceService/ModelInfer", oip.ModelInferRequest.SerializeToString, oip.ModelInferResponse.FromString
+    )
+    return lambda request: infer(request, timeout=10)
+
+
+NOT_FINITE = "input 'data' holds NaN or infinite values, and the model gave no numbers for them"
+
+
+def failures(server: Server, model: str) -> dict[str, float]:
+    """How many requests were refused, by reason, and how many responses of the HTTP port say that the server failed."""
     found = samples(server)
-    assert found["convoy_items_total", "floats", "1"] == 2
+    counted = {key[2]: value for key, value in found.items() if key[:2] == ("convoy_rejections_total", model) and value}
+    errors = sum(
+        value for key, value in found.items() if key[0] == "http_server_request_duration_seconds_count" and "500" in key
+    )  # fmt: skip
+    return counted | ({"500": errors} if errors else {})
+
+
+def test_a_score_that_is_no_number_is_no_json_and_at_fault_is_the_input_that_is_none(tmp_path: Path, serve: Serve) -> None:
+    write(tmp_path / "floats" / "1" / "model.onnx")
+    write(tmp_path / "broken" / "1" / "model.onnx", weight=np.full_like(WEIGHT, np.nan))
+    write(tmp_path / "huge" / "1" / "model.onnx", weight=np.full_like(WEIGHT, 3e38))
+    server = serve(tmp_path)
+    ones = np.ones((1, 3, 2, 2), np.float32)
+    assert infer_over_http(server, "floats", ones)[0] == 200
+    for value in (np.nan, np.inf, -np.inf):
+        items = ones.copy()
+        items[0, 1, 0, 1] = value
+        assert infer_over_http(server, "floats", items) == (400, {"error": NOT_FINITE})
+    status, body = infer_over_http(server, "floats", np.full((1, 3, 2, 2), 1e39), binary=False)
+    assert (status, body) == (400, {"error": NOT_FINITE}), "beyond FP32"
+    assert failures(server, "floats") == {"invalid": 4}
+    # The model's own failure, whatever the size of the input.
+    for model in ("broken", "huge"):
+        status, body = infer_over_http(server, model, ones)
+        assert status == 500
+        assert body["error"].startswith("the model gave NaN or infinity, for which JSON has no number")
+        assert failures(server, model)["failed"] == 1
+    # Bytes have a form for NaN.
+    items = np.full((1, 3, 2, 2), np.nan, np.float32)
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        for typed in (False, True):
+            response = infer_on(channel)(infer_request("floats", items, typed=typed))
+            scores = (
+                response.outputs[0].contents.fp32_contents if typed else np.frombuffer(response.raw_output_contents[0], np.float32)
+            )
+            assert np.isnan(scores).any()
+    found = samples(server)
+    assert found["convoy_items_total", "floats", "1"] == 3
     assert sum(value for key, value in found.items() if key[0] == "convoy_predictions_total") == 1
+
+
+def write_lookup(path: Path) -> Path:
+    """A model that looks its scores up in a table of two rows, by its input: any but 0 and 1 makes it raise."""
+    nodes = [
+        helper.make_node("Cast", ["data"], ["row"], to=TensorProto.INT64),
+        helper.make_node("Squeeze", ["row", "axis"], ["rows"]),
+        helper.make_node("Gather", ["table", "rows"], ["scores"]),
+    ]
+    constants = [
+        numpy_helper.from_array(np.array([1]), "axis"),
+        numpy_helper.from_array(np.array([[1, 2, 3], [3, 2, 1]], np.float32), "table"),
+    ]
+    graph = helper.make_graph(
+        nodes, "lookup", [helper.make_tensor_value_info("data", FLOAT, ["N", 1])],
+        [helper.make_tensor_value_info("scores", FLOAT, ["N", 3])], constants,
+    )  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    return path
+
+
+def test_a_model_that_raises_on_nan_refuses_it_on_every_surface(tmp_path: Path, serve: Serve) -> None:
+    write_lookup(tmp_path / "lookup" / "1" / "model.onnx")
+    server = serve(tmp_path)
+    nan, seven, one = (np.array([[value]], np.float32) for value in (np.nan, 7, 1))
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        infer = infer_on(channel)
+        for typed in (False, True):
+            with pytest.raises(grpc.RpcError) as caught:
+                infer(infer_request("lookup", nan, typed=typed))
+            assert (caught.value.code(), caught.value.details()) == (grpc.StatusCode.INVALID_ARGUMENT, NOT_FINITE)
+        with pytest.raises(grpc.RpcError) as caught:
+            infer(infer_request("lookup", seven))
+        assert (caught.value.code(), caught.value.details()) == (grpc.StatusCode.INTERNAL, "model 'lookup' failed on this request")
+        stream = channel.stream_stream(
+            "/inference.GRPCInferenceService/ModelStreamInfer", oip.ModelInferRequest.SerializeToString,
+            oip.ModelStreamInferResponse.FromString,
+        )  # fmt: skip
+        said = [answer.error_message for answer in stream(iter([infer_request("lookup", x) for x in (nan, one)]), timeout=10)]
+        assert said == [NOT_FINITE, ""]
+        assert infer(infer_request("lookup", one)).outputs[0].shape == [1, 3]
+    assert infer_over_http(server, "lookup", nan) == (400, {"error": NOT_FINITE})
+    assert infer_over_http(server, "lookup", seven)[0] == 500
+    assert failures(server, "lookup") == {"invalid": 4, "failed": 2, "500": 1}
+
+
+def test_nan_in_a_batch_hurts_only_its_own_request(tmp_path: Path) -> None:
+    write(tmp_path / "linear" / "1" / "model.onnx")
+    write_lookup(tmp_path / "lookup" / "1" / "model.onnx")
+    metrics = Metrics(CollectorRegistry())
+    repository = Repository(tmp_path, "cpu", metrics)
+    repository.start()
+    classifier = Classifier(repository, metrics)
+    good = np.random.default_rng(3).normal(size=(2, 3, 2, 2)).astype(np.float32)
+    for model, tensors in (
+        ("linear", [good, np.full_like(good, np.nan), good[:1]]),
+        ("lookup", [np.array([[x]], np.float32) for x in (0, np.nan, 1)]),
+    ):
+        outcomes: dict[int, Answer | RequestError] = {}
+        for index, tensor in enumerate(tensors):
+            classifier.classify(Query(model, (), tensor=tensor), partial(outcomes.__setitem__, index))
+        while len(outcomes) < len(tensors):
+            classifier.pump()
+        for index in (0, 2):
+            answer = outcomes[index]
+            assert isinstance(answer, Answer)
+            assert np.isfinite(answer.scores).all()
+        assert isinstance(outcomes[1], Answer if model == "linear" else InvalidRequest)
+    assert classifier.drain(5)
+    classifier.close()
+    repository.stop()
+
+
+def test_a_model_that_takes_nan_for_a_missing_value_answers(tmp_path: Path, serve: Serve) -> None:
+    nodes = [
+        helper.make_node("IsNaN", ["data"], ["missing"]),
+        helper.make_node("Where", ["missing", "instead", "data"], ["known"]),
+        helper.make_node("Softmax", ["known"], ["scores"]),
+    ]
+    graph = helper.make_graph(
+        nodes, "missing", [helper.make_tensor_value_info("data", FLOAT, ["N", 3])],
+        [helper.make_tensor_value_info("scores", FLOAT, ["N", 3])], [numpy_helper.from_array(np.array(5, np.float32), "instead")],
+    )  # fmt: skip
+    path = tmp_path / "missing" / "1" / "model.onnx"
+    path.parent.mkdir(parents=True)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    server = serve(tmp_path)
+    status, body = infer_over_http(server, "missing", np.array([[np.nan, 0, 0]], np.float32))
+    assert status == 200
+    assert body["outputs"][0]["data"][0] > 0.9
+    assert failures(server, "missing") == {}
 
 
 def test_what_cannot_be_served_by_tensor_says_why(tmp_path: Path) -> None:
