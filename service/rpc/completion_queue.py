@@ -188,6 +188,7 @@ class CompletionQueueServer:
         if not self._stopped.wait(grace_seconds):
             self._server.cancel_all_calls()
         self._thread.join()
+        self._server.destroy()  # not on the thread: the last call may end while `cancel_all_calls` runs
 
     def _request_call(self) -> None:
         if not self._stopping:
@@ -255,7 +256,6 @@ class CompletionQueueServer:
 
     def _drain(self) -> None:
         """After the last call: handles the remaining events until the queue is empty."""
-        self._server.destroy()
         self._queue.shutdown()
         while (event := self._queue.poll()).completion_type != cygrpc.CompletionType.queue_shutdown:
             event.tag(event)

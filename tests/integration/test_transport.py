@@ -323,6 +323,38 @@ def test_stop_cancels_what_is_left_after_the_grace(unary: Unaries, service: Serv
     assert service.cancelled.wait(10)
 
 
+def test_the_grace_may_end_while_the_last_call_ends(service: Service, seen: RecordingObserver) -> None:
+    class Watched:
+        """C core's server. Its `cancel_all_calls` lasts until the transport's thread has taken the end of the last call."""
+
+        cancelling = False
+
+        def __init__(self, core: Any) -> None:
+            self._core = core
+
+        def __getattr__(self, name: str) -> Any:
+            assert name != "destroy" or not self.cancelling, "the server is freed while it is in use"
+            return getattr(self._core, name)
+
+        def cancel_all_calls(self) -> None:
+            self.cancelling = True
+            self._core.cancel_all_calls()
+            running._thread.join(20)
+            self.cancelling = False
+
+    running = CompletionQueueServer(Options("127.0.0.1", 0, LIMIT, service.methods(), seen, service.on_idle))
+    running.start()
+    running._server = watched = Watched(running._server)
+    with grpc.insecure_channel(f"127.0.0.1:{running.port}") as channel:
+        call: Any = channel.unary_unary("/t.T/Keep", BytesValue.SerializeToString)
+        waiting = call.future(BytesValue(), timeout=20)
+        assert service.kept.wait(10)
+        running.stop(0.01)
+        assert waiting.code() in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)
+    assert not running._thread.is_alive()
+    assert not watched.cancelling
+
+
 def test_a_port_in_use_is_a_clear_error(kind: Kind, transport: Transport) -> None:
     second = kind(Options(["127.0.0.1"], transport.port, LIMIT, [], RecordingObserver(), lambda: math.inf))
     with pytest.raises(errors.UserError, match=f"127.0.0.1:{transport.port}: the port is in use"):
