@@ -10,6 +10,8 @@ from PIL import Image, ImageChops
 from service.pb.convoy.v1 import classifier_pb2 as pb
 
 Encoding = Literal["pixels", "png", "jpeg"]
+CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}
+"""PIL's mode by the channels of a model's input."""
 REQUESTS = 16
 """How many different requests are made, and sent in turn."""
 
@@ -40,7 +42,7 @@ def _picture(generator: random.Random, height: int, width: int, channels: int) -
     patches = Image.frombytes("RGB", (4, 4), generator.randbytes(4 * 4 * 3)).resize((width, height), Image.Resampling.BICUBIC)
     noise = Image.frombytes("RGB", (width, height), generator.randbytes(height * width * 3))
     grain = noise.point([value * (2 * _GRAIN + 1) // 256 for value in range(256)] * 3)
-    return ImageChops.add(patches, grain, offset=-_GRAIN).convert("L" if channels == 1 else "RGB")
+    return ImageChops.add(patches, grain, offset=-_GRAIN).convert(CHANNELS[channels])
 
 
 def file_requests(model: str, version: str, items: int, files: Iterable[bytes], seed: int) -> tuple[bytes, ...]:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from service.bench import processes, report
-from service.bench.images import Encoding, file_requests, synthetic_requests
+from service.bench.images import CHANNELS, Encoding, file_requests, synthetic_requests
 from service.bench.load import Load, Outcome
 from service.bench.server_metrics import Snapshot, scrape
 from service.cli.connection import server_options, unreachable
@@ -148,7 +148,7 @@ def bench(**options: Any) -> None:
 
 
 def _describe(options: Options) -> tuple[str, ModelInfo]:
-    """The gRPC target of the server, and the model. Raises UserError if it cannot be loaded with images."""
+    """The gRPC target of the server, and the model. Raises UserError if it does not take what is to be sent."""
     tls = {"tls_ca": options.tls_ca, "tls_cert": options.tls_cert, "tls_key": options.tls_key}
     with Client(options.server, timeout_seconds=options.timeout, **tls) as client:
         try:
@@ -156,8 +156,24 @@ def _describe(options: Options) -> tuple[str, ModelInfo]:
         except CallFailed as error:
             raise unreachable(options.server, error) or error from None
     if model.contract is None:
-        raise UserError(f"model {options.model!r} was not exported by Convoy: it takes tensors, and bench sends images")
+        _check_takes_pixels(options, model)
     return client.server, model
+
+
+def _check_takes_pixels(options: Options, model: ModelInfo) -> None:
+    """Raises UserError unless a model that Convoy did not export takes what is to be sent."""
+    given, takes = model.input, f"{model.input.dtype} {' x '.join(map(str, model.input.shape))}"
+    if given.dtype != "uint8" or len(given.shape) != 3 or given.shape[2] not in CHANNELS:
+        raise UserError(
+            f"model {options.model!r} was not exported by Convoy and takes no pictures but tensors, {given.name!r} of {takes}. "
+            "bench does not send them: use a load generator for the Open Inference Protocol, such as NVIDIA's perf_analyzer"
+        )
+    if options.images or options.encoding != "pixels":
+        option = "--image" if options.images else f"--encoding {options.encoding}"
+        raise UserError(
+            f"model {options.model!r} was not exported by Convoy and takes no picture files: without {option} bench sends it raw "
+            f"pixels, {given.name!r} of {takes}"
+        )
 
 
 def _requests(options: Options, model: ModelInfo) -> tuple[bytes, ...]:

@@ -96,7 +96,13 @@ def _because_of_an_image(error: CallFailed | UserError) -> bool:
     """Whether one image made a request fail, here when it was read or in the server, so that the others can still be classified."""
     if isinstance(error, UserError):
         return isinstance(error, FileUnreadable)
-    return isinstance(error, RequestTooLarge) or (_ITEM.match(error.field) is not None and error.message.startswith("item "))
+    return isinstance(error, RequestTooLarge) or _item(error) is not None
+
+
+def _item(error: CallFailed) -> int | None:
+    """The number of the item that the server says is at fault. An error of the model alone names a field, too."""
+    item = _ITEM.match(error.field) if error.message.startswith("item ") else None
+    return None if item is None else int(item[1])
 
 
 def _explained(error: CallFailed | UserError, server: str, batch: Sequence[Path]) -> UserError:
@@ -105,7 +111,7 @@ def _explained(error: CallFailed | UserError, server: str, batch: Sequence[Path]
         return error
     if isinstance(error, RequestTooLarge):
         return UserError(f"{batch[0]}: too large: {error.message}")
-    item = _ITEM.match(error.field)
-    if item is not None and int(item[1]) < len(batch):
-        return UserError(f"{batch[int(item[1])]}: {re.sub(r'^item [0-9]+: ', '', error.message)}")
+    item = _item(error)
+    if item is not None and item < len(batch):
+        return UserError(f"{batch[item]}: {re.sub(r'^item [0-9]+: ', '', error.message)}")
     return unreachable(server, error) or UserError(str(error))

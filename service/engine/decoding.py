@@ -164,9 +164,11 @@ def _undecodable(index: int, error: InvalidRequest) -> InvalidRequest:
 
 
 def _tensors_only(served: ServedVersion, field: str) -> InvalidRequest:
+    spec = served.model.input
+    no, instead = ("picture files", "raw pixels of exactly that shape, or ") if spec.is_image else ("pictures", "")
     return InvalidRequest(
-        f"model {served.name!r} has no contract that says how a picture becomes its input, {served.model.input}: "
-        "send it tensors, over the Open Inference Protocol",
+        f"model {served.name!r} was not exported by Convoy and takes no {no}: nothing says how one becomes its input "
+        f"{spec.name!r}, {spec}. Send it {instead}tensors over the Open Inference Protocol",
         field,
     )
 

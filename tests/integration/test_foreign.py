@@ -127,10 +127,16 @@ def test_pixels_go_where_the_graph_takes_pictures_and_everything_else_is_told_to
         assert [p.index for p in found.predictions] == np.argsort(-expected(picture[np.newaxis])[0]).tolist()
         code, message, field = refused(stub, pb.ClassifyRequest(model="pictures", items=[*pixels, pb.Item(encoded=b"png")]))
         assert (code, field) == ("INVALID_ARGUMENT", "items[1].encoded")
-        assert message.endswith("uint8 2 x 2 x 3: send it tensors, over the Open Inference Protocol")
+        assert message == (
+            "model 'pictures' was not exported by Convoy and takes no picture files: nothing says how one becomes its input "
+            "'data', uint8 2 x 2 x 3. Send it raw pixels of exactly that shape, or tensors over the Open Inference Protocol"
+        )
         code, message, field = refused(stub, pb.ClassifyRequest(model="floats", items=pixels))
         assert (code, field) == ("INVALID_ARGUMENT", "items[0].pixels")
-        assert "model 'floats' has no contract" in message
+        assert message == (
+            "model 'floats' was not exported by Convoy and takes no pictures: nothing says how one becomes its input 'data', "
+            "float32 3 x 2 x 2. Send it tensors over the Open Inference Protocol"
+        )
         assert "4 bytes of pixels; the model takes 12" in refused(
             stub, pb.ClassifyRequest(model="pictures", items=[pb.Item(pixels=b"1234")])
         )[1]  # fmt: skip

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from onnx import TensorProto
 from PIL import Image
 
 from export.data.datasets import Dataset
@@ -23,6 +24,7 @@ from service.bench.server_metrics import scrape
 from service.errors import UserError
 from service.server import Server
 from tests.conftest import Serve, ServerProcess, Spawn, convoy, put
+from tests.integration.test_foreign import write
 
 
 @pytest.fixture
@@ -83,6 +85,37 @@ def test_own_pictures_and_a_plot(server: Server, digits: Dataset, tmp_path: Path
     bench(server, "--image", tmp_path / "0.png", "--image", tmp_path / "1.png", "--items", "5", "--plot", plot)
     with Image.open(plot) as picture:
         assert picture.size > (600, 300)
+
+
+def test_models_that_take_no_pictures_are_told_apart(tmp_path: Path, serve: Serve) -> None:
+    write(tmp_path / "models" / "floats" / "1" / "model.onnx")
+    write(tmp_path / "models" / "pictures" / "1" / "model.onnx", TensorProto.UINT8, ("N", 2, 2, 3))
+    server = serve(tmp_path / "models")
+    image = tmp_path / "cat.png"
+    Image.new("RGB", (2, 2)).save(image)
+    found = bench(server, "--model", "pictures")
+    assert set(found["codes"]) == {"OK"}, "bench sends raw pixels, and it takes them"
+
+    def says(*arguments: str | Path) -> str:
+        result = convoy(*arguments, "--server", f"127.0.0.1:{server.grpc_port}")
+        assert result.returncode == 2
+        return result.stderr
+
+    no, picture = "was not exported by Convoy and takes no", "'data' of uint8 2 x 2 x 3"
+    assert says("bench", "--model", "floats") == (
+        f"convoy: model 'floats' {no} pictures but tensors, 'data' of float32 3 x 2 x 2. bench does not send them: use a load "
+        "generator for the Open Inference Protocol, such as NVIDIA's perf_analyzer\n"
+    )
+    for option, value in (("--image", image), ("--encoding", "png")):
+        without = option if option == "--image" else f"{option} {value}"
+        assert says("bench", "--model", "pictures", option, value) == (
+            f"convoy: model 'pictures' {no} picture files: without {without} bench sends it raw pixels, {picture}\n"
+        )
+    for files in ([image], [image, image]):
+        assert says("classify", *files, "--model", "floats") == (
+            f"convoy: INVALID_ARGUMENT: model 'floats' {no} pictures: nothing says how one becomes its input 'data', "
+            "float32 3 x 2 x 2. Send it tensors over the Open Inference Protocol\n"
+        )
 
 
 def test_what_is_refused_is_counted_by_its_code(repository: Path, slow_file: Path, serve: Serve) -> None:
