@@ -216,12 +216,15 @@ def _unary(channel: grpc.aio.Channel) -> Any:
 
 
 def _channel(load: Load) -> grpc.aio.Channel:
-    options = [
+    options: list[tuple[str, Any]] = [
         ("grpc.use_local_subchannel_pool", 1),  # or all channels to a server would share one connection
         ("grpc.max_send_message_length", -1),
         ("grpc.max_receive_message_length", -1),
         ("grpc.enable_http_proxy", int(load.uses_proxy)),
     ]
+    if load.target.startswith("unix:"):
+        options.append(("grpc.default_authority", "localhost"))  # the name in the server's certificate
+
     if load.tls is None:
         return grpc.aio.insecure_channel(load.target, options)
     return grpc.aio.secure_channel(load.target, grpc.ssl_channel_credentials(*load.tls), options)

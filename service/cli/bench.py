@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -210,7 +211,7 @@ def _load(options: Options, target: str, requests: tuple[bytes, ...]) -> Load:
         timeout_seconds=options.timeout,
         seed=options.seed,
         tls=tuple(read_pem(path) if path is not None else None for path in pem) if options.tls_ca is not None else None,
-        uses_proxy=ChannelSettings(target, None, None, None).uses_proxy,
+        uses_proxy=ChannelSettings(options.server, None, None, None).uses_proxy,
     )
 
 
@@ -218,7 +219,7 @@ class _ServerMetrics:
     """The server's own measurements between `start` and `stop`. `note` says why there are none, unless `--metrics none` did."""
 
     def __init__(self, options: Options) -> None:
-        host, _, port = options.server.rpartition("/")[2].rpartition(":")
+        host, port = _host_and_port(options.server)
         self.note = ""
         self._model = options.model
         self._required = options.metrics_url not in (None, "none")
@@ -253,6 +254,14 @@ class _ServerMetrics:
             if required:
                 raise
             return None
+
+
+def _host_and_port(server: str) -> tuple[str, str]:
+    """Of a server address; words in their place if it has none, or several."""
+    if server.startswith("unix:") or "," in server:
+        return "HOST", "PORT"
+    host, _, port = server.rpartition("/")[2].rpartition(":")
+    return re.sub("^(dns|ipv4|ipv6):", "", host), port
 
 
 def _run(load: Load) -> Outcome:

@@ -20,7 +20,7 @@ def server_options(command: _Command) -> _Command:
             click.option("--model", required=True, help="Name of the model."),
             click.option("--version", default="", show_default="the server's", help="Version of the model, or an alias."),
             click.option("--server", default="127.0.0.1:8001", show_default=True, envvar="CONVOY_SERVER", metavar="HOST:PORT",
-                         help="Address of the server."),
+                         help="Address of the server, or unix:PATH; several IP addresses or several unix:PATH by commas."),
             click.option("--tls-ca", type=click.Path(path_type=Path),
                          help="CA (PEM) that signed the server's certificate; turns TLS on."),
             click.option("--tls-cert", type=click.Path(path_type=Path), help="Client certificate (PEM), for mutual TLS."),
@@ -38,6 +38,6 @@ def unreachable(server: str, error: CallFailed) -> UserError | None:
     if error.code != "UNAVAILABLE" or "connect" not in error.message.lower():
         return None
     cause = error.message.rpartition("last error: ")[2]
-    if "Connection refused" in cause:
+    if "Connection refused" in cause or "No such file or directory" in cause:
         return UserError(f"no server answers at {server}: start one with `convoy serve`, or name it with --server HOST:PORT")
     return UserError(f"cannot connect to a gRPC server at {server} (does only one end use TLS?): {cause}")

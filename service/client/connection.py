@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import grpc
 
@@ -49,7 +50,9 @@ _SERVICE_CONFIG = {
     # Where most calls fail, retries only add load.
     "retryThrottling": {"maxTokens": 100, "tokenRatio": 0.1},
 }
-_OTHER_TARGET = re.compile(r"(unix|xds):\S+")
+_XDS_TARGET = re.compile(r"xds:\S+")
+_UNIX = "unix:"
+_MAX_UNIX_PATH_BYTES = 107
 _SCHEME = re.compile(r"^(dns:(//[^/\s]*/)?|ipv4:|ipv6:)")
 _ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+)(:(?P<port>[0-9]{1,5}))?")
 _IPV4 = re.compile(r"[0-9]{1,3}(\.[0-9]{1,3}){3}")
@@ -86,6 +89,8 @@ class ChannelSettings:
             ("grpc.http2.max_pings_without_data", 0),
             ("grpc.enable_http_proxy", int(self.uses_proxy)),
         ]
+        if self.target.startswith(_UNIX):
+            self._options.append(("grpc.default_authority", "localhost"))  # the name in the server's certificate
         self._credentials = _credentials(tls_ca, tls_cert, tls_key)
 
     def channel(self, library: Any) -> Any:
@@ -213,8 +218,10 @@ def _address(server: str | Sequence[str]) -> tuple[str, list[str], bool]:
         given = server if isinstance(server, str) else ",".join(server)
     except TypeError:
         given = ""
-    if _OTHER_TARGET.fullmatch(given):
+    if _XDS_TARGET.fullmatch(given):
         return given, [], False
+    if given.startswith(_UNIX):
+        return _unix_target(given.split(",")), [], "," in given
     rest = _SCHEME.sub("", given)
     scheme = given.removesuffix(rest)
     by_name = scheme.startswith("dns:")
@@ -223,15 +230,39 @@ def _address(server: str | Sequence[str]) -> tuple[str, list[str], bool]:
     hosts = [match["host"] for match in matches if match is not None]
     ports = [match["port"] for match in matches if match is not None]
     several_plain = len(addresses) > 1 and not scheme
-    if None in matches or (None in ports and not by_name) or (several_plain and not all(_IPV4.fullmatch(host) for host in hosts)):
-        raise UserError(
-            f"invalid server address {server!r}: give HOST:PORT, such as 127.0.0.1:8001 or [::1]:8001; several servers as a list "
-            "of IPv4 addresses with ports, or as dns:///HOST:PORT for all addresses of a name"
-        )
+    by_ip = all(_IPV4.fullmatch(host) or host.startswith("[") for host in hosts)
+    if None in matches or (None in ports and not by_name) or (several_plain and not by_ip):
+        raise _invalid(server)
     for port in ports:
         if port is not None and not 1 <= int(port) <= 65535:
             raise UserError(f"invalid server address {server!r}: port {port} is not between 1 and 65535")
-    return ("ipv4:" + given if several_plain else given), hosts, by_name or len(addresses) > 1
+    if several_plain and not any(host.startswith("[") for host in hosts):
+        given = "ipv4:" + given
+    elif several_plain:  # gRPC takes addresses of one kind in a list
+        as_ipv6 = [host if host.startswith("[") else f"[::ffff:{host}]" for host in hosts]
+        given = "ipv6:" + ",".join(f"{host}:{port}" for host, port in zip(as_ipv6, ports, strict=True))
+    return given, hosts, by_name or len(addresses) > 1
+
+
+def _unix_target(servers: Sequence[str]) -> str:
+    """The target for unix sockets, each as `unix:PATH` or `unix:///PATH`."""
+    paths = []
+    for server in servers:
+        path = server.removeprefix(_UNIX)
+        path = path.removeprefix("//") if path.startswith("///") else path
+        if not server.startswith(_UNIX) or not path or path.startswith("//"):
+            raise _invalid(",".join(servers))
+        if len(os.fsencode(path)) > _MAX_UNIX_PATH_BYTES:
+            raise UserError(f"invalid server address {server!r}: the path has more than {_MAX_UNIX_PATH_BYTES} bytes")
+        paths.append(quote(os.fsencode(path)))
+    return _UNIX + ",".join(paths)
+
+
+def _invalid(server: str | Sequence[str]) -> UserError:
+    return UserError(
+        f"invalid server address {server!r}: give HOST:PORT, such as 127.0.0.1:8001 or [::1]:8001, or unix:PATH; several servers "
+        "as a list of IP addresses with ports, as a list of unix:PATH, or as dns:///HOST:PORT for all addresses of a name"
+    )
 
 
 def _credentials(ca: Path | None, cert: Path | None, key: Path | None) -> grpc.ChannelCredentials | None:

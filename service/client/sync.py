@@ -41,8 +41,8 @@ class Client:
         """Connects with the first call.
 
         Args:
-            server: HOST:PORT; or a list of IPv4 addresses with ports, or dns:///HOST:PORT for all addresses of a name, which take
-                turns.
+            server: HOST:PORT or unix:PATH; or several that take turns: a list of IP addresses with ports, a list of unix:PATH, or
+                dns:///HOST:PORT for all addresses of a name.
             timeout_seconds: the deadline of each call, retries included; None for no deadline. A stream has none.
             tls_ca: PEM file of the CA that signed the server's certificate; turns TLS on.
             tls_cert: PEM file of the client's certificate, for mutual TLS.

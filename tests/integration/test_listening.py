@@ -15,6 +15,8 @@ import pytest
 import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from export.data.datasets import Dataset
+from service.client import Client
 from service.errors import UserError
 from service.listeners import url_host
 from service.server import Server
@@ -185,6 +187,34 @@ def test_tls_is_the_same_on_every_address_and_on_the_unix_socket(repository: Pat
         for target in targets:
             with pytest.raises(grpc.RpcError):
                 grpc_answers(target, refused, wait=False)
+
+
+@pytest.mark.parametrize("transport_name", ["fast"])
+def test_the_client_and_its_commands_use_a_unix_socket(repository: Path, serve: Serve, folder: Path, digits: Dataset) -> None:
+    authority = trustme.CA()
+    issued = authority.issue_cert("localhost")
+    issued.cert_chain_pems[0].write_to_path(folder / "pem")
+    issued.private_key_pem.write_to_path(folder / "key")
+    authority.cert_pem.write_to_path(folder / "ca")
+    (folder / "digit.png").write_bytes(digits.test.encoded(0))
+    serve(repository, grpc_socket=folder / "a b")
+    serve(repository, grpc_socket=folder / "tls", tls_cert=folder / "pem", tls_key=folder / "key")
+    plain, encrypted = f"unix:{folder / 'a b'}", f"unix:{folder / 'tls'}"
+    with Client([plain, plain]) as client:
+        assert len(client.classify([folder / "digit.png"], "digits").results) == 1
+    for server, ca in ((plain, None), (encrypted, folder / "ca")):
+        flags: list[str | Path] = ["--tls-ca", ca] if ca is not None else []
+        with Client(server, tls_ca=ca) as client:
+            assert len(list(client.classify_stream([[folder / "digit.png"]], "digits"))) == 1
+        asked = convoy("classify", folder / "digit.png", "--model", "digits", "--server", server, *flags)
+        assert asked.returncode == 0, asked
+        measured = convoy("bench", "--model", "digits", "--server", server, *flags, "--seconds", "0.3", "--warmup", "0")
+        assert measured.returncode == 0, measured
+        assert "no server metrics: give their address with --metrics http://HOST:PORT/metrics" in measured.stdout
+    nobody = f"unix:{folder / 'none'}"
+    for command in (["classify", folder / "digit.png"], ["bench"]):
+        refused = one_line(convoy(*command, "--model", "digits", "--server", nobody))
+        assert refused.startswith(f"convoy: no server answers at {nobody}: ")
 
 
 @needs_ipv6

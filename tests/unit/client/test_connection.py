@@ -19,7 +19,12 @@ from service.errors import UserError
         ("dns:///service", "dns:///service"),
         (["127.0.0.1:1", "127.0.0.2:2"], "ipv4:127.0.0.1:1,127.0.0.2:2"),
         ("127.0.0.1:1,127.0.0.2:2", "ipv4:127.0.0.1:1,127.0.0.2:2"),
+        (["127.0.0.1:1", "[::1]:2"], "ipv6:[::ffff:127.0.0.1]:1,[::1]:2"),
+        ("[::1]:1,[::1]:2", "ipv6:[::1]:1,[::1]:2"),
         ("unix:/run/convoy.sock", "unix:/run/convoy.sock"),
+        ("unix:convoy.sock", "unix:convoy.sock"),
+        ("unix:///run/a b%20?#é", "unix:/run/a%20b%2520%3F%23%C3%A9"),
+        (["unix:/run/a", "unix:b"], "unix:/run/a,b"),
     ],
 )
 def test_an_address_is_a_target_of_grpc(server: Any, target: str) -> None:
@@ -69,11 +74,24 @@ def test_files_that_are_not_for_tls_are_refused(tmp_path: Path) -> None:
         ["a:1", "b:1"],
         "a:1,b:1",
         ["127.0.0.1:1", "127.0.0.1"],
+        "::1",
+        "::1:8001",
+        "unix:",
+        "unix://host/path",
+        "unix:/run/a,b",
+        ["unix:/run/a", "127.0.0.1:1"],
+        ["127.0.0.1:1", "unix:/run/a"],
     ],
 )
 def test_an_address_that_is_none_is_refused(server: Any) -> None:
     with pytest.raises(UserError, match=r"invalid server address .*: give HOST:PORT"):
         Client(server)
+
+
+def test_a_path_that_is_too_long_for_a_socket_is_refused() -> None:
+    Client("unix:" + "x" * 107).close()
+    with pytest.raises(UserError, match=r"invalid server address 'unix:x+': the path has more than 107 bytes"):
+        Client("unix:" + "x" * 108)
 
 
 @pytest.mark.parametrize("server", ["localhost:99999", "127.0.0.1:0", "dns:///a:65536", ["127.0.0.1:1", "127.0.0.1:70000"]])
