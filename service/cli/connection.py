@@ -40,4 +40,6 @@ def unreachable(server: str, error: CallFailed) -> UserError | None:
     cause = error.message.rpartition("last error: ")[2]
     if "Connection refused" in cause or "No such file or directory" in cause:
         return UserError(f"no server answers at {server}: start one with `convoy serve`, or name it with --server HOST:PORT")
+    if "Permission denied" in cause:
+        return UserError(f"cannot connect to the server at {server}: permission denied")
     return UserError(f"cannot connect to a gRPC server at {server} (does only one end use TLS?): {cause}")
