@@ -218,7 +218,6 @@ def _unary(channel: grpc.aio.Channel) -> Any:
 def _channel(load: Load) -> grpc.aio.Channel:
     options: list[tuple[str, Any]] = [
         ("grpc.use_local_subchannel_pool", 1),  # or all channels to a server would share one connection
-        ("grpc.max_send_message_length", -1),
         ("grpc.max_receive_message_length", -1),
         ("grpc.enable_http_proxy", int(load.uses_proxy)),
     ]

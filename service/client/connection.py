@@ -24,6 +24,16 @@ MAX_RETRIED_BYTES = 1024 * 1024
 """gRPC retries requests up to this size. No server's `--max-message-bytes` is below it: a request refused as too large, which has
 the same status as a full queue, is never sent twice."""
 
+INITIAL_BACKOFF_MS, MAX_BACKOFF_MS = 100, 2_000
+"""Between attempts to connect: a restarted server is found within a call's retries at first, within seconds after hours."""
+
+CONNECT_TIMEOUT_MS = 5_000
+"""Of one attempt to connect."""
+
+KEEPALIVE_MS, PING_TIMEOUT_MS = 15_000, 15_000
+"""A server that vanishes during a call is noticed after 30 seconds, not after TCP's 15 minutes. Servers may forbid more pings, and
+behind an upload over a slow line a ping waits for its answer."""
+
 MARGIN_SECONDS = 1.0
 """How much later the client's deadline is than the server's, so that the server's own error arrives first."""
 
@@ -74,19 +84,16 @@ class ChannelSettings:
         self.uses_proxy = self._proxy is not None
         """Whether it connects through the HTTP proxy of the environment."""
         self._options: list[tuple[str, Any]] = [
-            # The server decides what is too large.
-            ("grpc.max_send_message_length", -1),
+            # The server decides what is too large. What is sent has no limit by default.
             ("grpc.max_receive_message_length", -1),
             ("grpc.service_config", json.dumps(config)),
             ("grpc.per_rpc_retry_buffer_size", MAX_RETRIED_BYTES),
-            # Reconnect to a restarted server soon: within a call's retries at first, within seconds after hours without one.
-            ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.max_reconnect_backoff_ms", 2_000),
-            ("grpc.min_reconnect_backoff_ms", 5_000),  # despite its name, the timeout of one attempt to connect
-            # Notice a server that vanishes during a call after 30 seconds, not after TCP's 15 minutes.
-            ("grpc.keepalive_time_ms", 20_000),
-            ("grpc.keepalive_timeout_ms", 10_000),
-            ("grpc.http2.max_pings_without_data", 0),
+            ("grpc.initial_reconnect_backoff_ms", INITIAL_BACKOFF_MS),
+            ("grpc.max_reconnect_backoff_ms", MAX_BACKOFF_MS),
+            ("grpc.min_reconnect_backoff_ms", CONNECT_TIMEOUT_MS),  # despite its name
+            ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+            ("grpc.http2.ping_timeout_ms", PING_TIMEOUT_MS),  # with gRPC's 60 s grpc.keepalive_timeout_ms has no effect
+            ("grpc.http2.max_pings_without_data", 0),  # no limit: by default the third ping waits for a minute
             ("grpc.enable_http_proxy", int(self.uses_proxy)),
         ]
         if self.target.startswith(_UNIX):

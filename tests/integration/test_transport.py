@@ -57,7 +57,7 @@ Unaries = Callable[[str], Any]  # grpc's callables, which their stubs type too n
 
 @pytest.fixture
 def channel(transport: Transport) -> Iterator[Any]:
-    options = [("grpc.max_send_message_length", -1), ("grpc.enable_retries", 0)]
+    options = [("grpc.enable_retries", 0)]
     with grpc.insecure_channel(f"127.0.0.1:{transport.port}", options) as channel:
         yield channel
 
