@@ -1,5 +1,7 @@
 """The effect of the server's channel arguments that no other test shows: C core ignores the name of one that it does not know."""
 
+import contextlib
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,6 +9,7 @@ from typing import Any
 
 import pytest
 from google.protobuf.wrappers_pb2 import BytesValue
+from grpc_channelz.v1 import channelz, channelz_pb2
 
 from service.config import ServerConfig
 from service.grpc_transport import create_transport
@@ -89,3 +92,29 @@ def test_an_idle_connection_is_pinged(start: Start, transport_name: str) -> None
             ping = connection.receive_until(lambda frame: frame.kind == PING and not frame.flags & ACK)
             assert ping is not None
             connection.send(Frame(PING, ACK, 0, ping.payload))
+
+
+def test_a_connection_at_its_maximum_age_ends_after_the_grace_with_its_calls(start: Start, transport_name: str) -> None:
+    port = start(transport_name, max_connection_age_seconds=0.1, max_connection_age_grace_seconds=0.1).port
+    with Http2.to(port) as connection:
+        connection.call("/t.T/EchoStream", ONE, more=True)
+        while (frame := connection.receive()) is not None:
+            if frame.kind == PING:  # the server ends the connection so that no call is lost: it waits for this answer
+                connection.send(Frame(PING, ACK, 0, frame.payload))
+
+
+def test_other_processes_may_listen_on_the_port_only_if_there_are_several_workers(start: Start, transport_name: str) -> None:
+    for workers, shared in ((1, False), (2, True)):
+        with socket.socket() as other:
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            with contextlib.nullcontext() if shared else pytest.raises(OSError, match="in use"):
+                other.bind(("127.0.0.1", start(transport_name, workers=workers).port))
+
+
+def test_grpc_keeps_statistics_for_channelz_only_if_it_is_served(start: Start, transport_name: str) -> None:
+    def servers_on(port: int) -> int:
+        servers = channelz.ChannelzServicer.GetServers(channelz_pb2.GetServersRequest(), None).server  # type: ignore[arg-type]
+        return sum(f":{port}" in listening.name for server in servers for listening in server.listen_socket)
+
+    for served in (False, True):
+        assert servers_on(start(transport_name, channelz=served).port) == served
