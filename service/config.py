@@ -53,6 +53,13 @@ class ServerConfig(BaseModel):
         description="Unix socket for gRPC, beside the port and with the same TLS. Not with several workers.",
     )
     http_socket: Path | None = Field(default=None, description="Unix socket for all that the HTTP port serves, beside the port.")
+    http_idle_seconds: float = Field(
+        default=75.0,
+        ge=1,
+        le=1e6,
+        description="Close an HTTP connection on which nothing has been sent for this time. Longer than a load balancer keeps its "
+        "own (mostly 60 s, Google Cloud's 600 s), or it may send a request on a connection that is just being closed.",
+    )
     ready_file: Path | None = Field(
         default=None,
         description="File to write when the server is ready: JSON with the ports and the pid. Removed at exit.",

@@ -40,7 +40,6 @@ from service.open_inference.metadata import ServerMetadata
 from service.open_inference.shared_memory import SharedMemory
 from service.rpc import channelz, classify, health, model_info, open_inference, open_inference_admin, reflection
 from service.rpc.call import Method
-from service.unix_socket import UnixSocket
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -109,9 +108,8 @@ class Server:
         self._transport = create_transport(config, methods, metrics, self._classifier.pump, self._max_message_bytes)
         metrics.transport_chosen(self._transport.name)
         self._http = HttpServer(
-            config.host, config.http_port, metrics.registry, HttpMetrics(metrics.registry), self.not_ready_reason,
+            config, metrics.registry, HttpMetrics(metrics.registry), self.not_ready_reason,
             self._http_app(metadata, allowed_control, memory), self._max_message_bytes, self.not_alive_reason,
-            None if config.http_socket is None else UnixSocket(config.http_socket, "--http-socket"),
         )  # fmt: skip
 
     def _grpc_methods(self, metadata: ServerMetadata, control: Control, memory: SharedMemory) -> list[Method]:

@@ -15,6 +15,7 @@ from werkzeug.routing import Map, Rule
 from werkzeug.wrappers import Response
 
 from service import listeners
+from service.config import ServerConfig
 from service.http.responses import error_response, response_to_error
 from service.http.waitress_server import WaitressServer
 from service.unix_socket import UnixSocket
@@ -79,34 +80,30 @@ class HttpServer:
 
     def __init__(
         self,
-        hosts: Sequence[str],
-        port: int,
+        config: ServerConfig,
         registry: CollectorRegistry,
         metrics: HttpMetrics,
         not_ready_reason: Callable[[], str],
         app: "WSGIApplication | None",
         max_body_bytes: int,
         not_alive_reason: Callable[[], str] = lambda: "",
-        unix_socket: UnixSocket | None = None,
     ) -> None:
         """Port 0 takes a free one.
 
         Args:
-            hosts: the names and addresses to bind; see listeners.py.
-            port: the port to bind.
+            config: what to listen on, and the settings whose names begin with `http`.
             registry: the metrics that `/metrics` exposes.
             metrics: counts the requests to this port.
             not_ready_reason: returns why requests cannot be answered; an empty string if they can.
             app: answers all other paths, at most MAX_CONCURRENT_REQUESTS at a time; without it they are answered 404.
             max_body_bytes: the limit of a request's body.
             not_alive_reason: returns why the process must be restarted; an empty string if it need not.
-            unix_socket: serves on it too.
         """
-        self.port = port
+        self.port = config.http_port
         self.addresses: Sequence[str] = ()
         """What it listens on, once started: `HOST:PORT` and `unix:PATH`."""
-        self._hosts = hosts
-        self._unix_socket = unix_socket
+        self._hosts = config.host
+        self._unix_socket = None if config.http_socket is None else UnixSocket(config.http_socket, "--http-socket")
         self._metrics = metrics
         self._expose: Callable[..., Iterable[bytes]] = make_wsgi_app(registry)
         self._not_ready_reason = not_ready_reason
@@ -114,6 +111,7 @@ class HttpServer:
         self._app = app
         self._permits = threading.BoundedSemaphore(MAX_CONCURRENT_REQUESTS)
         self._max_body_bytes = max_body_bytes
+        self._idle_seconds = config.http_idle_seconds
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
 
     def start(self) -> None:
@@ -130,7 +128,7 @@ class HttpServer:
             addresses.append(f"unix:{self._unix_socket.path}")
         self.port, self.addresses = bound[0].getsockname()[1], addresses
         self._server = WaitressServer(
-            self._serve_counted, bound, PROBE_THREADS + MAX_CONCURRENT_REQUESTS, self._max_body_bytes
+            self._serve_counted, bound, PROBE_THREADS + MAX_CONCURRENT_REQUESTS, self._max_body_bytes, self._idle_seconds
         )  # fmt: skip
         self._thread.start()
 

@@ -1,21 +1,27 @@
-"""waitress, with four changes that an open port needs.
+"""waitress, with five changes that an open port needs.
 
 They override methods that waitress's documentation does not promise to keep: TESTED says which versions the tests are run with.
 
 - Errors that waitress answers by itself are JSON, as all others here (`_JsonError`, by `HTTPChannel.error_task_class`).
 - A connection whose chunk header or trailer has no end is closed (`_Connection.received`). waitress bounds neither.
-- A connection whose client does not read its response is closed (`_Listener.maintenance`). waitress closes only idle connections,
-  and a client that does not read holds a thread for ever.
-- When the process is out of file descriptors, accepting pauses, with one line in the log (`_Listener.accept`). waitress tries again
-  at once, with a traceback each time.
+- A connection whose client does not read its response is closed after a time (`_Listener.maintenance`), and at once if it has sent
+  more requests before (`_Connection._flush_outbufs_below_high_watermark`). waitress closes only idle connections, and a thread of
+  it waits for that client.
+- When the most connections are open, the longest idle one is closed for the next (`_Listener.handle_accept`). waitress stops
+  accepting, and probes find no server.
+- When the process is out of file descriptors, the same is done (`_Listener.accept`); if no connection is idle, accepting pauses,
+  with one line in the log. waitress tries again at once, with a traceback each time.
 
 Closing uses waitress's socket map, its trigger and its task dispatcher: `waitress.server.close` leaves open connections alone.
 """
 
+import contextlib
 import errno
 import logging
 import math
+import resource
 import socket
+import sys
 import time
 from collections.abc import Sequence
 from importlib.metadata import version as installed_version
@@ -41,14 +47,19 @@ HTTP_FLUSH_SECONDS = 1.0
 """How long sending finished responses may take when the port closes."""
 
 MAX_CONNECTIONS = 1000
-MAX_CHUNK_HEADER_BYTES = 64 * 1024
-IDLE_SECONDS = 75
-"""A connection without traffic is closed after so long, unless a response for it is being computed. Load balancers keep theirs for
-60 s: closed by us before that, a request just sent might be lost."""
+"""The most open connections, and at most half of the process's file descriptors: gRPC, models and large bodies need some too."""
 
+MAX_CHUNK_HEADER_BYTES = 64 * 1024
 IDLE_CHECK_SECONDS = 5
+SLOW_CLIENT_SECONDS = 30
+"""When all places are taken: a client that has been sending its request for so long counts as idle from then on, and one that has
+read nothing of its response for so long."""
+
 ACCEPT_PAUSE_SECONDS = 0.1
 """How long accepting pauses when there is no file descriptor for another connection."""
+
+LOG_SECONDS = 60
+"""How often a shortage of connections or file descriptors is logged."""
 
 
 def untested_reason() -> str:
@@ -63,16 +74,23 @@ def untested_reason() -> str:
 class WaitressServer:
     """Serves a WSGI application on listening sockets, with one thread for all connections and a pool of threads for requests."""
 
-    def __init__(self, application: "WSGIApplication", bound: Sequence[socket.socket], threads: int, max_body_bytes: int) -> None:
-        """Starts the threads. A body of more than `max_body_bytes` is answered 413."""
+    def __init__(
+        self, application: "WSGIApplication", bound: Sequence[socket.socket], threads: int, max_body_bytes: int, idle_seconds: float
+    ) -> None:
+        """Starts the threads.
+
+        A body of more than `max_body_bytes` is answered 413. A connection without traffic is closed after `idle_seconds`, unless a
+        response for it is being computed.
+        """
         if reason := untested_reason():
             log.warning("the HTTP port may not work: %s", reason)
         adjustments = Adjustments(
             # waitress refuses to mix them, without a need. `listen` is not used.
             sockets=[each for each in bound if each.family != socket.AF_UNIX],
             threads=threads, ident="convoy", clear_untrusted_proxy_headers=True,
-            connection_limit=MAX_CONNECTIONS, max_request_body_size=max_body_bytes + 1,  # waitress refuses a body of just as many
-            channel_timeout=IDLE_SECONDS, cleanup_interval=IDLE_CHECK_SECONDS,
+            max_request_body_size=max_body_bytes + 1,  # waitress refuses a body of just as many
+            connection_limit=sys.maxsize,  # _Listener has a limit of its own
+            channel_timeout=idle_seconds, cleanup_interval=min(IDLE_CHECK_SECONDS, idle_seconds),
             asyncore_use_poll=True,  # select() ends at 1,024 files, and gRPC's connections are files too
         )  # fmt: skip
         self._sockets: dict[int, Any] = {}
@@ -114,6 +132,11 @@ class WaitressServer:
         self._sockets.clear()
 
 
+def _max_connections() -> int:
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MAX_CONNECTIONS if files == resource.RLIM_INFINITY else min(MAX_CONNECTIONS, files // 2)
+
+
 class _JsonError(ErrorTask):  # type: ignore[misc]
     def execute(self) -> None:
         """Sends the error of a request that waitress refuses: malformed, or too large."""
@@ -131,39 +154,109 @@ class _JsonError(ErrorTask):  # type: ignore[misc]
 
 class _Connection(HTTPChannel):  # type: ignore[misc]
     error_task_class = _JsonError
+    request_began = 0.0
+    hung_up = False
 
     def received(self, data: bytes) -> bool:
         """Parses data from the client; closes the connection if a chunk's header or the trailer has grown too long."""
+        if self.request is None:
+            self.request_began = self.last_activity
         accepted: bool = super().received(data)
         body = self.request.body_rcv if self.request is not None else None
         if isinstance(body, ChunkedReceiver) and max(len(body.control_line), len(body.trailer)) > MAX_CHUNK_HEADER_BYTES:
             self.handle_close()
         return accepted
 
+    def _flush_outbufs_below_high_watermark(self) -> None:
+        """Closes the connection if its client leaves 16 MiB of responses unread, where waitress would wait for it."""
+        if self.total_outbufs_len > self.adj.outbuf_high_watermark:
+            self._flush_exception(self._flush_some, do_close=False)
+        if self.total_outbufs_len > self.adj.outbuf_high_watermark:
+            self.will_close = True
+            self.hang_up()
+
+    def hang_up(self) -> None:
+        """Has the server close the connection in its next round, from any thread.
+
+        Closed at once, its file descriptor might belong to a new connection while the events of this round are still handled.
+        """
+        self.hung_up = True
+        if (connected := self.socket) is not None:
+            with contextlib.suppress(OSError):
+                connected.shutdown(socket.SHUT_RDWR)
+
+    @property
+    def idle_since(self) -> float:
+        """The `time.time()` since when it has waited for its client; infinite while a request is being answered."""
+        last_activity: float = self.last_activity
+        if self.hung_up:
+            return -math.inf
+        if self.requests:
+            return math.inf
+        if self.total_outbufs_len:
+            return last_activity + SLOW_CLIENT_SECONDS
+        return last_activity if self.request is None else min(last_activity, self.request_began + SLOW_CLIENT_SECONDS)
+
 
 class _Listener(BaseWSGIServer):  # type: ignore[misc]
     channel_class = _Connection
-    out_of_files_logged = -math.inf
+    logged_at = -math.inf
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self._max_connections = _max_connections()
 
     def maintenance(self, now: float) -> None:
-        """Closes idle connections, and those whose client has not read its response for IDLE_SECONDS. `now` is `time.time()`."""
+        """Closes idle connections, also those whose client does not read its response. `now` is `time.time()`."""
         super().maintenance(now)
-        for connection in list(self.active_channels.values()):
-            if connection.total_outbufs_len and connection.last_activity < now - IDLE_SECONDS:
-                connection.handle_close()
+        for connection in self.active_channels.values():
+            if connection.total_outbufs_len and connection.last_activity < now - self.adj.channel_timeout:
+                connection.hang_up()
+
+    def readable(self) -> bool:
+        """Whether another connection can be accepted, or has one to be closed for it."""
+        return bool(super().readable()) and (not self._is_full() or self._longest_idle() is not None)
+
+    def handle_accept(self) -> None:
+        """Accepts a connection, or in this round makes a place for it."""
+        if self._is_full():
+            message = "%d HTTP connections are open, the most: the longest idle one is closed for the next"
+            self._log_seldom(logging.WARNING, message, self._max_connections)
+            self._hang_up_longest_idle()
+        else:
+            super().handle_accept()
 
     def accept(self) -> Any:
-        """The next connection; None, after a pause, if the process is out of file descriptors."""
+        """The next connection; None if the process is out of file descriptors, after an idle connection was closed or a pause."""
         try:
             return super().accept()
         except OSError as error:
             if error.errno not in (errno.EMFILE, errno.ENFILE):
                 raise
-            if time.monotonic() > self.out_of_files_logged + IDLE_SECONDS:
-                self.out_of_files_logged = time.monotonic()
-                log.error("out of file descriptors, new HTTP connections wait: %s", error.strerror)
-            time.sleep(ACCEPT_PAUSE_SECONDS)
+            self._log_seldom(logging.ERROR, "out of file descriptors, new HTTP connections wait: %s", error.strerror)
+            if not self._hang_up_longest_idle():
+                time.sleep(ACCEPT_PAUSE_SECONDS)
             return None
+
+    def _is_full(self) -> bool:
+        return len(self._map) >= self._max_connections
+
+    def _longest_idle(self) -> _Connection | None:
+        """The connection that has been idle for longest; one that is being closed comes first."""
+        idle = {each: each.idle_since for each in self._map.values() if isinstance(each, _Connection)}
+        longest = min(idle, key=idle.__getitem__, default=None)
+        return None if longest is None or idle[longest] > time.time() else longest
+
+    def _hang_up_longest_idle(self) -> bool:
+        longest = self._longest_idle()
+        if longest is not None:
+            longest.hang_up()
+        return longest is not None
+
+    def _log_seldom(self, level: int, message: str, *arguments: object) -> None:
+        if time.monotonic() > self.logged_at + LOG_SECONDS:
+            self.logged_at = time.monotonic()
+            log.log(level, message, *arguments)
 
 
 class _TcpListener(_Listener, TcpWSGIServer):  # type: ignore[misc]

@@ -30,7 +30,6 @@ from service.control import Call, calls_to_replay
 from service.errors import ConvoyError, LoadError, Unavailable, UserError
 from service.http.server import ROUTE, HttpMetrics, HttpServer
 from service.lifecycle import ReadyFile, StopOnSignals, check_config
-from service.unix_socket import UnixSocket
 from service.workers.aggregated_metrics import cumulative, merge, without_unserved_versions
 from service.workers.ipc import IpcClosed
 from service.workers.process import WorkerProcess
@@ -75,10 +74,8 @@ class Supervisor(Collector):
         all_metrics = CollectorRegistry()
         all_metrics.register(self)
         self._http = HttpServer(
-            config.host, config.http_port, all_metrics, HttpMetrics(self._own_metrics), self.not_ready_reason,
-            self._forward_http,
+            config, all_metrics, HttpMetrics(self._own_metrics), self.not_ready_reason, self._forward_http,
             max_body_bytes=config.max_message_bytes or message_limits.max_message_bytes(config.repository, config.policies),
-            unix_socket=None if config.http_socket is None else UnixSocket(config.http_socket, "--http-socket"),
         )  # fmt: skip
         self._ready_file = ReadyFile(config.ready_file)
         self._lock = threading.Lock()

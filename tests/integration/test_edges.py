@@ -24,7 +24,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from export.data.datasets import Dataset
 from service.client import CallFailed, Client
 from service.errors import LoadError, RequestError
-from service.http import waitress_server
 from service.lifecycle import raise_file_limit
 from service.observability.metrics import OUTCOMES, REASONS
 from service.observability.request_metrics import RPC_CODE_NAMES
@@ -223,8 +222,8 @@ def test_a_chunk_that_only_begins_is_cut_off(server: Server, endless: bytes) -> 
     assert get(server, "/livez")[0] == 200
 
 
-def test_a_client_that_does_not_read_is_given_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waitress_server, "IDLE_SECONDS", 1)
+def test_a_client_that_does_not_read_is_given_up(repository: Path, serve: Serve) -> None:
+    server = serve(repository, http_idle_seconds=1)
     answer_bytes = len(get(server, "/metrics")[2])
     with socket.create_connection(("127.0.0.1", server.http_port), timeout=60) as client:
         client.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n" * (2**26 // answer_bytes))

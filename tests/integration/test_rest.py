@@ -1,13 +1,17 @@
 """`/v2` over plain HTTP, as curl sends it, and what the well-behaved clients of the conformance tests never send."""
 
 import base64
+import contextlib
 import gzip
 import http.client
 import io
 import json
+import resource
+import socket
 import threading
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +22,13 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from export.data.datasets import Dataset
+from service.http.server import MAX_CONCURRENT_REQUESTS
+from service.http.waitress_server import MAX_CONNECTIONS
+from service.lifecycle import raise_file_limit
 from service.pb.inference import open_inference_pb2 as pb
 from service.server import Server
 from tests.conftest import Serve, ServerProcess, Spawn, put
+from tests.integration.test_repository import eventually
 
 INFER = "/v2/models/digits/infer"
 
@@ -265,3 +273,55 @@ def test_the_memory_of_large_requests_is_given_back(repository: Path, spawn: Spa
     for _ in range(80):
         assert ask(server, "POST", INFER, file.getvalue(), Inference_Header_Content_Length="0")[0] == 200
     assert resident_bytes() - before < 64 * 2**20
+
+
+@pytest.mark.parametrize("transport_name", ["fast"])
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_probes_are_answered_however_many_connections_are_open(repository: Path, spawn: Spawn, workers: str) -> None:
+    raise_file_limit()
+    server = spawn(repository, "--workers", workers)
+    with contextlib.ExitStack() as stack:
+        for _ in range(MAX_CONNECTIONS + 100):
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.http_port), timeout=60))
+        for _ in range(3):
+            assert probes(server) == [200, 200, 200]
+
+
+@pytest.mark.parametrize("transport_name", ["fast"])
+def test_probes_are_answered_when_there_is_no_file_descriptor_for_another_connection(repository: Path, spawn: Spawn) -> None:
+    server = spawn(repository)
+    pid = server.process.pid
+    files = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (files + 10, files + 10))
+    with contextlib.ExitStack() as stack:
+        for _ in range(100):
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.http_port), timeout=60))
+        for _ in range(3):
+            assert probes(server) == [200, 200, 200]
+    assert "out of file descriptors" in server.log.read_text()
+
+
+@pytest.mark.parametrize("transport_name", ["fast"])
+def test_probes_are_answered_while_as_many_requests_run_as_may(slow_file: Path, tmp_path: Path, serve: Serve) -> None:
+    put(slow_file, tmp_path / "slow", "slow", 1)
+    server = serve(tmp_path / "slow")
+    with ThreadPoolExecutor(MAX_CONCURRENT_REQUESTS) as pool:
+        body = document([0] * 4, [1, 2, 2, 1])
+        running = [pool.submit(ask, server, "POST", "/v2/models/slow/infer", body) for _ in range(MAX_CONCURRENT_REQUESTS)]
+        eventually(lambda: server._http._permits._value == 0)
+        assert probes(server) == [200, 200, 200]
+        assert ask(server, "GET", "/v2")[0] == 429
+        assert {each.result()[0] for each in running} == {200}
+
+
+def probes(server: Server | ServerProcess) -> list[int]:
+    """The statuses of /livez, /readyz and /metrics, each asked over a connection of its own."""
+    statuses = []
+    for path in ("/livez", "/readyz", "/metrics"):
+        connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=60)
+        connection.request("GET", path)
+        response = connection.getresponse()
+        response.read()
+        statuses.append(response.status)
+        connection.close()
+    return statuses
