@@ -7,6 +7,7 @@ os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")  # as `convo
 
 import contextlib
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -213,6 +214,17 @@ def convoy(*arguments: str | Path, timeout: float = 120, **environment: str) -> 
         [sys.executable, "-m", "service.cli", *map(str, arguments)],
         capture_output=True, text=True, timeout=timeout, check=False, env={**os.environ, **environment},
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def full_disk() -> Iterator[None]:
+    """No file can grow beyond 10 bytes in this process, nor in those that it starts."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 Spawn = Callable[..., ServerProcess]

@@ -12,6 +12,7 @@ from export.cli.dataset_loading import load_with_progress
 from export.cli.options import DATA, data_dir_option
 from export.cli.output_folder import check_output_folder, create_output_folder
 from export.cli.progress_bar import progress_bar
+from export.files import write_file
 from service.errors import LoadError, UserError
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def evaluate(
     content = json.dumps({**_heading(served, dataset, part), **summary.as_json(scores)}, indent=2, ensure_ascii=False)
     files = []
     if output is not None:
-        (output / EVALUATION).write_text(content + "\n", encoding="utf-8")
+        write_file(output / EVALUATION, f"{content}\n".encode())
         files = [EVALUATION, *figures.draw(scores, images, served.contract.input, output)]
     if as_json:
         click.echo(content)

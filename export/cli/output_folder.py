@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import tempfile
 from pathlib import Path
 
 from service.errors import UserError
@@ -14,11 +15,16 @@ def check_output_folder(folder: Path, hint: str = "") -> None:
             raise UserError(
                 f"--output {str(folder)!r} exists and is not an empty folder: nothing is overwritten, choose another{hint}"
             )
-        parent = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+        parent = next(parent for parent in (folder, *folder.absolute().parents) if os.path.lexists(parent))
     except OSError as error:
         raise UserError(f"--output {str(folder)!r}: {error.strerror}") from None
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise UserError(f"--output {str(folder)!r}: this user may not write to {str(parent)!r}")
+    try:
+        with tempfile.TemporaryFile(
+            dir=parent
+        ) as file:  # the only sure way to know: rights, quotas, disks that are full or read-only
+            file.write(b"a byte, as a full disk may still give a file")
+    except OSError as error:
+        raise UserError(f"--output {str(folder)!r}: cannot write to {str(parent)!r}: {error.strerror}") from None
 
 
 def create_output_folder(folder: Path) -> None:
@@ -26,9 +32,6 @@ def create_output_folder(folder: Path) -> None:
     check_output_folder(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".convoy-probe"
-        probe.touch()
-        probe.unlink()
     except OSError as error:
         raise UserError(f"--output {str(folder)!r}: {error.strerror}") from None
 

@@ -5,8 +5,6 @@ preprocessing and the model code that serve it, as well as PyTorch answers decod
 an fp32 file that passed, and its accuracy is gated against that file. A server ignores the model card and its images.
 """
 
-import shutil
-import tempfile
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +23,7 @@ from export.data.datasets import Dataset
 from export.evaluation import figures
 from export.evaluation.gates import MAX_ACCURACY_LOSS, Comparison, check_accuracy, check_parity, compare
 from export.evaluation.measurement import check_labels
+from export.files import read_file, temporary_folder, write_file
 from export.progress import OnProgress, ignore_progress
 from export.training.checkpoint import Checkpoint
 from export.training.history import CURVES
@@ -94,8 +93,8 @@ def export(
     if repository.exists() and not repository.is_dir():
         raise UserError(f"{str(repository)!r} is not a folder")
     _check_data(checkpoint, dataset)
-    with tempfile.TemporaryDirectory(prefix="convoy-export-") as folder:
-        drafts, version = Path(folder) / "drafts", Path(folder) / "version"
+    with temporary_folder() as folder:
+        drafts, version = folder / "drafts", folder / "version"
         drafts.mkdir()
         version.mkdir()
         fp32_file, file = drafts / "fp32.onnx", version / MODEL_FILE
@@ -162,7 +161,7 @@ def _document(
     """Writes the model card and its images into the folder of the version."""
     images = figures.draw(comparison.scores, dataset.test, checkpoint.input, version)
     if run is not None and (run / CURVES).is_file():
-        shutil.copyfile(run / CURVES, version / CURVES)
+        write_file(version / CURVES, read_file(run / CURVES))
         images.append(CURVES)
     settings: dict[str, object] = asdict(checkpoint.settings)
     if checkpoint.augmentation:
@@ -178,7 +177,7 @@ def _document(
         parity=parity,
         cost=cost,
     )
-    (version / CARD).write_text(card, encoding="utf-8")
+    write_file(version / CARD, card.encode())
 
 
 def _check_data(checkpoint: Checkpoint, dataset: Dataset) -> None:

@@ -16,10 +16,8 @@ arithmetic. The CPU that serves a file is not the one that made it, so 7 bits ar
 
 import contextlib
 import io
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +28,7 @@ from onnxruntime.quantization.calibrate import create_calibrator
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from scipy.special import rel_entr
 
+from export.files import temporary_folder
 from export.inspection.layer_names import layer_name
 from export.progress import OnProgress, ignore_progress
 from service.errors import UserError
@@ -210,8 +209,8 @@ def _layers(graph: onnx.ModelProto) -> dict[str, tuple[str, str]]:
 
 def _ranges(graph: onnx.ModelProto, method: CalibrationMethod, images: NDArray[np.uint8]) -> Any:
     """The range of every activation, in the form of ONNX Runtime's quantiser."""
-    with tempfile.TemporaryDirectory(prefix="convoy-ranges-") as folder, contextlib.redirect_stdout(io.StringIO()):
-        path = Path(folder) / "model.onnx"
+    with temporary_folder() as folder, contextlib.redirect_stdout(io.StringIO()):
+        path = folder / "model.onnx"
         onnx.save_model(graph, path)
         calibrator = create_calibrator(
             path, (*_LAYERS, *_FOLLOWERS), augmented_model_path=str(path.with_name("augmented.onnx")), calibrate_method=method

@@ -49,7 +49,7 @@ def fetch(path: Path, urls: tuple[str, ...], known_hash: str, on_progress: OnPro
         on_progress: called with the bytes downloaded.
 
     Raises:
-        UserError: no URL gave the file with this checksum; the message says which file to put where.
+        UserError: no URL gave the file with this checksum; the message says which file to put where. Or it cannot be written.
     """
     import pooch
 
@@ -62,6 +62,8 @@ def fetch(path: Path, urls: tuple[str, ...], known_hash: str, on_progress: OnPro
         try:
             pooch.retrieve(url + path.name, known_hash, fname=path.name, path=path.parent, downloader=downloader)
         except (OSError, ValueError) as error:  # the network, the disk; a wrong checksum
+            if isinstance(error, OSError) and error.strerror is not None:  # requests' own errors, of the network, have none
+                raise UserError(f"cannot write {path}: {error.strerror}") from None
             reasons.append(" ".join(str(error).split()))
         else:
             return

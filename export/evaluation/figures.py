@@ -3,6 +3,7 @@
 Uses matplotlib's objects, never its global state, and colours that colour-blind readers can tell apart.
 """
 
+import io
 import math
 import unicodedata
 import warnings
@@ -16,6 +17,7 @@ from matplotlib.figure import Figure
 from export.data.datasets import Part
 from export.data.image_files import MAX_PIXELS
 from export.evaluation.scores import Scores, accuracy_interval
+from export.files import write_file
 from service.model.contract import InputSpec
 from service.model.preprocessing import decode
 
@@ -30,7 +32,10 @@ _MISTAKES = 24
 
 
 def draw(scores: Scores, part: Part, spec: InputSpec, folder: Path) -> list[str]:
-    """Draws all figures into a folder and returns the names of the files. Without mistakes there is no figure of them."""
+    """Draws all figures into a folder and returns the names of the files. Without mistakes there is no figure of them.
+
+    Raises UserError if one cannot be written.
+    """
     draw_confusion(scores, folder / CONFUSION)
     draw_reliability(scores, folder / RELIABILITY)
     if scores.correct == scores.items:
@@ -154,4 +159,6 @@ def _cut(label: str, most: int) -> str:
 def _save(figure: Figure, path: Path) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # letters that the font lacks become boxes
-        figure.savefig(path, dpi=120)
+        content = io.BytesIO()
+        figure.savefig(content, dpi=120)
+    write_file(path, content.getvalue())

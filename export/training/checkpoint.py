@@ -4,8 +4,7 @@ One file holds both, so that they always belong together. It is replaced as a wh
 machine leaves the checkpoint of the epoch before.
 """
 
-import contextlib
-import os
+import io
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from export.files import write_file, writing
 from export.networks import architectures
 from export.training.recipes import Settings
 from service.errors import UserError
@@ -62,18 +62,10 @@ def save_checkpoint(checkpoint: Checkpoint, run: Path, state: dict[str, Any] | N
     """
     fields = {**vars(checkpoint), "input": checkpoint.input.model_dump(), "settings": asdict(checkpoint.settings)}
     fields["network"] = checkpoint.network.state_dict()
-    partial = run / f"{CHECKPOINT}.partial"
-    try:
-        with partial.open("wb") as file:
-            torch.save({"format": FORMAT, "best": fields, "state": state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(run / CHECKPOINT)
-    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
-        raise UserError(f"cannot write {run / CHECKPOINT}: {error}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
+    content = io.BytesIO()  # torch.save hides the reason when it cannot write
+    with writing(run / CHECKPOINT):
+        torch.save({"format": FORMAT, "best": fields, "state": state}, content)
+    write_file(run / CHECKPOINT, content.getvalue())
 
 
 def load_checkpoint(run: Path) -> Checkpoint:

@@ -1,11 +1,14 @@
 """The figures of a run by epoch: `metrics.jsonl`, `curves.png` and, if asked for, TensorBoard."""
 
+import io
 import json
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
+from export.files import write_file, writing
 from service.errors import UserError
 
 METRICS = "metrics.jsonl"
@@ -36,14 +39,15 @@ def best_epoch(history: Sequence[EpochMetrics]) -> EpochMetrics:
 
 
 def write_metrics(history: Sequence[EpochMetrics], run: Path) -> None:
-    """Writes `metrics.jsonl`, a line an epoch. It is written whole, so that after a resume it agrees with the checkpoint."""
-    partial = run / f"{METRICS}.partial"
-    partial.write_text("".join(json.dumps(asdict(epoch)) + "\n" for epoch in history), encoding="utf-8")
-    partial.replace(run / METRICS)
+    """Writes `metrics.jsonl`, a line an epoch. It is written whole, so that after a resume it agrees with the checkpoint.
+
+    Raises UserError if it cannot be written.
+    """
+    write_file(run / METRICS, "".join(json.dumps(asdict(epoch)) + "\n" for epoch in history).encode())
 
 
 def plot_curves(history: Sequence[EpochMetrics], path: Path) -> None:
-    """Draws loss, accuracy and learning rate by epoch as a PNG."""
+    """Draws loss, accuracy and learning rate by epoch as a PNG. Raises UserError if it cannot be written."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 4), layout="constrained")
@@ -65,24 +69,37 @@ def plot_curves(history: Sequence[EpochMetrics], path: Path) -> None:
         axes.grid(alpha=0.3)
     loss.legend()
     accuracy.legend()
-    figure.savefig(path, dpi=120)
+    content = io.BytesIO()
+    figure.savefig(content, dpi=120)
+    write_file(path, content.getvalue())
 
 
 def tensorboard_writer(folder: Path) -> Callable[[EpochMetrics], None]:
-    """A function that writes an epoch's figures for TensorBoard. Raises UserError if the package is not installed."""
+    """A function that writes an epoch's figures for TensorBoard, or raises UserError if it cannot.
+
+    Raises UserError if the package is not installed.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise UserError("--tensorboard needs the package tensorboard, which is not installed (pip install tensorboard)") from None
     opened = cache(lambda: SummaryWriter(str(folder)))  # at the first write: it makes the folder
+    threading.excepthook = partial(_without_tensorboard, threading.excepthook)
 
     def write(epoch: EpochMetrics) -> None:
-        writer = opened()
-        for name, value in vars(epoch).items():
-            if name != "epoch":
-                part, _, figure = name.partition("_")
-                tag = f"{figure}/{part}" if part in ("training", "validation") else name
-                writer.add_scalar(tag, value, epoch.epoch)
-        writer.flush()
+        with writing(folder):
+            writer = opened()
+            for name, value in vars(epoch).items():
+                if name != "epoch":
+                    part, _, figure = name.partition("_")
+                    tag = f"{figure}/{part}" if part in ("training", "validation") else name
+                    writer.add_scalar(tag, value, epoch.epoch)
+            writer.flush()
 
     return write
+
+
+def _without_tensorboard(others: Callable[[threading.ExceptHookArgs], object], error: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread raises its error, such as of a full disk, in the thread that writes too."""
+    if not type(error.thread).__module__.startswith("tensorboard."):
+        others(error)

@@ -32,6 +32,9 @@ EXTRAS = {
 }  # fmt: skip
 """The extra that a module comes with, of those that the base installation lacks."""
 
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""Errors of a disk that is full, or fails: of stdout, if they name no file."""
+
 
 class _Program(click.Group):
     """The commands of COMMANDS and of the entry-point group."""
@@ -92,7 +95,7 @@ def main() -> None:
         click.echo(error.ctx.get_help())
     except Exception as error:  # noqa: BLE001 - a bug is raised again
         line, code = _explain(error)
-        if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.ENOSPC, errno.EIO):
+        if isinstance(error, OSError) and error.errno in (errno.EPIPE, *_CANNOT_WRITE):
             # Python would write the rest of the output while it closes stdout.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if line:
@@ -132,7 +135,7 @@ def _explain(error: Exception) -> tuple[str, int]:
             return f"package {error.name!r} is missing: install Convoy's extra {needs} ({how})", 2
         case OSError(errno=errno.EPIPE):
             return "", 1  # the reader of our output has left, as `| head` does
-        case OSError(errno=errno.ENOSPC | errno.EIO):
+        case OSError(errno=code, filename=None) if code in _CANNOT_WRITE:
             return f"cannot write the output: {error.strerror}", 2
         case OSError(filename=str() | bytes() as path):
             name = os.fsdecode(path)

@@ -12,6 +12,7 @@ import pytest
 from export.data import datasets
 from export.data import mnist as mnist_files
 from service.errors import UserError
+from tests.conftest import full_disk
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
@@ -64,3 +65,14 @@ def test_missing_files_are_downloaded_and_checked(
     wanted, got = mnist_files.FILES[1].packed, hashlib.sha256(b"not what it was").hexdigest()
     assert f"expected sha256:{wanted} but got {got}" in str(raised.value)
     assert not (cache / "train-labels-idx1-ubyte.gz").exists()
+
+
+def test_a_full_disk_is_not_taken_for_the_network(
+    mnist: Path, site: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, root = site
+    for path in mnist.iterdir():
+        path.rename(root / path.name)
+    monkeypatch.setattr(mnist_files, "URLS", (address,))
+    with full_disk(), pytest.raises(UserError, match=rf"^cannot write {tmp_path}/cache/.*-ubyte.gz: File too large$"):
+        datasets.load_dataset("mnist", 0, tmp_path / "cache")

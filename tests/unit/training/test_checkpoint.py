@@ -10,6 +10,7 @@ import torch
 from export.data import datasets
 from export.training.checkpoint import load_checkpoint, save_checkpoint
 from service.errors import UserError
+from tests.conftest import full_disk
 from tests.unit.training.conftest import SETTINGS, trained
 
 
@@ -26,6 +27,16 @@ def test_a_failed_write_keeps_the_checkpoint_before(tmp_path: Path, few: dataset
 
     monkeypatch.setattr(torch, "save", half)
     with pytest.raises(UserError, match="No space left on device"):
+        save_checkpoint(dataclasses.replace(checkpoint, epoch=2), tmp_path)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_full_disk_is_named_and_keeps_the_checkpoint_before(tmp_path: Path, few: datasets.Dataset) -> None:
+    trained(tmp_path, few, dataclasses.replace(SETTINGS, epochs=1))
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    checkpoint = load_checkpoint(tmp_path)
+    with full_disk(), pytest.raises(UserError, match=rf"^cannot write {tmp_path}/checkpoint.pt: File too large$"):
         save_checkpoint(dataclasses.replace(checkpoint, epoch=2), tmp_path)
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
     assert not list(tmp_path.glob("*.partial"))
