@@ -20,8 +20,11 @@ from service.model.contract import InputSpec
 from service.model.preprocessing import open_image, to_pixels
 
 MAX_PIXELS = 1 << 26
-SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
-"""Of the formats that are served."""
+SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".avif",
+    ".avifs", ".heic", ".heif", ".hif",
+)  # fmt: skip
+"""Of the formats that are served, HEIC with an extra."""
 
 _NATURAL_SIZE_UP_TO = 64
 _SIZES = (32, 64, 128, 224)

@@ -143,10 +143,11 @@ def _open(served: ServedVersion, index: int, item: Item) -> Image.Image:
 
 
 def _opens_quickly(items: Sequence[Item]) -> bool:
-    """Few bytes, and no compressed text of a PNG, which is unfolded with the header if an orientation may stand in it."""
+    """Few bytes, no AVIF or HEIC, and no compressed text of a PNG, which is unfolded with the header if it may turn the image."""
     return (
         len(items) <= INLINE_DECODE_ITEMS
         and sum(len(item.data) for item in items) <= INLINE_DECODE_BYTES
+        and not any(item.data[4:8] == b"ftyp" for item in items)
         and not any(kind in item.data for item in items for kind in (b"zTXt", b"iTXt"))
     )
 

@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from service.errors import InvalidRequest
+from service.model import heif
 from service.model.contract import InputSpec
 from service.model.image_metadata import orient, without_metadata
 from service.model.png import SIGNATURE, open_png
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", *heif.formats())
+"""Those that are accepted here."""
 
 MAX_SIDE = 65_535
 """In pixels. Pillow's work per column dominates in an image of few rows, which a limit on width x height allows."""
@@ -25,6 +27,7 @@ MAX_SCANS = 100
 # Replaced by the operator's limit in `open_image`: Pillow's own warns at one size and raises at another.
 Image.MAX_IMAGE_PIXELS = None
 
+_BY_PILLOW = ("JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _BACKGROUND = (255, 255, 255, 255)
 
 _SCAN = b"\xff\xda\0"  # the marker, and the first byte of its length, which is 14 at most
@@ -37,15 +40,17 @@ def open_image(encoded: bytes, max_pixels: int) -> Image.Image:
 
     Raises:
         InvalidRequest: not an image in one of FORMATS, width x height above `max_pixels`, a side above MAX_SIDE, a JPEG of more
-            than MAX_SCANS scans, or a TIFF whose tiles are far larger than the image.
+            than MAX_SCANS scans, or a TIFF or AVIF whose tiles or frames are far larger than the image.
     """
     if not encoded:
         raise InvalidRequest("the image is empty (0 bytes)")
     try:
-        image = _open(encoded)
+        image = _open(encoded, max_pixels)
         tiles = _pixels_of_tiles(image) if isinstance(image, TiffImagePlugin.TiffImageFile) else 0
     except UnidentifiedImageError:
         raise InvalidRequest(f"not an image in a format accepted here: {', '.join(FORMATS)}") from None
+    except InvalidRequest:
+        raise
     except Exception as error:  # noqa: BLE001 - Pillow's parsers raise any error on broken input
         raise InvalidRequest(f"the image's header is broken ({type(error).__name__})") from None
     if image.width * image.height > max_pixels:
@@ -104,16 +109,18 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def _open(encoded: bytes) -> Image.Image:
+def _open(encoded: bytes, max_pixels: int) -> Image.Image:
     if encoded.startswith(SIGNATURE):
         return open_png(encoded)
+    if heif.kind_of(encoded):
+        return heif.open_heif(encoded, max_pixels)
     try:
-        image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+        image = Image.open(io.BytesIO(encoded), formats=_BY_PILLOW)
     except Exception:
         bare = without_metadata(encoded)
         if bare is None:
             raise
-        image = Image.open(io.BytesIO(bare), formats=FORMATS)
+        image = Image.open(io.BytesIO(bare), formats=_BY_PILLOW)
     if not isinstance(image.info.get("xmp", b""), bytes):  # in a TIFF it may be of any type
         del image.info["xmp"]
     return image
@@ -127,6 +134,9 @@ def _fitted(image: Image.Image, spec: InputSpec) -> NDArray[np.uint8]:
         elif spec.fit == "crop":
             image = ImageOps.fit(image, size, Image.Resampling.BILINEAR)
         else:
+            thin = (round(image.width * size[1] / image.height), round(image.height * size[0] / image.width))
+            if 0 in thin:  # of a long and thin image Pillow would leave nothing, or fail
+                image = image.resize((max(1, min(thin[0], size[0])), max(1, min(thin[1], size[1]))), Image.Resampling.BILINEAR)
             image = ImageOps.pad(image, size, Image.Resampling.BILINEAR)
     return np.frombuffer(image.tobytes(), np.uint8).reshape(spec.shape)
 

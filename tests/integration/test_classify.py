@@ -112,7 +112,7 @@ def picture(mode: str, size: tuple[int, int], file_format: str) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF"])
 def test_every_format_is_answered(stub: grpc.UnaryUnaryMultiCallable, file_format: str) -> None:
     response = stub(pb.ClassifyRequest(model="digits", items=encoded(picture("RGB", (60, 40), file_format))), timeout=10)
     assert sum(found.probability for found in response.results[0].predictions) <= 1.0001

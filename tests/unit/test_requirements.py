@@ -19,7 +19,7 @@ def pins(name: str) -> dict[str, Version]:
 
 
 @pytest.mark.parametrize(
-    "text", [*PROJECT["dependencies"], *(line for name in ("server", "cpu", "export", "tracing") for line in EXTRAS[name])]
+    "text", [*PROJECT["dependencies"], *(line for name in ("server", "cpu", "export", "heic", "tracing") for line in EXTRAS[name])]
 )
 def test_a_lower_bound_is_a_version_that_is_tested(text: str) -> None:
     requirement = Requirement(text)
@@ -33,6 +33,6 @@ def test_a_lower_bound_is_a_version_that_is_tested(text: str) -> None:
 
 def test_the_newest_versions_are_within_the_bounds() -> None:
     newest = pins("requirements.lock")
-    for text in [*PROJECT["dependencies"], *EXTRAS["server"], *EXTRAS["export"], *EXTRAS["tracing"]]:
+    for text in [*PROJECT["dependencies"], *EXTRAS["server"], *EXTRAS["export"], *EXTRAS["heic"], *EXTRAS["tracing"]]:
         requirement = Requirement(text)
         assert newest[canonicalize_name(requirement.name)] in requirement.specifier, text

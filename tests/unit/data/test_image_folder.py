@@ -8,6 +8,7 @@ from PIL import Image
 
 from export.data import datasets, image_folder
 from service.errors import UserError
+from service.model import heif
 from service.model.preprocessing import decode
 from tests.unit.data.pictures import draw, pets
 from tests.unit.model.metadata_files import (
@@ -104,6 +105,18 @@ def test_pictures_with_broken_metadata_are_read_as_the_server_reads_them(tmp_pat
     for part in parts:
         for index in range(len(part)):
             assert np.array_equal(part.pixels[index], decode(part.encoded(index), found.input, 10**6))
+
+
+def test_avif_is_read_and_heic_if_its_extra_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = pets(tmp_path / "pets", {"cat": 3, "dog": 3})
+    draw(root / "dog" / "a.AVIF")
+    (root / "dog" / "b.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    monkeypatch.setattr(heif, "_heic_opener", lambda: None)
+    found = datasets.load_dataset(str(root), 0)
+    assert sum(len(part) for part in (found.training, found.validation, found.test)) == 7
+    [skipped] = found.skipped
+    assert skipped.startswith(f"{root}/dog/b.heic: a HEIC image, which is not decoded here")
+    assert "pip install 'convoy-serving[heic]'" in skipped
 
 
 def test_linked_folders_are_followed_once_and_loose_pictures_listed(tmp_path: Path) -> None:

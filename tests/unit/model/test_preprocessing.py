@@ -63,6 +63,12 @@ def test_crop_takes_the_middle_and_pad_adds_black() -> None:
     assert (padded[[0, 3]] == 0).all()
 
 
+@pytest.mark.parametrize("size", [(1, 40), (1, 5000), (500, 1), (3000, 2)])
+def test_something_of_a_long_and_thin_picture_is_left_when_it_is_padded(size: tuple[int, int]) -> None:
+    padded = decode(file_of(Image.new("L", size, 200)), spec(9, 13, fit="pad"), LIMIT)
+    assert (padded == 200).sum() == (9 if size[0] == 1 else 13)
+
+
 def test_gray_is_the_luma_of_colour_and_colour_of_gray_is_gray() -> None:
     red = file_of(Image.new("RGB", (4, 4), (255, 0, 0)))
     assert (decode(red, spec(), LIMIT) == 76).all()  # 0.299 * 255, ITU-R BT.601
@@ -260,7 +266,7 @@ def test_a_jpeg_of_very_many_scans_is_refused(progressive: bool) -> None:
 def test_broken_files_are_refused_and_nothing_else_is_raised(cut: int, seed: int) -> None:
     random = np.random.default_rng(seed)
     pixels = random.integers(0, 256, (12, 12, 3), np.uint8)
-    file_format = ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM"][seed % 7]
+    file_format = ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF"][seed % 8]
     content = bytearray(file_of(Image.fromarray(pixels), file_format)[:cut])
     for at in random.integers(0, max(len(content), 1), 3):
         if content:
