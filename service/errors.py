@@ -76,6 +76,10 @@ class Unimplemented(RequestError):
     """The client's fault: it asked for something that this server does not do, or was started without."""
 
 
+class TooManyResults(RequestError):
+    """Nobody's fault: the answer would be larger than its protocol allows."""
+
+
 class QueueFull(RequestError):
     """The server's fault: it is overloaded. The client should retry after `retry_after_seconds`."""
 

@@ -119,7 +119,7 @@ class Server:
         self._classify = classify.ClassifyServicer(self._classifier)
         self._infer = open_inference.InferServicer(self._classifier, memory)
         self._admin = open_inference_admin.AdminServicer(metadata, control, memory)
-        self._health = health.HealthServicer(self._health_statuses)
+        self._health = health.HealthServicer(self._health_statuses, [*services, *reflection.SERVICES])
         self._reflection = reflection.ReflectionServicer(services)
         return [
             *self._classify.methods(),
@@ -244,7 +244,7 @@ class Server:
         return list(self._registry.collect())
 
     def _health_statuses(self) -> dict[str, bool]:
-        """Whether each service of the health protocol is serving, by name."""
+        """Whether each model and the server as a whole is serving, by the name that health checks use."""
         up = not self._draining
         models = dict.fromkeys(self._repository.served, up)
         return models | {health.OVERALL: up and self._repository.ready}

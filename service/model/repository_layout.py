@@ -14,7 +14,15 @@ POLICY_FILE = "serving.toml"
 LABELS_FILE = "labels.txt"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-RESERVED_NAMES = ("liveness",)
+RESERVED_NAMES = (
+    "liveness",
+    "convoy.v1.Classifier",
+    "inference.GRPCInferenceService",
+    "grpc.channelz.v1.Channelz",
+    "grpc.health.v1.Health",
+    "grpc.reflection.v1.ServerReflection",
+    "grpc.reflection.v1alpha.ServerReflection",
+)
 """Names that mean something else to health checks."""
 
 MAX_VERSION = 2**63 - 1

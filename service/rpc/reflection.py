@@ -12,6 +12,7 @@ from google.protobuf import descriptor_pool
 from grpc_reflection.v1alpha import reflection_pb2 as pb
 from grpc_reflection.v1alpha.reflection import ReflectionServicer as LibraryServicer
 
+from service.rpc import health
 from service.rpc.call import Method, Receiver, Stream, StreamCall
 from service.rpc.open_streams import OpenStreams
 
@@ -25,6 +26,7 @@ class ReflectionServicer:
 
     def __init__(self, services: Sequence[str]) -> None:
         self._library = LibraryServicer([*services, SERVICES[1]])
+        self._health = LibraryServicer([], health.DESCRIPTORS)
         self._streams = OpenStreams()
 
     def methods(self) -> list[Method]:
@@ -47,10 +49,12 @@ class ReflectionServicer:
         """The response to one request."""
         asked = pb.ServerReflectionRequest()
         asked.CopyFrom(request)
+        about_health = asked.file_containing_symbol.startswith(health.PACKAGE) or asked.file_by_filename == health.FILE
+        library, pool = (self._health, health.DESCRIPTORS) if about_health else (self._library, descriptor_pool.Default())
         with contextlib.suppress(KeyError):  # the library finds a method by its service alone
-            method = descriptor_pool.Default().FindMethodByName(request.file_containing_symbol)
+            method = pool.FindMethodByName(request.file_containing_symbol)
             asked.file_containing_symbol = method.containing_service.full_name
-        answers: list[pb.ServerReflectionResponse] = list(self._library.ServerReflectionInfo(iter([asked]), _NO_CONTEXT))
+        answers: list[pb.ServerReflectionResponse] = list(library.ServerReflectionInfo(iter([asked]), _NO_CONTEXT))
         answers[0].original_request.CopyFrom(request)
         return answers[0]
 

@@ -24,6 +24,7 @@ from service.errors import (
     NotFound,
     QueueFull,
     RequestError,
+    TooManyResults,
     Unavailable,
     Unimplemented,
 )
@@ -55,6 +56,7 @@ CODES: dict[type[BaseException], grpc.StatusCode] = {
     RequestError: grpc.StatusCode.INVALID_ARGUMENT,
     InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
     NotFound: grpc.StatusCode.NOT_FOUND,
+    TooManyResults: grpc.StatusCode.RESOURCE_EXHAUSTED,
     QueueFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     Cancelled: grpc.StatusCode.CANCELLED,

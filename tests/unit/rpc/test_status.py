@@ -1,6 +1,7 @@
 """Errors to gRPC statuses."""
 
 import inspect
+from collections import Counter
 
 import grpc
 import pytest
@@ -15,8 +16,11 @@ def test_every_error_that_ends_a_request_has_a_status() -> None:
     request_errors = {error for _, error in inspect.getmembers(errors, inspect.isclass) if issubclass(error, errors.RequestError)}
     by_request = {errors.LoadError}  # a load by request ends with it too
     assert set(CODES) == request_errors | by_request
-    distinct = [code for error, code in CODES.items() if error is not errors.RequestError]
-    assert len(set(distinct)) == len(distinct)
+    codes = Counter(code for error, code in CODES.items() if error is not errors.RequestError)
+    assert [code for code, count in codes.items() if count > 1] == [grpc.StatusCode.RESOURCE_EXHAUSTED]
+    assert {error for error, code in CODES.items() if code is grpc.StatusCode.RESOURCE_EXHAUSTED} == {
+        errors.QueueFull, errors.TooManyResults,
+    }  # fmt: skip
 
 
 class TooLarge(errors.InvalidRequest):
