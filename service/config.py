@@ -66,6 +66,11 @@ class ServerConfig(BaseModel):
     )
     page: bool = Field(default=True, description="Do not serve the web page at / of the HTTP port.")
     rest: bool = Field(default=True, description="Serve only /metrics, /livez and /readyz over HTTP: no REST, no web page.")
+    ignore_unknown_parameters: bool = Field(
+        default=False,
+        description="Ignore parameters of an Open Inference request that are not known, as Triton does, rather than refuse the "
+        "request. content_type and headers are always ignored.",
+    )
     tls_cert: Path | None = Field(
         default=None,
         description="Server certificate (PEM); turns TLS on for gRPC. Reloaded when the file changes.",

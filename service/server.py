@@ -117,7 +117,7 @@ class Server:
         with_channelz = self._config.channelz
         services = [classify.SERVICE, open_inference.SERVICE, health.SERVICE, *([channelz.SERVICE] if with_channelz else [])]
         self._classify = classify.ClassifyServicer(self._classifier)
-        self._infer = open_inference.InferServicer(self._classifier, memory)
+        self._infer = open_inference.InferServicer(self._classifier, memory, self._config.ignore_unknown_parameters)
         self._admin = open_inference_admin.AdminServicer(metadata, control, memory)
         self._health = health.HealthServicer(self._health_statuses, [*services, *reflection.SERVICES])
         self._reflection = reflection.ReflectionServicer(services)
@@ -135,7 +135,8 @@ class Server:
         """What the HTTP port serves beside metrics and probes: REST, and in front of it the page."""
         if not self._config.rest_offered:
             return None
-        rest = Rest(self._classifier, metadata, control, memory, self._max_message_bytes)
+        lenient = self._config.ignore_unknown_parameters
+        rest = Rest(self._classifier, metadata, control, memory, self._max_message_bytes, lenient)
         return Page(self._classifier, self._repository, rest) if self._config.page_offered else rest
 
     @property

@@ -102,8 +102,10 @@ _TYPE_NAMES = {str: "a string", dict: "an object", list: "an array", bool: "true
 
 
 def member(document: Mapping[str, Any], name: str, kind: type, default: Any = _REQUIRED) -> Any:
-    """A member of a JSON object, of type `kind`; `default` if it is missing. Raises InvalidRequest."""
-    value = document.get(name, default)
+    """A member of a JSON object, of type `kind`; `default` if it is missing, or null. Raises InvalidRequest."""
+    value = document.get(name)
+    if value is None:
+        value = default
     if value is _REQUIRED:
         raise InvalidRequest(f"{name!r} is missing; it must be {_TYPE_NAMES[kind]}", name)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):

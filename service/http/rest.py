@@ -53,7 +53,13 @@ class Rest:
     """The WSGI application of `/v2`."""
 
     def __init__(
-        self, classifier: Classifier, metadata: ServerMetadata, control: Control, memory: SharedMemory, max_body_bytes: int
+        self,
+        classifier: Classifier,
+        metadata: ServerMetadata,
+        control: Control,
+        memory: SharedMemory,
+        max_body_bytes: int,
+        ignore_unknown_parameters: bool = False,
     ) -> None:
         """`max_body_bytes` is the limit of a request's body, decompressed."""
         self._classifier = classifier
@@ -61,6 +67,7 @@ class Rest:
         self._control = control
         self._memory = memory
         self._max_body_bytes = max_body_bytes
+        self._ignore_unknown = ignore_unknown_parameters
         get: dict[str, Callable[..., Response]] = {
             "/v2": lambda _: json_response(metadata.server_metadata()),
             "/v2/health/live": lambda _: json_response({"live": True}),
@@ -127,6 +134,7 @@ class Rest:
         query = make_query(
             model, version, tensor, [output for output, _ in requested], parameters,
             trace=trace_context(request.headers.get(HEADER, "")), request_id=member(document, "id", str, ""),
+            ignore_unknown=self._ignore_unknown,
         )  # fmt: skip
         form = _ReplyForm(request, document.get("id"), requested, bool(parameters.get("binary_data_output", False)))
         return reply_to(self._classifier, query, _write, form)
@@ -150,7 +158,7 @@ class Rest:
         name, datatype = member(tensor, "name", str), member(tensor, "datatype", str)
         shape = member(tensor, "shape", list)
         parameters = member(tensor, "parameters", dict, {})
-        memory = parse_input_memory(parameters, self._memory)
+        memory = parse_input_memory(parameters, self._memory, self._ignore_unknown)
         size = parameters.get("binary_data_size")
         if (memory is not None) + (size is not None) + ("data" in tensor) != 1:
             raise InvalidRequest(
@@ -179,7 +187,8 @@ class Rest:
             if not isinstance(output, dict):
                 raise InvalidRequest(f"outputs[{index}] is not an object", f"outputs[{index}]")
             parameters = member(output, "parameters", dict, {})
-            parsed = parse_requested_output(index, member(output, "name", str), parameters, self._memory)
+            name = member(output, "name", str)
+            parsed = parse_requested_output(index, name, parameters, self._memory, self._ignore_unknown)
             requested.append((parsed, bool(parameters["binary_data"]) if "binary_data" in parameters else None))
         return requested
 

@@ -31,13 +31,13 @@ def make_query(
     deadline: float = math.inf,
     trace: TraceContext | None = None,
     request_id: str = "",
+    ignore_unknown: bool = False,
 ) -> Query:
     """The classifier's query for a request; `deadline` is in `time.monotonic` seconds, `trace` and `request_id` are the client's.
 
-    The classifier checks the tensor and the requested outputs against the model before it computes. Raises InvalidRequest or
-    Unimplemented for a parameter.
+    The classifier checks the tensor and the requested outputs against the model before it computes. Raises as `parse_schedule`.
     """
-    priority, timeout_seconds = parse_schedule(parameters) if parameters else (0, 0.0)
+    priority, timeout_seconds = parse_schedule(parameters, ignore_unknown) if parameters else (0, 0.0)
     elements = tensor.elements
     validate = partial(_check_against_model, tensor, requested)
     if isinstance(elements, list):

@@ -17,6 +17,10 @@ WANTS_FINAL_RESPONSE = "triton_enable_empty_final_response"
 MAX_OUTPUTS = 1024
 """The most outputs that a request may name; whether its model has them is checked later."""
 
+# Hints of MLServer's codecs, which KServe's clients and others send too, on the request, its input and its outputs. They describe
+# what the datatype, the shape and the model's contract say already.
+_HINTS = ("content_type", "headers")
+
 # Clients of REST's binary extension send these over gRPC too.
 _BINARY_DATA = ("binary_data", "binary_data_size", "binary_data_output")
 _SHARED_MEMORY = ("shared_memory_region", "shared_memory_byte_size", "shared_memory_offset")
@@ -33,10 +37,11 @@ class RequestedOutput(NamedTuple):
     memory: MemoryRange | None = None
 
 
-def parse_schedule(parameters: Mapping[str, Any]) -> tuple[int, float]:
+def parse_schedule(parameters: Mapping[str, Any], ignore_unknown: bool = False) -> tuple[int, float]:
     """Priority, and timeout in seconds, of a request's parameters; 0 for each that is missing.
 
-    Raises InvalidRequest for an unknown parameter or an invalid value, Unimplemented for those of sequences.
+    Raises InvalidRequest for an invalid value or, unless they are ignored, an unknown parameter; Unimplemented for a parameter of
+    sequences.
     """
     priority, timeout_seconds = 0, 0.0
     for name, value in parameters.items():
@@ -47,7 +52,7 @@ def parse_schedule(parameters: Mapping[str, Any]) -> tuple[int, float]:
             timeout_seconds = min(_parse_size(value, "parameters[timeout]") / 1e6, MAX_TIMEOUT_SECONDS)
         elif name.startswith("sequence_"):
             raise Unimplemented(f"parameter {name!r}: sequences are not offered, no model here keeps state between requests")
-        elif name != WANTS_FINAL_RESPONSE and name not in _BINARY_DATA:
+        elif name != WANTS_FINAL_RESPONSE and name not in _BINARY_DATA and name not in _HINTS and not ignore_unknown:
             message = f"unknown parameter {name[:64]!r}; accepted are priority (1 is first) and timeout (microseconds)"
             raise InvalidRequest(message, f"parameters[{name[:64]}]")
     return priority, timeout_seconds
@@ -59,27 +64,32 @@ def check_output_count(count: int) -> None:
         raise InvalidRequest(f"the request asks for {count} outputs; at most {MAX_OUTPUTS} are accepted", "outputs")
 
 
-def parse_requested_output(index: int, name: str, parameters: Mapping[str, Any], memory: SharedMemory) -> RequestedOutput:
+def parse_requested_output(
+    index: int, name: str, parameters: Mapping[str, Any], memory: SharedMemory, ignore_unknown: bool = False
+) -> RequestedOutput:
     """The output at `index` of a request's `outputs`.
 
-    Raises InvalidRequest for an unknown parameter or an invalid value, NotFound for an unknown region of shared memory.
+    Raises InvalidRequest for an invalid value or, unless they are ignored, an unknown parameter; NotFound for an unknown region of
+    shared memory.
     """
     field = f"outputs[{index}].parameters"
-    _check_names(parameters, field, "classification")
+    if not ignore_unknown:
+        _check_names(parameters, field, "classification")
     classes = _parse_size(parameters.get("classification", 0), f"{field}[classification]")
     return RequestedOutput(name, classes, _parse_memory_range(parameters, field, memory))
 
 
-def parse_input_memory(parameters: Mapping[str, Any], memory: SharedMemory) -> MemoryRange | None:
+def parse_input_memory(parameters: Mapping[str, Any], memory: SharedMemory, ignore_unknown: bool = False) -> MemoryRange | None:
     """The place of the input in shared memory; None if its parameters name none. Raises as `parse_requested_output`."""
     field = "inputs[0].parameters"
-    _check_names(parameters, field)
+    if not ignore_unknown:
+        _check_names(parameters, field)
     return _parse_memory_range(parameters, field, memory)
 
 
 def _check_names(parameters: Mapping[str, Any], field: str, *known: str) -> None:
     for name in parameters:
-        if name not in known and name not in _BINARY_DATA and name not in _SHARED_MEMORY:
+        if name not in (*known, *_BINARY_DATA, *_SHARED_MEMORY, *_HINTS):
             message = f"unknown parameter {name[:64]!r}; accepted are {', '.join((*known, *_SHARED_MEMORY))}"
             raise InvalidRequest(message, f"{field}[{name[:64]}]")
 

@@ -53,9 +53,10 @@ _CONTENTS = {
 class InferServicer:
     """Answers `ModelInfer` and `ModelStreamInfer` with a Classifier."""
 
-    def __init__(self, classifier: Classifier, memory: SharedMemory) -> None:
+    def __init__(self, classifier: Classifier, memory: SharedMemory, ignore_unknown_parameters: bool = False) -> None:
         self._classifier = classifier
         self._memory = memory
+        self._ignore_unknown = ignore_unknown_parameters
         self._streams = OpenStreams()
 
     def methods(self) -> list[Method]:
@@ -95,7 +96,8 @@ class InferServicer:
         # Of the request, which holds the tensor, only the id is kept.
         reply_form = _ReplyForm(request.id, requested, typed, final)
         query = make_query(
-            request.model_name, request.model_version, tensor, requested, parameters, call.deadline, call.trace, request.id
+            request.model_name, request.model_version, tensor, requested, parameters, call.deadline, call.trace, request.id,
+            self._ignore_unknown,
         )  # fmt: skip
         try:
             return self._classifier.classify(query, partial(_send_reply, self._classifier, responder, write, reply_form))
@@ -111,7 +113,9 @@ class InferServicer:
             check_dimensions(tensor.shape)
         shape = list(tensor.shape)
         datatype = tensor.datatype
-        memory = parse_input_memory(_parameters(tensor.parameters), self._memory) if tensor.parameters else None
+        memory = None
+        if tensor.parameters:
+            memory = parse_input_memory(_parameters(tensor.parameters), self._memory, self._ignore_unknown)
         contents = request.raw_input_contents
         typed = not contents and memory is None
         if len(contents) > 1:
@@ -137,7 +141,7 @@ class InferServicer:
     def _parse_outputs(self, request: pb.ModelInferRequest) -> Sequence[RequestedOutput]:
         check_output_count(len(request.outputs))
         return [
-            parse_requested_output(index, output.name, _parameters(output.parameters), self._memory)
+            parse_requested_output(index, output.name, _parameters(output.parameters), self._memory, self._ignore_unknown)
             if output.parameters
             else RequestedOutput(output.name)
             for index, output in enumerate(request.outputs)

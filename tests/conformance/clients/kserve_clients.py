@@ -84,6 +84,20 @@ def test_encoded_images(server: Server, pngs: list[bytes]) -> None:
     on_both(server, ask)
 
 
+def test_hints_of_codecs_change_nothing(server: Server) -> None:
+    async def ask(infer: Callable[..., Awaitable[Any]]) -> None:
+        hint = {"content_type": "np"}
+        tensor = InferInput("image", [2, 28, 28, 1], "UINT8", parameters=dict(hint))
+        tensor.set_data_from_numpy(server["images"][:2], binary_data=False)
+        outputs = [RequestedOutput("logits", parameters=dict(hint))]
+        response = await infer(request(tensor, parameters=dict(hint), request_outputs=outputs))
+        np.testing.assert_allclose(response.outputs[0].as_numpy(), server["logits"][:2], rtol=1e-5, atol=1e-6)
+        with pytest.raises((grpc.RpcError, httpx.HTTPStatusError)):
+            await infer(request(tensor, parameters={"colour": "red"}))
+
+    on_both(server, ask)
+
+
 def test_bad_requests_are_named(server: Server) -> None:
     async def ask(infer: Callable[..., Awaitable[Any]]) -> None:
         tensor = InferInput("image", [1, 28, 28, 1], "FP32", data=[0.5] * 784)

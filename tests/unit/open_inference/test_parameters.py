@@ -53,3 +53,17 @@ def test_output_parameters_that_are_not_accepted(parameters: dict[str, Any], mes
         parse_requested_output(0, "logits", parameters, SharedMemory())
     with pytest.raises(NotFound, match="no shared memory region 'x'"):
         parse_input_memory({"shared_memory_region": "x"}, SharedMemory())
+
+
+def test_hints_are_ignored_and_unknown_parameters_if_asked_for() -> None:
+    hints: dict[str, Any] = {"content_type": "np", "headers": {"x": "y"}}
+    unknown = hints | {"colour": "red"}
+    assert make_query("m", "", IMAGE, (), hints | {"priority": 2}).priority == 2
+    assert parse_requested_output(0, "logits", hints | {"classification": 3}, SharedMemory()).classes == 3
+    assert parse_input_memory(hints, SharedMemory()) is None
+    assert make_query("m", "", IMAGE, (), unknown | {"priority": 2}, ignore_unknown=True).priority == 2
+    assert parse_requested_output(0, "logits", unknown | {"classification": 3}, SharedMemory(), True).classes == 3
+    assert parse_input_memory(unknown, SharedMemory(), True) is None
+    for invalid in ({"priority": "high"}, {"sequence_id": 3}):
+        with pytest.raises(RequestError):
+            make_query("m", "", IMAGE, (), invalid, ignore_unknown=True)
