@@ -17,6 +17,7 @@ from service.errors import (
     NotFound,
     QueueFull,
     RequestError,
+    TooManyResults,
     Unavailable,
     Unimplemented,
 )
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 
 STATUSES: dict[type[BaseException], int] = {
     RequestError: 400, InvalidRequest: 400, NotFound: 404, QueueFull: 429, DeadlineExceeded: 504, Cancelled: 499, Unavailable: 503,
-    Unimplemented: 501, ModelFailed: 500, LoadError: 400,
+    Unimplemented: 501, ModelFailed: 500, LoadError: 400, TooManyResults: 400,
 }  # fmt: skip
 """A subclass has the status of its nearest base class here."""
 
