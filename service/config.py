@@ -125,6 +125,13 @@ class ServerConfig(BaseModel):
         description="Largest gRPC request and HTTP body.",
         json_schema_extra={"default": "the largest request that the models take"},
     )
+    max_metadata_bytes: int | None = Field(
+        default=None,
+        ge=8192,
+        le=2**24,
+        description="Largest metadata of a gRPC call, where each key counts 32 bytes more, and largest header of an HTTP request.",
+        json_schema_extra={"default": "16384 for gRPC, 262144 for HTTP"},
+    )
     max_concurrent_streams: int = Field(
         default=1024,
         ge=1,

@@ -14,6 +14,9 @@ from service.unix_socket import UnixSocket
 
 log = logging.getLogger(__name__)
 
+MAX_METADATA_BYTES = 16 * 1024
+"""Of a call, unless `--max-metadata-bytes` says otherwise: the limit above which C core refuses every call by default."""
+
 
 def create_transport(
     config: ServerConfig, methods: Sequence[Method], observer: RpcObserver, on_idle: OnIdle, max_message_bytes: int
@@ -65,7 +68,11 @@ def _channel_arguments(config: ServerConfig) -> list[tuple[str, int]]:
 
     C core ignores a name that it does not know: tests hold each one to its effect, and to the names that the installed grpcio has.
     """
+    metadata_bytes = config.max_metadata_bytes or MAX_METADATA_BYTES
     arguments = [
+        # One limit: between two, the further a call is above the lower one, the likelier C core refuses it.
+        ("grpc.max_metadata_size", metadata_bytes),
+        ("grpc.absolute_max_metadata_size", metadata_bytes),
         ("grpc.max_concurrent_streams", config.max_concurrent_streams),
         # Idle clients may ping: that keeps middleboxes from dropping the connection.
         ("grpc.keepalive_permit_without_calls", 1),

@@ -17,7 +17,7 @@ from werkzeug.wrappers import Response
 from service import listeners
 from service.config import ServerConfig
 from service.http.responses import error_response, response_to_error
-from service.http.waitress_server import WaitressServer
+from service.http.waitress_server import MAX_HEADER_BYTES, WaitressServer
 from service.unix_socket import UnixSocket
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class HttpServer:
         """Port 0 takes a free one.
 
         Args:
-            config: what to listen on, and the settings whose names begin with `http`.
+            config: what to listen on, the limit of headers, and the settings whose names begin with `http`.
             registry: the metrics that `/metrics` exposes.
             metrics: counts the requests to this port.
             not_ready_reason: returns why requests cannot be answered; an empty string if they can.
@@ -112,6 +112,7 @@ class HttpServer:
         self._permits = threading.BoundedSemaphore(MAX_CONCURRENT_REQUESTS)
         self._max_body_bytes = max_body_bytes
         self._idle_seconds = config.http_idle_seconds
+        self._max_header_bytes = config.max_metadata_bytes or MAX_HEADER_BYTES
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
 
     def start(self) -> None:
@@ -128,7 +129,8 @@ class HttpServer:
             addresses.append(f"unix:{self._unix_socket.path}")
         self.port, self.addresses = bound[0].getsockname()[1], addresses
         self._server = WaitressServer(
-            self._serve_counted, bound, PROBE_THREADS + MAX_CONCURRENT_REQUESTS, self._max_body_bytes, self._idle_seconds
+            self._serve_counted, bound, PROBE_THREADS + MAX_CONCURRENT_REQUESTS, self._max_body_bytes, self._idle_seconds,
+            self._max_header_bytes,
         )  # fmt: skip
         self._thread.start()
 

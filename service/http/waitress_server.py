@@ -49,6 +49,9 @@ HTTP_FLUSH_SECONDS = 1.0
 MAX_CONNECTIONS = 1000
 """The most open connections, and at most half of the process's file descriptors: gRPC, models and large bodies need some too."""
 
+MAX_HEADER_BYTES = 256 * 1024
+"""Of a request, unless `--max-metadata-bytes` says otherwise."""
+
 MAX_CHUNK_HEADER_BYTES = 64 * 1024
 IDLE_CHECK_SECONDS = 5
 SLOW_CLIENT_SECONDS = 30
@@ -75,12 +78,13 @@ class WaitressServer:
     """Serves a WSGI application on listening sockets, with one thread for all connections and a pool of threads for requests."""
 
     def __init__(
-        self, application: "WSGIApplication", bound: Sequence[socket.socket], threads: int, max_body_bytes: int, idle_seconds: float
-    ) -> None:
+        self, application: "WSGIApplication", bound: Sequence[socket.socket], threads: int, max_body_bytes: int,
+        idle_seconds: float, max_header_bytes: int = MAX_HEADER_BYTES,
+    ) -> None:  # fmt: skip
         """Starts the threads.
 
-        A body of more than `max_body_bytes` is answered 413. A connection without traffic is closed after `idle_seconds`, unless a
-        response for it is being computed.
+        A body of more than `max_body_bytes` is answered 413, a header of more than `max_header_bytes` 431. A connection without
+        traffic is closed after `idle_seconds`, unless a response for it is being computed.
         """
         if reason := untested_reason():
             log.warning("the HTTP port may not work: %s", reason)
@@ -89,6 +93,7 @@ class WaitressServer:
             sockets=[each for each in bound if each.family != socket.AF_UNIX],
             threads=threads, ident="convoy", clear_untrusted_proxy_headers=True,
             max_request_body_size=max_body_bytes + 1,  # waitress refuses a body of just as many
+            max_request_header_size=max_header_bytes + 1,
             connection_limit=sys.maxsize,  # _Listener has a limit of its own
             channel_timeout=idle_seconds, cleanup_interval=min(IDLE_CHECK_SECONDS, idle_seconds),
             asyncore_use_poll=True,  # select() ends at 1,024 files, and gRPC's connections are files too
@@ -142,8 +147,11 @@ class _JsonError(ErrorTask):  # type: ignore[misc]
         """Sends the error of a request that waitress refuses: malformed, or too large."""
         error = self.request.error
         message = f"{error.reason.lower()}: {error.body}"
+        limits = self.channel.server.adj
         if error.code == 413:
-            message = f"the body is too large: at most {self.channel.server.adj.max_request_body_size - 1} bytes are accepted"
+            message = f"the body is too large: at most {limits.max_request_body_size - 1} bytes are accepted"
+        elif error.code == 431:
+            message = f"the header is too large: at most {limits.max_request_header_size - 1} bytes are accepted"
         response = error_response(error.code, message)
         self.status = response.status
         self.response_headers.extend(response.headers.items())

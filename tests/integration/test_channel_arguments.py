@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from google.protobuf.wrappers_pb2 import BytesValue
 from grpc_channelz.v1 import channelz, channelz_pb2
@@ -118,3 +119,16 @@ def test_grpc_keeps_statistics_for_channelz_only_if_it_is_served(start: Start, t
 
     for served in (False, True):
         assert servers_on(start(transport_name, channelz=served).port) == served
+
+
+@pytest.mark.parametrize("limit", [None, 8192, 100_000])
+def test_metadata_up_to_the_limit_is_always_taken_and_above_it_never(start: Start, transport_name: str, limit: int | None) -> None:
+    """Left to itself, C core refuses what is between two limits by chance."""
+    server = start(transport_name, max_metadata_bytes=limit)
+    codes = []
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}", [("grpc.enable_retries", 0)]) as channel:
+        call: Any = channel.unary_unary("/t.T/Echo")
+        for size in ((limit or 16_384) - 600, (limit or 16_384) + 1):  # gRPC sends some metadata of its own
+            calls = [call.future(ONE, metadata=[("x-token", "y" * size)], timeout=20) for _ in range(50)]
+            codes.append({each.code().name for each in calls})
+    assert codes == [{"OK"}, {"RESOURCE_EXHAUSTED"}]

@@ -5,6 +5,7 @@ import statistics
 import threading
 import time
 from collections.abc import Iterator
+from http.client import HTTPConnection
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -178,6 +179,19 @@ def test_a_client_that_pings_too_often_is_disconnected(
         waiting: Any = call.future(request, timeout=600)  # never so short that the server would refuse it for that
         assert waiting.code().name == code
         assert code == "OK" or "pings" in waiting.details()
+
+
+@pytest.mark.parametrize("limit", [None, 8192])
+def test_the_header_of_an_http_request_has_a_limit(repository: Path, serve: Serve, limit: int | None) -> None:
+    server, at_most = serve(repository, max_metadata_bytes=limit), limit or 256 * 1024
+    for size, status in ((at_most - 200, 200), (at_most + 1, 431)):
+        connection = HTTPConnection("127.0.0.1", server.http_port, timeout=20)
+        connection.request("GET", "/livez", headers={"Cookie": "c" * size})
+        response = connection.getresponse()
+        body = response.read().decode()
+        assert response.status == status
+        assert status == 200 or f"the header is too large: at most {at_most} bytes are accepted" in body
+        connection.close()
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """`convoy bench` against a real server, as a user runs it."""
 
+import asyncio
 import json
 import multiprocessing
 import os
@@ -11,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from onnx import TensorProto
 from PIL import Image
@@ -20,11 +22,13 @@ from service.bench.images import synthetic_requests
 from service.bench.load import NOT_SENT, Load
 from service.bench.processes import run
 from service.bench.report import summary
+from service.bench.sender import _channel, _unary
 from service.bench.server_metrics import scrape
 from service.errors import UserError
 from service.server import Server
 from tests.conftest import Serve, ServerProcess, Spawn, convoy, put
 from tests.integration.test_foreign import write
+from tests.integration.test_transport import Proxy
 
 
 @pytest.fixture
@@ -252,6 +256,28 @@ def test_what_cannot_be_measured_is_one_clear_line(server: Server, arguments: li
     assert result.returncode == 2
     assert said in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_each_channel_is_a_connection_of_its_own_that_takes_answers_of_any_size() -> None:
+    async def answer() -> list[int]:
+        server = grpc.aio.server()
+        handler: Any = grpc.unary_unary_rpc_method_handler(_large_answer)
+        server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("convoy.v1.Classifier", {"Classify": handler})])
+        proxy = Proxy(server.add_insecure_port("127.0.0.1:0"))
+        await server.start()
+        channels = [_channel(Load(f"127.0.0.1:{proxy.port}", (b"",), 1)) for _ in range(3)]
+        sizes = [len(await _unary(channel)(b"", timeout=20)) for channel in channels]
+        for channel in channels:
+            await channel.close()
+        await server.stop(0)
+        proxy.close()
+        return [proxy.connections, *sizes]
+
+    assert asyncio.run(answer()) == [3, *[5 << 20] * 3]
+
+
+async def _large_answer(_: bytes, __: Any) -> bytes:
+    return bytes(5 << 20)
 
 
 def test_without_a_server_it_says_so() -> None:
