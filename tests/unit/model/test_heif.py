@@ -3,6 +3,7 @@
 import io
 import struct
 import sys
+from typing import Any
 
 import numpy as np
 import pillow_heif
@@ -110,7 +111,8 @@ def test_of_an_animation_the_first_picture_is_taken_and_of_several_the_primary()
     animation = avif(red, save_all=True, append_images=[green, blue])
     assert animation[8:12] == b"avis"
     assert differ(pixels(animation), red) < 3
-    several = pillow_heif.HeifFile()
+    new_file: Any = pillow_heif.HeifFile  # typed or not, as it is installed or not
+    several = new_file()
     for image in (red, green, blue):
         several.add_from_pillow(image)
     buffer = io.BytesIO()
