@@ -48,6 +48,10 @@ class InvalidModel(LoadError):
     outcome = "invalid"
 
 
+class FilesChanged(LoadError):
+    """Nobody's fault: the files of a version are being written. It is loaded once they no longer change."""
+
+
 class GoldenMismatch(LoadError):
     """The file's or the provider's fault: on this provider the model does not reproduce its golden samples."""
 

@@ -27,9 +27,7 @@ def inspect(model: Path) -> None:
     console.print(_layer_table(found))
     console.print(f"\n{_totals(found)}", soft_wrap=True)
     if found.external:
-        missing = [name for name in found.external if not (model.parent / name).is_file()]
-        where = f"; missing: {', '.join(missing)}" if missing else ""
-        console.print(f"weights are outside the file, in {', '.join(found.external)}{where}", soft_wrap=True, markup=False)
+        console.print(f"weights are outside the file, in {', '.join(found.external)}", soft_wrap=True, markup=False)
     if found.contract is None:
         console.print("no contract: this file was not written by Convoy")
         return
@@ -55,7 +53,7 @@ def _totals(found: "Inspection") -> str:
         f"Total params: {found.parameters:,}\nTrainable params: {found.parameters - found.statistics:,}\n"
         f"Non-trainable params: {found.statistics:,}\n"
         f"MACs an image: {found.macs:,}{f', without {uncounted} layers of unknown shape' if uncounted else ''}\n"
-        f"{found.size_bytes:,} bytes, sha256 {found.digest}"
+        f"{found.size_bytes:,} bytes, {f'sha256 {found.digest}' if found.digest else f'no sha256: {found.problem}'}"
     )
 
 

@@ -1,6 +1,5 @@
 """Reads an ONNX file: its graph, contract and digest, and the table of its layers. Needs neither PyTorch nor ONNX Runtime."""
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,11 +7,12 @@ from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import TensorProto, inliner
+from onnx import inliner
 
 from export.files import read_file
-from export.inspection.layers import Layer, layer_table, subgraphs
-from service.errors import InvalidModel, UserError, first_line
+from export.inspection.layers import Layer, layer_table
+from service.errors import InvalidModel, LoadError, UserError, first_line
+from service.model import model_files
 from service.model.contract import METADATA_KEY, Contract
 
 _INVALID = (
@@ -31,9 +31,10 @@ class Inspection:
         statistics: how many of them are running means and variances.
         macs: multiply-accumulates for one image, without the layers for which they are unknown.
         contract: None for a file that Convoy did not write.
-        digest: SHA-256 of the file in hexadecimal.
+        digest: as a server has it: SHA-256 of the file and its external weights, in hexadecimal; empty if these cannot be read.
         size_bytes: size of the file, without external weights.
         external: names of the files beside it that hold weights.
+        problem: why the external weights cannot be read; empty if they can.
     """
 
     layers: list[Layer]
@@ -44,10 +45,11 @@ class Inspection:
     digest: str
     size_bytes: int
     external: tuple[str, ...] = ()
+    problem: str = ""
 
 
 def inspect(path: Path) -> Inspection:
-    """Reads a model file. External weights are not read and may be missing: the graph says how large they are.
+    """Reads a model file. External weights may be missing: the graph says how large they are.
 
     Raises:
         UserError: the file cannot be read or is not an ONNX model.
@@ -55,6 +57,11 @@ def inspect(path: Path) -> Inspection:
     """
     content, model = read_model(path)
     contract = read_contract(path, model)
+    digest = problem = ""
+    try:
+        digest = model_files.read_model(path).digest
+    except LoadError as error:
+        problem = str(error)
     with _invalid_is_user_error(path):
         layers = layer_table(inliner.inline_local_functions(model), has_contract=contract is not None)
     return Inspection(
@@ -63,9 +70,10 @@ def inspect(path: Path) -> Inspection:
         statistics=sum(layer.statistics for layer in layers),
         macs=sum(layer.macs or 0 for layer in layers),
         contract=contract,
-        digest=hashlib.sha256(content).hexdigest(),
+        digest=digest,
         size_bytes=len(content),
-        external=_external_files(model),
+        external=tuple(str(file.relative_to(path.parent)) for file in model_files.weights_files(path)),
+        problem=problem,
     )
 
 
@@ -96,17 +104,3 @@ def _invalid_is_user_error(path: Path) -> Iterator[None]:
         yield
     except _INVALID as error:
         raise UserError(f"{path}: not a valid ONNX model ({first_line(error)})") from None
-
-
-def _external_files(model: onnx.ModelProto) -> tuple[str, ...]:
-    tensors = (tensor for graph in _all_graphs(model.graph) for tensor in graph.initializer)
-    entries = (entry for tensor in tensors if tensor.data_location == TensorProto.EXTERNAL for entry in tensor.external_data)
-    return tuple(sorted({entry.value for entry in entries if entry.key == "location"}))
-
-
-def _all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """A graph and the subgraphs of its nodes, at any depth."""
-    yield graph
-    for node in graph.node:
-        for _, body in subgraphs(node):
-            yield from _all_graphs(body)

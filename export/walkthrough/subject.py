@@ -17,7 +17,8 @@ from onnx import TensorProto
 
 from export.inspection.model_file import read_contract, read_model
 from export.walkthrough.pixel_scaling import PixelScaling, scale_pixels
-from service.errors import InvalidModel, UserError, first_line
+from service.errors import InvalidModel, UserError
+from service.model import model_files
 from service.model.contract import INPUT_NAME, LOGITS_NAME, Contract, InputSpec
 from service.model.cpus import cpu_budget
 from service.model.repository_layout import LABELS_FILE, MODEL_FILE, read_labels
@@ -117,7 +118,7 @@ def load_subject(path: Path, scaling: PixelScaling | None = None) -> Subject:
 
     Raises:
         UserError: there is no such file, it is no classifier of images, or `scaling` is given for a model of Convoy.
-        InvalidModel: the file's contract is not valid.
+        InvalidModel: the file's contract is not valid, or a file of its weights is missing or too short.
     """
     if path.name == _CHECKPOINT or (path / _CHECKPOINT).is_file():
         _refuse_scaling(scaling, path)
@@ -210,10 +211,9 @@ def _shown(sides: list[int]) -> str:
 
 
 def _with_external_weights(path: Path, model: onnx.ModelProto) -> onnx.ModelProto:
-    try:
-        onnx.load_external_data_for_model(model, str(path.parent))
-    except (OSError, ValueError, onnx.checker.ValidationError) as error:
-        raise UserError(f"{path}: cannot read its external weights ({first_line(error)})") from None
+    content = model_files.read_model(path, inline=True)
+    if content.weights:
+        model = onnx.load_model_from_string(content.graph)
     if model.ByteSize() >= _MAX_MODEL_BYTES:
         raise UserError(f"{path}: a walkthrough takes models below 2 GiB")
     return model

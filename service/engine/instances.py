@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from service.engine.batcher import Batcher, TraceBatch
-from service.errors import InvalidModel
 from service.model.inference import Model
 from service.model.loading import load_model
+from service.model.model_files import read_model
 from service.model.providers import Provider
 from service.policy import Policy
 
@@ -35,19 +35,14 @@ def load_instances(path: Path, labels: tuple[str, ...] | None, policy: Policy, p
         cpus: CPUs that this process may use.
 
     Raises:
+        FilesChanged: its files changed while they were read.
         LoadError: the model cannot be served.
     """
-    try:
-        if not path.is_file():
-            raise InvalidModel("the model file is not a regular file")
-        content = path.read_bytes()  # once: the file may be replaced between two instances
-    except OSError as error:
-        raise InvalidModel(f"cannot read the model file: {error.strerror}") from None
-
+    content = read_model(path)  # once: the files may be replaced between two instances
     name = f"model {path.parent.parent.name} version {path.parent.name}"
     threads = max(1, cpus // policy.instances)
     instances = tuple(
-        load_model(content, policy.provider or provider, threads, labels, policy.max_batch_size, path.parent, name)
+        load_model(content, policy.provider or provider, threads, labels, policy.max_batch_size, name)
         for _ in range(policy.instances)
     )
     first = instances[0]

@@ -3,7 +3,8 @@
 A version is loaded, warmed and checked on its golden samples by the thread that scans, off the serving path, and then published.
 
 Which versions. A policy names them, or takes the highest ones that load; a version with an alias is served too. A version that
-cannot be loaded takes no place: a version in memory is served on until another one works or its file is deleted.
+cannot be loaded takes no place: a version in memory is served on until another one works or its file is deleted. A version whose
+files are still being written waits (`version_files.py`), unless a request asks for it to be loaded.
 """
 
 import logging
@@ -18,7 +19,8 @@ from service.engine.instances import load_instances, start_batcher
 from service.engine.misplaced_files import MisplacedFiles
 from service.engine.registry import Registry
 from service.engine.served_version import Fingerprint, ServedVersion
-from service.errors import LoadError, NotFound, UserError
+from service.engine.version_files import SETTLE_SECONDS, VersionFiles
+from service.errors import FilesChanged, LoadError, NotFound, RequestError, Unavailable, UserError
 from service.model.files import file_state
 from service.model.providers import Provider
 from service.model.repository_layout import (
@@ -37,12 +39,14 @@ from service.policy import Policy, read_policy
 
 log = logging.getLogger(__name__)
 
+_WRITTEN = "its files are still being written"
+
 TraceModelBatch = Callable[[str, int, int, list[TraceContext], float, float], None]
 """Takes the name and version of a model, and what `batcher.TraceBatch` takes."""
 
 
 class VersionState(NamedTuple):
-    """The state of one version. A READY version has a reason if a change of it could not be loaded."""
+    """The state of one version. A READY version has a reason if a change of it could not be loaded, a LOADING one if it waits."""
 
     name: str
     version: int
@@ -83,6 +87,9 @@ class Loader:
         self._failures: dict[tuple[str, int], _Failure] = {}
         self._unloaded: dict[str, tuple[int, ...]] = {}  # by request; not loaded again without one
         self._loading: tuple[str, int] | None = None
+        self._files = VersionFiles()
+        self._unsettled: set[int] = set()  # versions of the model that is being refreshed
+        self._waiting: frozenset[tuple[str, int]] = frozenset()  # until their files are no longer written; replaced, never changed
         self._misplaced = MisplacedFiles(folder)
         metrics.watch_failures(
             lambda: [(name, str(version), failure.outcome) for (name, version), failure in dict(self._failures).items()]
@@ -93,25 +100,34 @@ class Loader:
         """Whether a version is being loaded."""
         return self._loading is not None
 
-    def scan(self) -> None:
-        """Loads what is new or changed, and unpublishes models whose folder is deleted."""
+    def scan(self) -> bool:
+        """Loads what is new or changed, and unpublishes models whose folder is deleted.
+
+        Returns whether to scan again soon: a version waits until its files are no longer written.
+        """
         with self._lock:
             try:
                 names = model_names(self._folder)
             except OSError as error:
                 log.warning("repository: cannot read the folder: %s", error.strerror)
-                return
+                return False
             for name in names:
                 if name not in self._unloaded:
                     self._refresh(name)
-            for name in (self._registry.served.keys() | self._unloaded.keys() | {name for name, _ in self._failures}) - set(names):
+            known = {name for name, _ in (*self._failures, *self._waiting)}
+            for name in (self._registry.served.keys() | self._unloaded.keys() | known) - set(names):
                 self._unloaded.pop(name, None)
                 self._forget_failures(name)
+                self._set_waiting(name)
                 self._registry.publish(name, (), {})
+            self._files.forget_others()
             self._misplaced.scan()
+            return bool(self._waiting)
 
     def load(self, name: str) -> None:
         """Brings a model to what its folder holds, and serves it again if it was unloaded. Blocks until that is done.
+
+        Who asks for it says that the files are complete: it does not wait to see whether they still change.
 
         Raises:
             NotFound: there is no such model in the repository, or only under a name that models cannot have.
@@ -124,8 +140,9 @@ class Loader:
                 raise NotFound("; ".join([f"no model named {name[:64]!r} is in the repository", *misplaced]))
             self._unloaded.pop(name, None)
             self._forget_failures(name)
-            self._refresh(name)
+            self._refresh(name, wait=False)
             reasons = [f"version {version}: {failure.reason}" for (of, version), failure in self._failures.items() if of == name]
+            reasons += [f"version {version}: {_WRITTEN}" for version in self._unsettled]
             if not reasons and name not in self._registry.served:
                 reasons = ["it has no version", *misplaced]
         if reasons:
@@ -146,6 +163,7 @@ class Loader:
             failed = {version for of, version in self._failures if of == name}
             self._unloaded[name] = tuple(failed | {each.version for each in served})
             self._forget_failures(name)
+            self._set_waiting(name)
             self._registry.publish(name, (), {})
 
     def unload_all(self) -> None:
@@ -160,6 +178,7 @@ class Loader:
         states = {key: VersionState(*key, "UNAVAILABLE", failure.reason) for key, failure in failures.items()}
         for name, versions in dict(self._unloaded).items():
             states |= {(name, version): VersionState(name, version, "UNAVAILABLE", "unloaded") for version in versions}
+        states |= {key: VersionState(*key, "LOADING", _WRITTEN) for key in self._waiting}
         if loading is not None:
             states[loading] = VersionState(*loading, "LOADING", "")
         for served in (served for versions in self._registry.served.values() for served in versions):
@@ -167,8 +186,10 @@ class Loader:
             states[key] = VersionState(*key, "READY", failures[key].reason if key in failures else "")
         return [states[key] for key in sorted(states)]
 
-    def why_not_served(self, name: str) -> NotFound:
+    def why_not_served(self, name: str) -> RequestError:
         """The error for a request to a model of which no version is served."""
+        if any(waiting == name for waiting, _ in self._waiting):
+            return Unavailable(f"model {name!r} is not loaded yet: {_WRITTEN}")
         if name in self._unloaded:
             return NotFound(f"model {name!r} has been unloaded")
         if any(failed == name for failed, _ in tuple(self._failures)):
@@ -181,8 +202,9 @@ class Loader:
         except OSError:
             return []
 
-    def _refresh(self, name: str) -> None:
-        """Brings one model to the versions that its policy asks for."""
+    def _refresh(self, name: str, *, wait: bool = True) -> None:
+        """Brings one model to the versions that its policy asks for. With `wait`, those whose files are being written wait."""
+        self._unsettled = set()
         current = {served.version: served for served in self._registry.served.get(name, ())}
         try:
             found = version_numbers(self._folder, name)
@@ -194,6 +216,7 @@ class Loader:
             policy = read_policy(path)
         except UserError as error:
             self._forget_failures(name, keep=found[-1:])
+            self._set_waiting(name)
             if found:
                 self._fail(name, found[-1], (file_state(path),), "invalid", str(error))
             return
@@ -203,24 +226,27 @@ class Loader:
         for version in sorted(named.union(found), reverse=True):
             if version in named or len(serving) < policy.latest:
                 tried.add(version)
-                served = self._load_changed(name, version, policy, current.get(version), path.name if version in named else "")
+                named_by = path.name if version in named else ""
+                served = self._load_changed(name, version, policy, current.get(version), named_by, wait)
                 serving += [served] if served is not None else []
         if not serving:
             serving = [served for served in current.values() if model_path(self._folder, name, served.version).exists()]
         self._forget_failures(name, keep=tried)
+        self._set_waiting(name, self._unsettled)
         self._registry.publish(name, tuple(serving), policy.aliases)
 
     def _load_changed(
-        self, name: str, version: int, policy: Policy, current: ServedVersion | None, named_by: str
+        self, name: str, version: int, policy: Policy, current: ServedVersion | None, named_by: str, wait: bool
     ) -> ServedVersion | None:
         """The version as its files are now; as it is in memory if they have not changed or do not load; None without either.
 
         `named_by` is the policy file that names this version; empty if none does.
         """
-        file = file_state(model_path(self._folder, name, version))
+        path = model_path(self._folder, name, version)
+        files = self._files.states(path)
         settings = policy.model_dump(exclude={"versions", "aliases"})
-        fingerprint = (file, file_state(labels_path(self._folder, name)), settings)
-        if file is None:
+        fingerprint = (files, file_state(labels_path(self._folder, name)), settings)
+        if files[0] is None:
             if named_by:
                 self._fail(name, version, fingerprint, "failed", f"{named_by} names it, but there is no {MODEL_FILE} of it")
             return None
@@ -229,6 +255,9 @@ class Loader:
             return current
         failure = self._failures.get((name, version))
         if failure is not None and failure.fingerprint == fingerprint:
+            return current
+        if wait and not self._files.are_settled(path):
+            self._unsettled.add(version)
             return current
         self._loading = name, version
         log.info("model %s version %d: loading", name, version)
@@ -249,6 +278,9 @@ class Loader:
             batcher = start_batcher(name, loaded, policy, metrics.batch, trace_batch)
             fallen = fell_back(policy.provider or self._provider, model.provider)
             metrics.serving(policy.max_queue_items, batcher.max_batch_items, lambda: batcher.queued_items, fell_back=fallen)
+        except FilesChanged:
+            self._unsettled.add(version)
+            return None
         except LoadError as error:
             self._fail(name, version, fingerprint, error.outcome, str(error), time.monotonic() - start)
             return None
@@ -284,6 +316,15 @@ class Loader:
         else:
             log.error("model %s version %d is not served: %s", name, version, reason)
         self._metrics.load_ended(name, outcome, seconds)
+
+    def _set_waiting(self, name: str, versions: Collection[int] = ()) -> None:
+        """Notes which versions of a model wait, and logs those that did not wait before."""
+        waiting = {(name, version) for version in versions}
+        for _, version in waiting - self._waiting:
+            log.info(
+                "model %s version %d: %s; it is loaded once they are the same for %g s", name, version, _WRITTEN, SETTLE_SECONDS
+            )
+        self._waiting = frozenset(waiting | {key for key in self._waiting if key[0] != name})
 
     def _forget_failures(self, name: str, keep: Collection[int] = ()) -> None:
         """Forgets the failures of a model's versions, except those to `keep`."""

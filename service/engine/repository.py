@@ -66,10 +66,10 @@ class Repository:
 
     def start(self) -> None:
         """Loads the models in the folder, then watches it."""
-        self._loader.scan()
+        scan_soon = self._loader.scan()
         self.scanned = True
         self._on_change()
-        self._watcher.start()
+        self._watcher.start(scan_soon=scan_soon)
         if not self.served:
             log.warning("no model is served yet; watching for %s", self._folder / "<model>" / "<version>" / MODEL_FILE)
 

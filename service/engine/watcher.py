@@ -1,5 +1,6 @@
 """Watches the repository's folder and scans it again when something in it may have changed."""
 
+import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -11,18 +12,23 @@ log = logging.getLogger(__name__)
 
 RESCAN_MILLISECONDS = 5000
 
+SOON_SECONDS = 0.5
+"""The time to the next scan if a scan found files that are still being written."""
+
 
 class Watcher:
-    """Calls `scan` on its own thread. Construct, `start`, and in the end `stop`."""
+    """Calls `scan` on its own thread, again soon if it returned True. Construct, `start`, and in the end `stop`."""
 
-    def __init__(self, folder: Path, scan: Callable[[], None]) -> None:
+    def __init__(self, folder: Path, scan: Callable[[], bool]) -> None:
         self._folder = folder
         self._scan = scan
+        self._scan_soon = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="repository-watch", daemon=True)
 
-    def start(self) -> None:
-        """Starts watching."""
+    def start(self, *, scan_soon: bool = False) -> None:
+        """Starts watching. With `scan_soon` there is more to find already."""
+        self._scan_soon = scan_soon
         self._thread.start()
 
     def stop(self) -> None:
@@ -32,9 +38,10 @@ class Watcher:
             self._thread.join()
 
     def _watch(self) -> None:
-        for _ in self._changes():
+        for _ in itertools.chain([None] if self._scan_soon else [], self._changes()):
             try:
-                self._scan()
+                while self._scan() and not self._stopping.wait(SOON_SECONDS):
+                    pass
             except Exception:
                 log.exception("repository: a scan failed")
 

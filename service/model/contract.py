@@ -4,17 +4,14 @@ Export writes it and the server reads it. It makes one file the whole release: i
 golden samples that prove that a provider computes what training computed.
 """
 
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from google.protobuf.empty_pb2 import Empty
-from google.protobuf.message import DecodeError
-from google.protobuf.unknown_fields import UnknownFieldSet
 from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from service.errors import InvalidModel
+from service.model.onnx_messages import parse_model
 from service.model.providers import ProviderName
 
 METADATA_KEY = "convoy.contract"
@@ -24,8 +21,6 @@ LOGITS_NAME = "logits"
 
 MAX_GOLDEN_PIXELS = 1 << 24
 """Limit for a golden sample's image, which is decoded whenever the model is loaded."""
-
-_METADATA_PROPS = 14  # field number in onnx.ModelProto; each entry has a key (1) and a value (2)
 
 
 class _Part(BaseModel):
@@ -121,15 +116,8 @@ class Contract(_Part):
             OSError: the file cannot be read.
             InvalidModel: it is not an ONNX file, or its contract is invalid.
         """
-        try:
-            for number, data in _fields(path.read_bytes()):
-                if number == _METADATA_PROPS:
-                    entry = dict(_fields(data))
-                    if entry.get(1) == METADATA_KEY.encode():
-                        return cls.from_json(entry.get(2, b""))
-        except DecodeError:
-            raise InvalidModel("not an ONNX file") from None
-        return None
+        entries = parse_model(path.read_bytes()).metadata_props
+        return next((cls.from_json(entry.value) for entry in entries if entry.key == METADATA_KEY.encode()), None)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Contract":
@@ -140,10 +128,3 @@ class Contract(_Part):
             first = error.errors()[0]
             where = ".".join(str(step) for step in first["loc"]) or "the whole"
             raise InvalidModel(f"contract: {where}: {first['msg']}") from None
-
-
-def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
-    """The fields of a protobuf message of any type: number and value."""
-    fields: Any = UnknownFieldSet(Empty.FromString(message))
-    for field in fields:
-        yield field.field_number, field.data

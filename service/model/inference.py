@@ -40,7 +40,7 @@ class Model:
         has_contract: false for a model that Convoy did not write; it is served by tensor.
         provider: where it runs.
         threads: how many threads ONNX Runtime uses.
-        digest: SHA-256 of the file, without its external data, in hexadecimal.
+        digest: SHA-256 of the ONNX file followed by its files of weights, by name, in hexadecimal.
         name: its name in log lines.
     """
 

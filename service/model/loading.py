@@ -4,7 +4,6 @@ A file that Convoy exported has a contract, which states what the model takes an
 its graph takes one tensor of numbers, one row an item, and gives scores of classes.
 """
 
-import hashlib
 import logging
 import math
 from pathlib import Path
@@ -14,9 +13,10 @@ import numpy as np
 from service.errors import GoldenMismatch, InvalidModel, InvalidRequest, LoadError, first_line
 from service.model.contract import MAX_GOLDEN_PIXELS, METADATA_KEY, Contract
 from service.model.inference import Model, batch_sizes
+from service.model.model_files import ModelContent, read_model
 from service.model.preprocessing import decode
 from service.model.providers import Provider, ProviderName
-from service.model.session import Bucket, ModelContent, ProviderUnavailable, UncapturedSession, is_installed, open_session
+from service.model.session import Bucket, ProviderUnavailable, UncapturedSession, is_installed, open_session
 from service.model.signature import Signature, contract_signature, depends_on_batch, infer_signature
 
 log = logging.getLogger(__name__)
@@ -26,35 +26,31 @@ _TOLERANCE_OF: dict[ProviderName, ProviderName] = {"tensorrt": "cuda", "openvino
 
 
 def load_model(
-    source: Path | bytes,
+    source: Path | ModelContent,
     provider: Provider,
     threads: int,
     labels: tuple[str, ...] | None = None,
     max_batch_items: int = 0,
-    weights: Path | None = None,
     name: str = "model",
 ) -> Model:
     """Loads a model and checks it on the provider in use.
 
     Args:
-        source: an ONNX file, or its content.
+        source: an ONNX file, beside which its files of weights are, or what was read of them.
         provider: `auto` takes CUDA where it works, else the CPU. Any other fails where it does not work.
         threads: how many threads ONNX Runtime uses on the CPU, at least 1.
         labels: names of the classes of a model without a contract; their numbers if not given.
         max_batch_items: on a GPU, the largest batch to allocate buffers for; 0 allocates none.
-        weights: the folder of the graph's external data; the file's own if `source` is a path.
         name: the model's name in log lines, such as "model digits version 1".
 
     Raises:
-        InvalidModel: not an ONNX file; an invalid contract, or a graph that differs from it; or, without a contract, a graph that
-            cannot be served by tensor, or another number of labels than of classes.
+        InvalidModel: not an ONNX file; a file of weights that is missing or too short; an invalid contract, or a graph that differs
+            from it; or, without a contract, a graph that cannot be served by tensor, or another number of labels than of classes.
         GoldenMismatch: the provider's probabilities of a golden sample are not those of the contract.
+        FilesChanged: the files changed while they were read.
         LoadError: the provider is not available.
     """
-    try:
-        content = ModelContent(source, weights) if isinstance(source, bytes) else ModelContent(source.read_bytes(), source.parent)
-    except OSError as error:
-        raise InvalidModel(f"cannot read the model file: {error.strerror}") from None
+    content = read_model(source) if isinstance(source, Path) else source
     if provider == "auto":
         if is_installed("cuda"):
             try:
@@ -106,8 +102,7 @@ def _load(
         for items in reversed(batch_sizes(max_batch_items)):  # the largest first: the arena grows once
             buckets.append(Bucket(opened, signature, "cuda", items))
             buckets[-1].warm_up(cuda_graphs)
-    digest = hashlib.sha256(content.graph).hexdigest()
-    model = Model(session, signature, labels, contract, provider, threads, digest, buckets, name)
+    model = Model(session, signature, labels, contract, provider, threads, content.digest, buckets, name)
     if contract is not None:
         _check_golden_samples(model, contract)
     return model

@@ -11,14 +11,14 @@ next size. So cuDNN plans for these sizes only, before the model is ready, and a
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from service.errors import InvalidModel, LoadError, UserError, first_line
+from service.model.model_files import ModelContent
 from service.model.providers import ONNX_RUNTIME_NAMES, Provider, ProviderName
 from service.model.signature import Signature
 
@@ -36,13 +36,6 @@ _CUDA_GRAPH_GAIN = 0.95
 
 class ProviderUnavailable(LoadError):
     """The provider is not in the installed ONNX Runtime, or does not work on this machine."""
-
-
-class ModelContent(NamedTuple):
-    """The bytes of an ONNX file, and the folder of its external data."""
-
-    graph: bytes
-    folder: Path | None = None
 
 
 def is_installed(provider: ProviderName) -> bool:
@@ -84,8 +77,9 @@ def open_session(content: ModelContent, provider: ProviderName, threads: int, cu
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.spin_duration_us", str(_SPIN_MICROSECONDS))
     options.log_severity_level = 4
-    if content.folder is not None:  # without it, ONNX Runtime looks in the working directory
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(content.folder))
+    if content.weights:  # they are copied while the session is made
+        files = list(content.weights.values())
+        options.add_external_initializers_from_files_in_memory(list(content.weights), files, list(map(len, files)))
     try:
         session = ort.InferenceSession(
             content.graph, options, providers=_provider_options(provider, threads, cuda_graphs), enable_fallback=0

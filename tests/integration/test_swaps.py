@@ -1,6 +1,8 @@
 """Versions that come and go while requests are in hand, for long."""
 
+import hashlib
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -8,14 +10,18 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import grpc
+import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from export.data.datasets import Dataset
 from service.client import CallFailed, Client
-from tests.conftest import Serve, put
+from service.pb.inference import open_inference_pb2 as oip
+from tests.conftest import Serve, Spawn, put
 from tests.integration.test_edges import samples
-from tests.integration.test_repository import BROKEN
+from tests.integration.test_repository import BROKEN, eventually
 
 SWAPS = 20
 
@@ -131,3 +137,89 @@ def test_fifty_cycles_of_load_and_unload_leave_nothing_behind(repository: Path) 
     assert len(resident) == 50
     # The first cycles fill the allocators' own stores.
     assert max(resident[40:]) - max(resident[5:15]) < 20_000, resident
+
+
+ROWS = 1 << 20
+TABLES = ("first", "second")
+
+
+def write_tables(folder: Path, value: float, order: tuple[str, ...] = ("model.onnx", *TABLES)) -> None:
+    """A model whose three scores are `value`: one in the ONNX file, two in tables of 4 MiB, each in a file of its own beside it.
+
+    The files are written in this order, in place, as `cp` does.
+    """
+    nodes = [
+        helper.make_node("Cast", ["row"], ["index"], to=TensorProto.INT64),
+        *(helper.make_node("Gather", [table, "index"], [f"of {table}"]) for table in TABLES),
+        helper.make_node("Mul", ["row", "zero"], ["nothing"]),
+        helper.make_node("Add", ["nothing", "value"], ["of graph"]),
+        helper.make_node("Concat", ["of graph", *(f"of {table}" for table in TABLES)], ["scores"], axis=1),
+    ]
+    constants = {"zero": np.zeros(1, np.float32), "value": np.full(1, value, np.float32)}
+    tensors = [numpy_helper.from_array(constant, name) for name, constant in constants.items()]
+    for table in TABLES:
+        tensor = TensorProto(name=table, dims=[ROWS], data_type=TensorProto.FLOAT, data_location=TensorProto.EXTERNAL)
+        tensor.external_data.add(key="location", value=table)
+        tensors.append(tensor)
+    graph = helper.make_graph(
+        nodes, "tables", [helper.make_tensor_value_info("row", TensorProto.FLOAT, ["N", 1])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["N", 3])], tensors,
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    content = dict.fromkeys(TABLES, np.full(ROWS, value, np.float32).tobytes()) | {"model.onnx": model.SerializeToString()}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in order:
+        (folder / name).write_bytes(content[name])
+
+
+def scores_of(channel: grpc.Channel, row: int) -> set[float]:
+    infer = channel.unary_unary(
+        "/inference.GRPCInferenceService/ModelInfer", oip.ModelInferRequest.SerializeToString, oip.ModelInferResponse.FromString
+    )
+    data = oip.ModelInferRequest.InferInputTensor(name="row", datatype="FP32", shape=[1, 1])
+    request = oip.ModelInferRequest(
+        model_name="tables", inputs=[data], raw_input_contents=[np.array([[row]], np.float32).tobytes()]
+    )
+    return set(np.frombuffer(infer(request, timeout=30).raw_output_contents[0], np.float32).tolist())
+
+
+@pytest.mark.parametrize("transport_name", ["fast"])
+def test_weights_overwritten_in_place_under_load_are_answered_from_one_version_at_a_time(tmp_path: Path, spawn: Spawn) -> None:
+    """ONNX Runtime by itself maps them: truncating a mapped file ends the process, and writing into it changes the answers."""
+    folder = tmp_path / "models" / "tables" / "1"
+    write_tables(folder, 1)
+    server = spawn(tmp_path / "models")
+    stop = threading.Event()
+    answers: list[set[float]] = []
+    failures: list[grpc.RpcError] = []
+
+    def load(channel: grpc.Channel) -> None:
+        while not stop.is_set():
+            try:
+                answers.append(scores_of(channel, len(answers) * 4999 % ROWS))
+            except grpc.RpcError as error:
+                failures.append(error)
+
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        eventually(lambda: server.process.poll() is not None or scores_of(channel, 0) == {1})
+        clients = [threading.Thread(target=load, args=(channel,)) for _ in range(2)]
+        for thread in clients:
+            thread.start()
+        for value in range(2, 32):
+            write_tables(folder, value, (("model.onnx", *TABLES), (*TABLES, "model.onnx"))[value % 2])
+        eventually(lambda: server.process.poll() is not None or answers[-1] == {31})
+        os.truncate(folder / "first", 1000)  # served on from memory
+        message = "weights file 'first' has 1000 bytes, the graph needs 4194304"
+        eventually(lambda: server.process.poll() is not None or message in server.log.read_text())
+        write_tables(folder, 32)
+        eventually(lambda: server.process.poll() is not None or answers[-1] == {32})
+        stop.set()
+        for thread in clients:
+            thread.join()
+    assert server.process.poll() is None
+    assert failures == []
+    assert {len(answer) for answer in answers} == {1}, "each is from one version"
+    assert set.union(*answers) <= {1, *range(2, 33)}
+    with Client(f"127.0.0.1:{server.grpc_port}") as client:
+        content = b"".join((folder / name).read_bytes() for name in ("model.onnx", *TABLES))
+        assert client.model("tables").digest == hashlib.sha256(content).hexdigest()

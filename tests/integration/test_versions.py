@@ -1,19 +1,22 @@
 """Which versions of a model a repository serves, by what names, and loading and unloading by request."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
 from service.engine.loader import VersionState
 from service.engine.repository import Repository
-from service.errors import LoadError, NotFound
+from service.errors import LoadError, NotFound, Unavailable
 from service.model.repository_layout import MAX_VERSION
 from service.observability.metrics import Metrics
 from tests.conftest import put
-from tests.integration.test_repository import truncate, wrong_golden
+from tests.integration.test_repository import eventually, truncate, wrong_golden
+from tests.integration.test_swaps import ROWS, write_tables
 
 
 @pytest.fixture
@@ -260,3 +263,97 @@ def test_a_request_in_hand_keeps_an_unloaded_model_until_it_is_done(models: Repo
     models.release(served)
     assert models.wait_until_idle(0)
     assert models._registry._active == ()
+
+
+@pytest.fixture
+def short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.engine.version_files.SETTLE_SECONDS", 1.0)
+
+
+def settled(models: Repository) -> Repository:
+    """Scans until no version waits."""
+    eventually(lambda: not models.scan())
+    return models
+
+
+def value_of(models: Repository) -> float:
+    """What the served version of `tables` has in the file `first`, at its end."""
+    served = models.acquire("tables", "")
+    scores = served.model.predict(np.full((1, 1), ROWS - 1, np.float32))[0]
+    models.release(served)
+    return float(scores[0, 1])
+
+
+@pytest.mark.usefixtures("short_wait")
+def test_a_version_is_loaded_once_its_weights_are_there(
+    models: Repository, repository: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    folder = repository / "tables" / "1"
+    write_tables(folder, 7, ("model.onnx", "second"))
+    assert models.scan(), "it waits"
+    models.scanned = True
+    assert models.index()[-1] == VersionState("tables", 1, "LOADING", "its files are still being written")
+    with pytest.raises(Unavailable, match="model 'tables' is not loaded yet: its files are still being written"):
+        models.acquire("tables", "")
+    settled(models)
+    assert models.index()[-1] == VersionState("tables", 1, "UNAVAILABLE", "weights file 'first' is missing")
+    write_tables(folder, 7, ("first",))
+    assert models.scan()
+    assert value_of(settled(models)) == 7
+    assert models.index()[-1] == VersionState("tables", 1, "READY", "")
+    assert [record.message for record in caplog.records if "still being written" in record.message] == [
+        "model tables version 1: its files are still being written; it is loaded once they are the same for 2 s"
+    ] * 2, "once each time"
+
+
+@pytest.mark.usefixtures("short_wait")
+def test_a_file_that_is_filled_after_it_got_its_size_is_not_served_as_zeros(models: Repository, repository: Path) -> None:
+    folder = repository / "tables" / "1"
+    write_tables(folder, 3)
+    content = (folder / "first").read_bytes()
+    (folder / "first").write_bytes(bytes(len(content)))
+    for at in range(0, len(content), len(content) // 8):
+        assert models.scan()
+        assert "tables" not in models.served
+        with (folder / "first").open("r+b") as file:
+            file.seek(at)
+            file.write(content[at : at + len(content) // 8])
+    assert value_of(settled(models)) == 3
+
+
+@pytest.mark.usefixtures("short_wait")
+def test_weights_that_change_are_loaded_again_and_until_then_those_in_memory_serve(models: Repository, repository: Path) -> None:
+    folder = repository / "tables" / "1"
+    write_tables(folder, 1)
+    assert value_of(settled(models)) == 1
+    before = models.served["tables"][0].model.digest
+    os.truncate(folder / "first", 5)
+    settled(models)
+    assert value_of(models) == 1
+    assert models.index()[-1] == VersionState("tables", 1, "READY", "weights file 'first' has 5 bytes, the graph needs 4194304")
+    write_tables(folder, 2, ("first",))
+    assert models.scan()
+    assert value_of(models) == 1
+    assert value_of(settled(models)) == 2
+    assert models.served["tables"][0].model.digest != before
+    (folder / "first").unlink()
+    settled(models)
+    assert value_of(models) == 2
+    assert models.index()[-1].reason == "weights file 'first' is missing"
+
+
+def test_old_files_and_a_request_to_load_do_not_wait(models: Repository, repository: Path) -> None:
+    folder = repository / "tables" / "1"
+    write_tables(folder, 1)
+    for file in folder.iterdir():
+        os.utime(file, (0, 0))  # as `cp --preserve` and archives leave them
+    assert not models.scan()
+    assert value_of(models) == 1
+    write_tables(folder, 2)
+    assert models.scan()
+    models.load("tables")
+    assert value_of(models) == 2
+    shutil.rmtree(repository / "tables")
+    assert not models.scan()
+    assert ("tables", 1) not in states(models)

@@ -8,15 +8,21 @@ from onnx import helper
 
 from export.inspection.model_file import inspect
 from service.errors import InvalidModel, UserError
+from service.model.loading import load_model
+from tests.conftest import convoy
 from tests.unit.inspection.graphs import ones, save
 
 
 def test_external_weights_may_be_missing(tmp_path: Path) -> None:
     path = save(tmp_path / "m.onnx", [helper.make_node("MatMul", ["x", "w"], ["y"])], ["N", 300], {"w": ones(300, 20)})
     onnx.save(onnx.load(path), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    assert inspect(path).digest == load_model(path, "cpu", 1).digest, "that which a server shows"
     (tmp_path / "weights.bin").unlink()
     found = inspect(path)
     assert (found.parameters, found.macs, found.external) == (6000, 6000, ("weights.bin",))
+    assert (found.digest, found.problem) == ("", "weights file 'weights.bin' is missing")
+    shown = convoy("inspect", path)
+    assert "bytes, no sha256: weights file 'weights.bin' is missing\nweights are outside the file, in weights.bin\n" in shown.stdout
 
 
 def test_a_file_that_is_no_onnx_model_is_refused(tmp_path: Path, model_file: Path) -> None:

@@ -13,7 +13,8 @@ from onnx import TensorProto
 from export.data.datasets import Dataset
 from service.model.inference import Model, batch_sizes
 from service.model.loading import load_model
-from service.model.session import Bucket, ModelContent, open_session
+from service.model.model_files import ModelContent
+from service.model.session import Bucket, open_session
 from service.model.signature import contract_signature
 from tests.unit.model.graphs import FLOAT, PRODUCT, node, write
 

@@ -1,0 +1,154 @@
+"""Reads a model into memory: the ONNX file, and the files beside it that hold weights of it.
+
+ONNX Runtime by itself maps the files of weights. A file that is overwritten while it is mapped changes the model that serves, and
+one that is truncated ends the process. So the server reads them, and ONNX Runtime is given what was read.
+"""
+
+import hashlib
+import math
+import posixpath
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from service.errors import FilesChanged, InvalidModel
+from service.model.files import file_state
+from service.model.onnx_messages import EXTERNAL, parse_model, tensors
+
+_MAX_INLINE_BYTES = 4096
+"""Tensors up to this size go into the graph: ONNX Runtime reads shapes and axes of operators before it is given any file."""
+
+_BITS = {
+    1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12: 32, 13: 64, 14: 64, 15: 128, 16: 16, 17: 8, 18: 8,
+    19: 8, 20: 8, 21: 4, 22: 4, 23: 4, 24: 8, 25: 2, 26: 2,
+}  # fmt: skip
+"""Of an element, by ONNX's number of the data type."""
+
+
+class ModelContent(NamedTuple):
+    """A model in memory.
+
+    Attributes:
+        graph: the ONNX file. Tensors that ONNX Runtime does not look for in `weights` have been put into it.
+        weights: the content of the other files, by the name that `graph` has for them.
+        digest: SHA-256 of the ONNX file followed by its files of weights, by name, in hexadecimal.
+    """
+
+    graph: bytes
+    weights: Mapping[str, bytes] = {}
+    digest: str = ""
+
+
+class _Place(NamedTuple):
+    """Where the data of a tensor are. `size` is None if neither the file nor the tensor's type says it.
+
+    `is_initializer` is whether it is one of the main graph, for which ONNX Runtime takes files from memory.
+    """
+
+    tensor: Any
+    is_initializer: bool
+    file: str
+    offset: int
+    size: int | None
+
+
+def read_model(path: Path, *, inline: bool = False) -> ModelContent:
+    """Reads an ONNX file and its files of weights. With `inline`, all weights are put into `graph`.
+
+    Raises:
+        FilesChanged: they changed while they were read.
+        InvalidModel: a file is missing, too short, not a regular file or outside the model's folder, or cannot be read.
+    """
+    before = file_state(path)
+    graph = _read(path, "the model file")
+    message, places = _external_tensors(graph)
+    files = {place.file: path.parent / place.file for place in places}
+    states = {file: file_state(file) for file in files.values()}
+    # Links may lead to another place in the repository, as in mounted volumes, but not to other files of the server.
+    folders = path.absolute().parents[:3]  # of the version, of the model, of the repository
+    weights = {name: _read(files[name], f"weights file {name!r}", folders) for name in sorted(files)}
+    if before != file_state(path) or any(file_state(file) != state for file, state in states.items()):
+        raise FilesChanged("its files changed while they were read")
+    for name, content in weights.items():
+        needed = max(place.offset + (place.size or 0) for place in places if place.file == name)
+        if len(content) < needed:
+            raise InvalidModel(f"weights file {name!r} has {len(content)} bytes, the graph needs {needed}")
+    digest = hashlib.sha256(graph)
+    for content in weights.values():
+        digest.update(content)
+    if places:
+        graph = _with_tensors(message, places, weights, math.inf if inline else _MAX_INLINE_BYTES)
+    return ModelContent(graph, weights, digest.hexdigest())
+
+
+def weights_files(path: Path) -> tuple[Path, ...]:
+    """The files of weights that an ONNX file names. Empty also if it cannot be read, or names a file that it must not."""
+    try:
+        _, places = _external_tensors(_read(path, "the model file"))
+    except InvalidModel:
+        return ()
+    return tuple(path.parent / name for name in sorted({place.file for place in places}))
+
+
+def _external_tensors(graph: bytes) -> tuple[Any, list[_Place]]:
+    """The parsed ONNX file, and where its tensors are that are not in it. No message if there are none."""
+    if b"location" not in graph:  # saves parsing a large file
+        return None, []
+    try:
+        message = parse_model(graph)
+    except InvalidModel:
+        return None, []  # ONNX Runtime says what is wrong with it
+    return message, [_place(*found) for found in tensors(message) if found[0].data_location == EXTERNAL]
+
+
+def _place(tensor: Any, where: tuple[str, ...]) -> _Place:
+    given = {entry.key: entry.value for entry in tensor.external_data}
+    name = tensor.name.decode(errors="replace")
+    try:
+        file = posixpath.normpath(given[b"location"].decode())
+        offset, length = int(given.get(b"offset", 0)), int(given[b"length"]) if b"length" in given else None
+    except (KeyError, ValueError):
+        raise InvalidModel(f"tensor {name!r}: location, offset and length of its data are not a text and two numbers") from None
+    if file.startswith(("/", "../")) or file in (".", "..") or "\0" in file:
+        raise InvalidModel(f"weights file {file!r} is outside the model's folder")
+    bits = _BITS.get(tensor.data_type)
+    if length is None and bits is not None:
+        length = -(-math.prod(tensor.dims) * bits // 8)
+    if offset < 0 or (length is not None and length < 0):
+        raise InvalidModel(f"tensor {name!r}: offset or size of its data are negative")
+    return _Place(tensor, where == ("graph", "initializer"), file, offset, length)
+
+
+def _read(path: Path, what: str, folders: Sequence[Path] = ()) -> bytes:
+    """The content of a file, which must lie in one of the `folders`, links followed; without any, anywhere."""
+    try:
+        if folders and not any(path.resolve().is_relative_to(folder.resolve()) for folder in folders):
+            raise InvalidModel(f"{what} is a link to a place outside the repository")
+        if path.exists() and not path.is_file():  # reading a pipe would block
+            raise InvalidModel(f"{what} is not a regular file")
+        return path.read_bytes()
+    except OSError as error:
+        if folders and isinstance(error, FileNotFoundError):
+            raise InvalidModel(f"{what} is missing") from None
+        raise InvalidModel(f"cannot read {what}: {error.strerror}") from None
+
+
+def _with_tensors(message: Any, places: list[_Place], weights: Mapping[str, bytes], max_bytes: float) -> bytes:
+    """The ONNX file with its tensors of up to `max_bytes` in it, and those of subgraphs, functions and attributes, of any size.
+
+    ONNX Runtime looks for the latter in files alone, not in what it is given.
+    """
+    for tensor, is_initializer, file, offset, size in places:
+        del tensor.external_data[:]
+        if is_initializer and (size is None or size > max_bytes):
+            given = {"location": file, "offset": offset} | ({} if size is None else {"length": size})
+            for key, value in given.items():
+                tensor.external_data.add(key=key.encode(), value=str(value).encode())
+        else:
+            tensor.ClearField("data_location")
+            tensor.raw_data = weights[file][offset : None if size is None else offset + size]
+    try:
+        content: bytes = message.SerializeToString()
+    except Exception as error:  # noqa: BLE001 - protobuf's EncodeError or ValueError, by its implementation
+        raise InvalidModel(f"the part of the weights that cannot stay outside the ONNX file is too large for it: {error}") from None
+    return content
