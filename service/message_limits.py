@@ -4,8 +4,8 @@ Other limits: of a model's items, pixels and queue in policy.py; of deadlines in
 engine/decoding.py; of unanswered requests of a stream in rpc/request_stream.py; of RPCs per gRPC connection in
 grpc_transport.py; of HTTP requests and connections in http/server.py and http/waitress_server.py.
 
-gRPC needs the limit when the port is bound, which is before models are loaded; so the contracts are read from the files, without
-ONNX Runtime.
+gRPC needs the limit when the port is bound, which is before models are loaded; so the size of their inputs is read from the files,
+without ONNX Runtime: from the contract or, without one, from the graph.
 """
 
 from pathlib import Path
@@ -13,6 +13,7 @@ from pathlib import Path
 from service.config import MAX_MESSAGE_BYTES
 from service.errors import ConvoyError
 from service.model.contract import Contract
+from service.model.graph_input import input_item_bytes
 from service.model.repository_layout import model_names, model_path, policy_path, version_numbers
 from service.policy import Policy, read_policy
 
@@ -40,7 +41,10 @@ def largest_request_bytes(policy: Policy, item_bytes: int, *, images: bool = Tru
 
 
 def max_message_bytes(repository: Path, policies: Path | None = None) -> int:
-    """The largest request of all models in the repository, each by its highest version whose contract can be read."""
+    """The largest request of all models in the repository, each by its highest version that can be read.
+
+    It is at least that of a model with a contract, small pixels and the default policy: such a model may come later.
+    """
     try:
         names = model_names(repository)
     except OSError:
@@ -64,8 +68,8 @@ def _of_model(repository: Path, name: str, policies: Path | None) -> int:
             if not path.is_file():  # reading a pipe would block the start
                 continue
             contract = Contract.of_file(path)
+            item_bytes = contract.input.size_bytes if contract is not None else input_item_bytes(path)
         except (ConvoyError, OSError):
             continue
-        item_bytes = contract.input.size_bytes if contract is not None else 0
         break
     return largest_request_bytes(policy, item_bytes)

@@ -1,4 +1,4 @@
-"""The part of ONNX's protobuf messages that is read without ONNX Runtime: metadata, and tensors wherever a graph can hold them.
+"""The part of ONNX's protobuf messages that is read without ONNX Runtime: metadata, inputs, and tensors wherever they can be.
 
 ONNX's own package is for `export/` alone. A message keeps the fields that are not listed here, and writes them again.
 """
@@ -22,7 +22,14 @@ _SCALARS = {
 }  # fmt: skip
 _MESSAGES = {
     "Model": {"graph": (7, "Graph"), "metadata_props": (14, "*Entry"), "functions": (25, "*Function")},
-    "Graph": {"node": (1, "*Node"), "initializer": (5, "*Tensor"), "sparse_initializer": (15, "*SparseTensor")},
+    "Graph": {
+        "node": (1, "*Node"), "initializer": (5, "*Tensor"), "input": (11, "*Value"), "sparse_initializer": (15, "*SparseTensor"),
+    },
+    "Value": {"name": (1, "bytes"), "type": (2, "Type")},
+    "Type": {"tensor_type": (1, "TensorType")},
+    "TensorType": {"elem_type": (1, "int32"), "shape": (2, "Shape")},
+    "Shape": {"dim": (1, "*Dimension")},
+    "Dimension": {"dim_value": (1, "int64")},
     "Function": {"node": (7, "*Node"), "attribute_proto": (11, "*Attribute")},
     "Node": {"attribute": (5, "*Attribute")},
     "Attribute": {

@@ -16,6 +16,7 @@ import pytest
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_channelz.v1 import channelz_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from onnx import TensorProto, helper, numpy_helper
 from prometheus_client import CollectorRegistry
 
 from export.data.datasets import Dataset
@@ -27,8 +28,10 @@ from service.engine.query import Item, Query
 from service.engine.repository import Repository
 from service.errors import InvalidModel, QueueFull, RequestError
 from service.model.contract import Contract
+from service.model.graph_input import input_item_bytes
 from service.observability.metrics import Metrics
 from service.pb.convoy.v1 import classifier_pb2 as pb
+from service.pb.inference import open_inference_pb2 as oip
 from service.policy import Policy
 from service.server import Server
 from tests.conftest import Serve, put
@@ -71,6 +74,58 @@ def test_the_largest_request_is_the_most_items_or_the_largest_image(repository: 
     assert message_limits.max_message_bytes(repository) == default
     assert message_limits.largest_request_bytes(Policy(max_request_items=1000), 10**9) == 2**31 - 1
     assert message_limits.largest_request_bytes(Policy(), 16, images=False) < default
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "item_bytes"),
+    [
+        (TensorProto.FLOAT, ["N", 3, 640, 640], 4 * 3 * 640 * 640),
+        (TensorProto.FLOAT16, [1, 3, 640, 640], 2 * 3 * 640 * 640),
+        (TensorProto.DOUBLE, [None, 640, 640, 3], 8 * 3 * 640 * 640),
+        (TensorProto.UINT8, ["N", 640, 640, 3], 3 * 640 * 640),
+        (TensorProto.FLOAT, ["N", 3, "height", "width"], 0),  # is not served
+        (TensorProto.FLOAT, None, 0),
+        (TensorProto.INT64, ["N", 10**6], 0),
+    ],
+)
+def test_the_largest_request_of_a_foreign_model_is_found_in_its_graph(
+    tmp_path: Path, kind: int, shape: list[Any] | None, item_bytes: int
+) -> None:
+    weight = numpy_helper.from_array(np.zeros((2000, 1000), np.float32), "weight")
+    inputs = [helper.make_tensor_value_info(name, of, sides) for name, of, sides in
+              (("x", kind, shape), ("weight", TensorProto.FLOAT, [2000, 1000]))]  # as files of older versions list it  # fmt: skip
+    graph = helper.make_graph([], "foreign", inputs, [], [weight])
+    path = tmp_path / "models" / "foreign" / "1" / "model.onnx"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(helper.make_model(graph).SerializeToString())
+    assert input_item_bytes(path) == item_bytes
+    found = message_limits.max_message_bytes(tmp_path / "models")
+    assert found == message_limits.largest_request_bytes(Policy(), item_bytes)
+    assert (found > 512 * item_bytes) or found == 2**31 - 1
+
+
+def test_a_large_request_of_a_foreign_model_is_answered_without_a_warning(
+    tmp_path: Path, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    side = 1600  # a request of two items is above the limit for pictures
+    path = tmp_path / "models" / "foreign" / "1" / "model.onnx"
+    nodes = [helper.make_node("ReduceMean", ["x"], ["means"], axes=[2, 3], keepdims=0)]
+    graph = helper.make_graph(
+        nodes, "foreign", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 6, side, side])],
+        [helper.make_tensor_value_info("means", TensorProto.FLOAT, ["N", 6])],
+    )  # fmt: skip
+    path.parent.mkdir(parents=True)
+    path.write_bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8).SerializeToString())
+    (path.parents[1] / "serving.toml").write_text("max_batch_size = 1\nmax_request_items = 2\n")
+    server = serve(tmp_path / "models")
+    tensor = oip.ModelInferRequest.InferInputTensor(name="x", datatype="FP32", shape=[2, 6, side, side])
+    request = oip.ModelInferRequest(model_name="foreign", inputs=[tensor], raw_input_contents=[bytes(2 * 4 * 6 * side * side)])
+    with grpc.insecure_channel(at(server), [("grpc.max_send_message_length", -1)]) as channel:
+        call = channel.unary_unary(
+            "/inference.GRPCInferenceService/ModelInfer", oip.ModelInferRequest.SerializeToString, oip.ModelInferResponse.FromString
+        )
+        assert list(call(request, timeout=60).outputs[0].shape) == [2, 6]
+    assert not [record for record in caplog.records if "the largest request has" in record.getMessage()]
 
 
 def test_the_largest_legal_request_is_answered_and_one_above_the_limit_refused(repository: Path, serve: Serve) -> None:

@@ -1,0 +1,25 @@
+"""The size of a model's input, from its ONNX file without ONNX Runtime, for models that have no contract which says it."""
+
+import math
+from pathlib import Path
+
+from service.model.onnx_messages import parse_model
+
+_ELEMENT_BYTES = {1: 4, 2: 1, 10: 2, 11: 8}
+"""float32, uint8, float16 and float64, which are served by tensor, by ONNX's number of the type."""
+
+
+def input_item_bytes(path: Path) -> int:
+    """Bytes of one item of the graph's input; 0 unless the graph takes one tensor, of which only the batch's size is open.
+
+    Raises:
+        OSError: the file cannot be read.
+        InvalidModel: it is not an ONNX file.
+    """
+    graph = parse_model(path.read_bytes()).graph
+    weights = {tensor.name for tensor in graph.initializer}  # older files list them among the inputs
+    inputs = [taken.type.tensor_type for taken in graph.input if taken.name not in weights]
+    if len(inputs) != 1:
+        return 0
+    sides = [dimension.dim_value for dimension in inputs[0].shape.dim[1:]]  # 0 for one that is open
+    return _ELEMENT_BYTES.get(inputs[0].elem_type, 0) * math.prod(sides) if sides and min(sides) > 0 else 0
