@@ -60,6 +60,23 @@ class ServerConfig(BaseModel):
         description="Close an HTTP connection on which nothing has been sent for this time. Longer than a load balancer keeps its "
         "own (mostly 60 s, Google Cloud's 600 s), or it may send a request on a connection that is just being closed.",
     )
+    root_path: str = Field(
+        default="",
+        description="Path, such as /convoy, under which a proxy offers the HTTP port. Requests are taken with it and without it.",
+        json_schema_extra={"metavar": "PATH"},
+    )
+    trusted_proxies: tuple[str, ...] = Field(
+        default=(),
+        description="Addresses and networks (10.0.0.0/8) of proxies whose X-Forwarded-For, -Proto, -Host and -Prefix are taken for "
+        "true; unix for whoever connects to --http-socket.",
+        json_schema_extra={"metavar": "ADDRESS"},
+    )
+    allowed_origins: tuple[str, ...] = Field(
+        default=(),
+        description="Origins, such as https://cats.example, whose web pages may send requests over HTTP and read answers (CORS); "
+        "* for all. This server's own page always may.",
+        json_schema_extra={"metavar": "ORIGIN"},
+    )
     ready_file: Path | None = Field(
         default=None,
         description="File to write when the server is ready: JSON with the ports and the pid. Removed at exit.",

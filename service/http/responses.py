@@ -4,7 +4,7 @@ import json
 import logging
 from typing import TYPE_CHECKING, Any
 
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.wrappers import Response
 
 from service.errors import (
@@ -49,6 +49,8 @@ def error_response(status: int, message: str) -> Response:
 def response_to_error(error: Exception, environ: "WSGIEnvironment") -> Response:
     """The response to a request whose handler raised. Unexpected errors are logged, and their text is not sent."""
     request = f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}"
+    if isinstance(error, MethodNotAllowed) and environ["REQUEST_METHOD"] == "OPTIONS":
+        return Response(status=204, headers={"Allow": ", ".join(sorted({*(error.valid_methods or ()), "OPTIONS"}))})
     if isinstance(error, HTTPException):
         response = error_response(error.code or 500, f"{request}: {(error.name or 'not accepted').lower()}")
         response.headers.extend(header for header in error.get_headers(environ) if header[0] == "Allow")

@@ -72,6 +72,7 @@ class Rest:
             "/v2": lambda _: json_response(metadata.server_metadata()),
             "/v2/health/live": lambda _: json_response({"live": True}),
             "/v2/health/ready": lambda _: self._ready(metadata.ready()),
+            "/v2/models": lambda _: json_response({"models": metadata.model_names()}),  # as KServe's servers do
             "/v2/models/stats": lambda _: json_response(metadata.model_statistics("", "")),
             "/v2/systemsharedmemory/status": self._memory_status,
             f"{_REGION}/status": self._memory_status,

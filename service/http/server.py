@@ -16,6 +16,8 @@ from werkzeug.wrappers import Response
 
 from service import listeners
 from service.config import ServerConfig
+from service.http.origins import AllowedOrigins
+from service.http.proxy import behind_proxy, checked_root_path
 from service.http.responses import error_response, response_to_error
 from service.http.waitress_server import MAX_HEADER_BYTES, WaitressServer
 from service.unix_socket import UnixSocket
@@ -88,10 +90,10 @@ class HttpServer:
         max_body_bytes: int,
         not_alive_reason: Callable[[], str] = lambda: "",
     ) -> None:
-        """Port 0 takes a free one.
+        """Raises UserError for a setting that is not accepted.
 
         Args:
-            config: what to listen on, the limit of headers, and the settings whose names begin with `http`.
+            config: what to listen on (port 0 takes a free one), limits, and how proxies and web pages are treated.
             registry: the metrics that `/metrics` exposes.
             metrics: counts the requests to this port.
             not_ready_reason: returns why requests cannot be answered; an empty string if they can.
@@ -113,6 +115,10 @@ class HttpServer:
         self._max_body_bytes = max_body_bytes
         self._idle_seconds = config.http_idle_seconds
         self._max_header_bytes = config.max_metadata_bytes or MAX_HEADER_BYTES
+        self._root_path = checked_root_path(config.root_path)
+        self._origins = AllowedOrigins(config.allowed_origins)
+        self._cross_site_logged = False
+        self._entrance = behind_proxy(self._origins.wrap(self.application), config.trusted_proxies, self._root_path)
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
 
     def start(self) -> None:
@@ -138,7 +144,7 @@ class HttpServer:
     def url(self) -> str:
         """The URL of the page on this machine, once started."""
         host = self.addresses[0].rpartition(":")[0]
-        return f"http://{'127.0.0.1' if host in ('[::]', '0.0.0.0') else host}:{self.port}/"  # noqa: S104 - compared
+        return f"http://{'127.0.0.1' if host in ('[::]', '0.0.0.0') else host}:{self.port}{self._root_path}/"  # noqa: S104 - compared
 
     def stop(self) -> None:
         """Closes the port and all connections, idle ones too: a scraper keeps its own open for ever."""
@@ -163,7 +169,7 @@ class HttpServer:
             return start_response(status, headers, exc_info)
 
         try:
-            return self.application(environ, start_counted)
+            return self._entrance(environ, start_counted)
         finally:
             self._metrics.answered(environ["REQUEST_METHOD"], route[0] if route else "", code, time.monotonic() - start)
 
@@ -177,8 +183,12 @@ class HttpServer:
             return response_to_error(error, environ)(environ, start_response)
         if endpoint == "app":
             return self._answer_with_app(environ, start_response)
+        if environ["REQUEST_METHOD"] == "OPTIONS":
+            return Response(status=204, headers={"Allow": "GET, HEAD, OPTIONS"})(environ, start_response)
         if endpoint == "metrics":
             try:
+                if environ["REQUEST_METHOD"] == "HEAD":  # prometheus_client refuses it
+                    return Response.from_app(self._expose, environ | {"REQUEST_METHOD": "GET"})(environ, start_response)
                 return self._expose(environ, start_response)
             except TypeError:  # prometheus_client's, for a version that is not a number
                 return error_response(400, "the version in the header Accept is not a number")(environ, start_response)
@@ -189,7 +199,8 @@ class HttpServer:
     def _answer_with_app(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         if self._app is None:
             return error_response(404, "this port serves only /metrics, /livez and /readyz")(environ, start_response)
-        if environ["REQUEST_METHOD"] not in ("GET", "HEAD") and _is_cross_site(environ):
+        if environ["REQUEST_METHOD"] not in ("GET", "HEAD") and self._origins.is_cross_site(environ):
+            self._log_cross_site(environ)
             return error_response(403, "refused: a web page of another site sent this request")(environ, start_response)
         if not self._permits.acquire(blocking=False):
             response = error_response(429, f"too many concurrent HTTP requests (limit {MAX_CONCURRENT_REQUESTS}); gRPC takes more")
@@ -200,14 +211,12 @@ class HttpServer:
         finally:
             self._permits.release()
 
-
-def _is_cross_site(environ: "WSGIEnvironment") -> bool:
-    """Whether a browser sent the request for a page of another site, which could unload a model without its user's knowing.
-
-    Sec-Fetch-Site is right behind a proxy too, but browsers send it to https and localhost alone.
-    """
-    site = environ.get("HTTP_SEC_FETCH_SITE")
-    if site is not None:
-        return site not in ("same-origin", "none")
-    origin = environ.get("HTTP_ORIGIN")
-    return origin is not None and origin.partition("://")[2] != environ.get("HTTP_HOST")
+    def _log_cross_site(self, environ: "WSGIEnvironment") -> None:
+        """Once: an operator who sees it knows whether the page is this server's own."""
+        if not self._cross_site_logged:
+            self._cross_site_logged = True
+            log.warning(
+                "refused a request of a web page of %.200r, which was sent to %.200r: if that page may send requests, see "
+                "--allowed-origins, and behind a proxy --trusted-proxies",
+                environ.get("HTTP_ORIGIN"), environ.get("HTTP_HOST"),
+            )  # fmt: skip

@@ -91,7 +91,7 @@ class WaitressServer:
         adjustments = Adjustments(
             # waitress refuses to mix them, without a need. `listen` is not used.
             sockets=[each for each in bound if each.family != socket.AF_UNIX],
-            threads=threads, ident="convoy", clear_untrusted_proxy_headers=True,
+            threads=threads, ident="convoy", clear_untrusted_proxy_headers=False,  # see proxy.py
             max_request_body_size=max_body_bytes + 1,  # waitress refuses a body of just as many
             max_request_header_size=max_header_bytes + 1,
             connection_limit=sys.maxsize,  # _Listener has a limit of its own
@@ -132,7 +132,7 @@ class WaitressServer:
         # On the thread of `run`, which ends when the map is empty.
         for each in list(self._sockets.values()):
             if each is not self._listeners[0].trigger:
-                each.close()
+                (each.handle_close if isinstance(each, _Connection) else each.close)()  # with the files of unsent responses
         self._listeners[0].task_dispatcher.shutdown(timeout=HTTP_FLUSH_SECONDS)
         self._sockets.clear()
 

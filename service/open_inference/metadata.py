@@ -102,6 +102,10 @@ class ServerMetadata:
             "parameters": {key: {"string_value": value} for key, value in parameters.items()},
         }
 
+    def model_names(self) -> list[str]:
+        """The names of the models that have a served version, sorted."""
+        return sorted(self._repository.served)
+
     def parse_binary_body(self, name: str, version: str, body: bytes) -> InputTensor:
         """The input of a request whose body is the input alone: an image file, or one item's bytes for a model without a contract.
 

@@ -36,11 +36,13 @@ def test_every_file_that_the_page_names_is_there_and_nothing_comes_from_elsewher
     assert headers["Content-Type"].startswith("text/html")
     assert "default-src 'none'" in headers["Content-Security-Policy"]
     named = re.findall(r'(?:src|href)="([^"]+)"', page.decode())
-    assert {"/page/page.css", "/page/page.js", "/page/uPlot.iife.min.js"} <= set(named)
-    scripts = [path for path in named if path.startswith("/page/")]
+    assert {"page/page.css", "page/page.js", "page/uPlot.iife.min.js"} <= set(named)
+    assert not [each for each in named if each.startswith("/")], "the page works below any path"
+    scripts = [f"/{path}" for path in named if path.startswith("page/")]
     for path in scripts:
         status, headers, content = ask(server, path)
         assert status == 200, path
+        assert not re.findall(r"fetch\(.[/h]", content.decode())
         for module in re.findall(r'from "\./([^"]+)"', content.decode()):
             assert ask(server, f"/page/{module}")[0] == 200, module
     assert not [each for each in named if each.startswith(("http:", "https:", "//"))]

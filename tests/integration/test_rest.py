@@ -43,6 +43,16 @@ def ask(server: Server | ServerProcess, method: str, path: str, body: bytes | No
         connection.close()
 
 
+def raw(server: Server, method: str, path: str) -> tuple[int, http.client.HTTPMessage, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=60)
+    try:
+        connection.request(method, path)
+        response = connection.getresponse()
+        return response.status, response.headers, response.read()
+    finally:
+        connection.close()
+
+
 def document(data: Any, shape: list[Any], datatype: str = "UINT8", **more: Any) -> bytes:
     return json.dumps({"inputs": [{"name": "image", "datatype": datatype, "shape": shape, "data": data}], **more}).encode()
 
@@ -140,6 +150,35 @@ def test_paths_and_methods(server: Server) -> None:
         assert (got, answer["error"]) == (400, "the body is larger than 65536 bytes"), path
     assert ask(server, "GET", "/v2/models/digits/ready") == (200, {"ready": True})
     assert ask(server, "POST", "/v2/repository/index")[1][0]["state"] == "READY"
+
+
+def test_head_and_options_of_every_route(server: Server) -> None:
+    model = "/v2/models/digits"
+    read = ("/", "/page/page.js", "/page/models", "/livez", "/readyz", "/metrics", "/v2", "/v2/health/live", "/v2/health/ready",
+            "/v2/models", "/v2/models/stats", model, f"{model}/ready", f"{model}/config", f"{model}/stats", f"{model}/versions/1",
+            "/v2/systemsharedmemory/status")  # fmt: skip
+    for path in read:
+        status, headers, body = raw(server, "HEAD", path)
+        assert (status, body) == (200, b""), path
+        assert headers["Content-Type"] == raw(server, "GET", path)[1]["Content-Type"], path
+        status, headers, body = raw(server, "OPTIONS", path)
+        assert (status, headers["Allow"], body) == (204, "GET, HEAD, OPTIONS", b""), path
+    for path in (INFER, "/v2/repository/index", "/v2/repository/models/digits/load", "/page/classify/digits"):
+        status, headers, body = raw(server, "OPTIONS", path)
+        assert (status, headers["Allow"], body) == (204, "OPTIONS, POST", b""), path
+        assert raw(server, "HEAD", path)[0] == 405, path
+    assert raw(server, "OPTIONS", "/nothing")[0] == 404
+
+
+def test_the_names_of_the_served_models_are_listed(repository: Path, model_file: Path, serve: Serve) -> None:
+    put(model_file, repository, "cats", 3)
+    (repository / "broken" / "1").mkdir(parents=True)
+    (repository / "broken" / "1" / "model.onnx").write_bytes(b"nonsense")
+    server = serve(repository)
+    for path in ("/v2/models", "/v2/models/"):
+        assert ask(server, "GET", path) == (200, {"models": ["cats", "digits"]})
+    assert ask(server, "POST", "/v2/repository/models/cats/unload", b"{}")[0] == 200
+    assert ask(server, "GET", "/v2/models") == (200, {"models": ["digits"]})
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from export.walkthrough import network_page, subject, web_page
 from service.client import Client
 from service.server import Server
 from tests.conftest import Serve, put
+from tests.deploy import balanced
 
 pytestmark = pytest.mark.system
 
@@ -22,7 +23,9 @@ def browser() -> Iterator[Browser]:
     chromium = shutil.which("chromium")
     assert chromium is not None, "chromium is not installed: apt-get install chromium"
     with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        opened = playwright.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox", "--no-proxy-server", "--host-resolver-rules=MAP cats.example 127.0.0.1"]
+        )
         yield opened
         opened.close()
 
@@ -289,3 +292,58 @@ def test_a_server_that_goes_away_is_said_to_be_gone(page: Page, server: Server) 
     server.stop()
     expect(page.locator("#state")).to_have_text("not reachable", timeout=20_000)
     page.context.close()
+
+
+PROXY = """
+defaults
+    mode http
+    timeout connect 5s
+    timeout client 60s
+    timeout server 60s
+listen cats
+    bind 127.0.0.1:{port}
+    http-request set-header X-Forwarded-Host %[req.hdr(Host)]
+    http-request set-header Host upstream.internal
+    {path_rule}
+    server convoy 127.0.0.1:{http_port}
+"""
+
+
+@pytest.mark.parametrize(
+    "path_rule", ["", r"http-request replace-path /convoy(/.*) \1"], ids=["prefix passed on", "prefix cut off"]
+)
+def test_the_page_works_behind_a_proxy_that_rewrites_the_host(
+    browser: Browser, repository: Path, serve: Serve, digits: Dataset, tmp_path: Path, path_rule: str
+) -> None:
+    """Over plain HTTP under a name: browsers send no Sec-Fetch-Site there."""
+    haproxy = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin")
+    assert haproxy is not None, "haproxy is not installed: apt-get install haproxy"
+    server = serve(repository, root_path="/convoy", trusted_proxies=("127.0.0.1",))
+    [port] = balanced.free_ports(1)
+    config = tmp_path / "haproxy.cfg"
+    config.write_text(PROXY.format(port=port, path_rule=path_rule, http_port=server.http_port))
+    with balanced.running([haproxy, "-db", "-f", config], port, tmp_path / "haproxy.log"):
+        page = browser.new_page()
+        page.goto(f"http://cats.example:{port}/convoy/")
+        expect(page.locator("#state")).to_have_text("ready", timeout=20_000)
+        expect(page.locator("#model")).to_be_enabled()
+        send(page, "digit.png", digits.test.encoded(0))
+        expect(page.locator("#best")).to_have_text(digits.labels[digits.test.labels[0]], timeout=20_000)
+        expect(page.locator("#phase-table tbody tr")).to_have_count(4)
+        page.close()
+
+
+def test_a_page_of_an_allowed_origin_reads_the_answer(browser: Browser, repository: Path, serve: Serve, digits: Dataset) -> None:
+    """The page of one server asks another: for the browser, which asks first, these are two origins."""
+    asking = serve(repository)
+    answering = serve(repository, allowed_origins=(f"http://127.0.0.1:{asking.http_port}",))
+    page = browser.new_page()
+    page.goto(f"http://127.0.0.1:{asking.http_port}/livez")
+    ask = """async ([url, picture]) => {
+        const headers = {'Inference-Header-Content-Length': '0', 'Content-Type': 'image/png'};
+        const response = await fetch(url, {method: 'POST', headers, body: Uint8Array.from(picture)});
+        return [response.status, (await response.json()).model_name];
+    }"""
+    url = f"http://127.0.0.1:{answering.http_port}/v2/models/digits/infer"
+    assert page.evaluate(ask, [url, list(digits.test.encoded(0))]) == [200, "digits"]
+    page.close()

@@ -51,7 +51,7 @@ function makeCharts() {
 
 /** Takes one look at /metrics. */
 async function look() {
-  const response = await fetch("/metrics", { cache: "no-store", signal: AbortSignal.timeout(5000) });
+  const response = await fetch("metrics", { cache: "no-store", signal: AbortSignal.timeout(5000) });
   if (!response.ok) throw new Error(`/metrics: ${response.status}`);
   const now = Date.now() / 1000;
   looks.push([now, parse(await response.text())]);

@@ -46,7 +46,7 @@ function card(model) {
 }
 
 async function models() {
-  const response = await fetch("/page/models", { cache: "no-store", signal: AbortSignal.timeout(5000) });
+  const response = await fetch("page/models", { cache: "no-store", signal: AbortSignal.timeout(5000) });
   const text = await response.text();
   if (!response.ok || text === served) return;
   served = text;
@@ -67,7 +67,7 @@ async function state(answers) {
   let kind = "pill bad";
   if (answers) {
     try {
-      const response = await fetch("/readyz", { cache: "no-store", signal: AbortSignal.timeout(5000) });
+      const response = await fetch("readyz", { cache: "no-store", signal: AbortSignal.timeout(5000) });
       text = response.ok ? "ready" : (await response.text()).trim();
       kind = response.ok ? "pill good" : "pill bad";
       await models();

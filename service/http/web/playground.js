@@ -54,7 +54,7 @@ async function ask() {
   let answer;
   try {
     const path = element("model").value.split("/").map(encodeURIComponent).join("/");
-    const response = await fetch(`/page/classify/${path}`, { method: "POST", body: picture });
+    const response = await fetch(`page/classify/${path}`, { method: "POST", body: picture });
     const told = (response.headers.get("content-type") || "").startsWith("application/json");
     answer = told ? await response.json() : { error: refusal(response) };
   } catch {
