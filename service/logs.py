@@ -18,7 +18,8 @@ def set_up_logging(level: str, form: Literal["text", "json"], worker: int | None
         renderers = [
             structlog.processors.format_exc_info,
             structlog.processors.EventRenamer("message"),
-            structlog.processors.JSONRenderer(ensure_ascii=False),
+            # In another encoding stderr escapes what it does not have, in a way that JSON does not know.
+            structlog.processors.JSONRenderer(ensure_ascii=getattr(sys.stderr, "encoding", "").lower() != "utf-8"),
         ]
     else:
         plain = structlog.dev.plain_traceback

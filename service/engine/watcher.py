@@ -58,9 +58,10 @@ class Watcher:
                 ):  # fmt: skip
                     yield
             except Exception as error:  # noqa: BLE001 - such as the kernel's limit of watches
-                if str(error) != logged:
-                    logged = str(error)
-                    log.warning("repository: cannot watch for changes, scanning every %g s: %s", RESCAN_MILLISECONDS / 1000, error)
+                reason = "its path is not UTF-8" if isinstance(error, UnicodeError) else str(error)
+                if reason != logged:
+                    logged = reason
+                    log.warning("repository: cannot watch for changes, scanning every %g s: %s", RESCAN_MILLISECONDS / 1000, reason)
                 if self._stopping.wait(RESCAN_MILLISECONDS / 1000):
                     return
                 yield

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 import shutil
 import threading
@@ -25,7 +26,7 @@ from service.model.contract import METADATA_KEY
 from service.model.loading import load_model
 from service.observability.metrics import Metrics
 from service.server import Server
-from tests.conftest import Serve, put
+from tests.conftest import Serve, Spawn, convoy, put
 from tests.integration.test_edges import samples
 
 
@@ -288,6 +289,40 @@ def test_what_cannot_be_loaded_is_a_metric_for_as_long_as_it_is_there(repository
     assert registry.get_sample_value("convoy_model_load_failed", failed) == 1, "of the policy, by the highest version"
     assert registry.get_sample_value("convoy_model_load_failed", failed | {"version": "3"}) is None, "it is gone"
     models.stop()
+
+
+@pytest.mark.parametrize("transport_name", ["fast"])
+@pytest.mark.parametrize(
+    ("folder", "environment"),
+    [
+        (b"caf\xe9", {"LC_ALL": "C.UTF-8"}),
+        ("größe😀".encode(), {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}),
+    ],
+)
+def test_a_path_in_any_encoding_is_served_and_logged(
+    folder: bytes, environment: dict[str, str], tmp_path: Path, model_file: Path, spawn: Spawn, digits: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    place = tmp_path / os.fsdecode(folder)
+    put(model_file, place / "models", "digits", 1)
+    (place / "models" / "digits" / os.fsdecode(folder)).mkdir()
+    shutil.copy(model_file, place / "models" / "digits" / os.fsdecode(folder))
+    (place / "policies").mkdir()
+    (place / "policies" / "digits.toml").write_text("max_batch_size = 4")
+    (place / "digit.png").write_bytes(digits.test.encoded(0))
+    server = spawn(place / "models", "--policies", str(place / "policies"), "--log-format", "json")
+    with Client(f"127.0.0.1:{server.grpc_port}") as client:
+        label = client.classify([place / "digit.png"], "digits").results[0][0].label
+    shown = convoy("classify", place / "digit.png", "--model", "digits", "--server", f"127.0.0.1:{server.grpc_port}", "--json")
+    assert json.loads(shown.stdout)["predictions"][0]["label"] == label, shown.stderr
+    assert server.terminate() == 0
+    lines = [json.loads(line) for line in server.log.read_text().splitlines()]
+    assert any("model.onnx is not served" in line["message"] for line in lines), "with its path"
+    assert not any("exception" in line for line in lines)
+    for refused in (convoy("serve", place / "none"), convoy("inspect", place / "none.onnx")):
+        assert (refused.returncode, refused.stderr.count("\n"), refused.stderr[:8]) == (2, 1, "convoy: ")
 
 
 def test_what_cannot_be_looked_at_harms_nobody(repository: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
