@@ -6,6 +6,7 @@ import contextlib
 import signal
 import socket
 import threading
+import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -76,9 +77,10 @@ def test_several_servers_take_their_turn(repository: Path, serve: Serve, digits:
     for given in (addresses, ",".join(addresses)):
         with Client(given) as client:
             assert client.server == "ipv4:" + ",".join(addresses)
-            before = answered()
+            before, deadline = answered(), time.monotonic() + 60
             while any(now == was for now, was in zip(answered(), before, strict=True)):  # one has said first that it serves
                 client.classify([digits.test.encoded(0)], "digits")
+                assert time.monotonic() < deadline, "one server gets all calls"
             before = answered()
             for _ in range(20):
                 client.classify([digits.test.encoded(0)], "digits")
