@@ -342,7 +342,7 @@ def test_the_grace_may_end_while_the_last_call_ends(service: Service, seen: Reco
             running._thread.join(20)
             self.cancelling = False
 
-    running = CompletionQueueServer(Options("127.0.0.1", 0, LIMIT, service.methods(), seen, service.on_idle))
+    running = CompletionQueueServer(Options(["127.0.0.1"], 0, LIMIT, service.methods(), seen, service.on_idle))
     running.start()
     running._server = watched = Watched(running._server)
     with grpc.insecure_channel(f"127.0.0.1:{running.port}") as channel:
