@@ -97,6 +97,7 @@ bench: setup  ## reproduce tests/benchmarks/RESULTS.md (needs h2load: apt-get in
 	$(BIN)/python -m tests.benchmarks.workers
 	$(BIN)/python -m tests.benchmarks.serving
 	$(BIN)/python -m tests.benchmarks.leaks
+	$(BIN)/python -m tests.benchmarks.memory
 	$(BIN)/python -m tests.benchmarks.precision
 
 format: setup  ## format the code and fix what lint can fix

@@ -4,7 +4,7 @@ For each way of asking and each size a fresh `convoy serve` answers requests one
 before, at its peak and after; `kept` is the difference. Pictures are BMP files of that size, which are decoded; tensors are
 float32. REST's threads take turns, so that each of them has had a request once there are more requests than threads.
 
-Usage: python -m tests.benchmarks.memory [--sizes 0.1,1,4,18,28,90] [--requests 80] [--model MODEL.onnx] [--only WAY]
+Usage: python -m tests.benchmarks.memory [--sizes 0.1,1,4,18,45,90] [--requests 72] [--model MODEL.onnx] [--only WAY]
 """
 
 import argparse
@@ -39,9 +39,9 @@ Request = tuple[str, bytes, dict[str, str]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", default="0.1,1,4,18,28,90", help="MiB of a request")
+    parser.add_argument("--sizes", default="0.1,1,4,18,45,90", help="MiB of a request")
     parser.add_argument(
-        "--requests", type=int, default=80, help="requests of each way and size; JSON, which is slow, gets a quarter"
+        "--requests", type=int, default=72, help="requests of each way and size; JSON, which is slow, gets a quarter"
     )
     parser.add_argument("--model", type=Path, help="a digits model; trained afresh if not given")
     parser.add_argument("--only", choices=WAYS, help="one way of asking")
