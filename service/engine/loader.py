@@ -279,6 +279,7 @@ class Loader:
             fallen = fell_back(policy.provider or self._provider, model.provider)
             metrics.serving(policy.max_queue_items, batcher.max_batch_items, lambda: batcher.queued_items, fell_back=fallen)
         except FilesChanged:
+            self._files.changed_while_read(model_path(self._folder, name, version))
             self._unsettled.add(version)
             return None
         except LoadError as error:

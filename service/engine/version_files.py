@@ -2,7 +2,7 @@
 
 A version is `model.onnx` and the files of weights that it names. An ONNX file that is written to half is refused when it is parsed;
 weights are only numbers, so a file of them that is still being filled would be served as it is. Therefore a version that has such
-files is loaded only once none of them has changed for a while.
+files is loaded only once none of its files has changed for a while; and any version whose files changed while they were read.
 """
 
 import time
@@ -13,7 +13,7 @@ from service.model.files import FileState, file_state
 from service.model.model_files import weights_files
 
 SETTLE_SECONDS = 2.0
-"""How long the files of a version with files of weights must have been the same."""
+"""How long the files of a version that waits must have been the same."""
 
 States = tuple[FileState | None, ...]
 """Of the model file and of its files of weights; None for a file that is missing."""
@@ -23,6 +23,7 @@ class _Seen(NamedTuple):
     weights: tuple[Path, ...]
     states: States
     changed: float  # time.monotonic
+    waits: bool
 
 
 class VersionFiles:
@@ -39,15 +40,19 @@ class VersionFiles:
         weights = seen.weights if seen is not None and seen.states[0] == graph else weights_files(path)
         states = (graph, *map(file_state, weights))
         if seen is None:
-            self._seen[path] = _Seen(weights, states, time.monotonic() - _age_seconds(states))
+            self._seen[path] = _Seen(weights, states, time.monotonic() - _age_seconds(states), bool(weights))
         elif seen.states != states:
-            self._seen[path] = _Seen(weights, states, time.monotonic())
+            self._seen[path] = _Seen(weights, states, time.monotonic(), seen.waits or bool(weights))
         return states
 
     def are_settled(self, path: Path) -> bool:
         """Whether a version can be read: as `states` last saw its files, they are no longer being written."""
         seen = self._seen[path]
-        return not seen.weights or time.monotonic() - seen.changed >= SETTLE_SECONDS
+        return not seen.waits or time.monotonic() - seen.changed >= SETTLE_SECONDS
+
+    def changed_while_read(self, path: Path) -> None:
+        """Notes that a version's files are being written, so that it is not read again and again."""
+        self._seen[path] = self._seen[path]._replace(changed=time.monotonic(), waits=True)
 
     def forget_others(self) -> None:
         """Forgets the versions that were not asked for since the last time."""

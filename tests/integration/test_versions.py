@@ -323,6 +323,37 @@ def test_a_file_that_is_filled_after_it_got_its_size_is_not_served_as_zeros(mode
 
 
 @pytest.mark.usefixtures("short_wait")
+def test_a_file_that_grows_while_it_is_read_is_read_again_once_it_is_whole(
+    models: Repository, repository: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    models.scan()
+    path, content = repository / "digits" / "2" / "model.onnx", model_file.read_bytes()
+    path.parent.mkdir()
+    path.write_bytes(content[:1000])
+    read = Path.read_bytes
+
+    def read_while_written(file: Path) -> bytes:
+        found = read(file)
+        if file == path:
+            file.write_bytes(content[: len(found) + 100])
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", read_while_written)
+        assert models.scan()
+        assert models.scan()
+        assert versions(models) == [1]
+        assert models.index()[-1] == VersionState("digits", 2, "LOADING", "its files are still being written")
+        with pytest.raises(LoadError, match="'digits' could not be loaded: version 2: its files are still being written"):
+            models.load("digits")
+    path.write_bytes(content)
+    settled(models)
+    assert versions(models) == [2]
+    assert caplog.text.count("model digits version 2: loading") == 3, "not at each scan"
+
+
+@pytest.mark.usefixtures("short_wait")
 def test_weights_that_change_are_loaded_again_and_until_then_those_in_memory_serve(models: Repository, repository: Path) -> None:
     folder = repository / "tables" / "1"
     write_tables(folder, 1)
