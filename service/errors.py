@@ -20,6 +20,16 @@ def first_line(error: Exception) -> str:
     return lines[0][:300] if lines else type(error).__name__
 
 
+def forget_traceback(error: BaseException) -> None:
+    """Call it where an error has become a reply, and has been logged if it should be.
+
+    Its traceback holds the frames that it came through, and with them the request. A variable in one of these frames often holds
+    the error in turn, as after `error = InvalidRequest(...)` and `raise error`: that circle would stay in memory until the garbage
+    collector comes, which is seldom.
+    """
+    error.__traceback__ = error.__context__ = error.__cause__ = None
+
+
 class ConvoyError(Exception):
     """Base of every error that Convoy raises on purpose."""
 

@@ -88,12 +88,9 @@ class Classifier:
         self.classify(query, respond, on_transport=False)
         ended.wait()
         outcome = outcomes.pop()
-        try:
-            if isinstance(outcome, RequestError):
-                raise outcome
-            return outcome
-        finally:
-            del outcome  # an error refers to this frame
+        if isinstance(outcome, RequestError):
+            raise outcome
+        return outcome
 
     def check_count(self, model: str, version: str, items: int) -> None:
         """For requests of more than MANY_ITEMS. Raises RequestError if there is no such model or it takes fewer in one request."""

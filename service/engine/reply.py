@@ -67,7 +67,4 @@ class _Caller(Generic[Payload]):
         return True
 
     def fail(self, error: BaseException) -> None:
-        try:
-            raise error
-        finally:
-            del error  # it refers to this frame
+        raise error

@@ -12,7 +12,16 @@ from service.engine.decoding import DecodingPool, decode, decode_quickly, raw_im
 from service.engine.entry import DECODING, DONE, QUEUED, RUNNING, Entry
 from service.engine.query import Query
 from service.engine.served_version import ServedVersion
-from service.errors import Cancelled, DeadlineExceeded, InvalidRequest, ModelFailed, QueueFull, RequestError, Unavailable
+from service.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    InvalidRequest,
+    ModelFailed,
+    QueueFull,
+    RequestError,
+    Unavailable,
+    forget_traceback,
+)
 from service.phases import Phases
 from service.policy import MAX_TIMEOUT_SECONDS
 
@@ -147,8 +156,7 @@ class Request:
             else:
                 if isinstance(error, ModelFailed):
                     error = at_fault(error, served, tensor)
-                # The frames of its traceback hold images, which would wait for the garbage collector.
-                error.__traceback__ = error.__context__ = None
+                forget_traceback(error)
                 respond(error)
         finally:
             if error is not None:

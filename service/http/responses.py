@@ -20,6 +20,7 @@ from service.errors import (
     TooManyResults,
     Unavailable,
     Unimplemented,
+    forget_traceback,
 )
 
 if TYPE_CHECKING:
@@ -48,6 +49,12 @@ def error_response(status: int, message: str) -> Response:
 
 def response_to_error(error: Exception, environ: "WSGIEnvironment") -> Response:
     """The response to a request whose handler raised. Unexpected errors are logged, and their text is not sent."""
+    response = _describe(error, environ)
+    forget_traceback(error)
+    return response
+
+
+def _describe(error: Exception, environ: "WSGIEnvironment") -> Response:
     request = f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}"
     if isinstance(error, MethodNotAllowed) and environ["REQUEST_METHOD"] == "OPTIONS":
         return Response(status=204, headers={"Allow": ", ".join(sorted({*(error.valid_methods or ()), "OPTIONS"}))})

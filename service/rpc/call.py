@@ -27,7 +27,7 @@ from typing import Any, Literal, Protocol
 
 from google.protobuf.message import Message
 
-from service.errors import Cancelled, ConvoyError, DeadlineExceeded
+from service.errors import Cancelled, ConvoyError, DeadlineExceeded, forget_traceback
 from service.observability.trace_context import HEADER, TraceContext, trace_context
 from service.rpc.status import OK, Metadata, Status, status_of
 
@@ -146,6 +146,7 @@ class Call(ABC):
         """Ends the call with the status of an error; False if it had ended already."""
         if not isinstance(error, ConvoyError):
             log.error("%s failed", self.method.path, exc_info=error)
+        forget_traceback(error)
         return self._finish(status_of(error))
 
     def cancelled_by_client(self) -> None:

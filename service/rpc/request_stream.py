@@ -16,7 +16,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from service.errors import ConvoyError, InvalidRequest, Unavailable
+from service.errors import ConvoyError, InvalidRequest, Unavailable, forget_traceback
 from service.rpc.call import StreamCall
 
 log = logging.getLogger(__name__)
@@ -123,6 +123,7 @@ class RequestStream:
         """For a request: the response that says why it failed."""
         if not isinstance(error, ConvoyError):
             log.error("%s: a request of the stream failed", self._call.method.path, exc_info=error)
+        forget_traceback(error)
         return self._write_error(request.id, request.index, error)
 
     def answered(self, size_bytes: int) -> None:

@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any
 
-from service.errors import ConvoyError
+from service.errors import ConvoyError, forget_traceback
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +98,7 @@ class IpcConnection:
             reply = pickle.dumps((call_id, "", (self._handler(method, *arguments), None)))
         except Exception as error:  # noqa: BLE001 - the caller gets it
             reply = pickle.dumps((call_id, "", (None, _picklable(error, method))))
+            forget_traceback(error)
         self._outgoing.put(reply)
 
     def _resolve(self, call_id: int, result: Any, error: Exception | None) -> None:

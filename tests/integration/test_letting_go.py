@@ -5,7 +5,8 @@ import http.client
 import io
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import FrameType
 
 import grpc
@@ -22,6 +23,8 @@ from service.model.contract import InputSpec
 from service.model.preprocessing import open_image, to_pixels
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.server import Server
+from tests.conftest import Serve
+from tests.refusals import MAX_MESSAGE_BYTES, NO_MESSAGE, REFUSALS, WHEN_DRAINING, Clients, Refusal, make_repository
 from tests.request_states import CheckedState
 
 pytestmark = pytest.mark.usefixtures("checked_states")
@@ -84,6 +87,45 @@ def test_a_call_leaves_nothing_to_the_garbage_collector(server: Server, kind: st
             assert (outcome.exception() is None) == (kind == "answered")
 
         assert left_behind(ask) - (ABORTED if transport_name == "public" else set()) == set()
+
+
+@pytest.fixture
+def refusing(tmp_path: Path, model_file: Path, serve: Serve) -> Server:
+    """A server with the models that every kind of refusal needs."""
+    repository = make_repository(tmp_path / "refusing", model_file)
+    return serve(repository, max_message_bytes=MAX_MESSAGE_BYTES, access_log_sample=0.5)
+
+
+@pytest.fixture
+def clients(refusing: Server) -> Iterator[Clients]:
+    with Clients(refusing.grpc_port, refusing.http_port) as opened:
+        yield opened
+
+
+def left_by_refusals(clients: Clients, kinds: Sequence[Refusal], transport_name: str) -> dict[str, set[str]]:
+    """By kind, what of its requests only the garbage collector would find."""
+
+    def send(kinds: Sequence[Refusal]) -> None:
+        for kind in kinds:
+            kind.send(clients)
+
+    def left(kinds: Sequence[Refusal]) -> set[str]:
+        return left_behind(lambda: send(kinds)) - (ABORTED if transport_name == "public" else set())
+
+    assert {str(kind): kind.send(clients) for kind in kinds} == {str(kind): kind.outcome for kind in kinds}
+    return {str(kind): left([kind]) for kind in kinds} if left(kinds) else {}
+
+
+def test_no_kind_of_refusal_leaves_anything_to_the_garbage_collector(clients: Clients, transport_name: str) -> None:
+    kinds = [*REFUSALS, NO_MESSAGE] if transport_name == "fast" else REFUSALS
+    assert left_by_refusals(clients, kinds, transport_name) == {}
+
+
+def test_what_a_draining_server_refuses_leaves_nothing_to_the_garbage_collector(
+    refusing: Server, clients: Clients, transport_name: str
+) -> None:
+    refusing._classifier._draining = True
+    assert left_by_refusals(clients, WHEN_DRAINING, transport_name) == {}
 
 
 def test_a_model_that_is_unloaded_leaves_nothing_to_the_garbage_collector(server: Server) -> None:
