@@ -58,7 +58,7 @@ def quiet_connections(port: int, service: Service) -> dict[str, Http2]:
     for name in ("watch", "stream"):
         assert opened[name].receive_until(lambda frame: frame.kind == DATA)
     for connection in opened.values():
-        assert connection.pings(0)  # with the answer go window updates, which would reset the count of pings
+        assert connection.pings(0)  # with the answer go window updates, which would reset the count; a stream may send one later
     return opened
 
 
@@ -72,12 +72,12 @@ def test_quiet_clients_may_ping_at_the_default_interval_and_not_more_often(start
     early = {which: connection.pings(3) for which, connection in opened.items()}  # the first one is always in time
     time.sleep(ServerConfig.model_fields["min_ping_interval_seconds"].default + 0.1)
     in_time = {which: connection.pings(1) for which, connection in opened.items()}
-    third_early = {which: connection.pings(1) for which, connection in opened.items()}
+    too_often = {which: all(connection.pings(4) for _ in range(5)) for which, connection in opened.items()}
     for connection in opened.values():
         connection.close()
     assert early == dict.fromkeys(opened, True)
     assert in_time == dict.fromkeys(opened, True)
-    assert third_early == dict.fromkeys(opened, False)
+    assert too_often == dict.fromkeys(opened, False)
 
 
 def test_the_interval_of_pings_is_the_flags(start: Start, service: Service, transport_name: str) -> None:
