@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
+from werkzeug.wrappers import Response
 
 from export.data.datasets import Dataset
 from service.http.server import MAX_CONCURRENT_REQUESTS
@@ -341,15 +342,20 @@ def test_probes_are_answered_when_there_is_no_file_descriptor_for_another_connec
 
 
 @pytest.mark.parametrize("transport_name", ["fast"])
-def test_probes_are_answered_while_as_many_requests_run_as_may(slow_file: Path, tmp_path: Path, serve: Serve) -> None:
-    put(slow_file, tmp_path / "slow", "slow", 1)
-    server = serve(tmp_path / "slow")
+def test_probes_are_answered_while_as_many_requests_run_as_may(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    finish = threading.Event()
+
+    def held(environ: Any, start_response: Any) -> Any:
+        assert finish.wait(60)
+        return Response("{}")(environ, start_response)
+
+    monkeypatch.setattr(server._http, "_app", held)
     with ThreadPoolExecutor(MAX_CONCURRENT_REQUESTS) as pool:
-        body = document([0] * 4, [1, 2, 2, 1])
-        running = [pool.submit(ask, server, "POST", "/v2/models/slow/infer", body) for _ in range(MAX_CONCURRENT_REQUESTS)]
+        running = [pool.submit(ask, server, "GET", "/v2") for _ in range(MAX_CONCURRENT_REQUESTS)]
         eventually(lambda: server._http._permits._value == 0)
         assert probes(server) == [200, 200, 200]
         assert ask(server, "GET", "/v2")[0] == 429
+        finish.set()
         assert {each.result()[0] for each in running} == {200}
 
 
