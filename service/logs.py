@@ -5,7 +5,6 @@ Tracebacks are printed without the values of variables, which may hold data of a
 
 import logging
 import sys
-import warnings
 from typing import Literal
 
 import structlog
@@ -18,6 +17,7 @@ def set_up_logging(level: str, form: Literal["text", "json"], worker: int | None
         renderers = [
             structlog.processors.format_exc_info,
             structlog.processors.EventRenamer("message"),
+            _escape_surrogates,
             # In another encoding stderr escapes what it does not have, in a way that JSON does not know.
             structlog.processors.JSONRenderer(ensure_ascii=getattr(sys.stderr, "encoding", "").lower() != "utf-8"),
         ]
@@ -37,14 +37,21 @@ def set_up_logging(level: str, form: Literal["text", "json"], worker: int | None
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
         )
     )
-    # A client could fill the log with these: invalid UTF-8 in metadata, and images that Pillow warns of.
+    # A client could fill the log with these.
     logging.getLogger("grpc._cython.cygrpc").addFilter(lambda record: not record.getMessage().startswith("Invalid encoding"))
-    warnings.filterwarnings("ignore", module="PIL")
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(level.upper())
     logging.getLogger("convoy.access").setLevel(logging.INFO)  # whatever --log-level is: it has a flag of its own
     logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it logs every file change; the repository logs those that matter
+
+
+def _escape_surrogates(_: object, __: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
+    """Escapes the bytes of paths that are not UTF-8: they are lone surrogates in Python's texts, which JSON does not have."""
+    for key, value in event.items():
+        if isinstance(value, str):
+            event[key] = value.encode(errors="backslashreplace").decode()
+    return event
 
 
 def _add_worker(worker: int) -> structlog.types.Processor:

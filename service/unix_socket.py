@@ -23,7 +23,7 @@ class UnixSocket:
     def __init__(self, path: Path, option: str) -> None:
         self.path = path
         self._option = option
-        self.bind_path = path.with_name(f"{path.name}.{os.getpid()}")
+        self.bind_path = path.parent / f"{path.name}.{os.getpid()}"
         """Where to bind."""
         self._own: tuple[int, int] | None = None
 

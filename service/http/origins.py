@@ -16,7 +16,7 @@ ANY = "*"
 PREFLIGHT_SECONDS = 600
 """How long a browser may remember that it may send a request."""
 
-_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@,\\]+")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@,*\\]+")
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
@@ -29,7 +29,7 @@ class AllowedOrigins:
             if origin != ANY and not _ORIGIN.fullmatch(origin.lower()):
                 raise UserError(
                     f"--allowed-origins {origin!r} is not accepted: an origin is like https://cats.example or "
-                    "http://localhost:3000, without a path; * allows every origin"
+                    "http://localhost:3000, without a path and whole; * alone allows every origin"
                 )
         self._any = ANY in origins
         self._origins = {_without_default_port(*origin.lower().split("://")) for origin in origins if origin != ANY}

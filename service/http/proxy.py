@@ -66,7 +66,8 @@ def behind_proxy(app: "WSGIApplication", trusted: Sequence[str], root_path: str)
 
 def checked_root_path(root_path: str) -> str:
     """The prefix without a slash at its end. Raises UserError for what cannot be one."""
-    if root_path and (not root_path.startswith("/") or not _ROOT_PATH.fullmatch(root_path)):
+    dots = {".", ".."}.intersection(root_path.split("/"))  # browsers and proxies resolve them
+    if root_path and (not root_path.startswith("/") or not _ROOT_PATH.fullmatch(root_path) or dots):
         raise UserError(
             f"--root-path {root_path!r} is not accepted: a path such as /convoy or /ml/convoy, of letters, digits, - . _ ~"
         )

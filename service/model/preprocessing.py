@@ -4,6 +4,7 @@ Normalisation is not here: it is inside the ONNX graph.
 """
 
 import io
+import warnings
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,8 @@ MAX_SIDE = 65_535
 MAX_SCANS = 100
 """In a JPEG. A scan of 10 bytes can touch every pixel; encoders write about ten scans."""
 
+# A broken file is refused or taken; who sends many could fill the log.
+warnings.filterwarnings("ignore", module="PIL")
 # Replaced by the operator's limit in `open_image`: Pillow's own warns at one size and raises at another.
 Image.MAX_IMAGE_PIXELS = None
 

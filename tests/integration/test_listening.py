@@ -152,6 +152,8 @@ def test_a_stale_socket_is_replaced_and_nothing_else(repository: Path, serve: Se
             serve(repository, **{setting: folder / ("x" * 90)})
         with pytest.raises(UserError, match=f"^{flag} '.*': not a file in a folder that exists$"):
             serve(repository, **{setting: folder / "none" / "socket"})
+        with pytest.raises(UserError, match=f"^{flag} '.': not a file in a folder that exists$"):
+            serve(repository, **{setting: Path()})  # of an empty option
 
 
 def test_a_socket_whose_server_was_killed_is_replaced(repository: Path, spawn: Spawn, folder: Path) -> None:

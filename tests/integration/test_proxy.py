@@ -149,10 +149,12 @@ def test_no_header_of_cors_is_sent_unless_asked_for(server: Server) -> None:
         ("--allowed-origins", "cats.example", "--allowed-origins 'cats.example' is not accepted: an origin is like https://"),
         ("--allowed-origins", "https://cats.example/", "is not accepted: an origin is like https://cats.example"),
         ("--allowed-origins", "null", "is not accepted"),
+        ("--allowed-origins", "https://*.cats.example", "* alone allows every origin"),
         ("--trusted-proxies", "proxy.example", "--trusted-proxies 'proxy.example' is not accepted: an address (10.0.0.7)"),
         ("--trusted-proxies", "10.0.0.0/33", "is not accepted"),
         ("--root-path", "convoy", "--root-path 'convoy' is not accepted: a path such as /convoy"),
         ("--root-path", "//evil.example", "is not accepted"),
+        ("--root-path", "/convoy/../admin", "is not accepted"),
         ("--root-path", "/v2/", "Convoy serves paths of its own that begin so"),
     ],
 )

@@ -320,6 +320,7 @@ def test_a_path_in_any_encoding_is_served_and_logged(
     assert server.terminate() == 0
     lines = [json.loads(line) for line in server.log.read_text().splitlines()]
     assert any("model.onnx is not served" in line["message"] for line in lines), "with its path"
+    assert all(line["message"].encode() for line in lines), "without lone surrogates, which other programs refuse"
     assert not any("exception" in line for line in lines)
     for refused in (convoy("serve", place / "none"), convoy("inspect", place / "none.onnx")):
         assert (refused.returncode, refused.stderr.count("\n"), refused.stderr[:8]) == (2, 1, "convoy: ")
