@@ -145,6 +145,15 @@ def limit_freed_memory() -> None:
             mallopt(option, value)
 
 
+def return_freed_memory() -> None:
+    """Gives the memory that malloc holds free back to the system: a model that is closed leaves up to its own size there.
+
+    Takes milliseconds with glibc; elsewhere it does nothing.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def exit_now() -> NoReturn:
     """Exits with code 0 without waiting for threads: an ordinary exit waits for a model that computes, or aborts."""
     logging.shutdown()

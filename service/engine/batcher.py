@@ -40,6 +40,10 @@ TraceBatch = Callable[[int, list[TraceContext], float, float], None]
 """Takes a batch's items, the traces of its requests that have one, and its start and end on the clock."""
 
 
+def _ignore(items: int, seconds: float) -> None:
+    """In place of `on_batch`."""
+
+
 class Batcher:
     """Runs the requests of one model in batches. Construct, `start`, and in the end `close`."""
 
@@ -51,7 +55,7 @@ class Batcher:
         max_queue_items: int,
         measured: dict[int, float],
         max_delay_seconds: float = 0.0,
-        on_batch: Callable[[int, float], None] = lambda items, seconds: None,
+        on_batch: Callable[[int, float], None] = _ignore,
         trace_batch: TraceBatch | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -83,13 +87,16 @@ class Batcher:
             thread.start()
 
     def close(self) -> None:
-        """Ends the instances' threads. Only when every entry is done."""
+        """Ends the instances' threads and lets go of the model and the metrics. Only when every entry is done."""
         for _ in self._threads:
             self._inbox.put(None)
         for thread in self._threads:
             thread.join()
-        # The metrics refer back to the batcher, and that cycle would keep the model in memory.
-        self._on_batch = lambda items, seconds: None
+        while self._scheduler.running:  # on the transport's thread, a batch whose requests have all been cancelled
+            time.sleep(0.01)
+        self._instances = ()
+        self._on_batch = _ignore  # the metrics refer back to the batcher
+        self._trace_batch = None
 
     @property
     def queued_items(self) -> int:

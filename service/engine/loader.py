@@ -21,6 +21,7 @@ from service.engine.registry import Registry
 from service.engine.served_version import Fingerprint, ServedVersion
 from service.engine.version_files import SETTLE_SECONDS, VersionFiles
 from service.errors import FilesChanged, LoadError, NotFound, RequestError, Unavailable, UserError
+from service.lifecycle import return_freed_memory
 from service.model.files import file_state
 from service.model.providers import Provider
 from service.model.repository_layout import (
@@ -265,6 +266,7 @@ class Loader:
             return self._load(name, version, policy, fingerprint) or current
         finally:
             self._loading = None
+            return_freed_memory()  # what loading needed beside the model
 
     def _load(self, name: str, version: int, policy: Policy, fingerprint: Fingerprint) -> ServedVersion | None:
         """Loads and warms one version; None, and the reason in log, index and metric, if that fails."""

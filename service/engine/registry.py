@@ -168,4 +168,4 @@ def _identity(served: ServedVersion) -> tuple[str, str, str, str]:
 
 def _close(served: ServedVersion) -> None:
     # On another thread: the last release may come from a thread of the batcher, which `close` waits for.
-    threading.Thread(target=served.batcher.close, name=f"close-{served.name}").start()
+    threading.Thread(target=served.close, name=f"close-{served.name}").start()

@@ -128,6 +128,11 @@ class Scheduler:
         if not self.queue.reserve(items):
             raise self._queue_full(items)
 
+    @property
+    def running(self) -> bool:
+        """Whether an instance has a batch."""
+        return bool(self._running)
+
     def runs_inline(self, now: float) -> bool:
         """Whether a batch of one item would run inline."""
         return self.latencies.expected(1) <= INLINE_SECONDS and self._inline_from <= now

@@ -107,6 +107,11 @@ class Model:
         """float32[n,K] for images uint8[n,H,W,C]. Only for a model with a contract: others give scores of any kind."""
         return self.predict(images)[0]
 
+    def close(self) -> None:
+        """Frees the session and its buffers. What describes the model stays; `predict` must not be called any more."""
+        del self._run
+        self._buckets = []
+
     def _in_fixed_batches(self, images: NDArray[Any], batch_items: int) -> Sequence[NDArray[Any]]:
         """For a graph that takes batches of exactly `batch_items`; the last is padded."""
         count = len(images)

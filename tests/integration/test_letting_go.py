@@ -5,6 +5,7 @@ import http.client
 import io
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
@@ -23,7 +24,7 @@ from service.model.contract import InputSpec
 from service.model.preprocessing import open_image, to_pixels
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.server import Server
-from tests.conftest import Serve
+from tests.conftest import Serve, put
 from tests.refusals import MAX_MESSAGE_BYTES, NO_MESSAGE, REFUSALS, WHEN_DRAINING, Clients, Refusal, make_repository
 from tests.request_states import CheckedState
 
@@ -134,6 +135,36 @@ def test_a_model_that_is_unloaded_leaves_nothing_to_the_garbage_collector(server
         server._repository.load("digits")
 
     assert left_behind(reload) == set()
+
+
+def test_reloads_leave_no_session_and_no_thread(server: Server, repository: Path, model_file: Path) -> None:
+    def threads() -> int:
+        for thread in threading.enumerate():
+            if thread.name.startswith("close-"):
+                thread.join()
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    server._repository.load("digits")
+    before = threads()
+    held, sessions, batchers = [], [], []
+    gc.collect()
+    gc.disable()
+    try:
+        for version in range(2, 26):
+            served = server._repository.acquire("digits", "")
+            sessions.append(weakref.ref(served.model._run.__self__))  # type: ignore[attr-defined]
+            batchers.append(weakref.ref(served.batcher))
+            held.append(served)  # as a thread might, that still writes its reply
+            put(model_file, repository, "digits", version)
+            server._repository.load("digits")
+            assert sessions[-1]() is not None, "a request is running"
+            server._repository.release(served)
+        assert threads() < before + len(held) / 2  # gRPC's own come and go
+        assert [session() for session in sessions] == [None] * len(sessions)
+        del held, served
+        assert [batcher() for batcher in batchers] == [None] * len(batchers)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("body", [SMALL, BIG[:-30], b"nonsense"], ids=["answered", "broken", "nonsense"])
