@@ -9,6 +9,11 @@ from typing import Literal
 
 import structlog
 
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} | {
+    code: f"\\u{code:x}" for code in (0x2028, 0x2029)
+}
+"""How characters that a terminal or a reader of lines takes for commands are written: C0, DEL, C1, and Unicode's line ends."""
+
 
 def set_up_logging(level: str, form: Literal["text", "json"], worker: int | None = None) -> None:
     """Logs to stderr, from `level` up: `debug`, `info`, `warning` or `error`. With `worker`, each line has its number."""
@@ -23,7 +28,10 @@ def set_up_logging(level: str, form: Literal["text", "json"], worker: int | None
         ]
     else:
         plain = structlog.dev.plain_traceback
-        renderers = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain, sort_keys=False)]
+        renderers = [
+            _escape_controls,
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain, sort_keys=False),
+        ]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -44,6 +52,14 @@ def set_up_logging(level: str, form: Literal["text", "json"], worker: int | None
     root.setLevel(level.upper())
     logging.getLogger("convoy.access").setLevel(logging.INFO)  # whatever --log-level is: it has a flag of its own
     logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it logs every file change; the repository logs those that matter
+
+
+def _escape_controls(_: object, __: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
+    """Escapes line ends and control characters, with which the name of a file or of a client's could forge lines."""
+    for key, value in event.items():
+        if isinstance(value, str):
+            event[key] = value.translate(_CONTROLS)
+    return event
 
 
 def _escape_surrogates(_: object, __: str, event: structlog.types.EventDict) -> structlog.types.EventDict:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
@@ -35,6 +36,18 @@ STATUSES: dict[type[BaseException], int] = {
 """A subclass has the status of its nearest base class here."""
 
 _statuses = ByErrorClass(STATUSES)
+
+_SECURITY_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+}
+"""For every response: no browser takes it for a page or a script, whatever text of a client is in it."""
+
+
+def missing_security_headers(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The headers that every response has, as far as they are not among its own."""
+    names = {name for name, _ in headers}
+    return [header for header in _SECURITY_HEADERS.items() if header[0] not in names]
 
 
 def json_response(document: Any, status: int = 200) -> Response:

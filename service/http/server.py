@@ -18,7 +18,7 @@ from service import listeners
 from service.config import ServerConfig
 from service.http.origins import AllowedOrigins
 from service.http.proxy import behind_proxy, checked_root_path
-from service.http.responses import error_response, response_to_error
+from service.http.responses import error_response, missing_security_headers, response_to_error
 from service.http.waitress_server import MAX_HEADER_BYTES, WaitressServer
 from service.unix_socket import UnixSocket
 
@@ -166,7 +166,7 @@ class HttpServer:
         def start_counted(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Callable[[bytes], object]:
             nonlocal code
             code = status[:3]
-            return start_response(status, headers, exc_info)
+            return start_response(status, headers + missing_security_headers(headers), exc_info)
 
         try:
             return self._entrance(environ, start_counted)

@@ -1,8 +1,10 @@
-"""waitress, with five changes that an open port needs.
+"""waitress, with six changes that an open port needs.
 
 They override methods that waitress's documentation does not promise to keep: TESTED says which versions the tests are run with.
 
 - Errors that waitress answers by itself are JSON, as all others here (`_JsonError`, by `HTTPChannel.error_task_class`).
+- A request that a proxy in front may read otherwise is refused, and its connection closed (`_Parser`): with two lengths of its
+  body, or without exactly one host. waitress takes one of the two.
 - A connection whose chunk header or trailer has no end is closed (`_Connection.received`). waitress bounds neither.
 - A connection whose client does not read its response is closed after a time (`_Listener.maintenance`), and at once if it has sent
   more requests before (`_Connection._flush_outbufs_below_high_watermark`). waitress closes only idle connections, and a thread of
@@ -29,11 +31,12 @@ from typing import TYPE_CHECKING, Any
 
 from waitress.adjustments import Adjustments
 from waitress.channel import HTTPChannel
+from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.receiver import ChunkedReceiver
 from waitress.server import BaseWSGIServer, TcpWSGIServer, UnixWSGIServer
 from waitress.task import ErrorTask, ThreadedTaskDispatcher
 
-from service.http.responses import error_response
+from service.http.responses import error_response, missing_security_headers
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -154,14 +157,26 @@ class _JsonError(ErrorTask):  # type: ignore[misc]
             message = f"the header is too large: at most {limits.max_request_header_size - 1} bytes are accepted"
         response = error_response(error.code, message)
         self.status = response.status
-        self.response_headers.extend(response.headers.items())
+        self.response_headers.extend([*response.headers.items(), *missing_security_headers(())])
         self.set_close_on_finish()
         self.content_length = response.content_length
         self.write(response.get_data())
 
 
+class _Parser(HTTPRequestParser):  # type: ignore[misc]
+    def parse_header(self, header_plus: bytes) -> None:
+        """Raises ParsingError for requests whose host or end is ambiguous: RFC 9112, sections 3.2 and 6.3."""
+        super().parse_header(header_plus)
+        if (self.chunked and "CONTENT_LENGTH" in self.headers) or "TRANSFER_ENCODING" in self.headers:  # popped if HTTP/1.1 has it
+            raise ParsingError("Content-Length with Transfer-Encoding, or Transfer-Encoding in HTTP/1.0")
+        hosts = self.headers.get("HOST")
+        if (hosts is None and self.version == "1.1") or (hosts is not None and "," in hosts):
+            raise ParsingError("one Host is needed")
+
+
 class _Connection(HTTPChannel):  # type: ignore[misc]
     error_task_class = _JsonError
+    parser_class = _Parser
     request_began = 0.0
     hung_up = False
 

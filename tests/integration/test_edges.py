@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import http.client
 import queue
 import socket
 import threading
@@ -220,6 +221,56 @@ def test_a_chunk_that_only_begins_is_cut_off(server: Server, endless: bytes) -> 
         with pytest.raises(ConnectionError):
             client.sendall(b"a" * 2**26)
     assert get(server, "/livez")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("head", "reason"),
+    [
+        (
+            "POST /v2 HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked",
+            "Content-Length with Transfer-Encoding",
+        ),
+        (
+            "POST /v2 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 0",
+            "Content-Length with Transfer-Encoding",
+        ),
+        ("POST /v2 HTTP/1.0\r\nTransfer-Encoding: chunked", "Transfer-Encoding in HTTP/1.0"),
+        ("POST /v2 HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Length: 6", "Content-Length is invalid"),
+        ("GET /livez HTTP/1.1", "one Host is needed"),
+        ("GET /livez HTTP/1.1\r\nHost: a\r\nHost: b", "one Host is needed"),
+        ("GET /livez HTTP/1.1\r\nHost: a, b", "one Host is needed"),
+    ],
+)
+def test_a_request_that_a_proxy_may_read_otherwise_is_refused_and_its_connection_closed(
+    server: Server, head: str, reason: str
+) -> None:
+    with socket.create_connection(("127.0.0.1", server.http_port), timeout=10) as client:
+        client.sendall(head.encode() + b"\r\n\r\n0\r\n\r\nGET /metrics HTTP/1.1\r\nHost: a\r\n\r\n")
+        received = b""
+        while part := client.recv(65536):  # to its end: the server closes
+            received += part
+    assert received.startswith((b"HTTP/1.1 400 ", b"HTTP/1.0 400 "))
+    assert reason.encode() in received
+    assert b"python_info" not in received, "what follows is not taken for a request"
+
+
+def test_a_request_of_http_1_0_needs_no_host(server: Server) -> None:
+    with socket.create_connection(("127.0.0.1", server.http_port), timeout=10) as client:
+        client.sendall(b"GET /livez HTTP/1.0\r\n\r\n")
+        assert b" 200 OK" in client.recv(65536)
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/page/page.js", "/page/models", "/metrics", "/livez", "/v2", "/v2/models/none", "/none", "/%0a"]
+)
+def test_no_browser_takes_a_response_for_another_thing_than_it_is(server: Server, path: str) -> None:
+    with socket.create_connection(("127.0.0.1", server.http_port), timeout=10) as client:
+        client.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        response = http.client.HTTPResponse(client)
+        response.begin()
+        headers = response.headers
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["Content-Security-Policy"].startswith("default-src 'none'; ")
 
 
 def test_a_client_that_does_not_read_is_given_up(repository: Path, serve: Serve) -> None:

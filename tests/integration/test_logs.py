@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,20 @@ def root_logger() -> Iterator[None]:
 def access_lines(log: str) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in log.splitlines()]
     return [line for line in lines if line["logger"] == "convoy.access"]
+
+
+def test_no_name_forges_lines_of_the_text_log_or_commands_a_terminal(repository: Path, spawn: Spawn, model_file: Path) -> None:
+    folder = repository / "net\n2026-01-01 [info] all is well\x1b[31m\r\x9b1m\u2028"
+    folder.mkdir()
+    shutil.copy(model_file, folder / "model.onnx")
+    server = spawn(repository, "--access-log-sample", "1")
+    with Client(f"127.0.0.1:{server.grpc_port}") as client, pytest.raises(CallFailed):
+        client.classify([b"picture"], model="x\n2026-01-01 [info] all is well\x1b[31m")
+    assert server.terminate() == 0
+    log = server.log.read_bytes().decode()
+    assert "net\\x0a2026-01-01 [info] all is well\\x1b[31m\\x0d\\x9b1m\\u2028" in log
+    assert not any(control in log for control in "\r\x1b\x9b\u2028")
+    assert not any(line.startswith("2026-01-01 [info]") for line in log.split("\n"))
 
 
 def test_the_json_access_log_has_one_line_a_request_and_no_payload(repository: Path, spawn: Spawn, digits: Dataset) -> None:
