@@ -87,8 +87,8 @@ def make_repository(folder: Path, model: Path | None) -> Path:
 
 
 @contextlib.contextmanager
-def serving(contender: str, repository: Path, folder: Path) -> Iterator[tuple[int, int]]:
-    """Starts a contender; gives its port and pid."""
+def serving(contender: str, repository: Path, folder: Path, *options: str) -> Iterator[tuple[int, int]]:
+    """Starts a contender, Convoy with further options; gives its port and pid."""
     ready = folder / "ready"
     ready.unlink(missing_ok=True)
     kind = contender.split()[1]
@@ -96,7 +96,7 @@ def serving(contender: str, repository: Path, folder: Path) -> Iterator[tuple[in
         command = ["-m", "tests.benchmarks.echo_server", kind, str(ready)]
     else:
         command = ["-m", "service.cli", "serve", str(repository), "--grpc-port", "0", "--http-port", "0", "--transport", kind,
-                   "--provider", "cpu", "--log-level", "warning", "--ready-file", str(ready)]  # fmt: skip
+                   "--provider", "cpu", "--log-level", "warning", "--ready-file", str(ready), *options]  # fmt: skip
     process = subprocess.Popen([sys.executable, *command])
     try:
         deadline = time.monotonic() + 30
