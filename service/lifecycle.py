@@ -160,6 +160,25 @@ def exit_now() -> NoReturn:
     os._exit(0)
 
 
+def vital_thread(run: Callable[[], object], name: str, *, daemon: bool = True) -> threading.Thread:
+    """A thread without which the process would seem healthy and not answer: if `run` raises, the process exits with code 1.
+
+    Whoever started the process replaces it: a supervisor, the kubelet, systemd.
+    """
+
+    def guarded() -> None:
+        try:
+            run()
+        except BaseException as error:  # noqa: BLE001 - whatever it is, nobody else would notice
+            try:
+                log.critical("the thread %s has ended, exiting at once: %s", name, type(error).__name__, exc_info=True)
+                logging.shutdown()
+            finally:
+                os._exit(1)
+
+    return threading.Thread(target=guarded, name=name, daemon=daemon)
+
+
 def exit_after(seconds: float) -> None:
     """Exits with code 1 if the process still runs after `seconds`: a model that never finishes cannot be interrupted."""
 

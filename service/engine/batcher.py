@@ -29,6 +29,7 @@ from service.engine.entry import DONE, Entry, OnDone
 from service.engine.queue import Part
 from service.engine.scheduling import Batch, Scheduler
 from service.errors import Cancelled, DeadlineExceeded, ModelFailed, RequestError, first_line
+from service.lifecycle import vital_thread
 from service.observability.trace_context import TraceContext
 
 log = logging.getLogger(__name__)
@@ -76,10 +77,7 @@ class Batcher:
         self._inline_since = math.inf  # while the transport's thread runs a batch
         self._timer_at = math.inf
         self._inbox: SimpleQueue[Batch | None] = SimpleQueue()
-        self._threads = [
-            threading.Thread(target=self._run_instance, name=f"batcher-{name}-{number}", daemon=True)
-            for number in range(1, len(instances) + 1)
-        ]
+        self._threads = [vital_thread(self._run_instance, f"batcher-{name}-{number}") for number in range(1, len(instances) + 1)]
 
     def start(self) -> None:
         """Starts the instances' threads."""

@@ -20,6 +20,7 @@ from service.http.origins import AllowedOrigins
 from service.http.proxy import behind_proxy, checked_root_path
 from service.http.responses import error_response, missing_security_headers, response_to_error
 from service.http.waitress_server import MAX_HEADER_BYTES, WaitressServer
+from service.lifecycle import vital_thread
 from service.unix_socket import UnixSocket
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ class HttpServer:
         self._origins = AllowedOrigins(config.allowed_origins)
         self._cross_site_logged = False
         self._entrance = behind_proxy(self._origins.wrap(self.application), config.trusted_proxies, self._root_path)
-        self._thread = threading.Thread(target=self._run, name="http", daemon=True)
+        self._thread = vital_thread(self._run, "http")
 
     def start(self) -> None:
         """Binds the addresses and serves from threads of its own. Raises UserError if one cannot be bound; then none is."""

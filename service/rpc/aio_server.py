@@ -8,7 +8,6 @@ transport is idle when IDLE_ITERATIONS in a row have brought none.
 import asyncio
 import logging
 import math
-import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
@@ -16,6 +15,7 @@ from typing import Any
 
 import grpc
 
+from service.lifecycle import vital_thread
 from service.rpc.call import (
     NEVER,
     Method,
@@ -49,7 +49,7 @@ class AioServer:
         self.addresses: Sequence[str] = ()
         self._options = options
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="grpc", daemon=True)
+        self._thread = vital_thread(self._loop.run_forever, "grpc")
         self._server: grpc.aio.Server | None = None
         self._idle_check_due = False
         self._empty_iterations = 0

@@ -61,6 +61,7 @@ from typing import Any
 import grpc
 
 from service.errors import InvalidRequest
+from service.lifecycle import vital_thread
 from service.rpc.call import (
     NEVER,
     Receiver,
@@ -143,7 +144,7 @@ class CompletionQueueServer:
         self.port = options.port
         self.addresses: Sequence[str] = ()
         self._options = options
-        self._thread = threading.Thread(target=self._serve, name="grpc", daemon=True)
+        self._thread = vital_thread(self._serve, "grpc")
         self._methods = {
             method.path.encode(): (method, options.observer.rpc_method(method.kind, method.service, method.name))
             for method in options.methods

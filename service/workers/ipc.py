@@ -77,17 +77,23 @@ class IpcConnection:
                 self._pipe.send_bytes(message)
         except OSError:
             self._close()
+        except Exception:
+            log.exception("writing to the other process failed")
+            self._close()
 
     def _read(self) -> None:
-        while True:
-            try:
+        try:
+            while True:
                 call_id, method, content = pickle.loads(self._pipe.recv_bytes())  # noqa: S301 - our own process sent it
-            except (EOFError, OSError):
-                break
-            if method:
-                threading.Thread(target=self._handle, args=(call_id, method, content), name=f"ipc-{method}", daemon=True).start()
-            else:
-                self._resolve(call_id, *content)
+                if method:
+                    arguments = (call_id, method, content)
+                    threading.Thread(target=self._handle, args=arguments, name=f"ipc-{method}", daemon=True).start()
+                else:
+                    self._resolve(call_id, *content)
+        except (EOFError, OSError):
+            pass
+        except Exception:
+            log.exception("reading from the other process failed")
         self._close()
         self._outgoing.put(None)
         self._writer.join()

@@ -17,6 +17,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
@@ -29,7 +30,7 @@ from service.config import ServerConfig
 from service.control import Call, calls_to_replay
 from service.errors import ConvoyError, LoadError, Unavailable, UserError
 from service.http.server import ROUTE, HttpMetrics, HttpServer
-from service.lifecycle import ReadyFile, StopOnSignals, check_config
+from service.lifecycle import ReadyFile, StopOnSignals, check_config, vital_thread
 from service.workers.aggregated_metrics import cumulative, merge, without_unserved_versions
 from service.workers.ipc import IpcClosed
 from service.workers.process import WorkerProcess
@@ -87,7 +88,7 @@ class Supervisor(Collector):
         self._replay: list[Call] = []  # control calls that a restarted worker has to repeat
         self._forwarded = itertools.count()
         self._threads = [
-            threading.Thread(target=self._keep_running, args=(number,), name=f"supervise-worker-{number}")
+            vital_thread(partial(self._keep_running, number), f"supervise-worker-{number}", daemon=False)
             for number in range(1, config.workers + 1)
         ]
 

@@ -125,7 +125,7 @@ def after_calls(arguments: argparse.Namespace, folder: Path, table: Table) -> No
 def after_refusals(arguments: argparse.Namespace, folder: Path, table: Table) -> None:
     """Every kind of refusal."""
     repository = refusals.make_repository(folder / "refusing", make_repository(folder, arguments.model) / "digits/1/model.onnx")
-    options = ("--max-message-bytes", str(refusals.MAX_MESSAGE_BYTES), "--log-level", "critical")
+    options = ("--max-message-bytes", str(refusals.MAX_MESSAGE_BYTES), "--log-level", "error")
     with (
         watched(arguments, repository, folder, table, *options) as (port, http_port, note),
         refusals.Clients(port, http_port) as clients,

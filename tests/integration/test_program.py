@@ -195,6 +195,35 @@ def test_ctrl_c_is_as_good_as_sigterm(repository: Path, spawn: Spawn) -> None:
     assert "Traceback" not in server.log.read_text()
 
 
+_POLL_RAISES = """
+import sys
+from pathlib import Path
+import grpc
+from service.config import ServerConfig
+from service.pb.convoy.v1 import classifier_pb2 as pb
+from service.rpc import completion_queue
+from service.server import Server
+
+def poll_raises(*_):
+    raise MemoryError  # as `poll` does when a message cannot be allocated
+
+server = Server(ServerConfig(repository=Path(sys.argv[1]), grpc_port=0, http_port=0))
+server.start()
+completion_queue.CompletionQueueServer._handle_messages = poll_raises
+grpc.channel_ready_future(grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}")).result(30)
+sys.stdin.read()
+"""
+
+
+def test_a_server_whose_transport_has_died_does_not_go_on_as_if_it_answered(repository: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", _POLL_RAISES, str(repository)], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.wait(60) == 1
+        assert process.stderr is not None
+        assert "the thread grpc has ended, exiting at once: MemoryError" in process.stderr.read()
+
+
 def test_the_server_needs_neither_torch_nor_onnx(repository: Path) -> None:
     code = (
         "import sys\n"

@@ -49,6 +49,26 @@ def test_a_thread_ends_the_wait_too() -> None:
     assert subprocess.run(script, capture_output=True, text=True, timeout=60, check=True).stdout == "True\n"
 
 
+_DIES = """
+import logging, threading
+from service.lifecycle import vital_thread
+
+logging.basicConfig()
+
+def run():
+    raise MemoryError
+
+vital_thread(run, "transport").start()
+threading.Event().wait(60)
+"""
+
+
+def test_a_process_does_not_outlive_a_thread_that_it_needs() -> None:
+    result = subprocess.run([sys.executable, "-c", _DIES], capture_output=True, text=True, timeout=30, check=False)
+    assert result.returncode == 1
+    assert "the thread transport has ended, exiting at once: MemoryError" in result.stderr
+
+
 def test_a_ready_file_that_cannot_be_written_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     ReadyFile(tmp_path / "gone" / "ready.json").write(1, 2)
     assert "ready.json' cannot be written: No such file or directory" in caplog.text

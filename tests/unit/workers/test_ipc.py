@@ -57,6 +57,21 @@ def test_replies_may_arrive_in_any_order(connect: Connect) -> None:
     assert calls[0].result(10) == ("minus", 0)
 
 
+def test_what_cannot_be_read_closes_the_connection_on_both_ends() -> None:
+    one, other = Pipe()
+    closed = threading.Event()
+    here = IpcConnection(one, no_calls, closed.set)
+    here.start()
+    call = here.call("anything")
+    other.send_bytes(b"no pickle")
+    assert closed.wait(10)
+    with pytest.raises(IpcClosed):
+        call.result(10)
+    other.recv_bytes()
+    with pytest.raises(EOFError):
+        other.recv_bytes()
+
+
 def test_a_call_to_a_process_that_hangs_can_time_out(connect: Connect) -> None:
     one, other = Pipe()
     here = IpcConnection(one, no_calls)
