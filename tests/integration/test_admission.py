@@ -2,7 +2,6 @@
 
 import re
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -114,7 +113,7 @@ def test_every_reason_to_refuse_is_counted_by_its_name(server: Server, stub: grp
     call = stub.future(pb.ClassifyRequest(model="slow", items=item(4) * 4), timeout=60)
     call.add_done_callback(lambda _: busy.set())
     waiting = stub.future(pb.ClassifyRequest(model="slow", items=item(4)), timeout=60)
-    time.sleep(SLOW_SECONDS / 5)
+    eventually(lambda: server._repository.served["slow"][0].inflight == 2)
     waiting.cancel()
     with pytest.raises(grpc.RpcError):
         stub(pb.ClassifyRequest(model="slow", items=item(3)), timeout=30)
