@@ -2,7 +2,10 @@
 
 import dataclasses
 import shutil
+import threading
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -333,17 +336,26 @@ def test_the_page_works_behind_a_proxy_that_rewrites_the_host(
         page.close()
 
 
-def test_a_page_of_an_allowed_origin_reads_the_answer(browser: Browser, repository: Path, serve: Serve, digits: Dataset) -> None:
-    """The page of one server asks another: for the browser, which asks first, these are two origins."""
-    asking = serve(repository)
-    answering = serve(repository, allowed_origins=(f"http://127.0.0.1:{asking.http_port}",))
+def test_a_page_of_an_allowed_origin_reads_the_answer(
+    browser: Browser, repository: Path, serve: Serve, digits: Dataset, tmp_path: Path
+) -> None:
+    """A page of another web server asks: for the browser, which asks first, these are two origins."""
+    (tmp_path / "index.html").write_text("<!doctype html><title>cats</title>")
+    other = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(tmp_path)))
+    threading.Thread(target=other.serve_forever, daemon=True).start()
+    origin = f"http://127.0.0.1:{other.server_port}"
+    answering = serve(repository, allowed_origins=(origin,))
     page = browser.new_page()
-    page.goto(f"http://127.0.0.1:{asking.http_port}/livez")
+    page.goto(f"{origin}/index.html")
     ask = """async ([url, picture]) => {
         const headers = {'Inference-Header-Content-Length': '0', 'Content-Type': 'image/png'};
         const response = await fetch(url, {method: 'POST', headers, body: Uint8Array.from(picture)});
         return [response.status, (await response.json()).model_name];
     }"""
     url = f"http://127.0.0.1:{answering.http_port}/v2/models/digits/infer"
-    assert page.evaluate(ask, [url, list(digits.test.encoded(0))]) == [200, "digits"]
-    page.close()
+    try:
+        assert page.evaluate(ask, [url, list(digits.test.encoded(0))]) == [200, "digits"]
+    finally:
+        page.close()
+        other.shutdown()
+        other.server_close()
