@@ -21,7 +21,7 @@ import struct
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,6 +70,11 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             PARTS[part](arguments, Path(folder), table)
     console.print(table)
+
+
+def counted(numbers: range, what: str) -> Iterable[int]:
+    """The numbers, with a progress bar on a terminal."""
+    return track(numbers, what, console=console, transient=True, disable=not console.is_terminal)
 
 
 @contextlib.contextmanager
@@ -136,7 +141,7 @@ def after_refusals(arguments: argparse.Namespace, folder: Path, table: Table) ->
         for surface in dict.fromkeys(refusal.surface for refusal in refusals.REFUSALS):
             kinds = [refusal for refusal in refusals.REFUSALS if refusal.surface == surface]
             for refusal in kinds:
-                for _ in track(range(arguments.refusals), str(refusal), console=console, transient=True):
+                for _ in counted(range(arguments.refusals), str(refusal)):
                     refusal.send(clients)
             note(f"{surface}: {len(kinds)} kinds, {arguments.refusals:,} refusals of each")
 
@@ -154,7 +159,7 @@ def after_reloads(arguments: argparse.Namespace, folder: Path, table: Table) -> 
         for model, (path, request) in requests.items():
             note("start" if model == "digits" else "start of the second model")
             call: Any = channel.unary_unary(path)
-            for version in track(range(2, arguments.reloads + 2), model, console=console, transient=True):
+            for version in counted(range(2, arguments.reloads + 2), model):
                 publish(repository / model, version)
                 post(http_port, f"/v2/repository/models/{model}/load", b"{}")
                 for _ in range(10):
@@ -234,7 +239,7 @@ def cancel(port: int) -> None:
     """Opens calls that stand open (health watches) and cancels them."""
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         health: Any = health_pb2_grpc.HealthStub(channel)
-        for _ in track(range(CANCELLED // IN_FLIGHT), "cancelling", console=console, transient=True):
+        for _ in counted(range(CANCELLED // IN_FLIGHT), "cancelling"):
             watches = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(IN_FLIGHT)]
             for watch in watches:
                 next(watch)
@@ -262,7 +267,7 @@ def half_a_call(path: str, message: bytes) -> bytes:
 def break_connections(port: int, message: bytes) -> None:
     """Opens connections, begins a call on each, sends half of its message and resets the connection."""
     begun = half_a_call("/convoy.v1.Classifier/Classify", message)
-    for _ in track(range(BROKEN // IN_FLIGHT), "breaking", console=console, transient=True):
+    for _ in counted(range(BROKEN // IN_FLIGHT), "breaking"):
         opened = [socket.create_connection(("127.0.0.1", port)) for _ in range(IN_FLIGHT)]
         for connection in opened:
             connection.sendall(begun)
