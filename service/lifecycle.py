@@ -4,7 +4,6 @@ Shared by the single server and by the supervisor of several workers, so it impo
 """
 
 import contextlib
-import ctypes
 import json
 import logging
 import os
@@ -123,60 +122,10 @@ def raise_file_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-_MALLOC_OPTIONS = {
-    -8: 4,  # M_ARENA_MAX: arenas
-    -3: 4 * 2**20,  # M_MMAP_THRESHOLD: larger blocks have pages of their own, which free() gives back
-    -1: 8 * 2**20,  # M_TRIM_THRESHOLD: what may stay free at the end of an arena
-}
-
-
-def limit_freed_memory() -> None:
-    """Has glibc's malloc give memory back that large requests needed. Call it before threads start; elsewhere it does nothing.
-
-    By default each thread gets an arena of its own, up to eight a core, and an arena keeps up to 64 MiB free once it has had large
-    blocks. The many threads of the HTTP port would keep gigabytes. If the environment has settings for malloc, these hold and
-    nothing is changed.
-    """
-    if "glibc.malloc." in os.environ.get("GLIBC_TUNABLES", "") or any(name.startswith("MALLOC_") for name in os.environ):
-        return
-    with contextlib.suppress(AttributeError, OSError, TypeError):  # macOS and musl have no mallopt
-        mallopt = ctypes.CDLL(None).mallopt
-        for option, value in _MALLOC_OPTIONS.items():
-            mallopt(option, value)
-
-
-def return_freed_memory() -> None:
-    """Gives the memory that malloc holds free back to the system: a model that is closed leaves up to its own size there.
-
-    Takes milliseconds with glibc; elsewhere it does nothing.
-    """
-    with contextlib.suppress(AttributeError, OSError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
-
-
 def exit_now() -> NoReturn:
     """Exits with code 0 without waiting for threads: an ordinary exit waits for a model that computes, or aborts."""
     logging.shutdown()
     os._exit(0)
-
-
-def vital_thread(run: Callable[[], object], name: str, *, daemon: bool = True) -> threading.Thread:
-    """A thread without which the process would seem healthy and not answer: if `run` raises, the process exits with code 1.
-
-    Whoever started the process replaces it: a supervisor, the kubelet, systemd.
-    """
-
-    def guarded() -> None:
-        try:
-            run()
-        except BaseException as error:  # noqa: BLE001 - whatever it is, nobody else would notice
-            try:
-                log.critical("the thread %s has ended, exiting at once: %s", name, type(error).__name__, exc_info=True)
-                logging.shutdown()
-            finally:
-                os._exit(1)
-
-    return threading.Thread(target=guarded, name=name, daemon=daemon)
 
 
 def exit_after(seconds: float) -> None:

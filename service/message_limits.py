@@ -12,8 +12,7 @@ from pathlib import Path
 
 from service.config import MAX_MESSAGE_BYTES
 from service.errors import ConvoyError
-from service.model.contract import Contract
-from service.model.graph_input import input_item_bytes
+from service.model.input_size import input_item_bytes
 from service.model.repository_layout import model_names, model_path, policy_path, version_numbers
 from service.policy import Policy, read_policy
 
@@ -67,8 +66,7 @@ def _of_model(repository: Path, name: str, policies: Path | None) -> int:
         try:
             if not path.is_file():  # reading a pipe would block the start
                 continue
-            contract = Contract.of_file(path)
-            item_bytes = contract.input.size_bytes if contract is not None else input_item_bytes(path)
+            item_bytes = input_item_bytes(path)
         except (ConvoyError, OSError):
             continue
         break

@@ -56,18 +56,25 @@ class UnixSocket:
             self.bind_path.unlink(missing_ok=True)
             listener.bind(str(self.bind_path))
             listener.listen()
-            self.publish()
         except OSError as error:
             listener.close()
-            self.bind_path.unlink(missing_ok=True)
             raise self._error(error.strerror or str(error)) from None
+        try:
+            self.publish()
+        except UserError:
+            listener.close()
+            raise
         return listener
 
     def publish(self) -> None:
-        """Moves the socket, which is bound and listens, to its path."""
-        state = self.bind_path.stat()
-        self._own = (state.st_dev, state.st_ino)
-        self.bind_path.replace(self.path)
+        """Moves the socket, which is bound and listens, to its path. Raises UserError if that cannot be done."""
+        try:
+            state = self.bind_path.stat()
+            self._own = (state.st_dev, state.st_ino)
+            self.bind_path.replace(self.path)
+        except OSError as error:
+            self.bind_path.unlink(missing_ok=True)
+            raise self._error(error.strerror or str(error)) from None
 
     def remove(self) -> None:
         """Removes the file, unless it is another server's or was never published."""

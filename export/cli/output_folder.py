@@ -19,10 +19,9 @@ def check_output_folder(folder: Path, hint: str = "") -> None:
     except OSError as error:
         raise UserError(f"--output {str(folder)!r}: {error.strerror}") from None
     try:
-        with tempfile.TemporaryFile(
-            dir=parent
-        ) as file:  # the only sure way to know: rights, quotas, disks that are full or read-only
-            file.write(b"a byte, as a full disk may still give a file")
+        # The only sure way to know of rights, quotas, and disks that are full or read-only. A full disk takes an empty file.
+        with tempfile.TemporaryFile(dir=parent) as file:
+            file.write(b"x")
     except OSError as error:
         raise UserError(f"--output {str(folder)!r}: cannot write to {str(parent)!r}: {error.strerror}") from None
 

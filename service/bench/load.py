@@ -12,6 +12,7 @@ A client process costs about as much CPU as the server of a small model, so seve
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -47,8 +48,8 @@ class Load:
     seed: int = 0
     tls: tuple[bytes | None, ...] | None = None
     """For `grpc.ssl_channel_credentials`: the CA, the client's key, its certificate."""
-    uses_proxy: bool = False
-    """Whether to connect through the HTTP proxy of the environment, as the client does."""
+    route: Sequence[tuple[str, Any]] = (("grpc.enable_http_proxy", 0),)
+    """The channel options by which the target is reached; directly, unless the client goes through a proxy."""
 
     def share(self, index: int) -> "Load":
         """The part of the load that one of the processes sends."""

@@ -216,14 +216,11 @@ def _unary(channel: grpc.aio.Channel) -> Any:
 
 
 def _channel(load: Load) -> grpc.aio.Channel:
-    options: list[tuple[str, Any]] = [
+    options = [
         ("grpc.use_local_subchannel_pool", 1),  # or all channels to a server would share one connection
         ("grpc.max_receive_message_length", -1),
-        ("grpc.enable_http_proxy", int(load.uses_proxy)),
+        *load.route,
     ]
-    if load.target.startswith("unix:"):
-        options.append(("grpc.default_authority", "localhost"))  # the name in the server's certificate
-
     if load.tls is None:
         return grpc.aio.insecure_channel(load.target, options)
     return grpc.aio.secure_channel(load.target, grpc.ssl_channel_credentials(*load.tls), options)

@@ -211,7 +211,7 @@ def _load(options: Options, target: str, requests: tuple[bytes, ...]) -> Load:
         timeout_seconds=options.timeout,
         seed=options.seed,
         tls=tuple(read_pem(path) if path is not None else None for path in pem) if options.tls_ca is not None else None,
-        uses_proxy=ChannelSettings(options.server, None, None, None).uses_proxy,
+        route=ChannelSettings(options.server, None, None, None).route,
     )
 
 

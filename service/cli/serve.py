@@ -6,8 +6,9 @@ import click
 
 from service.cli.config_options import ServeCommand, parameters
 from service.config import ServerConfig
-from service.lifecycle import limit_freed_memory, raise_file_limit
+from service.lifecycle import raise_file_limit
 from service.logs import set_up_logging
+from service.malloc import limit_freed_memory
 
 
 @click.command(cls=ServeCommand, params=parameters(ServerConfig))

@@ -81,8 +81,10 @@ class ChannelSettings:
         # gRPC would send calls to this machine through the proxy of the environment too, and ask a proxy for a list as one host.
         self._host = hosts[0] if len(hosts) == 1 and not _LOOPBACK.fullmatch(hosts[0]) else ""
         self._proxy = http_proxy(self._host) if self._host else None
-        self.uses_proxy = self._proxy is not None
-        """Whether it connects through the HTTP proxy of the environment."""
+        self.route: list[tuple[str, Any]] = [("grpc.enable_http_proxy", int(self._proxy is not None))]
+        """The channel options by which the target is reached: through a proxy or not, and under which name."""
+        if self.target.startswith(_UNIX):
+            self.route.append(("grpc.default_authority", "localhost"))  # the name in the server's certificate
         self._options: list[tuple[str, Any]] = [
             # The server decides what is too large. What is sent has no limit by default.
             ("grpc.max_receive_message_length", -1),
@@ -94,10 +96,8 @@ class ChannelSettings:
             ("grpc.keepalive_time_ms", KEEPALIVE_MS),
             ("grpc.http2.ping_timeout_ms", PING_TIMEOUT_MS),  # with gRPC's 60 s grpc.keepalive_timeout_ms has no effect
             ("grpc.http2.max_pings_without_data", 0),  # no limit: by default the third ping waits for a minute
-            ("grpc.enable_http_proxy", int(self.uses_proxy)),
+            *self.route,
         ]
-        if self.target.startswith(_UNIX):
-            self._options.append(("grpc.default_authority", "localhost"))  # the name in the server's certificate
         self._credentials = _credentials(tls_ca, tls_cert, tls_key)
 
     def channel(self, library: Any) -> Any:

@@ -29,8 +29,8 @@ from service.engine.entry import DONE, Entry, OnDone
 from service.engine.queue import Part
 from service.engine.scheduling import Batch, Scheduler
 from service.errors import Cancelled, DeadlineExceeded, ModelFailed, RequestError, first_line
-from service.lifecycle import vital_thread
 from service.observability.trace_context import TraceContext
+from service.vital_thread import vital_thread
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from service.engine.registry import Registry
 from service.engine.served_version import Fingerprint, ServedVersion
 from service.engine.version_files import SETTLE_SECONDS, VersionFiles
 from service.errors import FilesChanged, LoadError, NotFound, RequestError, Unavailable, UserError
-from service.lifecycle import return_freed_memory
+from service.malloc import return_freed_memory
 from service.model.files import file_state
 from service.model.providers import Provider
 from service.model.repository_layout import (

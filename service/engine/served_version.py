@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from service.engine.batcher import Batcher
-from service.lifecycle import return_freed_memory
+from service.malloc import return_freed_memory
 from service.model.inference import Model
 from service.observability.request_metrics import ModelMetrics
 from service.policy import Policy

@@ -20,8 +20,8 @@ from service.http.origins import AllowedOrigins
 from service.http.proxy import behind_proxy, checked_root_path
 from service.http.responses import error_response, missing_security_headers, response_to_error
 from service.http.waitress_server import MAX_HEADER_BYTES, WaitressServer
-from service.lifecycle import vital_thread
 from service.unix_socket import UnixSocket
+from service.vital_thread import vital_thread
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment

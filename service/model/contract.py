@@ -5,13 +5,11 @@ golden samples that prove that a provider computes what training computed.
 """
 
 from functools import cached_property
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from service.errors import InvalidModel
-from service.model.onnx_messages import parse_model
 from service.model.providers import ProviderName
 
 METADATA_KEY = "convoy.contract"
@@ -109,14 +107,9 @@ class Contract(_Part):
         return self.model_dump_json(by_alias=True)
 
     @classmethod
-    def of_file(cls, path: Path) -> "Contract | None":
-        """The contract in an ONNX file, read without ONNX Runtime; None if it has none.
-
-        Raises:
-            OSError: the file cannot be read.
-            InvalidModel: it is not an ONNX file, or its contract is invalid.
-        """
-        entries = parse_model(path.read_bytes()).metadata_props
+    def of_model(cls, model: Any) -> "Contract | None":
+        """The contract in what `onnx_messages.parse_model` returns; None if it has none. Raises InvalidModel if it is invalid."""
+        entries = model.metadata_props
         return next((cls.from_json(entry.value) for entry in entries if entry.key == METADATA_KEY.encode()), None)
 
     @classmethod

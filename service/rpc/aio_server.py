@@ -15,7 +15,6 @@ from typing import Any
 
 import grpc
 
-from service.lifecycle import vital_thread
 from service.rpc.call import (
     NEVER,
     Method,
@@ -28,6 +27,7 @@ from service.rpc.call import (
 from service.rpc.dispatch import deliver, handle_unary, open_stream
 from service.rpc.status import Metadata, Status
 from service.rpc.transport import Options
+from service.vital_thread import vital_thread
 
 log = logging.getLogger(__name__)
 

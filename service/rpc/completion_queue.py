@@ -61,7 +61,6 @@ from typing import Any
 import grpc
 
 from service.errors import InvalidRequest
-from service.lifecycle import vital_thread
 from service.rpc.call import (
     NEVER,
     Receiver,
@@ -74,6 +73,7 @@ from service.rpc.call import (
 from service.rpc.dispatch import deliver, handle_unary, open_stream
 from service.rpc.status import Metadata, Status
 from service.rpc.transport import Options
+from service.vital_thread import vital_thread
 
 try:
     from grpc._cython import cygrpc  # type: ignore[attr-defined]  # noqa: TID251 - allowed in this file alone

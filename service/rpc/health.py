@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from weakref import WeakSet
 
+from google.protobuf import descriptor_pool
 from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
@@ -28,7 +29,9 @@ MAX_LISTED = 100
 
 
 def _with_list() -> DescriptorPool:
-    """The protocol as gRPC's proposal A90 has it: grpcio-health-checking has no `List` yet."""
+    """The protocol as gRPC's proposal A90 has it: today's grpcio-health-checking has no `List` yet."""
+    if "List" in pb.DESCRIPTOR.services_by_name["Health"].methods_by_name:
+        return descriptor_pool.Default()
     file = FileDescriptorProto()
     pb.DESCRIPTOR.CopyToProto(file)
     file.message_type.add(name="HealthListRequest")

@@ -30,7 +30,8 @@ from service.config import ServerConfig
 from service.control import Call, calls_to_replay
 from service.errors import ConvoyError, LoadError, Unavailable, UserError
 from service.http.server import ROUTE, HttpMetrics, HttpServer
-from service.lifecycle import ReadyFile, StopOnSignals, check_config, vital_thread
+from service.lifecycle import ReadyFile, StopOnSignals, check_config
+from service.vital_thread import vital_thread
 from service.workers.aggregated_metrics import cumulative, merge, without_unserved_versions
 from service.workers.ipc import IpcClosed
 from service.workers.process import WorkerProcess

@@ -30,8 +30,9 @@ from service.control import Call
 from service.errors import ConvoyError, Unavailable
 from service.http.server import ROUTE
 from service.http.waitress_server import HTTP_FLUSH_SECONDS
-from service.lifecycle import StopEvent, exit_now, limit_freed_memory
+from service.lifecycle import StopEvent, exit_now
 from service.logs import set_up_logging
+from service.malloc import limit_freed_memory
 from service.workers.ipc import IpcClosed, IpcConnection
 from service.workers.process import WorkerStatus
 

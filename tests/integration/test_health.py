@@ -2,10 +2,12 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import pytest
+from google.protobuf import descriptor_pool
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -13,6 +15,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 
 from service.errors import UserError
 from service.model.repository_layout import check_model_name, model_names
+from service.rpc import health
 from service.rpc.aio_server import AioServer
 from service.rpc.completion_queue import CompletionQueueServer
 from service.rpc.health import HealthServicer
@@ -71,6 +74,12 @@ def test_a_service_that_is_not_offered_is_unknown(repository: Path, serve: Serve
     with grpc.insecure_channel(f"127.0.0.1:{serve(repository, channelz=True).grpc_port}") as channel:
         assert checked(channel, name) == (SERVING, SERVING)
         assert listed(channel).keys() == {"", "liveness", "digits", name, *SERVICES}
+
+
+def test_a_release_of_the_library_that_has_list_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its messages must not be declared twice, which protobuf refuses when the module is imported."""
+    monkeypatch.setattr(health, "pb", SimpleNamespace(DESCRIPTOR=health.DESCRIPTORS.FindFileByName(health.FILE)))
+    assert health._with_list() is descriptor_pool.Default()
 
 
 def test_no_model_has_the_name_of_a_service(tmp_path: Path) -> None:

@@ -28,7 +28,8 @@ from service.engine.query import Item, Query
 from service.engine.repository import Repository
 from service.errors import InvalidModel, QueueFull, RequestError
 from service.model.contract import Contract
-from service.model.graph_input import input_item_bytes
+from service.model.input_size import input_item_bytes
+from service.model.onnx_messages import parse_model
 from service.observability.metrics import Metrics
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.pb.inference import open_inference_pb2 as oip
@@ -45,15 +46,17 @@ def at(server: Server) -> str:
     return f"127.0.0.1:{server.grpc_port}"
 
 
-def test_the_contract_is_read_without_onnx_runtime(model_file: Path, tmp_path: Path) -> None:
-    contract = Contract.of_file(model_file)
+def test_the_size_of_an_input_is_read_without_onnx_runtime(model_file: Path, tmp_path: Path) -> None:
+    contract = Contract.of_model(parse_model(model_file.read_bytes()))
     assert contract is not None
     assert (contract.name, contract.input.shape) == ("digits", (28, 28, 1))
+    assert input_item_bytes(model_file) == 28 * 28
     (tmp_path / "empty.onnx").write_bytes(b"")
-    assert Contract.of_file(tmp_path / "empty.onnx") is None
+    assert Contract.of_model(parse_model(b"")) is None
+    assert input_item_bytes(tmp_path / "empty.onnx") == 0
     (tmp_path / "text.onnx").write_text("This is no model.")
     with pytest.raises(InvalidModel, match="not an ONNX file"):
-        Contract.of_file(tmp_path / "text.onnx")
+        input_item_bytes(tmp_path / "text.onnx")
 
 
 def test_the_largest_request_is_the_most_items_or_the_largest_image(repository: Path, tmp_path: Path) -> None:

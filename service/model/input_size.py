@@ -1,8 +1,10 @@
-"""The size of a model's input, from its ONNX file without ONNX Runtime, for models that have no contract which says it."""
+"""The size of a model's input, from its ONNX file without ONNX Runtime."""
 
 import math
 from pathlib import Path
+from typing import Any
 
+from service.model.contract import Contract
 from service.model.onnx_messages import parse_model
 
 _ELEMENT_BYTES = {1: 4, 2: 1, 10: 2, 11: 8}
@@ -10,13 +12,20 @@ _ELEMENT_BYTES = {1: 4, 2: 1, 10: 2, 11: 8}
 
 
 def input_item_bytes(path: Path) -> int:
-    """Bytes of one item of the graph's input; 0 unless the graph takes one tensor, of which only the batch's size is open.
+    """Bytes of one item of the model's input, by its contract or, without one, by its graph.
+
+    0 for a graph that is not served: unless it takes one tensor, of which only the batch's size is open.
 
     Raises:
         OSError: the file cannot be read.
-        InvalidModel: it is not an ONNX file.
+        InvalidModel: it is not an ONNX file, or its contract is invalid.
     """
-    graph = parse_model(path.read_bytes()).graph
+    model = parse_model(path.read_bytes())
+    contract = Contract.of_model(model)
+    return contract.input.size_bytes if contract is not None else _graph_item_bytes(model.graph)
+
+
+def _graph_item_bytes(graph: Any) -> int:
     weights = {tensor.name for tensor in graph.initializer}  # older files list them among the inputs
     inputs = [taken.type.tensor_type for taken in graph.input if taken.name not in weights]
     if len(inputs) != 1:

@@ -1,0 +1,27 @@
+"""Threads that a process cannot do without: it ends with them."""
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+
+log = logging.getLogger(__name__)
+
+
+def vital_thread(run: Callable[[], object], name: str, *, daemon: bool = True) -> threading.Thread:
+    """A thread without which the process would seem healthy and not answer: if `run` raises, the process exits with code 1.
+
+    Whoever started the process replaces it: a supervisor, the kubelet, systemd.
+    """
+
+    def guarded() -> None:
+        try:
+            run()
+        except BaseException as error:  # noqa: BLE001 - whatever it is, nobody else would notice
+            try:
+                log.critical("the thread %s has ended, exiting at once: %s", name, type(error).__name__, exc_info=True)
+                logging.shutdown()
+            finally:
+                os._exit(1)
+
+    return threading.Thread(target=guarded, name=name, daemon=daemon)
