@@ -19,9 +19,10 @@ def check_output_folder(folder: Path, hint: str = "") -> None:
     except OSError as error:
         raise UserError(f"--output {str(folder)!r}: {error.strerror}") from None
     try:
-        # The only sure way to know of rights, quotas, and disks that are full or read-only. A full disk takes an empty file.
+        # The only sure way to know of rights, quotas, and disks that are full or read-only. A full disk takes an empty file,
+        # and some a few bytes.
         with tempfile.TemporaryFile(dir=parent) as file:
-            file.write(b"x")
+            file.write(bytes(512))
     except OSError as error:
         raise UserError(f"--output {str(folder)!r}: cannot write to {str(parent)!r}: {error.strerror}") from None
 
