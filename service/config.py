@@ -142,6 +142,14 @@ class ServerConfig(BaseModel):
         description="Largest gRPC request and HTTP body.",
         json_schema_extra={"default": "the largest request that the models take"},
     )
+    max_inflight_bytes: int | None = Field(
+        default=None,
+        ge=2**20,
+        le=2**62,
+        description="Most bytes of requests in flight, of both ports together: one beyond it is refused, and may be sent again. At "
+        "least a largest message. With several workers each has its share.",
+        json_schema_extra={"default": "a quarter of the memory that the cgroup or the machine has"},
+    )
     max_metadata_bytes: int | None = Field(
         default=None,
         ge=8192,

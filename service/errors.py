@@ -104,6 +104,14 @@ class QueueFull(RequestError):
         self.retry_after_seconds = retry_after_seconds
 
 
+class TooManyBytes(QueueFull):
+    """The server's fault: the requests in flight hold as much memory as is meant for them."""
+
+
+class TooLarge(RequestError):
+    """The client's fault: the request needs more memory than this server ever gives to one. To repeat it is of no use."""
+
+
 class Unavailable(RequestError):
     """Nobody's fault: the server loads or drains. The client should try another server, or retry after `retry_after_seconds`."""
 

@@ -1,8 +1,8 @@
 """The size limit of messages: the largest request that a model in the repository accepts.
 
-Other limits: of a model's items, pixels and queue in policy.py; of deadlines in engine/scheduling.py; of bytes to decode in
-engine/decoding.py; of unanswered requests of a stream in rpc/request_stream.py; of RPCs per gRPC connection in
-grpc_transport.py; of HTTP requests and connections in http/server.py and http/waitress_server.py.
+Other limits: of all messages in flight together in byte_budget.py; of a model's items, pixels and queue in policy.py; of deadlines
+in engine/scheduling.py; of bytes to decode in engine/decoding.py; of unanswered requests of a stream in rpc/request_stream.py; of
+RPCs per gRPC connection in grpc_transport.py; of HTTP requests and connections in http/server.py and http/waitress_server.py.
 
 gRPC needs the limit when the port is bound, which is before models are loaded; so the size of their inputs is read from the files,
 without ONNX Runtime: from the contract or, without one, from the graph.
@@ -10,8 +10,10 @@ without ONNX Runtime: from the contract or, without one, from the graph.
 
 from pathlib import Path
 
-from service.config import MAX_MESSAGE_BYTES
+from service.byte_budget import SHARE_OF_MEMORY, ByteBudget
+from service.config import MAX_MESSAGE_BYTES, ServerConfig
 from service.errors import ConvoyError
+from service.memory_limit import memory_limit_bytes
 from service.model.input_size import input_item_bytes
 from service.model.repository_layout import model_names, model_path, policy_path, version_numbers
 from service.policy import Policy, read_policy
@@ -49,6 +51,12 @@ def max_message_bytes(repository: Path, policies: Path | None = None) -> int:
     except OSError:
         names = []  # reported when the folder is checked
     return max((_of_model(repository, name, policies) for name in names), default=largest_request_bytes(Policy(), 0))
+
+
+def byte_budget(config: ServerConfig, max_message_bytes: int) -> ByteBudget:
+    """The budget of one of the server's processes for requests in flight, by the flags."""
+    limit_bytes = config.max_inflight_bytes or memory_limit_bytes() // SHARE_OF_MEMORY
+    return ByteBudget(max(limit_bytes // config.workers, max_message_bytes))
 
 
 def _of_model(repository: Path, name: str, policies: Path | None) -> int:

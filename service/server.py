@@ -84,6 +84,7 @@ class Server:
         self._config = config
         self._on_change = on_change
         self._max_message_bytes = config.max_message_bytes or message_limits.max_message_bytes(config.repository, config.policies)
+        self._budget = message_limits.byte_budget(config, self._max_message_bytes)
         self._ready_file = ReadyFile(config.ready_file)
         self._loaded = False
         self._draining = False
@@ -92,6 +93,7 @@ class Server:
 
         metrics = Metrics(CollectorRegistry())
         self._registry = metrics.registry
+        metrics.watch_bytes(lambda: self._budget.in_flight_bytes)
         self._tracing = _tracing(config)
         cpus = max(1, cpu_budget() // config.workers)
         trace_batch = None if self._tracing is None else self._tracing.batch

@@ -18,6 +18,7 @@ from service.errors import (
     NotFound,
     QueueFull,
     RequestError,
+    TooLarge,
     TooManyResults,
     Unavailable,
     Unimplemented,
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 STATUSES: dict[type[BaseException], int] = {
     RequestError: 400, InvalidRequest: 400, NotFound: 404, QueueFull: 429, DeadlineExceeded: 504, Cancelled: 499, Unavailable: 503,
     Unimplemented: 501, ModelFailed: 500, LoadError: 400, TooManyResults: 400,
+    TooLarge: 413,
 }  # fmt: skip
 """A subclass has the status of its nearest base class here."""
 

@@ -40,6 +40,7 @@ class Metrics:
 
         served = ("model", "version")
         self._inflight = Gauge("convoy_inflight_requests", "Requests in flight", ("model",), registry=registry)
+        self._inflight_bytes = Gauge("convoy_inflight_bytes", "Bytes of requests in flight, of both ports", registry=registry)
         self._rejections = Counter("convoy_rejections", "Requests not answered, by reason", ("model", "reason"), registry=registry)
         self._info = Gauge(
             "convoy_model_info",
@@ -52,6 +53,10 @@ class Metrics:
         self._ort_threads = Gauge(
             "convoy_ort_threads", "Threads that ONNX Runtime computes a model with", ("model",), registry=registry
         )
+
+    def watch_bytes(self, in_flight: Callable[[], float]) -> None:
+        """Exposes the bytes of requests in flight, which each scrape asks `in_flight` for."""
+        self._inflight_bytes.set_function(in_flight)
 
     def transport_chosen(self, name: str) -> None:
         """The gRPC transport in use: `fast` or `public`."""

@@ -1,0 +1,52 @@
+"""One budget of bytes for all requests in flight, of both ports.
+
+A request's bytes are taken before anything is made of them: of a gRPC message before it is parsed, of an HTTP body while it is
+read. They are given back when the request has been answered, refused or given up. What does not fit is refused at once, with a time
+to retry, rather than waited for: those who wait need memory too.
+"""
+
+import threading
+
+from service.errors import TooManyBytes
+
+RETRY_SECONDS = 0.5
+"""After so long a client that was refused may try again: most requests are answered within it."""
+
+SHARE_OF_MEMORY = 4
+"""By default the budget is this part of the memory limit. While a message is parsed there are two to three copies of it, and
+models, batches and decoded pictures need their part."""
+
+
+class ByteBudget:
+    """Counts the bytes in flight. All methods may be called from any thread."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self._lock = threading.Lock()
+        self._taken = 0
+
+    @property
+    def in_flight_bytes(self) -> int:
+        """Bytes taken and not given back."""
+        return self._taken
+
+    def take(self, count: int) -> bool:
+        """Takes `count` bytes; False, and nothing is taken, if fewer are left. Whoever took bytes gives back as many, once."""
+        with self._lock:
+            taken = self._taken + count
+            if taken > self.limit_bytes:
+                return False
+            self._taken = taken
+        return True
+
+    def give_back(self, count: int) -> None:
+        """Gives back bytes that were taken."""
+        with self._lock:
+            self._taken -= count
+
+    def refusal(self) -> TooManyBytes:
+        """The error for a request whose bytes could not be taken."""
+        return TooManyBytes(
+            f"too many bytes of requests are in flight: at most {self.limit_bytes} are accepted (--max-inflight-bytes); try again",
+            RETRY_SECONDS,
+        )

@@ -1,0 +1,40 @@
+"""How much memory this process may use: by its cgroups, else what the machine has."""
+
+import os
+from pathlib import Path
+
+UNLIMITED = 2**62
+"""Version 1 of cgroups says about 2**63 for no limit."""
+
+
+def memory_limit_bytes(root: Path = Path("/")) -> int:
+    """The smallest memory limit of this process's cgroups, but no more than the machine's memory.
+
+    A group's limit also holds for the groups below it, so the smallest on the way up counts. A container usually sees only its own
+    group, as the root, whatever path `/proc/self/cgroup` gives.
+
+    `root` is the folder that holds `proc` and `sys`.
+    """
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return limits[0]  # not Linux
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            tree, file = root / "sys/fs/cgroup", "memory.max"
+        elif "memory" in controllers.split(","):
+            tree, file = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+        else:
+            continue
+        group = Path(path.lstrip("/"))
+        limits += [_limit(tree / above / file) for above in (group, *group.parents)]
+    return min(limits)
+
+
+def _limit(file: Path) -> int:
+    try:
+        return int(file.read_text())
+    except (OSError, ValueError):
+        return UNLIMITED  # such as "max"
