@@ -19,6 +19,7 @@ from service.errors import (
     QueueFull,
     RequestError,
     TooLarge,
+    TooManyBytes,
     TooManyResults,
     Unavailable,
     Unimplemented,
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 STATUSES: dict[type[BaseException], int] = {
     RequestError: 400, InvalidRequest: 400, NotFound: 404, QueueFull: 429, DeadlineExceeded: 504, Cancelled: 499, Unavailable: 503,
     Unimplemented: 501, ModelFailed: 500, LoadError: 400, TooManyResults: 400,
-    TooLarge: 413,
+    TooLarge: 413, TooManyBytes: 429,
 }  # fmt: skip
 """A subclass has the status of its nearest base class here."""
 

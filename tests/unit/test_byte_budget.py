@@ -62,5 +62,5 @@ def test_threads_never_take_more_than_the_limit_and_nothing_is_lost() -> None:
     ],
 )
 def test_the_limit_is_a_share_of_the_memory_and_at_least_one_largest_message(flags: dict[str, int], limit: int) -> None:
-    config = ServerConfig(repository=Path("models"), **flags)  # type: ignore[arg-type]
+    config = ServerConfig(repository=Path("models"), **flags)
     assert byte_budget(config, max_message_bytes=4 << 20).limit_bytes == limit
