@@ -1,23 +1,22 @@
-"""Start and end of a serving process: settings checked, signals, exit, the ready file.
+"""Start and end of a serving process: settings checked, signals, and the limit of a stop that hangs.
 
 Shared by the single server and by the supervisor of several workers, so it imports neither gRPC nor ONNX Runtime.
 """
 
 import contextlib
-import json
 import logging
 import os
 import resource
 import signal
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from types import FrameType
-from typing import NoReturn
 
 from service import listeners
 from service.config import ServerConfig
 from service.errors import UserError
+from service.process_exit import exit_at_once
+from service.ready_file import ReadyFile
 from service.unix_socket import UnixSocket
 
 log = logging.getLogger(__name__)
@@ -103,10 +102,7 @@ class StopOnSignals(StopEvent):
 
         def on_signal(number: int) -> None:
             if self._signalled:
-                try:
-                    log.warning("%s again: exiting at once", signal.Signals(number).name)
-                finally:
-                    os._exit(1)
+                exit_at_once(1, log.warning, "%s again: exiting at once", signal.Signals(number).name)
             self._signalled = True
             if number == signal.SIGTERM:
                 self.lame_duck_seconds = lame_duck_seconds
@@ -122,80 +118,9 @@ def raise_file_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def exit_now() -> NoReturn:
-    """Exits with code 0 without waiting for threads: an ordinary exit waits for a model that computes, or aborts."""
-    logging.shutdown()
-    os._exit(0)
-
-
 def exit_after(seconds: float) -> None:
     """Exits with code 1 if the process still runs after `seconds`: a model that never finishes cannot be interrupted."""
-
-    def leave() -> None:
-        log.error("not stopped within %g s, perhaps because a model is still computing: exiting at once", seconds)
-        logging.shutdown()
-        os._exit(1)
-
-    timer = threading.Timer(seconds, leave)
+    reason = "not stopped within %g s, perhaps because a model is still computing: exiting at once"
+    timer = threading.Timer(seconds, exit_at_once, (1, log.error, reason, seconds))
     timer.daemon = True
     timer.start()
-
-
-class ReadyFile:
-    """A JSON file with the server's ports and pid, from when it is first ready until it has stopped.
-
-    It stays while the server drains or has no model. Without a path, every method does nothing.
-    """
-
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self._lock = threading.Lock()
-
-    def check(self) -> None:
-        """Raises UserError if the file cannot be written."""
-        path = self._path
-        if path is None:
-            return
-        if not path.parent.is_dir() or path.is_dir():
-            raise UserError(f"--ready-file {str(path)!r}: not a file in a folder that exists")
-        try:
-            # Not the file itself: a program may be waiting for it to appear.
-            probe = _partial(path)
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise UserError(f"--ready-file {str(path)!r}: {error.strerror}") from None
-
-    def write(self, grpc_port: int, http_port: int) -> None:
-        """Writes the file. An error is logged and not raised: the server serves all the same."""
-        if self._path is None:
-            return
-        ready = {"grpc_port": grpc_port, "http_port": http_port, "pid": os.getpid()}
-        with self._lock:
-            # A program that polls for the file must never read half of it.
-            partial = _partial(self._path)
-            try:
-                partial.write_text(json.dumps(ready) + "\n", encoding="utf-8")
-                partial.replace(self._path)
-            except OSError as error:
-                log.error("--ready-file %r cannot be written: %s", str(self._path), error.strerror)
-
-    def remove(self) -> None:
-        """Removes the file. Call it only once the ports are bound: until then it may belong to a running server."""
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
-
-    def remove_own(self) -> None:
-        """Removes the file unless another server has written it since."""
-        if self._path is None:
-            return
-        try:
-            if json.loads(self._path.read_text(encoding="utf-8"))["pid"] != os.getpid():
-                return
-        except (OSError, ValueError, LookupError, TypeError):
-            return  # missing, or not a ready file
-        self.remove()
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}")

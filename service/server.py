@@ -32,12 +32,14 @@ from service.grpc_transport import create_transport
 from service.http.page import Page
 from service.http.rest import Rest
 from service.http.server import HttpMetrics, HttpServer
-from service.lifecycle import ReadyFile, StopOnSignals, check_config, exit_after, exit_now
+from service.lifecycle import StopOnSignals, check_config, exit_after
 from service.model.cpus import cpu_budget
 from service.model.session import check_provider
 from service.observability.metrics import Metrics
 from service.open_inference.metadata import ServerMetadata
 from service.open_inference.shared_memory import SharedMemory
+from service.process_exit import before_exit, exit_at_once
+from service.ready_file import ReadyFile
 from service.rpc import channelz, classify, health, model_info, open_inference, open_inference_admin, reflection
 from service.rpc.call import Method
 
@@ -85,7 +87,7 @@ class Server:
         self._on_change = on_change
         self._max_message_bytes = config.max_message_bytes or message_limits.max_message_bytes(config.repository, config.policies)
         self._budget = message_limits.byte_budget(config, self._max_message_bytes)
-        self._ready_file = ReadyFile(config.ready_file)
+        self.ready_file = ReadyFile(config.ready_file)
         self._loaded = False
         self._draining = False
         self._ready_logged = False
@@ -177,7 +179,7 @@ class Server:
         except BaseException:
             self._transport.stop(0)
             raise
-        self._ready_file.remove()
+        self.ready_file.remove()
         log.info(
             "listening: gRPC on %s (%s transport%s), HTTP on %s",
             " and ".join(self._transport.addresses), self._transport.name, ", TLS" if self._config.tls_cert else "",
@@ -229,7 +231,7 @@ class Server:
         self._http.stop()
         if self._tracing is not None:
             self._tracing.close()
-        self._ready_file.remove_own()
+        self.ready_file.remove_own()
         log.info("stopped%s", " while models were being loaded" if abandon_models else "")
 
     def not_ready_reason(self) -> str:
@@ -255,7 +257,7 @@ class Server:
     def _models_changed(self) -> None:
         self._warn_of_large_requests()
         if self._repository.ready and not self._draining:
-            self._ready_file.write(self.grpc_port, self.http_port)
+            self.ready_file.write(self.grpc_port, self.http_port)
             if not self._ready_logged and self._config.workers == 1:
                 self._ready_logged = True
                 page = f"; the page is {self._http.url}" if self._config.page_offered else ""
@@ -284,6 +286,7 @@ def serve(config: ServerConfig) -> None:
     """Serves until SIGTERM or SIGINT, then drains and exits with code 0. A second signal exits at once, with code 1."""
     stop = StopOnSignals(config.lame_duck_seconds)
     server = Server(config)
+    before_exit(server.ready_file.remove_own)
     server.listen()
     failures: list[BaseException] = []
 
@@ -304,7 +307,7 @@ def serve(config: ServerConfig) -> None:
         server.close(wait_for_loads=False)
     if failures:
         raise failures[0]
-    exit_now()
+    exit_at_once(0)
 
 
 def _tracing(config: ServerConfig) -> "Tracing | None":

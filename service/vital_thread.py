@@ -1,9 +1,10 @@
 """Threads that a process cannot do without: it ends with them."""
 
 import logging
-import os
 import threading
 from collections.abc import Callable
+
+from service.process_exit import exit_at_once
 
 log = logging.getLogger(__name__)
 
@@ -18,10 +19,10 @@ def vital_thread(run: Callable[[], object], name: str, *, daemon: bool = True) -
         try:
             run()
         except BaseException as error:  # noqa: BLE001 - whatever it is, nobody else would notice
-            try:
-                log.critical("the thread %s has ended, exiting at once: %s", name, type(error).__name__, exc_info=True)
-                logging.shutdown()
-            finally:
-                os._exit(1)
+            exit_at_once(1, _log_death, name, error)
 
     return threading.Thread(target=guarded, name=name, daemon=daemon)
+
+
+def _log_death(name: str, error: BaseException) -> None:
+    log.critical("the thread %s has ended, exiting at once: %s", name, type(error).__name__, exc_info=error)

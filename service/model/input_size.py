@@ -1,11 +1,11 @@
-"""The size of a model's input, from its ONNX file without ONNX Runtime."""
+"""The size of a model's input, from its ONNX file without ONNX Runtime, and without reading its weights."""
 
 import math
 from pathlib import Path
 from typing import Any
 
 from service.model.contract import Contract
-from service.model.onnx_messages import parse_model
+from service.model.onnx_outline import read_outline
 
 _ELEMENT_BYTES = {1: 4, 2: 1, 10: 2, 11: 8}
 """float32, uint8, float16 and float64, which are served by tensor, by ONNX's number of the type."""
@@ -18,9 +18,9 @@ def input_item_bytes(path: Path) -> int:
 
     Raises:
         OSError: the file cannot be read.
-        InvalidModel: it is not an ONNX file, or its contract is invalid.
+        InvalidModel: it is not a regular file or not an ONNX file, or its contract is invalid.
     """
-    model = parse_model(path.read_bytes())
+    model = read_outline(path)
     contract = Contract.of_model(model)
     return contract.input.size_bytes if contract is not None else _graph_item_bytes(model.graph)
 

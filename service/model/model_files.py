@@ -14,9 +14,13 @@ from typing import Any, NamedTuple
 from service.errors import FilesChanged, InvalidModel
 from service.model.files import file_state
 from service.model.onnx_messages import EXTERNAL, parse_model, tensors
+from service.model.onnx_outline import read_outline
 
 _MAX_INLINE_BYTES = 4096
 """Tensors up to this size go into the graph: ONNX Runtime reads shapes and axes of operators before it is given any file."""
+
+_MAX_FILE_BYTES = 2**31 - 1
+"""The largest message of protobuf, which an ONNX file is. Not read, so that it costs no memory."""
 
 _BITS = {
     1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12: 32, 13: 64, 14: 64, 15: 128, 16: 16, 17: 8, 18: 8,
@@ -60,6 +64,8 @@ def read_model(path: Path, *, inline: bool = False) -> ModelContent:
         InvalidModel: a file is missing, too short, not a regular file or outside the model's folder, or cannot be read.
     """
     before = file_state(path)
+    if before is not None and before[2] > _MAX_FILE_BYTES:
+        raise InvalidModel("the model file has more than 2 GiB, which no ONNX file can: larger weights belong into files beside it")
     graph = _read(path, "the model file")
     message, places = _external_tensors(graph)
     files = {place.file: path.parent / place.file for place in places}
@@ -84,8 +90,8 @@ def read_model(path: Path, *, inline: bool = False) -> ModelContent:
 def weights_files(path: Path) -> tuple[Path, ...]:
     """The files of weights that an ONNX file names. Empty also if it cannot be read, or names a file that it must not."""
     try:
-        _, places = _external_tensors(_read(path, "the model file"))
-    except InvalidModel:
+        places = _external_places(read_outline(path))
+    except (InvalidModel, OSError):
         return ()
     return tuple(path.parent / name for name in sorted({place.file for place in places}))
 
@@ -98,7 +104,11 @@ def _external_tensors(graph: bytes) -> tuple[Any, list[_Place]]:
         message = parse_model(graph)
     except InvalidModel:
         return None, []  # ONNX Runtime says what is wrong with it
-    return message, [_place(*found) for found in tensors(message) if found[0].data_location == EXTERNAL]
+    return message, _external_places(message)
+
+
+def _external_places(message: Any) -> list[_Place]:
+    return [_place(*found) for found in tensors(message) if found[0].data_location == EXTERNAL]
 
 
 def _place(tensor: Any, where: tuple[str, ...]) -> _Place:

@@ -3,6 +3,7 @@
 ONNX's own package is for `export/` alone. A message keeps the fields that are not listed here, and writes them again.
 """
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -72,6 +73,12 @@ def parse_model(content: bytes) -> Any:
         return _Model.FromString(content)
     except DecodeError:
         raise InvalidModel("not an ONNX file") from None
+
+
+@functools.cache
+def field_kinds(message: str) -> dict[int, tuple[str, str]]:
+    """The name and type of each field of a message that is listed here, by number. Types of messages begin with a capital."""
+    return {number: (field, kind.removeprefix("*")) for field, (number, kind) in _MESSAGES[message].items()}
 
 
 def tensors(message: Any, where: tuple[str, ...] = ()) -> Iterator[tuple[Any, tuple[str, ...]]]:

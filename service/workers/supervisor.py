@@ -30,7 +30,9 @@ from service.config import ServerConfig
 from service.control import Call, calls_to_replay
 from service.errors import ConvoyError, LoadError, Unavailable, UserError
 from service.http.server import ROUTE, HttpMetrics, HttpServer
-from service.lifecycle import ReadyFile, StopOnSignals, check_config
+from service.lifecycle import StopOnSignals, check_config
+from service.process_exit import before_exit
+from service.ready_file import ReadyFile
 from service.vital_thread import vital_thread
 from service.workers.aggregated_metrics import cumulative, merge, without_unserved_versions
 from service.workers.ipc import IpcClosed
@@ -79,7 +81,7 @@ class Supervisor(Collector):
             config, all_metrics, HttpMetrics(self._own_metrics), self.not_ready_reason, self._forward_http,
             max_body_bytes=config.max_message_bytes or message_limits.max_message_bytes(config.repository, config.policies),
         )  # fmt: skip
-        self._ready_file = ReadyFile(config.ready_file)
+        self.ready_file = ReadyFile(config.ready_file)
         self._lock = threading.Lock()
         self._workers: dict[int, WorkerProcess] = {}  # by number; replaced, never changed: readers need no lock
         self._exited_metrics: list[Metric] = []  # what workers that have exited had counted
@@ -103,7 +105,7 @@ class Supervisor(Collector):
         except BaseException:
             self._release_port()
             raise
-        self._ready_file.remove()
+        self.ready_file.remove()
         # The addresses of a name may change; all workers listen on those that are reserved.
         hosts = tuple(listeners.host_of(each) for each in self._reserved)
         self._worker_config = config.model_copy(
@@ -128,7 +130,7 @@ class Supervisor(Collector):
             thread.join()
         self._http.stop()
         self._release_port()
-        self._ready_file.remove_own()
+        self.ready_file.remove_own()
         if self.failure is None:
             log.info("stopped")
 
@@ -246,7 +248,7 @@ class Supervisor(Collector):
             if self._was_ready or self._stopping.is_set() or len(self._ready_workers()) < self._config.workers:
                 return
             self._was_ready = True
-            self._ready_file.write(self.grpc_port, self._http.port)
+            self.ready_file.write(self.grpc_port, self._http.port)
         log.info(
             "ready: gRPC on %s by %d workers, HTTP on %s",
             " and ".join(map(listeners.address_of, self._reserved)), self._config.workers, " and ".join(self._http.addresses),
@@ -307,6 +309,7 @@ def serve(config: ServerConfig) -> None:
     """Serves until SIGTERM or SIGINT, then drains. A second signal ends this process, and so the workers, at once with code 1."""
     stop = StopOnSignals(config.lame_duck_seconds)
     supervisor = Supervisor(config, on_failure=stop.set)
+    before_exit(supervisor.ready_file.remove_own)
     supervisor.start()
     try:
         stop.wait()

@@ -16,7 +16,6 @@ by every worker.
 import io
 import itertools
 import logging
-import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -30,9 +29,10 @@ from service.control import Call
 from service.errors import ConvoyError, Unavailable
 from service.http.server import ROUTE
 from service.http.waitress_server import HTTP_FLUSH_SECONDS
-from service.lifecycle import StopEvent, exit_now
+from service.lifecycle import StopEvent
 from service.logs import set_up_logging
 from service.malloc import limit_freed_memory
+from service.process_exit import exit_at_once
 from service.workers.ipc import IpcClosed, IpcConnection
 from service.workers.process import WorkerStatus
 
@@ -77,7 +77,7 @@ class Worker:
         with self._listen_lock:
             server = self._server
             if server is None or not self._listening:
-                os._exit(0)  # without waiting for a load
+                exit_at_once(0)  # without waiting for a load
         server.drain(self._lame_duck_seconds)
         with self._http_finished:  # the requests are finished, their HTTP responses may still be on their way
             self._http_finished.wait_for(lambda: not self._http_running, HTTP_FLUSH_SECONDS)
@@ -87,7 +87,7 @@ class Worker:
         except (IpcClosed, TimeoutError):
             log.warning("the supervisor did not take the last report")
         server.close()
-        exit_now()
+        exit_at_once(0)
 
     def _handle(self, method: str, *arguments: Any) -> Any:
         return self._methods[method](*arguments)
@@ -184,7 +184,7 @@ class BroadcastControl:
 
 def _exit_without_supervisor() -> None:
     """Without a supervisor this process would never be restarted, drained or scraped."""
-    os._exit(1)
+    exit_at_once(1)
 
 
 def main(file_descriptor: int) -> None:

@@ -323,6 +323,7 @@ def test_no_worker_outlives_the_supervisor(tmp_path: Path, spawn: Spawn, slow_fi
         time.sleep(0.2)
     assert server.process.wait(10) == (1 if len(signals) == 2 else -signal.SIGKILL)
     eventually(lambda: not any(alive(pid) for pid in workers))
+    assert bool(list(tmp_path.glob("ready-*"))) == (len(signals) == 1), "nobody is left to remove it after SIGKILL alone"
     asking.join(30)
 
 

@@ -1,12 +1,7 @@
-"""The stop event and the ready file."""
+"""The stop event."""
 
 import subprocess
 import sys
-from pathlib import Path
-
-import pytest
-
-from service.lifecycle import ReadyFile
 
 _SIGNAL_AT_ANY_MOMENT = """
 import random, signal
@@ -45,20 +40,3 @@ print(stop.is_set())
 def test_a_thread_ends_the_wait_too() -> None:
     script = [sys.executable, "-c", _A_THREAD]
     assert subprocess.run(script, capture_output=True, text=True, timeout=60, check=True).stdout == "True\n"
-
-
-def test_a_ready_file_that_cannot_be_written_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    ReadyFile(tmp_path / "gone" / "ready.json").write(1, 2)
-    assert "ready.json' cannot be written: No such file or directory" in caplog.text
-
-
-def test_a_server_does_not_remove_the_ready_file_of_another(tmp_path: Path) -> None:
-    path = tmp_path / "ready.json"
-    ready = ReadyFile(path)
-    ready.write(1, 2)
-    ready.remove_own()
-    assert list(tmp_path.iterdir()) == []
-    for others in ('{"pid": 1}', "[]", "half of i"):
-        path.write_text(others)
-        ready.remove_own()
-        assert path.read_text() == others
