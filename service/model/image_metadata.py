@@ -52,15 +52,13 @@ def orient(image: Image.Image) -> None:
 def without_metadata(encoded: bytes) -> bytes | None:
     """The file without what Pillow may fail to read and pixels do not depend on; None if there is nothing to leave out.
 
-    For JPEG, TIFF, GIF and AVIF.
+    For JPEG, TIFF and AVIF.
     """
     try:
         if encoded.startswith(b"\xff\xd8"):
             bare = b"".join(_jpeg_parts(encoded))
         elif encoded.startswith((b"II", b"MM")):
             bare = _bare_tiff(encoded)
-        elif encoded.startswith(b"GIF8"):
-            bare = b"".join(_gif_parts(encoded))
         elif encoded[4:8] == b"ftyp":
             bare = _AVIF_EXIF.sub(rb"\1skip", encoded)
         else:
@@ -68,6 +66,14 @@ def without_metadata(encoded: bytes) -> bytes | None:
     except (IndexError, struct.error):  # the file is cut short
         return None
     return bare if bare != encoded else None
+
+
+def gif_without_metadata(encoded: bytes) -> bytes:
+    """The GIF without its comments and the like. Pillow puts a comment together block by block, in the square of its length.
+
+    Raises IndexError if the file is cut short before its first picture.
+    """
+    return b"".join(_gif_parts(encoded))
 
 
 def _jpeg_parts(encoded: bytes) -> Iterator[bytes]:

@@ -13,8 +13,9 @@ from PIL import Image, ImageOps, PngImagePlugin, TiffImagePlugin, UnidentifiedIm
 from service.errors import InvalidRequest
 from service.model import heif
 from service.model.contract import InputSpec
-from service.model.image_metadata import orient, without_metadata
+from service.model.image_metadata import gif_without_metadata, orient, without_metadata
 from service.model.png import SIGNATURE, open_png
+from service.model.webp import is_webp, open_webp
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", *heif.formats())
 """Those that are accepted here."""
@@ -30,8 +31,9 @@ warnings.filterwarnings("ignore", module="PIL")
 # Replaced by the operator's limit in `open_image`: Pillow's own warns at one size and raises at another.
 Image.MAX_IMAGE_PIXELS = None
 
-_BY_PILLOW = ("JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+_BY_PILLOW = ("JPEG", "BMP", "TIFF", "PPM")
 _BACKGROUND = (255, 255, 255, 255)
+_BAND_PIXELS = 256 * 1024
 
 _SCAN = b"\xff\xda\0"  # the marker, and the first byte of its length, which is 14 at most
 _MIN_TILE_PIXELS = 1024 * 1024
@@ -117,6 +119,10 @@ def _open(encoded: bytes, max_pixels: int) -> Image.Image:
         return open_png(encoded)
     if heif.kind_of(encoded):
         return heif.open_heif(encoded, max_pixels)
+    if is_webp(encoded):
+        return open_webp(encoded, max_pixels)
+    if encoded.startswith(b"GIF8"):
+        return Image.open(io.BytesIO(gif_without_metadata(encoded)), formats=["GIF"])
     try:
         image = Image.open(io.BytesIO(encoded), formats=_BY_PILLOW)
     except Exception:
@@ -159,9 +165,20 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     elif image.mode in ("LAB", "HSV"):
         image = image.convert("RGB")  # Pillow has no other way to gray
     if image.has_transparency_data:
-        image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, _BACKGROUND), image)
+        return _over_white(image, mode)
     return image if image.mode == mode else image.convert(mode)
+
+
+def _over_white(image: Image.Image, mode: str) -> Image.Image:
+    """A transparent image over white, in bands: all of it at once would need three times the memory, and hold up other threads."""
+    flat = Image.new(mode, image.size)
+    rows = max(1, _BAND_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height)))
+        band = (band.convert("LA") if band.mode == "La" else band).convert("RGBA")
+        band = Image.alpha_composite(Image.new("RGBA", band.size, _BACKGROUND), band)
+        flat.paste(band.convert(mode), (0, top))
+    return flat
 
 
 def _scale_transparency(image: PngImagePlugin.PngImageFile) -> None:

@@ -1,6 +1,8 @@
 """Whole pictures are taken whatever their metadata are, and turned upright where an orientation can be read."""
 
+import contextlib
 import io
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +15,8 @@ from PIL import Image
 
 from service.errors import InvalidRequest
 from service.model.contract import InputSpec
-from service.model.preprocessing import decode, to_pixels
+from service.model.preprocessing import decode, open_image, to_pixels
+from tests.hostile_pictures import gif_comment
 from tests.unit.model.metadata_files import (
     BROKEN_CHUNKS,
     BROKEN_GIF_EXTENSIONS,
@@ -230,3 +233,30 @@ def test_a_lab_tiff_is_as_light_in_gray_as_in_rgb() -> None:
     assert np.array_equal(gray[..., 0], np.asarray(Image.fromarray(colour).convert("L")))
     assert gray.max() > 200
     assert gray.min() < 50
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P"])
+def test_a_large_transparent_picture_is_over_white_in_every_row(mode: str, channels: int) -> None:
+    height = 1500
+    random = np.random.default_rng(0).integers(0, 256, (height, 400, 4), np.uint8)
+    image = Image.fromarray(random, "RGBA").convert(mode)
+    if mode == "P":
+        image.info["transparency"] = 3
+    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    at_once = Image.alpha_composite(white, image.convert("RGBA")).convert("L" if channels == 1 else "RGB")
+    found = to_pixels(image, InputSpec(height=height, width=400, channels=channels))
+    assert np.array_equal(found.squeeze(), np.asarray(at_once))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_comment_of_a_gif_is_not_put_together(whole: bool) -> None:
+    commented = gif_comment(400_000)
+    encoded = commented if whole else commented[:300_000]
+    tracemalloc.start()
+    try:
+        with contextlib.nullcontext() if whole else pytest.raises(InvalidRequest):
+            assert "comment" not in open_image(encoded, 1_000_000).info
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+    finally:
+        tracemalloc.stop()
