@@ -71,6 +71,14 @@ class ServerConfig(BaseModel):
         "true; unix for whoever connects to --http-socket.",
         json_schema_extra={"metavar": "ADDRESS"},
     )
+    allowed_hosts: tuple[str, ...] = Field(
+        default=(),
+        description="Names by which HTTP requests may ask for this server (Host), against DNS rebinding: convoy.example.com, "
+        "*.example.com for those under one, * for all. IP addresses, localhost, this machine's name and those of --host always "
+        "may. Checked in every request if set, or if the server listens on loopback alone; else in what web pages send over "
+        "plain HTTP.",
+        json_schema_extra={"metavar": "NAME"},
+    )
     allowed_origins: tuple[str, ...] = Field(
         default=(),
         description="Origins, such as https://cats.example, whose web pages may send requests over HTTP and read answers (CORS); "

@@ -5,7 +5,8 @@ Tracebacks are printed without the values of variables, which may hold data of a
 
 import logging
 import sys
-from typing import Literal
+import traceback
+from typing import Any, Literal, TextIO
 
 import structlog
 
@@ -13,6 +14,9 @@ _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} 
     code: f"\\u{code:x}" for code in (0x2028, 0x2029)
 }
 """How characters that a terminal or a reader of lines takes for commands are written: C0, DEL, C1, and Unicode's line ends."""
+
+_JSON_CONTROLS = {code: f"\\u{code:04x}" for code in (*range(127, 160), 0x2028, 0x2029)}
+"""The same for JSON, which escapes C0 alone."""
 
 
 def set_up_logging(level: str, form: Literal["text", "json"], worker: int | None = None) -> None:
@@ -25,12 +29,12 @@ def set_up_logging(level: str, form: Literal["text", "json"], worker: int | None
             _escape_surrogates,
             # In another encoding stderr escapes what it does not have, in a way that JSON does not know.
             structlog.processors.JSONRenderer(ensure_ascii=getattr(sys.stderr, "encoding", "").lower() != "utf-8"),
+            _escape_controls_in_json,
         ]
     else:
-        plain = structlog.dev.plain_traceback
         renderers = [
             _escape_controls,
-            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain, sort_keys=False),
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=_write_traceback, sort_keys=False),
         ]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
@@ -60,6 +64,17 @@ def _escape_controls(_: object, __: str, event: structlog.types.EventDict) -> st
         if isinstance(value, str):
             event[key] = value.translate(_CONTROLS)
     return event
+
+
+def _escape_controls_in_json(_: object, __: str, line: Any) -> Any:
+    """Escapes control characters in a line of JSON, where they are parts of texts."""
+    return line.translate(_JSON_CONTROLS)
+
+
+def _write_traceback(output: TextIO, exc_info: Any) -> None:
+    """Writes a traceback, indented: the text of an error may have line ends too."""
+    for line in "".join(traceback.format_exception(*exc_info)).rstrip("\n").split("\n"):
+        output.write(f"\n    {line.translate(_CONTROLS)}")
 
 
 def _escape_surrogates(_: object, __: str, event: structlog.types.EventDict) -> structlog.types.EventDict:

@@ -41,7 +41,7 @@ class AllowedOrigins:
         it to https and localhost alone.
         """
         origin, site = environ.get("HTTP_ORIGIN"), environ.get("HTTP_SEC_FETCH_SITE")
-        if origin is not None and self._allows(origin):
+        if origin is not None and self.allows(origin):
             return False
         if site is not None:
             return site not in ("same-origin", "none")
@@ -58,7 +58,7 @@ class AllowedOrigins:
         def answer(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
             origin = environ.get("HTTP_ORIGIN")
             own: list[tuple[str, str]] = [] if self._any else [("Vary", "Origin")]
-            if origin is not None and self._allows(origin):
+            if origin is not None and self.allows(origin):
                 own.append(("Access-Control-Allow-Origin", ANY if self._any else origin))
                 if environ["REQUEST_METHOD"] == "OPTIONS" and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ:
                     own += _preflight(environ.get("HTTP_ACCESS_CONTROL_REQUEST_HEADERS"))
@@ -72,7 +72,8 @@ class AllowedOrigins:
 
         return answer
 
-    def _allows(self, origin: str) -> bool:
+    def allows(self, origin: str) -> bool:
+        """Whether pages of this origin may send requests and read the answers."""
         return self._any or origin in self._origins
 
 

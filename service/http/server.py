@@ -16,6 +16,7 @@ from werkzeug.wrappers import Response
 
 from service import listeners
 from service.config import ServerConfig
+from service.http.allowed_hosts import AllowedHosts
 from service.http.origins import AllowedOrigins
 from service.http.proxy import behind_proxy, checked_root_path
 from service.http.responses import error_response, missing_security_headers, response_to_error
@@ -119,7 +120,9 @@ class HttpServer:
         self._root_path = checked_root_path(config.root_path)
         self._origins = AllowedOrigins(config.allowed_origins)
         self._cross_site_logged = False
-        self._entrance = behind_proxy(self._origins.wrap(self.application), config.trusted_proxies, self._root_path)
+        allowed_hosts = AllowedHosts(config.allowed_hosts, config.host, self._origins.allows)
+        entrance = allowed_hosts.wrap(self._origins.wrap(self.application))
+        self._entrance = behind_proxy(entrance, config.trusted_proxies, self._root_path)
         self._thread = vital_thread(self._run, "http")
 
     def start(self) -> None:

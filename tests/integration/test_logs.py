@@ -1,5 +1,6 @@
 """What a server logs: the access log, text and JSON, and no data of clients."""
 
+import http.client
 import json
 import logging
 import shutil
@@ -7,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import grpc
 import numpy as np
@@ -38,18 +40,48 @@ def access_lines(log: str) -> list[dict[str, Any]]:
     return [line for line in lines if line["logger"] == "convoy.access"]
 
 
-def test_no_name_forges_lines_of_the_text_log_or_commands_a_terminal(repository: Path, spawn: Spawn, model_file: Path) -> None:
-    folder = repository / "net\n2026-01-01 [info] all is well\x1b[31m\r\x9b1m\u2028"
+FORGED = "\n2026-01-01 [info] all is well\x1b[31m\r\x9b1m\x7f\u2028"
+CONTROLS = "\r\x1b\x9b\x7f\u2028"
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_no_name_forges_lines_of_the_log_or_commands_a_terminal(
+    repository: Path, spawn: Spawn, model_file: Path, form: str
+) -> None:
+    folder = repository / f"net{FORGED}"
     folder.mkdir()
     shutil.copy(model_file, folder / "model.onnx")
-    server = spawn(repository, "--access-log-sample", "1")
+    server = spawn(repository, "--access-log-sample", "1", "--log-format", form)
     with Client(f"127.0.0.1:{server.grpc_port}") as client, pytest.raises(CallFailed):
-        client.classify([b"picture"], model="x\n2026-01-01 [info] all is well\x1b[31m")
+        client.classify([b"picture"], model=f"x{FORGED}")
+    name = quote(f"y{FORGED}")
+    for path in (f"/v2/models/{name}/infer", f"/v2/repository/models/{name}/load", f"/v2/models/digits/versions/{name}/infer"):
+        for header in ("Host", "Origin", "traceparent", "X-Forwarded-Host"):
+            connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=60)
+            connection.putrequest("POST", path, skip_host=header == "Host")
+            connection.putheader(header, "z\x1b[31m\x9b1m.example")
+            connection.putheader("Content-Length", "2")
+            connection.endheaders(b"{}")
+            assert connection.getresponse().status >= 400
+            connection.close()
     assert server.terminate() == 0
     log = server.log.read_bytes().decode()
-    assert "net\\x0a2026-01-01 [info] all is well\\x1b[31m\\x0d\\x9b1m\\u2028" in log
-    assert not any(control in log for control in "\r\x1b\x9b\u2028")
-    assert not any(line.startswith("2026-01-01 [info]") for line in log.split("\n"))
+    assert "all is well" in log
+    assert not any(control in log for control in CONTROLS)
+    assert not any(line.lstrip().startswith("2026-01-01 [info]") for line in log.split("\n"))
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_the_text_of_an_error_forges_no_lines_either(root_logger: None, capsys: pytest.CaptureFixture[str], form: Any) -> None:
+    set_up_logging("info", form)
+    try:
+        raise ValueError(f"no such name: x{FORGED}")
+    except ValueError:
+        logging.getLogger("convoy.test").exception("it failed")
+    log = capsys.readouterr().err
+    assert "ValueError: no such name: x" in log
+    assert not any(control in log for control in CONTROLS)
+    assert not any(line.startswith("2026-01-01") for line in log.split("\n"))
 
 
 def test_the_json_access_log_has_one_line_a_request_and_no_payload(repository: Path, spawn: Spawn, digits: Dataset) -> None:

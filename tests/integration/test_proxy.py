@@ -40,17 +40,18 @@ def test_the_page_s_picture_is_classified_behind_a_proxy_that_rewrites_host(
     repository: Path, serve: Serve, digits: Dataset, caplog: pytest.LogCaptureFixture
 ) -> None:
     picture = digits.test.encoded(0)
-    untrusting = serve(repository)
+    named = ("cats.example", "upstream")
+    untrusting = serve(repository, allowed_hosts=named)
     for forwarded in ({}, {"X_Forwarded_Host": "cats.example"}):
         assert send(untrusting, "POST", CLASSIFY, picture, **PAGE, **forwarded)[0] == 403
     [line] = [record.getMessage() for record in caplog.records if "--trusted-proxies" in record.getMessage()]
     assert "a web page of 'http://cats.example', which was sent to 'upstream:8002'" in line
     for trusted in ("127.0.0.1", "::1,127.0.0.0/8"):
-        trusting = serve(repository, trusted_proxies=tuple(trusted.split(",")))
+        trusting = serve(repository, trusted_proxies=tuple(trusted.split(",")), allowed_hosts=named)
         forwarded = {"X_Forwarded_Host": "cats.example", "X_Forwarded_Proto": "http", "X_Forwarded_For": "203.0.113.5"}
         assert send(trusting, "POST", CLASSIFY, picture, **PAGE, **forwarded)[0] == 200
         assert send(trusting, "POST", CLASSIFY, picture, **PAGE | {"Origin": "http://evil.example"}, **forwarded)[0] == 403
-    elsewhere = serve(repository, trusted_proxies=("10.0.0.0/8",))
+    elsewhere = serve(repository, trusted_proxies=("10.0.0.0/8",), allowed_hosts=named)
     assert send(elsewhere, "POST", CLASSIFY, picture, **PAGE, X_Forwarded_Host="cats.example")[0] == 403
 
 
@@ -58,7 +59,7 @@ def test_a_proxy_on_the_unix_socket_can_be_trusted(repository: Path, serve: Serv
     path = tmp_path / "http.sock"
     picture = digits.test.encoded(0)
     for trusted, status in (((), 403), (("127.0.0.1",), 403), (("unix",), 200)):
-        server = serve(repository, http_socket=path, trusted_proxies=trusted)
+        server = serve(repository, http_socket=path, trusted_proxies=trusted, allowed_hosts=("cats.example", "upstream"))
         with contextlib.closing(http.client.HTTPConnection("upstream")) as connection:
             connection.sock = socket.socket(socket.AF_UNIX)
             connection.sock.connect(str(path))
@@ -71,10 +72,38 @@ def test_a_proxy_on_the_unix_socket_can_be_trusted(repository: Path, serve: Serv
 
 
 @pytest.mark.parametrize("host", ["cats.example:80", "cats.example"])
-def test_a_default_port_in_host_makes_no_other_site(server: Server, digits: Dataset, host: str) -> None:
+def test_a_default_port_in_host_makes_no_other_site(repository: Path, serve: Serve, digits: Dataset, host: str) -> None:
     picture = digits.test.encoded(0)
+    server = serve(repository, allowed_hosts=("cats.example",))
     assert send(server, "POST", CLASSIFY, picture, Host=host, Origin="http://cats.example")[0] == 200
     assert send(server, "POST", CLASSIFY, picture, Host=host, Origin="http://cats.example:8080")[0] == 403
+
+
+@pytest.mark.parametrize("options", [[], ["--host", "0.0.0.0"], ["--host", "0.0.0.0", "--workers", "2"]])
+def test_a_page_whose_name_was_bound_to_this_server_changes_nothing(repository: Path, spawn: Spawn, options: list[str]) -> None:
+    """DNS rebinding: for the browser `http://evil.example` is one site, on whatever machine it is."""
+    server = spawn(repository, *options)
+    evil = f"evil.example:{server.http_port}"
+    for path in ("/v2/repository/models/digits/unload", INFER, CLASSIFY):
+        status, _, body = send(server, "POST", path, b"{}", Host=evil, Origin=f"http://{evil}")
+        assert (status, b"--allowed-hosts" in body) == (403, True), path
+    assert f"refused a request to the host '{evil}'" in server.log.read_text()
+    reads = {path: send(server, "GET", path, Host=evil)[0] for path in ("/v2/models", "/metrics", "/page/models", "/", "/livez")}
+    assert set(reads.values()) == ({200} if options else {200, 403})
+    assert send(server, "GET", "/v2/models/digits/ready")[0] == 200
+    service = "convoy.default.svc.cluster.local"
+    assert send(server, "POST", "/v2/repository/index", b"{}", Host=service)[0] == (200 if options else 403)
+    assert send(server, "POST", "/v2/repository/models/digits/unload", b"{}", Host=f"127.0.0.1:{server.http_port}")[0] == 200
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_names_of_the_server_are_told_to_it(repository: Path, spawn: Spawn, digits: Dataset, workers: str) -> None:
+    server = spawn(repository, "--allowed-hosts", "convoy.example,*.cats.example", "--workers", workers)
+    for host in ("convoy.example", "digits.cats.example:80", "localhost", "[::1]:80"):
+        assert send(server, "GET", "/v2/models", Host=host)[0] == 200
+        assert send(server, "POST", CLASSIFY, digits.test.encoded(0), Host=host, Origin=f"http://{host}")[0] == 200
+    for path in ("/v2/models", "/metrics", "/", "/page/page.js", "/nothing"):
+        assert send(server, "GET", path, Host="evil.example")[0] == 403
 
 
 @pytest.mark.parametrize(
@@ -150,6 +179,7 @@ def test_no_header_of_cors_is_sent_unless_asked_for(server: Server) -> None:
         ("--allowed-origins", "https://cats.example/", "is not accepted: an origin is like https://cats.example"),
         ("--allowed-origins", "null", "is not accepted"),
         ("--allowed-origins", "https://*.cats.example", "* alone allows every origin"),
+        ("--allowed-hosts", "convoy.example:80", "--allowed-hosts 'convoy.example:80' is not accepted: a name is like convoy.ex"),
         ("--trusted-proxies", "proxy.example", "--trusted-proxies 'proxy.example' is not accepted: an address (10.0.0.7)"),
         ("--trusted-proxies", "10.0.0.0/33", "is not accepted"),
         ("--root-path", "convoy", "--root-path 'convoy' is not accepted: a path such as /convoy"),

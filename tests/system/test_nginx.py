@@ -38,7 +38,7 @@ def test_nginx(
 ) -> None:
     nginx = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
     assert nginx is not None, "nginx is not installed: apt-get install nginx"
-    server = spawn(repository, "--root-path", "/convoy", *options)
+    server = spawn(repository, "--root-path", "/convoy", "--allowed-hosts", "cats.example,convoy", *options)
     [port] = balanced.free_ports(1)
     config = (kit.DEPLOY / "load-balancing" / "nginx.conf").read_text()
     ours = {"127.0.0.1:8002": f"127.0.0.1:{server.http_port}", "0.0.0.0:80": f"127.0.0.1:{port}"}
