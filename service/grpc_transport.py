@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from service.config import ServerConfig
 from service.errors import UserError
+from service.principal import Peers
 from service.rpc.aio_server import AioServer
 from service.rpc.call import Method, OnIdle, RpcObserver
 from service.rpc.completion_queue import CompletionQueueServer, unavailable_reason
@@ -37,6 +38,7 @@ def create_transport(
             shared_port=config.workers > 1,
             arguments=_channel_arguments(config),
             unix_socket=None if config.grpc_socket is None else UnixSocket(config.grpc_socket, "--grpc-socket"),
+            principal_of=Peers(config.trusted_proxies).principal,
         )
     )
 

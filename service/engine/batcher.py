@@ -115,15 +115,22 @@ class Batcher:
         """Seconds a batch by items: measured at warm-up, corrected while serving."""
         return self._scheduler.latencies.measured()
 
-    def reserve(self, items: int) -> None:
-        """Reserves room in the queue for items that will be submitted later. Raises QueueFull if there is none."""
+    def reserve(self, entry: Entry) -> None:
+        """Reserves room in the queue for an entry that will be submitted later. Raises QueueFull if there is none."""
         with self._lock:
-            self._scheduler.reserve(items)
+            self._scheduler.reserve(entry)
+        if self._scheduler.displaced:
+            self._end_displaced()
 
-    def release(self, items: int) -> None:
-        """Gives back reserved room."""
+    def release(self, entry: Entry) -> None:
+        """Gives back the room reserved for an entry."""
         with self._lock:
-            self._scheduler.queue.release(items)
+            self._scheduler.queue.release(entry)
+
+    def check_reserved(self, entry: Entry) -> None:
+        """Raises QueueFull if the room that was reserved for an entry has been taken away."""
+        with self._lock:
+            self._scheduler.check_reserved(entry)
 
     def submit(self, entry: Entry, images: NDArray[Any], on_done: OnDone, *, reserved: bool = False) -> bool:
         """Queues an entry with its images, [n, *shape]; True if a batch is full now, so that waiting for more gains nothing.
@@ -131,7 +138,7 @@ class Batcher:
         `reserved` says that room was reserved for it; it has been given back when this returns or raises.
 
         Raises:
-            QueueFull: it does not fit.
+            QueueFull: it does not fit, or others needed the room more that was reserved for it.
             DeadlineExceeded: by the measured times it cannot be answered before its deadline.
                 In either case `on_done` will not be called.
         """
@@ -140,6 +147,8 @@ class Batcher:
             full = self._scheduler.add(entry, now, reserved=reserved)
             entry.images = images
             entry.on_done = on_done
+        if self._scheduler.displaced:
+            self._end_displaced()
         return full
 
     def cancel(self, entry: Entry) -> None:
@@ -289,6 +298,14 @@ class Batcher:
             for entry in entries:
                 self._scheduler.queue.cancel(entry)
         self._end(entries, error)
+
+    def _end_displaced(self) -> None:
+        """Fails the entries that had to make room for a client that holds less of the queue."""
+        with self._lock:
+            displaced, self._scheduler.displaced = self._scheduler.displaced, []
+            errors = [self._scheduler.queue_full(entry) for entry in displaced]
+        for entry, error in zip(displaced, errors, strict=True):
+            self._end([entry], error)
 
     def _end(self, entries: list[Entry], error: RequestError | None) -> None:
         """Delivers the outcome of each entry that is not done yet."""

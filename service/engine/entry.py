@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from service.errors import RequestError
 from service.observability.trace_context import TraceContext
+from service.principal import UNKNOWN, Principal
 
 
 class State(Enum):
@@ -60,7 +61,7 @@ class Entry:
     Attributes:
         priority: 1 is served first.
         deadline: infinite if there is none.
-        turn: its place among entries of the same priority: the deadline, or an earlier time.
+        turn: its place among entries of the same priority and principal: the deadline, or an earlier time.
         taken: items that batches have taken so far.
         arrival: a number that is unique in its queue and grows.
         images: [n, *shape], one row an item; set when it is queued.
@@ -68,22 +69,31 @@ class Entry:
         remaining: items whose outputs are missing.
         queued_at, started, finished: when it was queued, its first batch began, its last batch ended; 0 before that.
         trace: the client's trace, if it sent one.
+        principal: who sent it.
     """
 
     __slots__ = (
-        "arrival", "deadline", "finished", "images", "items", "on_done", "outputs", "priority", "queued_at", "remaining", "started",
-        "state", "taken", "trace", "turn",
+        "arrival", "deadline", "finished", "images", "items", "on_done", "outputs", "principal", "priority", "queued_at",
+        "remaining", "started", "state", "taken", "trace", "turn",
     )  # fmt: skip
     arrival: int
     images: NDArray[Any]
     on_done: OnDone
 
-    def __init__(self, items: int, priority: int = 1, deadline: float = math.inf, trace: TraceContext | None = None) -> None:
+    def __init__(
+        self,
+        items: int,
+        priority: int = 1,
+        deadline: float = math.inf,
+        trace: TraceContext | None = None,
+        principal: Principal = UNKNOWN,
+    ) -> None:
         self.state = RECEIVED
         self.items = self.remaining = items
         self.priority = priority
         self.deadline = self.turn = deadline
         self.trace = trace
+        self.principal = principal
         self.taken = 0
         self.outputs: Sequence[NDArray[Any]] = ()
         self.queued_at = self.started = self.finished = 0.0

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from service.engine.served_version import ServedVersion
 from service.observability.trace_context import TraceContext
+from service.principal import UNKNOWN, Principal
 
 MANY_ITEMS = 512
 """A request with more items is checked against its model's limit before they are read."""
@@ -25,7 +26,8 @@ class Query(NamedTuple):
 
     `version` is a number, an alias or empty; `top_k`, `priority` and `timeout_seconds` are 0 for the model's default. `deadline` is
     in `time.monotonic` seconds, infinite if there is none. `validate` is called with the model before it computes, and may raise
-    RequestError. `trace` is the client's trace, if it sent one; `id` is the client's name for the request.
+    RequestError. `trace` is the client's trace, if it sent one; `id` is the client's name for the request;
+    `principal` is who sent it.
     """
 
     model: str
@@ -39,3 +41,4 @@ class Query(NamedTuple):
     validate: Callable[[ServedVersion], None] | None = None
     trace: TraceContext | None = None
     id: str = ""
+    principal: Principal = UNKNOWN

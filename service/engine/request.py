@@ -58,7 +58,7 @@ class Request:
             )
         timeout = query.timeout_seconds or policy.default_timeout_seconds
         deadline = _deadline(query.deadline, timeout) if timeout else query.deadline
-        self._entry = Entry(count, query.priority or policy.default_priority, deadline, query.trace)
+        self._entry = Entry(count, query.priority or policy.default_priority, deadline, query.trace, query.principal)
         self._context = context
         self._served = served
         self._items = query.items
@@ -87,12 +87,12 @@ class Request:
 
     def _decode_in_pool(self) -> None:
         entry, batcher = self._entry, self._served.batcher
-        batcher.reserve(entry.items)
+        batcher.reserve(entry)
         entry.state = DECODING
         try:
             self._context.pool.submit(self._decode_then_submit, sum(len(item.data) for item in self._items))
         except QueueFull:
-            batcher.release(entry.items)
+            batcher.release(entry)
             raise
 
     def _decode_then_submit(self) -> None:
@@ -104,7 +104,7 @@ class Request:
             self._decode_seconds = time.monotonic() - start
             self._items = ()
         except Exception as error:
-            served.batcher.release(entry.items)
+            served.batcher.release(entry)
             if not isinstance(error, RequestError):
                 log.exception("model %s: a request failed while it was decoded", served.name)
                 error = ModelFailed("the request failed inside the server")
@@ -123,6 +123,7 @@ class Request:
             raise Cancelled("the client cancelled the call")
         if self._context.pool.closed:
             raise Unavailable("the server has stopped")
+        self._served.batcher.check_reserved(self._entry)
 
     def _submit_off_transport(self, images: NDArray[Any], *, reserved: bool) -> None:
         entry, batcher = self._entry, self._served.batcher

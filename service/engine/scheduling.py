@@ -12,9 +12,12 @@ long to run inline, clients that send their next request when they have an answe
 that batch had, the next one lingers for LINGER_SHARE of its time. Otherwise the first client to return would be computed alone
 while all others wait, over and over.
 
-In which order. By priority, then by deadline. A deadline further away than DEADLINE_HORIZON_SECONDS counts as one that far away,
-and so does none: requests with time to spare are served in order of arrival, and no request starves behind those with near
-deadlines.
+In which order. By priority; then clients in turn, as queue.py says; of one client, by deadline. A deadline further away than
+DEADLINE_HORIZON_SECONDS counts as one that far away, and so does none: requests with time to spare are served in order of arrival,
+and no request starves behind those with near deadlines.
+
+For whom there is room. For a request that finds the queue full, `make_room` of queue.py may remove requests of a client that holds
+more of it. They are in `displaced` until the caller has failed them.
 
 Which are refused. A request whose deadline can hardly be met, by the measured times and behind the requests before it, is refused
 when it comes. A queued request that cannot meet its deadline any more is dropped before it costs inference. A batch is no longer
@@ -27,7 +30,7 @@ import math
 from dataclasses import dataclass
 
 from service.engine.batch_latencies import BatchLatencies
-from service.engine.entry import Entry
+from service.engine.entry import QUEUED, Entry
 from service.engine.queue import Part, RequestQueue
 from service.errors import DeadlineExceeded, QueueFull
 
@@ -94,6 +97,7 @@ class Scheduler:
         self.latencies = BatchLatencies(measured)
         self.max_batch_items = self.latencies.most_worthwhile(max_batch_items)
         self.queue = RequestQueue(max_queue_items)
+        self.displaced: list[Entry] = []
         self._max_delay_seconds = max_delay_seconds
         self._instances = instances
         self._idle = list(range(instances))
@@ -108,25 +112,32 @@ class Scheduler:
         """Queues an entry; True if a batch is full now. `reserved` says that room was reserved for it, which is given back.
 
         Raises:
-            QueueFull: it does not fit.
+            QueueFull: it does not fit, or its room has been taken away.
             DeadlineExceeded: by the measured times it cannot be answered in time.
         """
         queue = self.queue
-        if reserved:
-            queue.release(entry.items)
+        if reserved and not queue.release(entry):
+            raise self.queue_full(entry)
         entry.queued_at = now
         latest_turn = now + DEADLINE_HORIZON_SECONDS
         entry.turn = entry.deadline if entry.deadline < latest_turn else latest_turn
         if entry.deadline != math.inf:
             self._check_deadline(entry, now)
         if not queue.push(entry):
-            raise self._queue_full(entry.items)
+            self._make_room(entry)
+            queue.push(entry)
         return queue.items >= self.max_batch_items
 
-    def reserve(self, items: int) -> None:
+    def reserve(self, entry: Entry) -> None:
         """Reserves room in the queue. Raises QueueFull if there is none."""
-        if not self.queue.reserve(items):
-            raise self._queue_full(items)
+        if not self.queue.reserve(entry):
+            self._make_room(entry)
+            self.queue.reserve(entry)
+
+    def check_reserved(self, entry: Entry) -> None:
+        """Raises QueueFull if the room that was reserved for an entry has been taken away."""
+        if not self.queue.is_reserved(entry):
+            raise self.queue_full(entry)
 
     @property
     def running(self) -> bool:
@@ -247,11 +258,20 @@ class Scheduler:
         likely = self.latencies.likely
         return (whole * likely(self.max_batch_items) if whole else 0.0) / self._instances + (likely(rest) if rest else 0.0)
 
-    def _queue_full(self, items: int) -> QueueFull:
+    def _make_room(self, entry: Entry) -> None:
+        """Removes requests of others who hold more of the queue. Raises QueueFull if there are none, or too few."""
+        removed = self.queue.make_room(entry)
+        if not removed:
+            raise self.queue_full(entry)
+        self.displaced += [each for each in removed if each.state is QUEUED]
+
+    def queue_full(self, entry: Entry) -> QueueFull:
+        """The error for an entry that has no room."""
         waiting = self.queue.items + self.queue.reserved
         batches = -(-waiting // self.max_batch_items)
         seconds = batches * self.latencies.expected(self.max_batch_items) / self._instances
         return QueueFull(
-            f"the queue of model {self._name!r} is full: {waiting} of {self.queue.max_items} items wait, the request has {items}",
+            f"the queue of model {self._name!r} is full: {waiting} of {self.queue.max_items} items wait, "
+            f"the request has {entry.items}",
             retry_after_seconds=min(max(seconds, 0.01), 30.0),
         )

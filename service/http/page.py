@@ -27,6 +27,7 @@ from service.engine.repository import Repository
 from service.engine.served_version import ServedVersion
 from service.engine.top_k import Results
 from service.errors import InvalidRequest
+from service.http.principals import principal_of
 from service.http.responses import json_response, response_to_error
 from service.http.server import match_route
 from service.model.preprocessing import decode
@@ -114,7 +115,9 @@ class Page:
         body = request.get_data()
         if not body:
             raise InvalidRequest("the body must be an image file")
-        query = Query(model=model, version=version, items=[Item(body, encoded=True)], top_k=TOP_K)
+        query = Query(
+            model=model, version=version, items=[Item(body, encoded=True)], top_k=TOP_K, principal=principal_of(request.environ)
+        )
         return reply_to(self._classifier, query, self._write, body)
 
     def _write(self, answer: Answer, best: Results, image_file: bytes) -> Response:

@@ -9,6 +9,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.wrappers import Response
 
 from service.errors import UserError
+from service.principal import proxy_network
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -33,7 +34,7 @@ def behind_proxy(app: "WSGIApplication", trusted: Sequence[str], root_path: str)
     """
     if not trusted and not root_path:
         return app
-    networks = [_network(each) for each in trusted if each != UNIX]
+    networks = [proxy_network(each) for each in trusted if each != UNIX]
 
     def strip_prefix(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         path: str = environ["PATH_INFO"]
@@ -75,12 +76,3 @@ def checked_root_path(root_path: str) -> str:
     if root_path.split("/")[1:2] and root_path.split("/")[1] in _OWN_PATHS:
         raise UserError(f"--root-path {root_path!r} is not accepted: Convoy serves paths of its own that begin so")
     return root_path
-
-
-def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
-    try:
-        return ipaddress.ip_network(text, strict=False)
-    except ValueError:
-        raise UserError(
-            f"--trusted-proxies {text!r} is not accepted: an address (10.0.0.7), a network (10.0.0.0/8) or {UNIX}, a unix socket"
-        ) from None

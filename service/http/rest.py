@@ -19,6 +19,7 @@ from service.engine.reply import reply_to
 from service.engine.top_k import Results
 from service.errors import InvalidRequest, Unimplemented
 from service.http.bodies import JSON_LENGTH, compress, member, parse_json, read_body, split_body
+from service.http.principals import principal_of
 from service.http.responses import json_response, response_to_error
 from service.http.server import INFER, INFER_VERSION, match_route
 from service.observability.trace_context import HEADER, trace_context
@@ -135,7 +136,7 @@ class Rest:
         query = make_query(
             model, version, tensor, [output for output, _ in requested], parameters,
             trace=trace_context(request.headers.get(HEADER, "")), request_id=member(document, "id", str, ""),
-            ignore_unknown=self._ignore_unknown,
+            ignore_unknown=self._ignore_unknown, principal=principal_of(request.environ),
         )  # fmt: skip
         form = _ReplyForm(request, document.get("id"), requested, bool(parameters.get("binary_data_output", False)))
         return reply_to(self._classifier, query, _write, form)

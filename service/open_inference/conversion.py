@@ -18,6 +18,7 @@ from service.model.signature import TensorSpec
 from service.observability.trace_context import TraceContext
 from service.open_inference.parameters import RequestedOutput, parse_schedule
 from service.open_inference.tensors import BYTES, DATATYPES, InputTensor, OutputTensor, describe_tensor
+from service.principal import UNKNOWN, Principal
 
 _FIELDS = {"priority": "parameters[priority]", "timeout_seconds": "parameters[timeout]"}
 
@@ -32,18 +33,20 @@ def make_query(
     trace: TraceContext | None = None,
     request_id: str = "",
     ignore_unknown: bool = False,
+    principal: Principal = UNKNOWN,
 ) -> Query:
-    """The classifier's query for a request; `deadline` is in `time.monotonic` seconds, `trace` and `request_id` are the client's.
+    """The classifier's query for a request.
 
-    The classifier checks the tensor and the requested outputs against the model before it computes. Raises as `parse_schedule`.
+    `deadline` is in `time.monotonic` seconds, `trace` and `request_id` are the client's, and `principal` is who sent it. The
+    classifier checks the tensor and the requested outputs against the model before it computes. Raises as `parse_schedule`.
     """
     priority, timeout_seconds = parse_schedule(parameters, ignore_unknown) if parameters else (0, 0.0)
     elements = tensor.elements
     validate = partial(_check_against_model, tensor, requested)
     if isinstance(elements, list):
         items = [Item(element, True) for element in elements]
-        return Query(model, items, version, 1, priority, timeout_seconds, deadline, None, validate, trace, request_id)
-    return Query(model, (), version, 1, priority, timeout_seconds, deadline, elements, validate, trace, request_id)
+        return Query(model, items, version, 1, priority, timeout_seconds, deadline, None, validate, trace, request_id, principal)
+    return Query(model, (), version, 1, priority, timeout_seconds, deadline, elements, validate, trace, request_id, principal)
 
 
 def rename_error_field(error: RequestError) -> RequestError:

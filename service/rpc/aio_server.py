@@ -116,6 +116,7 @@ class AioServer:
 
     async def _serve_unary(self, method: Unary, observer: RpcMethodObserver, payload: bytes, context: Context) -> bytes:
         call = _AioUnaryCall(method, _deadline(context), _metadata(context), observer)
+        call.principal = self._options.principal_of(context.peer(), call.metadata)
         handle_unary(method, payload, call)
         del payload  # after an abort of grpcio's, this frame waits for the garbage collector
         self._check_idle_soon()
@@ -133,6 +134,7 @@ class AioServer:
 
     async def _serve_stream(self, method: Stream, observer: RpcMethodObserver, context: Context) -> None:
         call = _AioStreamCall(method, _deadline(context), _metadata(context), observer)
+        call.principal = self._options.principal_of(context.peer(), call.metadata)
         call.attach(self._loop, context)
         receiver = open_stream(method, call)
         reader = asyncio.ensure_future(self._read(method, call, receiver, context)) if receiver is not None else None

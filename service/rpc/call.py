@@ -29,6 +29,7 @@ from google.protobuf.message import Message
 
 from service.errors import Cancelled, ConvoyError, DeadlineExceeded, forget_traceback
 from service.observability.trace_context import HEADER, TraceContext, trace_context
+from service.principal import Principal
 from service.rpc.status import OK, Metadata, Status, status_of
 
 log = logging.getLogger(__name__)
@@ -109,7 +110,12 @@ class Receiver(Protocol):
 class Call(ABC):
     """One RPC in progress. It ends exactly once: by the server's status, or because the client has cancelled."""
 
-    __slots__ = ("_end", "_observer", "_on_cancelled", "_started", "deadline", "initial_metadata", "metadata", "method", "trace")
+    __slots__ = (
+        "_end", "_observer", "_on_cancelled", "_started", "deadline", "initial_metadata", "metadata", "method", "principal",
+        "trace",
+    )  # fmt: skip
+    principal: Principal
+    """Who calls. Transports set it before the handler sees the call."""
 
     def __init__(self, method: Method, deadline: float, metadata: Metadata, observer: RpcMethodObserver) -> None:
         """`deadline` is in `time.monotonic` seconds, infinite if the client set none. `metadata` is the client's.

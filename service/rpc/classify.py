@@ -9,9 +9,8 @@ from service.engine.query import MANY_ITEMS, Item, Query
 from service.engine.reply import send_reply
 from service.engine.top_k import Results
 from service.errors import InvalidRequest, QueueFull, Unavailable
-from service.observability.trace_context import TraceContext
 from service.pb.convoy.v1 import classifier_pb2 as pb
-from service.rpc.call import Method, Receiver, Stream, StreamCall, Unary, UnaryCall
+from service.rpc.call import Call, Method, Receiver, Stream, StreamCall, Unary, UnaryCall
 from service.rpc.open_streams import OpenStreams
 from service.rpc.request_stream import RequestStream, StreamRequest
 from service.rpc.status import status_of
@@ -40,7 +39,7 @@ class ClassifyServicer:
         self._streams.finish_all()
 
     def _classify(self, request: pb.ClassifyRequest, call: UnaryCall) -> None:
-        query = _query(request, self._classifier, call.deadline, call.trace)
+        query = _query(request, self._classifier, call)
         # Of the request, which holds the images, only the id is kept.
         respond = partial(send_reply, self._classifier, call, _write, request.id)
         call.on_cancelled(self._classifier.classify(query, respond))
@@ -49,7 +48,7 @@ class ClassifyServicer:
         def start(message: pb.ClassifyStreamRequest, stream_request: StreamRequest) -> Callable[[], None]:
             request = message.request
             stream_request.id = request.id[:MAX_ID_CHARACTERS]
-            query = _query(request, self._classifier, call.deadline, call.trace)
+            query = _query(request, self._classifier, call)
             respond = partial(send_reply, self._classifier, stream_request, _write_in_stream, stream_request)
             return self._classifier.classify(query, respond)
 
@@ -58,7 +57,7 @@ class ClassifyServicer:
         return stream
 
 
-def _query(request: pb.ClassifyRequest, classifier: Classifier, deadline: float, trace: TraceContext | None) -> Query:
+def _query(request: pb.ClassifyRequest, classifier: Classifier, call: Call) -> Query:
     request_id = request.id
     if len(request_id) > MAX_ID_CHARACTERS:
         raise InvalidRequest(f"the id has more than {MAX_ID_CHARACTERS} characters", "id")
@@ -80,8 +79,8 @@ def _query(request: pb.ClassifyRequest, classifier: Classifier, deadline: float,
             raise InvalidRequest(f"item {len(items)} has neither encoded nor pixels", f"items[{len(items)}]")
     # By position: twice as fast as by name.
     return Query(
-        request.model, items, request.version, request.top_k, request.priority, request.timeout_seconds, deadline,
-        None, None, trace, request_id,
+        request.model, items, request.version, request.top_k, request.priority, request.timeout_seconds, call.deadline,
+        None, None, call.trace, request_id, call.principal,
     )  # fmt: skip
 
 

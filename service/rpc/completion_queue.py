@@ -99,7 +99,7 @@ LARGE_MESSAGE_BYTES = 64 * 1024
 _NAMES = {
     "Server": ("register_completion_queue", "add_http2_port", "start", "request_call", "shutdown", "cancel_all_calls", "destroy"),
     "CompletionQueue": ("poll", "shutdown"),
-    "Call": ("start_server_batch",),
+    "Call": ("start_server_batch", "peer"),
     "CompletionType": ("queue_shutdown", "queue_timeout", "operation_complete"),
     "StatusCode": ("ok",),
     "WriteFlag": ("buffer_hint",),
@@ -149,6 +149,7 @@ class CompletionQueueServer:
             method.path.encode(): (method, options.observer.rpc_method(method.kind, method.service, method.name))
             for method in options.methods
         }
+        self._principal_of = options.principal_of
         self._ident = 0  # the thread's, while it runs
         self.messages: list[tuple[_FastUnaryCall, bytes]] = []
         self._outbox: list[tuple[Any, Sequence[Any], Tag]] = []
@@ -282,11 +283,13 @@ class CompletionQueueServer:
         if isinstance(method, Unary):
             call = _FastUnaryCall(method, deadline, event.invocation_metadata, observer)
             call.server, call.core = self, core
+            call.principal = self._principal_of(core.peer(), event.invocation_metadata)
             core.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(0),), call.closed)
             core.start_server_batch((cygrpc.ReceiveMessageOperation(0),), call.received)
         else:
             stream = _FastStreamCall(method, deadline, event.invocation_metadata, observer)
             stream.server, stream.core = self, core
+            stream.principal = self._principal_of(core.peer(), event.invocation_metadata)
             core.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(0),), stream.closed)
             stream.open(method)
 

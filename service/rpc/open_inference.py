@@ -97,7 +97,7 @@ class InferServicer:
         reply_form = _ReplyForm(request.id, requested, typed, final)
         query = make_query(
             request.model_name, request.model_version, tensor, requested, parameters, call.deadline, call.trace, request.id,
-            self._ignore_unknown,
+            self._ignore_unknown, call.principal,
         )  # fmt: skip
         try:
             return self._classifier.classify(query, partial(_send_reply, self._classifier, responder, write, reply_form))

@@ -5,7 +5,7 @@
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 from urllib.parse import quote
 
@@ -13,7 +13,9 @@ import grpc
 
 from service import listeners
 from service.errors import UserError
+from service.principal import Peers, Principal
 from service.rpc.call import Method, OnIdle, RpcObserver
+from service.rpc.status import Metadata
 from service.rpc.tls import Renewals, Tls
 from service.unix_socket import UnixSocket
 
@@ -37,6 +39,10 @@ AddPort = Callable[[str, grpc.ServerCredentials | None], int]
 """Has C core listen on an address, `HOST:PORT` or `unix:PATH`; 0 if it cannot. None for plain text."""
 
 
+PrincipalOf = Callable[[str | bytes, Metadata], Principal]
+"""Who sends a call, by C core's name for the other end of its connection and by its metadata."""
+
+
 @dataclass(frozen=True)
 class Options:
     """Options of any transport.
@@ -45,7 +51,7 @@ class Options:
     `max_message_bytes` bounds a message from a client. Replies are compressed with `compression`. With
     `shared_port` other processes of this user may serve on the same port: the kernel spreads connections over them. `renewed_tls`
     returns a new certificate to replace `tls`, once, or None. `arguments` are C core's channel arguments, such as
-    `grpc.max_connection_age_ms`.
+    `grpc.max_connection_age_ms`. `principal_of` says who sends a call, on the transport's thread.
     """
 
     hosts: Sequence[str]
@@ -60,6 +66,7 @@ class Options:
     shared_port: bool = False
     arguments: Sequence[tuple[str, int]] = ()
     unix_socket: UnixSocket | None = None
+    principal_of: PrincipalOf = field(default_factory=lambda: Peers().principal)
 
     def listen(self, add_port: AddPort) -> tuple[int, list[str]]:
         """Has C core listen on every address. Returns the port and what is listened on: `HOST:PORT`, `unix:PATH`.

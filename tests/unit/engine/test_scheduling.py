@@ -134,15 +134,17 @@ def test_a_full_queue_refuses_with_a_time_to_come_back() -> None:
 
 def test_reserved_room_counts_against_the_bound_and_is_given_back() -> None:
     scheduler = make(FAST, max_queue_items=4)
-    scheduler.reserve(3)
+    decoding = Entry(3)
+    scheduler.reserve(decoding)
     with pytest.raises(QueueFull, match="3 of 4 items wait, the request has 2"):
         add(scheduler, 2)
     with pytest.raises(QueueFull):
-        scheduler.reserve(2)
-    scheduler.add(Entry(3), NOW, reserved=True)
-    scheduler.reserve(1)
+        scheduler.reserve(Entry(2))
+    scheduler.add(decoding, NOW, reserved=True)
+    late = Entry(1, deadline=NOW)
+    scheduler.reserve(late)
     with pytest.raises(DeadlineExceeded):
-        scheduler.add(Entry(1, deadline=NOW), NOW, reserved=True)
+        scheduler.add(late, NOW, reserved=True)
     assert (scheduler.queue.items, scheduler.queue.reserved) == (3, 0)
 
 
@@ -327,7 +329,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         before = self.scheduler.queue.items
         try:
             if reserve:
-                self.scheduler.reserve(items)
+                self.scheduler.reserve(entry)
             full = self.scheduler.add(entry, self.now, reserved=reserve)
         except QueueFull:
             assert before + items > self.scheduler.queue.max_items
