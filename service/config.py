@@ -24,6 +24,7 @@ class ServerConfig(BaseModel):
 
     HEADINGS: ClassVar[dict[str, str]] = {
         "host": "Listening",
+        "auth": "Access",
         "provider": "Models",
         "workers": "Processes",
         "transport": "gRPC",
@@ -105,6 +106,12 @@ class ServerConfig(BaseModel):
         default=None,
         description="CA (PEM) that client certificates must come from: mutual TLS. Implies --no-rest, because HTTP asks for no "
         "certificate.",
+    )
+
+    auth: Path | None = Field(
+        default=None,
+        description="File (TOML) that says who may do what: tokens, certificates and the rights of their groups. Without it, "
+        "whoever reaches a port may use it. Read again when it changes.",
     )
 
     provider: Provider = Field(

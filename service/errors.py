@@ -90,6 +90,29 @@ class Unimplemented(RequestError):
     """The client's fault: it asked for something that this server does not do, or was started without."""
 
 
+class Unauthenticated(RequestError):
+    """The client's fault: it has no credentials, or none that are known. The message never has them.
+
+    `cause` is the label `reason` of `convoy_auth_failures_total`.
+    """
+
+    reason = "forbidden"
+
+    def __init__(self, message: str, cause: str) -> None:
+        super().__init__(message)
+        self.cause = cause
+
+
+class PermissionDenied(RequestError):
+    """The client's fault: it is known, and does not have the right that the request needs. `cause` as above."""
+
+    reason = "forbidden"
+    cause = "forbidden"
+
+
+Refused = Unauthenticated | PermissionDenied
+
+
 class TooManyResults(RequestError):
     """Nobody's fault: the answer would be larger than its protocol allows."""
 

@@ -9,6 +9,7 @@ from service.principal import Peers
 from service.rpc.aio_server import AioServer
 from service.rpc.call import Method, OnIdle, RpcObserver
 from service.rpc.completion_queue import CompletionQueueServer, unavailable_reason
+from service.rpc.gate import Gate
 from service.rpc.tls import TlsFiles
 from service.rpc.transport import Options, Transport
 from service.unix_socket import UnixSocket
@@ -20,7 +21,12 @@ MAX_METADATA_BYTES = 16 * 1024
 
 
 def create_transport(
-    config: ServerConfig, methods: Sequence[Method], observer: RpcObserver, on_idle: OnIdle, max_message_bytes: int
+    config: ServerConfig,
+    methods: Sequence[Method],
+    observer: RpcObserver,
+    on_idle: OnIdle,
+    max_message_bytes: int,
+    gate: Gate | None = None,
 ) -> Transport:
     """The transport, not yet started. Raises UserError for contradictory flags or a transport that does not work here."""
     transport, tls = _transport_class(config), _tls_files(config)
@@ -39,6 +45,7 @@ def create_transport(
             arguments=_channel_arguments(config),
             unix_socket=None if config.grpc_socket is None else UnixSocket(config.grpc_socket, "--grpc-socket"),
             principal_of=Peers(config.trusted_proxies).principal,
+            gate=gate,
         )
     )
 

@@ -23,12 +23,15 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 
 from service import message_limits
+from service.access.access import Access
+from service.access.authenticator import Authenticator
 from service.config import ServerConfig
 from service.control import Control, ForbiddenControl
 from service.engine.classifier import Classifier
 from service.engine.observer import RequestObserver
 from service.engine.repository import Repository
 from service.grpc_transport import create_transport
+from service.http import gate as http_gate
 from service.http.page import Page
 from service.http.rest import Rest
 from service.http.server import HttpMetrics, HttpServer
@@ -41,6 +44,7 @@ from service.open_inference.shared_memory import SharedMemory
 from service.process_exit import before_exit, exit_at_once
 from service.ready_file import ReadyFile
 from service.rpc import channelz, classify, health, model_info, open_inference, open_inference_admin, reflection
+from service.rpc import gate as rpc_gate
 from service.rpc.call import Method
 
 if TYPE_CHECKING:
@@ -109,11 +113,16 @@ class Server:
         self.control = LocalControl(self._repository, memory)
         allowed_control = (control or self.control) if config.control else ForbiddenControl()
         methods = self._grpc_methods(metadata, allowed_control, memory)
-        self._transport = create_transport(config, methods, metrics, self._classifier.pump, self._max_message_bytes)
+        self._access = None if config.auth is None else Access(config.auth, metrics.registry)
+        self._transport = create_transport(
+            config, methods, metrics, self._classifier.pump, self._max_message_bytes,
+            None if self._access is None else rpc_gate.Gate(Authenticator(self._access, "grpc")),
+        )  # fmt: skip
         metrics.transport_chosen(self._transport.name)
         self._http = HttpServer(
             config, metrics.registry, HttpMetrics(metrics.registry), self.not_ready_reason,
             self._http_app(metadata, allowed_control, memory), self._max_message_bytes, self.not_alive_reason,
+            None if self._access is None else http_gate.Gate(Authenticator(self._access, "http")),
         )  # fmt: skip
 
     def _grpc_methods(self, metadata: ServerMetadata, control: Control, memory: SharedMemory) -> list[Method]:
@@ -171,6 +180,8 @@ class Server:
 
     def listen(self) -> None:
         """Binds the gRPC port and, unless there is a supervisor, the HTTP port. Raises UserError if a port is not available."""
+        if self._access is not None:
+            self._access.start()
         self._transport.start()
         if self._config.workers > 1:
             return
@@ -229,6 +240,8 @@ class Server:
             self._classifier.close()
             self._repository.stop()
         self._http.stop()
+        if self._access is not None:
+            self._access.close()
         if self._tracing is not None:
             self._tracing.close()
         self.ready_file.remove_own()

@@ -17,13 +17,14 @@ from service.errors import (
     DeadlineExceeded,
     InvalidRequest,
     ModelFailed,
+    PermissionDenied,
     QueueFull,
     RequestError,
     Unavailable,
     forget_traceback,
 )
 from service.phases import Phases
-from service.policy import MAX_TIMEOUT_SECONDS
+from service.policy import MAX_TIMEOUT_SECONDS, Policy
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class Request:
     __slots__ = ("_cancelled", "_context", "_decode_seconds", "_entry", "_items", "_respond", "_served", "_tensor", "_top_k")
 
     def __init__(self, context: RequestContext, served: ServedVersion, query: Query, respond: Respond) -> None:
-        """Raises InvalidRequest for a query that the model's policy does not allow."""
+        """Raises RequestError for a query that the model's policy, or the client's rights, do not allow."""
         policy = served.policy
         count = len(query.items) if query.tensor is None else len(query.tensor)
         if not 0 < count <= policy.max_request_items:
@@ -56,9 +57,12 @@ class Request:
             raise InvalidRequest(
                 f"priority {query.priority} is above the lowest level of this model, {policy.priority_levels}", "priority"
             )
+        priority = query.priority or policy.default_priority
+        if query.principal.first_priority > 1:
+            priority = _allowed_priority(query.priority, policy, query.principal.first_priority)
         timeout = query.timeout_seconds or policy.default_timeout_seconds
         deadline = _deadline(query.deadline, timeout) if timeout else query.deadline
-        self._entry = Entry(count, query.priority or policy.default_priority, deadline, query.trace, query.principal)
+        self._entry = Entry(count, priority, deadline, query.trace, query.principal)
         self._context = context
         self._served = served
         self._items = query.items
@@ -170,6 +174,17 @@ def wrong_count(items: int, limit: int) -> InvalidRequest:
     if not items:
         return InvalidRequest("the request has no items; send 1 or more images", "items")
     return InvalidRequest(f"the request has {items} items; at most {limit} are accepted", "items")
+
+
+def _allowed_priority(asked: int, policy: Policy, first: int) -> int:
+    """The priority level of a request that asks for `asked` (0: the default) and may have `first` or a later one.
+
+    Raises PermissionDenied for an earlier one. In a model with fewer levels the last is open to all.
+    """
+    first = min(first, policy.priority_levels)
+    if asked and asked < first:
+        raise PermissionDenied(f"priority {asked} is not allowed to this client: its first level is {first}")
+    return max(asked or policy.default_priority, first)
 
 
 def _deadline(deadline: float, timeout: float) -> float:

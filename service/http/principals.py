@@ -3,10 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
+from service.http.gate import grant_of
 from service.principal import UNIX, UNKNOWN, Principal, of_address
 
 
 def principal_of(environ: Mapping[str, Any]) -> Principal:
-    """By address: behind a trusted proxy that of the client, as `proxy.py` has put it into `REMOTE_ADDR`."""
+    """Whom `--auth` knows, else the address: behind a trusted proxy the client's, which `proxy.py` puts into `REMOTE_ADDR`."""
+    grant = grant_of(environ)
+    if grant is not None:
+        return grant.principal
     found = of_address(environ.get("REMOTE_ADDR", ""))
     return UNIX if found is UNKNOWN else found

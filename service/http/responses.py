@@ -16,15 +16,19 @@ from service.errors import (
     LoadError,
     ModelFailed,
     NotFound,
+    PermissionDenied,
     QueueFull,
+    Refused,
     RequestError,
     TooLarge,
     TooManyBytes,
     TooManyResults,
+    Unauthenticated,
     Unavailable,
     Unimplemented,
     forget_traceback,
 )
+from service.http.gate import count_refusal
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -35,6 +39,7 @@ STATUSES: dict[type[BaseException], int] = {
     RequestError: 400, InvalidRequest: 400, NotFound: 404, QueueFull: 429, DeadlineExceeded: 504, Cancelled: 499, Unavailable: 503,
     Unimplemented: 501, ModelFailed: 500, LoadError: 400, TooManyResults: 400,
     TooLarge: 413, TooManyBytes: 429,
+    Unauthenticated: 401, PermissionDenied: 403,
 }  # fmt: skip
 """A subclass has the status of its nearest base class here."""
 
@@ -85,4 +90,9 @@ def _describe(error: Exception, environ: "WSGIEnvironment") -> Response:
     response = error_response(status, str(error))
     if isinstance(error, QueueFull | Unavailable):
         response.headers["Retry-After"] = str(max(1, round(error.retry_after_seconds)))
+    if isinstance(error, Refused):
+        count_refusal(error, environ)
+    if isinstance(error, Unauthenticated):
+        invalid = "" if error.cause == "missing" else ', error="invalid_token"'
+        response.headers["WWW-Authenticate"] = f'Bearer realm="convoy"{invalid}'
     return response

@@ -19,13 +19,20 @@ from service.engine.reply import reply_to
 from service.engine.top_k import Results
 from service.errors import InvalidRequest, Unimplemented
 from service.http.bodies import JSON_LENGTH, compress, member, parse_json, read_body, split_body
+from service.http.gate import grant_of
 from service.http.principals import principal_of
 from service.http.responses import json_response, response_to_error
 from service.http.server import INFER, INFER_VERSION, match_route
 from service.observability.trace_context import HEADER, trace_context
 from service.open_inference.conversion import make_query, select_outputs
 from service.open_inference.metadata import ServerMetadata
-from service.open_inference.parameters import RequestedOutput, check_output_count, parse_input_memory, parse_requested_output
+from service.open_inference.parameters import (
+    REGION,
+    RequestedOutput,
+    check_output_count,
+    parse_input_memory,
+    parse_requested_output,
+)
 from service.open_inference.shared_memory import SharedMemory
 from service.open_inference.tensors import (
     BYTES,
@@ -148,6 +155,9 @@ class Rest:
         if json_length == "0":
             return {}, self._metadata.parse_binary_body(model, version, body)
         document, binary = split_body(body, json_length)
+        grant = grant_of(request.environ)
+        if grant is not None and _names_memory(document):
+            grant.require("shared-memory")
         tensor = self._parse_input(document, binary)
         del document["inputs"]
         return document, tensor
@@ -233,6 +243,13 @@ class Rest:
         """The body as a JSON object; an empty one if there is no body."""
         body = read_body(request, MAX_CONTROL_BYTES)
         return parse_json(body) if body else {}
+
+
+def _names_memory(document: Mapping[str, Any]) -> bool:
+    """Whether a request has its input in shared memory, or wants an output there. Of a document that may have any form."""
+    tensors = [tensor for key in ("inputs", "outputs") if isinstance(document.get(key), list) for tensor in document[key]]
+    parameters = [tensor.get("parameters") for tensor in tensors if isinstance(tensor, dict)]
+    return any(isinstance(each, dict) and REGION in each for each in parameters)
 
 
 class _ReplyForm(NamedTuple):

@@ -16,7 +16,9 @@ from werkzeug.wrappers import Response
 
 from service import listeners
 from service.config import ServerConfig
+from service.errors import RequestError
 from service.http.allowed_hosts import AllowedHosts
+from service.http.gate import GATE, Gate, check_route
 from service.http.origins import AllowedOrigins
 from service.http.proxy import behind_proxy, checked_root_path
 from service.http.responses import error_response, missing_security_headers, response_to_error
@@ -36,13 +38,16 @@ MAX_CONCURRENT_REQUESTS = 64
 ROUTE = "convoy.route"
 """The key in a request's environment for the list of rules that it matched, one at most: the route in the metrics."""
 
+APP = "app"
+"""The endpoint of what the application handles."""
+
 INFER = "/v2/models/<model>/infer"
 INFER_VERSION = "/v2/models/<model>/versions/<version>/infer"
 
 # The application handles inference. Its routes are here too, so that requests refused before that count for the same route.
 _ROUTES = Map(
     [Rule(f"/{name}", endpoint=name) for name in ("metrics", "livez", "readyz")]
-    + [Rule(path, endpoint="app") for path in (INFER, INFER_VERSION)],
+    + [Rule(path, endpoint=APP) for path in (INFER, INFER_VERSION)],
     merge_slashes=False,
 )
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
@@ -50,9 +55,14 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 
 
 def match_route(routes: Map, environ: "WSGIEnvironment") -> tuple[Any, Mapping[str, Any]]:
-    """The endpoint and the arguments for a request's path and method. Raises werkzeug's HTTPException if no rule matches."""
+    """The endpoint and the arguments for a request's path and method.
+
+    Raises werkzeug's HTTPException if no rule matches, and RequestError if `--auth` does not let the client.
+    """
     rule, arguments = routes.bind_to_environ(environ).match(return_rule=True)
     environ[ROUTE].append(rule.rule)
+    if rule.endpoint != APP:  # which asks itself
+        check_route(rule.rule, arguments, environ)
     return rule.endpoint, arguments
 
 
@@ -91,6 +101,7 @@ class HttpServer:
         app: "WSGIApplication | None",
         max_body_bytes: int,
         not_alive_reason: Callable[[], str] = lambda: "",
+        gate: Gate | None = None,
     ) -> None:
         """Raises UserError for a setting that is not accepted.
 
@@ -102,6 +113,7 @@ class HttpServer:
             app: answers all other paths, at most MAX_CONCURRENT_REQUESTS at a time; without it they are answered 404.
             max_body_bytes: the limit of a request's body.
             not_alive_reason: returns why the process must be restarted; an empty string if it need not.
+            gate: is asked about every request; without it all are let in.
         """
         self.port = config.http_port
         self.addresses: Sequence[str] = ()
@@ -112,6 +124,7 @@ class HttpServer:
         self._expose: Callable[..., Iterable[bytes]] = make_wsgi_app(registry)
         self._not_ready_reason = not_ready_reason
         self._not_alive_reason = not_alive_reason
+        self._gate = gate
         self._app = app
         self._permits = threading.BoundedSemaphore(MAX_CONCURRENT_REQUESTS)
         self._max_body_bytes = max_body_bytes
@@ -179,13 +192,15 @@ class HttpServer:
 
     def application(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         """Answers one request, without counting it; see PEP 3333."""
+        if self._gate is not None:
+            environ[GATE] = self._gate
         try:
             endpoint, _ = match_route(_ROUTES, environ)
         except NotFound:
-            endpoint = "app"
-        except HTTPException as error:
+            endpoint = APP
+        except (HTTPException, RequestError) as error:
             return response_to_error(error, environ)(environ, start_response)
-        if endpoint == "app":
+        if endpoint == APP:
             return self._answer_with_app(environ, start_response)
         if environ["REQUEST_METHOD"] == "OPTIONS":
             return Response(status=204, headers={"Allow": "GET, HEAD, OPTIONS"})(environ, start_response)

@@ -21,7 +21,7 @@ from service.phases import PHASES, Phases
 
 RPC_CODE_NAMES = (
     "OK", "CANCELLED", "DEADLINE_EXCEEDED", "FAILED_PRECONDITION", "INTERNAL", "INVALID_ARGUMENT", "NOT_FOUND",
-    "RESOURCE_EXHAUSTED", "UNAVAILABLE", "UNIMPLEMENTED",
+    "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "UNAUTHENTICATED", "UNAVAILABLE", "UNIMPLEMENTED",
 )  # fmt: skip
 """The gRPC codes that an RPC can end with here; see `rpc/status.py`."""
 

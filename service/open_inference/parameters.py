@@ -23,7 +23,8 @@ _HINTS = ("content_type", "headers")
 
 # Clients of REST's binary extension send these over gRPC too.
 _BINARY_DATA = ("binary_data", "binary_data_size", "binary_data_output")
-_SHARED_MEMORY = ("shared_memory_region", "shared_memory_byte_size", "shared_memory_offset")
+REGION = "shared_memory_region"
+_SHARED_MEMORY = (REGION, "shared_memory_byte_size", "shared_memory_offset")
 
 
 class RequestedOutput(NamedTuple):
@@ -95,7 +96,7 @@ def _check_names(parameters: Mapping[str, Any], field: str, *known: str) -> None
 
 
 def _parse_memory_range(parameters: Mapping[str, Any], field: str, memory: SharedMemory) -> MemoryRange | None:
-    name = parameters.get("shared_memory_region")
+    name = parameters.get(REGION)
     if name is None:
         alone = next((key for key in _SHARED_MEMORY if key in parameters), None)
         if alone is not None:

@@ -25,6 +25,7 @@ from service.rpc.call import (
     UnaryCall,
 )
 from service.rpc.dispatch import deliver, handle_unary, open_stream
+from service.rpc.gate import certificate_names
 from service.rpc.status import Metadata, Status
 from service.rpc.transport import Options
 from service.vital_thread import vital_thread
@@ -51,6 +52,7 @@ class AioServer:
         self._loop = asyncio.new_event_loop()
         self._thread = vital_thread(self._loop.run_forever, "grpc")
         self._server: grpc.aio.Server | None = None
+        self._gate = options.gate
         self._idle_check_due = False
         self._empty_iterations = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -115,9 +117,10 @@ class AioServer:
         return grpc.stream_stream_rpc_method_handler(stream)
 
     async def _serve_unary(self, method: Unary, observer: RpcMethodObserver, payload: bytes, context: Context) -> bytes:
-        call = _AioUnaryCall(method, _deadline(context), _metadata(context), observer)
+        call = _AioUnaryCall(context, method, _deadline(context), _metadata(context), observer)
         call.principal = self._options.principal_of(context.peer(), call.metadata)
-        handle_unary(method, payload, call)
+        if self._gate is None or self._gate.admits(call):
+            handle_unary(method, payload, call)
         del payload  # after an abort of grpcio's, this frame waits for the garbage collector
         self._check_idle_soon()
         try:
@@ -136,7 +139,7 @@ class AioServer:
         call = _AioStreamCall(method, _deadline(context), _metadata(context), observer)
         call.principal = self._options.principal_of(context.peer(), call.metadata)
         call.attach(self._loop, context)
-        receiver = open_stream(method, call)
+        receiver = open_stream(method, call) if self._gate is None or self._gate.admits(call) else None
         reader = asyncio.ensure_future(self._read(method, call, receiver, context)) if receiver is not None else None
         try:
             status = await call.outcome
@@ -196,10 +199,19 @@ class _Handlers(grpc.GenericRpcHandler):
 
 
 class _AioUnaryCall(UnaryCall):
-    def __init__(self, *arguments: Any) -> None:
+    def __init__(self, context: Context, *arguments: Any) -> None:
         super().__init__(*arguments)
+        self._context = context
         self._loop = asyncio.get_running_loop()
         self.outcome: asyncio.Future[tuple[bytes | None, Status]] = self._loop.create_future()
+
+    def peer(self) -> str:
+        """See Call."""
+        return str(self._context.peer())
+
+    def certificate_names(self) -> Sequence[str]:
+        """See Call."""
+        return certificate_names(self._context.auth_context())
 
     def _send(self, payload: bytes | None, status: Status) -> None:
         _call_on(self._loop, _resolve, self.outcome, (payload, status))
@@ -213,6 +225,14 @@ class _AioStreamCall(StreamCall):
         self._metadata_sent = False
         self.outcome: asyncio.Future[Status] = loop.create_future()
         self.permits = asyncio.Semaphore(0)
+
+    def peer(self) -> str:
+        """See Call."""
+        return str(self._context.peer())
+
+    def certificate_names(self) -> Sequence[str]:
+        """See Call."""
+        return certificate_names(self._context.auth_context())
 
     def _read(self) -> None:
         _call_on(self._loop, self.permits.release)

@@ -21,13 +21,14 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from google.protobuf.message import Message
 
-from service.errors import Cancelled, ConvoyError, DeadlineExceeded, forget_traceback
+from service.access.grant import Grant
+from service.errors import Cancelled, ConvoyError, DeadlineExceeded, Refused, forget_traceback
 from service.observability.trace_context import HEADER, TraceContext, trace_context
 from service.principal import Principal
 from service.rpc.status import OK, Metadata, Status, status_of
@@ -111,8 +112,8 @@ class Call(ABC):
     """One RPC in progress. It ends exactly once: by the server's status, or because the client has cancelled."""
 
     __slots__ = (
-        "_end", "_observer", "_on_cancelled", "_started", "deadline", "initial_metadata", "metadata", "method", "principal",
-        "trace",
+        "_end", "_observer", "_on_cancelled", "_started", "deadline", "grant", "initial_metadata", "metadata", "method",
+        "principal", "trace",
     )  # fmt: skip
     principal: Principal
     """Who calls. Transports set it before the handler sees the call."""
@@ -121,11 +122,12 @@ class Call(ABC):
         """`deadline` is in `time.monotonic` seconds, infinite if the client set none. `metadata` is the client's.
 
         The handler may set `initial_metadata` before it first sends, replies or fails. `trace` is the client's trace context, if it
-        sent one.
+        sent one. `grant` is what `--auth` lets the client do, set by `gate.py`; None without `--auth`, and where nothing is asked.
         """
         self.method = method
         self.deadline = deadline
         self.metadata = metadata
+        self.grant: Grant | None = None
         self.trace: TraceContext | None = None
         for key, value in metadata:
             if key == HEADER:
@@ -152,8 +154,23 @@ class Call(ABC):
         """Ends the call with the status of an error; False if it had ended already."""
         if not isinstance(error, ConvoyError):
             log.error("%s failed", self.method.path, exc_info=error)
+        if self.grant is not None:
+            self.count_refusal(error)
         forget_traceback(error)
         return self._finish(status_of(error))
+
+    def count_refusal(self, error: BaseException) -> None:
+        """Has it counted that the client, which is known, does not have a right that it needs, or has it no longer."""
+        if isinstance(error, Refused) and self.grant is not None:
+            self.grant.counter.refused(error, self.grant.principal, self.peer(), self.method.path)
+
+    @abstractmethod
+    def peer(self) -> str:
+        """For logs: the client's address as gRPC has it, such as `ipv4:127.0.0.1:40404`."""
+
+    @abstractmethod
+    def certificate_names(self) -> Sequence[str]:
+        """The names in the client's verified certificate; none without one."""
 
     def cancelled_by_client(self) -> None:
         """For the transport: the client has cancelled, its connection is broken, or its deadline has passed."""

@@ -48,6 +48,8 @@ class ClassifyServicer:
         def start(message: pb.ClassifyStreamRequest, stream_request: StreamRequest) -> Callable[[], None]:
             request = message.request
             stream_request.id = request.id[:MAX_ID_CHARACTERS]
+            if call.grant is not None:
+                call.grant.require_message(call.method.path, message)
             query = _query(request, self._classifier, call)
             respond = partial(send_reply, self._classifier, stream_request, _write_in_stream, stream_request)
             return self._classifier.classify(query, respond)

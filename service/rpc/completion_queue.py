@@ -71,6 +71,7 @@ from service.rpc.call import (
     UnaryCall,
 )
 from service.rpc.dispatch import deliver, handle_unary, open_stream
+from service.rpc.gate import certificate_names
 from service.rpc.status import Metadata, Status
 from service.rpc.transport import Options
 from service.vital_thread import vital_thread
@@ -100,6 +101,7 @@ _NAMES = {
     "Server": ("register_completion_queue", "add_http2_port", "start", "request_call", "shutdown", "cancel_all_calls", "destroy"),
     "CompletionQueue": ("poll", "shutdown"),
     "Call": ("start_server_batch", "peer"),
+    "auth_context": (),
     "CompletionType": ("queue_shutdown", "queue_timeout", "operation_complete"),
     "StatusCode": ("ok",),
     "WriteFlag": ("buffer_hint",),
@@ -150,6 +152,7 @@ class CompletionQueueServer:
             for method in options.methods
         }
         self._principal_of = options.principal_of
+        self._gate = options.gate
         self._ident = 0  # the thread's, while it runs
         self.messages: list[tuple[_FastUnaryCall, bytes]] = []
         self._outbox: list[tuple[Any, Sequence[Any], Tag]] = []
@@ -285,13 +288,15 @@ class CompletionQueueServer:
             call.server, call.core = self, core
             call.principal = self._principal_of(core.peer(), event.invocation_metadata)
             core.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(0),), call.closed)
-            core.start_server_batch((cygrpc.ReceiveMessageOperation(0),), call.received)
+            if self._gate is None or self._gate.admits(call):
+                core.start_server_batch((cygrpc.ReceiveMessageOperation(0),), call.received)
         else:
             stream = _FastStreamCall(method, deadline, event.invocation_metadata, observer)
             stream.server, stream.core = self, core
             stream.principal = self._principal_of(core.peer(), event.invocation_metadata)
             core.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(0),), stream.closed)
-            stream.open(method)
+            if self._gate is None or self._gate.admits(stream):
+                stream.open(method)
 
 
 class _FastUnaryCall(UnaryCall):
@@ -322,6 +327,14 @@ class _FastUnaryCall(UnaryCall):
         if event.batch_operations[0].cancelled():
             self.cancelled_by_client()
         self.core = None
+
+    def peer(self) -> str:
+        """See Call."""
+        return _peer(self.core)
+
+    def certificate_names(self) -> Sequence[str]:
+        """See Call."""
+        return _certificate_names(self.core)
 
     def _send(self, payload: bytes | None, status: Status) -> None:
         core = self.core
@@ -363,6 +376,14 @@ class _FastStreamCall(StreamCall):
             self.cancelled_by_client()
         self.core = self._receiver = None
 
+    def peer(self) -> str:
+        """See Call."""
+        return _peer(self.core)
+
+    def certificate_names(self) -> Sequence[str]:
+        """See Call."""
+        return _certificate_names(self.core)
+
     def _read(self) -> None:
         core = self.core
         if core is not None:
@@ -390,6 +411,14 @@ class _FastStreamCall(StreamCall):
             return ()
         self._metadata_sent = True
         return (cygrpc.SendInitialMetadataOperation(self.initial_metadata, 0),)
+
+
+def _peer(core: Any) -> str:
+    return "" if core is None else core.peer().decode(errors="replace")
+
+
+def _certificate_names(core: Any) -> Sequence[str]:
+    return () if core is None else certificate_names(cygrpc.auth_context(core))
 
 
 def _send_status(status: Status) -> Any:

@@ -9,7 +9,10 @@ from service.rpc.call import Method, Receiver, Stream, StreamCall, Unary, UnaryC
 def handle_unary(method: Unary, payload: bytes, call: UnaryCall) -> None:
     """Passes a unary call's message to its handler; an exception fails the call."""
     try:
-        method.handle(method.request.FromString(payload), call)
+        message = method.request.FromString(payload)
+        if call.grant is not None:
+            call.grant.require_message(method.path, message)
+        method.handle(message, call)
     except DecodeError:
         call.fail(_malformed(method))
     except Exception as error:  # noqa: BLE001 - any error fails this call alone
@@ -30,6 +33,8 @@ def deliver(method: Stream, payload: bytes | None, receiver: Receiver, call: Str
     if call.ended:
         return
     try:
+        if call.grant is not None:
+            call.grant.require_current()
         if payload is None:
             receiver.on_half_close()
         else:

@@ -15,6 +15,7 @@ from service.engine.top_k import Results
 from service.errors import InvalidRequest, RequestError
 from service.open_inference.conversion import make_query, rename_error_field, select_outputs
 from service.open_inference.parameters import (
+    REGION,
     WANTS_FINAL_RESPONSE,
     RequestedOutput,
     check_output_count,
@@ -76,6 +77,8 @@ class InferServicer:
     def _open(self, call: StreamCall) -> Receiver:
         def start(request: pb.ModelInferRequest, stream_request: StreamRequest) -> Callable[[], None]:
             stream_request.id = request.id
+            if call.grant is not None:
+                call.grant.require_message(call.method.path, request)
             return self.start(request, call, stream_request, _write_in_stream)
 
         stream = RequestStream(call, start, _error_response)
@@ -89,6 +92,8 @@ class InferServicer:
 
         Raises RequestError if the request is refused.
         """
+        if call.grant is not None and _names_memory(request):
+            call.grant.require("shared-memory")
         tensor, typed = self._parse_input(request)
         requested = self._parse_outputs(request) if request.outputs else ()
         parameters = _parameters(request.parameters) if request.parameters else {}
@@ -146,6 +151,11 @@ class InferServicer:
             else RequestedOutput(output.name)
             for index, output in enumerate(request.outputs)
         ]
+
+
+def _names_memory(request: pb.ModelInferRequest) -> bool:
+    """Whether a request has its input in shared memory, or wants an output there."""
+    return any(REGION in tensor.parameters for tensors in (request.inputs, request.outputs) for tensor in tensors)
 
 
 class _ReplyForm(NamedTuple):

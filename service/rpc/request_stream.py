@@ -123,6 +123,7 @@ class RequestStream:
         """For a request: the response that says why it failed."""
         if not isinstance(error, ConvoyError):
             log.error("%s: a request of the stream failed", self._call.method.path, exc_info=error)
+        self._call.count_refusal(error)
         forget_traceback(error)
         return self._write_error(request.id, request.index, error)
 

@@ -22,11 +22,13 @@ from service.errors import (
     LoadError,
     ModelFailed,
     NotFound,
+    PermissionDenied,
     QueueFull,
     RequestError,
     TooLarge,
     TooManyBytes,
     TooManyResults,
+    Unauthenticated,
     Unavailable,
     Unimplemented,
 )
@@ -68,6 +70,8 @@ CODES: dict[type[BaseException], grpc.StatusCode] = {
     Unimplemented: grpc.StatusCode.UNIMPLEMENTED,
     ModelFailed: grpc.StatusCode.INTERNAL,
     LoadError: grpc.StatusCode.FAILED_PRECONDITION,
+    PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
+    Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
 }
 """A subclass has the code of its nearest base class here."""
 

@@ -15,6 +15,7 @@ from service import listeners
 from service.errors import UserError
 from service.principal import Peers, Principal
 from service.rpc.call import Method, OnIdle, RpcObserver
+from service.rpc.gate import Gate
 from service.rpc.status import Metadata
 from service.rpc.tls import Renewals, Tls
 from service.unix_socket import UnixSocket
@@ -51,7 +52,8 @@ class Options:
     `max_message_bytes` bounds a message from a client. Replies are compressed with `compression`. With
     `shared_port` other processes of this user may serve on the same port: the kernel spreads connections over them. `renewed_tls`
     returns a new certificate to replace `tls`, once, or None. `arguments` are C core's channel arguments, such as
-    `grpc.max_connection_age_ms`. `principal_of` says who sends a call, on the transport's thread.
+    `grpc.max_connection_age_ms`. `principal_of` says who sends a call, on the transport's thread; `gate`, if there is one, whether
+    it may.
     """
 
     hosts: Sequence[str]
@@ -67,6 +69,7 @@ class Options:
     arguments: Sequence[tuple[str, int]] = ()
     unix_socket: UnixSocket | None = None
     principal_of: PrincipalOf = field(default_factory=lambda: Peers().principal)
+    gate: Gate | None = None
 
     def listen(self, add_port: AddPort) -> tuple[int, list[str]]:
         """Has C core listen on every address. Returns the port and what is listened on: `HOST:PORT`, `unix:PATH`.

@@ -26,9 +26,12 @@ from prometheus_client.registry import Collector
 from werkzeug.wrappers import Response
 
 from service import listeners, message_limits
+from service.access.access import Access
+from service.access.authenticator import Authenticator
 from service.config import ServerConfig
 from service.control import Call, calls_to_replay
 from service.errors import ConvoyError, LoadError, Unavailable, UserError
+from service.http.gate import Gate
 from service.http.server import ROUTE, HttpMetrics, HttpServer
 from service.lifecycle import StopOnSignals, check_config
 from service.process_exit import before_exit
@@ -77,9 +80,11 @@ class Supervisor(Collector):
         self._restarts = Counter("convoy_worker_restarts", "Workers started in place of one that ended", registry=self._own_metrics)
         all_metrics = CollectorRegistry()
         all_metrics.register(self)
+        self._access = None if config.auth is None else Access(config.auth, self._own_metrics)
         self._http = HttpServer(
             config, all_metrics, HttpMetrics(self._own_metrics), self.not_ready_reason, self._forward_http,
             max_body_bytes=config.max_message_bytes or message_limits.max_message_bytes(config.repository, config.policies),
+            gate=None if self._access is None else Gate(Authenticator(self._access, "http")),
         )  # fmt: skip
         self.ready_file = ReadyFile(config.ready_file)
         self._lock = threading.Lock()
@@ -105,6 +110,8 @@ class Supervisor(Collector):
         except BaseException:
             self._release_port()
             raise
+        if self._access is not None:
+            self._access.start()
         self.ready_file.remove()
         # The addresses of a name may change; all workers listen on those that are reserved.
         hosts = tuple(listeners.host_of(each) for each in self._reserved)
@@ -129,6 +136,8 @@ class Supervisor(Collector):
         for thread in self._threads:
             thread.join()
         self._http.stop()
+        if self._access is not None:
+            self._access.close()
         self._release_port()
         self.ready_file.remove_own()
         if self.failure is None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from export.data.datasets import Dataset
+from service.access.auth_file import parse_auth_file
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.policy import Policy
 from tests.docs import commands, markdown
@@ -86,7 +87,11 @@ def check_python(sandbox: Sandbox, block: Block) -> None:
 
 
 def check_toml(sandbox: Sandbox, block: Block) -> None:
-    """A `serving.toml`."""
+    """A `serving.toml`, or a file of `--auth` that its first line names: saved for the commands that follow."""
+    if block.text.startswith("# auth.toml"):
+        (sandbox.folder / "auth.toml").write_text(block.text)
+        parse_auth_file(Path("auth.toml"), block.text.encode())
+        return
     Policy.model_validate(tomllib.loads(block.text))
 
 

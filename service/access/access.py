@@ -1,0 +1,126 @@
+"""The rules of `--auth`, read again when the file changes.
+
+A thread looks at the file every second. What it reads replaces the rules as a whole; a file that is broken, or gone, leaves them
+as they are, with an error in the log. Whoever has an open stream asks to be called after each look: a stream ends when
+its client is no longer known.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Hashable
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, Counter
+
+from service.access.auth_file import AuthFile, Group, parse_auth_file
+from service.access.grant import Grant
+from service.errors import Refused, UserError
+from service.principal import Principal
+from service.vital_thread import vital_thread
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 1.0
+
+SURFACES = ("grpc", "http")
+CAUSES = ("missing", "malformed", "unknown", "expired", "forbidden")
+"""Why a request was refused: no credentials, none that can be read, none that are known, known ones too late, or no right."""
+
+
+class Rules:
+    """What the file says, for looking up. Never changed; `Access` replaces it."""
+
+    def __init__(self, file: AuthFile) -> None:
+        self.groups = file.groups
+        # Found by a hash: how long that takes says nothing about a token that hashes otherwise, and nobody can aim at a hash.
+        self.tokens = {bytes.fromhex(token.sha256): token for token in file.tokens}
+        self.certificates = {
+            certificate.name: (place, certificate.name, certificate.group) for place, certificate in enumerate(file.certificates)
+        }
+        self.remembered: dict[str, dict[Hashable, Grant]] = {surface: {} for surface in SURFACES}
+        """What credentials gave: of tokens by their SHA-256. It goes with the rules that gave it."""
+
+    def group(self, name: str) -> Group:
+        """A group of the file."""
+        return self.groups[name]
+
+
+class Access:
+    """The rules in force, and the count of what they refused. Construct, `start`, and in the end `close`."""
+
+    def __init__(self, path: Path, registry: CollectorRegistry) -> None:
+        """Reads the file. Raises UserError if it cannot be read or is not accepted."""
+        self._path = path
+        self._failures = Counter(
+            "convoy_auth_failures", "Requests refused for their credentials or rights", ("surface", "reason"), registry=registry
+        )
+        for surface in SURFACES:  # from the start, at 0: see observability/metrics.py
+            for cause in CAUSES:
+                self._failures.labels(surface, cause)
+        self._content = self._read()
+        self.file = parse_auth_file(path, self._content)
+        self.rules = Rules(self.file)
+        self._listeners: list[Callable[[], None]] = []
+        self._closed = threading.Event()
+        self._thread = vital_thread(self._watch, "auth-file")
+
+    def start(self) -> None:
+        """Begins to look for changes of the file."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Looks no more."""
+        self._closed.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def after_each_look(self, listener: Callable[[], None]) -> None:
+        """Has `listener` called once a second, on the thread that reads the file: what it knows may have changed or expired."""
+        self._listeners.append(listener)
+
+    def refused(self, surface: str, error: Refused, principal: Principal | None, peer: str, what: str) -> None:
+        """Counts a request that was refused. `peer` is the client's address, `what` the method or route."""
+        self._failures.labels(surface, error.cause).inc()
+        log.debug(
+            "refused %s from %s (%s): %s", what, peer, "unknown" if principal is None else principal.name, error.cause
+        )  # the message may hold what a client sent
+
+    def _watch(self) -> None:
+        while not self._closed.wait(LOOK_SECONDS):
+            try:
+                self.look()
+            except Exception:
+                log.exception("looking at --auth failed")
+
+    def look(self) -> None:
+        """Reads the file again if it has changed."""
+        try:
+            content = self._read()
+        except UserError as error:
+            self._failed(b"", error)
+        else:
+            if content != self._content:
+                self._replace(content)
+        for listener in self._listeners:
+            listener()
+
+    def _replace(self, content: bytes) -> None:
+        try:
+            file = parse_auth_file(self._path, content)
+        except UserError as error:
+            self._failed(content, error)
+            return
+        self._content, self.file, self.rules = content, file, Rules(file)
+        log.info("--auth %r: read again: %d tokens, %d groups", str(self._path), len(file.tokens), len(file.groups))
+
+    def _failed(self, content: bytes, error: UserError) -> None:
+        """Logs once why a new file is not used."""
+        if content != self._content:
+            self._content = content
+            log.error("%s; what the file said before stays in force", error)
+
+    def _read(self) -> bytes:
+        try:
+            return self._path.read_bytes()
+        except OSError as error:
+            raise UserError(f"--auth {str(self._path)!r}: {error.strerror}") from None
