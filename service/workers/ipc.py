@@ -25,6 +25,10 @@ class IpcClosed(ConvoyError):
     """The other process has exited or closed its end of the pipe: there will be no reply."""
 
 
+class IpcNotSent(IpcClosed):
+    """It had before the call: the call was not sent."""
+
+
 class RemoteError(ConvoyError):
     """The call failed in the other process, which has logged the cause."""
 
@@ -58,14 +62,14 @@ class IpcConnection:
 
         Returns:
             A future of the result. It fails with the ConvoyError or ImportError raised there, RemoteError for any other error, or
-            IpcClosed.
+            IpcClosed, IpcNotSent if the other process had exited already.
         """
         future: Future[Any] = Future()
         call_id = next(self._call_ids)
         message = pickle.dumps((call_id, method, arguments))
         with self._lock:
             if self._pending is None:
-                future.set_exception(IpcClosed("the other process has exited"))
+                future.set_exception(IpcNotSent("the other process has exited"))
                 return future
             self._pending[call_id] = future
         self._outgoing.put(message)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from prometheus_client.core import Metric
 
 from service.config import ServerConfig
+from service.workers.heartbeat import LOADING_LIMIT_SECONDS, Heartbeat, ProcessActivity
 from service.workers.ipc import IpcConnection
 
 EXIT_SECONDS = 5.0
@@ -25,11 +26,16 @@ EXIT_SECONDS = 5.0
 
 
 class WorkerStatus(NamedTuple):
-    """A worker's state: the later of two reports has the higher number. `not_ready_reason` is empty if requests can be answered."""
+    """A worker's state: the later of two reports has the higher number.
+
+    Attributes:
+        not_ready_reason: empty if requests can be answered.
+        metrics: all of them; None in what a heartbeat brings, which takes no time.
+    """
 
     number: int
     not_ready_reason: str
-    metrics: list[Metric]
+    metrics: list[Metric] | None
 
 
 class WorkerProcess:
@@ -39,7 +45,9 @@ class WorkerProcess:
         number: which of the workers it is, from 1.
         pid: its process id.
         listening: whether it has bound the gRPC port.
-        report: the latest report.
+        not_ready_reason: as last reported; empty if requests can be answered.
+        metrics: as last reported.
+        heartbeat: whether it responds.
         exited: set once the process has exited.
     """
 
@@ -50,7 +58,9 @@ class WorkerProcess:
         """
         self.number = number
         self.listening = False
-        self.report = WorkerStatus(0, "loading", [])
+        self.not_ready_reason = "loading"
+        self.metrics: list[Metric] = []
+        self._status_number = self._metrics_number = 0
         self.exited = threading.Event()
         self._broadcast = broadcast
         self._on_report = on_report
@@ -64,6 +74,7 @@ class WorkerProcess:
                 pass_fds=[worker_end.fileno()], stdin=subprocess.DEVNULL, process_group=0,
             )  # fmt: skip
         self.pid = self._process.pid
+        self.heartbeat = Heartbeat(ProcessActivity(self.pid).look, LOADING_LIMIT_SECONDS)
         self._ipc = IpcConnection(parent_end, self._handle, self.exited.set)
         with contextlib.suppress(OSError):  # it has exited already, which the reader thread finds out
             parent_end.send((number, config))
@@ -74,10 +85,12 @@ class WorkerProcess:
         return self._ipc.call(method, *arguments)
 
     def update(self, report: WorkerStatus) -> None:
-        """Keeps the report if it is newer than the current one: reports may overtake each other."""
+        """Keeps what is newer in it than what is known: reports may overtake each other."""
         with self._report_lock:
-            if report.number > self.report.number:
-                self.report = report
+            if report.number > self._status_number:
+                self._status_number, self.not_ready_reason = report.number, report.not_ready_reason
+            if report.metrics is not None and report.number > self._metrics_number:
+                self._metrics_number, self.metrics = report.number, report.metrics
 
     def kill(self) -> str:
         """Kills the process unless it has exited, waits for it, and returns how it exited."""

@@ -4,21 +4,22 @@ The workers share the gRPC port by SO_REUSEPORT: the kernel gives each connectio
 supervisor reserves the port without listening on it, from start to stop, so that another program which wants it fails. The HTTP
 port is the supervisor's own: metrics and probes speak for all workers, and other requests are forwarded to one of them.
 
-Each worker has a thread here. It starts a process, has it load the models and listen, and asks it for a report every few seconds
-until it exits or hangs; then it starts the next, after a backoff. A worker that fails before the server has been ready once ends
-the server: the next one would fail too. After that the server is ready as long as one worker is.
+Each worker has a thread here. It starts a process, has it load the models and listen, and asks every half second whether it
+still responds (`heartbeat.py`) until it exits or hangs; then it starts the next, at once, or after a backoff if the one before
+did not live long either. A worker that fails before the server has been ready once ends the server: the next one would fail
+too. After that the server is ready as long as one worker is.
 """
 
 import contextlib
-import itertools
 import json
 import logging
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, wait
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
 from prometheus_client.core import Metric
@@ -38,19 +39,18 @@ from service.process_exit import before_exit
 from service.ready_file import ReadyFile
 from service.vital_thread import vital_thread
 from service.workers.aggregated_metrics import cumulative, merge, without_unserved_versions
+from service.workers.forwarding import Forwarder
+from service.workers.heartbeat import LIMIT_SECONDS, TICK_SECONDS
 from service.workers.ipc import IpcClosed
-from service.workers.process import WorkerProcess
+from service.workers.process import WorkerProcess, WorkerStatus
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 log = logging.getLogger(__name__)
 
-HEARTBEAT_SECONDS = 5.0
-"""How often a worker is asked for a report."""
-
-HUNG_SECONDS = 60.0
-"""A worker that has not replied for this long is considered hung, and killed."""
+METRICS_SECONDS = 5.0
+"""How often a worker is asked for its metrics beside the scrapes: what it had counted is known when it is killed."""
 
 SCRAPE_SECONDS = 3.0
 """How long a scrape waits for a worker's metrics; after that its last report is used."""
@@ -58,7 +58,7 @@ SCRAPE_SECONDS = 3.0
 MIN_BACKOFF_SECONDS = 0.25
 MAX_BACKOFF_SECONDS = 30.0
 BACKOFF_RESET_SECONDS = 60.0
-"""The backoff doubles with each restart. A worker that ran for this long resets it."""
+"""The first restart is at once; then the backoff doubles with each. A worker that ran for this long resets it."""
 
 EXIT_SECONDS = 5.0
 """How long a worker may take to exit, beyond the lame-duck and drain times."""
@@ -94,7 +94,7 @@ class Supervisor(Collector):
         self._stopping = threading.Event()
         self._broadcast_lock = threading.Lock()
         self._replay: list[Call] = []  # control calls that a restarted worker has to repeat
-        self._forwarded = itertools.count()
+        self._forwarder = Forwarder(self._forwarding_workers)
         self._threads = [
             vital_thread(partial(self._keep_running, number), f"supervise-worker-{number}", daemon=False)
             for number in range(1, config.workers + 1)
@@ -166,13 +166,13 @@ class Supervisor(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """The metrics of all workers, of those that have exited, and of the supervisor, as those of one server."""
-        reports = [(worker, worker.call("report")) for worker in self._workers.values()]
+        reports = [(worker, worker.call("report")) for worker in self._workers.values() if not worker.heartbeat.silent]
         deadline = time.monotonic() + SCRAPE_SECONDS
         for worker, report in reports:
-            with contextlib.suppress(ConvoyError, TimeoutError):
-                worker.update(report.result(max(0.0, deadline - time.monotonic())))
+            if wait([report], max(0.0, deadline - time.monotonic())).done:
+                _update(worker, report)
         with self._lock:
-            running = [worker.report.metrics for worker in self._workers.values()]
+            running = [worker.metrics for worker in self._workers.values()]
             if len(self._ready_workers()) == self._config.workers:
                 self._exited_metrics = without_unserved_versions(self._exited_metrics, running)
             return merge([list(self._own_metrics.collect()), *running, self._exited_metrics])
@@ -182,7 +182,7 @@ class Supervisor(Collector):
 
     def _keep_running(self, number: int) -> None:
         """The thread of one worker: runs it, and restarts it whenever it exits."""
-        backoff = MIN_BACKOFF_SECONDS
+        backoff = 0.0
         while True:
             started = time.monotonic()
             try:
@@ -193,11 +193,11 @@ class Supervisor(Collector):
             if self._stopping.is_set() or self.failure is not None:
                 return
             if time.monotonic() - started > BACKOFF_RESET_SECONDS:
-                backoff = MIN_BACKOFF_SECONDS
-            log.error("worker %d %s; restarting in %g s", number, outcome, backoff)
+                backoff = 0.0
+            log.error("worker %d %s; restarting %s", number, outcome, f"in {backoff:g} s" if backoff else "at once")
             if self._stopping.wait(backoff):
                 return
-            backoff = min(2 * backoff, MAX_BACKOFF_SECONDS)
+            backoff = min(max(2 * backoff, MIN_BACKOFF_SECONDS), MAX_BACKOFF_SECONDS)
             self._restarts.inc()
 
     def _run_worker(self, number: int) -> str:
@@ -213,36 +213,66 @@ class Supervisor(Collector):
         reason: Exception | None = None
         try:
             self._load_and_listen(worker)
-            self._monitor(worker)
+            worker.heartbeat.limits = LIMIT_SECONDS
+            self._monitor(worker, worker.exited.wait)
         except IpcClosed:
             pass  # it has exited by itself
-        except TimeoutError:
-            limit = HUNG_SECONDS if worker.listening else self._config.worker_start_seconds
-            reason = ConvoyError(f"it did not {'respond' if worker.listening else 'load its models'} within {limit:g} s")
         except Exception as error:  # noqa: BLE001 - a new worker replaces this one, whatever the error is
             reason = error
         exit_status = worker.kill()
         outcome = f"(pid {worker.pid}) {exit_status if reason is None else f'was killed: {reason}'}"
         with self._lock:
             self._workers = {other: running for other, running in self._workers.items() if other != number}
-            self._exited_metrics = merge([self._exited_metrics, cumulative(worker.report.metrics)])
+            self._exited_metrics = merge([self._exited_metrics, cumulative(worker.metrics)])
         if not worker.listening and not self._was_ready:
             self._fail(reason if isinstance(reason, UserError | ImportError) else ConvoyError(f"worker {number} {outcome}"))
         return outcome
 
     def _load_and_listen(self, worker: WorkerProcess) -> None:
-        limit_seconds = self._config.worker_start_seconds
-        worker.call("load").result(limit_seconds)
+        self._call(worker, "load")
         with self._broadcast_lock:  # no broadcast may fall between the replay and `listening`
-            worker.call("listen", self._replay).result(limit_seconds)
+            self._call(worker, "listen", self._replay)
             worker.listening = True
         log.info("worker %d (pid %d) is listening", worker.number, worker.pid)
         self._check_ready()
 
-    def _monitor(self, worker: WorkerProcess) -> None:
-        """Returns when the process has exited. Raises TimeoutError if it hangs, and Unavailable if only a new process can help."""
-        while not worker.exited.wait(HEARTBEAT_SECONDS):
-            worker.update(worker.call("report").result(HUNG_SECONDS))
+    def _call(self, worker: WorkerProcess, method: str, *arguments: Any) -> None:
+        """Calls a method of a worker that starts, and watches it until it replies. Raises ConvoyError, or what the call raises."""
+        reply = worker.call(method, *arguments)
+        limit_seconds = self._config.worker_start_seconds
+        deadline = time.monotonic() + limit_seconds
+
+        def replied(seconds: float) -> bool:
+            if time.monotonic() > deadline:
+                raise ConvoyError(f"it did not load its models within {limit_seconds:g} s")
+            return bool(wait([reply], seconds).done)
+
+        self._monitor(worker, replied)
+        reply.result()
+        worker.heartbeat.responded()
+
+    def _monitor(self, worker: WorkerProcess, ended: Callable[[float], bool]) -> None:
+        """Watches a worker until `ended`, which waits for so many seconds, is true.
+
+        Raises:
+            WorkerHung: it does not respond any more.
+            Unavailable: only a new process can help.
+            IpcClosed: it has exited.
+        """
+        beat, report = worker.call("beat"), worker.call("report")
+        report_at = time.monotonic()
+        while not ended(TICK_SECONDS):
+            if beat.done():
+                worker.update(beat.result())
+                worker.heartbeat.responded()
+                self._check_ready()
+                beat = worker.call("beat")
+            else:
+                worker.heartbeat.missed()
+            if report.done():
+                _update(worker, report)
+                if time.monotonic() - report_at > METRICS_SECONDS:
+                    report, report_at = worker.call("report"), time.monotonic()
 
     def _fail(self, error: Exception) -> None:
         with self._lock:
@@ -281,25 +311,35 @@ class Supervisor(Collector):
             if errors:
                 raise errors[0]
 
-    def _forward_http(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
-        """Has a worker answer an HTTP request, each one in turn."""
+    def _forwarding_workers(self) -> list[WorkerProcess]:
+        """Those that HTTP requests may be passed on to. Raises Unavailable if there is none."""
         workers = self._ready_workers() or [worker for worker in self._workers.values() if worker.listening]
+        if not workers:
+            raise Unavailable(self.not_ready_reason())
+        return workers
+
+    def _forward_http(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        """Has a worker answer an HTTP request."""
         try:
-            if not workers:
-                raise Unavailable(self.not_ready_reason())
             request = {key: value for key, value in environ.items() if isinstance(value, str)}
-            worker = workers[next(self._forwarded) % len(workers)]
-            status, headers, body, route = worker.call("http", request, environ["wsgi.input"].read()).result()
-            environ[ROUTE] += route
+            answer = self._forwarder.answer(request, environ["wsgi.input"].read())
+            environ[ROUTE] += answer.route
         except ConvoyError as error:
             response = Response(json.dumps({"error": str(error)}), 503, {"Retry-After": "1"}, mimetype="application/json")
         else:
-            response = Response(body, status, headers)
+            response = Response(answer.body, answer.status, answer.headers)
         return response(environ, start_response)
 
 
 def _not_ready_reason(worker: WorkerProcess | None) -> str:
-    return worker.report.not_ready_reason if worker is not None and worker.listening else "loading"
+    if worker is None or not worker.listening:
+        return "loading"
+    return "does not respond" if worker.heartbeat.silent else worker.not_ready_reason
+
+
+def _update(worker: WorkerProcess, report: Future[WorkerStatus]) -> None:
+    with contextlib.suppress(ConvoyError):
+        worker.update(report.result())
 
 
 def _reserve_port(config: ServerConfig) -> list[socket.socket]:

@@ -4,7 +4,8 @@ The supervisor calls, over IPC:
 
     load      constructs the server and loads the models; raises UserError for what the operator can fix
     listen    replays the control calls made before this worker started, then binds the shared port
-    report    returns readiness and all metrics; raises Unavailable if only a new process can help
+    beat      returns readiness, at once; raises Unavailable if only a new process can help
+    report    returns readiness and all metrics
     control   carries out a control call on this worker (`control.py`)
     http      answers an HTTP request that arrived on the supervisor's port
     drain     finishes running requests and exits, as SIGTERM and SIGINT do
@@ -54,6 +55,7 @@ class Worker:
         self._methods: dict[str, Callable[..., Any]] = {
             "load": self._load,
             "listen": self._listen,
+            "beat": self._beat,
             "report": self._report,
             "control": self._control,
             "http": self._http,
@@ -81,7 +83,7 @@ class Worker:
         server.drain(self._lame_duck_seconds)
         with self._http_finished:  # the requests are finished, their HTTP responses may still be on their way
             self._http_finished.wait_for(lambda: not self._http_running, HTTP_FLUSH_SECONDS)
-        self._last_report = self._state()  # `close` takes the models' metrics away
+        self._last_report = self._report()  # `close` takes the models' metrics away
         try:
             self._ipc.call("report", self._last_report).result(LAST_REPORT_SECONDS)
         except (IpcClosed, TimeoutError):
@@ -117,13 +119,16 @@ class Worker:
         self._lame_duck_seconds = lame_duck_seconds
         self._stop.set()
 
-    def _report(self) -> WorkerStatus:
-        reason = self._server.not_alive_reason() if self._server is not None else ""
+    def _beat(self) -> WorkerStatus:
+        server, last = self._server, self._last_report
+        if last is not None or server is None:
+            return WorkerStatus(0, "loading", None) if last is None else last._replace(metrics=None)
+        reason = server.not_alive_reason()
         if reason:
             raise Unavailable(reason)
-        return self._state()
+        return WorkerStatus(next(self._report_numbers), server.not_ready_reason(), None)
 
-    def _state(self) -> WorkerStatus:
+    def _report(self) -> WorkerStatus:
         with self._report_lock:
             if self._last_report is not None:
                 return self._last_report
@@ -153,7 +158,7 @@ class Worker:
         return self._server
 
     def _send_report(self) -> None:
-        self._ipc.call("report", self._state())
+        self._ipc.call("report", self._report())
 
 
 class BroadcastControl:

@@ -9,8 +9,8 @@ from service.phases import Phases
 from service.workers.aggregated_metrics import NOT_SUMMED, cumulative, merge, without_unserved_versions
 
 SUMMED = {
-    "convoy_inflight_requests", "convoy_ort_threads", "convoy_queue_items", "convoy_queue_limit_items", "process_max_fds",
-    "process_open_fds", "process_resident_memory_bytes", "process_virtual_memory_bytes",
+    "convoy_inflight_bytes", "convoy_inflight_requests", "convoy_ort_threads", "convoy_queue_items", "convoy_queue_limit_items",
+    "process_max_fds", "process_open_fds", "process_resident_memory_bytes", "process_virtual_memory_bytes",
 }  # fmt: skip
 """Gauges that count things, so that several processes have the sum."""
 
