@@ -45,7 +45,7 @@ def options() -> str:
     sections: dict[str, list[list[str]]] = {}
     heading = ""
     for option in serve.params:
-        if isinstance(option, click.Option):
+        if isinstance(option, click.Option) and not option.hidden:
             field = ServerConfig.model_fields[option.name or ""]
             heading = ServerConfig.HEADINGS.get(option.name or "", heading)
             is_flag = value_type(field) is bool

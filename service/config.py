@@ -113,6 +113,10 @@ class ServerConfig(BaseModel):
         description="File (TOML) that says who may do what: tokens, certificates and the rights of their groups. Without it, "
         "whoever reaches a port may use it. Read again when it changes.",
     )
+    insecure: bool = Field(
+        default=False,
+        description="Take tokens over connections of other machines that are not encrypted: where a proxy or a mesh encrypts them.",
+    )
 
     provider: Provider = Field(
         default="auto",
@@ -122,10 +126,10 @@ class ServerConfig(BaseModel):
         default=None,
         description="Folder of policies, <model>.toml, each used in place of the model's serving.toml: for a read-only repository.",
     )
-    control: bool = Field(
-        default=True,
-        description="Refuse requests that load or unload models or register shared memory: only the repository decides what is "
-        "served.",
+    control: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="Whether requests may load and unload models and register shared memory. off: only the repository decides what "
+        "is served. auto: if --auth says who may, or no other machine reaches a port.",
     )
 
     workers: int = Field(

@@ -31,14 +31,16 @@ class Control(Protocol):
 
 
 class ForbiddenControl:
-    """The control of a server started with --no-control: every method raises Unimplemented."""
+    """The control of a server that takes none: every method raises Unimplemented."""
 
     def __init__(self) -> None:
         self.load = self.unload = self.register = self.unregister = _refuse
 
 
 def _refuse(*_: Any, **__: Any) -> None:
-    raise Unimplemented("this server was started with --no-control: requests change neither its models nor its shared memory")
+    raise Unimplemented(
+        "this server takes no control by request (--control): requests change neither its models nor its shared memory"
+    )
 
 
 def check_load(repository: str, parameters: Iterable[str]) -> None:

@@ -23,13 +23,13 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 
 from service import message_limits
-from service.access.access import Access
 from service.access.authenticator import Authenticator
 from service.config import ServerConfig
 from service.control import Control, ForbiddenControl
 from service.engine.classifier import Classifier
 from service.engine.observer import RequestObserver
 from service.engine.repository import Repository
+from service.exposure import control_allowed, log_exposure, open_access
 from service.grpc_transport import create_transport
 from service.http import gate as http_gate
 from service.http.page import Page
@@ -111,9 +111,9 @@ class Server:
         memory = SharedMemory()
         metadata = ServerMetadata(self._repository, lambda: not self.not_ready_reason())
         self.control = LocalControl(self._repository, memory)
-        allowed_control = (control or self.control) if config.control else ForbiddenControl()
+        allowed_control = (control or self.control) if control_allowed(config) else ForbiddenControl()
         methods = self._grpc_methods(metadata, allowed_control, memory)
-        self._access = None if config.auth is None else Access(config.auth, metrics.registry)
+        self._access = open_access(config, metrics.registry)
         self._transport = create_transport(
             config, methods, metrics, self._classifier.pump, self._max_message_bytes,
             None if self._access is None else rpc_gate.Gate(Authenticator(self._access, "grpc")),
@@ -182,6 +182,7 @@ class Server:
         """Binds the gRPC port and, unless there is a supervisor, the HTTP port. Raises UserError if a port is not available."""
         if self._access is not None:
             self._access.start()
+        log_exposure(self._config)
         self._transport.start()
         if self._config.workers > 1:
             return

@@ -96,8 +96,19 @@ def _joined(_context: click.Context, _parameter: click.Parameter, values: tuple[
     return tuple(text for texts in values for text in texts)
 
 
+NO_CONTROL = click.Option(["--no-control"], is_flag=True, hidden=True, envvar="CONVOY_NO_CONTROL")
+"""What `--control off` was called."""
+
+
 class ServeCommand(click.Command):
     """A command whose help has the headings of ServerConfig."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parses the command line; NO_CONTROL becomes the setting that it stands for."""
+        rest = super().parse_args(ctx, args)
+        if ctx.params.pop("no_control", False):
+            ctx.params["control"] = "off"
+        return rest
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes one section a heading, and `--help` last."""

@@ -4,14 +4,14 @@ from typing import Any
 
 import click
 
-from service.cli.config_options import ServeCommand, parameters
+from service.cli.config_options import NO_CONTROL, ServeCommand, parameters
 from service.config import ServerConfig
 from service.lifecycle import raise_file_limit
 from service.logs import set_up_logging
 from service.malloc import limit_freed_memory
 
 
-@click.command(cls=ServeCommand, params=parameters(ServerConfig))
+@click.command(cls=ServeCommand, params=[*parameters(ServerConfig), NO_CONTROL])
 def serve(**settings: Any) -> None:
     """Serve every model in the folder REPOSITORY (REPOSITORY/<model>/<version>/model.onnx).
 

@@ -27,11 +27,11 @@ from prometheus_client.registry import Collector
 from werkzeug.wrappers import Response
 
 from service import listeners, message_limits
-from service.access.access import Access
 from service.access.authenticator import Authenticator
 from service.config import ServerConfig
 from service.control import Call, calls_to_replay
 from service.errors import ConvoyError, LoadError, Unavailable, UserError
+from service.exposure import open_access
 from service.http.gate import Gate
 from service.http.server import ROUTE, HttpMetrics, HttpServer
 from service.lifecycle import StopOnSignals, check_config
@@ -80,7 +80,7 @@ class Supervisor(Collector):
         self._restarts = Counter("convoy_worker_restarts", "Workers started in place of one that ended", registry=self._own_metrics)
         all_metrics = CollectorRegistry()
         all_metrics.register(self)
-        self._access = None if config.auth is None else Access(config.auth, self._own_metrics)
+        self._access = open_access(config, self._own_metrics)
         self._http = HttpServer(
             config, all_metrics, HttpMetrics(self._own_metrics), self.not_ready_reason, self._forward_http,
             max_body_bytes=config.max_message_bytes or message_limits.max_message_bytes(config.repository, config.policies),

@@ -332,3 +332,22 @@ def test_a_broken_file_at_the_start_is_one_line(repository: Path, tmp_path: Path
     for workers in ("1", "2"):
         line = one_line(convoy("serve", repository, "--grpc-port", "0", "--http-port", "0", "--workers", workers, "--auth", path))
         assert line.startswith(f"convoy: --auth {str(path)!r}: Expected ']'")
+
+
+def test_tokens_do_not_cross_a_network_unencrypted(repository: Path, auth: Path) -> None:
+    for workers in ("1", "2"):
+        ports = ("--grpc-port", "0", "--http-port", "0", "--workers", workers)
+        line = one_line(convoy("serve", repository, *ports, "--host", "0.0.0.0", "--auth", auth))
+        assert line.startswith(f"convoy: --auth {str(auth)!r} has tokens, which would cross the network unencrypted")
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_beyond_this_machine_control_has_to_be_asked_for(repository: Path, spawn: Spawn, workers: str) -> None:
+    path = "/v2/repository/models/digits/load"
+    server = spawn(repository, "--host", "0.0.0.0", "--workers", workers)
+    assert ask(server, "POST", path, None, b"{}")[0] == 501
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        load: Any = channel.unary_unary("/inference.GRPCInferenceService/RepositoryModelLoad")
+        assert code(load, oip.RepositoryModelLoadRequest(model_name="digits").SerializeToString(), None)[0] == "UNIMPLEMENTED"
+    assert "control and shared memory by request are off" in server.log.read_text()
+    assert server.terminate() == 0

@@ -279,7 +279,7 @@ def test_without_rest_there_are_metrics_and_probes_alone(repository: Path, serve
 
 
 def test_without_control_requests_change_nothing(repository: Path, serve: Serve, digits: Dataset) -> None:
-    server = serve(repository, control=False)
+    server = serve(repository, control="off")
     changes = {
         "/v2/repository/models/digits/unload": b"{}",
         "/v2/repository/models/digits/load": b"{}",
@@ -288,7 +288,7 @@ def test_without_control_requests_change_nothing(repository: Path, serve: Serve,
     }
     for path, body in changes.items():
         status, answer = ask(server, "POST", path, body)
-        assert (status, "--no-control" in answer["error"]) == (501, True), path
+        assert (status, "--control" in answer["error"]) == (501, True), path
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         unload: grpc.UnaryUnaryMultiCallable = channel.unary_unary(
             "/inference.GRPCInferenceService/RepositoryModelUnload", pb.RepositoryModelUnloadRequest.SerializeToString

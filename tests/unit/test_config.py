@@ -57,7 +57,7 @@ def written(value: Any) -> str:
     return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
-OPTIONS = {option.name or "": option for option in serve.params if isinstance(option, click.Option)}
+OPTIONS = {option.name or "": option for option in serve.params if isinstance(option, click.Option) and not option.hidden}
 SETTINGS = {name: schema for name, schema in schemas(ServerConfig).items() if name != "repository"}
 KEYS = schemas(Policy)
 VALUED = [name for name, schema in SETTINGS.items() if schema["type"] != "boolean"]
@@ -82,6 +82,14 @@ def test_each_setting_is_one_option_with_its_environment_variable() -> None:
 def test_without_options_every_setting_has_its_default() -> None:
     assert ServerConfig(**parsed()) == ServerConfig(repository=Path("models"))
     assert parsed() == ServerConfig(repository=Path("models")).model_dump()
+
+
+def test_what_control_was_called_still_means_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert parsed("--no-control")["control"] == parsed("--control", "on", "--no-control")["control"] == "off"
+    monkeypatch.setenv("CONVOY_NO_CONTROL", "true")
+    assert parsed()["control"] == "off"
+    monkeypatch.setenv("CONVOY_NO_CONTROL", "false")
+    assert parsed()["control"] == "auto"
 
 
 @pytest.mark.parametrize("name", VALUED)
