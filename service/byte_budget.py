@@ -50,3 +50,43 @@ class ByteBudget:
             f"too many bytes of requests are in flight: at most {self.limit_bytes} are accepted (--max-inflight-bytes); try again",
             RETRY_SECONDS,
         )
+
+
+UNLIMITED = ByteBudget(2**62)
+"""For servers without a limit, in tests."""
+
+
+class Holding:
+    """What one call has taken of a budget. Closed when the call ends, it gives back what is left and takes nothing more."""
+
+    def __init__(self, budget: ByteBudget) -> None:
+        self._budget = budget
+        self._lock = threading.Lock()
+        self._held: int | None = 0  # None once closed
+
+    def add(self, count: int) -> None:
+        """Holds bytes that have been taken from the budget; gives them back at once if this is closed."""
+        with self._lock:
+            if self._held is not None:
+                self._held += count
+                return
+        self._budget.give_back(count)
+
+    def give_back(self, count: int) -> None:
+        """Gives back bytes that are held."""
+        with self._lock:
+            if self._held is None:
+                return
+            self._held -= count
+        self._budget.give_back(count)
+
+    def close(self) -> None:
+        """Gives back all that is held."""
+        with self._lock:
+            held, self._held = self._held, None
+        self._budget.give_back(held or 0)
+
+
+def out_of_memory() -> TooManyBytes:
+    """The error for a request that memory was lacking for."""
+    return TooManyBytes("the server has no memory left for this request; try again", RETRY_SECONDS)

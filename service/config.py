@@ -169,6 +169,13 @@ class ServerConfig(BaseModel):
         "least a largest message. With several workers each has its share.",
         json_schema_extra={"default": "a quarter of the memory that the cgroup or the machine has"},
     )
+    message_seconds: float = Field(
+        default=60.0,
+        ge=1,
+        le=1e6,
+        description="How long the message of a gRPC call may take to arrive. While memory is short, calls that wait for theirs are "
+        "ended earlier, the youngest first.",
+    )
     max_metadata_bytes: int | None = Field(
         default=None,
         ge=8192,

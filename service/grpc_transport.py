@@ -3,8 +3,10 @@
 import logging
 from collections.abc import Sequence
 
+from service.byte_budget import UNLIMITED, ByteBudget
 from service.config import ServerConfig
 from service.errors import UserError
+from service.memory_limit import MemoryLimit, memory_limit_bytes
 from service.principal import Peers
 from service.rpc.aio_server import AioServer
 from service.rpc.call import Method, OnIdle, RpcObserver
@@ -26,6 +28,7 @@ def create_transport(
     observer: RpcObserver,
     on_idle: OnIdle,
     max_message_bytes: int,
+    budget: ByteBudget = UNLIMITED,
     gate: Gate | None = None,
 ) -> Transport:
     """The transport, not yet started. Raises UserError for contradictory flags or a transport that does not work here."""
@@ -43,6 +46,9 @@ def create_transport(
             compression=config.compression,
             shared_port=config.workers > 1,
             arguments=_channel_arguments(config),
+            budget=budget,
+            message_seconds=config.message_seconds,
+            memory=MemoryLimit(memory_limit_bytes() // config.workers),
             unix_socket=None if config.grpc_socket is None else UnixSocket(config.grpc_socket, "--grpc-socket"),
             principal_of=Peers(config.trusted_proxies).principal,
             gate=gate,

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
 UNLIMITED = 2**62
 """Version 1 of cgroups says about 2**63 for no limit."""
 
@@ -15,7 +17,7 @@ def memory_limit_bytes(root: Path = Path("/")) -> int:
 
     `root` is the folder that holds `proc` and `sys`.
     """
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    limits = [_PAGE_BYTES * os.sysconf("SC_PHYS_PAGES")]
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -38,3 +40,21 @@ def _limit(file: Path) -> int:
         return int(file.read_text())
     except (OSError, ValueError):
         return UNLIMITED  # such as "max"
+
+
+class MemoryLimit:
+    """A limit of this process's memory, and how near it is."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        try:
+            self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            self._statm = -1  # not Linux: memory is never short
+
+    def is_short(self, share: float) -> bool:
+        """Whether the process's resident memory is above this share of the limit."""
+        if self._statm < 0:
+            return False
+        resident_pages = int(os.pread(self._statm, 100, 0).split()[1])
+        return resident_pages * _PAGE_BYTES > share * self.limit_bytes

@@ -116,7 +116,7 @@ class Server:
         self._access = open_access(config, metrics.registry)
         self._transport = create_transport(
             config, methods, metrics, self._classifier.pump, self._max_message_bytes,
-            None if self._access is None else rpc_gate.Gate(Authenticator(self._access, "grpc")),
+            self._budget, None if self._access is None else rpc_gate.Gate(Authenticator(self._access, "grpc")),
         )  # fmt: skip
         metrics.transport_chosen(self._transport.name)
         self._http = HttpServer(

@@ -31,6 +31,11 @@ class Classifier:
         self.release: Callable[[ServedVersion], None] = repository.release
         self.pump = repository.pump
 
+    def max_request_items(self) -> int:
+        """The most items that a request may have, of all models that are served."""
+        served = self._repository.served.values()
+        return max((each.policy.max_request_items for versions in served for each in versions), default=0)
+
     def drain(self, seconds: float) -> bool:
         """Refuses new queries and waits up to `seconds` for the running ones; whether all of them ended."""
         self._draining = True

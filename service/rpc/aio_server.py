@@ -15,6 +15,8 @@ from typing import Any
 
 import grpc
 
+from service.errors import InvalidRequest
+from service.rpc.arrivals import CHECK_SECONDS, Arrivals
 from service.rpc.call import (
     NEVER,
     Method,
@@ -24,16 +26,19 @@ from service.rpc.call import (
     Unary,
     UnaryCall,
 )
-from service.rpc.dispatch import deliver, handle_unary, open_stream
+from service.rpc.dispatch import deliver, half_close, handle_parsed, open_stream
 from service.rpc.gate import certificate_names
+from service.rpc.message_parsing import MessageParser, Parsed, in_pool
 from service.rpc.status import Metadata, Status
-from service.rpc.transport import Options
+from service.rpc.transport import MAX_METADATA_ENTRIES, TOO_MUCH_METADATA, Options
 from service.vital_thread import vital_thread
 
 log = logging.getLogger(__name__)
 
 IDLE_ITERATIONS = 8
 """After so many iterations in a row without a message `on_idle` is called."""
+
+CANCELLATION_SECONDS = 0.1
 
 # Both classes are generic in their type stubs alone: at run time they take no parameters.
 Context = Any  # grpc.aio.ServicerContext[bytes, bytes]
@@ -53,6 +58,9 @@ class AioServer:
         self._thread = vital_thread(self._loop.run_forever, "grpc")
         self._server: grpc.aio.Server | None = None
         self._gate = options.gate
+        self._arrivals = Arrivals(options.message_seconds, options.memory)
+        self._watching = False
+        self._parser = MessageParser(options.budget, options.max_message_bytes)
         self._idle_check_due = False
         self._empty_iterations = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -83,6 +91,7 @@ class AioServer:
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
+            self._parser.close()
             self._loop.close()
 
     async def _start(self) -> None:
@@ -109,25 +118,28 @@ class AioServer:
         # No (de)serializers: `dispatch.py` parses the bytes, to say what is wrong with a malformed message.
         observer = self._options.observer.rpc_method(method.kind, method.service, method.name)
         if isinstance(method, Unary):
-            return grpc.unary_unary_rpc_method_handler(partial(self._serve_unary, method, observer))
+            # With a stream of messages grpcio calls the handler before the first has come, so that it can be waited for in bounds.
+            return grpc.stream_unary_rpc_method_handler(partial(self._serve_unary, method, observer))
 
         async def stream(_: object, context: Context) -> None:
             await self._serve_stream(method, observer, context)
 
         return grpc.stream_stream_rpc_method_handler(stream)
 
-    async def _serve_unary(self, method: Unary, observer: RpcMethodObserver, payload: bytes, context: Context) -> bytes:
-        call = _AioUnaryCall(context, method, _deadline(context), _metadata(context), observer)
+    async def _serve_unary(self, method: Unary, observer: RpcMethodObserver, _: object, context: Context) -> bytes:
+        await _check_metadata(context, observer)
+        call = _AioUnaryCall(context, method, _deadline(context), _metadata(context), observer, self._options.budget)
         call.principal = self._options.principal_of(context.peer(), call.metadata)
-        if self._gate is None or self._gate.admits(call):
-            handle_unary(method, payload, call)
-        del payload  # after an abort of grpcio's, this frame waits for the garbage collector
-        self._check_idle_soon()
         try:
+            if self._gate is None or self._gate.admits(call):
+                await self._receive(method, call, context)
             reply, status = await call.outcome
         except asyncio.CancelledError:
-            call.cancelled_by_client()
-            raise
+            if not call.overdue:
+                call.cancelled_by_client()
+                raise
+            call.task.uncancel()
+            reply, status = await call.outcome
         if call.initial_metadata:
             await context.send_initial_metadata(call.initial_metadata)
         if reply is None:
@@ -135,10 +147,57 @@ class AioServer:
             raise AssertionError("abort returned")
         return reply
 
+    async def _receive(self, method: Unary, call: "_AioUnaryCall", context: Context) -> None:
+        """Waits for a unary call's message, and passes it to its handler."""
+        waiting = self._arrivals.waiting
+        waiting[call] = None
+        self._watch_arrivals()
+        try:
+            payload = await context.read()
+        finally:
+            waiting.pop(call, None)
+        if payload is grpc.aio.EOF:
+            # Or the client has left: then grpcio cancels this in a moment.
+            await asyncio.sleep(CANCELLATION_SECONDS)
+            call.fail(InvalidRequest("the call has no message"))
+            return
+        parsed = await self._parse(method, [payload]) if in_pool(payload) else self._parser.parse(method, payload)
+        handle_parsed(method, parsed, call)
+        self._check_idle_soon()
+
+    async def _parse(self, method: Method, payloads: list[bytes]) -> Parsed:
+        """Parses a large message in the pool."""
+        future: asyncio.Future[Parsed] = self._loop.create_future()
+
+        def passed_on(parsed: Parsed) -> None:
+            if future.done():  # cancelled
+                self._parser.give_back(parsed)
+            else:
+                future.set_result(parsed)
+
+        self._parser.parse_in_pool(method, payloads.pop(), partial(_call_on, self._loop, passed_on))
+        return await future
+
+    def _watch_arrivals(self) -> None:
+        if not self._watching:
+            self._watching = True
+            self._loop.call_later(CHECK_SECONDS, self._check_arrivals)
+
+    def _check_arrivals(self) -> None:
+        for call, error in self._arrivals.overdue():
+            call.fail(error)
+            call.stop_waiting()  # type: ignore[attr-defined]
+        self._watching = False
+        if self._arrivals.any:
+            self._watch_arrivals()
+
     async def _serve_stream(self, method: Stream, observer: RpcMethodObserver, context: Context) -> None:
-        call = _AioStreamCall(method, _deadline(context), _metadata(context), observer)
+        await _check_metadata(context, observer)
+        call = _AioStreamCall(method, _deadline(context), _metadata(context), observer, self._options.budget)
         call.principal = self._options.principal_of(context.peer(), call.metadata)
         call.attach(self._loop, context)
+        self._arrivals.streams[call] = None
+        self._watch_arrivals()
         receiver = open_stream(method, call) if self._gate is None or self._gate.admits(call) else None
         reader = asyncio.ensure_future(self._read(method, call, receiver, context)) if receiver is not None else None
         try:
@@ -147,6 +206,7 @@ class AioServer:
             call.cancelled_by_client()
             raise
         finally:
+            self._arrivals.streams.pop(call, None)
             if reader is not None:
                 reader.cancel()
         await call.send_initial_metadata()
@@ -156,11 +216,16 @@ class AioServer:
     async def _read(self, method: Stream, call: "_AioStreamCall", receiver: Any, context: Context) -> None:
         while True:
             await call.permits.acquire()
+            call.reading = True
             payload = await context.read()
+            call.reading = False
             if payload is grpc.aio.EOF:
-                deliver(method, None, receiver, call)
+                half_close(receiver, call)
                 return
-            deliver(method, payload, receiver, call)
+            parsed = await self._parse(method, [payload]) if in_pool(payload) else self._parser.parse(method, payload)
+            del payload  # not while the next is waited for
+            deliver(method, parsed, receiver, call)
+            del parsed
             self._check_idle_soon()
 
     def _check_idle_soon(self) -> None:
@@ -204,6 +269,13 @@ class _AioUnaryCall(UnaryCall):
         self._context = context
         self._loop = asyncio.get_running_loop()
         self.outcome: asyncio.Future[tuple[bytes | None, Status]] = self._loop.create_future()
+        self.task: Any = asyncio.current_task()
+        self.overdue = False
+
+    def stop_waiting(self) -> None:
+        """Has `_serve_unary` send the outcome, although no message has come."""
+        self.overdue = True
+        self.task.cancel()
 
     def peer(self) -> str:
         """See Call."""
@@ -233,6 +305,9 @@ class _AioStreamCall(StreamCall):
     def certificate_names(self) -> Sequence[str]:
         """See Call."""
         return certificate_names(self._context.auth_context())
+
+    def stop_waiting(self) -> None:
+        """Nothing is to be done: the stream's outcome is waited for beside its messages."""
 
     def _read(self) -> None:
         _call_on(self._loop, self.permits.release)
@@ -294,3 +369,11 @@ def _deadline(context: Context) -> float:
 
 def _metadata(context: Context) -> Metadata:
     return tuple((key, value) for key, value in context.invocation_metadata() or ())
+
+
+async def _check_metadata(context: Context, observer: RpcMethodObserver) -> None:
+    """Ends a call with too much metadata."""
+    if len(context.invocation_metadata() or ()) > MAX_METADATA_ENTRIES:
+        observer.started()
+        observer.handled(grpc.StatusCode.RESOURCE_EXHAUSTED.name, 0.0, None)
+        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, TOO_MUCH_METADATA)

@@ -28,9 +28,11 @@ from typing import Any, Literal, Protocol
 from google.protobuf.message import Message
 
 from service.access.grant import Grant
+from service.byte_budget import UNLIMITED, ByteBudget, Holding
 from service.errors import Cancelled, ConvoyError, DeadlineExceeded, Refused, forget_traceback
 from service.observability.trace_context import HEADER, TraceContext, trace_context
 from service.principal import Principal
+from service.rpc.message_cost import default_max_fields
 from service.rpc.status import OK, Metadata, Status, status_of
 
 log = logging.getLogger(__name__)
@@ -58,7 +60,10 @@ class RpcObserver(Protocol):
 
 @dataclass(frozen=True)
 class _Method:
-    """`path` is `/package.Service/Method`, `request` the class of the messages that come in."""
+    """`path` is `/package.Service/Method`, `request` the class of the messages that come in.
+
+    `max_fields` returns how many fields a large message may have; see message_cost.py.
+    """
 
     path: str
     request: type[Message]
@@ -80,19 +85,21 @@ class Unary(_Method):
 
     handle: "Callable[[Any, UnaryCall], None]"
     kind: Literal["unary"] = "unary"
+    max_fields: Callable[[], int] = default_max_fields
 
 
 @dataclass(frozen=True)
 class Stream(_Method):
     """A stream of messages in, out, or both.
 
-    A message that cannot be parsed ends the call, unless the method is `lenient`: then its receiver gets the InvalidRequest in
-    place of the message.
+    A message that is refused ends the call, unless the method is `lenient`: then its receiver gets the RequestError in place of the
+    message.
     """
 
     open: "Callable[[StreamCall], Receiver]"
     kind: Literal["client_stream", "server_stream", "bidi_stream"]
     lenient: bool = False
+    max_fields: Callable[[], int] = default_max_fields
 
 
 Method = Unary | Stream
@@ -112,19 +119,32 @@ class Call(ABC):
     """One RPC in progress. It ends exactly once: by the server's status, or because the client has cancelled."""
 
     __slots__ = (
-        "_end", "_observer", "_on_cancelled", "_started", "deadline", "grant", "initial_metadata", "metadata", "method",
-        "principal", "trace",
+        "_end", "_observer", "_on_cancelled", "budget", "deadline", "grant", "held_bytes", "initial_metadata", "metadata",
+        "method", "principal", "started", "trace",
     )  # fmt: skip
     principal: Principal
     """Who calls. Transports set it before the handler sees the call."""
 
-    def __init__(self, method: Method, deadline: float, metadata: Metadata, observer: RpcMethodObserver) -> None:
-        """`deadline` is in `time.monotonic` seconds, infinite if the client set none. `metadata` is the client's.
+    def __init__(
+        self, method: Method, deadline: float, metadata: Metadata, observer: RpcMethodObserver, budget: ByteBudget = UNLIMITED
+    ) -> None:
+        """A call that has just arrived.
+
+        Args:
+            method: what is called.
+            deadline: in `time.monotonic` seconds, infinite if the client set none.
+            metadata: the client's.
+            observer: counts it.
+            budget: what the bytes of its messages are taken from: for a unary call `held_bytes`, set by the transport's thread
+                before the handler is called, and given back when the call ends.
 
         The handler may set `initial_metadata` before it first sends, replies or fails. `trace` is the client's trace context, if it
-        sent one. `grant` is what `--auth` lets the client do, set by `gate.py`; None without `--auth`, and where nothing is asked.
+        sent one; `started` is when the call came, in `time.monotonic` seconds. `grant` is what `--auth` lets the client do, set by
+        `gate.py`; None without `--auth`, and where nothing is asked.
         """
         self.method = method
+        self.budget = budget
+        self.held_bytes = 0
         self.deadline = deadline
         self.metadata = metadata
         self.grant: Grant | None = None
@@ -135,7 +155,7 @@ class Call(ABC):
                 break
         self.initial_metadata: Metadata = ()
         self._observer = observer
-        self._started = time.monotonic()
+        self.started = time.monotonic()
         self._end = threading.Lock()  # acquired once, by the thread that ends the call
         self._on_cancelled: Callable[[], None] | None = None
         observer.started()
@@ -187,7 +207,9 @@ class Call(ABC):
         """Gives the call its status; False if it has one already."""
         if not self._end.acquire(False):
             return False
-        self._observer.handled(status.name, time.monotonic() - self._started, self.trace)
+        if self.held_bytes:
+            self.budget.give_back(self.held_bytes)
+        self._observer.handled(status.name, time.monotonic() - self.started, self.trace)
         return True
 
     @abstractmethod
@@ -221,12 +243,22 @@ class UnaryCall(Call):
 
 
 class StreamCall(Call):
-    """A call that is answered with any number of messages. Transports implement `_read`, `_write` and `_close`."""
+    """A call that is answered with any number of messages. Transports implement `_read`, `_write` and `_close`.
 
-    __slots__ = ("__weakref__", "_lock", "_outgoing", "_status")
+    `holding` has what is taken from the budget for its messages. `message_bytes` are those of the message that is passed to the
+    receiver just now: they are given back when `on_message` returns, unless it has set them to 0 to give them back itself.
+    `reading` says whether the transport waits for a message.
+    """
 
-    def __init__(self, method: Method, deadline: float, metadata: Metadata, observer: RpcMethodObserver) -> None:
-        super().__init__(method, deadline, metadata, observer)
+    __slots__ = ("__weakref__", "_lock", "_outgoing", "_status", "holding", "message_bytes", "reading")
+
+    def __init__(
+        self, method: Method, deadline: float, metadata: Metadata, observer: RpcMethodObserver, budget: ByteBudget = UNLIMITED
+    ) -> None:
+        super().__init__(method, deadline, metadata, observer, budget)
+        self.holding = Holding(budget)
+        self.message_bytes = 0
+        self.reading = False
         self._lock = threading.Lock()
         self._outgoing: deque[tuple[bytes, Callable[[], None] | None]] = deque()  # the first is being written
         self._status: Status | None = None
@@ -263,6 +295,12 @@ class StreamCall(Call):
             idle = not self._outgoing
         if idle:
             self._close(status)
+        return True
+
+    def _claim(self, status: Status) -> bool:
+        if not super()._claim(status):
+            return False
+        self.holding.close()
         return True
 
     def written(self) -> None:

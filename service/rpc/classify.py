@@ -11,6 +11,7 @@ from service.engine.top_k import Results
 from service.errors import InvalidRequest, QueueFull, Unavailable
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.rpc.call import Call, Method, Receiver, Stream, StreamCall, Unary, UnaryCall
+from service.rpc.message_cost import max_fields
 from service.rpc.open_streams import OpenStreams
 from service.rpc.request_stream import RequestStream, StreamRequest
 from service.rpc.status import status_of
@@ -29,9 +30,13 @@ class ClassifyServicer:
 
     def methods(self) -> list[Method]:
         """The methods of this servicer."""
+
+        def fields() -> int:
+            return max_fields(self._classifier.max_request_items())
+
         return [
-            Unary(f"/{SERVICE}/Classify", pb.ClassifyRequest, self._classify),
-            Stream(f"/{SERVICE}/ClassifyStream", pb.ClassifyStreamRequest, self._open, "bidi_stream", lenient=True),
+            Unary(f"/{SERVICE}/Classify", pb.ClassifyRequest, self._classify, max_fields=fields),
+            Stream(f"/{SERVICE}/ClassifyStream", pb.ClassifyStreamRequest, self._open, "bidi_stream", True, fields),
         ]
 
     def end_streams(self) -> None:

@@ -55,12 +55,15 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from threading import get_ident
 from typing import Any
 
 import grpc
 
+from service.byte_budget import ByteBudget
 from service.errors import InvalidRequest
+from service.rpc.arrivals import CHECK_SECONDS, Arrivals
 from service.rpc.call import (
     NEVER,
     Receiver,
@@ -70,10 +73,13 @@ from service.rpc.call import (
     Unary,
     UnaryCall,
 )
-from service.rpc.dispatch import deliver, handle_unary, open_stream
+from service.rpc.compression import FIRST_BYTES
+from service.rpc.dispatch import deliver, half_close, handle_parsed, handle_unary, open_stream
 from service.rpc.gate import certificate_names
+from service.rpc.message_cost import LARGE_MESSAGE_BYTES
+from service.rpc.message_parsing import MessageParser, Parsed, in_pool
 from service.rpc.status import Metadata, Status
-from service.rpc.transport import Options
+from service.rpc.transport import MAX_METADATA_ENTRIES, TOO_MUCH_METADATA, Options
 from service.vital_thread import vital_thread
 
 try:
@@ -93,9 +99,6 @@ IDLE_POLLS = 8
 
 MAX_ROUND_EVENTS = 512
 """A round ends after so many events, even if more are waiting."""
-
-LARGE_MESSAGE_BYTES = 64 * 1024
-"""A message of so many bytes is handled at once, not at the end of the round: there may be MAX_ROUND_EVENTS of them."""
 
 _NAMES = {
     "Server": ("register_completion_queue", "add_http2_port", "start", "request_call", "shutdown", "cancel_all_calls", "destroy"),
@@ -153,6 +156,9 @@ class CompletionQueueServer:
         }
         self._principal_of = options.principal_of
         self._gate = options.gate
+        self.budget = options.budget
+        self.arrivals = Arrivals(options.message_seconds, options.memory)
+        self.parser = MessageParser(options.budget, options.max_message_bytes)
         self._ident = 0  # the thread's, while it runs
         self.messages: list[tuple[_FastUnaryCall, bytes]] = []
         self._outbox: list[tuple[Any, Sequence[Any], Tag]] = []
@@ -193,6 +199,7 @@ class CompletionQueueServer:
         if not self._stopped.wait(grace_seconds):
             self._server.cancel_all_calls()
         self._thread.join()
+        self.parser.close()
         self._server.destroy()  # not on the thread: the last call may end while `cancel_all_calls` runs
 
     def _request_call(self) -> None:
@@ -207,9 +214,11 @@ class CompletionQueueServer:
         poll = self._queue.poll
         on_idle = self._options.on_idle
         timeout = cygrpc.CompletionType.queue_timeout
+        arrivals = self.arrivals
         wanted = NEVER
         while not self._stopped.is_set():
-            event = poll(time.time() + max(0.0, min(wanted - time.monotonic(), POLL_SECONDS)))
+            longest = CHECK_SECONDS if arrivals.any else POLL_SECONDS
+            event = poll(time.time() + max(0.0, min(wanted - time.monotonic(), longest)))
             events = found_nothing = 0
             while True:
                 if event.completion_type != timeout:
@@ -227,6 +236,9 @@ class CompletionQueueServer:
             # An event refers to its call, and C core waits for calls to be let go.
             event = None
             self._handle_messages()
+            if arrivals.any:
+                for call, error in arrivals.overdue():
+                    call.fail(error)
             try:
                 wanted = on_idle()
             except Exception:
@@ -278,22 +290,31 @@ class CompletionQueueServer:
         offered = self._methods.get(details.method)
         core = event.call
         if offered is None:
-            _reject(core, details.method)
+            message = f"unknown method {details.method.decode(errors='replace')[:200]!r}"
+            _reject(core, grpc.StatusCode.UNIMPLEMENTED, message)
             return
         method, observer = offered
+        metadata = event.invocation_metadata
+        if len(metadata) > MAX_METADATA_ENTRIES:
+            observer.started()
+            observer.handled(grpc.StatusCode.RESOURCE_EXHAUSTED.name, 0.0, None)
+            _reject(core, grpc.StatusCode.RESOURCE_EXHAUSTED, TOO_MUCH_METADATA)
+            return
         until = details.deadline
         deadline = NEVER if until > _NO_DEADLINE else time.monotonic() + until - time.time()
         if isinstance(method, Unary):
-            call = _FastUnaryCall(method, deadline, event.invocation_metadata, observer)
+            call = _FastUnaryCall(method, deadline, metadata, observer, self.budget)
             call.server, call.core = self, core
-            call.principal = self._principal_of(core.peer(), event.invocation_metadata)
+            call.principal = self._principal_of(core.peer(), metadata)
             core.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(0),), call.closed)
             if self._gate is None or self._gate.admits(call):
+                self.arrivals.waiting[call] = None
                 core.start_server_batch((cygrpc.ReceiveMessageOperation(0),), call.received)
         else:
-            stream = _FastStreamCall(method, deadline, event.invocation_metadata, observer)
+            stream = _FastStreamCall(method, deadline, metadata, observer, self.budget)
             stream.server, stream.core = self, core
-            stream.principal = self._principal_of(core.peer(), event.invocation_metadata)
+            stream.principal = self._principal_of(core.peer(), metadata)
+            self.arrivals.streams[stream] = None
             core.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(0),), stream.closed)
             if self._gate is None or self._gate.admits(stream):
                 stream.open(method)
@@ -308,16 +329,35 @@ class _FastUnaryCall(UnaryCall):
 
     def received(self, event: Any) -> None:
         """Takes the event of ReceiveMessage."""
+        self.server.arrivals.waiting.pop(self, None)
         payload = event.batch_operations[0].message()
         if payload is not None:
-            if len(payload) < LARGE_MESSAGE_BYTES:
+            size = len(payload)
+            if self.ended:
+                return
+            if size >= LARGE_MESSAGE_BYTES or payload[:1] in FIRST_BYTES:
+                self._received_large(payload)
+            elif self.budget.take(size):
+                self.held_bytes = size
                 self.server.messages.append((self, payload))
             else:
-                handle_unary(self.method, payload, self)  # type: ignore[arg-type]
+                self.fail(self.budget.refusal())
         elif self.core is not None:
             # The client has left, or it has sent no message. If it has left, the close event is in the queue by now, before the
             # event of this start without operations.
             self.core.start_server_batch((), self._sent_nothing)
+
+    def _received_large(self, payload: bytes) -> None:
+        """Handles a large message at once, not at the end of the round: there may be MAX_ROUND_EVENTS of them."""
+        method, parser, core = self.method, self.server.parser, self.core
+        if in_pool(payload):
+            # The call is kept until then, and with it the server.
+            parser.parse_in_pool(method, payload, lambda parsed: core.start_server_batch((), partial(self._parsed, parsed)))
+        else:
+            handle_parsed(method, parser.parse(method, payload), self)  # type: ignore[arg-type]
+
+    def _parsed(self, parsed: Parsed, _: Any) -> None:
+        handle_parsed(self.method, parsed, self)  # type: ignore[arg-type]
 
     def _sent_nothing(self, _: Any) -> None:
         self.fail(InvalidRequest("the call has no message"))
@@ -356,8 +396,10 @@ class _FastStreamCall(StreamCall):
     server: CompletionQueueServer
     core: Any
 
-    def __init__(self, method: Stream, deadline: float, metadata: Metadata, observer: RpcMethodObserver) -> None:
-        super().__init__(method, deadline, metadata, observer)
+    def __init__(
+        self, method: Stream, deadline: float, metadata: Metadata, observer: RpcMethodObserver, budget: ByteBudget
+    ) -> None:
+        super().__init__(method, deadline, metadata, observer, budget)
         self._metadata_sent = False
         self._receiver: Receiver | None = None
 
@@ -367,14 +409,30 @@ class _FastStreamCall(StreamCall):
 
     def received(self, event: Any) -> None:
         """Takes the event of one ReceiveMessage."""
-        if self._receiver is not None:
-            deliver(self.method, event.batch_operations[0].message(), self._receiver, self)  # type: ignore[arg-type]
+        self.reading = False
+        payload = event.batch_operations[0].message()
+        receiver, method, parser, core = self._receiver, self.method, self.server.parser, self.core
+        if receiver is None or self.ended:
+            return
+        if payload is None:
+            half_close(receiver, self)
+        elif in_pool(payload):
+            parser.parse_in_pool(method, payload, lambda parsed: core.start_server_batch((), partial(self._parsed, parsed)))
+        else:
+            deliver(method, parser.parse(method, payload), receiver, self)  # type: ignore[arg-type]
+
+    def _parsed(self, parsed: Parsed, _: Any) -> None:
+        if self._receiver is None:
+            self.server.parser.give_back(parsed)
+        else:
+            deliver(self.method, parsed, self._receiver, self)  # type: ignore[arg-type]
 
     def closed(self, event: Any) -> None:
         """Takes the event of ReceiveCloseOnServer."""
         if event.batch_operations[0].cancelled():
             self.cancelled_by_client()
         self.core = self._receiver = None
+        self.server.arrivals.streams.pop(self, None)
 
     def peer(self) -> str:
         """See Call."""
@@ -387,6 +445,7 @@ class _FastStreamCall(StreamCall):
     def _read(self) -> None:
         core = self.core
         if core is not None:
+            self.reading = True
             core.start_server_batch((cygrpc.ReceiveMessageOperation(0),), self.received)
 
     def _write(self, payload: bytes, *, more: bool) -> None:
@@ -425,12 +484,11 @@ def _send_status(status: Status) -> Any:
     return cygrpc.SendStatusFromServerOperation(status.trailing, status.number, status.message.encode(), 0)
 
 
-def _reject(core: Any, method: bytes) -> None:
-    message = f"unknown method {method.decode(errors='replace')[:200]!r}".encode()
+def _reject(core: Any, code: grpc.StatusCode, message: str) -> None:
     operations = (
         cygrpc.SendInitialMetadataOperation(_NO_METADATA, 0),
         cygrpc.ReceiveCloseOnServerOperation(0),
-        cygrpc.SendStatusFromServerOperation(_NO_METADATA, grpc.StatusCode.UNIMPLEMENTED.value[0], message, 0),
+        cygrpc.SendStatusFromServerOperation(_NO_METADATA, code.value[0], message.encode(), 0),
     )
     core.start_server_batch(operations, _ignore)
 

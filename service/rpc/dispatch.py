@@ -1,22 +1,39 @@
-"""Incoming messages parsed and passed to their methods, for both transports. An exception fails its call and nothing else."""
+"""Incoming messages passed to their methods, for both transports. An exception fails its call and nothing else."""
 
-from google.protobuf.message import DecodeError, Message
-
-from service.errors import InvalidRequest
-from service.rpc.call import Method, Receiver, Stream, StreamCall, Unary, UnaryCall
+from service.errors import RequestError
+from service.rpc.call import Receiver, Stream, StreamCall, Unary, UnaryCall
+from service.rpc.message_parsing import Parsed, parse
 
 
 def handle_unary(method: Unary, payload: bytes, call: UnaryCall) -> None:
-    """Passes a unary call's message to its handler; an exception fails the call."""
+    """Parses a unary call's small message, whose bytes it holds, and passes it to its handler; an exception fails the call."""
     try:
-        message = method.request.FromString(payload)
+        message = parse(method, payload)
         if call.grant is not None:
             call.grant.require_message(method.path, message)
         method.handle(message, call)
-    except DecodeError:
-        call.fail(_malformed(method))
     except Exception as error:  # noqa: BLE001 - any error fails this call alone
         call.fail(error)
+
+
+def handle_parsed(method: Unary, parsed: Parsed, call: UnaryCall) -> None:
+    """Passes a parsed message to the handler of a unary call, or fails the call."""
+    outcome, held_bytes, passing_bytes = parsed
+    if call.ended:
+        call.budget.give_back(held_bytes + passing_bytes)
+        return
+    call.held_bytes = held_bytes
+    if isinstance(outcome, Exception):
+        call.fail(outcome)
+        return
+    try:
+        if call.grant is not None:
+            call.grant.require_message(method.path, outcome)
+        method.handle(outcome, call)
+    except Exception as error:  # noqa: BLE001 - as in handle_unary
+        call.fail(error)
+    finally:
+        call.budget.give_back(passing_bytes)
 
 
 def open_stream(method: Stream, call: StreamCall) -> Receiver | None:
@@ -28,34 +45,32 @@ def open_stream(method: Stream, call: StreamCall) -> Receiver | None:
         return None
 
 
-def deliver(method: Stream, payload: bytes | None, receiver: Receiver, call: StreamCall) -> None:
-    """Passes a stream's next message, or None for its half-close, to its receiver."""
+def half_close(receiver: Receiver, call: StreamCall) -> None:
+    """Tells a stream's receiver that the client will send no more."""
     if call.ended:
         return
     try:
-        if call.grant is not None:
-            call.grant.require_current()
-        if payload is None:
-            receiver.on_half_close()
-        else:
-            receiver.on_message(_parse_leniently(method, payload) if method.lenient else _parse(method, payload))
+        receiver.on_half_close()
     except Exception as error:  # noqa: BLE001 - as in handle_unary
         call.fail(error)
 
 
-def _parse_leniently(method: Method, payload: bytes) -> Message | InvalidRequest:
+def deliver(method: Stream, parsed: Parsed, receiver: Receiver, call: StreamCall) -> None:
+    """Passes a stream's next message to its receiver."""
+    outcome, held_bytes, passing_bytes = parsed
+    call.holding.add(held_bytes)  # gives them back if the call has ended
+    call.message_bytes = held_bytes
     try:
-        return _parse(method, payload)
-    except InvalidRequest as error:
-        return error
-
-
-def _parse(method: Method, payload: bytes) -> Message:
-    try:
-        return method.request.FromString(payload)
-    except DecodeError:
-        raise _malformed(method) from None
-
-
-def _malformed(method: Method) -> InvalidRequest:
-    return InvalidRequest(f"malformed message: not a {method.request.DESCRIPTOR.full_name}")
+        if call.ended:
+            return
+        if call.grant is not None:
+            call.grant.require_current()
+        if isinstance(outcome, Exception) and not (method.lenient and isinstance(outcome, RequestError)):
+            call.fail(outcome)
+        else:
+            receiver.on_message(outcome)
+    except Exception as error:  # noqa: BLE001 - as in handle_unary
+        call.fail(error)
+    finally:
+        call.holding.give_back(call.message_bytes)
+        call.budget.give_back(passing_bytes)

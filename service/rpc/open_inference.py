@@ -38,6 +38,7 @@ from service.open_inference.tensors import (
 )
 from service.pb.inference import open_inference_pb2 as pb
 from service.rpc.call import Call, Method, Receiver, Stream, StreamCall, Unary, UnaryCall
+from service.rpc.message_cost import max_fields
 from service.rpc.open_streams import OpenStreams
 from service.rpc.request_stream import RequestStream, StreamRequest
 from service.rpc.status import status_of
@@ -62,9 +63,13 @@ class InferServicer:
 
     def methods(self) -> list[Method]:
         """The methods of this servicer."""
+
+        def fields() -> int:
+            return max_fields(self._classifier.max_request_items())
+
         return [
-            Unary(f"/{SERVICE}/ModelInfer", pb.ModelInferRequest, self._infer),
-            Stream(f"/{SERVICE}/ModelStreamInfer", pb.ModelInferRequest, self._open, "bidi_stream", lenient=True),
+            Unary(f"/{SERVICE}/ModelInfer", pb.ModelInferRequest, self._infer, max_fields=fields),
+            Stream(f"/{SERVICE}/ModelStreamInfer", pb.ModelInferRequest, self._open, "bidi_stream", True, fields),
         ]
 
     def end_streams(self) -> None:

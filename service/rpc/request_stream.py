@@ -16,7 +16,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from service.errors import ConvoyError, InvalidRequest, Unavailable, forget_traceback
+from service.errors import ConvoyError, RequestError, Unavailable, forget_traceback
 from service.rpc.call import StreamCall
 
 log = logging.getLogger(__name__)
@@ -78,12 +78,13 @@ class RequestStream:
         call.on_cancelled(self._cancel_all)
         call.receive()
 
-    def on_message(self, message: Message | InvalidRequest) -> None:
+    def on_message(self, message: Message | RequestError) -> None:
         """See Receiver."""
-        size_bytes = 0 if isinstance(message, InvalidRequest) else message.ByteSize()
+        size_bytes = self._call.message_bytes
         with self._lock:
             if self._draining:
                 return
+            self._call.message_bytes = 0  # `answered` gives them back
             request = StreamRequest(self, self._next_index, size_bytes)
             self._next_index += 1
             self._pending.add(request)
@@ -92,7 +93,7 @@ class RequestStream:
             read_on = self._reading = self._may_read()
         if read_on:
             self._call.receive()
-        if isinstance(message, InvalidRequest):
+        if isinstance(message, RequestError):
             request.fail(message)
             return
         try:
@@ -129,6 +130,7 @@ class RequestStream:
 
     def answered(self, size_bytes: int) -> None:
         """For a request: the transport has taken its response."""
+        self._call.holding.give_back(size_bytes)
         with self._lock:
             self._unanswered -= 1
             self._unanswered_bytes -= size_bytes

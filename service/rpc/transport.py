@@ -12,13 +12,20 @@ from urllib.parse import quote
 import grpc
 
 from service import listeners
+from service.byte_budget import UNLIMITED, ByteBudget
 from service.errors import UserError
+from service.memory_limit import MemoryLimit, memory_limit_bytes
 from service.principal import Peers, Principal
 from service.rpc.call import Method, OnIdle, RpcObserver
 from service.rpc.gate import Gate
 from service.rpc.status import Metadata
 from service.rpc.tls import Renewals, Tls
 from service.unix_socket import UnixSocket
+
+MAX_METADATA_ENTRIES = 100
+"""Of a call. HPACK lets a client name thousands in 16 KiB, each a byte, and Python makes four kilobytes of one."""
+
+TOO_MUCH_METADATA = f"the call has more than {MAX_METADATA_ENTRIES} entries of metadata"
 
 
 class Transport(Protocol):
@@ -53,7 +60,8 @@ class Options:
     `shared_port` other processes of this user may serve on the same port: the kernel spreads connections over them. `renewed_tls`
     returns a new certificate to replace `tls`, once, or None. `arguments` are C core's channel arguments, such as
     `grpc.max_connection_age_ms`. `principal_of` says who sends a call, on the transport's thread; `gate`, if there is one, whether
-    it may.
+    it may. From `budget` the bytes of messages are taken. A unary call's message must come within `message_seconds`, and while
+    `memory` is short, calls that wait for theirs are ended.
     """
 
     hosts: Sequence[str]
@@ -70,6 +78,9 @@ class Options:
     unix_socket: UnixSocket | None = None
     principal_of: PrincipalOf = field(default_factory=lambda: Peers().principal)
     gate: Gate | None = None
+    budget: ByteBudget = UNLIMITED
+    message_seconds: float = 60.0
+    memory: MemoryLimit = field(default_factory=lambda: MemoryLimit(memory_limit_bytes()))
 
     def listen(self, add_port: AddPort) -> tuple[int, list[str]]:
         """Has C core listen on every address. Returns the port and what is listened on: `HOST:PORT`, `unix:PATH`.
@@ -107,6 +118,7 @@ class Options:
             # By default two servers on one port would share it silently, each with half of the calls.
             ("grpc.so_reuseport", int(self.shared_port)),
             ("grpc.max_receive_message_length", self.max_message_bytes),
+            ("grpc.per_message_decompression", 0),  # see compression.py
             ("grpc.default_compression_algorithm", _COMPRESSION[self.compression]),
             *self.arguments,
         ]

@@ -1,0 +1,95 @@
+"""Calls whose message is on its way: how long it may take, and who has to go when memory runs short.
+
+C core holds what has arrived of a message, and does not say how much that is: the budget of bytes counts it only once it is
+complete. So these calls are watched by time, and all of them together by the memory of the process. It is short above
+SHORT_OF_MEMORY of its limit. Then the youngest unary calls end first, half of those that wait, again and again until memory is
+left; after them streams, which may just be idle.
+
+The transport keeps the calls here and calls `overdue` every CHECK_SECONDS while there are any. All on its thread.
+"""
+
+import time
+from typing import Any
+
+from service.byte_budget import RETRY_SECONDS, out_of_memory
+from service.errors import DeadlineExceeded, RequestError, Unavailable
+from service.malloc import return_freed_memory
+from service.memory_limit import MemoryLimit
+from service.rpc.call import Call
+
+CHECK_SECONDS = 0.02
+"""A client on this machine may send 50 MB within it."""
+
+YOUNG_SECONDS = 0.02
+"""A call that has waited less long is no reason to look at memory."""
+
+RECOVERY_SECONDS = 0.1
+"""After so long the memory of calls that were ended is free."""
+
+SHORT_OF_MEMORY = 0.8
+
+
+class Arrivals:
+    """The calls that wait for a message.
+
+    Attributes:
+        waiting: unary calls without their message, the oldest first.
+        streams: open streams; of each the transport says in `reading` whether it waits for a message.
+    """
+
+    def __init__(self, message_seconds: float, memory: MemoryLimit) -> None:
+        self.waiting: dict[Any, None] = {}
+        self.streams: dict[Any, None] = {}
+        self._message_seconds = message_seconds
+        self._memory = memory
+        self._next_check = 0.0
+        self._freeing = False
+
+    @property
+    def any(self) -> bool:
+        """Whether there is anything to watch."""
+        return bool(self.waiting or self.streams)
+
+    def overdue(self) -> list[tuple[Call, RequestError]]:
+        """The calls that are to end now, and why. They are no longer in `waiting`."""
+        now = time.monotonic()
+        if now < self._next_check:
+            return []
+        self._next_check = now + CHECK_SECONDS
+        late = self._late(now)
+        return late or self._for_memory(now)
+
+    def _late(self, now: float) -> list[tuple[Call, RequestError]]:
+        late = []
+        for call in self.waiting:
+            if now - call.started < self._message_seconds:
+                break
+            late.append(call)
+        for call in late:
+            del self.waiting[call]
+        message = f"the call's message has not arrived within {self._message_seconds:g} s (--message-seconds)"
+        return [(call, DeadlineExceeded(message)) for call in late]
+
+    def _for_memory(self, now: float) -> list[tuple[Call, RequestError]]:
+        oldest = next(iter(self.waiting), None)
+        streams = [call for call in self.streams if call.reading] if oldest is None else []
+        if not streams and (oldest is None or now - oldest.started < YOUNG_SECONDS):
+            return []
+        if not self._memory.is_short(SHORT_OF_MEMORY):
+            self._freeing = False
+            return []
+        if self._freeing:  # what was ended before is free, but maybe kept by malloc
+            return_freed_memory()
+            if not self._memory.is_short(SHORT_OF_MEMORY):
+                return []
+        self._freeing = True
+        self._next_check = now + RECOVERY_SECONDS
+        youngest_first = list(reversed(self.waiting)) or streams[::-1]
+        ending = youngest_first[: (len(youngest_first) + 1) // 2]
+        for call in ending:
+            self.waiting.pop(call, None)
+            self.streams.pop(call, None)
+        if not streams:
+            return [(call, out_of_memory()) for call in ending]
+        message = "the server is short of memory; send unanswered requests again on a new stream"
+        return [(call, Unavailable(message, RETRY_SECONDS)) for call in ending]

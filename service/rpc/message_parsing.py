@@ -1,0 +1,149 @@
+"""Messages from bytes: unfolded if they are compressed, counted if they are large, and parsed.
+
+Small messages are parsed on the transport's thread, one after the other. Those that are compressed or of a megabyte and more are
+parsed by a pool of two threads: the transport's thread goes on meanwhile, and no more than two are unfolded at a time.
+"""
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import NamedTuple
+
+from google.protobuf.message import DecodeError, Message
+
+from service.byte_budget import ByteBudget, out_of_memory
+from service.errors import InvalidRequest, RequestError, TooLarge
+from service.rpc.call import Method
+from service.rpc.compression import FIRST_BYTES, unfold
+from service.rpc.message_cost import LARGE_MESSAGE_BYTES, Layout, count, layout_of
+
+log = logging.getLogger(__name__)
+
+POOLED_MESSAGE_BYTES = 1024 * 1024
+THREADS = 2
+
+Outcome = Message | Exception
+
+
+class Parsed(NamedTuple):
+    """A message, or why there is none, and the bytes that are taken from the budget for it.
+
+    `held_bytes` are to be given back when the request is answered, `passing_bytes` when the message has been handled.
+    """
+
+    outcome: Outcome
+    held_bytes: int = 0
+    passing_bytes: int = 0
+
+
+class MessageParser:
+    """Parses the messages of one transport."""
+
+    def __init__(self, budget: ByteBudget, max_message_bytes: int) -> None:
+        self._budget = budget
+        self._max_message_bytes = max_message_bytes
+        self._pool = ThreadPoolExecutor(THREADS, "parse-messages")  # starts its threads when they are needed
+
+    def close(self) -> None:
+        """Ends the pool's threads, after the messages in hand."""
+        self._pool.shutdown()
+
+    def parse(self, method: Method, message: bytes) -> Parsed:
+        """Parses a message; takes its bytes from the budget, unless it is refused."""
+        if message[:1] in FIRST_BYTES or len(message) >= LARGE_MESSAGE_BYTES:
+            return self._parse_large(method, message)
+        size = len(message)
+        if not self._budget.take(size):
+            return Parsed(self._budget.refusal())
+        try:
+            return Parsed(parse(method, message), size)
+        except RequestError as error:
+            self._budget.give_back(size)
+            return Parsed(error)
+
+    def parse_in_pool(self, method: Method, message: bytes, on_done: Callable[[Parsed], None]) -> None:
+        """Parses a message on a thread of the pool, and calls `on_done` there. Its bytes are taken meanwhile too."""
+        size = len(message)
+        if not self._budget.take(size):
+            on_done(Parsed(self._budget.refusal()))
+            return
+        self._pool.submit(self._run, method, [message], size, on_done)
+
+    def _run(self, method: Method, messages: list[bytes], size: int, on_done: Callable[[Parsed], None]) -> None:
+        # A list, because the pool holds on to its arguments: the message must go before the next one comes.
+        parsed = self._parse_large(method, messages.pop(), size)
+        try:
+            on_done(parsed)
+        except Exception:
+            log.exception("%s: a message could not be passed on", method.path)
+            self.give_back(parsed)
+
+    def give_back(self, parsed: Parsed) -> None:
+        """For a message that is not handled, because its call has ended."""
+        self._budget.give_back(parsed.held_bytes + parsed.passing_bytes)
+
+    def _parse_large(self, method: Method, message: bytes, taken: int = 0) -> Parsed:
+        """Parses any message. Of it `taken` bytes are taken from the budget already; they are given back, or held."""
+        budget = self._budget
+        try:
+            if not taken and not budget.take(len(message)):
+                return Parsed(budget.refusal())
+            taken = len(message)
+            if message[:1] in FIRST_BYTES:
+                unfolded = unfold(message, budget, self._max_message_bytes)
+                if unfolded is not None:
+                    budget.give_back(taken)
+                    message, taken = unfolded, len(unfolded)
+            cost = count(message, _layout(method), method.max_fields())
+            passing = cost.overhead_bytes
+            if taken + passing > budget.limit_bytes:
+                raise TooLarge(
+                    f"the message needs {taken + passing} bytes of memory; at most {budget.limit_bytes} are given "
+                    "(--max-inflight-bytes); tensors need least in raw_input_contents"
+                )
+            if not budget.take(passing):
+                raise budget.refusal()
+            try:
+                return Parsed(parse(method, message), taken, passing)
+            except BaseException:
+                budget.give_back(passing)
+                raise
+        except Exception as error:  # noqa: BLE001 - any error fails this message alone
+            budget.give_back(taken)
+            return Parsed(_refusal(method, error, len(message)))
+
+
+def in_pool(message: bytes) -> bool:
+    """Whether a message is to be parsed in the pool."""
+    return len(message) >= POOLED_MESSAGE_BYTES or message[:1] in FIRST_BYTES
+
+
+def parse(method: Method, message: bytes) -> Message:
+    """A message parsed at once. Raises RequestError."""
+    try:
+        return method.request.FromString(message)
+    except (DecodeError, MemoryError) as error:
+        raise _refusal(method, error, len(message)) from None
+
+
+def _refusal(method: Method, error: Exception, size: int) -> Exception:
+    """What a client is told of an error. protobuf says DecodeError when it has no memory, too."""
+    if isinstance(error, MemoryError) or (isinstance(error, DecodeError) and not _can_allocate(2 * size)):
+        return out_of_memory()
+    if isinstance(error, DecodeError):
+        return InvalidRequest(f"malformed message: not a {method.request.DESCRIPTOR.full_name}")
+    return error
+
+
+def _can_allocate(size: int) -> bool:
+    try:
+        bytearray(size)
+    except MemoryError:
+        return False
+    return True
+
+
+@cache
+def _layout(method: Method) -> Layout:
+    return layout_of(method.request.DESCRIPTOR)

@@ -1,0 +1,64 @@
+"""Which calls without a message end, and when: pure decisions, driven without a server."""
+
+import time
+from types import SimpleNamespace
+from typing import Any
+
+from service.errors import DeadlineExceeded, TooManyBytes, Unavailable
+from service.memory_limit import MemoryLimit
+from service.rpc.arrivals import Arrivals
+
+PLENTY, NOTHING = MemoryLimit(2**62), MemoryLimit(1)
+
+
+def call(age_seconds: float, *, reading: bool = True) -> Any:
+    return _Call(started=time.monotonic() - age_seconds, reading=reading)
+
+
+class _Call(SimpleNamespace):
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+
+def test_a_call_may_wait_for_its_message_as_long_as_is_set() -> None:
+    arrivals = Arrivals(60, PLENTY)
+    late, early = call(61), call(59)
+    arrivals.waiting |= {late: None, early: None}
+    [(ended, error)] = arrivals.overdue()
+    assert ended is late
+    assert isinstance(error, DeadlineExceeded)
+    assert "within 60 s (--message-seconds)" in str(error)
+    assert list(arrivals.waiting) == [early]
+
+
+def test_when_memory_is_short_the_youngest_half_goes_first_then_the_next() -> None:
+    arrivals = Arrivals(60, NOTHING)
+    calls = [call(10 - number) for number in range(4)]
+    arrivals.waiting |= dict.fromkeys(calls)
+    rounds = []
+    while arrivals.waiting:
+        ended = arrivals.overdue()
+        assert all(isinstance(error, TooManyBytes) for _, error in ended)
+        if ended:
+            rounds.append([calls.index(each) for each, _ in ended])
+        time.sleep(0.01)
+    assert rounds == [[3, 2], [1], [0]]
+
+
+def test_streams_go_last_and_only_those_that_wait_for_a_message() -> None:
+    arrivals = Arrivals(60, NOTHING)
+    waiting, reading, busy = call(1), call(5), call(9, reading=False)
+    arrivals.waiting[waiting] = None
+    arrivals.streams |= {busy: None, reading: None}
+    ended: list[Any] = []
+    while len(ended) < 2:
+        ended += arrivals.overdue()
+        time.sleep(0.01)
+    assert [each for each, _ in ended] == [waiting, reading]
+    assert isinstance(ended[1][1], Unavailable)
+    assert list(arrivals.streams) == [busy]
+
+
+def test_a_call_that_has_just_come_is_no_reason_to_look_at_memory() -> None:
+    arrivals = Arrivals(60, NOTHING)
+    arrivals.waiting[call(-10)] = None
+    assert arrivals.overdue() == []

@@ -1,0 +1,164 @@
+"""Messages unfolded, counted and parsed, within a budget that has all of its bytes afterwards."""
+
+import gzip
+import random
+import subprocess
+import sys
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+
+import pytest
+from google.protobuf.message import Message
+
+from service.byte_budget import ByteBudget
+from service.errors import InvalidRequest, TooLarge, TooManyBytes
+from service.pb.convoy.v1 import classifier_pb2 as pb
+from service.pb.inference import open_inference_pb2 as oip
+from service.rpc.call import Unary
+from service.rpc.message_parsing import MessageParser, Parsed, in_pool
+
+MIB = 1024 * 1024
+LIMIT = 4 * MIB
+CLASSIFY = Unary("/c.C/Classify", pb.ClassifyRequest, lambda *_: None)
+INFER = Unary("/i.I/Infer", oip.ModelInferRequest, lambda *_: None)
+
+
+@pytest.fixture
+def budget() -> Iterator[ByteBudget]:
+    """Checks that nothing is left of it after a test that has given back what it got."""
+    budget = ByteBudget(8 * MIB)
+    yield budget
+    assert budget.in_flight_bytes == 0
+
+
+@pytest.fixture
+def parser(budget: ByteBudget) -> Iterator[MessageParser]:
+    parser = MessageParser(budget, LIMIT)
+    yield parser
+    parser.close()
+
+
+def request(size: int) -> pb.ClassifyRequest:
+    return pb.ClassifyRequest(model="digits", items=[pb.Item(pixels=random.Random(0).randbytes(size))])
+
+
+def at_once(parser: MessageParser, method: Unary, message: bytes) -> Parsed:
+    return parser.parse(method, message)
+
+
+def pooled(parser: MessageParser, method: Unary, message: bytes) -> Parsed:
+    done = threading.Event()
+    outcomes: list[Parsed] = []
+
+    def on_done(parsed: Parsed) -> None:
+        outcomes.append(parsed)
+        done.set()
+
+    parser.parse_in_pool(method, message, on_done)
+    assert done.wait(30)
+    return outcomes[0]
+
+
+def identity(message: bytes) -> bytes:
+    return message
+
+
+WAYS = pytest.mark.parametrize("way", [at_once, pooled])
+Way = Callable[[MessageParser, Unary, bytes], Parsed]
+
+
+@WAYS
+@pytest.mark.parametrize("fold", [identity, gzip.compress, zlib.compress])
+@pytest.mark.parametrize("size", [0, 10, 100_000, 3 * MIB])
+def test_a_message_is_parsed_whatever_its_size_and_compression(
+    parser: MessageParser, budget: ByteBudget, way: Way, fold: Callable[[bytes], bytes], size: int
+) -> None:
+    sent = request(size)
+    parsed = way(parser, CLASSIFY, fold(sent.SerializeToString()))
+    assert parsed.outcome == sent
+    assert parsed.held_bytes == sent.ByteSize()
+    assert budget.in_flight_bytes == parsed.held_bytes + parsed.passing_bytes
+    parser.give_back(parsed)
+
+
+def refused(parsed: Parsed, error: type[Exception], text: str) -> None:
+    assert isinstance(parsed.outcome, error), parsed
+    assert text in str(parsed.outcome)
+    assert parsed[1:] == (0, 0)
+
+
+@WAYS
+@pytest.mark.parametrize(
+    ("message", "error", "text"),
+    [
+        (b"\x0a", InvalidRequest, "malformed message: not a convoy.v1.ClassifyRequest"),
+        (b"\x0a" * 100_000, InvalidRequest, "malformed message"),
+        (gzip.compress(b"\x0a"), InvalidRequest, "malformed message"),
+        (gzip.compress(request(10_000).SerializeToString())[:-9], InvalidRequest, "malformed message"),
+        (gzip.compress(b"") + b"more", InvalidRequest, "malformed message"),
+        (b"\x1a\x00" * 100_000, InvalidRequest, "more fields"),
+        (gzip.compress(b"\x1a\x00" * 100_000), InvalidRequest, "more fields"),
+        (gzip.compress(bytes(LIMIT + 1)), TooLarge, f"larger than {LIMIT} bytes when it is decompressed"),
+        (gzip.compress(bytes(1000 * MIB)), TooLarge, "when it is decompressed"),
+        (zlib.compress(bytes(100 * MIB)), TooLarge, "when it is decompressed"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_message_that_is_refused_holds_nothing(
+    parser: MessageParser, way: Way, message: bytes, error: type[Exception], text: str
+) -> None:
+    refused(way(parser, CLASSIFY, message), error, text)
+
+
+def test_a_message_that_begins_like_zlib_and_is_not_is_parsed(parser: MessageParser) -> None:
+    message = b"\x78\x9c\x01" + request(10).SerializeToString()  # an unknown field 15
+    assert in_pool(message)
+    parsed = parser.parse(CLASSIFY, message)
+    assert isinstance(parsed.outcome, Message)
+    assert parsed.outcome.items[0] == request(10).items[0]  # type: ignore[attr-defined]
+    parser.give_back(parsed)
+
+
+@WAYS
+@pytest.mark.parametrize("fold", [identity, gzip.compress])
+def test_a_message_that_does_not_fit_now_may_be_sent_again(
+    parser: MessageParser, budget: ByteBudget, way: Way, fold: Callable[[bytes], bytes]
+) -> None:
+    assert budget.take(7 * MIB)
+    refused(way(parser, CLASSIFY, fold(request(2 * MIB).SerializeToString())), TooManyBytes, "--max-inflight-bytes")
+    budget.give_back(7 * MIB)
+
+
+@WAYS
+def test_what_lists_of_numbers_become_is_counted(parser: MessageParser, way: Way) -> None:
+    def numbers(count: int) -> bytes:
+        tensor = oip.ModelInferRequest.InferInputTensor(contents=oip.InferTensorContents(uint_contents=[1] * count))
+        return oip.ModelInferRequest(inputs=[tensor]).SerializeToString()
+
+    parsed = way(parser, INFER, numbers(800_000))
+    assert parsed.passing_bytes > 8 * 800_000
+    parser.give_back(parsed)
+    refused(way(parser, INFER, numbers(1_000_000)), TooLarge, "tensors need least in raw_input_contents")
+
+
+LACKING = """
+import resource
+from service.byte_budget import ByteBudget
+from service.pb.convoy.v1 import classifier_pb2 as pb
+from service.rpc.call import Unary
+from service.rpc.message_parsing import MessageParser
+method = Unary("/c.C/Classify", pb.ClassifyRequest, lambda *_: None)
+budget = ByteBudget(2**40)
+parser = MessageParser(budget, 2**31)
+message = pb.ClassifyRequest(items=[pb.Item(pixels=bytes(200 << 20))]).SerializeToString()
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (100 << 20),) * 2)
+outcome = parser.parse(method, message).outcome
+print(type(outcome).__name__, outcome, budget.in_flight_bytes)
+"""
+
+
+def test_lack_of_memory_is_not_called_a_malformed_message() -> None:
+    answer = subprocess.run([sys.executable, "-c", LACKING], capture_output=True, text=True, timeout=60, check=True).stdout
+    assert answer == "TooManyBytes the server has no memory left for this request; try again 0\n"
