@@ -72,8 +72,6 @@ def _of_model(repository: Path, name: str, policies: Path | None) -> int:
     for version in reversed(versions):
         path = model_path(repository, name, version)
         try:
-            if not path.is_file():  # reading a pipe would block the start
-                continue
             item_bytes = input_item_bytes(path)
         except (ConvoyError, OSError):
             continue

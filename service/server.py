@@ -25,7 +25,7 @@ from prometheus_client.core import Metric
 from service import message_limits
 from service.access.authenticator import Authenticator
 from service.config import ServerConfig
-from service.control import Control, ForbiddenControl
+from service.control import Control, ControlPlaces, ForbiddenControl
 from service.engine.classifier import Classifier
 from service.engine.observer import RequestObserver
 from service.engine.repository import Repository
@@ -111,6 +111,7 @@ class Server:
         memory = SharedMemory()
         metadata = ServerMetadata(self._repository, lambda: not self.not_ready_reason())
         self.control = LocalControl(self._repository, memory)
+        self._places = ControlPlaces()
         allowed_control = (control or self.control) if control_allowed(config) else ForbiddenControl()
         methods = self._grpc_methods(metadata, allowed_control, memory)
         self._access = open_access(config, metrics.registry)
@@ -131,7 +132,7 @@ class Server:
         services = [classify.SERVICE, open_inference.SERVICE, health.SERVICE, *([channelz.SERVICE] if with_channelz else [])]
         self._classify = classify.ClassifyServicer(self._classifier)
         self._infer = open_inference.InferServicer(self._classifier, memory, self._config.ignore_unknown_parameters)
-        self._admin = open_inference_admin.AdminServicer(metadata, control, memory)
+        self._admin = open_inference_admin.AdminServicer(metadata, control, memory, self._places)
         self._health = health.HealthServicer(self._health_statuses, [*services, *reflection.SERVICES])
         self._reflection = reflection.ReflectionServicer(services)
         return [
@@ -149,7 +150,7 @@ class Server:
         if not self._config.rest_offered:
             return None
         lenient = self._config.ignore_unknown_parameters
-        rest = Rest(self._classifier, metadata, control, memory, self._max_message_bytes, lenient)
+        rest = Rest(self._classifier, metadata, control, self._places, memory, self._max_message_bytes, lenient)
         return Page(self._classifier, self._repository, rest) if self._config.page_offered else rest
 
     @property
@@ -233,13 +234,14 @@ class Server:
     def close(self, *, wait_for_loads: bool = True) -> None:
         """Closes the HTTP port and frees the models. Call `drain` first.
 
-        A load cannot be interrupted. With `wait_for_loads` false, models are not freed while one runs: the process must exit.
+        A load cannot be interrupted. It is waited for a few seconds; with `wait_for_loads` false, not at all: then the process must
+        exit.
         """
         abandon_models = not wait_for_loads and (not self._loaded or self._repository.loading)
         if not abandon_models:
             self._admin.close()
             self._classifier.close()
-            self._repository.stop()
+            abandon_models = not self._repository.stop()
         self._http.stop()
         if self._access is not None:
             self._access.close()

@@ -4,7 +4,9 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from service.engine.loader import Loader, TraceModelBatch
+from service.control import CONTROL_SECONDS
+from service.engine.loader import Loader
+from service.engine.model_loader import TraceModelBatch
 from service.engine.registry import Registry
 from service.engine.served_version import ServedVersion
 from service.engine.watcher import Watcher
@@ -15,6 +17,9 @@ from service.model.repository_layout import MODEL_FILE
 from service.observability.metrics import Metrics
 
 log = logging.getLogger(__name__)
+
+STOP_SECONDS = 3.0
+"""How long a server that stops waits for a model that is being loaded."""
 
 
 class Repository:
@@ -33,6 +38,7 @@ class Repository:
         cpus: int | None = None,
         trace_batch: TraceModelBatch | None = None,
         policies: Path | None = None,
+        load_seconds: float = CONTROL_SECONDS,
     ) -> None:
         """Loads nothing yet.
 
@@ -44,13 +50,16 @@ class Repository:
             cpus: threads that a model may compute with; as many as this process has CPUs if not given.
             trace_batch: called for each batch that ran.
             policies: a folder; `<model>.toml` in it replaces the model's own policy.
+            load_seconds: how long to wait at most for a model to be loaded; the others do not wait for it at all.
         """
         self.scanned = False
         self._folder = folder
         self._on_change = on_change
         self._registry = registry = Registry(metrics, self._changed, self._not_served)
-        self._loader = loader = Loader(folder, provider, metrics, registry, cpus or cpu_budget(), trace_batch, policies)
-        self._watcher = Watcher(folder, loader.scan)
+        self._loader = loader = Loader(
+            folder, provider, metrics, registry, cpus or cpu_budget(), trace_batch, policies, load_seconds
+        )  # fmt: skip
+        self._watcher = Watcher(folder, loader.scan_soon)
         # Callers reach the parts without a frame of this class: every request goes through `acquire` and `release`.
         self.acquire = registry.acquire
         self.release = registry.release
@@ -73,10 +82,10 @@ class Repository:
         if not self.served:
             log.warning("no model is served yet; watching for %s", self._folder / "<model>" / "<version>" / MODEL_FILE)
 
-    def stop(self) -> None:
-        """Stops watching and closes every model. Only when no request is running."""
+    def stop(self) -> bool:
+        """Stops watching and closes every model. Only when no request is running. Returns whether nothing was being loaded."""
         self._watcher.stop()
-        self._loader.unload_all()
+        return self._loader.stop(STOP_SECONDS)
 
     @property
     def served(self) -> dict[str, tuple[ServedVersion, ...]]:

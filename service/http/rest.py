@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from werkzeug.routing import Map, Rule
 from werkzeug.wrappers import Request, Response
 
-from service.control import NO_CUDA, NO_LOG_SETTINGS, NO_TRACE_SETTINGS, Control, check_load, check_repository, check_unload
+from service.control import (
+    NO_CUDA,
+    NO_LOG_SETTINGS,
+    NO_TRACE_SETTINGS,
+    Control,
+    ControlPlaces,
+    check_load,
+    check_repository,
+    check_unload,
+)
 from service.engine.answer import Answer
 from service.engine.classifier import Classifier
 from service.engine.reply import reply_to
@@ -65,6 +74,7 @@ class Rest:
         classifier: Classifier,
         metadata: ServerMetadata,
         control: Control,
+        places: ControlPlaces,
         memory: SharedMemory,
         max_body_bytes: int,
         ignore_unknown_parameters: bool = False,
@@ -73,6 +83,7 @@ class Rest:
         self._classifier = classifier
         self._metadata = metadata
         self._control = control
+        self._places = places
         self._memory = memory
         self._max_body_bytes = max_body_bytes
         self._ignore_unknown = ignore_unknown_parameters
@@ -211,12 +222,14 @@ class Rest:
 
     def _load(self, request: Request, model: str) -> Response:
         check_load("", member(self._document(request), "parameters", dict, {}))
-        self._control.load(model)
+        with self._places.taken():
+            self._control.load(model)
         return json_response({})
 
     def _unload(self, request: Request, model: str) -> Response:
         check_unload("", member(self._document(request), "parameters", dict, {}))
-        self._control.unload(model)
+        with self._places.taken():
+            self._control.unload(model)
         return json_response({})
 
     def _memory_status(self, _: Request, region: str = "") -> Response:
@@ -232,11 +245,14 @@ class Rest:
         offset, byte_size = member(document, "offset", int, 0), member(document, "byte_size", int)
         if offset < 0 or byte_size < 1:
             raise InvalidRequest("offset must be 0 or more, byte_size 1 or more", "offset" if offset < 0 else "byte_size")
-        self._control.register(region, member(document, "key", str), offset, byte_size)
+        key = member(document, "key", str)
+        with self._places.taken():
+            self._control.register(region, key, offset, byte_size)
         return json_response({})
 
     def _unregister(self, _: Request, region: str = "") -> Response:
-        self._control.unregister(region)
+        with self._places.taken():
+            self._control.unregister(region)
         return json_response({})
 
     def _document(self, request: Request) -> dict[str, Any]:

@@ -6,13 +6,14 @@ one that is truncated ends the process. So the server reads them, and ONNX Runti
 
 import hashlib
 import math
+import os
 import posixpath
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from service.errors import FilesChanged, InvalidModel
-from service.model.files import file_state
+from service.model.files import NOT_REGULAR, file_state, read_file
 from service.model.onnx_messages import EXTERNAL, parse_model, tensors
 from service.model.onnx_outline import read_outline
 
@@ -132,14 +133,15 @@ def _place(tensor: Any, where: tuple[str, ...]) -> _Place:
 def _read(path: Path, what: str, folders: Sequence[Path] = ()) -> bytes:
     """The content of a file, which must lie in one of the `folders`, links followed; without any, anywhere."""
     try:
-        if folders and not any(path.resolve().is_relative_to(folder.resolve()) for folder in folders):
+        real = os.path.realpath(path)  # Path.resolve raises RuntimeError for a link to itself
+        if folders and not any(Path(real).is_relative_to(folder.resolve()) for folder in folders):
             raise InvalidModel(f"{what} is a link to a place outside the repository")
-        if path.exists() and not path.is_file():  # reading a pipe would block
-            raise InvalidModel(f"{what} is not a regular file")
-        return path.read_bytes()
+        return read_file(path)
     except OSError as error:
         if folders and isinstance(error, FileNotFoundError):
             raise InvalidModel(f"{what} is missing") from None
+        if error.strerror == NOT_REGULAR:
+            raise InvalidModel(f"{what} is {NOT_REGULAR}") from None
         raise InvalidModel(f"cannot read {what}: {error.strerror}") from None
 
 

@@ -3,6 +3,7 @@
 Export writes this layout and the server reads it. Beside it they share only the contract (`contract.py`).
 """
 
+import contextlib
 import re
 from pathlib import Path
 
@@ -51,7 +52,15 @@ def model_names(repository: Path) -> list[str]:
 
 
 def _is_model(path: Path) -> bool:
-    return path.is_dir() and _NAME.fullmatch(path.name) is not None and path.name not in RESERVED_NAMES
+    return _NAME.fullmatch(path.name) is not None and path.name not in RESERVED_NAMES and _is_folder(path)
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether it is a folder, or a link to a place that must not be looked at: whoever reads from it hears why not."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return True
 
 
 def is_version(text: str) -> bool:
@@ -59,12 +68,27 @@ def is_version(text: str) -> bool:
     return _VERSION.fullmatch(text) is not None and int(text) <= MAX_VERSION
 
 
+def _is_there(path: Path) -> bool:
+    """Whether a file exists, or whoever reads it hears why that cannot be said."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        pass
+    return True
+
+
 def version_numbers(repository: Path, name: str) -> list[int]:
-    """The versions of a model that have a folder, ascending. Folders that are not numbers of versions are ignored."""
-    folder = repository / name
-    if not folder.is_dir():
+    """The versions of a model that have a folder, ascending. Folders that are not numbers of versions are ignored.
+
+    Raises OSError if its folder cannot be read.
+    """
+    try:
+        found = list((repository / name).iterdir())
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted(int(path.name) for path in folder.iterdir() if is_version(path.name) and path.is_dir())
+    return sorted(int(path.name) for path in found if is_version(path.name) and _is_folder(path))
 
 
 def misplaced(repository: Path) -> list[tuple[Path, str]]:
@@ -74,13 +98,14 @@ def misplaced(repository: Path) -> list[tuple[Path, str]]:
     """
     found: dict[Path, str] = {}
     for model in _visible(repository):
-        if model.suffix == ".onnx" and not model.is_dir():
+        if model.suffix == ".onnx" and not _is_folder(model):
             found[model] = _EXPECTED
         for version in _visible(model):
-            if version.suffix == ".onnx" and not version.is_dir():
+            if version.suffix == ".onnx" and not _is_folder(version):
                 found[version] = _EXPECTED
             else:
-                found |= _misplaced_in(version)
+                with contextlib.suppress(PermissionError):  # the loader says so, if it is a version's
+                    found |= _misplaced_in(version)
     return sorted((path.relative_to(repository), reason) for path, reason in found.items())
 
 
@@ -117,7 +142,7 @@ def model_path(repository: Path, name: str, version: int) -> Path:
 def policy_path(repository: Path, name: str, policies: Path | None = None) -> Path:
     """A model's policy file, which need not exist: `<name>.toml` in `policies` if it exists, else `serving.toml` in its folder."""
     override = policies / f"{name}.toml" if policies is not None else None
-    return override if override is not None and override.exists() else repository / name / POLICY_FILE
+    return override if override is not None and _is_there(override) else repository / name / POLICY_FILE
 
 
 def labels_path(repository: Path, name: str) -> Path:

@@ -3,6 +3,11 @@
 import codecs
 from pathlib import Path
 
+from service.model.files import read_file
+
+_MAX_BYTES = 16 * 2**20
+"""Many times what the names of a million classes need."""
+
 _MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
 """Byte order marks of other encodings; that of UTF-32 begins with that of UTF-16."""
 
@@ -11,11 +16,11 @@ def read_text(path: Path) -> str:
     r"""The text of a file, with `\n` as line ends, without a byte order mark (Windows editors write one).
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: the file cannot be read, is not a regular file, or has more than 16 MiB.
         ValueError: it is not UTF-8 text; the message says where, or which encoding it has.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_file(path, _MAX_BYTES).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         encoding = next((name for mark, name in _MARKS.items() if error.object.startswith(mark)), None)
         if encoding is not None:

@@ -1,9 +1,11 @@
 """`inference.GRPCInferenceService` without inference: health, metadata, statistics, model control, shared memory.
 
 Queries are answered on the transport's thread, from memory. Changes, which may take as long as loading a model, run in a thread
-pool.
+pool, and as many at a time as there are places for them.
 """
 
+import math
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,30 +13,38 @@ from typing import Any
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
 
-from service.control import NO_CUDA, NO_LOG_SETTINGS, NO_TRACE_SETTINGS, Control, check_load, check_repository, check_unload
-from service.errors import Unimplemented
+from service.control import (
+    MAX_CALLS,
+    NO_CUDA,
+    NO_LOG_SETTINGS,
+    NO_TRACE_SETTINGS,
+    Control,
+    ControlPlaces,
+    check_load,
+    check_repository,
+    check_unload,
+)
+from service.errors import Unavailable, Unimplemented
 from service.open_inference.metadata import ServerMetadata
 from service.open_inference.shared_memory import SharedMemory
 from service.pb.inference import open_inference_pb2 as pb
 from service.rpc.call import Method, Unary, UnaryCall
 from service.rpc.open_inference import SERVICE
 
-_CHANGE_THREADS = 4
-"""So many changes are made at a time; more wait."""
-
 
 class AdminServicer:
     """Answers queries with a ServerMetadata and makes changes through a Control."""
 
-    def __init__(self, metadata: ServerMetadata, control: Control, memory: SharedMemory) -> None:
+    def __init__(self, metadata: ServerMetadata, control: Control, memory: SharedMemory, places: ControlPlaces) -> None:
         self._metadata = metadata
         self._control = control
         self._memory = memory
-        self._changes = ThreadPoolExecutor(_CHANGE_THREADS, thread_name_prefix="control")
+        self._places = places
+        self._changes = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="control")
 
     def close(self) -> None:
-        """Ends the threads; waiting changes are dropped."""
-        self._changes.shutdown(cancel_futures=True)
+        """Ends the threads, once what they wait for is done."""
+        self._changes.shutdown(wait=False, cancel_futures=True)
 
     def methods(self) -> list[Method]:
         """The methods of this servicer."""
@@ -54,7 +64,7 @@ class AdminServicer:
             "TraceSetting": (pb.TraceSettingRequest, _unimplemented(NO_TRACE_SETTINGS)),
             "LogSettings": (pb.LogSettingsRequest, _unimplemented(NO_LOG_SETTINGS)),
         }
-        changes: dict[str, tuple[type[Message], Callable[[Any], Message]]] = {
+        changes: dict[str, tuple[type[Message], Callable[[Any, float | None], Message]]] = {
             "RepositoryModelLoad": (pb.RepositoryModelLoadRequest, self._load),
             "RepositoryModelUnload": (pb.RepositoryModelUnloadRequest, self._unload),
             "SystemSharedMemoryRegister": (pb.SystemSharedMemoryRegisterRequest, self._register),
@@ -65,17 +75,25 @@ class AdminServicer:
             *(Unary(f"/{SERVICE}/{name}", request, self._in_pool(change)) for name, (request, change) in changes.items()),
         ]
 
-    def _in_pool(self, change: Callable[[Any], Message]) -> Callable[[Any, UnaryCall], None]:
+    def _in_pool(self, change: Callable[[Any, float | None], Message]) -> Callable[[Any, UnaryCall], None]:
         def make(request: Any, call: UnaryCall) -> None:
             try:
-                reply = change(request).SerializeToString()
+                seconds = None if math.isinf(call.deadline) else call.deadline - time.monotonic()
+                reply = change(request, seconds).SerializeToString()
             except Exception as error:  # noqa: BLE001 - any error fails this call alone
                 call.fail(error)
             else:
                 call.reply(reply)
+            finally:
+                self._places.give_back()
 
         def handle(request: Any, call: UnaryCall) -> None:
-            self._changes.submit(make, request, call)
+            self._places.take()
+            try:
+                self._changes.submit(make, request, call)
+            except RuntimeError:  # closed
+                self._places.give_back()
+                raise Unavailable("the server is stopping") from None
 
         return handle
 
@@ -100,14 +118,14 @@ class AdminServicer:
         check_repository(request.repository_name)
         return pb.RepositoryIndexResponse(models=self._metadata.repository_index(ready_only=request.ready))
 
-    def _load(self, request: pb.RepositoryModelLoadRequest) -> Message:
+    def _load(self, request: pb.RepositoryModelLoadRequest, seconds: float | None) -> Message:
         check_load(request.repository_name, request.parameters)
-        self._control.load(request.model_name)
+        self._control.load(request.model_name, seconds)
         return pb.RepositoryModelLoadResponse()
 
-    def _unload(self, request: pb.RepositoryModelUnloadRequest) -> Message:
+    def _unload(self, request: pb.RepositoryModelUnloadRequest, seconds: float | None) -> Message:
         check_unload(request.repository_name, request.parameters)
-        self._control.unload(request.model_name)
+        self._control.unload(request.model_name, seconds)
         return pb.RepositoryModelUnloadResponse()
 
     def _memory_status(self, request: pb.SystemSharedMemoryStatusRequest) -> Message:
@@ -119,11 +137,11 @@ class AdminServicer:
         }
         return pb.SystemSharedMemoryStatusResponse(regions=regions)
 
-    def _register(self, request: pb.SystemSharedMemoryRegisterRequest) -> Message:
+    def _register(self, request: pb.SystemSharedMemoryRegisterRequest, _: float | None) -> Message:
         self._control.register(request.name, request.key, request.offset, request.byte_size)
         return pb.SystemSharedMemoryRegisterResponse()
 
-    def _unregister(self, request: pb.SystemSharedMemoryUnregisterRequest) -> Message:
+    def _unregister(self, request: pb.SystemSharedMemoryUnregisterRequest, _: float | None) -> Message:
         self._control.unregister(request.name)
         return pb.SystemSharedMemoryUnregisterResponse()
 

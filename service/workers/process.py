@@ -44,6 +44,7 @@ class WorkerProcess:
     Attributes:
         number: which of the workers it is, from 1.
         pid: its process id.
+        takes_control: whether it has been sent the control calls to replay, and is to be sent those that follow.
         listening: whether it has bound the gRPC port.
         not_ready_reason: as last reported; empty if requests can be answered.
         metrics: as last reported.
@@ -57,6 +58,7 @@ class WorkerProcess:
         `broadcast` carries out a control call on every worker. `on_report` is called when the worker has sent a report unasked.
         """
         self.number = number
+        self.takes_control = False
         self.listening = False
         self.not_ready_reason = "loading"
         self.metrics: list[Metric] = []

@@ -29,8 +29,8 @@ from werkzeug.wrappers import Response
 from service import listeners, message_limits
 from service.access.authenticator import Authenticator
 from service.config import ServerConfig
-from service.control import Call, calls_to_replay
-from service.errors import ConvoyError, LoadError, Unavailable, UserError
+from service.control import CONTROL_SECONDS, Call, ControlPlaces, NamedLocks, calls_after_refusal, calls_to_replay, subject
+from service.errors import ConvoyError, DeadlineExceeded, LoadError, Unavailable, UserError
 from service.exposure import open_access
 from service.http.gate import Gate
 from service.http.server import ROUTE, HttpMetrics, HttpServer
@@ -92,7 +92,9 @@ class Supervisor(Collector):
         self._exited_metrics: list[Metric] = []  # what workers that have exited had counted
         self._was_ready = False
         self._stopping = threading.Event()
-        self._broadcast_lock = threading.Lock()
+        self._control_places = ControlPlaces()
+        self._control_locks = NamedLocks()
+        self._replay_lock = threading.Lock()
         self._replay: list[Call] = []  # control calls that a restarted worker has to repeat
         self._forwarder = Forwarder(self._forwarding_workers)
         self._threads = [
@@ -229,16 +231,17 @@ class Supervisor(Collector):
         return outcome
 
     def _load_and_listen(self, worker: WorkerProcess) -> None:
-        self._call(worker, "load")
-        with self._broadcast_lock:  # no broadcast may fall between the replay and `listening`
-            self._call(worker, "listen", self._replay)
-            worker.listening = True
+        self._await(worker, worker.call("load"))
+        with self._replay_lock:  # every control call is either replayed or sent
+            listening = worker.call("listen", self._replay)
+            worker.takes_control = True
+        self._await(worker, listening)
+        worker.listening = True
         log.info("worker %d (pid %d) is listening", worker.number, worker.pid)
         self._check_ready()
 
-    def _call(self, worker: WorkerProcess, method: str, *arguments: Any) -> None:
-        """Calls a method of a worker that starts, and watches it until it replies. Raises ConvoyError, or what the call raises."""
-        reply = worker.call(method, *arguments)
+    def _await(self, worker: WorkerProcess, reply: Future[Any]) -> None:
+        """Watches a worker that starts until it has replied to a call. Raises ConvoyError, or what the call raises."""
         limit_seconds = self._config.worker_start_seconds
         deadline = time.monotonic() + limit_seconds
 
@@ -294,20 +297,28 @@ class Supervisor(Collector):
         )  # fmt: skip
 
     def _broadcast(self, method: str, *arguments: str | int) -> None:
-        """Carries out a control call on every worker. Raises the first error, once all have replied."""
-        with self._broadcast_lock:
-            replies = [worker.call("control", method, *arguments) for worker in self._workers.values() if worker.listening]
-            errors = []
+        """Carries out a control call on every worker. Raises the first error, once all have replied or their time is over."""
+        call = (method, *arguments)
+        deadline = time.monotonic() + CONTROL_SECONDS
+        with self._control_places.taken(), self._control_locks.held(subject(call), CONTROL_SECONDS):
+            with self._replay_lock:
+                before = self._replay
+                self._replay = calls_to_replay(before, call)
+                replies = [worker.call("control", *call) for worker in self._workers.values() if worker.takes_control]
+            errors: list[ConvoyError] = []
             for reply in replies:
                 try:
-                    reply.result()
+                    reply.result(max(0.0, deadline - time.monotonic()))
                 except IpcClosed:
                     continue  # the worker that replaces it replays the call
+                except TimeoutError:
+                    errors.append(DeadlineExceeded(f"a worker is not done after {CONTROL_SECONDS:g} s: {method} goes on"))
                 except ConvoyError as error:
                     errors.append(error)
             # A load that fails has reverted an earlier unload all the same, and serves what it can.
-            if len(errors) < len(replies) or all(isinstance(error, LoadError) for error in errors):
-                self._replay = calls_to_replay(self._replay, (method, *arguments))
+            if len(errors) == len(replies) and not all(isinstance(error, LoadError | DeadlineExceeded) for error in errors):
+                with self._replay_lock:
+                    self._replay = calls_after_refusal(self._replay, before, call)
             if errors:
                 raise errors[0]
 

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 from werkzeug.wrappers import Response
 
 from service.config import ServerConfig
-from service.control import Call
-from service.errors import ConvoyError, Unavailable
+from service.control import CONTROL_SECONDS, Call
+from service.errors import ConvoyError, DeadlineExceeded, Unavailable
 from service.http.server import ROUTE
 from service.http.waitress_server import HTTP_FLUSH_SECONDS
 from service.lifecycle import StopEvent
@@ -64,6 +64,7 @@ class Worker:
         self._server: Server | None = None
         self._listening = False
         self._listen_lock = threading.Lock()
+        self._replayed = threading.Event()
         self._http_running = 0
         self._http_finished = threading.Condition()
         self._report_numbers = itertools.count(1)
@@ -106,13 +107,18 @@ class Worker:
                 raise Unavailable("the worker is stopping")
             for method, *arguments in replay:
                 try:
-                    self._control(str(method), *arguments)
+                    self._carry_out(str(method), *arguments)
                 except ConvoyError as error:
                     log.warning("%s %s: %s", method, " ".join(map(str, arguments)), error)
+            self._replayed.set()
             self._loaded_server.listen()
             self._listening = True
 
     def _control(self, method: str, *arguments: str | int) -> None:
+        self._replayed.wait(CONTROL_SECONDS)  # the supervisor may call as soon as it has sent what to replay
+        self._carry_out(method, *arguments)
+
+    def _carry_out(self, method: str, *arguments: str | int) -> None:
         getattr(self._loaded_server.control, method)(*arguments)
 
     def _drain(self, lame_duck_seconds: float) -> None:
@@ -167,16 +173,20 @@ class BroadcastControl:
     def __init__(self, ipc: IpcConnection) -> None:
         self._ipc = ipc
 
-    def _broadcast(self, method: str, *arguments: str | int) -> None:
-        self._ipc.call("broadcast", method, *arguments).result()
+    def _broadcast(self, method: str, *arguments: str | int, seconds: float | None = None) -> None:
+        limit = CONTROL_SECONDS if seconds is None else max(0.0, min(seconds, CONTROL_SECONDS))
+        try:
+            self._ipc.call("broadcast", method, *arguments).result(limit)
+        except TimeoutError:
+            raise DeadlineExceeded(f"not all workers are done after {limit:.3g} s: {method} goes on") from None
 
-    def load(self, name: str) -> None:
+    def load(self, name: str, seconds: float | None = None) -> None:
         """See Control."""
-        self._broadcast("load", name)
+        self._broadcast("load", name, seconds=seconds)
 
-    def unload(self, name: str) -> None:
+    def unload(self, name: str, seconds: float | None = None) -> None:
         """See Control."""
-        self._broadcast("unload", name)
+        self._broadcast("unload", name, seconds=seconds)
 
     def register(self, name: str, key: str, offset: int, byte_size: int) -> None:
         """See Control."""

@@ -26,6 +26,7 @@ from export.data.datasets import Dataset
 from service.client import CallFailed, Client
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from tests.conftest import Spawn, convoy, put
+from tests.hostile_models import endless_loop
 
 
 def one_line(result: "subprocess.CompletedProcess[str]") -> str:
@@ -139,9 +140,8 @@ def test_what_is_not_finished_in_time_holds_nobody_up(tmp_path: Path, spawn: Spa
     connection.close()
 
 
-def test_a_server_that_is_loading_leaves_when_it_is_told_to(repository: Path, model_file: Path, tmp_path: Path) -> None:
-    put(model_file, repository, "slow", 1)
-    os.mkfifo(repository / "slow" / "labels.txt")  # whoever reads it waits
+def test_a_server_that_is_loading_leaves_when_it_is_told_to(repository: Path, tmp_path: Path) -> None:
+    endless_loop(repository / "slow" / "1" / "model.onnx")
     log = tmp_path / "log"
     with log.open("w") as to:
         process = subprocess.Popen(
@@ -157,11 +157,9 @@ def test_a_server_that_is_loading_leaves_when_it_is_told_to(repository: Path, mo
     assert "Traceback" not in log.read_text()
 
 
-def test_a_server_that_loads_a_new_model_leaves_when_it_is_told_to(repository: Path, model_file: Path, spawn: Spawn) -> None:
+def test_a_server_that_loads_a_new_model_leaves_when_it_is_told_to(repository: Path, spawn: Spawn) -> None:
     server = spawn(repository)
-    put(model_file, repository, "aside", 1)
-    os.mkfifo(repository / "aside" / "labels.txt")
-    (repository / "aside").rename(repository / "slow")
+    endless_loop(repository / "slow" / "1" / "model.onnx")
     deadline = time.monotonic() + 60
     while "model slow version 1: loading" not in server.log.read_text():
         assert time.monotonic() < deadline, server.log.read_text()

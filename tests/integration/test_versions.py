@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from service.engine.loader import VersionState
+from service.engine.model_loader import VersionState
 from service.engine.repository import Repository
 from service.errors import LoadError, NotFound, Unavailable
+from service.model.files import read_file
 from service.model.repository_layout import MAX_VERSION
 from service.observability.metrics import Metrics
 from tests.conftest import put
@@ -331,16 +332,15 @@ def test_a_file_that_grows_while_it_is_read_is_read_again_once_it_is_whole(
     path, content = repository / "digits" / "2" / "model.onnx", model_file.read_bytes()
     path.parent.mkdir()
     path.write_bytes(content[:1000])
-    read = Path.read_bytes
 
     def read_while_written(file: Path) -> bytes:
-        found = read(file)
+        found = read_file(file)
         if file == path:
             file.write_bytes(content[: len(found) + 100])
         return found
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_bytes", read_while_written)
+        patch.setattr("service.model.model_files.read_file", read_while_written)
         assert models.scan()
         assert models.scan()
         assert versions(models) == [1]

@@ -65,5 +65,5 @@ def test_a_policy_may_be_saved_by_a_windows_editor(tmp_path: Path) -> None:
         read_policy(path)
     path.unlink()
     path.mkdir()
-    with pytest.raises(UserError, match=r"^pets/serving.toml: Is a directory$"):
+    with pytest.raises(UserError, match=r"^pets/serving.toml: not a regular file$"):
         read_policy(path)

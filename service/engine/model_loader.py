@@ -1,0 +1,322 @@
+"""Loads the versions of one model that its folder and its policy ask for, and remembers why others could not be loaded.
+
+Which versions. A policy names them, or takes the highest ones that load; a version with an alias is served too. A version that
+cannot be loaded takes no place: a version in memory is served on until another one works or its file is deleted. A version whose
+files are still being written waits (`version_files.py`), unless a request asks for it to be loaded.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Collection
+from functools import partial
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from service.engine.instances import load_instances, start_batcher
+from service.engine.registry import Registry
+from service.engine.served_version import Fingerprint, ServedVersion
+from service.engine.version_files import SETTLE_SECONDS, VersionFiles
+from service.errors import FilesChanged, LoadError, NotFound, RequestError, Unavailable, UserError
+from service.malloc import return_freed_memory
+from service.model.files import file_state
+from service.model.providers import Provider
+from service.model.repository_layout import MODEL_FILE, labels_path, model_path, policy_path, read_labels, version_numbers
+from service.model.session import fell_back
+from service.observability.metrics import Metrics
+from service.observability.trace_context import TraceContext
+from service.policy import Policy, read_policy
+
+log = logging.getLogger(__name__)
+
+_WRITTEN = "its files are still being written"
+
+TraceModelBatch = Callable[[str, int, int, list[TraceContext], float, float], None]
+"""Takes the name and version of a model, and what `batcher.TraceBatch` takes."""
+
+
+class VersionState(NamedTuple):
+    """The state of one version. A READY version has a reason if a change of it could not be loaded, a LOADING one if it waits."""
+
+    name: str
+    version: int
+    state: Literal["READY", "LOADING", "UNAVAILABLE"]
+    reason: str
+
+
+class Failure(NamedTuple):
+    """Why a version could not be loaded. It is not tried again until its fingerprint changes."""
+
+    fingerprint: Fingerprint
+    reason: str
+    outcome: str
+
+
+class Surroundings(NamedTuple):
+    """What all models of a server share.
+
+    Attributes:
+        folder: the repository.
+        provider: where models compute unless their policy says so.
+        cpus: a model computes with at most as many threads.
+        policies: a folder; `<model>.toml` in it replaces the model's own policy.
+        publish: serves the versions of a model, as `Registry.publish`; False if the server has stopped.
+    """
+
+    folder: Path
+    provider: Provider
+    metrics: Metrics
+    registry: Registry
+    cpus: int
+    trace_batch: TraceModelBatch | None
+    policies: Path | None
+    publish: Callable[[str, tuple[ServedVersion, ...], dict[str, int]], bool]
+
+
+class ModelLoader:
+    """Keeps the registry at what the folder of one model holds.
+
+    Its methods are called in the model's turn (`turns.py`). What others read meanwhile is replaced, never changed.
+
+    Attributes:
+        failures: why versions could not be loaded.
+        loading: the version that is being loaded.
+        waiting: versions that wait until their files are no longer written.
+        unloaded: versions that are not loaded again without a request; None unless a request has unloaded the model.
+        problem: why its folder cannot be read; empty if it can.
+    """
+
+    def __init__(self, name: str, surroundings: Surroundings) -> None:
+        self.failures: dict[int, Failure] = {}
+        self.loading: int | None = None
+        self.waiting: frozenset[int] = frozenset()
+        self.unloaded: tuple[int, ...] | None = None
+        self.problem = ""
+        self._name = name
+        self._shared = surroundings
+        self._files = VersionFiles()
+        self._unsettled: set[int] = set()
+
+    def scan(self) -> None:
+        """Loads what is new or changed, unless a request has unloaded the model."""
+        if self.unloaded is None:
+            self._refresh()
+
+    def load(self) -> list[str]:
+        """Brings the model to what its folder holds, and serves it again if it was unloaded. Waits for no file to settle.
+
+        Returns:
+            Why versions of it that should be served cannot be loaded; what was served before still is.
+        """
+        self.unloaded = None
+        self._forget_failures()
+        self._refresh(wait=False)
+        reasons = [f"version {version}: {failure.reason}" for version, failure in self.failures.items()]
+        reasons += [f"version {version}: {_WRITTEN}" for version in self._unsettled]
+        return [self.problem, *reasons] if self.problem else reasons
+
+    def unload(self) -> None:
+        """Takes the model out of service. Running requests are finished; the last one frees its memory."""
+        if self.unloaded is None:
+            self.unloaded = tuple(self.failures.keys() | {each.version for each in self._served()})
+            self._forget()
+
+    def gone(self) -> None:
+        """Its folder is no longer there."""
+        self.unloaded = None
+        self._forget()
+
+    def states(self) -> dict[int, VersionState]:
+        """The state of every version that is served, being loaded, failed or unloaded."""
+        name, failures, loading = self._name, self.failures, self.loading
+        states = {version: VersionState(name, version, "UNAVAILABLE", failure.reason) for version, failure in failures.items()}
+        states |= {version: VersionState(name, version, "UNAVAILABLE", "unloaded") for version in self.unloaded or ()}
+        states |= {version: VersionState(name, version, "LOADING", _WRITTEN) for version in self.waiting}
+        if loading is not None:
+            states[loading] = VersionState(name, loading, "LOADING", "")
+        for served in self._served():
+            version = served.version
+            states[version] = VersionState(name, version, "READY", failures[version].reason if version in failures else "")
+        return states
+
+    def why_not_served(self) -> RequestError | None:
+        """The error for a request to the model if no version of it is served; None if nothing is known of it."""
+        name = self._name
+        if self.waiting:
+            return Unavailable(f"model {name!r} is not loaded yet: {_WRITTEN}")
+        if self.unloaded is not None:
+            return NotFound(f"model {name!r} has been unloaded")
+        if self.failures or self.problem:
+            return NotFound(f"model {name!r} is in the repository but could not be loaded; see the server's log")
+        if self.loading is not None:
+            return Unavailable(f"model {name!r} is still being loaded")
+        return None
+
+    def _served(self) -> tuple[ServedVersion, ...]:
+        return self._shared.registry.served.get(self._name, ())
+
+    def _forget(self) -> None:
+        self._forget_failures()
+        self._set_waiting()
+        self._set_problem("")
+        self._shared.publish(self._name, (), {})
+
+    def _refresh(self, *, wait: bool = True) -> None:
+        """Brings the model to the versions that its policy asks for. With `wait`, those whose files are being written wait."""
+        self._unsettled = set()
+        name, folder = self._name, self._shared.folder
+        current = {served.version: served for served in self._served()}
+        try:
+            found = version_numbers(folder, name)
+        except OSError as error:
+            self._set_problem(f"its folder cannot be read: {error.strerror}")
+            return
+        self._set_problem("")
+        path = policy_path(folder, name, self._shared.policies)
+        try:
+            policy = read_policy(path)
+        except UserError as error:
+            self._forget_failures(keep=found[-1:])
+            self._set_waiting()
+            if found:
+                self._fail(found[-1], (file_state(path),), "invalid", str(error))
+            return
+        named = policy.named(found)
+        serving: list[ServedVersion] = []
+        tried = set()
+        for version in sorted(named.union(found), reverse=True):
+            if version in named or len(serving) < policy.latest:
+                tried.add(version)
+                named_by = path.name if version in named else ""
+                served = self._load_changed(version, policy, current.get(version), named_by, wait)
+                serving += [served] if served is not None else []
+        if not serving:
+            serving = [served for served in current.values() if file_state(model_path(folder, name, served.version)) is not None]
+        self._forget_failures(keep=tried)
+        self._set_waiting(self._unsettled)
+        self._files.forget_others()
+        if not self._shared.publish(name, tuple(serving), policy.aliases):
+            for served in serving:
+                if served not in current.values():
+                    served.close()
+
+    def _load_changed(
+        self, version: int, policy: Policy, current: ServedVersion | None, named_by: str, wait: bool
+    ) -> ServedVersion | None:
+        """The version as its files are now; as it is in memory if they have not changed or do not load; None without either.
+
+        `named_by` is the policy file that names this version; empty if none does.
+        """
+        name, folder = self._name, self._shared.folder
+        path = model_path(folder, name, version)
+        files = self._files.states(path)
+        settings = policy.model_dump(exclude={"versions", "aliases"})
+        fingerprint = (files, file_state(labels_path(folder, name)), settings)
+        if files[0] is None:
+            problem = _access_problem(path)
+            if problem:
+                self._fail(version, fingerprint, "failed", problem)
+            elif named_by:
+                self._fail(version, fingerprint, "failed", f"{named_by} names it, but there is no {MODEL_FILE} of it")
+            return current if problem else None
+        if current is not None and current.fingerprint == fingerprint:
+            self._forget_failure(version)
+            return current
+        failure = self.failures.get(version)
+        if failure is not None and failure.fingerprint == fingerprint:
+            return current
+        if wait and not self._files.are_settled(path):
+            self._unsettled.add(version)
+            return current
+        self.loading = version
+        log.info("model %s version %d: loading", name, version)
+        try:
+            return self._load(version, policy, fingerprint) or current
+        finally:
+            self.loading = None
+            return_freed_memory()  # what loading needed beside the model
+
+    def _load(self, version: int, policy: Policy, fingerprint: Fingerprint) -> ServedVersion | None:
+        """Loads and warms one version; None, and the reason in log, index and metric, if that fails."""
+        name, shared = self._name, self._shared
+        start = time.monotonic()
+        path = model_path(shared.folder, name, version)
+        try:
+            labels = read_labels(labels_path(shared.folder, name))
+            loaded = load_instances(path, labels, policy, shared.provider, shared.cpus)
+            model = loaded.instances[0]
+            metrics = shared.metrics.model_loaded(name, str(version), model.labels, model.has_contract)
+            trace_batch = None if shared.trace_batch is None else partial(shared.trace_batch, name, version)
+            batcher = start_batcher(name, loaded, policy, metrics.batch, trace_batch)
+            fallen = fell_back(policy.provider or shared.provider, model.provider)
+            metrics.serving(policy.max_queue_items, batcher.max_batch_items, lambda: batcher.queued_items, fell_back=fallen)
+        except FilesChanged:
+            self._files.changed_while_read(path)
+            self._unsettled.add(version)
+            return None
+        except LoadError as error:
+            self._fail(version, fingerprint, error.outcome, str(error), time.monotonic() - start)
+            return None
+        except Exception:
+            log.exception("model %s version %d: unexpected error while loading", name, version)
+            self._fail(version, fingerprint, "failed", "loading it failed inside the server", time.monotonic() - start)
+            return None
+        seconds = time.monotonic() - start
+        shared.metrics.load_ended(name, "ready", seconds)
+        self._forget_failure(version)
+        log.info(
+            "model %s version %d is ready: %s, %s, %d x %d ORT threads, batches of up to %d items, loaded in %.2f s, ms a batch %s",
+            name, version, model.provider, model.precision, policy.instances, model.threads, batcher.max_batch_items, seconds,
+            ", ".join(f"{items}: {1000 * taken:.3g}" for items, taken in loaded.measured.items()),
+        )  # fmt: skip
+        return ServedVersion(name, version, model, policy, batcher, metrics, fingerprint)
+
+    def _fail(self, version: int, fingerprint: Fingerprint, outcome: str, reason: str, seconds: float | None = None) -> None:
+        """Remembers why a version could not be loaded: for the index, and, the first time, in log and metric."""
+        known = self.failures.get(version)
+        self.failures = self.failures | {version: Failure(fingerprint, reason, outcome)}
+        if known is not None and known.fingerprint == fingerprint:
+            return
+        if any(served.version == version for served in self._served()):
+            log.error(
+                "model %s version %d: the changed version cannot be loaded, the previous one is still served: %s",
+                self._name,
+                version,
+                reason,
+            )
+        else:
+            log.error("model %s version %d is not served: %s", self._name, version, reason)
+        self._shared.metrics.load_ended(self._name, outcome, seconds)
+
+    def _set_waiting(self, versions: Collection[int] = ()) -> None:
+        """Notes which versions wait, and logs those that did not wait before."""
+        for version in set(versions) - self.waiting:
+            log.info(
+                "model %s version %d: %s; it is loaded once they are the same for %g s",
+                self._name, version, _WRITTEN, SETTLE_SECONDS,
+            )  # fmt: skip
+        self.waiting = frozenset(versions)
+
+    def _set_problem(self, problem: str) -> None:
+        """Notes why the folder cannot be read, and logs it when it is new."""
+        if problem and problem != self.problem:
+            log.error("model %s is not served anew: %s", self._name, problem)
+        self.problem = problem
+
+    def _forget_failure(self, version: int) -> None:
+        self._forget_failures(keep=self.failures.keys() - {version})
+
+    def _forget_failures(self, keep: Collection[int] = ()) -> None:
+        """Forgets the failures of all versions, except those to `keep`."""
+        if not self.failures.keys() <= set(keep):
+            self.failures = {version: failure for version, failure in self.failures.items() if version in keep}
+
+
+def _access_problem(path: Path) -> str:
+    """Why the model file of a version cannot be accessed; empty if it is not there."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except OSError as error:
+        return f"the model file cannot be accessed: {error.strerror}"
+    return ""
