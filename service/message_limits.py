@@ -2,7 +2,7 @@
 
 Other limits: of all messages in flight together in byte_budget.py; of a model's items, pixels and queue in policy.py; of deadlines
 in engine/scheduling.py; of bytes to decode in engine/decoding.py; of unanswered requests of a stream in rpc/request_stream.py; of
-RPCs per gRPC connection in grpc_transport.py; of HTTP requests and connections in http/server.py and http/waitress_server.py.
+RPCs per gRPC connection in grpc_transport.py; of HTTP requests and connections in http/server.py and http/event_loop.py.
 
 gRPC needs the limit when the port is bound, which is before models are loaded; so the size of their inputs is read from the files,
 without ONNX Runtime: from the contract or, without one, from the graph.

@@ -22,8 +22,8 @@ COMMANDS = {name: EntryPoint(name, f"service.cli.{name}:{name}", GROUP) for name
 EXTRAS = {
     **dict.fromkeys(
         (
-            "grpc_channelz", "grpc_health", "grpc_reflection", "numpy", "onnxruntime", "pydantic", "structlog",
-            "waitress", "watchfiles", "werkzeug",
+            "grpc_channelz", "grpc_health", "grpc_reflection", "h11", "numpy", "onnxruntime", "pydantic", "structlog",
+            "watchfiles", "werkzeug",
         ),
         "cpu",
     ),

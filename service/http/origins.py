@@ -57,13 +57,11 @@ class AllowedOrigins:
 
         def answer(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
             origin = environ.get("HTTP_ORIGIN")
-            own: list[tuple[str, str]] = [] if self._any else [("Vary", "Origin")]
-            if origin is not None and self.allows(origin):
-                own.append(("Access-Control-Allow-Origin", ANY if self._any else origin))
-                if environ["REQUEST_METHOD"] == "OPTIONS" and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ:
-                    own += _preflight(environ.get("HTTP_ACCESS_CONTROL_REQUEST_HEADERS"))
-                    return Response(status=204, headers=own)(environ, start_response)
-                own.append(("Access-Control-Expose-Headers", f"{JSON_LENGTH}, Retry-After"))
+            own = self.headers(origin)
+            asks_first = environ["REQUEST_METHOD"] == "OPTIONS" and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ
+            if asks_first and origin is not None and self.allows(origin):
+                own = own[:-1] + _preflight(environ.get("HTTP_ACCESS_CONTROL_REQUEST_HEADERS"))
+                return Response(status=204, headers=own)(environ, start_response)
 
             def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
                 return start_response(status, headers + own, exc_info)
@@ -71,6 +69,16 @@ class AllowedOrigins:
             return app(environ, start)
 
         return answer
+
+    def headers(self, origin: str | None) -> list[tuple[str, str]]:
+        """The headers of CORS in a response to a request with this header Origin."""
+        if not self._any and not self._origins:
+            return []
+        own: list[tuple[str, str]] = [] if self._any else [("Vary", "Origin")]
+        if origin is not None and self.allows(origin):
+            own.append(("Access-Control-Allow-Origin", ANY if self._any else origin))
+            own.append(("Access-Control-Expose-Headers", f"{JSON_LENGTH}, Retry-After"))
+        return own
 
     def allows(self, origin: str) -> bool:
         """Whether pages of this origin may send requests and read the answers."""

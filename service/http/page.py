@@ -29,7 +29,7 @@ from service.engine.top_k import Results
 from service.errors import InvalidRequest
 from service.http.principals import principal_of
 from service.http.responses import json_response, response_to_error
-from service.http.server import match_route
+from service.http.server import PAGE_CLASSIFY, PAGE_CLASSIFY_VERSION, match_route
 from service.model.preprocessing import decode
 
 if TYPE_CHECKING:
@@ -60,8 +60,8 @@ class Page:
         handlers: dict[str, tuple[str, Callable[..., Response]]] = {
             "/": ("GET", lambda request: self._file(request, "index.html")),
             "/page/models": ("GET", self._models),
-            "/page/classify/<model>": ("POST", self._classify),
-            "/page/classify/<model>/<version>": ("POST", self._classify),
+            PAGE_CLASSIFY: ("POST", self._classify),
+            PAGE_CLASSIFY_VERSION: ("POST", self._classify),
             "/page/<name>": ("GET", self._file),
         }
         self._routes = Map([Rule(path, methods=[method], endpoint=handler) for path, (method, handler) in handlers.items()])

@@ -55,7 +55,7 @@ def behind_proxy(app: "WSGIApplication", trusted: Sequence[str], root_path: str)
         try:
             parsed = ipaddress.ip_address(address)
         except ValueError:
-            return UNIX in trusted  # waitress has a name for clients of a unix socket
+            return UNIX in trusted  # clients of a unix socket have a name, no address
         mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
         return any((mapped or parsed) in network for network in networks)
 

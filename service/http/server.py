@@ -18,11 +18,13 @@ from service import listeners
 from service.config import ServerConfig
 from service.errors import RequestError
 from service.http.allowed_hosts import AllowedHosts
+from service.http.event_loop import MAX_HEADER_BYTES, EventLoopServer
 from service.http.gate import GATE, Gate, check_route
+from service.http.http1 import SMALL_BODY_BYTES
 from service.http.origins import AllowedOrigins
 from service.http.proxy import behind_proxy, checked_root_path
 from service.http.responses import error_response, missing_security_headers, response_to_error
-from service.http.waitress_server import MAX_HEADER_BYTES, WaitressServer
+from service.http.wsgi import Headers, Reply, call
 from service.unix_socket import UnixSocket
 from service.vital_thread import vital_thread
 
@@ -38,16 +40,25 @@ MAX_CONCURRENT_REQUESTS = 64
 ROUTE = "convoy.route"
 """The key in a request's environment for the list of rules that it matched, one at most: the route in the metrics."""
 
-APP = "app"
-"""The endpoint of what the application handles."""
+ADMITTED = "convoy.admitted"
+"""The key in a request's environment, before its body is read, for a list that gets the most bytes that the body may have."""
+
+APP = ("infer", "page")
+"""The endpoints of what the application handles."""
 
 INFER = "/v2/models/<model>/infer"
 INFER_VERSION = "/v2/models/<model>/versions/<version>/infer"
+PAGE_CLASSIFY = "/page/classify/<model>"
+PAGE_CLASSIFY_VERSION = "/page/classify/<model>/<version>"
 
-# The application handles inference. Its routes are here too, so that requests refused before that count for the same route.
+_PROBES = ("metrics", "livez", "readyz")
+
+# The application handles inference. Its routes are here too: requests refused before that count for the same route, and they alone
+# may have a large body.
 _ROUTES = Map(
-    [Rule(f"/{name}", endpoint=name) for name in ("metrics", "livez", "readyz")]
-    + [Rule(path, endpoint=APP) for path in (INFER, INFER_VERSION)],
+    [Rule(f"/{name}", endpoint=name) for name in _PROBES]
+    + [Rule(path, endpoint="infer") for path in (INFER, INFER_VERSION)]
+    + [Rule(path, endpoint="page") for path in (PAGE_CLASSIFY, PAGE_CLASSIFY_VERSION)],
     merge_slashes=False,
 )
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
@@ -61,7 +72,7 @@ def match_route(routes: Map, environ: "WSGIEnvironment") -> tuple[Any, Mapping[s
     """
     rule, arguments = routes.bind_to_environ(environ).match(return_rule=True)
     environ[ROUTE].append(rule.rule)
-    if rule.endpoint != APP:  # which asks itself
+    if rule.endpoint not in APP:  # which asks itself
         check_route(rule.rule, arguments, environ)
     return rule.endpoint, arguments
 
@@ -130,12 +141,15 @@ class HttpServer:
         self._max_body_bytes = max_body_bytes
         self._idle_seconds = config.http_idle_seconds
         self._max_header_bytes = config.max_metadata_bytes or MAX_HEADER_BYTES
+        self._page_offered = config.page_offered
         self._root_path = checked_root_path(config.root_path)
         self._origins = AllowedOrigins(config.allowed_origins)
         self._cross_site_logged = False
         allowed_hosts = AllowedHosts(config.allowed_hosts, config.host, self._origins.allows)
-        entrance = allowed_hosts.wrap(self._origins.wrap(self.application))
-        self._entrance = behind_proxy(entrance, config.trusted_proxies, self._root_path)
+        self._entrance, self._admission = (
+            behind_proxy(allowed_hosts.wrap(self._origins.wrap(inner)), config.trusted_proxies, self._root_path)
+            for inner in (self.application, self._admit)
+        )
         self._thread = vital_thread(self._run, "http")
 
     def start(self) -> None:
@@ -151,9 +165,9 @@ class HttpServer:
                 raise
             addresses.append(f"unix:{self._unix_socket.path}")
         self.port, self.addresses = bound[0].getsockname()[1], addresses
-        self._server = WaitressServer(
+        self._server = EventLoopServer(
             self._serve_counted, bound, PROBE_THREADS + MAX_CONCURRENT_REQUESTS, self._max_body_bytes, self._idle_seconds,
-            self._max_header_bytes,
+            self._max_header_bytes, admit=self.admit, refusal_headers=self._origins.headers,
         )  # fmt: skip
         self._thread.start()
 
@@ -174,21 +188,56 @@ class HttpServer:
     def _run(self) -> None:
         self._server.run()
 
+    def admit(self, environ: "WSGIEnvironment") -> int | Reply:
+        """The most bytes that a request's body may have, or the reply that refuses the request before its body is read."""
+        start = time.monotonic()
+        admitted: list[int] = []
+        asked = environ | {ROUTE: [], ADMITTED: admitted}
+        reply = call(self._admission, asked)
+        if admitted:
+            return admitted[0]
+        self._count(asked, reply.status, start)
+        return reply._replace(headers=reply.headers + missing_security_headers(reply.headers))
+
+    def _admit(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        """Refuses as `application` and its application would, or notes how large the body may be."""
+        endpoint = ""
+        if self._gate is not None:
+            environ[GATE] = self._gate
+        try:
+            endpoint, arguments = match_route(_ROUTES, environ)
+            if endpoint in APP:
+                check_route(environ[ROUTE][0], arguments, environ)
+        except NotFound:
+            if not environ["PATH_INFO"].startswith(("/v2/", "/page/")):
+                return error_response(404, "this path takes no body")(environ, start_response)
+        except (HTTPException, RequestError) as error:
+            return response_to_error(error, environ)(environ, start_response)
+        refusal = self._refusal(environ) if endpoint not in _PROBES else None
+        if refusal is not None:
+            return refusal(environ, start_response)
+        has_large = environ["REQUEST_METHOD"] == "POST" and (endpoint == "infer" or (endpoint == "page" and self._page_offered))
+        environ[ADMITTED].append(self._max_body_bytes if has_large else min(SMALL_BODY_BYTES, self._max_body_bytes))
+        return Response(status=204)(environ, start_response)
+
     def _serve_counted(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         start = time.monotonic()
-        route: list[str] = []
-        environ[ROUTE] = route
-        code = "500"  # waitress's response if the application raises
+        environ[ROUTE] = []
+        code = "500"  # the response if the application raises
 
-        def start_counted(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Callable[[bytes], object]:
+        def start_counted(status: str, headers: Headers, exc_info: Any = None) -> Callable[[bytes], object]:
             nonlocal code
-            code = status[:3]
+            code = status
             return start_response(status, headers + missing_security_headers(headers), exc_info)
 
         try:
             return self._entrance(environ, start_counted)
         finally:
-            self._metrics.answered(environ["REQUEST_METHOD"], route[0] if route else "", code, time.monotonic() - start)
+            self._count(environ, code, start)
+
+    def _count(self, environ: "WSGIEnvironment", status: str, start: float) -> None:
+        route = environ[ROUTE]
+        self._metrics.answered(environ["REQUEST_METHOD"], route[0] if route else "", status[:3], time.monotonic() - start)
 
     def application(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         """Answers one request, without counting it; see PEP 3333."""
@@ -197,10 +246,10 @@ class HttpServer:
         try:
             endpoint, _ = match_route(_ROUTES, environ)
         except NotFound:
-            endpoint = APP
+            endpoint = "app"
         except (HTTPException, RequestError) as error:
             return response_to_error(error, environ)(environ, start_response)
-        if endpoint == APP:
+        if endpoint not in _PROBES:
             return self._answer_with_app(environ, start_response)
         if environ["REQUEST_METHOD"] == "OPTIONS":
             return Response(status=204, headers={"Allow": "GET, HEAD, OPTIONS"})(environ, start_response)
@@ -215,12 +264,19 @@ class HttpServer:
         response = Response(f"{reason or 'ok'}\n", status=503 if reason else 200, mimetype="text/plain")
         return response(environ, start_response)
 
-    def _answer_with_app(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+    def _refusal(self, environ: "WSGIEnvironment") -> Response | None:
+        """The response to a request that the application does not get."""
         if self._app is None:
-            return error_response(404, "this port serves only /metrics, /livez and /readyz")(environ, start_response)
+            return error_response(404, "this port serves only /metrics, /livez and /readyz")
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD") and self._origins.is_cross_site(environ):
             self._log_cross_site(environ)
-            return error_response(403, "refused: a web page of another site sent this request")(environ, start_response)
+            return error_response(403, "refused: a web page of another site sent this request")
+        return None
+
+    def _answer_with_app(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        refusal = self._refusal(environ)
+        if refusal is not None or self._app is None:
+            return (refusal or Response(status=404))(environ, start_response)
         if not self._permits.acquire(blocking=False):
             response = error_response(429, f"too many concurrent HTTP requests (limit {MAX_CONCURRENT_REQUESTS}); gRPC takes more")
             response.headers["Retry-After"] = "1"

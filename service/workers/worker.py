@@ -28,8 +28,8 @@ from werkzeug.wrappers import Response
 from service.config import ServerConfig
 from service.control import CONTROL_SECONDS, Call
 from service.errors import ConvoyError, DeadlineExceeded, Unavailable
+from service.http.event_loop import HTTP_FLUSH_SECONDS
 from service.http.server import ROUTE
-from service.http.waitress_server import HTTP_FLUSH_SECONDS
 from service.lifecycle import StopEvent
 from service.logs import set_up_logging
 from service.malloc import limit_freed_memory

@@ -51,7 +51,7 @@ def test_every_file_that_the_page_names_is_there_and_nothing_comes_from_elsewher
 def test_a_file_that_has_not_changed_is_not_sent_again(server: Server) -> None:
     _, headers, _ = ask(server, "/page/page.css")
     request = urllib.request.Request(
-        f"http://127.0.0.1:{server.http_port}/page/page.css", headers={"If-None-Match": headers["Etag"]}
+        f"http://127.0.0.1:{server.http_port}/page/page.css", headers={"If-None-Match": headers["ETag"]}
     )
     with pytest.raises(urllib.error.HTTPError) as caught:
         urllib.request.urlopen(request, timeout=20)

@@ -24,7 +24,7 @@ from werkzeug.wrappers import Response
 
 from export.data.datasets import Dataset
 from service.http.server import MAX_CONCURRENT_REQUESTS
-from service.http.waitress_server import MAX_CONNECTIONS
+from service.http.event_loop import MAX_CONNECTIONS
 from service.lifecycle import raise_file_limit
 from service.pb.inference import open_inference_pb2 as pb
 from service.server import Server
@@ -148,7 +148,7 @@ def test_paths_and_methods(server: Server) -> None:
         assert (got, message in answer["error"]) == (status, True), (path, answer)
     for path in ("/v2/repository/index", "/v2/repository/models/digits/load", "/v2/systemsharedmemory/region/x/register"):
         got, answer = ask(server, "POST", path, b'{"name": "' + b"x" * 65_536 + b'"}')
-        assert (got, answer["error"]) == (400, "the body is larger than 65536 bytes"), path
+        assert (got, answer["error"]) == (413, "the body is too large: at most 65536 bytes are accepted"), path
     assert ask(server, "GET", "/v2/models/digits/ready") == (200, {"ready": True})
     assert ask(server, "POST", "/v2/repository/index")[1][0]["state"] == "READY"
 

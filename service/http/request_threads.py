@@ -1,0 +1,42 @@
+"""The threads that answer HTTP requests: the event loop hands them work, and is told when it is done."""
+
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+
+from service.vital_thread import vital_thread
+
+
+class RequestThreads:
+    """At most so many threads, started as they are needed. All methods are the event loop's to call."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._unfinished = 0
+        self._threads: list[threading.Thread] = []
+
+    def submit(self, work: Callable[[], None]) -> None:
+        """Has a thread do `work`, which must not raise. `finished` must be called once it is done."""
+        self._unfinished += 1
+        if self._unfinished > len(self._threads) < self._most:
+            thread = vital_thread(self._run, f"http-{len(self._threads) + 1}")
+            thread.start()
+            self._threads.append(thread)
+        self._work.put(work)
+
+    def finished(self) -> None:
+        """Counts down what runs."""
+        self._unfinished -= 1
+
+    def close(self, timeout: float) -> None:
+        """Ends the threads; waits for each at most for so long, in seconds."""
+        for _ in self._threads:
+            self._work.put(None)
+        for thread in self._threads:
+            thread.join(timeout)
+
+    def _run(self) -> None:
+        while (work := self._work.get()) is not None:
+            work()
+            del work  # it holds a request
