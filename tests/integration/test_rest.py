@@ -23,8 +23,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from werkzeug.wrappers import Response
 
 from export.data.datasets import Dataset
-from service.http.server import MAX_CONCURRENT_REQUESTS
 from service.http.event_loop import MAX_CONNECTIONS
+from service.http.server import MAX_CONCURRENT_REQUESTS
 from service.lifecycle import raise_file_limit
 from service.pb.inference import open_inference_pb2 as pb
 from service.server import Server
