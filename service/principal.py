@@ -42,6 +42,7 @@ class Peers:
     def __init__(self, trusted_proxies: Sequence[str] = ()) -> None:
         """`trusted_proxies` are addresses and networks whose `x-forwarded-for` is true, and `unix`. Raises UserError for others."""
         self._known: dict[str | bytes, Principal] = {}
+        self._principals: dict[Principal, Principal] = {}
         self._proxies: list[IPv4Network | IPv6Network] = [proxy_network(each) for each in trusted_proxies if each != UNIX.name]
         self._trusts_unix = UNIX.name in trusted_proxies
         self._trusts_any = bool(trusted_proxies)
@@ -56,7 +57,9 @@ class Peers:
         if found is None:
             if len(self._known) >= MAX_REMEMBERED_PEERS:
                 self._known.clear()
-            found = self._known[peer] = _of_peer(peer)
+                self._principals.clear()
+            found = _of_peer(peer)
+            found = self._known[peer] = self._principals.setdefault(found, found)  # one object: found equal without a comparison
         return found
 
     def _is_trusted(self, peer: str | bytes) -> bool:

@@ -87,3 +87,9 @@ class BatchLatencies:
         sizes = sorted({*(items for items in self._sizes if items <= max_items), max_items})
         costs = [self.expected(size) / size for size in sizes]
         return max(size for size, cost in zip(sizes, costs, strict=True) if cost <= _MAX_COST_RATIO * min(costs))
+
+    def smallest_worthwhile(self, max_items: int, max_cost_ratio: float) -> int:
+        """The fewest items, a measured size up to `max_items`, whose cost an item is within that ratio of the best."""
+        sizes = [items for items in self._sizes if items < max_items] + [max_items]
+        costs = [self.expected(size) / size for size in sizes]
+        return next(size for size, cost in zip(sizes, costs, strict=True) if cost <= max_cost_ratio * min(costs))

@@ -16,6 +16,9 @@ In which order. By priority; then clients in turn, as queue.py says; of one clie
 DEADLINE_HORIZON_SECONDS counts as one that far away, and so does none: requests with time to spare are served in order of arrival,
 and no request starves behind those with near deadlines.
 
+For how long. A request that comes while a batch runs waits for its end. So while several clients send requests, a batch is no
+larger than is worth while: the smallest that costs at most SPLIT_COST of the best size an item. One client alone has large batches.
+
 For whom there is room. For a request that finds the queue full, `make_room` of queue.py may remove requests of a client that holds
 more of it. They are in `displaced` until the caller has failed them.
 
@@ -33,6 +36,7 @@ from service.engine.batch_latencies import BatchLatencies
 from service.engine.entry import QUEUED, Entry
 from service.engine.queue import Part, RequestQueue
 from service.errors import DeadlineExceeded, QueueFull
+from service.principal import Principal
 
 INLINE_SECONDS = 0.001
 INLINE_SECONDS_MULTI_ITEM = 0.0003
@@ -41,6 +45,9 @@ handing the batch over, to run meanwhile, pays."""
 
 SPLIT_COST = 1.25
 """How much more an item may cost in short inline batches than in one long batch on an instance's thread."""
+
+SHARED_SECONDS = 1.0
+"""For how long after a request of another client the model counts as shared between several."""
 
 STALL_SECONDS = 0.1
 INLINE_BACKOFF_SECONDS = 60.0
@@ -104,6 +111,8 @@ class Scheduler:
         self._running: list[Batch] = []
         self._measured_at = now
         self._inline_from = -math.inf
+        self._last_principal: Principal | None = None
+        self._shared_until = -math.inf
         self._overdue_items = 0  # due for the last batch, which had no room for them
         self._returning_items = 0  # their clients may be about to return; batches linger for them until _linger_until
         self._linger_until = -math.inf
@@ -119,6 +128,11 @@ class Scheduler:
         if reserved and not queue.release(entry):
             raise self.queue_full(entry)
         entry.queued_at = now
+        principal = entry.principal
+        if principal is not self._last_principal:
+            if principal != self._last_principal and self._last_principal is not None:
+                self._shared_until = now + SHARED_SECONDS
+            self._last_principal = principal
         latest_turn = now + DEADLINE_HORIZON_SECONDS
         entry.turn = entry.deadline if entry.deadline < latest_turn else latest_turn
         if entry.deadline != math.inf:
@@ -161,7 +175,10 @@ class Scheduler:
             expired = queue.expire(now + latencies.likely(1) if trusted else now)
         if self.due_at() > now:
             return expired, None
-        max_items, inline = self._plan(now) if on_transport else (self.max_batch_items, False)
+        most = self.max_batch_items
+        if self._shared_until > now:
+            most = min(most, latencies.smallest_worthwhile(most, SPLIT_COST))
+        max_items, inline = self._plan(now, most) if on_transport else (most, False)
         if trusted:
             seconds = queue.next_expiry_within(max_items) - now
             max_items = min(max_items, max(1, latencies.largest_likely_within(seconds)))
@@ -212,15 +229,15 @@ class Scheduler:
         self._max_delay_seconds = 0.0
         self._overdue_items = 0
 
-    def _plan(self, now: float) -> tuple[int, bool]:
-        """The most items that the next batch may have, and whether it runs inline."""
+    def _plan(self, now: float, most: int) -> tuple[int, bool]:
+        """How many items, `most` at most, the next batch may have, and whether it runs inline."""
         latencies = self.latencies
         first = self.queue.first()
         left = first.items - first.taken
         longest = INLINE_SECONDS_MULTI_ITEM if left > 1 else INLINE_SECONDS
         if left > self.max_batch_items or latencies.expected(left) > longest or self._inline_from > now:
-            return self.max_batch_items, False  # long however it is cut, and the next request can be read meanwhile
-        items = min(self.queue.items, self.max_batch_items)
+            return most, False  # long however it is cut, and the next request can be read meanwhile
+        items = min(self.queue.items, most)
         seconds = latencies.expected(items)
         if seconds <= INLINE_SECONDS:
             return items, True
@@ -228,7 +245,7 @@ class Scheduler:
         short = min(latencies.largest_within(INLINE_SECONDS), items)
         if short and latencies.expected(short) / short <= SPLIT_COST * seconds / items:
             return short, True
-        return self.max_batch_items, False
+        return most, False
 
     def _trusted(self, now: float) -> bool:
         """Whether the measured times are fresh. Old times refuse nothing: if they were wrong, nothing would ever correct them."""

@@ -19,6 +19,7 @@ from service.errors import InvalidRequest
 from service.rpc.arrivals import CHECK_SECONDS, Arrivals
 from service.rpc.call import (
     NEVER,
+    Call,
     Method,
     RpcMethodObserver,
     Stream,
@@ -31,6 +32,7 @@ from service.rpc.gate import certificate_names
 from service.rpc.message_parsing import MessageParser, Parsed, in_pool
 from service.rpc.status import Metadata, Status
 from service.rpc.transport import MAX_METADATA_ENTRIES, TOO_MUCH_METADATA, Options
+from service.rpc.turns import ROUND_SECONDS, Turns
 from service.vital_thread import vital_thread
 
 log = logging.getLogger(__name__)
@@ -39,6 +41,9 @@ IDLE_ITERATIONS = 8
 """After so many iterations in a row without a message `on_idle` is called."""
 
 CANCELLATION_SECONDS = 0.1
+
+MAX_WAITING = 256
+"""Of messages that wait for their turn, so many are taken between two rounds: behind them may be one of another client."""
 
 # Both classes are generic in their type stubs alone: at run time they take no parameters.
 Context = Any  # grpc.aio.ServicerContext[bytes, bytes]
@@ -61,8 +66,10 @@ class AioServer:
         self._arrivals = Arrivals(options.message_seconds, options.memory)
         self._watching = False
         self._parser = MessageParser(options.budget, options.max_message_bytes)
+        self._turns: Turns[Callable[[], None]] = Turns()
         self._idle_check_due = False
         self._empty_iterations = 0
+        self._waiting = 0  # messages since the last round in which they were handled in turn
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
@@ -162,8 +169,7 @@ class AioServer:
             call.fail(InvalidRequest("the call has no message"))
             return
         parsed = await self._parse(method, [payload]) if in_pool(payload) else self._parser.parse(method, payload)
-        handle_parsed(method, parsed, call)
-        self._check_idle_soon()
+        self._handle(call, partial(handle_parsed, method, parsed, call))
 
     async def _parse(self, method: Method, payloads: list[bytes]) -> Parsed:
         """Parses a large message in the pool."""
@@ -220,13 +226,24 @@ class AioServer:
             payload = await context.read()
             call.reading = False
             if payload is grpc.aio.EOF:
-                half_close(receiver, call)
+                self._handle(call, partial(half_close, receiver, call))
                 return
             parsed = await self._parse(method, [payload]) if in_pool(payload) else self._parser.parse(method, payload)
             del payload  # not while the next is waited for
-            deliver(method, parsed, receiver, call)
+            self._handle(call, partial(deliver, method, parsed, receiver, call))
             del parsed
-            self._check_idle_soon()
+
+    def _handle(self, call: Call, handle: Callable[[], None]) -> None:
+        """Handles a message of a call: at once, or in its turn if several principals call. See turns.py."""
+        turns = self._turns
+        turns.saw(call.principal)
+        turns.look()
+        if turns.shared or turns:
+            turns.add(call.principal, handle)
+            self._waiting += 1
+        else:
+            handle()
+        self._check_idle_soon()
 
     def _check_idle_soon(self) -> None:
         self._empty_iterations = 0
@@ -236,10 +253,22 @@ class AioServer:
 
     def _check_idle(self) -> None:
         self._empty_iterations += 1
-        if self._empty_iterations < IDLE_ITERATIONS:
+        if self._empty_iterations < IDLE_ITERATIONS and self._waiting < MAX_WAITING:
             self._loop.call_soon(self._check_idle)
+        elif self._turns:
+            self._waiting = self._empty_iterations = 0
+            self._loop.call_soon(self._check_idle)
+            self._handle_in_turn()
+            self._options.on_idle()
         else:
             self._on_idle()
+
+    def _handle_in_turn(self) -> None:
+        until = time.monotonic() + ROUND_SECONDS
+        while self._turns:
+            self._turns.take()()
+            if time.monotonic() >= until:
+                return
 
     def _on_idle(self) -> None:
         self._idle_check_due = False

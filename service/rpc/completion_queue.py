@@ -38,6 +38,11 @@ A round
     caches and branch predictors for themselves. Operations of other threads are started at once; so are the messages of a stream
     that follow one that has been sent, or there would be one a round.
 
+Turns
+    When more than one principal calls, messages wait in `turns.py`, and a round handles as many as fit into a short time, of each
+    principal in turn. Calls wait in C core in the order in which they came, so they are taken from there as soon as they can be,
+    which costs little, whoever they are from: only what follows is shared.
+
 No more events waiting
     `poll` with a deadline in the past returns what is ready; `queue_timeout` says that it found nothing. C core looks at one
     connection a poll, so the queue counts as empty after IDLE_POLLS of them in a row that found nothing. Then the round goes on:
@@ -80,6 +85,7 @@ from service.rpc.message_cost import LARGE_MESSAGE_BYTES
 from service.rpc.message_parsing import MessageParser, Parsed, in_pool
 from service.rpc.status import Metadata, Status
 from service.rpc.transport import MAX_METADATA_ENTRIES, TOO_MUCH_METADATA, Options
+from service.rpc.turns import ROUND_SECONDS, Turns
 from service.vital_thread import vital_thread
 
 try:
@@ -97,8 +103,11 @@ POLL_SECONDS = 0.2
 IDLE_POLLS = 8
 """After so many polls in a row without an event the transport is idle: one poll looks at one connection."""
 
-MAX_ROUND_EVENTS = 512
-"""A round ends after so many events, even if more are waiting."""
+MAX_ROUND_EVENTS = 4096
+"""A round takes so many events at most, even if more are waiting: most cost little. Behind them may be a call of another client."""
+
+MAX_ROUND_MESSAGES = 170
+"""A round handles so many messages at most."""
 
 _NAMES = {
     "Server": ("register_completion_queue", "add_http2_port", "start", "request_call", "shutdown", "cancel_all_calls", "destroy"),
@@ -160,7 +169,9 @@ class CompletionQueueServer:
         self.arrivals = Arrivals(options.message_seconds, options.memory)
         self.parser = MessageParser(options.budget, options.max_message_bytes)
         self._ident = 0  # the thread's, while it runs
-        self.messages: list[tuple[_FastUnaryCall, bytes]] = []
+        self.messages: list[_Message] = []
+        self.turns: Turns[_Message] = Turns()
+        self.handled_at_once = 0  # messages of streams in this round
         self._outbox: list[tuple[Any, Sequence[Any], Tag]] = []
         self._stopping = False
         self._stopped = threading.Event()
@@ -219,7 +230,7 @@ class CompletionQueueServer:
         while not self._stopped.is_set():
             longest = CHECK_SECONDS if arrivals.any else POLL_SECONDS
             event = poll(time.time() + max(0.0, min(wanted - time.monotonic(), longest)))
-            events = found_nothing = 0
+            events = found_nothing = self.handled_at_once = 0
             while True:
                 if event.completion_type != timeout:
                     try:
@@ -230,7 +241,7 @@ class CompletionQueueServer:
                     found_nothing = 0
                 else:
                     found_nothing += 1
-                if found_nothing == IDLE_POLLS or events == MAX_ROUND_EVENTS:
+                if found_nothing == IDLE_POLLS or events == MAX_ROUND_EVENTS or self.handled_at_once >= MAX_ROUND_MESSAGES:
                     break
                 event = poll(0)
             # An event refers to its call, and C core waits for calls to be let go.
@@ -245,15 +256,50 @@ class CompletionQueueServer:
                 log.exception("running due batches failed")
                 wanted = NEVER
             self.flush()
+            if self.turns or self.messages:
+                wanted = -NEVER
         self._drain()
 
     def _handle_messages(self) -> None:
-        messages, self.messages = self.messages, []
+        turns = self.turns
+        turns.look()
+        if turns.shared or turns:
+            self._handle_in_turn()
+            return
+        messages, self.messages = self.messages[:MAX_ROUND_MESSAGES], self.messages[MAX_ROUND_MESSAGES:]
         for call, payload in messages:
-            if not call.ended:
-                handle_unary(call.method, payload, call)  # type: ignore[arg-type]
-            if self._outbox:  # a batch was full and has run, or the request was refused
-                self.flush()
+            self._handle(call, payload)
+
+    def _handle_in_turn(self) -> None:
+        turns, until = self.turns, time.monotonic() + ROUND_SECONDS
+        while True:
+            messages, self.messages = self.messages, []
+            for message in messages:
+                turns.add(message[0].principal, message)
+            if not turns:
+                return
+            call, payload = turns.take()
+            self._handle(call, payload)
+            if time.monotonic() >= until:
+                return
+            if not turns:  # of each stream one message waits at most; the next is mostly here
+                self._look_for_events()
+
+    def _look_for_events(self) -> None:
+        """Takes the events that are here."""
+        for _ in range(MAX_ROUND_MESSAGES):
+            event = self._queue.poll(0)
+            if event.completion_type == cygrpc.CompletionType.queue_timeout:
+                return
+            try:
+                event.tag(event)
+            except Exception:
+                log.exception("handling an event of the completion queue failed")
+
+    def _handle(self, call: "_FastUnaryCall | _FastStreamCall", payload: Any) -> None:
+        call.handle(payload)
+        if self._outbox:  # a batch was full and has run, or the request was refused
+            self.flush()
 
     def start_sending(self, core: Any, operations: Sequence[Any], tag: Tag) -> None:
         """Starts operations that send; at the end of the round, if this is the transport's thread."""
@@ -276,6 +322,9 @@ class CompletionQueueServer:
         self._queue.shutdown()
         while (event := self._queue.poll()).completion_type != cygrpc.CompletionType.queue_shutdown:
             event.tag(event)
+            self._handle_messages()
+            self.flush()
+        while self.turns or self.messages:
             self._handle_messages()
             self.flush()
 
@@ -308,6 +357,7 @@ class CompletionQueueServer:
             call.principal = self._principal_of(core.peer(), metadata)
             core.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(0),), call.closed)
             if self._gate is None or self._gate.admits(call):
+                self.turns.saw(call.principal)
                 self.arrivals.waiting[call] = None
                 core.start_server_batch((cygrpc.ReceiveMessageOperation(0),), call.received)
         else:
@@ -335,8 +385,9 @@ class _FastUnaryCall(UnaryCall):
             size = len(payload)
             if self.ended:
                 return
-            if size >= LARGE_MESSAGE_BYTES or payload[:1] in FIRST_BYTES:
-                self._received_large(payload)
+            if _is_large(payload) and not self.server.turns.shared:
+                self.server.handled_at_once += 1  # there may be MAX_ROUND_EVENTS of them
+                self._handle_large(payload)
             elif self.budget.take(size):
                 self.held_bytes = size
                 self.server.messages.append((self, payload))
@@ -347,8 +398,18 @@ class _FastUnaryCall(UnaryCall):
             # event of this start without operations.
             self.core.start_server_batch((), self._sent_nothing)
 
-    def _received_large(self, payload: bytes) -> None:
-        """Handles a large message at once, not at the end of the round: there may be MAX_ROUND_EVENTS of them."""
+    def handle(self, payload: bytes) -> None:
+        """Handles the message, whose bytes are held, in its turn."""
+        if self.ended:
+            return
+        if _is_large(payload):
+            self.budget.give_back(self.held_bytes)
+            self.held_bytes = 0
+            self._handle_large(payload)
+        else:
+            handle_unary(self.method, payload, self)  # type: ignore[arg-type]
+
+    def _handle_large(self, payload: bytes) -> None:
         method, parser, core = self.method, self.server.parser, self.core
         if in_pool(payload):
             # The call is kept until then, and with it the server.
@@ -392,7 +453,7 @@ class _FastUnaryCall(UnaryCall):
 class _FastStreamCall(StreamCall):
     """As `_FastUnaryCall`."""
 
-    __slots__ = ("_metadata_sent", "_receiver", "core", "server")
+    __slots__ = ("_metadata_sent", "_receiver", "_waiting_bytes", "core", "server")
     server: CompletionQueueServer
     core: Any
 
@@ -401,6 +462,7 @@ class _FastStreamCall(StreamCall):
     ) -> None:
         super().__init__(method, deadline, metadata, observer, budget)
         self._metadata_sent = False
+        self._waiting_bytes = 0  # of a message that waits for its turn
         self._receiver: Receiver | None = None
 
     def open(self, method: Stream) -> None:
@@ -411,6 +473,22 @@ class _FastStreamCall(StreamCall):
         """Takes the event of one ReceiveMessage."""
         self.reading = False
         payload = event.batch_operations[0].message()
+        if self._receiver is None or self.ended:
+            return
+        server = self.server
+        server.turns.saw(self.principal)
+        if server.turns.shared and self.budget.take(len(payload or b"")):
+            self._waiting_bytes = len(payload or b"")
+            server.messages.append((self, payload))
+        else:
+            server.handled_at_once += 1
+            self.handle(payload)
+
+    def handle(self, payload: bytes | None) -> None:
+        """Handles one message, or the half-close."""
+        if self._waiting_bytes:
+            self.budget.give_back(self._waiting_bytes)
+            self._waiting_bytes = 0
         receiver, method, parser, core = self._receiver, self.method, self.server.parser, self.core
         if receiver is None or self.ended:
             return
@@ -478,6 +556,14 @@ def _peer(core: Any) -> str:
 
 def _certificate_names(core: Any) -> Sequence[str]:
     return () if core is None else certificate_names(cygrpc.auth_context(core))
+
+
+_Message = tuple[_FastUnaryCall | _FastStreamCall, Any]
+"""A call, and its message; None for the half-close of a stream."""
+
+
+def _is_large(message: bytes) -> bool:
+    return len(message) >= LARGE_MESSAGE_BYTES or message[:1] in FIRST_BYTES
 
 
 def _send_status(status: Status) -> Any:

@@ -18,7 +18,9 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from service import errors
+from service.principal import Principal
 from service.rpc.aio_server import AioServer
+from service.rpc.call import Method, Stream, StreamCall, Unary, UnaryCall
 from service.rpc.completion_queue import CompletionQueueServer, unavailable_reason
 from service.rpc.tls import Tls
 from service.rpc.transport import Options, Transport
@@ -469,3 +471,70 @@ def test_tls_and_mutual_tls(start: Start) -> None:
 
 def test_the_fast_transport_works_with_the_grpcio_that_is_installed() -> None:
     assert unavailable_reason() == ""
+
+
+class OrderedService:
+    """Records whose messages it handles, each of which takes a moment."""
+
+    def __init__(self) -> None:
+        self.order: list[str] = []
+
+    def methods(self) -> list[Method]:
+        return [
+            Unary("/t.T/Slow", BytesValue, self.slow),
+            Stream("/t.T/SlowStream", BytesValue, lambda call: OrderedReceiver(self, call), "bidi_stream"),
+        ]
+
+    def slow(self, request: BytesValue, call: UnaryCall) -> None:
+        self.handle(request)
+        call.reply(request.SerializeToString())
+
+    def handle(self, request: BytesValue) -> None:
+        time.sleep(0.005)
+        self.order.append(request.value.decode())
+
+
+class OrderedReceiver:
+    def __init__(self, service: OrderedService, call: StreamCall) -> None:
+        self._service, self._call = service, call
+        call.receive()
+
+    def on_message(self, request: BytesValue) -> None:
+        self._call.receive()
+        self._service.handle(request)
+
+    def on_half_close(self) -> None:
+        self._call.finish()
+
+
+@pytest.mark.parametrize("way", ["unary", "stream"])
+def test_one_principal_does_not_wait_behind_the_calls_of_another(kind: Kind, seen: RecordingObserver, way: str) -> None:
+    service = OrderedService()
+    options = Options(
+        ["127.0.0.1"], 0, LIMIT, service.methods(), seen, lambda: math.inf,
+        principal_of=lambda _, metadata: Principal("address", dict(metadata)["x-who"]),  # type: ignore[arg-type]
+    )  # fmt: skip
+    transport = kind(options)
+    transport.start()
+    greedy, polite = [("x-who", "greedy")], [("x-who", "polite")]
+    count = 100
+    try:
+        with grpc.insecure_channel(f"127.0.0.1:{transport.port}") as channel:
+            call: Any = channel.unary_unary("/t.T/Slow", BytesValue.SerializeToString, BytesValue.FromString)
+            for who in (greedy, polite):
+                call(BytesValue(value=b"first"), metadata=who, timeout=30)
+            if way == "unary":
+                pending = [call.future(BytesValue(value=b"greedy"), metadata=greedy, timeout=30) for _ in range(count)]
+            else:
+                messages = [BytesValue(value=b"greedy")] * (count // 10)
+                pending = [stream(channel, "SlowStream")(iter(messages), metadata=greedy, timeout=30) for _ in range(10)]
+            while "greedy" not in service.order:
+                time.sleep(0.001)
+            call(BytesValue(value=b"polite"), metadata=polite, timeout=30)
+            passed = len(service.order)
+            for each in pending:
+                assert each.result() if way == "unary" else list(each) == []
+    finally:
+        transport.stop(0)
+    assert service.order.count("greedy") == count
+    assert passed < count, "it was answered before the calls that had come before it"
