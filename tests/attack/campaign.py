@@ -1,0 +1,81 @@
+"""Runs attacks in turn on one server, with the polite client beside each, and says what the server held and whom it kept waiting."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from tests.attack import grpc_attacks, http_attacks, repository_attacks
+from tests.attack.polite import PoliteClient, Seen
+from tests.attack.target import Held, PeakMemory, Target, held
+
+Attack = Callable[[Target, float], str]
+
+ATTACKS: Mapping[str, Attack] = {
+    "nothing": lambda _, until: time.sleep(max(0.0, until - time.monotonic())) or "",
+    "garbage": grpc_attacks.garbage,
+    "empty parts": grpc_attacks.empty_parts,
+    "gzip bombs": grpc_attacks.compressed,
+    "refused requests": grpc_attacks.refused,
+    "large messages": grpc_attacks.stalled_in_clients,
+    "stalled messages": grpc_attacks.stalled,
+    "cancelled calls": grpc_attacks.cancelled,
+    "rapid reset": grpc_attacks.rapid_reset,
+    "many headers": grpc_attacks.many_headers,
+    "health watches": grpc_attacks.watches,
+    "half-open connections": grpc_attacks.half_open,
+    "broken connections": grpc_attacks.broken_off,
+    "HTTP: idle connections": http_attacks.idle,
+    "HTTP: trickling headers": http_attacks.trickling,
+    "HTTP: stalled bodies": http_attacks.stalled_bodies,
+    "HTTP: stalled, no such path": http_attacks.stalled_elsewhere,
+    "HTTP: answers left unread": http_attacks.unread,
+    "HTTP: JSON bombs": http_attacks.json_bombs,
+    "HTTP: refused requests": http_attacks.refused,
+    "HTTP: malformed": http_attacks.malformed,
+    "broken versions": repository_attacks.broken_versions,
+    "reloads": repository_attacks.reloads,
+    "64 loads at a time": repository_attacks.many_loads,
+}
+
+SETTLE_SECONDS = 20.0
+SETTLED_MB = 5.0
+"""After an attack the server's memory is looked at until it no longer falls, for at most SETTLE_SECONDS."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of one attack.
+
+    Attributes:
+        sent: in words.
+        before, after: what the server held.
+        peak_mb: its highest resident memory.
+        seen: by the polite client.
+    """
+
+    attack: str
+    sent: str
+    before: Held
+    peak_mb: float
+    after: Held
+    seen: Seen
+
+
+def run(target: Target, attack: str, seconds: float) -> Result:
+    """Attacks for a time; the attack has a server that has come to rest, and leaves it time to do so again."""
+    before = held(target.pid)
+    with PeakMemory(target.pid) as peak, PoliteClient(target.grpc_port, target.http_port) as polite:
+        sent = ATTACKS[attack](target, time.monotonic() + seconds)
+    return Result(attack, sent, before, max(before.rss_mb, peak.rss_mb), settled(target.pid, before), polite.seen)
+
+
+def settled(pid: int, before: Held) -> Held:
+    """What the server holds once it has as few threads and files as before, and memory stands still; or after a time."""
+    until = time.monotonic() + SETTLE_SECONDS
+    now = held(pid)
+    while time.monotonic() < until and (
+        now.files > before.files or now.threads > before.threads or now.rss_mb > before.rss_mb + SETTLED_MB
+    ):
+        time.sleep(0.25)
+        now = held(pid)
+    return now
