@@ -115,10 +115,10 @@ def _in_threads(until: float, requests: Callable[[int], Iterable[tuple[str, byte
 
 
 def json_bombs(target: Target, until: float) -> str:
-    """JSON of 90 MB, some of it compressed to half a megabyte: numbers, empty objects, nested arrays."""
+    """JSON of up to 48 MiB, some of it compressed to a thousandth: numbers, empty objects, nested arrays."""
     tensor = {"name": "image", "datatype": "UINT8", "shape": [1, 28, 28, 1], "data": []}
     head, tail = json.dumps({"inputs": [tensor]}).split("[]}]")
-    count = 30 * MIB
+    count = 16 * MIB
     numbers = f"{head}[{'1,' * count}1]}}]{tail}".encode()
     objects = f"{head}[{'{},' * count}0]}}]{tail}".encode()
     nested = b"[" * count
@@ -129,7 +129,7 @@ def json_bombs(target: Target, until: float) -> str:
         (INFER, nested, {}),
     ]
     sent = _in_threads(until, lambda number: itertools.cycle(bodies[number % 4 :] + bodies[: number % 4]), target)
-    return f"{sent} bodies, unfolded 60 to 90 MiB each"
+    return f"{sent} bodies, unfolded 16 to 48 MiB each"
 
 
 def refused(target: Target, until: float) -> str:
