@@ -1,4 +1,4 @@
-"""Runs attacks in turn on one server, with the polite client beside each, and says what the server held and whom it kept waiting."""
+"""Runs attacks in turn on one server, the polite client beside each, and says what the server held and whom it kept waiting."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -10,8 +10,15 @@ from tests.attack.target import Held, PeakMemory, Target, held
 
 Attack = Callable[[Target, float], str]
 
+
+def nothing(_: Target, until: float) -> str:
+    """How the polite client fares alone."""
+    time.sleep(max(0.0, until - time.monotonic()))
+    return ""
+
+
 ATTACKS: Mapping[str, Attack] = {
-    "nothing": lambda _, until: time.sleep(max(0.0, until - time.monotonic())) or "",
+    "nothing": nothing,
     "garbage": grpc_attacks.garbage,
     "empty parts": grpc_attacks.empty_parts,
     "gzip bombs": grpc_attacks.compressed,

@@ -38,7 +38,8 @@ def _send(
         for path, message in calls:
             if time.monotonic() >= until:
                 break
-            waiting.append(channel.unary_unary(path).future(message, timeout=CALL_SECONDS, **options))
+            method: Any = channel.unary_unary(path)
+            waiting.append(method.future(message, timeout=CALL_SECONDS, **options))
             sent, size = sent + 1, size + len(message)
             if len(waiting) == in_flight:
                 waiting.pop(0).exception()
@@ -65,7 +66,7 @@ def _refused_messages() -> list[tuple[str, bytes]]:
 
 def garbage(target: Target, until: float) -> str:
     """Random bytes, and valid messages with bytes changed, cut off or added, to every method that takes requests."""
-    chance = random.Random(0)  # noqa: S311 - the same messages each time
+    chance = random.Random(0)
     valid = [message for _, message in _refused_messages()]
 
     def messages() -> Iterator[tuple[str, bytes]]:
@@ -108,10 +109,11 @@ def refused(target: Target, until: float) -> str:
 def cancelled(target: Target, until: float) -> str:
     """Calls and streams that are cancelled at once, or soon."""
     message = pb.ClassifyRequest(model="digits", items=[pb.Item(pixels=bytes(784))] * 8).SerializeToString()
-    chance, sent = random.Random(0), 0  # noqa: S311 - the same each time
+    chance, sent = random.Random(0), 0
     with grpc.insecure_channel(f"127.0.0.1:{target.grpc_port}", LONG) as channel:
+        classify: Any = channel.unary_unary(refusals.CLASSIFY)
         while time.monotonic() < until:
-            calls = [channel.unary_unary(refusals.CLASSIFY).future(message, timeout=30) for _ in range(IN_FLIGHT)]
+            calls = [classify.future(message, timeout=CALL_SECONDS) for _ in range(IN_FLIGHT)]
             time.sleep(chance.random() / 200)
             for call in calls:
                 call.cancel()
@@ -123,7 +125,7 @@ def watches(target: Target, until: float) -> str:
     """Thousands of health watches that stay open."""
     with grpc.insecure_channel(f"127.0.0.1:{target.grpc_port}", LONG) as channel:
         health: Any = health_pb2_grpc.HealthStub(channel)
-        opened = []
+        opened: list[Any] = []
         while len(opened) < WATCHES and time.monotonic() < until:
             opened.append(health.Watch(health_pb2.HealthCheckRequest()))
         _wait(until)

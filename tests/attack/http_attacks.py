@@ -33,7 +33,7 @@ def _hold(target: Target, until: float, count: int, sent: bytes, trickle: bytes 
     opened = 0
     held: list[socket.socket] = []
     with ExitStack() as stack:
-        stack.callback(lambda: [each.close() for each in held])
+        stack.callback(lambda: _close(held))
         while time.monotonic() < until:
             while len(held) < count and time.monotonic() < until:
                 try:
@@ -46,6 +46,11 @@ def _hold(target: Target, until: float, count: int, sent: bytes, trickle: bytes 
             time.sleep(0.05)
             held = [each for each in held if _is_open(each, trickle, read=read)]
     return f"{opened:,} connections, {count:,} at a time"
+
+
+def _close(connections: list[socket.socket]) -> None:
+    for each in connections:
+        each.close()
 
 
 def _is_open(connection: socket.socket, trickle: bytes, *, read: bool) -> bool:

@@ -86,7 +86,8 @@ def _call(grpc_port: int, seen: Seen, over: threading.Event) -> None:
     with grpc.insecure_channel(f"127.0.0.1:{grpc_port}") as channel:
         method: Any = channel.unary_unary(CLASSIFY)
         method(request, timeout=60, wait_for_ready=True)
-        print("began", flush=True)
+        sys.stdout.write("began\n")
+        sys.stdout.flush()
         due = time.monotonic()
         while not over.is_set():
             due += 1 / CALLS_A_SECOND

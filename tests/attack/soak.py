@@ -88,7 +88,8 @@ def soak(target: Target, seconds: float, say: Callable[[str], None]) -> tuple[li
         for look in range(looks):
             time.sleep(seconds / looks)
             rows.append(held(target.pid))
-            say(f"{(look + 1) * seconds / looks:.0f} s: {rows[-1].rss_mb:.1f} MB, {rows[-1].threads} threads, {rows[-1].files} files")
+            now = rows[-1]
+            say(f"{(look + 1) * seconds / looks:.0f} s: {now.rss_mb:.1f} MB, {now.threads} threads, {now.files} files")
         over.set()
         for thread in threads:
             thread.join(60)
@@ -109,14 +110,16 @@ def _repeat(kind: Callable[[], str], outcomes: Counter[str], over: threading.Eve
 
 def _kinds(target: Target, channel: grpc.Channel) -> dict[str, Callable[[], str]]:
     """One function for each kind of request; each sends one and says in a word how it ended."""
-    chance = random.Random(0)  # noqa: S311 - the same each time
+    chance = random.Random(0)
     url = f"http://127.0.0.1:{target.http_port}"
     versions = itertools.count(2)
     pixels = pb.ClassifyRequest(model="digits", items=[pb.Item(pixels=bytes(784))] * 4).SerializeToString()
     pictures = pb.ClassifyRequest(model="digits", items=[pb.Item(encoded=refusals.BIG)] * 2).SerializeToString()
     in_stream = pb.ClassifyStreamRequest(request=pb.ClassifyRequest.FromString(pixels)).SerializeToString()
     # Not those that wait in a queue, nor those for a version that comes to exist here.
-    refused = [message for kind, (message, _) in refusals.CLASSIFY_MESSAGES.items() if "queue" not in kind and "version" not in kind]
+    refused = [
+        message for kind, (message, _) in refusals.CLASSIFY_MESSAGES.items() if "queue" not in kind and "version" not in kind
+    ]
     rest_requests = [request for kind, request in refusals.REST_REQUESTS.items() if "version" not in kind]
     classify: Any = channel.unary_unary(refusals.CLASSIFY)
     stream: Any = channel.stream_stream(refusals.CLASSIFY_STREAM)

@@ -20,7 +20,7 @@ BEYOND_PUBLIC = {"rapid reset", "stalled messages"}
 
 
 def attacked(folder: Path, model_file: Path, transport: str, workers: int, seconds: float) -> None:
-    """Runs all attacks on one server; every polite call and probe in between is answered, and the server gives back what it took."""
+    """Runs all attacks on one server: it answers every polite call and probe in between, and gives back what it took."""
     repository = refusals.make_repository(folder / "attacked", model_file)
     options = ("--transport", transport, "--workers", str(workers), "--log-level", "error")
     with serving(repository, folder, *options) as target:
