@@ -191,9 +191,11 @@ def python(arguments: list[str]) -> int:
     module, *rest = arguments[1:]
     if module == "pytest":
         return _known({argument for argument in rest if "/" in argument and not Path(argument).exists()}, set())
-    if not module.startswith("tests.benchmarks."):
+    if not module.startswith(("tests.benchmarks.", "tests.attack", "tests.fuzz")):
         raise Wrong(f"python -m {module}: nothing checks it")
-    options = re.findall(r'add_argument\("(--[a-z-]+)"', Path(f"{module.replace('.', '/')}.py").read_text())
+    file = Path(module.replace(".", "/"))
+    program = file / "__main__.py" if file.is_dir() else file.with_suffix(".py")
+    options = re.findall(r'add_argument\("(--[a-z-]+)"', program.read_text())
     return _known({argument for argument in rest if argument.startswith("--")}, set(options))
 
 
