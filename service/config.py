@@ -14,6 +14,11 @@ MAX_MESSAGE_BYTES = 2**31 - 1
 """gRPC's limits are 32-bit signed integers."""
 
 
+FOREIGN_SHARED_MEMORY = ("triton_python_backend_shm_region_", "sem.", "psm_", "torch_")
+"""How the names of shared memory objects begin that are never a client's: of Triton's Python backend, of named semaphores, of
+Python's multiprocessing and of PyTorch."""
+
+
 class ServerConfig(BaseModel):
     """The settings of `convoy serve`. A field that is True by default is a flag `--no-<field>`, which its description describes.
 
@@ -130,6 +135,13 @@ class ServerConfig(BaseModel):
         default="auto",
         description="Whether requests may load and unload models and register shared memory. off: only the repository decides what "
         "is served. auto: if --auth says who may, or no other machine reaches a port.",
+    )
+
+    shared_memory_prefix: tuple[str, ...] = Field(
+        default=(),
+        description="Beginning of the names of the POSIX shared memory objects that clients on this machine may register, such as "
+        "convoy-clients-. Without it shared memory is off.",
+        json_schema_extra={"metavar": "PREFIX"},
     )
 
     workers: int = Field(

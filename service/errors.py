@@ -117,6 +117,12 @@ class TooManyResults(RequestError):
     """Nobody's fault: the answer would be larger than its protocol allows."""
 
 
+class SharedMemoryFull(RequestError):
+    """The machine's fault: /dev/shm has no room for an output that the client wants there."""
+
+    reason = "failed"
+
+
 class QueueFull(RequestError):
     """The server's fault: it is overloaded. The client should retry after `retry_after_seconds`."""
 

@@ -6,6 +6,7 @@ Shared by the single server and by the supervisor of several workers, so it impo
 import contextlib
 import logging
 import os
+import re
 import resource
 import signal
 import threading
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from types import FrameType
 
 from service import listeners
-from service.config import ServerConfig
+from service.config import FOREIGN_SHARED_MEMORY, ServerConfig
 from service.errors import UserError
 from service.process_exit import exit_at_once
 from service.ready_file import ReadyFile
@@ -21,9 +22,11 @@ from service.unix_socket import UnixSocket
 
 log = logging.getLogger(__name__)
 
+_SHARED_MEMORY_PREFIX = re.compile(r"/?[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
 
 def check_config(config: ServerConfig) -> None:
-    """Raises UserError if a folder cannot be read, the ready file or a unix socket cannot be made, or a host is unknown."""
+    """Raises UserError: a folder cannot be read, ready file or unix socket cannot be made, a host is unknown, a prefix is wrong."""
     repository, policies = config.repository, config.policies
     if not repository.is_dir():
         raise UserError(
@@ -36,6 +39,12 @@ def check_config(config: ServerConfig) -> None:
     if policies is not None and not os.access(policies, os.X_OK):
         raise UserError(f"--policies {str(policies)!r}: permission denied")
     listeners.resolve(config.host)
+    for prefix in config.shared_memory_prefix:
+        if not _SHARED_MEMORY_PREFIX.fullmatch(prefix) or prefix.removeprefix("/").startswith(FOREIGN_SHARED_MEMORY):
+            raise UserError(
+                f"--shared-memory-prefix {prefix!r} is not accepted: give the beginning of the names of clients' objects, such as "
+                f"convoy-clients-, of letters, digits, . _ and -; other programs' are {', '.join(FOREIGN_SHARED_MEMORY)}"
+            )
     _check_unix_sockets(config)
     ReadyFile(config.ready_file).check()
 

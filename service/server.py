@@ -108,8 +108,8 @@ class Server:
         )  # fmt: skip
         self._classifier = Classifier(self._repository, metrics, cpus, _observer(config, self._tracing))
 
-        memory = SharedMemory()
-        metadata = ServerMetadata(self._repository, lambda: not self.not_ready_reason())
+        memory = SharedMemory(config.shared_memory_prefix)
+        metadata = ServerMetadata(self._repository, lambda: not self.not_ready_reason(), shared_memory=memory.is_on)
         self.control = LocalControl(self._repository, memory)
         self._places = ControlPlaces()
         allowed_control = (control or self.control) if control_allowed(config) else ForbiddenControl()

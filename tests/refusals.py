@@ -240,9 +240,9 @@ ADMIN_MESSAGES: dict[str, tuple[str, Message, grpc.StatusCode]] = {
     "unload an unknown model": (
         f"{OPEN_INFERENCE}RepositoryModelUnload", oip.RepositoryModelUnloadRequest(model_name="other"), NOT_FOUND,
     ),
-    "register what is not there": (
+    "register shared memory, which is off": (
         f"{OPEN_INFERENCE}SystemSharedMemoryRegister",
-        oip.SystemSharedMemoryRegisterRequest(name="r", key="/none", byte_size=1), INVALID,
+        oip.SystemSharedMemoryRegisterRequest(name="r", key="/none", byte_size=1), UNIMPLEMENTED,
     ),
     "CUDA memory": (f"{OPEN_INFERENCE}CudaSharedMemoryStatus", oip.CudaSharedMemoryStatusRequest(), UNIMPLEMENTED),
     "unknown method": ("/convoy.v1.Classifier/Guess", pb.ClassifyRequest(model="x" * 10_000), UNIMPLEMENTED),

@@ -108,6 +108,17 @@ class Classifier:
         finally:
             self.release(served)
 
+    def check(self, model: str, version: str, validate: Callable[[ServedVersion], None]) -> None:
+        """Checks what a request says of its input against its model, before the input is read. Raises RequestError."""
+        served = self._repository.acquire(model, version)
+        try:
+            validate(served)
+        except RequestError as error:
+            self.record_failure(served, error)
+            raise
+        finally:
+            self.release(served)
+
     def record_encoding_failure(self, answer: Answer, error: Exception) -> None:
         """Counts a request that was computed and whose answer could not be encoded."""
         self.record_failure(answer.served, error if isinstance(error, RequestError) else ModelFailed(str(error)))

@@ -20,6 +20,7 @@ from service.errors import (
     QueueFull,
     Refused,
     RequestError,
+    SharedMemoryFull,
     TooLarge,
     TooManyBytes,
     TooManyResults,
@@ -38,7 +39,7 @@ log = logging.getLogger(__name__)
 STATUSES: dict[type[BaseException], int] = {
     RequestError: 400, InvalidRequest: 400, NotFound: 404, QueueFull: 429, DeadlineExceeded: 504, Cancelled: 499, Unavailable: 503,
     Unimplemented: 501, ModelFailed: 500, LoadError: 400, TooManyResults: 400,
-    TooLarge: 413, TooManyBytes: 429,
+    SharedMemoryFull: 507, TooLarge: 413, TooManyBytes: 429,
     Unauthenticated: 401, PermissionDenied: 403,
 }  # fmt: skip
 """A subclass has the status of its nearest base class here."""

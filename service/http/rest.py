@@ -33,7 +33,7 @@ from service.http.principals import principal_of
 from service.http.responses import json_response, response_to_error
 from service.http.server import INFER, INFER_VERSION, match_route
 from service.observability.trace_context import HEADER, trace_context
-from service.open_inference.conversion import make_query, select_outputs
+from service.open_inference.conversion import make_query, read_from_memory, select_outputs
 from service.open_inference.metadata import ServerMetadata
 from service.open_inference.parameters import (
     REGION,
@@ -49,7 +49,6 @@ from service.open_inference.tensors import (
     InputTensor,
     OutputTensor,
     elements_from_bytes,
-    elements_from_memory,
     elements_from_values,
     elements_to_bytes,
     write_to_memory,
@@ -169,11 +168,11 @@ class Rest:
         grant = grant_of(request.environ)
         if grant is not None and _names_memory(document):
             grant.require("shared-memory")
-        tensor = self._parse_input(document, binary)
+        tensor = self._parse_input(document, binary, model, version)
         del document["inputs"]
         return document, tensor
 
-    def _parse_input(self, document: Mapping[str, Any], binary: bytes) -> InputTensor:
+    def _parse_input(self, document: Mapping[str, Any], binary: bytes, model: str, version: str) -> InputTensor:
         tensors = member(document, "inputs", list)
         if len(tensors) != 1 or not isinstance(tensors[0], dict):
             raise InvalidRequest(f"the request has {len(tensors)} inputs; a model here takes 1", "inputs")
@@ -194,8 +193,8 @@ class Rest:
                 f"{len(binary)} bytes come after the JSON without a binary_data_size for them", "inputs[0].parameters"
             )
         if memory is not None:
-            elements = elements_from_memory(datatype, shape, memory)
-        elif size is not None:
+            return read_from_memory(self._classifier, model, version, name, datatype, shape, memory)
+        if size is not None:
             elements = elements_from_bytes(datatype, shape, binary)
         else:
             elements = _elements_from_json(datatype, shape, member(tensor, "data", list))

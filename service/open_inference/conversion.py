@@ -10,14 +10,27 @@ from functools import partial
 from typing import Any
 
 from service.engine.answer import Answer
+from service.engine.classifier import Classifier
 from service.engine.query import Item, Query
+from service.engine.request import wrong_count
 from service.engine.served_version import ServedVersion
 from service.engine.top_k import best_labels
 from service.errors import InvalidRequest, RequestError
+from service.message_limits import largest_request_bytes
 from service.model.signature import TensorSpec
 from service.observability.trace_context import TraceContext
 from service.open_inference.parameters import RequestedOutput, parse_schedule
-from service.open_inference.tensors import BYTES, DATATYPES, InputTensor, OutputTensor, describe_tensor
+from service.open_inference.shared_memory import MemoryRange
+from service.open_inference.tensors import (
+    BYTES,
+    DATATYPES,
+    DTYPES,
+    InputTensor,
+    OutputTensor,
+    count_items,
+    describe_tensor,
+    elements_from_memory,
+)
 from service.principal import UNKNOWN, Principal
 
 _FIELDS = {"priority": "parameters[priority]", "timeout_seconds": "parameters[timeout]"}
@@ -56,6 +69,37 @@ def rename_error_field(error: RequestError) -> RequestError:
     return error
 
 
+def read_from_memory(
+    classifier: Classifier, model: str, version: str, name: str, datatype: str, shape: Sequence[int], memory: MemoryRange
+) -> InputTensor:
+    """The input that is in shared memory, of at most the bytes of the model's largest request.
+
+    Nothing is read before it is certain that there is such a model and that it takes a tensor of this type and shape: a region may
+    have gigabytes. Raises RequestError.
+    """
+
+    def validate(served: ServedVersion) -> None:
+        spec, limit = served.model.input, served.policy.max_request_items
+        if name != spec.name:
+            raise _wrong_name(served, name)
+        items = count_items(datatype, shape)
+        if not served.model.has_contract if datatype == BYTES else (DTYPES[datatype], *shape[1:]) != (spec.dtype, *spec.shape):
+            raise _wrong_type(served, datatype, shape)
+        if not 0 < items <= limit:
+            raise wrong_count(items, limit)
+        most = largest_request_bytes(served.policy, spec.size_bytes, images=served.model.has_contract)
+        if memory.byte_size > most:
+            raise InvalidRequest(
+                f"the input has {memory.byte_size} bytes in shared memory; model {served.name!r} takes at most {most}", "inputs[0]"
+            )
+
+    try:
+        classifier.check(model, version, validate)
+    except RequestError as error:
+        raise rename_error_field(error) from None
+    return InputTensor(name, datatype, shape, elements_from_memory(datatype, shape, memory))
+
+
 def select_outputs(answer: Answer, requested: Sequence[RequestedOutput]) -> list[OutputTensor]:
     """The requested outputs, in their order; all of them, in the model's order, if none is requested."""
     outputs = answer.outputs
@@ -83,26 +127,29 @@ def _check_against_model(tensor: InputTensor, requested: Sequence[RequestedOutpu
     model = served.model
     spec = model.input
     if tensor.name != spec.name:
-        raise InvalidRequest(
-            f"model {served.name!r} has no input {tensor.name[:64]!r}; it takes {spec.name!r}", "inputs[0].name"
-        )  # fmt: skip
+        raise _wrong_name(served, tensor.name)
     elements = tensor.elements
     if isinstance(elements, list):
         if not model.has_contract:
-            raise _wrong_type(served, tensor)
+            raise _wrong_type(served, tensor.datatype, tensor.shape)
     elif elements.dtype != spec.dtype or elements.shape[1:] != spec.shape:
-        raise _wrong_type(served, tensor)
+        raise _wrong_type(served, tensor.datatype, tensor.shape)
     if requested:
         _check_requested(served, requested, tensor.shape[0])
 
 
-def _wrong_type(served: ServedVersion, tensor: InputTensor) -> InvalidRequest:
+def _wrong_name(served: ServedVersion, name: str) -> InvalidRequest:
+    spec = served.model.input
+    return InvalidRequest(f"model {served.name!r} has no input {name[:64]!r}; it takes {spec.name!r}", "inputs[0].name")
+
+
+def _wrong_type(served: ServedVersion, datatype: str, shape: Sequence[int]) -> InvalidRequest:
     spec = served.model.input
     takes = describe_tensor(DATATYPES[spec.dtype], (-1, *spec.shape))
     if served.model.has_contract:
         takes += " or BYTES [-1] of encoded images"
-    field = "shape" if tensor.datatype == DATATYPES[spec.dtype] else "datatype"
-    given = describe_tensor(tensor.datatype, tensor.shape)
+    field = "shape" if datatype == DATATYPES[spec.dtype] else "datatype"
+    given = describe_tensor(datatype, shape)
     return InvalidRequest(f"input {spec.name!r} is {given}; model {served.name!r} takes {takes}", f"inputs[0].{field}")
 
 

@@ -22,9 +22,9 @@ EXTENSIONS = (
     "model_repository",
     "schedule_policy",
     "statistics",
-    "system_shared_memory",
     "binary_tensor_data",
 )
+SHARED_MEMORY = "system_shared_memory"
 PLATFORM = "onnxruntime_onnx"
 
 _PHASES = {"queue": "queue", "decode": "compute_input", "inference": "compute_infer", "encode": "compute_output"}
@@ -34,14 +34,15 @@ _KINDS = {"cpu": "KIND_CPU", "openvino": "KIND_CPU", "cuda": "KIND_GPU", "tensor
 class ServerMetadata:
     """Metadata of a server and the models of its repository. For any thread."""
 
-    def __init__(self, repository: Repository, ready: Callable[[], bool]) -> None:
-        """`ready` returns whether the server accepts requests."""
+    def __init__(self, repository: Repository, ready: Callable[[], bool], *, shared_memory: bool = False) -> None:
+        """`ready` returns whether the server accepts requests. `shared_memory`: whether clients can register regions."""
+        self._extensions = [*EXTENSIONS, *([SHARED_MEMORY] if shared_memory else [])]
         self._repository = repository
         self.ready = ready
 
     def server_metadata(self) -> dict[str, Any]:
         """Name and version of the server, and its extensions of the protocol."""
-        return {"name": "convoy", "version": convoy_version(), "extensions": list(EXTENSIONS)}
+        return {"name": "convoy", "version": convoy_version(), "extensions": self._extensions}
 
     def model_ready(self, name: str, version: str) -> bool:
         """Whether requests to a model are answered now; False for an unknown model."""

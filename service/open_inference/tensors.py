@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import InvalidRequest
-from service.open_inference.shared_memory import MAX_READ_BYTES, MemoryRange
+from service.open_inference.shared_memory import MemoryRange
 
 BYTES = "BYTES"
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -124,6 +124,14 @@ _KINDS = {"b": "b", "u": "iu", "i": "iu", "f": "fiu"}
 """By the kind of a dtype, the kinds of values that are taken for it."""
 
 
+def count_items(datatype: str, shape: Sequence[int]) -> int:
+    """The items of a tensor of this shape. Raises InvalidRequest for an unknown data type or a shape that it cannot have."""
+    if datatype not in DTYPES:
+        return _bytes_count(datatype, shape)
+    _count(shape)
+    return shape[0]
+
+
 def elements_from_memory(datatype: str, shape: Sequence[int], memory: MemoryRange) -> Elements:
     """The elements of a tensor in shared memory, as `elements_from_bytes`. Reads nothing if the range is not of that shape."""
     dtype = DTYPES.get(datatype)
@@ -131,10 +139,6 @@ def elements_from_memory(datatype: str, shape: Sequence[int], memory: MemoryRang
         _bytes_count(datatype, shape)
     elif memory.byte_size != (size := _count(shape) * dtype.itemsize):
         raise _wrong_bytes(memory.byte_size, datatype, shape, size)
-    if memory.byte_size > MAX_READ_BYTES:
-        raise InvalidRequest(
-            f"the input has {memory.byte_size} bytes in shared memory; at most {MAX_READ_BYTES} are accepted", "inputs[0]"
-        )
     return elements_from_bytes(datatype, shape, memory.read())
 
 

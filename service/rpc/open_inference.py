@@ -13,7 +13,7 @@ from service.engine.query import MANY_ITEMS
 from service.engine.reply import Responder, Write, send_reply
 from service.engine.top_k import Results
 from service.errors import InvalidRequest, RequestError
-from service.open_inference.conversion import make_query, rename_error_field, select_outputs
+from service.open_inference.conversion import make_query, read_from_memory, rename_error_field, select_outputs
 from service.open_inference.parameters import (
     REGION,
     WANTS_FINAL_RESPONSE,
@@ -31,7 +31,6 @@ from service.open_inference.tensors import (
     OutputTensor,
     check_dimensions,
     elements_from_bytes,
-    elements_from_memory,
     elements_from_values,
     elements_to_bytes,
     write_to_memory,
@@ -137,7 +136,9 @@ class InferServicer:
         if typed:
             elements = _typed_elements(datatype, shape, tensor.contents)
         elif memory is not None:
-            elements = elements_from_memory(datatype, shape, memory)
+            return read_from_memory(
+                self._classifier, request.model_name, request.model_version, tensor.name, datatype, shape, memory
+            ), typed
         else:
             elements = elements_from_bytes(datatype, shape, contents[0])
         return InputTensor(tensor.name, datatype, shape, elements), typed

@@ -77,7 +77,7 @@ needs_kserve = pytest.mark.skipif(sys.version_info >= (3, 14), reason="KServe 0.
 @pytest.mark.parametrize("script", ["triton.py", "triton_streams.py", pytest.param("kserve_clients.py", marks=needs_kserve)])
 def test_a_client_gets_every_answer_right(script: str, everything: tuple[Path, Path], spawn: Spawn) -> None:
     repository, expected = everything
-    server = spawn(repository)
+    server = spawn(repository, "--shared-memory-prefix", "convoy-")
     given = {"grpc_port": server.grpc_port, "http_port": server.http_port, "expected": str(expected)}
     configuration = ("-c", FOLDER / "pytest.ini", "--confcutdir", FOLDER)
     run(script, "-m", "pytest", *map(str, configuration), CONVOY_UNDER_TEST=json.dumps(given))

@@ -290,6 +290,12 @@ def test_binary_scores_may_be_nan(surface: Surface, nan_server: Server) -> None:
 
 
 @pytest.fixture
+def server(repository: Path, serve: Serve) -> Server:
+    """A server of `repository`, in this process, with shared memory."""
+    return serve(repository, shared_memory_prefix=("convoy-test-",))
+
+
+@pytest.fixture
 def region(server: Server) -> Iterator[str]:
     """The name of a region of shared memory of REGION_BYTES."""
     path = Path(f"/dev/shm/convoy-test-{server.grpc_port}")

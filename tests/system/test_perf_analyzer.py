@@ -28,7 +28,8 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 def test_perf_analyzer_measures_us(way: str, repository: Path, spawn: Spawn) -> None:
     assert (FOLDER / "perf_analyzer").exists(), "perf_analyzer is missing: make perf-analyzer"
-    server = spawn(repository)
+    # Its objects are named after the tensors.
+    server = spawn(repository, "--shared-memory-prefix", "image,logits,probabilities")
     port = server.http_port if WAYS[way][1] == "http" else server.grpc_port
     measurement = ("--measurement-mode", "count_windows", "--measurement-request-count", "40", "-s", "1000", "-r", "3")
     done = subprocess.run(

@@ -388,6 +388,7 @@ def test_system_shared_memory(kind: Kind, server: Server) -> None:
             "INVALID_ARGUMENT", "has 8192 bytes; a region of 8000 bytes at 1000", lambda: register("far", key, 8000, offset=1000)
         )
         refuse("INVALID_ARGUMENT", "cannot be opened", lambda: register("missing", "/convoy-missing", 10))
+        refuse("INVALID_ARGUMENT", "names begin with convoy-", lambda: register("other", "/others", 10))
         refuse("INVALID_ARGUMENT", "cannot be the name", lambda: register("up", "../../etc/passwd", 10))
         client.unregister_system_shared_memory("in")
         client.unregister_system_shared_memory("never registered")

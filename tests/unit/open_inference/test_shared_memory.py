@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.errors import InvalidRequest
+from service.errors import InvalidRequest, Unimplemented
 from service.open_inference.shared_memory import SharedMemory
 
 
@@ -16,10 +16,20 @@ from service.open_inference.shared_memory import SharedMemory
         ("r", "/a/b", "cannot be the name of a shared memory object"),
         ("r", "/\udc80", "cannot be the name of a shared memory object"),  # JSON can say it, no answer could
         ("r", "/convoy-that-nobody-made", "cannot be opened: No such file or directory"),
+        ("r", "/other", "'/other' is not accepted: names begin with convoy or triton or s"),
+        ("r", "/triton_python_backend_shm_region_1", "is not accepted"),
+        ("r", "sem.mp-1", "is not accepted"),
     ],
 )
 def test_names_that_cannot_be(name: str, key: str, message: str) -> None:
-    memory = SharedMemory()
+    memory = SharedMemory(("convoy", "/triton", "s"))
     with pytest.raises(InvalidRequest, match=message):
         memory.register(name, key, 0, 1)
     assert memory.regions() == {}
+
+
+def test_without_a_prefix_it_is_off() -> None:
+    memory = SharedMemory()
+    assert not memory.is_on
+    with pytest.raises(Unimplemented, match="without --shared-memory-prefix"):
+        memory.register("r", "/convoy", 0, 1)
