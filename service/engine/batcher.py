@@ -1,6 +1,6 @@
-"""Runs batches, short ones inline on the gRPC thread and others on one thread per instance, and delivers their outcomes.
+"""Runs batches, short ones inline on the gRPC thread and others on a thread of an instance, and delivers their outcomes.
 
-A model has one or more instances: ONNX Runtime sessions with a thread each, which run one batch at a time.
+A model has one or more instances: ONNX Runtime sessions, which run one batch at a time.
 
 The transport's thread calls `pump` when it has no more events waiting, and when `submit` says that a batch is full. `pump` runs a
 batch itself or wakes an instance's thread. An instance's thread takes the next batch by itself for as long as one is due. All other
@@ -19,18 +19,17 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.engine.entry import DONE, Entry, OnDone
+from service.engine.instance_threads import InstanceThreads
 from service.engine.queue import Part
 from service.engine.scheduling import Batch, Scheduler
 from service.errors import Cancelled, DeadlineExceeded, ModelFailed, RequestError, first_line
 from service.observability.trace_context import TraceContext
-from service.vital_thread import vital_thread
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +45,7 @@ def _ignore(items: int, seconds: float) -> None:
 
 
 class Batcher:
-    """Runs the requests of one model in batches. Construct, `start`, and in the end `close`."""
+    """Runs the requests of one model in batches. In the end, `close` it."""
 
     def __init__(
         self,
@@ -76,20 +75,11 @@ class Batcher:
         self.max_batch_items = self._scheduler.max_batch_items
         self._inline_since = math.inf  # while the transport's thread runs a batch
         self._timer_at = math.inf
-        self._inbox: SimpleQueue[Batch | None] = SimpleQueue()
-        self._threads = [vital_thread(self._run_instance, f"batcher-{name}-{number}") for number in range(1, len(instances) + 1)]
-
-    def start(self) -> None:
-        """Starts the instances' threads."""
-        for thread in self._threads:
-            thread.start()
+        self._threads: InstanceThreads[Batch] = InstanceThreads(f"batcher-{name}", self._run_instance)
 
     def close(self) -> None:
         """Ends the instances' threads and lets go of the model and the metrics. Only when every entry is done."""
-        for _ in self._threads:
-            self._inbox.put(None)
-        for thread in self._threads:
-            thread.join()
+        self._threads.close()
         while self._scheduler.running:  # on the transport's thread, a batch whose requests have all been cancelled
             time.sleep(0.01)
         self._instances = ()
@@ -170,14 +160,14 @@ class Batcher:
                 self._run(batch)
                 self._inline_since = math.inf
             else:
-                self._inbox.put(batch)
+                self._hand_over(batch)
         with self._lock:
             return self._scheduler.wake_at(self._clock())
 
     def dispatch(self) -> None:
         """For any other thread, after `submit`: wakes an instance's thread for each batch, now or when it is due."""
         while (batch := self._take(on_transport=False)) is not None:
-            self._inbox.put(batch)
+            self._hand_over(batch)
         self._set_timer()
 
     def flush(self) -> None:
@@ -200,12 +190,17 @@ class Batcher:
         self._timer_at = math.inf
         self.dispatch()
 
+    def _hand_over(self, batch: Batch) -> None:
+        if not self._threads.hand_over(batch):
+            self._run(batch)  # late answers are better than none
+
     def _run_instance(self) -> None:
-        while (batch := self._inbox.get()) is not None:
+        while (batch := self._threads.next()) is not None:
             while batch is not None:  # leaves nothing here that would keep images alive
                 self._run(batch)
                 batch = self._take(on_transport=False)
             self._set_timer()
+            self._threads.rest()
 
     def _take(self, *, on_transport: bool) -> Batch | None:
         """The next batch, if one is due and an instance is idle. Ends the entries that expired."""

@@ -57,8 +57,8 @@ def load_instances(path: Path, labels: tuple[str, ...] | None, policy: Policy, p
 def start_batcher(
     name: str, loaded: Loaded, policy: Policy, on_batch: Callable[[int, float], None], trace_batch: TraceBatch | None
 ) -> Batcher:
-    """Starts the batcher of a loaded model. For `on_batch` and `trace_batch` see `Batcher`."""
-    batcher = Batcher(
+    """The batcher of a loaded model. For `on_batch` and `trace_batch` see `Batcher`."""
+    return Batcher(
         *(instance.predict for instance in loaded.instances),
         name=name,
         max_batch_items=max(loaded.measured),
@@ -68,5 +68,3 @@ def start_batcher(
         on_batch=on_batch,
         trace_batch=trace_batch,
     )
-    batcher.start()
-    return batcher

@@ -116,7 +116,6 @@ def make(gate: Gate) -> Iterator[Make]:
             *[gate] * instances, name="m", max_batch_items=max_batch_items, max_queue_items=max_queue_items,
             measured=measured, **more,  # type: ignore[arg-type]
         )  # fmt: skip
-        batcher.start()
         made.append(batcher)
         return batcher
 
@@ -328,7 +327,6 @@ def test_a_batch_that_cannot_be_counted_is_answered_all_the_same(done: Outcomes)
         raise RuntimeError("no room for more figures")
 
     batcher = Batcher(Gate(), name="m", max_batch_items=8, max_queue_items=8, measured=FAST, on_batch=cannot_count)
-    batcher.start()
     submit(batcher, Asked(np.ones((2, 1, 1, 1), np.uint8), done))
     batcher.pump()
     batcher.close()
