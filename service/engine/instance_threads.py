@@ -1,7 +1,7 @@
 """The threads that run a model's batches: one is started when a batch finds none idle, and ends when none has come for a while.
 
-So a server has threads for the models that are busy, not for all that it holds. A batch is handed over only when an instance is idle,
-so there are never more threads than instances.
+So a server has threads for the models that are busy, not for all that it holds. A batch is handed over only when an instance is
+idle, so there are never more threads than instances.
 """
 
 import logging
@@ -66,6 +66,7 @@ class InstanceThreads(Generic[T]):
             self._inbox.put(None)
         for thread in threads:
             thread.join()
+        self._serve = _closed  # it refers back to who holds this
 
     def _start(self) -> bool:
         number = next(number for number in range(1, len(self._threads) + 2) if number not in self._threads)
@@ -77,3 +78,7 @@ class InstanceThreads(Generic[T]):
             return False
         self._threads[number] = thread
         return True
+
+
+def _closed() -> None:
+    raise RuntimeError("work was handed over after the end")

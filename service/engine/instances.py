@@ -10,9 +10,14 @@ from service.model.inference import Model
 from service.model.loading import load_model
 from service.model.model_files import read_model
 from service.model.providers import Provider
+from service.model.session import sessions_are_few
 from service.policy import Policy
 
 log = logging.getLogger(__name__)
+
+
+_SMALL_SECONDS = 0.001
+"""Of many models, one that takes no longer for an item computes with one thread: threads for each of them would be too many."""
 
 
 class Loaded(NamedTuple):
@@ -25,7 +30,7 @@ class Loaded(NamedTuple):
 def load_instances(path: Path, labels: tuple[str, ...] | None, policy: Policy, provider: Provider, cpus: int) -> Loaded:
     """Loads as many instances of a model as its policy asks for, and measures how long batches take.
 
-    On the CPU the instances share `cpus` threads.
+    On the CPU the instances share `cpus` threads. Where there are many models already, a small one has a single thread.
 
     Args:
         path: the model file, `<model>/<version>/model.onnx`.
@@ -40,18 +45,29 @@ def load_instances(path: Path, labels: tuple[str, ...] | None, policy: Policy, p
     """
     content = read_model(path)  # once: the files may be replaced between two instances
     name = f"model {path.parent.parent.name} version {path.parent.name}"
+
+    def load(threads: int) -> Model:
+        return load_model(content, policy.provider or provider, threads, labels, policy.max_batch_size, name)
+
     threads = max(1, cpus // policy.instances)
-    instances = tuple(
-        load_model(content, policy.provider or provider, threads, labels, policy.max_batch_size, name)
-        for _ in range(policy.instances)
-    )
-    first = instances[0]
-    measured = first.measure(policy.max_batch_size)
+    few = sessions_are_few()
+    first = load(threads if few else 1)
+    measured = first.measure(policy.max_batch_size, thorough=few)
+    if first.threads < threads and not _is_small(first, measured[1]):
+        first.close()
+        first = load(threads)
+        measured = first.measure(policy.max_batch_size)
+    instances = (first, *(load(first.threads) for _ in range(policy.instances - 1)))
     for other in instances[1:]:
-        other.measure(max(measured))  # warms it up
+        other.measure(max(measured), thorough=few)  # warms it up
     if labels is not None and first.has_contract:
         log.warning("%s: labels.txt is ignored: the file's contract has the labels", name)
     return Loaded(instances, measured)
+
+
+def _is_small(model: Model, seconds: float) -> bool:
+    """Whether a model gains little by threads; `seconds` an item may be too long, if something else ran at the time."""
+    return seconds <= _SMALL_SECONDS or model.measure(1)[1] <= _SMALL_SECONDS
 
 
 def start_batcher(

@@ -6,6 +6,7 @@ from typing import Any
 from service.engine.batcher import Batcher
 from service.malloc import return_freed_memory
 from service.model.inference import Model
+from service.model.session import free_unused_memory
 from service.observability.request_metrics import ModelMetrics
 from service.policy import Policy
 
@@ -38,4 +39,5 @@ class ServedVersion:
         """Ends its threads and frees its sessions, even while something still refers to this object. Only when no request runs."""
         self.batcher.close()
         self.model.close()
+        free_unused_memory()
         return_freed_memory()

@@ -24,6 +24,9 @@ _MIN_PASSES_SECONDS = 0.05
 _ENOUGH_SECONDS = 0.1
 """A batch size that has been measured for this long in all is measured no more: long times vary little."""
 
+_QUICK_SECONDS = 0.002
+"""The same when there are many models to measure: what is wrong by a disturbance is corrected while serving."""
+
 _LONG_SECONDS = 1.0
 _LONG_BATCH_GAIN = 0.95
 """Batches that take longer than `_LONG_SECONDS` grow only while an item takes less than this share of its time in smaller ones."""
@@ -134,11 +137,12 @@ class Model:
                 output[at : at + largest] = part
         return whole
 
-    def measure(self, max_batch_items: int) -> dict[int, float]:
+    def measure(self, max_batch_items: int, *, thorough: bool = True) -> dict[int, float]:
         """Warms the model up and returns the seconds of a batch by its items, for powers of two up to the largest batch.
 
-        The largest is `max_batch_items` or less: what the graph takes at a time, what fits in memory, and beyond one second only
-        what makes items faster.
+        Unless it is to be `thorough`, it takes a fraction of the time, and long batches are measured once. The largest is
+        `max_batch_items` or less: what the graph takes at a time, what fits in memory, and beyond one second only what makes items
+        faster.
 
         Raises:
             LoadError: a batch of one item fails.
@@ -148,7 +152,8 @@ class Model:
         seconds = dict.fromkeys(sizes, math.inf)
         spent = dict.fromkeys(sizes, 0.0)
         passes = 1
-        while sizes and (passes < _MIN_PASSES or sum(spent.values()) < _MIN_PASSES_SECONDS):
+        min_seconds, enough_seconds = (_MIN_PASSES_SECONDS, _ENOUGH_SECONDS) if thorough else (0.0, _QUICK_SECONDS)
+        while sizes and (passes < _MIN_PASSES or sum(spent.values()) < min_seconds):
             passes += 1
             for items in sizes:
                 start = time.perf_counter()
@@ -156,7 +161,7 @@ class Model:
                 took = time.perf_counter() - start
                 seconds[items] = min(seconds[items], took)
                 spent[items] += took
-            sizes = [items for items in sizes if spent[items] < _ENOUGH_SECONDS]
+            sizes = [items for items in sizes if spent[items] < enough_seconds]
         return seconds
 
     def _sizes_to_measure(self, max_batch_items: int) -> list[int]:

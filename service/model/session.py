@@ -5,17 +5,25 @@ The only module of service/ that imports onnxruntime.
 ONNX Runtime by itself falls back to the CPU when a provider does not initialise, or fails while it runs. Here the first raises
 ProviderUnavailable, and the second fails the batch.
 
+On the CPU, what sessions hold while they compute is one arena that all of them share: it is as large as the sessions that
+compute at a time need, not as all that are there. Weights are outside of it, so that they are freed with their session.
+
 On a GPU a batch is copied into buffers that stay where they are, one set (a bucket) for each of a few batch sizes, padded to the
 next size. So cuDNN plans for these sizes only, before the model is ready, and a CUDA graph can launch all kernels at once.
 """
 
+import functools
+import logging
+import threading
 import time
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_c
 
 from service.errors import InvalidModel, LoadError, UserError, first_line
 from service.model.model_files import ModelContent
@@ -29,9 +37,24 @@ _CUDA_OPTIONS = {"cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy":
 _SPIN_MICROSECONDS = 5
 """About as long as waking a thread takes. ONNX Runtime's threads must not hold cores that the transport and the decoders need."""
 
+_FEW_SESSIONS = 16
+"""So many may have threads of their own, and be measured at length, whatever they gain by it."""
+
+_IDENTITY = (
+    b'\x08\x08\x12\x00:7\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x01sZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
+    b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r"
+)
+"""An ONNX file whose graph is y = Identity(x), of one float32."""
+
 _NO_CUDA_GRAPH = -1
 _CUDA_GRAPH_GAIN = 0.95
 """A CUDA graph is used if it takes less than this share of the time without one."""
+
+
+log = logging.getLogger(__name__)
+
+_arena_lock = threading.Lock()
+_open: "weakref.WeakSet[ort.InferenceSession]" = weakref.WeakSet()
 
 
 class ProviderUnavailable(LoadError):
@@ -62,6 +85,42 @@ def _not_installed(provider: ProviderName) -> str:
     )
 
 
+def sessions_are_few() -> bool:
+    """Whether few sessions are open, so that one more need not be sparing with threads and time."""
+    return len(_open) < _FEW_SESSIONS
+
+
+def free_unused_memory() -> None:
+    """Frees what the shared arena holds and no session uses. For after a session was closed; takes well below a millisecond."""
+    if not _shares_arena():
+        return
+    options = ort.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    _identity_session().run(["y"], {"x": np.zeros(1, np.float32)}, options)  # the arena is freed after a run that asks for it
+
+
+def _shares_arena() -> bool:
+    with _arena_lock:
+        return _register_arena()
+
+
+@functools.cache
+def _register_arena() -> bool:
+    """Makes the arena, once in a process; False if this ONNX Runtime has none to share."""
+    try:
+        where = ort_c.OrtMemoryInfo("Cpu", ort_c.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort_c.OrtMemType.DEFAULT)
+        ort.create_and_register_allocator(where, None)
+    except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors share no base class
+        log.warning("ONNX Runtime has no arena that models can share: %s", first_line(error))
+        return False
+    return True
+
+
+@functools.cache
+def _identity_session() -> ort.InferenceSession:
+    return open_session(ModelContent(_IDENTITY), "cpu", 1)
+
+
 def open_session(content: ModelContent, provider: ProviderName, threads: int, cuda_graphs: bool = False) -> ort.InferenceSession:
     """A session on exactly this provider.
 
@@ -77,6 +136,9 @@ def open_session(content: ModelContent, provider: ProviderName, threads: int, cu
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.spin_duration_us", str(_SPIN_MICROSECONDS))
     options.log_severity_level = 4
+    if provider == "cpu" and _shares_arena():
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     if content.weights:  # they are copied while the session is made
         files = list(content.weights.values())
         options.add_external_initializers_from_files_in_memory(list(content.weights), files, list(map(len, files)))
@@ -93,6 +155,7 @@ def open_session(content: ModelContent, provider: ProviderName, threads: int, cu
         raise ProviderUnavailable(
             f"provider {provider!r} is in the installed ONNX Runtime, but does not initialise on this machine"
         )
+    _open.add(session)
     return session
 
 

@@ -1,7 +1,7 @@
 """What many small models cost: `convoy serve` with 1, 10, 100 and 500 copies of a model, each under a name of its own.
 
-Seconds and CPU seconds until all are ready, resident memory and threads of all processes then and after one call to each model, and the
-p50 of calls that go to each model in turn, one after the other.
+Seconds and CPU seconds until all are ready, resident memory and threads of all processes then and after the calls, and the p50 of
+calls that go to each model in turn, one after the other.
 
 Usage: python -m tests.benchmarks.many_models [1 10 100 500] [--model MODEL.onnx] [--workers 1] [--calls 2000]
 """

@@ -15,11 +15,13 @@ class Working:
     """Threads whose work is an event to wait for; those that they are done with are in `done`, with the thread's name."""
 
     def __init__(self) -> None:
+        self.begun = threading.Semaphore(0)
         self.done: SimpleQueue[str] = SimpleQueue()
         self.threads: InstanceThreads[threading.Event] = InstanceThreads("instance", self._serve)
 
     def _serve(self) -> None:
         while (work := self.threads.next()) is not None:
+            self.begun.release()
             work.wait()
             self.threads.rest()
             self.done.put(threading.current_thread().name)
@@ -46,10 +48,12 @@ def test_there_are_as_many_as_work_at_a_time(working: Working) -> None:
     assert working.names() == []
     for _ in range(50):
         assert working.threads.hand_over(over())
+        assert working.begun.acquire(timeout=10)
         assert working.done.get(timeout=10) == "instance-1"
     held = [threading.Event() for _ in range(3)]
     for event in held:
         assert working.threads.hand_over(event)
+        assert working.begun.acquire(timeout=10)
     assert working.names() == ["instance-1", "instance-2", "instance-3"]
     for event in held:
         event.set()
