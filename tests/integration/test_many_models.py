@@ -24,7 +24,8 @@ def say():
         time.sleep(0.01)
     status = Path("/proc/self/status").read_text()
     held = [int(status.split(f"{name}:")[1].split()[0]) for name in ("VmRSS", "Threads")]
-    ort = [sample.value for family in metrics.registry.collect() if family.name == "convoy_ort_threads" for sample in family.samples]
+    families = {family.name: family.samples for family in metrics.registry.collect()}
+    ort = [sample.value for sample in families["convoy_ort_threads"]]
     print(json.dumps([len(repository.served), held[0] / 1024, held[1], ort]), flush=True)
 
 def add(numbers):
