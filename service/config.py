@@ -54,6 +54,13 @@ class ServerConfig(BaseModel):
         le=65535,
         description="Port for /metrics, /livez, /readyz, REST and the web page; 0 takes a free one.",
     )
+    admin_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        description="Port of its own for /metrics, /livez and /readyz, always plain HTTP and open to whoever reaches it; 0 takes a "
+        "free one. The HTTP port then has no /metrics.",
+    )
     grpc_socket: Path | None = Field(
         default=None,
         description="Unix socket for gRPC, beside the port and with the same TLS. Not with several workers.",
@@ -65,6 +72,12 @@ class ServerConfig(BaseModel):
         le=1e6,
         description="Close an HTTP connection on which nothing has been sent for this time. Longer than a load balancer keeps its "
         "own (mostly 60 s, Google Cloud's 600 s), or it may send a request on a connection that is just being closed.",
+    )
+    http_request_seconds: float = Field(
+        default=30.0,
+        ge=1,
+        le=1e6,
+        description="How long an HTTP request may take to arrive, header and body; then it is answered 408.",
     )
     root_path: str = Field(
         default="",
@@ -104,13 +117,13 @@ class ServerConfig(BaseModel):
     )
     tls_cert: Path | None = Field(
         default=None,
-        description="Server certificate (PEM); turns TLS on for gRPC. Reloaded when the file changes.",
+        description="Server certificate (PEM); turns TLS on for gRPC and HTTP. Reloaded when the file changes.",
     )
     tls_key: Path | None = Field(default=None, description="Private key of the certificate (PEM).")
     tls_client_ca: Path | None = Field(
         default=None,
-        description="CA (PEM) that client certificates must come from: mutual TLS. Implies --no-rest, because HTTP asks for no "
-        "certificate.",
+        description="CA (PEM) that client certificates must come from: mutual TLS. Over HTTP all but /livez and /readyz needs one; "
+        "with --admin-port every connection to the HTTP port does.",
     )
 
     auth: Path | None = Field(
@@ -266,11 +279,6 @@ class ServerConfig(BaseModel):
     )
 
     @property
-    def rest_offered(self) -> bool:
-        """Whether requests are taken over HTTP, which asks for no client certificate."""
-        return self.rest and self.tls_client_ca is None
-
-    @property
     def page_offered(self) -> bool:
-        """Whether the web page is served; its requests go over HTTP too."""
-        return self.page and self.rest_offered
+        """Whether the web page is served; its requests go over REST's port."""
+        return self.page and self.rest

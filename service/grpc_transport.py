@@ -12,8 +12,8 @@ from service.rpc.aio_server import AioServer
 from service.rpc.call import Method, OnIdle, RpcObserver
 from service.rpc.completion_queue import CompletionQueueServer, unavailable_reason
 from service.rpc.gate import Gate
-from service.rpc.tls import TlsFiles
 from service.rpc.transport import Options, Transport
+from service.tls_files import tls_files
 from service.unix_socket import UnixSocket
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ def create_transport(
     gate: Gate | None = None,
 ) -> Transport:
     """The transport, not yet started. Raises UserError for contradictory flags or a transport that does not work here."""
-    transport, tls = _transport_class(config), _tls_files(config)
+    transport, tls = _transport_class(config), tls_files(config)
     return transport(
         Options(
             hosts=config.host,
@@ -67,15 +67,6 @@ def _transport_class(config: ServerConfig) -> type[CompletionQueueServer] | type
         raise UserError(f"--transport fast cannot be used: {reason}; --transport public can")
     log.warning("the fast transport cannot be used, taking the public one: %s", reason)
     return AioServer
-
-
-def _tls_files(config: ServerConfig) -> TlsFiles | None:
-    """The certificate files; None without TLS. Raises UserError if a flag is missing."""
-    if config.tls_cert is None and config.tls_key is None and config.tls_client_ca is None:
-        return None
-    if config.tls_cert is None or config.tls_key is None:
-        raise UserError("TLS needs both --tls-cert and --tls-key")
-    return TlsFiles(config.tls_cert, config.tls_key, config.tls_client_ca)
 
 
 def _channel_arguments(config: ServerConfig) -> list[tuple[str, int]]:

@@ -55,14 +55,15 @@ class ReadyFile:
         except OSError as error:
             raise UserError(f"--ready-file {str(path)!r}: {error.strerror}") from None
 
-    def write(self, grpc_port: int, http_port: int) -> None:
+    def write(self, grpc_port: int, http_port: int, admin_port: int | None = None) -> None:
         """Writes the file if it is not there.
 
         An error is logged and not raised: the server serves all the same, and a thread tries again until it can be written.
         """
         if self._path is None:
             return
-        self._content = json.dumps({"grpc_port": grpc_port, "http_port": http_port, "pid": os.getpid()}) + "\n"
+        ports = {"grpc_port": grpc_port, "http_port": http_port} | ({} if admin_port is None else {"admin_port": admin_port})
+        self._content = json.dumps(ports | {"pid": os.getpid()}) + "\n"
         with self._lock:
             if self._retrying:
                 return

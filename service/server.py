@@ -123,7 +123,7 @@ class Server:
         self._http = HttpServer(
             config, metrics.registry, HttpMetrics(metrics.registry), self.not_ready_reason,
             self._http_app(metadata, allowed_control, memory), self._max_message_bytes, self.not_alive_reason,
-            None if self._access is None else http_gate.Gate(Authenticator(self._access, "http")),
+            None if self._access is None else http_gate.Gate(Authenticator(self._access, "http")), self._budget,
         )  # fmt: skip
 
     def _grpc_methods(self, metadata: ServerMetadata, control: Control, memory: SharedMemory) -> list[Method]:
@@ -147,7 +147,7 @@ class Server:
 
     def _http_app(self, metadata: ServerMetadata, control: Control, memory: SharedMemory) -> "WSGIApplication | None":
         """What the HTTP port serves beside metrics and probes: REST, and in front of it the page."""
-        if not self._config.rest_offered:
+        if not self._config.rest:
             return None
         lenient = self._config.ignore_unknown_parameters
         rest = Rest(self._classifier, metadata, control, self._places, memory, self._max_message_bytes, lenient)
@@ -194,9 +194,9 @@ class Server:
             raise
         self.ready_file.remove()
         log.info(
-            "listening: gRPC on %s (%s transport%s), HTTP on %s",
+            "listening: gRPC on %s (%s transport%s), %s on %s",
             " and ".join(self._transport.addresses), self._transport.name, ", TLS" if self._config.tls_cert else "",
-            " and ".join(self._http.addresses),
+            "HTTPS" if self._config.tls_cert else "HTTP", " and ".join(self._http.addresses),
         )  # fmt: skip
 
     def load_models(self) -> None:
@@ -273,7 +273,7 @@ class Server:
     def _models_changed(self) -> None:
         self._warn_of_large_requests()
         if self._repository.ready and not self._draining:
-            self.ready_file.write(self.grpc_port, self.http_port)
+            self.ready_file.write(self.grpc_port, self.http_port, self._http.admin_port)
             if not self._ready_logged and self._config.workers == 1:
                 self._ready_logged = True
                 page = f"; the page is {self._http.url}" if self._config.page_offered else ""

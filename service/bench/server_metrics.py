@@ -1,6 +1,7 @@
 """A server's own measurements of a load: the difference of two scrapes of its `/metrics`."""
 
 import http.client
+import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -64,8 +65,10 @@ class Snapshot:
         return difference if min(counted) >= 0 else None
 
 
-def scrape(url: str, model: str) -> Snapshot:
+def scrape(url: str, model: str, context: ssl.SSLContext | None = None) -> Snapshot:
     """Reads `url`, such as http://127.0.0.1:8002/metrics, for one model, all its versions together.
+
+    `context` says which certificates are trusted and shown over https.
 
     Raises:
         UserError: it cannot be read, or is not in Prometheus' text format.
@@ -73,7 +76,7 @@ def scrape(url: str, model: str) -> Snapshot:
     if not url.startswith(("http://", "https://")):
         raise UserError(f"--metrics {url!r}: expected a URL such as http://127.0.0.1:8002/metrics")
     try:
-        with _open(url) as response:
+        with _open(url, context) as response:
             families = list(text_string_to_metric_families(response.read().decode()))
     except (OSError, urllib.error.URLError, http.client.HTTPException, ValueError) as error:
         raise UserError(f"cannot read metrics at {url}{_through(url)}: {error}") from None
@@ -96,9 +99,11 @@ def scrape(url: str, model: str) -> Snapshot:
     return Snapshot({phase: sorted(buckets.items()) for phase, buckets in phases.items() if buckets}, *sums.values())
 
 
-def _open(url: str) -> Any:
+def _open(url: str, context: ssl.SSLContext | None) -> Any:
     """Without the proxy of the environment for an address of this machine, as the calls go."""
-    handlers = [urllib.request.ProxyHandler({})] if _is_local(url) else []
+    handlers: list[urllib.request.BaseHandler] = [urllib.request.HTTPSHandler(context=context)]
+    if _is_local(url):
+        handlers.append(urllib.request.ProxyHandler({}))
     return urllib.request.build_opener(*handlers).open(url, timeout=_TIMEOUT_SECONDS)
 
 

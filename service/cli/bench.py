@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -220,14 +221,16 @@ class _ServerMetrics:
 
     def __init__(self, options: Options) -> None:
         host, port = _host_and_port(options.server)
+        scheme = "http" if options.tls_ca is None else "https"
+        self._context = _tls_context(options)
         self.note = ""
         self._model = options.model
         self._required = options.metrics_url not in (None, "none")
         self._url = options.metrics_url if self._required else None
         if options.metrics_url is None and port == str(GRPC_PORT):
-            self._url = f"http://{host}:{HTTP_PORT}/metrics"
+            self._url = f"{scheme}://{host}:{HTTP_PORT}/metrics"
         elif options.metrics_url is None:  # the usual HTTP port may belong to another server
-            self.note = f"give their address with --metrics http://{host}:PORT/metrics"
+            self.note = f"give their address with --metrics {scheme}://{host}:PORT/metrics"
         self._before: Snapshot | None = None
 
     def start(self) -> None:
@@ -249,11 +252,21 @@ class _ServerMetrics:
         if self._url is None:
             return None
         try:
-            return scrape(self._url, self._model)
+            return scrape(self._url, self._model, self._context)
         except UserError:
             if required:
                 raise
             return None
+
+
+def _tls_context(options: Options) -> ssl.SSLContext | None:
+    """What is trusted, and shown, over https: the same as over gRPC. None without --tls-ca."""
+    if options.tls_ca is None:
+        return None
+    context = ssl.create_default_context(cafile=options.tls_ca)
+    if options.tls_cert is not None:
+        context.load_cert_chain(options.tls_cert, options.tls_key)
+    return context
 
 
 def _host_and_port(server: str) -> tuple[str, str]:

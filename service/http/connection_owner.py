@@ -16,6 +16,7 @@ class Owner(Protocol):
     idle_seconds: float
     request_seconds: float
     buffer: memoryview
+    no_room: str
     loop: asyncio.AbstractEventLoop
 
     def admit(self, environ: "WSGIEnvironment") -> int | Reply:
@@ -23,6 +24,10 @@ class Owner(Protocol):
 
     def refusal(self, status: int, message: str, origin: str | None) -> Reply:
         """The reply to a request that could not be read."""
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether more connections are open than there are places, so that only probes and scrapes are answered."""
 
     def take(self, count: int) -> bool:
         """Takes bytes for a body out of the budget, if they are there."""

@@ -15,6 +15,7 @@ import logging
 import math
 import resource
 import socket
+import ssl
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,11 +23,13 @@ from typing import TYPE_CHECKING, Any
 
 from werkzeug.http import http_date
 
+from service.byte_budget import UNLIMITED, ByteBudget
 from service.http.http1 import Connection
 from service.http.places import Places
 from service.http.request_threads import RequestThreads
 from service.http.responses import error_response
-from service.http.wsgi import Headers, Reply, call, connection_environ, to_reply
+from service.http.wsgi import PEER_CERTIFICATE, Headers, Reply, call, connection_environ, to_reply
+from service.tls_files import TlsFiles
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
@@ -52,6 +55,10 @@ CHECK_SECONDS = 1.0
 
 ACCEPT_PAUSE_SECONDS = 0.1
 """How long accepting pauses when there is no room for another connection."""
+
+HANDSHAKE_SECONDS = 10.0
+SHUTDOWN_SECONDS = 2.0
+"""How long the beginning and the end of TLS may take on a connection."""
 
 LOG_SECONDS = 60
 """How often a shortage of connections or file descriptors is logged."""
@@ -81,6 +88,9 @@ class EventLoopServer:
         admit: "Callable[[WSGIEnvironment], int | Reply] | None" = None,
         refusal_headers: Callable[[str | None], Headers] = lambda _: [],
         has_places_by_address: Callable[[str], bool] = lambda _: True,
+        budget: ByteBudget = UNLIMITED,
+        tls: TlsFiles | None = None,
+        client_certificates: ssl.VerifyMode = ssl.CERT_OPTIONAL,
     ) -> None:
         """Listens on the sockets; they are the server's from now on.
 
@@ -95,7 +105,18 @@ class EventLoopServer:
             admit: see `http1.Owner`.
             refusal_headers: the headers of a refusal, by the header Origin of the request.
             has_places_by_address: whether an address has a limited number of places.
+            budget: bodies are taken out of it as they arrive, and given back when the request has been answered.
+            tls: the certificate files, without which HTTP is plain.
+            client_certificates: whether clients need one, if the files say of whom.
+
+        Raises:
+            UserError: the certificate files cannot be used.
         """
+        self._tls = tls
+        self._client_certificates = client_certificates
+        self._context = None if tls is None else self._prepared(tls.context())
+        self._budget = budget
+        self.no_room = str(budget.refusal())
         self.max_header_bytes = max_header_bytes
         self.idle_seconds = idle_seconds
         self.request_seconds = request_seconds
@@ -172,11 +193,29 @@ class EventLoopServer:
             return
         connection = Connection(self)
         server = ("localhost", 0) if address is None else listener.getsockname()[:2]
-        connection.environ = connection_environ(None if address is None else address[:2], server, "http", None)
+        context = self._current_context()
+        connection.environ = connection_environ(
+            None if address is None else address[:2], server, "http" if context is None else "https"
+        )
         self._places.add(connection, client)
-        opening = self.loop.create_task(self.loop.connect_accepted_socket(lambda: connection, accepted))
+        times = {} if context is None else {"ssl_handshake_timeout": HANDSHAKE_SECONDS, "ssl_shutdown_timeout": SHUTDOWN_SECONDS}
+        opening = self.loop.create_task(
+            self.loop.connect_accepted_socket(lambda: connection, accepted, ssl=context, **times)
+        )  # fmt: skip
         self._opening[connection] = opening
         opening.add_done_callback(partial(self._opened, connection, accepted))
+
+    def _current_context(self) -> ssl.SSLContext | None:
+        renewed = None if self._tls is None else self._tls.renewed_context()
+        if renewed is not None:
+            self._context = self._prepared(renewed)
+        return self._context
+
+    def _prepared(self, context: ssl.SSLContext) -> ssl.SSLContext:
+        if context.get_ca_certs():
+            context.verify_mode = self._client_certificates
+        context.set_alpn_protocols(["http/1.1"])
+        return context
 
     def _opened(self, connection: Connection, accepted: socket.socket, opening: asyncio.Task[Any]) -> None:
         del self._opening[connection]
@@ -210,6 +249,10 @@ class EventLoopServer:
 
     def connected(self, connection: Connection, transport: asyncio.BaseTransport) -> None:
         """See http1.Owner."""
+        encrypted: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
+        certificate = None if encrypted is None else encrypted.getpeercert(binary_form=True)
+        if certificate is not None:
+            connection.environ[PEER_CERTIFICATE] = certificate
 
     def used(self, connection: Connection) -> None:
         """See http1.Owner."""
@@ -225,14 +268,22 @@ class EventLoopServer:
 
     def refusal(self, status: int, message: str, origin: str | None) -> Reply:
         """See http1.Owner."""
-        return to_reply(error_response(status, message), self._refusal_headers(origin))
+        retry = [("Retry-After", "1")] if status in (429, 503) else []
+        return to_reply(error_response(status, message), [*retry, *self._refusal_headers(origin)])
 
-    def take(self, count: int) -> bool:  # noqa: ARG002 - there is no budget yet
+    @property
+    def is_crowded(self) -> bool:
         """See http1.Owner."""
-        return True
+        return self._places.are_exceeded
+
+    def take(self, count: int) -> bool:
+        """See http1.Owner."""
+        return self._budget.take(count)
 
     def give_back(self, count: int) -> None:
         """See http1.Owner."""
+        if count:
+            self._budget.give_back(count)
 
     def answer(self, connection: Connection, environ: "WSGIEnvironment") -> None:
         """See http1.Owner."""

@@ -32,6 +32,9 @@ HEAD, BODY, ANSWERING, LINGERING, CLOSED = "head", "body", "answering", "lingeri
 SMALL_BODY_BYTES = 64 * 1024
 """A body whose length says that it is at most so large is read, whatever it is for. All others are asked for first."""
 
+PROBES = ("livez", "readyz", "metrics")
+"""The names of what is answered however many connections are open."""
+
 LINGER_SECONDS = 2.0
 LINGER_BYTES = 16 * 2**20
 """How long, and how much, to go on reading after a request was refused."""
@@ -143,7 +146,10 @@ class Connection(asyncio.BufferedProtocol):
         if (unsent := transport.get_write_buffer_size()) != self._unsent:
             self._unsent, self._active = unsent, now
         if now > self._active + self._owner.idle_seconds or (self.state is LINGERING and not unsent and now > self._linger_until):
-            self.abort()
+            if unsent:
+                transport.abort()
+            else:
+                transport.close()
         elif self._began is not None and now > self._began + self._owner.request_seconds and self.state in (HEAD, BODY):
             self._refuse(408, f"the request did not arrive within {self._owner.request_seconds:g} s")
 
@@ -202,6 +208,8 @@ class Connection(asyncio.BufferedProtocol):
         self._h11 = protocol = head.protocol
         self._request, self._method, self._has_body = head.environ, head.method, head.has_body
         self._body_limit = SMALL_BODY_BYTES
+        if self._owner.is_crowded and head.environ["PATH_INFO"].rpartition("/")[2] not in PROBES:
+            raise Refused(503, "too many HTTP connections are open, all of them in use")
         if head.length is None or head.length > SMALL_BODY_BYTES or protocol.they_are_waiting_for_100_continue:
             admitted = self._owner.admit(head.environ)
             if isinstance(admitted, Reply):
@@ -230,7 +238,7 @@ class Connection(asyncio.BufferedProtocol):
                 if self._body_bytes > self._body_limit:
                     raise self._too_large()
                 if not owner.take(count):
-                    raise Refused(429, "the server has no room for the body now: too many bytes are in flight")
+                    raise Refused(429, owner.no_room)
                 self._taken += count
                 self._body.write(event.data)
             elif type(event) is h11.EndOfMessage:

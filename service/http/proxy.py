@@ -2,7 +2,7 @@
 
 import ipaddress
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from werkzeug.middleware.proxy_fix import ProxyFix
@@ -34,7 +34,7 @@ def behind_proxy(app: "WSGIApplication", trusted: Sequence[str], root_path: str)
     """
     if not trusted and not root_path:
         return app
-    networks = [proxy_network(each) for each in trusted if each != UNIX]
+    is_trusted = trusts(trusted)
 
     def strip_prefix(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         path: str = environ["PATH_INFO"]
@@ -51,6 +51,16 @@ def behind_proxy(app: "WSGIApplication", trusted: Sequence[str], root_path: str)
 
     forwarded = ProxyFix(strip_prefix, x_for=1, x_proto=1, x_host=1, x_prefix=1)
 
+    def answer(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        return (forwarded if is_trusted(environ["REMOTE_ADDR"]) else strip_prefix)(environ, start_response)
+
+    return answer
+
+
+def trusts(trusted: Sequence[str]) -> Callable[[str], bool]:
+    """Whether an address is one of a trusted proxy. Raises UserError if an address or network cannot be read."""
+    networks = [proxy_network(each) for each in trusted if each != UNIX]
+
     def is_trusted(address: str) -> bool:
         try:
             parsed = ipaddress.ip_address(address)
@@ -59,10 +69,7 @@ def behind_proxy(app: "WSGIApplication", trusted: Sequence[str], root_path: str)
         mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
         return any((mapped or parsed) in network for network in networks)
 
-    def answer(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
-        return (forwarded if is_trusted(environ["REMOTE_ADDR"]) else strip_prefix)(environ, start_response)
-
-    return answer
+    return is_trusted
 
 
 def checked_root_path(root_path: str) -> str:

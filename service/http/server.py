@@ -4,6 +4,7 @@ It has threads of its own beside the gRPC transport's, so that a scrape never wa
 """
 
 import logging
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,6 +16,7 @@ from werkzeug.routing import Map, Rule
 from werkzeug.wrappers import Response
 
 from service import listeners
+from service.byte_budget import UNLIMITED, ByteBudget
 from service.config import ServerConfig
 from service.errors import RequestError
 from service.http.allowed_hosts import AllowedHosts
@@ -22,9 +24,10 @@ from service.http.event_loop import MAX_HEADER_BYTES, EventLoopServer
 from service.http.gate import GATE, Gate, check_route
 from service.http.http1 import SMALL_BODY_BYTES
 from service.http.origins import AllowedOrigins
-from service.http.proxy import behind_proxy, checked_root_path
+from service.http.proxy import behind_proxy, checked_root_path, trusts
 from service.http.responses import error_response, missing_security_headers, response_to_error
-from service.http.wsgi import Headers, Reply, call
+from service.http.wsgi import PEER_CERTIFICATE, Headers, Reply, call
+from service.tls_files import tls_files
 from service.unix_socket import UnixSocket
 from service.vital_thread import vital_thread
 
@@ -113,6 +116,7 @@ class HttpServer:
         max_body_bytes: int,
         not_alive_reason: Callable[[], str] = lambda: "",
         gate: Gate | None = None,
+        budget: ByteBudget = UNLIMITED,
     ) -> None:
         """Raises UserError for a setting that is not accepted.
 
@@ -125,6 +129,7 @@ class HttpServer:
             max_body_bytes: the limit of a request's body.
             not_alive_reason: returns why the process must be restarted; an empty string if it need not.
             gate: is asked about every request; without it all are let in.
+            budget: what the bodies of requests are taken out of.
         """
         self.port = config.http_port
         self.addresses: Sequence[str] = ()
@@ -142,6 +147,13 @@ class HttpServer:
         self._idle_seconds = config.http_idle_seconds
         self._max_header_bytes = config.max_metadata_bytes or MAX_HEADER_BYTES
         self._page_offered = config.page_offered
+        self._request_seconds = config.http_request_seconds
+        self._budget = budget
+        self._trusts = trusts(config.trusted_proxies)
+        self._tls = tls_files(config)
+        self._needs_certificate = config.tls_client_ca is not None
+        self.admin_port = config.admin_port
+        """The port of probes and metrics alone, once started; None without."""
         self._root_path = checked_root_path(config.root_path)
         self._origins = AllowedOrigins(config.allowed_origins)
         self._cross_site_logged = False
@@ -151,6 +163,8 @@ class HttpServer:
             for inner in (self.application, self._admit)
         )
         self._thread = vital_thread(self._run, "http")
+        self._admin: EventLoopServer | None = None
+        self._admin_thread = vital_thread(self._run_admin, "http-admin")
 
     def start(self) -> None:
         """Binds the addresses and serves from threads of its own. Raises UserError if one cannot be bound; then none is."""
@@ -165,17 +179,33 @@ class HttpServer:
                 raise
             addresses.append(f"unix:{self._unix_socket.path}")
         self.port, self.addresses = bound[0].getsockname()[1], addresses
-        self._server = EventLoopServer(
-            self._serve_counted, bound, PROBE_THREADS + MAX_CONCURRENT_REQUESTS, self._max_body_bytes, self._idle_seconds,
-            self._max_header_bytes, admit=self.admit, refusal_headers=self._origins.headers,
-        )  # fmt: skip
+        try:
+            admin = listeners.bind(self._hosts, self.admin_port, "administration") if self.admin_port is not None else []
+            self._server = EventLoopServer(
+                self._serve_counted, bound, PROBE_THREADS + MAX_CONCURRENT_REQUESTS, self._max_body_bytes, self._idle_seconds,
+                self._max_header_bytes, self._request_seconds, self.admit, self._origins.headers,
+                has_places_by_address=lambda address: not self._trusts(address), budget=self._budget, tls=self._tls,
+                client_certificates=ssl.CERT_REQUIRED if admin else ssl.CERT_OPTIONAL,
+            )  # fmt: skip
+        except BaseException:
+            for each in bound:
+                each.close()
+            raise
+        if admin:
+            self.admin_port = admin[0].getsockname()[1]
+            self._admin = EventLoopServer(
+                self._serve_admin, admin, PROBE_THREADS, SMALL_BODY_BYTES, self._idle_seconds, self._max_header_bytes,
+                self._request_seconds,
+            )  # fmt: skip
+            self._admin_thread.start()
         self._thread.start()
 
     @property
     def url(self) -> str:
         """The URL of the page on this machine, once started."""
         host = self.addresses[0].rpartition(":")[0]
-        return f"http://{'127.0.0.1' if host in ('[::]', '0.0.0.0') else host}:{self.port}{self._root_path}/"  # noqa: S104 - compared
+        scheme = "http" if self._tls is None else "https"
+        return f"{scheme}://{'127.0.0.1' if host in ('[::]', '0.0.0.0') else host}:{self.port}{self._root_path}/"  # noqa: S104 - compared
 
     def stop(self) -> None:
         """Closes the port and all connections, idle ones too: a scraper keeps its own open for ever."""
@@ -184,9 +214,16 @@ class HttpServer:
                 self._unix_socket.remove()
             self._server.close()
             self._thread.join()
+        if self._admin is not None and self._admin_thread.is_alive():
+            self._admin.close()
+            self._admin_thread.join()
 
     def _run(self) -> None:
         self._server.run()
+
+    def _run_admin(self) -> None:
+        if self._admin is not None:
+            self._admin.run()
 
     def admit(self, environ: "WSGIEnvironment") -> int | Reply:
         """The most bytes that a request's body may have, or the reply that refuses the request before its body is read."""
@@ -213,7 +250,9 @@ class HttpServer:
                 return error_response(404, "this path takes no body")(environ, start_response)
         except (HTTPException, RequestError) as error:
             return response_to_error(error, environ)(environ, start_response)
-        refusal = self._refusal(environ) if endpoint not in _PROBES else None
+        refusal = self._without_certificate(endpoint, environ)
+        if refusal is None and endpoint not in _PROBES:
+            refusal = self._refusal(environ)
         if refusal is not None:
             return refusal(environ, start_response)
         has_large = environ["REQUEST_METHOD"] == "POST" and (endpoint == "infer" or (endpoint == "page" and self._page_offered))
@@ -249,8 +288,26 @@ class HttpServer:
             endpoint = "app"
         except (HTTPException, RequestError) as error:
             return response_to_error(error, environ)(environ, start_response)
+        if (refusal := self._without_certificate(endpoint, environ)) is not None:
+            return refusal(environ, start_response)
         if endpoint not in _PROBES:
             return self._answer_with_app(environ, start_response)
+        if endpoint == "metrics" and self.admin_port is not None:
+            return error_response(404, "the metrics are on the port of --admin-port")(environ, start_response)
+        return self._answer_probe(endpoint, environ, start_response)
+
+    def _serve_admin(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        """Answers a request on the port of its own for probes and metrics, which asks nobody who they are."""
+
+        def start(status: str, headers: Headers, exc_info: Any = None) -> Callable[[bytes], object]:
+            return start_response(status, headers + missing_security_headers(headers), exc_info)
+
+        endpoint = environ["PATH_INFO"].removeprefix("/")
+        if endpoint not in _PROBES:
+            return error_response(404, "this port serves only /metrics, /livez and /readyz")(environ, start)
+        return self._answer_probe(endpoint, environ, start)
+
+    def _answer_probe(self, endpoint: str, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         if environ["REQUEST_METHOD"] == "OPTIONS":
             return Response(status=204, headers={"Allow": "GET, HEAD, OPTIONS"})(environ, start_response)
         if endpoint == "metrics":
@@ -263,6 +320,12 @@ class HttpServer:
         reason = self._not_ready_reason() if endpoint == "readyz" else self._not_alive_reason()
         response = Response(f"{reason or 'ok'}\n", status=503 if reason else 200, mimetype="text/plain")
         return response(environ, start_response)
+
+    def _without_certificate(self, endpoint: str, environ: "WSGIEnvironment") -> Response | None:
+        """The response to a client that shows no certificate where one is needed: for all but probes."""
+        if not self._needs_certificate or PEER_CERTIFICATE in environ or endpoint in ("livez", "readyz"):
+            return None
+        return error_response(401, "a client certificate is needed (--tls-client-ca)")
 
     def _refusal(self, environ: "WSGIEnvironment") -> Response | None:
         """The response to a request that the application does not get."""

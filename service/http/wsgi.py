@@ -5,7 +5,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 import h11
@@ -78,11 +78,9 @@ def _path_and_query(target: bytes) -> bytes:
     return absolute[1].partition(b"#")[0]
 
 
-def connection_environ(
-    client: tuple[str, int] | None, server: tuple[str, int], scheme: str, peer_certificate: bytes | None
-) -> "WSGIEnvironment":
+def connection_environ(client: tuple[str, int] | None, server: tuple[str, int], scheme: str) -> "WSGIEnvironment":
     """What the requests of one connection have in common. `client` is None at a unix socket: its address is then `unix`."""
-    environ: dict[str, Any] = {
+    return {
         "REMOTE_ADDR": "unix" if client is None else client[0],
         "REMOTE_PORT": "" if client is None else str(client[1]),
         "SERVER_NAME": server[0],
@@ -96,9 +94,6 @@ def connection_environ(
         "wsgi.run_once": False,
         "wsgi.input_terminated": True,
     }
-    if peer_certificate is not None:
-        environ[PEER_CERTIFICATE] = peer_certificate
-    return environ
 
 
 PEER_CERTIFICATE = "convoy.peer_certificate"

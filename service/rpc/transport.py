@@ -19,7 +19,8 @@ from service.principal import Peers, Principal
 from service.rpc.call import Method, OnIdle, RpcObserver
 from service.rpc.gate import Gate
 from service.rpc.status import Metadata
-from service.rpc.tls import Renewals, Tls
+from service.rpc.tls import Renewals, server_credentials
+from service.tls_files import Tls
 from service.unix_socket import UnixSocket
 
 MAX_METADATA_ENTRIES = 100
@@ -105,7 +106,7 @@ class Options:
             addresses.append(f"unix:{self.unix_socket.path}")
         renewals = Renewals(self.renewed_tls)
         for target, address in zip(targets, addresses, strict=True):
-            credentials = None if self.tls is None else self.tls.credentials(renewals.reader())
+            credentials = None if self.tls is None else server_credentials(self.tls, renewals.reader())
             if not add_port(target, credentials):
                 raise UserError(f"cannot listen for gRPC on {address}: C core could not bind it")
         if self.unix_socket is not None:

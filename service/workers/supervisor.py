@@ -34,6 +34,7 @@ from service.errors import ConvoyError, DeadlineExceeded, LoadError, Unavailable
 from service.exposure import open_access
 from service.http.gate import Gate
 from service.http.server import ROUTE, HttpMetrics, HttpServer
+from service.http.wsgi import PEER_CERTIFICATE
 from service.lifecycle import StopOnSignals, check_config
 from service.process_exit import before_exit
 from service.ready_file import ReadyFile
@@ -81,10 +82,11 @@ class Supervisor(Collector):
         all_metrics = CollectorRegistry()
         all_metrics.register(self)
         self._access = open_access(config, self._own_metrics)
+        max_body_bytes = config.max_message_bytes or message_limits.max_message_bytes(config.repository, config.policies)
         self._http = HttpServer(
-            config, all_metrics, HttpMetrics(self._own_metrics), self.not_ready_reason, self._forward_http,
-            max_body_bytes=config.max_message_bytes or message_limits.max_message_bytes(config.repository, config.policies),
+            config, all_metrics, HttpMetrics(self._own_metrics), self.not_ready_reason, self._forward_http, max_body_bytes,
             gate=None if self._access is None else Gate(Authenticator(self._access, "http")),
+            budget=message_limits.byte_budget(config, max_body_bytes),
         )  # fmt: skip
         self.ready_file = ReadyFile(config.ready_file)
         self._lock = threading.Lock()
@@ -118,7 +120,14 @@ class Supervisor(Collector):
         # The addresses of a name may change; all workers listen on those that are reserved.
         hosts = tuple(listeners.host_of(each) for each in self._reserved)
         self._worker_config = config.model_copy(
-            update={"host": hosts, "grpc_port": self.grpc_port, "http_port": 0, "http_socket": None, "ready_file": None}
+            update={
+                "host": hosts,
+                "grpc_port": self.grpc_port,
+                "http_port": 0,
+                "http_socket": None,
+                "admin_port": None,
+                "ready_file": None,
+            }
         )
         for thread in self._threads:
             thread.start()
@@ -290,10 +299,11 @@ class Supervisor(Collector):
             if self._was_ready or self._stopping.is_set() or len(self._ready_workers()) < self._config.workers:
                 return
             self._was_ready = True
-            self.ready_file.write(self.grpc_port, self._http.port)
+            self.ready_file.write(self.grpc_port, self._http.port, self._http.admin_port)
         log.info(
-            "ready: gRPC on %s by %d workers, HTTP on %s",
-            " and ".join(map(listeners.address_of, self._reserved)), self._config.workers, " and ".join(self._http.addresses),
+            "ready: gRPC on %s by %d workers, %s on %s",
+            " and ".join(map(listeners.address_of, self._reserved)), self._config.workers,
+            "HTTPS" if self._config.tls_cert else "HTTP", " and ".join(self._http.addresses),
         )  # fmt: skip
 
     def _broadcast(self, method: str, *arguments: str | int) -> None:
@@ -332,7 +342,7 @@ class Supervisor(Collector):
     def _forward_http(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         """Has a worker answer an HTTP request."""
         try:
-            request = {key: value for key, value in environ.items() if isinstance(value, str)}
+            request = {key: value for key, value in environ.items() if isinstance(value, str) or key == PEER_CERTIFICATE}
             answer = self._forwarder.answer(request, environ["wsgi.input"].read())
             environ[ROUTE] += answer.route
         except ConvoyError as error:

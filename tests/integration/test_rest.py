@@ -370,3 +370,37 @@ def probes(server: Server | ServerProcess) -> list[int]:
         statuses.append(response.status)
         connection.close()
     return statuses
+
+
+@pytest.mark.parametrize("transport_name", ["fast"])
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_trickling_headers_and_stalled_bodies_leave_probes_answered_and_memory_as_it_was(
+    repository: Path, spawn: Spawn, workers: str
+) -> None:
+    raise_file_limit()
+    server = spawn(repository, "--workers", workers)
+    assert probes(server) == [200, 200, 200]
+    pid = server.process.pid
+
+    def resident_bytes() -> int:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
+
+    before = resident_bytes()
+    with contextlib.ExitStack() as stack:
+
+        def open_with(sent: bytes) -> socket.socket:
+            opened = stack.enter_context(socket.create_connection(("127.0.0.1", server.http_port), timeout=60))
+            opened.sendall(sent)
+            return opened
+
+        head = "POST {} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 90000000\r\n\r\n"
+        stalled = [open_with(head.format(path).encode() + b"x") for path in [INFER] * 10 + ["/none", "/v2", "/livez"]]
+        trickling = [open_with(b"GET /liv") for _ in range(MAX_CONNECTIONS)]
+        for _ in range(3):
+            for each in trickling:
+                with contextlib.suppress(ConnectionError):
+                    each.sendall(b"e")
+            assert probes(server) == [200, 200, 200]
+        assert resident_bytes() - before < 32 * 2**20
+        for each in stalled[10:]:
+            assert each.recv(65536).startswith((b"HTTP/1.1 404 ", b"HTTP/1.1 413 ")), "refused without its body"

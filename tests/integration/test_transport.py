@@ -22,8 +22,8 @@ from service.principal import Principal
 from service.rpc.aio_server import AioServer
 from service.rpc.call import Method, Stream, StreamCall, Unary, UnaryCall
 from service.rpc.completion_queue import CompletionQueueServer, unavailable_reason
-from service.rpc.tls import Tls
 from service.rpc.transport import Options, Transport
+from service.tls_files import Tls
 from tests.benchmarks.leaks import half_a_call
 from tests.integration.transport_service import ERRORS, LIMIT, RecordingObserver, Service
 
