@@ -256,7 +256,7 @@ def test_probes_ask_for_what_a_server_answers(repository: Path, serve: Serve) ->
                 asked = health_pb2.HealthCheckRequest(service=probe["grpc"].get("service", ""))
                 assert health.Check(asked, timeout=10).status == health_pb2.HealthCheckResponse.SERVING
             else:
-                assert names[probe["httpGet"]["port"]] == 8002
+                assert names[probe["httpGet"]["port"]] == 8003
                 assert get(server, probe["httpGet"]["path"])[0] == 200
 
 

@@ -49,13 +49,15 @@ function makeCharts() {
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => Object.values(charts).forEach((each) => each.redraw(false, true)));
 }
 
-/** Takes one look at /metrics. */
+/** Takes one look at /metrics; false if this port has none (--admin-port). */
 async function look() {
   const response = await fetch("metrics", { cache: "no-store", signal: AbortSignal.timeout(5000) });
+  if (response.status === 404) return false;
   if (!response.ok) throw new Error(`/metrics: ${response.status}`);
   const now = Date.now() / 1000;
   looks.push([now, parse(await response.text())]);
   while (looks[0][0] < now - KEPT - WINDOW) looks.shift();
+  return true;
 }
 
 function draw() {
@@ -151,7 +153,11 @@ export function start(onState) {
   const tick = async () => {
     if (!document.hidden) {
       try {
-        await look();
+        if (!(await look())) {
+          document.querySelectorAll('#live, a[href="#live"], a[href="metrics"]').forEach((each) => { each.style.display = "none"; });
+          onState(true);
+          return;
+        }
         if (shown === looks) draw();
         onState(true);
       } catch {
