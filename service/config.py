@@ -201,6 +201,13 @@ class ServerConfig(BaseModel):
         description="How long the message of a gRPC call may take to arrive. While memory is short, calls that wait for theirs are "
         "ended earlier, the youngest first.",
     )
+    decode_seconds: float = Field(
+        default=10.0,
+        gt=0,
+        le=1e6,
+        description="Longest time that decoding one picture may take: of those that are decoded in processes of their own, because "
+        "they may need long or much memory. Beyond it the picture is refused, and the process replaced.",
+    )
     max_metadata_bytes: int | None = Field(
         default=None,
         ge=8192,

@@ -27,6 +27,7 @@ from service.access.authenticator import Authenticator
 from service.config import ServerConfig
 from service.control import Control, ControlPlaces, ForbiddenControl
 from service.engine.classifier import Classifier
+from service.engine.decoding_processes import DecodingProcesses
 from service.engine.observer import RequestObserver
 from service.engine.repository import Repository
 from service.exposure import control_allowed, log_exposure, open_access
@@ -106,7 +107,8 @@ class Server:
         self._repository = Repository(
             config.repository, config.provider, metrics, self._models_changed, cpus, trace_batch, config.policies
         )  # fmt: skip
-        self._classifier = Classifier(self._repository, metrics, cpus, _observer(config, self._tracing))
+        processes = DecodingProcesses(config.decode_seconds, self._budget.limit_bytes)
+        self._classifier = Classifier(self._repository, metrics, cpus, _observer(config, self._tracing), processes)
 
         memory = SharedMemory(config.shared_memory_prefix)
         metadata = ServerMetadata(self._repository, lambda: not self.not_ready_reason(), shared_memory=memory.is_on)

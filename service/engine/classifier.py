@@ -2,11 +2,16 @@
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
+
+import numpy as np
+from numpy.typing import NDArray
 
 from service.engine.answer import Answer
-from service.engine.decoding import DecodingPool
+from service.engine.decoding import DecodingPool, decode
+from service.engine.decoding_processes import DecodingProcesses
 from service.engine.observer import RequestObserver
-from service.engine.query import Query
+from service.engine.query import Item, Query
 from service.engine.repository import Repository
 from service.engine.request import Request, Respond, wrong_count
 from service.engine.served_version import ServedVersion
@@ -19,14 +24,19 @@ class Classifier:
     """Answers queries with the models of a repository."""
 
     def __init__(
-        self, repository: Repository, metrics: Metrics, cpus: int | None = None, observer: RequestObserver | None = None
+        self,
+        repository: Repository,
+        metrics: Metrics,
+        cpus: int | None = None,
+        observer: RequestObserver | None = None,
+        processes: DecodingProcesses | None = None,
     ) -> None:
-        """Decodes with `cpus` threads; with as many as this process has CPUs if not given."""
+        """Decodes with `cpus` threads; with as many as this process has CPUs if not given. Dear pictures go to `processes`."""
         self._repository = repository
         self._metrics = metrics
         self._observer = observer
         self._draining = False
-        self.pool = DecodingPool(cpus or cpu_budget())
+        self.pool = DecodingPool(cpus or cpu_budget(), processes or DecodingProcesses())
         # `Registry.release` and `Registry.pump`: every request goes through them, without a frame of this class.
         self.release: Callable[[ServedVersion], None] = repository.release
         self.pump = repository.pump
@@ -43,7 +53,7 @@ class Classifier:
         return self._repository.wait_until_idle(seconds)
 
     def close(self) -> None:
-        """Ends the decoding threads. Only after `drain`."""
+        """Ends the decoding threads and processes. Only after `drain`."""
         self.pool.close()
 
     def classify(self, query: Query, respond: Respond, *, on_transport: bool = True) -> Callable[[], None]:
@@ -96,6 +106,24 @@ class Classifier:
         if isinstance(outcome, RequestError):
             raise outcome
         return outcome
+
+    def decode(self, served: ServedVersion, encoded: bytes) -> NDArray[np.uint8]:
+        """uint8[H,W,C] of one picture, as the version gets it. On a thread that may block. Raises RequestError."""
+        items = [Item(encoded, encoded=True)]
+        decoded: Future[NDArray[np.uint8]] = Future()
+
+        def check_wanted() -> None:
+            if self.pool.closed:
+                raise Unavailable("the server has stopped")
+
+        def run() -> None:
+            try:
+                decoded.set_result(decode(served, items, self.pool.processes, check_wanted)[0])
+            except Exception as error:  # noqa: BLE001 - the thread that waits raises it
+                decoded.set_exception(error)
+
+        self.pool.submit(run, items)
+        return decoded.result()
 
     def check_count(self, model: str, version: str, items: int) -> None:
         """For requests of more than MANY_ITEMS. Raises RequestError if there is no such model or it takes fewer in one request."""

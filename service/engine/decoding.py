@@ -2,7 +2,8 @@
 
 Small encoded images of a model whose batches run on the transport's thread are decoded on that thread, because a hand-over costs
 more than they do. Small means few bytes and, by the header, few pixels: a small file that unfolds into a large picture must not
-hold up all other calls. All other images are decoded in a pool of threads.
+hold up all other calls. All other images are decoded in a pool of threads, or, if they are dear (`model/picture_cost.py`), in
+processes of their own (`decoding_processes.py`).
 """
 
 import logging
@@ -15,9 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from service.engine.decoding_processes import DecodingProcesses
 from service.engine.query import Item
 from service.engine.served_version import ServedVersion
 from service.errors import InvalidRequest, QueueFull
+from service.model.contract import InputSpec
+from service.model.picture_cost import DEAR, decoding_steps
 from service.model.preprocessing import open_image, to_pixels
 from service.model.signature import TensorSpec
 
@@ -25,22 +29,31 @@ log = logging.getLogger(__name__)
 
 INLINE_DECODE_ITEMS = 32
 INLINE_DECODE_BYTES = 64 * 1024
-INLINE_DECODE_PIXELS = 64 * 1024
+INLINE_DECODE_STEPS = 64 * 1024
 UNDECODED_BYTES = 256 * 2**20
 """Bytes of encoded images that may wait for the pool, of all models together: queues count items, not bytes."""
 
 
 class DecodingPool:
-    """A pool of decoding threads, with a bound on the bytes that wait for it."""
+    """Pools of threads that decode: one for cheap pictures, one for requests with dear ones, which wait for decoding processes.
 
-    def __init__(self, threads: int) -> None:
-        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+    The bytes that wait for either are bounded.
+
+    Attributes:
+        processes: decode dear pictures.
+    """
+
+    def __init__(self, threads: int, processes: DecodingProcesses) -> None:
+        self._cheap = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._dear = ThreadPoolExecutor(threads, thread_name_prefix="decode-dear")
+        self.processes = processes
         self._lock = threading.Lock()
         self.waiting_bytes = 0
         self.closed = False
 
-    def submit(self, job: Callable[[], None], encoded_bytes: int) -> None:
-        """Runs a job that holds `encoded_bytes` until it is done. Raises QueueFull if too many bytes wait."""
+    def submit(self, job: Callable[[], None], items: Sequence[Item]) -> None:
+        """Runs a job that holds these items until it is done. Raises QueueFull if too many bytes wait."""
+        encoded_bytes = sum(len(item.data) for item in items)
         with self._lock:
             waiting = self.waiting_bytes
             if waiting and waiting + encoded_bytes > UNDECODED_BYTES:
@@ -58,12 +71,15 @@ class DecodingPool:
                 with self._lock:
                     self.waiting_bytes -= encoded_bytes
 
-        self._executor.submit(run)
+        dear = any(item.encoded and decoding_steps(item.data) == DEAR for item in items)
+        (self._dear if dear else self._cheap).submit(run)
 
     def close(self) -> None:
-        """Ends the threads, which stop at their next image."""
+        """Ends threads and processes, which stop at their next image."""
         self.closed = True
-        self._executor.shutdown()
+        self._cheap.shutdown()
+        self._dear.shutdown()
+        self.processes.close()
 
 
 def raw_images(served: ServedVersion, items: Sequence[Item], tensor: NDArray[Any] | None) -> NDArray[Any] | None:
@@ -94,24 +110,29 @@ def decode_quickly(served: ServedVersion, items: Sequence[Item]) -> NDArray[np.u
 
     Raises InvalidRequest for an item that cannot be decoded.
     """
-    if not _opens_quickly(items):
+    if not decodes_quickly(items):
         return None
     opened = [_open(served, index, item) if item.encoded else None for index, item in enumerate(items)]
-    return _to_pixels(served, items, opened) if decodes_quickly(opened) else None
+    if sum(image.width * image.height for image in opened if image is not None) > INLINE_DECODE_STEPS:
+        return None  # a header in the file's first bytes was not the last
+    return _to_pixels(served, items, opened)
 
 
-def decode(served: ServedVersion, items: Sequence[Item], check_wanted: Callable[[], None]) -> NDArray[np.uint8]:
-    """uint8[n,H,W,C] of all items. Calls `check_wanted`, which may raise, before each image.
+def decode(
+    served: ServedVersion, items: Sequence[Item], processes: DecodingProcesses, check_wanted: Callable[[], None]
+) -> NDArray[np.uint8]:
+    """uint8[n,H,W,C] of all items, the dear ones decoded by `processes`. Calls `check_wanted`, which may raise, before each image.
 
-    Raises InvalidRequest for an item that cannot be decoded.
+    Raises InvalidRequest for an item that cannot be decoded, and Unavailable if there are no processes.
     """
-    return _to_pixels(served, items, [None] * len(items), check_wanted)
+    return _to_pixels(served, items, [None] * len(items), processes, check_wanted)
 
 
 def _to_pixels(
     served: ServedVersion,
     items: Sequence[Item],
     opened: Sequence[Image.Image | None],
+    processes: DecodingProcesses | None = None,
     check_wanted: Callable[[], None] = lambda: None,
 ) -> NDArray[np.uint8]:
     for index, item in enumerate(items):
@@ -124,14 +145,26 @@ def _to_pixels(
             images[index] = np.frombuffer(item.data, np.uint8).reshape(spec.shape)
             continue
         image = opened[index]
-        if image is None:  # one at a time: a decoded image is large
-            check_wanted()
-            image = _open(served, index, item)
         try:
-            images[index] = to_pixels(image, spec)
+            if image is None and processes is not None:  # one at a time: a decoded image is large
+                check_wanted()
+                images[index] = _decode_one(item.data, spec, served.policy.max_image_pixels, processes, check_wanted)
+            elif image is not None:
+                images[index] = to_pixels(image, spec)
         except InvalidRequest as error:
             raise _undecodable(index, error) from None
     return images
+
+
+def _decode_one(
+    encoded: bytes, spec: InputSpec, max_pixels: int, processes: DecodingProcesses, check_wanted: Callable[[], None]
+) -> NDArray[np.uint8]:
+    steps = decoding_steps(encoded)
+    if steps != DEAR:
+        image = open_image(encoded, max_pixels)
+        if image.width * image.height <= steps:
+            return to_pixels(image, spec)
+    return processes.decode(encoded, spec, max_pixels, check_wanted)
 
 
 def _open(served: ServedVersion, index: int, item: Item) -> Image.Image:
@@ -142,22 +175,19 @@ def _open(served: ServedVersion, index: int, item: Item) -> Image.Image:
         raise _undecodable(index, error) from None
 
 
-def _opens_quickly(items: Sequence[Item]) -> bool:
-    """Few bytes, no AVIF or HEIC, and no compressed text of a PNG, which is unfolded with the header if it may turn the image."""
-    return (
-        len(items) <= INLINE_DECODE_ITEMS
-        and sum(len(item.data) for item in items) <= INLINE_DECODE_BYTES
-        and not any(item.data[4:8] == b"ftyp" for item in items)
-        and not any(kind in item.data for item in items for kind in (b"zTXt", b"iTXt"))
-    )
-
-
-def decodes_quickly(opened: Sequence[Image.Image | None]) -> bool:
-    """Few pixels, and no progressive JPEG or TIFF, which may hold any number of scans or tiles of them."""
-    images = [image for image in opened if image is not None]
-    return sum(image.width * image.height for image in images) <= INLINE_DECODE_PIXELS and not any(
-        "progressive" in image.info or image.format == "TIFF" for image in images
-    )
+def decodes_quickly(items: Sequence[Item]) -> bool:
+    """Few bytes, few pixels, and no compressed text of a PNG, which is unfolded with the header if it may turn the image."""
+    if len(items) > INLINE_DECODE_ITEMS or sum(len(item.data) for item in items) > INLINE_DECODE_BYTES:
+        return False
+    steps = 0
+    for item in items:
+        if item.encoded:
+            data = item.data
+            each = decoding_steps(data)
+            if each == DEAR or b"zTXt" in data or b"iTXt" in data:
+                return False
+            steps += each
+    return steps <= INLINE_DECODE_STEPS
 
 
 def _undecodable(index: int, error: InvalidRequest) -> InvalidRequest:

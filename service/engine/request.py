@@ -94,7 +94,7 @@ class Request:
         batcher.reserve(entry)
         entry.state = DECODING
         try:
-            self._context.pool.submit(self._decode_then_submit, sum(len(item.data) for item in self._items))
+            self._context.pool.submit(self._decode_then_submit, self._items)
         except QueueFull:
             batcher.release(entry)
             raise
@@ -104,7 +104,7 @@ class Request:
         entry, served = self._entry, self._served
         try:
             start = time.monotonic()
-            images = decode(served, self._items, self._check_wanted)
+            images = decode(served, self._items, self._context.pool.processes, self._check_wanted)
             self._decode_seconds = time.monotonic() - start
             self._items = ()
         except Exception as error:

@@ -7,7 +7,6 @@ with the image as the model got it. Versions are texts in its JSON: a number of 
 import base64
 import io
 import mimetypes
-import threading
 from collections.abc import Callable, Iterable
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -30,7 +29,6 @@ from service.errors import InvalidRequest
 from service.http.principals import principal_of
 from service.http.responses import json_response, response_to_error
 from service.http.server import PAGE_CLASSIFY, PAGE_CLASSIFY_VERSION, match_route
-from service.model.preprocessing import decode
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -55,7 +53,6 @@ class Page:
         self._classifier = classifier
         self._repository = repository
         self._app = app
-        self._decoding = threading.Lock()
         self._files = {name: files("service.http").joinpath("web", name).read_bytes() for name in _FILES}
         handlers: dict[str, tuple[str, Callable[..., Response]]] = {
             "/": ("GET", lambda request: self._file(request, "index.html")),
@@ -123,8 +120,7 @@ class Page:
     def _write(self, answer: Answer, best: Results, image_file: bytes) -> Response:
         answer.check_no_nan(best)
         served = answer.served
-        with self._decoding:  # one at a time: a decoded image is large
-            seen = decode(image_file, served.model.contract.input, served.policy.max_image_pixels)
+        seen = self._classifier.decode(served, image_file)
         png = io.BytesIO()
         Image.fromarray(seen.squeeze(-1) if seen.shape[-1] == 1 else seen).save(png, "png")
         labels = served.model.labels

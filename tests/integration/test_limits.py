@@ -308,7 +308,7 @@ def test_bytes_waiting_to_be_decoded_are_bounded(repository: Path, digits: Datas
     def hold() -> None:
         held.wait(30)
 
-    classifier.pool.submit(hold, 900)
+    classifier.pool.submit(hold, [Item(bytes(900), True)])
     pictures = [Item(digits.test.encoded(index), True) for index in range(2)]
     query = Query("digits", pictures)
     with pytest.raises(QueueFull, match="the decoding queue is full: 900 of 1000 bytes wait, the request has"):

@@ -5,27 +5,37 @@ import threading
 import pytest
 from PIL import Image
 
-from service.engine.decoding import DecodingPool, _opens_quickly, decodes_quickly
+from service.engine.decoding import DecodingPool, decodes_quickly
+from service.engine.decoding_processes import DecodingProcesses
 from service.engine.query import Item
-from service.model.preprocessing import open_image
 
 
-def test_a_tiff_is_never_decoded_on_the_transports_thread() -> None:
-    for name, quickly in (("TIFF", False), ("BMP", True)):
-        buffer = io.BytesIO()
-        Image.new("L", (8, 8)).save(buffer, name)
-        assert decodes_quickly([open_image(buffer.getvalue(), 64)]) == quickly
+def picture(file_format: str, side: int = 8, **options: object) -> Item:
+    buffer = io.BytesIO()
+    Image.new("RGB", (side, side)).save(buffer, file_format, **options)
+    return Item(buffer.getvalue(), encoded=True)
 
 
-def test_an_avif_is_not_even_opened_on_the_transports_thread() -> None:
-    for name, quickly in (("AVIF", False), ("PNG", True)):
-        buffer = io.BytesIO()
-        Image.new("L", (8, 8)).save(buffer, name)
-        assert _opens_quickly([Item(buffer.getvalue(), True)]) == quickly
+def test_what_is_small_and_cheap_is_decoded_on_the_transports_thread() -> None:
+    for file_format in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "PPM"):
+        assert decodes_quickly([picture(file_format)])
+        assert not decodes_quickly([picture(file_format, 300)])
+    assert decodes_quickly([picture("PNG", 200)])
+    assert not decodes_quickly([picture("PNG", 200)] * 2)
+
+
+@pytest.mark.parametrize("file_format", ["TIFF", "AVIF"])
+def test_a_tiff_or_avif_is_not_even_opened_on_the_transports_thread(file_format: str) -> None:
+    assert not decodes_quickly([picture(file_format)])
+
+
+def test_every_scan_of_a_jpeg_counts() -> None:
+    assert decodes_quickly([picture("JPEG", 64, progressive=True)])
+    assert not decodes_quickly([picture("JPEG", 200, progressive=True)])
 
 
 def test_a_job_that_raises_is_logged_and_gives_its_bytes_back(caplog: pytest.LogCaptureFixture) -> None:
-    pool = DecodingPool(1)
+    pool = DecodingPool(1, DecodingProcesses())
     started, fail = threading.Event(), threading.Event()
 
     def job() -> None:
@@ -33,7 +43,7 @@ def test_a_job_that_raises_is_logged_and_gives_its_bytes_back(caplog: pytest.Log
         assert fail.wait(10)
         raise MemoryError
 
-    pool.submit(job, 100)
+    pool.submit(job, [Item(bytes(60), True), Item(bytes(40), False)])
     assert started.wait(10)
     assert pool.waiting_bytes == 100
     with caplog.at_level(logging.ERROR):

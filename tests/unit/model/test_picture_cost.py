@@ -1,0 +1,89 @@
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.model.picture_cost import CHEAP_BYTES, DEAR, bytes_needed, bytes_to_open, decoding_steps
+from service.model.preprocessing import open_image
+from tests import hostile_pictures
+from tests.hostile_pictures import file_of, png_chunk
+from tests.unit.model.test_preprocessing import tiff_of
+
+LIMIT = 25_000_000
+PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8))
+
+
+CHEAP = {
+    "PNG": ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"], "JPEG": ["L", "RGB", "CMYK"], "WEBP": ["L", "RGB", "RGBA"],
+    "GIF": ["L", "P"], "BMP": ["1", "L", "P", "RGB", "RGBA"], "PPM": ["1", "L", "RGB"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("file_format", "mode"), [(name, mode) for name, modes in CHEAP.items() for mode in modes])
+def test_a_small_picture_is_cheap_and_has_as_many_steps_as_pixels(file_format: str, mode: str) -> None:
+    image = Image.new(mode, PICTURE.size) if mode == "I;16" else PICTURE.convert(mode)
+    assert decoding_steps(file_of(image, file_format)) == PICTURE.width * PICTURE.height
+
+
+def test_each_scan_of_a_jpeg_is_counted() -> None:
+    encoded = file_of(PICTURE, "JPEG", progressive=True)
+    assert decoding_steps(encoded) == 1200 * encoded.count(b"\xff\xda\0")
+    assert decoding_steps(encoded) > 5 * 1200
+
+
+@pytest.mark.parametrize("file_format", ["TIFF", "AVIF"])
+def test_what_its_library_alone_understands_is_dear(file_format: str) -> None:
+    assert decoding_steps(file_of(PICTURE, file_format)) == DEAR
+    assert decoding_steps(b"\0\0\0\x18ftypheic") == DEAR
+
+
+@pytest.mark.parametrize(
+    "encoded", [b"", b"GIF89a", b"BM", b"\x89PNG\r\n\x1a\n", b"\xff\xd8", b"Pa", b"RIFF    WEBP", b"%PDF", b"a" * 99]
+)
+def test_what_has_no_header_has_no_steps(encoded: bytes) -> None:
+    assert decoding_steps(encoded) == 0
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "GIF", "BMP", "PPM"])
+def test_a_picture_that_needs_much_memory_is_dear(file_format: str) -> None:
+    def steps(side: int) -> int:
+        return decoding_steps(file_of(Image.new("P" if file_format == "GIF" else "RGB", (side, side)), file_format))
+
+    assert steps(2000) == 4_000_000
+    assert steps(4500) == DEAR
+
+
+HOSTILE_AND_CHEAP = {"JPEG, EXIF", "JPEG, further pictures", "PNG, chunks", "PNG, text", "PNG, EXIF", "WebP, EXIF"}
+"""They are opened without what would be dear."""
+
+
+@pytest.mark.parametrize("name", hostile_pictures.HOSTILE)
+def test_what_costs_much_is_dear(name: str) -> None:
+    assert (decoding_steps(hostile_pictures.HOSTILE[name]()) == DEAR) == (name not in HOSTILE_AND_CHEAP)
+
+
+def test_a_header_that_is_not_the_first_chunk_of_a_png_is_not_believed() -> None:
+    whole = file_of(PICTURE, "PNG")
+    assert decoding_steps(whole[:8] + png_chunk(b"tEXt", struct.pack(">II", 1, 1) * 3) + whole[8:]) == DEAR
+
+
+def test_a_webp_needs_its_canvas_to_be_opened() -> None:
+    assert bytes_to_open(hostile_pictures.webp_canvas(), LIMIT) >= 2 * 4 * LIMIT
+    assert bytes_to_open(hostile_pictures.webp_canvas(16_000), LIMIT) == 0  # it is refused
+    assert bytes_to_open(file_of(PICTURE, "JPEG"), LIMIT) == 0
+
+
+def test_what_a_picture_needs_follows_from_its_header() -> None:
+    for file_format in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "PPM", "TIFF", "AVIF"):
+        small, large = (bytes_needed(open_image(file_of(Image.new("RGB", (side, 64)), file_format), LIMIT)) for side in (64, 128))
+        assert large == 2 * small > 4 * 64 * 64
+
+
+def test_a_tile_of_a_tiff_that_is_larger_than_it_is_counted() -> None:
+    assert bytes_needed(open_image(tiff_of(1000, 1000, 1024, 512), LIMIT)) >= 1000 * 1000
+    assert bytes_needed(open_image(tiff_of(16, 16, 1024, 512), LIMIT)) >= 1024 * 512
+
+
+def test_cheap_pictures_fit_into_their_memory() -> None:
+    assert decoding_steps(file_of(Image.new("RGB", (2000, 2000)), "PNG")) * 4 < CHEAP_BYTES
