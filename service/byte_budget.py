@@ -57,12 +57,23 @@ UNLIMITED = ByteBudget(2**62)
 
 
 class Holding:
-    """What one call has taken of a budget. Closed when the call ends, it gives back what is left and takes nothing more."""
+    """What one call or request has taken of a budget. Closed when it ends, it gives back what is left and takes nothing more."""
 
     def __init__(self, budget: ByteBudget) -> None:
         self._budget = budget
         self._lock = threading.Lock()
         self._held: int | None = 0  # None once closed
+
+    @property
+    def limit_bytes(self) -> int:
+        """The limit of the whole budget."""
+        return self._budget.limit_bytes
+
+    def take(self, count: int) -> None:
+        """Takes bytes from the budget. Raises TooManyBytes if they are not left."""
+        if not self._budget.take(count):
+            raise self._budget.refusal()
+        self.add(count)
 
     def add(self, count: int) -> None:
         """Holds bytes that have been taken from the budget; gives them back at once if this is closed."""
@@ -79,6 +90,12 @@ class Holding:
                 return
             self._held -= count
         self._budget.give_back(count)
+
+    def __enter__(self) -> "Holding":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Gives back all that is held."""

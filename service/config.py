@@ -194,6 +194,13 @@ class ServerConfig(BaseModel):
         "least a largest message. With several workers each has its share.",
         json_schema_extra={"default": "a quarter of the memory that the cgroup or the machine has"},
     )
+    max_json_bytes: int = Field(
+        default=16 * 2**20,
+        ge=2**10,
+        le=MAX_MESSAGE_BYTES,
+        description="Largest JSON in an HTTP body, decompressed: a number in it may need ten times its length in memory. Tensors "
+        "as binary data and pictures do not count.",
+    )
     message_seconds: float = Field(
         default=60.0,
         ge=1,

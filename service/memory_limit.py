@@ -1,6 +1,7 @@
-"""How much memory this process may use: by its cgroups, else what the machine has."""
+"""How much memory this process may use: by its cgroups or `ulimit -m`, else what the machine has."""
 
 import os
+import resource
 from pathlib import Path
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -10,7 +11,9 @@ UNLIMITED = 2**62
 
 
 def memory_limit_bytes(root: Path = Path("/")) -> int:
-    """The smallest memory limit of this process's cgroups, but no more than the machine's memory.
+    """The smallest memory limit of this process's cgroups, but no more than RLIMIT_RSS or the machine's memory.
+
+    RLIMIT_RSS is what `ulimit -m` sets. Linux does not enforce it.
 
     A group's limit also holds for the groups below it, so the smallest on the way up counts. A container usually sees only its own
     group, as the root, whatever path `/proc/self/cgroup` gives.
@@ -18,10 +21,13 @@ def memory_limit_bytes(root: Path = Path("/")) -> int:
     `root` is the folder that holds `proc` and `sys`.
     """
     limits = [_PAGE_BYTES * os.sysconf("SC_PHYS_PAGES")]
+    resident, _ = resource.getrlimit(resource.RLIMIT_RSS)
+    if resident != resource.RLIM_INFINITY:
+        limits.append(resident)
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
-        return limits[0]  # not Linux
+        return min(limits)  # not Linux
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if not controllers:

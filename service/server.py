@@ -55,6 +55,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+SILENT_SECONDS = 30.0
+"""The gRPC thread goes round its loop several times a second, unless something blocks it."""
+
 STOP_SECONDS = 1.0
 """Grace for what is left on the gRPC port when every request is finished: replies being sent, health checks."""
 
@@ -135,7 +138,9 @@ class Server:
         self._classify = classify.ClassifyServicer(self._classifier)
         self._infer = open_inference.InferServicer(self._classifier, memory, self._config.ignore_unknown_parameters)
         self._admin = open_inference_admin.AdminServicer(metadata, control, memory, self._places)
-        self._health = health.HealthServicer(self._health_statuses, [*services, *reflection.SERVICES])
+        self._health = health.HealthServicer(
+            self._health_statuses, [*services, *reflection.SERVICES], lambda: not self.not_alive_reason()
+        )
         self._reflection = reflection.ReflectionServicer(services)
         return [
             *self._classify.methods(),
@@ -152,7 +157,17 @@ class Server:
         if not self._config.rest:
             return None
         lenient = self._config.ignore_unknown_parameters
-        rest = Rest(self._classifier, metadata, control, self._places, memory, self._max_message_bytes, lenient)
+        rest = Rest(
+            self._classifier,
+            metadata,
+            control,
+            self._places,
+            memory,
+            self._max_message_bytes,
+            lenient,
+            self._budget,
+            self._config.max_json_bytes,
+        )
         return Page(self._classifier, self._repository, rest) if self._config.page_offered else rest
 
     @property
@@ -260,7 +275,10 @@ class Server:
 
     def not_alive_reason(self) -> str:
         """Why only a new process can help; empty if this one is healthy."""
-        return self._repository.stuck_reason()
+        reason = self._repository.stuck_reason()
+        if not reason and time.monotonic() - self._transport.last_round > SILENT_SECONDS:
+            reason = f"the gRPC thread has not gone round its loop for over {SILENT_SECONDS:g} s"
+        return reason
 
     def metrics(self) -> list[Metric]:
         """A snapshot of every metric."""

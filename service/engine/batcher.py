@@ -101,6 +101,11 @@ class Batcher:
         """For how long the transport's thread has been running its current batch; 0 if it runs none."""
         return max(0.0, self._clock() - self._inline_since)
 
+    @property
+    def running_seconds(self) -> float:
+        """For how long the longest running batch has been running; 0 if none runs."""
+        return max(0.0, self._clock() - self._scheduler.running_since)
+
     def measured(self) -> dict[int, float]:
         """Seconds a batch by items: measured at warm-up, corrected while serving."""
         return self._scheduler.latencies.measured()

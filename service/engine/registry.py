@@ -19,6 +19,9 @@ log = logging.getLogger(__name__)
 STUCK_SECONDS = 30.0
 """An inline batch is expected to take a millisecond at most. One that takes so long will hardly end."""
 
+LOST_SECONDS = 300.0
+"""Nor will a batch on an instance's thread."""
+
 T = TypeVar("T")
 
 
@@ -124,9 +127,14 @@ class Registry:
         return wake_at
 
     def stuck_reason(self) -> str:
-        """Why no request can be answered, if a batch has blocked the transport's thread for long; else empty."""
-        names = [served.name for served in self._active if served.batcher.inline_seconds > STUCK_SECONDS]
-        return f"model {names[0]!r} blocks the gRPC thread: a batch has been running for over {STUCK_SECONDS:g} s" if names else ""
+        """Why some requests will never be answered, if a batch has been running for too long; else empty."""
+        for served in self._active:
+            if served.batcher.inline_seconds > STUCK_SECONDS:
+                return f"model {served.name!r} blocks the gRPC thread: a batch has been running for over {STUCK_SECONDS:g} s"
+        for served in self._active:
+            if served.batcher.running_seconds > LOST_SECONDS:
+                return f"model {served.name!r} does not answer: a batch has been running for over {LOST_SECONDS:g} s"
+        return ""
 
     def _forget_metrics(self, name: str, old: tuple[ServedVersion, ...], new: tuple[ServedVersion, ...]) -> None:
         for served in old:

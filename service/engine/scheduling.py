@@ -154,6 +154,11 @@ class Scheduler:
             raise self.queue_full(entry)
 
     @property
+    def running_since(self) -> float:
+        """When the longest running batch was formed; infinite if none runs."""
+        return min((batch.taken_at for batch in tuple(self._running)), default=math.inf)
+
+    @property
     def running(self) -> bool:
         """Whether an instance has a batch."""
         return bool(self._running)

@@ -8,6 +8,7 @@ from typing import Any
 
 from werkzeug.wrappers import Request, Response
 
+from service.byte_budget import Holding
 from service.errors import InvalidRequest
 
 JSON_LENGTH = "Inference-Header-Content-Length"
@@ -20,8 +21,13 @@ _CHUNK_BYTES = 4096
 _MAX_LENGTH_DIGITS = 20
 
 
-def read_body(request: Request, max_bytes: int) -> bytes:
-    """The decompressed body. Raises InvalidRequest if it has more than `max_bytes`, or is not in its Content-Encoding."""
+def read_body(request: Request, max_bytes: int, holding: Holding) -> bytes:
+    """The decompressed body. What decompressing adds is taken from the budget, into `holding`.
+
+    Raises:
+        InvalidRequest: it has more than `max_bytes`, or is not in its Content-Encoding.
+        TooManyBytes: the budget does not have so many left.
+    """
     if (request.content_length or 0) > max_bytes:
         raise InvalidRequest(f"the body is larger than {max_bytes} bytes")
     body = request.get_data(cache=False)  # the request lives until it is answered, the body need not
@@ -31,12 +37,12 @@ def read_body(request: Request, max_bytes: int) -> bytes:
     if encoding not in ("gzip", "deflate"):
         raise InvalidRequest(f"Content-Encoding {encoding[:64]!r} is none of gzip, deflate, identity")
     try:
-        return _decompress(body, encoding, max_bytes)
+        return _decompress(body, encoding, max_bytes, holding)
     except zlib.error:
         raise InvalidRequest(f"the body is not {encoding} data") from None
 
 
-def _decompress(body: bytes, encoding: str, max_bytes: int) -> bytes:
+def _decompress(body: bytes, encoding: str, max_bytes: int, holding: Holding) -> bytes:
     """All members of the compressed data. Raises InvalidRequest if they have more than `max_bytes`, or the last is incomplete."""
     either_format = zlib.MAX_WBITS + 32
     decompressor = zlib.decompressobj(either_format)
@@ -52,6 +58,7 @@ def _decompress(body: bytes, encoding: str, max_bytes: int) -> bytes:
             left -= len(part)
             if left < 0:
                 raise InvalidRequest(f"the decompressed body is larger than {max_bytes} bytes")
+            holding.take(len(part))
             parts.append(part)
             chunk = decompressor.unused_data
     if not decompressor.eof:
@@ -69,16 +76,16 @@ def compress(request: Request, response: Response) -> Response:
     return response
 
 
-def split_body(body: bytes, json_length: str | None) -> tuple[dict[str, Any], bytes]:
-    """The JSON object that a body begins with, and the bytes after it. `json_length` is the header's value, None without it."""
+def split_body(body: bytes, json_length: str | None) -> tuple[bytes, bytes]:
+    """The JSON that a body begins with, and the bytes after it. `json_length` is the header's value, None without it."""
     if json_length is None:
-        return parse_json(body), b""
+        return body, b""
     # A limit on the digits, because int() refuses some thousands of them.
     too_long = len(json_length) > _MAX_LENGTH_DIGITS
     if not json_length.isascii() or not json_length.isdigit() or too_long or int(json_length) > len(body):
         raise InvalidRequest(f"{JSON_LENGTH} is {json_length[:64]!r}; it must be the length of the JSON, at most that of the body")
     length = int(json_length)
-    return parse_json(body[:length]), body[length:]
+    return body[:length], body[length:]
 
 
 def parse_json(text: bytes) -> dict[str, Any]:

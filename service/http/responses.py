@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.wrappers import Response
 
+from service.byte_budget import out_of_memory
 from service.errors import (
     ByErrorClass,
     Cancelled,
@@ -84,6 +85,8 @@ def _describe(error: Exception, environ: "WSGIEnvironment") -> Response:
         response = error_response(error.code or 500, f"{request}: {(error.name or 'not accepted').lower()}")
         response.headers.extend(header for header in error.get_headers(environ) if header[0] == "Allow")
         return response
+    if isinstance(error, MemoryError):
+        error = out_of_memory()
     status = _statuses[type(error)]
     if status is None:
         log.error("%s failed", request, exc_info=error)

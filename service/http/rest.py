@@ -6,12 +6,16 @@ Runs on the HTTP port's threads, which may block.
 import base64
 import binascii
 import json
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 from werkzeug.routing import Map, Rule
 from werkzeug.wrappers import Request, Response
 
+from service.byte_budget import UNLIMITED, ByteBudget, Holding
 from service.control import (
     NO_CUDA,
     NO_LOG_SETTINGS,
@@ -29,6 +33,7 @@ from service.engine.top_k import Results
 from service.errors import InvalidRequest, Unimplemented
 from service.http.bodies import JSON_LENGTH, compress, member, parse_json, read_body, split_body
 from service.http.gate import grant_of
+from service.http.json_cost import take_json
 from service.http.principals import principal_of
 from service.http.responses import json_response, response_to_error
 from service.http.server import INFER, INFER_VERSION, match_route
@@ -60,6 +65,13 @@ if TYPE_CHECKING:
 MAX_CONTROL_BYTES = 64 * 1024
 """The limit of a body in any request but inference."""
 
+LARGE_JSON_BYTES = 1024 * 1024
+_LARGE_JSON = threading.Lock()
+"""A JSON text of so many bytes is parsed alone: that holds the interpreter's lock for tens of milliseconds each."""
+
+_HOLDING = "convoy.holding"
+"""The key in a request's environment for what it holds of the budget of bytes."""
+
 _MODEL = "/v2/models/<model>"
 _VERSION = f"{_MODEL}/versions/<version>"
 _REGION = "/v2/systemsharedmemory/region/<region>"
@@ -77,8 +89,15 @@ class Rest:
         memory: SharedMemory,
         max_body_bytes: int,
         ignore_unknown_parameters: bool = False,
+        budget: ByteBudget = UNLIMITED,
+        max_json_bytes: int = 2**62,
     ) -> None:
-        """`max_body_bytes` is the limit of a request's body, decompressed."""
+        """`max_body_bytes` is the limit of a request's body, decompressed, `max_json_bytes` that of JSON in it.
+
+        From `budget` comes what a body becomes; the body itself was taken by whoever read it.
+        """
+        self._budget = budget
+        self._max_json_bytes = max_json_bytes
         self._classifier = classifier
         self._metadata = metadata
         self._control = control
@@ -134,7 +153,9 @@ class Rest:
         try:
             handler, arguments = match_route(self._routes, environ)
             request = Request(environ, populate_request=False)  # else it and `environ` refer to each other
-            response: Response = handler(request, **arguments)
+            with Holding(self._budget) as holding:
+                environ[_HOLDING] = holding
+                response: Response = handler(request, **arguments)
         except Exception as error:  # noqa: BLE001 - any error is the response to this request
             response = response_to_error(error, environ)
         return response(environ, start_response)
@@ -160,16 +181,24 @@ class Rest:
 
     def _parse_body(self, request: Request, model: str, version: str) -> tuple[dict[str, Any], InputTensor]:
         """The JSON of a request, and its input. Of the JSON only what is small stays in memory while the request waits."""
-        body = read_body(request, self._max_body_bytes)
+        holding = holding_of(request)
+        body = read_body(request, self._max_body_bytes, holding)
         json_length = request.headers.get(JSON_LENGTH)
         if json_length == "0":
             return {}, self._metadata.parse_binary_body(model, version, body)
-        document, binary = split_body(body, json_length)
-        grant = grant_of(request.environ)
-        if grant is not None and _names_memory(document):
-            grant.require("shared-memory")
-        tensor = self._parse_input(document, binary, model, version)
-        del document["inputs"]
+        text, binary = split_body(body, json_length)
+        del body
+        with Holding(self._budget) as passing, _LARGE_JSON if len(text) > LARGE_JSON_BYTES else nullcontext():
+            take_json(text, self._max_json_bytes, passing)
+            document = parse_json(text)
+            del text
+            grant = grant_of(request.environ)
+            if grant is not None and _names_memory(document):
+                grant.require("shared-memory")
+            tensor = self._parse_input(document, binary, model, version)
+            if not binary and isinstance(tensor.elements, np.ndarray):
+                holding.take(tensor.elements.nbytes)
+            del document["inputs"]
         return document, tensor
 
     def _parse_input(self, document: Mapping[str, Any], binary: bytes, model: str, version: str) -> InputTensor:
@@ -256,8 +285,14 @@ class Rest:
 
     def _document(self, request: Request) -> dict[str, Any]:
         """The body as a JSON object; an empty one if there is no body."""
-        body = read_body(request, MAX_CONTROL_BYTES)
+        body = read_body(request, MAX_CONTROL_BYTES, holding_of(request))
         return parse_json(body) if body else {}
+
+
+def holding_of(request: Request) -> Holding:
+    """What a request holds of the budget of bytes."""
+    holding: Holding = request.environ[_HOLDING]
+    return holding
 
 
 def _names_memory(document: Mapping[str, Any]) -> bool:

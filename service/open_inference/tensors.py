@@ -72,8 +72,10 @@ def elements_from_bytes(datatype: str, shape: Sequence[int], data: bytes) -> Ele
     return array
 
 
-def elements_from_values(datatype: str, shape: Sequence[int], values: Sequence[Any], field: str) -> Elements:
-    """The elements of a tensor from its values: numbers, bools or bytes, flat or nested row by row. `field` is their field.
+def elements_from_values(datatype: str, shape: Sequence[int], values: Sequence[Any] | NDArray[Any], field: str) -> Elements:
+    """The elements of a tensor from its values: numbers, bools or bytes, flat or nested row by row, or an array of numbers.
+
+    `field` is their field.
 
     Raises InvalidRequest for an unknown data type, a value of another type, or if their number is not that of the shape.
     """
@@ -91,7 +93,7 @@ def elements_from_values(datatype: str, shape: Sequence[int], values: Sequence[A
     try:
         if not kinds <= _NUMBERS:  # numpy would make all strings as long as the longest
             raise TypeError
-        found = np.asarray(values if isinstance(values, list) else list(values))
+        found = np.asarray(values if isinstance(values, list | np.ndarray) else list(values))
         fits = not found.size or found.dtype.kind in _KINDS[dtype.kind]
         if not fits and dtype.kind in "iu":  # numpy makes floats of integers if some are beyond int64 and others are not
             found = np.asarray(values, object)

@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 
 from service.errors import InvalidRequest
-from service.rpc.arrivals import CHECK_SECONDS, Arrivals
+from service.rpc.arrivals import Arrivals
 from service.rpc.call import (
     NEVER,
     Call,
@@ -41,6 +41,8 @@ IDLE_ITERATIONS = 8
 """After so many iterations in a row without a message `on_idle` is called."""
 
 CANCELLATION_SECONDS = 0.1
+BEAT_SECONDS = 0.2
+"""How often the loop says that it goes round."""
 
 MAX_WAITING = 256
 """Of messages that wait for their turn, so many are taken between two rounds: behind them may be one of another client."""
@@ -58,6 +60,7 @@ class AioServer:
     def __init__(self, options: Options) -> None:
         self.port = options.port
         self.addresses: Sequence[str] = ()
+        self.last_round = math.inf
         self._options = options
         self._loop = asyncio.new_event_loop()
         self._thread = vital_thread(self._loop.run_forever, "grpc")
@@ -98,6 +101,7 @@ class AioServer:
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
+            self.last_round = math.inf
             self._parser.close()
             self._loop.close()
 
@@ -120,6 +124,11 @@ class AioServer:
             raise
         await server.start()
         self._server = server
+        self._beat()
+
+    def _beat(self) -> None:
+        self._loop.call_later(BEAT_SECONDS, self._beat)
+        self.last_round = time.monotonic()
 
     def _handler(self, method: Method) -> _Handler:
         # No (de)serializers: `dispatch.py` parses the bytes, to say what is wrong with a malformed message.
@@ -187,15 +196,15 @@ class AioServer:
     def _watch_arrivals(self) -> None:
         if not self._watching:
             self._watching = True
-            self._loop.call_later(CHECK_SECONDS, self._check_arrivals)
+            self._loop.call_later(self._arrivals.check_seconds, self._check_arrivals)
 
     def _check_arrivals(self) -> None:
-        for call, error in self._arrivals.overdue():
-            call.fail(error)
-            call.stop_waiting()  # type: ignore[attr-defined]
         self._watching = False
         if self._arrivals.any:
             self._watch_arrivals()
+        for call, error in self._arrivals.overdue():
+            call.fail(error)
+            call.stop_waiting()  # type: ignore[attr-defined]
 
     async def _serve_stream(self, method: Stream, observer: RpcMethodObserver, context: Context) -> None:
         await _check_metadata(context, observer)

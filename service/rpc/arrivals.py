@@ -2,12 +2,13 @@
 
 C core holds what has arrived of a message, and does not say how much that is: the budget of bytes counts it only once it is
 complete. So these calls are watched by time, and all of them together by the memory of the process. It is short above
-SHORT_OF_MEMORY of its limit. Then the youngest unary calls end first, half of those that wait, again and again until memory is
-left; after them streams, which may just be idle.
+SHORT_OF_MEMORY of its limit. Then the youngest unary calls end first, half of those that wait or, above VERY_SHORT, all but
+one, again and again until memory is left; after them streams, which may just be idle.
 
-The transport keeps the calls here and calls `overdue` every CHECK_SECONDS while there are any. All on its thread.
+The transport keeps the calls here and calls `overdue` every `check_seconds` while there are any. All on its thread.
 """
 
+import math
 import time
 from typing import Any
 
@@ -20,13 +21,20 @@ from service.rpc.call import Call
 CHECK_SECONDS = 0.02
 """A client on this machine may send 50 MB within it."""
 
+IDLE_CHECK_SECONDS = 0.2
+
 YOUNG_SECONDS = 0.02
 """A call that has waited less long is no reason to look at memory."""
 
 RECOVERY_SECONDS = 0.1
 """After so long the memory of calls that were ended is free."""
 
-SHORT_OF_MEMORY = 0.8
+SHORT_OF_MEMORY = 0.7
+HALF = 0.5
+VERY_SHORT = 0.85
+
+TRIM_SECONDS = 1.0
+"""How often malloc is asked for memory that it keeps."""
 
 
 class Arrivals:
@@ -43,12 +51,18 @@ class Arrivals:
         self._message_seconds = message_seconds
         self._memory = memory
         self._next_check = 0.0
-        self._freeing = False
+        self._trimmed = -math.inf
+        self._half_used = False
 
     @property
     def any(self) -> bool:
         """Whether there is anything to watch."""
         return bool(self.waiting or self.streams)
+
+    @property
+    def check_seconds(self) -> float:
+        """When to look again. Streams may be open for days: they are a reason to hurry only when memory is half used."""
+        return CHECK_SECONDS if self.waiting or self._half_used else IDLE_CHECK_SECONDS
 
     def overdue(self) -> list[tuple[Call, RequestError]]:
         """The calls that are to end now, and why. They are no longer in `waiting`."""
@@ -75,17 +89,18 @@ class Arrivals:
         streams = [call for call in self.streams if call.reading] if oldest is None else []
         if not streams and (oldest is None or now - oldest.started < YOUNG_SECONDS):
             return []
-        if not self._memory.is_short(SHORT_OF_MEMORY):
-            self._freeing = False
+        self._half_used = self._memory.is_short(HALF)
+        if not self._half_used or not self._memory.is_short(SHORT_OF_MEMORY):
             return []
-        if self._freeing:  # what was ended before is free, but maybe kept by malloc
+        if now > self._trimmed + TRIM_SECONDS:  # it may be free, and kept by malloc
+            self._trimmed = now
             return_freed_memory()
             if not self._memory.is_short(SHORT_OF_MEMORY):
                 return []
-        self._freeing = True
         self._next_check = now + RECOVERY_SECONDS
         youngest_first = list(reversed(self.waiting)) or streams[::-1]
-        ending = youngest_first[: (len(youngest_first) + 1) // 2]
+        most = len(youngest_first) - 1 if self._memory.is_short(VERY_SHORT) else 0
+        ending = youngest_first[: max(most, (len(youngest_first) + 1) // 2)]
         for call in ending:
             self.waiting.pop(call, None)
             self.streams.pop(call, None)

@@ -47,7 +47,7 @@ No more events waiting
     `poll` with a deadline in the past returns what is ready; `queue_timeout` says that it found nothing. C core looks at one
     connection a poll, so the queue counts as empty after IDLE_POLLS of them in a row that found nothing. Then the round goes on:
     messages, and `on_idle`, which runs a batch of the model. After it the transport polls again: until the time that `on_idle`
-    returned, or not at all if more can be run at once. No other thread ever wakes the poll. It ends by itself after POLL_SECONDS,
+    returned, or not at all if more can be run at once. No other thread ever wakes the poll. It ends by itself after 0.2 s,
     because threads of the decoding pool and of HTTP may queue requests meanwhile: while all instances are busy, only `on_idle`
     looks at the deadlines of those.
 
@@ -57,6 +57,7 @@ Shutdown
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -68,9 +69,10 @@ import grpc
 
 from service.byte_budget import ByteBudget
 from service.errors import InvalidRequest
-from service.rpc.arrivals import CHECK_SECONDS, Arrivals
+from service.rpc.arrivals import Arrivals
 from service.rpc.call import (
     NEVER,
+    Call,
     Receiver,
     RpcMethodObserver,
     Stream,
@@ -99,7 +101,6 @@ TESTED = ((1, 81), (1, 85))
 """The lowest and the newest minor version of grpcio that the tests are run with."""
 
 REQUESTED_CALLS = 64
-POLL_SECONDS = 0.2
 IDLE_POLLS = 8
 """After so many polls in a row without an event the transport is idle: one poll looks at one connection."""
 
@@ -157,6 +158,7 @@ class CompletionQueueServer:
     def __init__(self, options: Options) -> None:
         self.port = options.port
         self.addresses: Sequence[str] = ()
+        self.last_round = math.inf
         self._options = options
         self._thread = vital_thread(self._serve, "grpc")
         self._methods = {
@@ -168,6 +170,7 @@ class CompletionQueueServer:
         self.budget = options.budget
         self.arrivals = Arrivals(options.message_seconds, options.memory)
         self.parser = MessageParser(options.budget, options.max_message_bytes)
+        self._unrequested = 0
         self._ident = 0  # the thread's, while it runs
         self.messages: list[_Message] = []
         self.turns: Turns[_Message] = Turns()
@@ -219,6 +222,21 @@ class CompletionQueueServer:
                 self._server.request_call(self._queue, self._queue, self._arrived)
             except ValueError:
                 log.debug("the server is stopping")
+            except MemoryError:
+                self._unrequested += 1  # without a request for it no call would come any more
+
+    def end_overdue_calls(self) -> None:
+        """Ends the calls whose message takes too long, or that have to go for lack of memory."""
+        try:
+            for call, error in self.arrivals.overdue():
+                call.fail(error)
+        except Exception:
+            log.exception("ending overdue calls failed")
+
+    def _request_missing_calls(self) -> None:
+        missing, self._unrequested = self._unrequested, 0
+        for _ in range(missing):
+            self._request_call()
 
     def _serve(self) -> None:
         self._ident = get_ident()
@@ -228,15 +246,16 @@ class CompletionQueueServer:
         arrivals = self.arrivals
         wanted = NEVER
         while not self._stopped.is_set():
-            longest = CHECK_SECONDS if arrivals.any else POLL_SECONDS
-            event = poll(time.time() + max(0.0, min(wanted - time.monotonic(), longest)))
+            self.last_round = time.monotonic()
+            event = poll(time.time() + max(0.0, min(wanted - time.monotonic(), arrivals.check_seconds)))
             events = found_nothing = self.handled_at_once = 0
             while True:
                 if event.completion_type != timeout:
                     try:
                         event.tag(event)
-                    except Exception:
+                    except Exception as error:
                         log.exception("handling an event of the completion queue failed")
+                        _fail_call(event.tag, error)
                     events += 1
                     found_nothing = 0
                 else:
@@ -247,9 +266,10 @@ class CompletionQueueServer:
             # An event refers to its call, and C core waits for calls to be let go.
             event = None
             self._handle_messages()
+            if self._unrequested:
+                self._request_missing_calls()
             if arrivals.any:
-                for call, error in arrivals.overdue():
-                    call.fail(error)
+                self.end_overdue_calls()
             try:
                 wanted = on_idle()
             except Exception:
@@ -258,6 +278,7 @@ class CompletionQueueServer:
             self.flush()
             if self.turns or self.messages:
                 wanted = -NEVER
+        self.last_round = math.inf
         self._drain()
 
     def _handle_messages(self) -> None:
@@ -411,6 +432,8 @@ class _FastUnaryCall(UnaryCall):
 
     def _handle_large(self, payload: bytes) -> None:
         method, parser, core = self.method, self.server.parser, self.core
+        if self.server.arrivals.any:  # the polls of a round that brings large messages may take half a second
+            self.server.end_overdue_calls()
         if in_pool(payload):
             # The call is kept until then, and with it the server.
             parser.parse_in_pool(method, payload, lambda parsed: core.start_server_batch((), partial(self._parsed, parsed)))
@@ -577,6 +600,17 @@ def _reject(core: Any, code: grpc.StatusCode, message: str) -> None:
         cygrpc.SendStatusFromServerOperation(_NO_METADATA, code.value[0], message.encode(), 0),
     )
     core.start_server_batch(operations, _ignore)
+
+
+def _fail_call(tag: Tag, error: Exception) -> None:
+    """Ends the call whose event could not be handled, so that its client does not wait for an answer."""
+    bound = tag.func if isinstance(tag, partial) else tag
+    call = getattr(bound, "__self__", None)
+    if isinstance(call, Call):
+        try:
+            call.fail(error)
+        except Exception:
+            log.exception("a call could not be ended")
 
 
 def _ignore(_: Any) -> None:

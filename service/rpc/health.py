@@ -1,6 +1,6 @@
 """`grpc.health.v1.Health`: overall (the empty name), each gRPC service and each served model by its name, and `liveness`.
 
-`liveness` is SERVING while the process answers: draining or load never fail it, so that Kubernetes does not kill a busy pod. The
+`liveness` is SERVING unless only a new process can help: draining or load never fail it, so that Kubernetes kills no busy pod. The
 other names are SERVING when requests are accepted, a service when the server as a whole is. Statuses are computed when a client
 asks; `changed` makes watchers look again.
 """
@@ -62,13 +62,17 @@ _ListResponse: Any = GetMessageClass(DESCRIPTORS.FindMessageTypeByName("grpc.hea
 class HealthServicer:
     """Answers `Check`, `List` and `Watch` from a function that says which names serve."""
 
-    def __init__(self, serving: Callable[[], Mapping[str, bool]], services: Iterable[str] = ()) -> None:
+    def __init__(
+        self, serving: Callable[[], Mapping[str, bool]], services: Iterable[str] = (), alive: Callable[[], bool] = lambda: True
+    ) -> None:
         """The answers of a server.
 
         Args:
             serving: returns whether each name serves, `OVERALL` among them; it is called from any thread.
             services: names of gRPC services, which serve when `OVERALL` does.
+            alive: returns whether `LIVENESS` serves.
         """
+        self._alive = alive
         self._serving = serving
         self._services = tuple(services)
         self._lock = threading.Lock()
@@ -97,7 +101,7 @@ class HealthServicer:
     def statuses(self) -> dict[str, int]:
         """SERVING or NOT_SERVING by name."""
         serving = self._serving()
-        known = {**serving, **dict.fromkeys(self._services, serving[OVERALL]), LIVENESS: True}
+        known = {**serving, **dict.fromkeys(self._services, serving[OVERALL]), LIVENESS: self._alive()}
         return {name: pb.HealthCheckResponse.SERVING if up else pb.HealthCheckResponse.NOT_SERVING for name, up in known.items()}
 
     def status(self, name: str) -> int:

@@ -3,6 +3,7 @@
 The other methods of the service are in `open_inference_admin.py`.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from service.engine.reply import Responder, Write, send_reply
 from service.engine.top_k import Results
 from service.errors import InvalidRequest, RequestError
 from service.open_inference.conversion import make_query, read_from_memory, rename_error_field, select_outputs
+from service.open_inference.packed import MANY_VALUES, array_of
 from service.open_inference.parameters import (
     REGION,
     WANTS_FINAL_RESPONSE,
@@ -211,7 +213,10 @@ def _typed_elements(datatype: str, shape: Sequence[int], contents: pb.InferTenso
         if datatype == "FP16":
             raise InvalidRequest("FP16 has no typed contents: send it in raw_input_contents", "inputs[0].contents")
         return elements_from_bytes(datatype, shape, b"")  # raises the error
-    return elements_from_values(datatype, shape, getattr(contents, field), f"inputs[0].contents.{field}")
+    values = getattr(contents, field)
+    if MANY_VALUES <= len(values) == math.prod(shape) and datatype != BYTES:
+        values = array_of(contents, field)
+    return elements_from_values(datatype, shape, values, f"inputs[0].contents.{field}")
 
 
 def _add_outputs(response: pb.ModelInferResponse, outputs: Sequence[OutputTensor], typed: bool) -> None:

@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import BadRequest, RetryInfo
 from google.rpc.status_pb2 import Status as StatusProto
 
+from service.byte_budget import out_of_memory
 from service.errors import (
     ByErrorClass,
     Cancelled,
@@ -82,6 +83,8 @@ _codes = ByErrorClass(CODES)
 
 def status_of(error: BaseException) -> Status:
     """The status that an RPC ends with because of `error`."""
+    if isinstance(error, MemoryError):
+        error = out_of_memory()
     code = _codes[type(error)]
     if code is None:
         return _status(grpc.StatusCode.INTERNAL, "internal error; see the server's log")

@@ -36,6 +36,8 @@ class Transport(Protocol):
     port: int
     addresses: Sequence[str]
     """What it listens on, once started: `HOST:PORT` and `unix:PATH`."""
+    last_round: float
+    """When its thread last went round its loop, in `time.monotonic` seconds; infinite while it does not run."""
 
     def start(self) -> None:
         """Binds the addresses and serves from a thread of its own. Raises UserError if one cannot be bound; then none is."""

@@ -2,10 +2,12 @@
 
 import contextlib
 import gzip
+import json
 import math
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -248,3 +250,36 @@ def test_a_budget_that_is_used_up_by_one_call_is_there_for_the_next(start: Start
             message = BytesValue(value=bytes(2 * MIB)).SerializeToString()
             assert method(message, timeout=20) == message
             eventually(lambda: budget.in_flight_bytes == 0)
+
+
+def post(server: Server, body: bytes, **headers: str) -> tuple[int, str]:
+    connection = HTTPConnection("127.0.0.1", server.http_port, timeout=30)
+    connection.request("POST", "/v2/models/digits/infer", body, {name.replace("_", "-"): value for name, value in headers.items()})
+    response = connection.getresponse()
+    answer = response.read().decode()
+    connection.close()
+    return response.status, answer
+
+
+def as_json(pixels: int) -> bytes:
+    tensor = {"name": "image", "datatype": "UINT8", "shape": [1, 28, 28, 1], "data": [7] * pixels}
+    return json.dumps({"inputs": [tensor]}).encode()
+
+
+def test_json_over_http_is_bounded_and_given_back(repository: Path, serve: Serve) -> None:
+    server = serve(repository, max_inflight_bytes=6 * MIB, max_message_bytes=5 * MIB, max_json_bytes=200_000)
+    assert post(server, as_json(28 * 28))[0] == 200
+    assert post(server, gzip.compress(as_json(28 * 28)), Content_Encoding="gzip")[0] == 200
+    status, answer = post(server, as_json(100_000))
+    assert (status, "(--max-json-bytes): send large tensors as binary data" in answer) == (413, True)
+    status, answer = post(server, b"[" * 150_000)
+    assert (status, "--max-inflight-bytes" in answer) == (413, True)
+    assert post(server, gzip.compress(bytes(100 * MIB)), Content_Encoding="gzip")[0] in (400, 413, 429)
+    assert post(server, b'{"a": ' * 2000)[0] == 400
+    eventually(lambda: server._budget.in_flight_bytes == 0)
+    taken = server._budget.limit_bytes - 5000
+    assert server._budget.take(taken)
+    assert post(server, as_json(28 * 28))[0] == 429
+    server._budget.give_back(taken)
+    assert post(server, as_json(28 * 28))[0] == 200
+    eventually(lambda: server._budget.in_flight_bytes == 0)

@@ -1,12 +1,16 @@
 """Which calls without a message end, and when: pure decisions, driven without a server."""
 
+import resource
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from service.errors import DeadlineExceeded, TooManyBytes, Unavailable
 from service.memory_limit import MemoryLimit
-from service.rpc.arrivals import Arrivals
+from service.rpc.arrivals import SHORT_OF_MEMORY, VERY_SHORT, Arrivals
 
 PLENTY, NOTHING = MemoryLimit(2**62), MemoryLimit(1)
 
@@ -30,8 +34,13 @@ def test_a_call_may_wait_for_its_message_as_long_as_is_set() -> None:
     assert list(arrivals.waiting) == [early]
 
 
-def test_when_memory_is_short_the_youngest_half_goes_first_then_the_next() -> None:
-    arrivals = Arrivals(60, NOTHING)
+@pytest.mark.parametrize(
+    ("used", "expected"),
+    [((SHORT_OF_MEMORY + VERY_SHORT) / 2, [[3, 2], [1], [0]]), (2.0, [[3, 2, 1], [0]])],
+)
+def test_when_memory_is_short_the_youngest_half_goes_first_then_the_next(used: float, expected: list[list[int]]) -> None:
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    arrivals = Arrivals(60, MemoryLimit(int(resident / used)))
     calls = [call(10 - number) for number in range(4)]
     arrivals.waiting |= dict.fromkeys(calls)
     rounds = []
@@ -41,7 +50,7 @@ def test_when_memory_is_short_the_youngest_half_goes_first_then_the_next() -> No
         if ended:
             rounds.append([calls.index(each) for each, _ in ended])
         time.sleep(0.01)
-    assert rounds == [[3, 2], [1], [0]]
+    assert rounds == expected
 
 
 def test_streams_go_last_and_only_those_that_wait_for_a_message() -> None:

@@ -90,7 +90,7 @@ def test_a_malformed_message_is_refused_as_protobuf_does(message: bytes) -> None
         count(message, CLASSIFY, 1000)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=3 * WALKED_BYTES))
 def test_any_bytes_end_in_a_count_or_a_refusal(message: bytes) -> None:
     for layout in (CLASSIFY, STREAM, INFER):
@@ -100,7 +100,7 @@ def test_any_bytes_end_in_a_count_or_a_refusal(message: bytes) -> None:
             continue
 
 
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.binary(max_size=600), max_size=40), st.text(max_size=300), st.floats(allow_nan=False))
 def test_what_protobuf_writes_is_never_called_malformed(items: list[bytes], text: str, seconds: float) -> None:
     request = pb.ClassifyRequest(
