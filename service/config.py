@@ -150,6 +150,12 @@ class ServerConfig(BaseModel):
         "is served. auto: if --auth says who may, or no other machine reaches a port.",
     )
 
+    require_signatures: Path | None = Field(
+        default=None,
+        description="Public keys or certificates (PEM), a file or a folder of them: only versions that one of them has signed are "
+        "served (`convoy sign`, or OpenSSF's model-signing). Read at the start.",
+        json_schema_extra={"metavar": "KEYS"},
+    )
     shared_memory_prefix: tuple[str, ...] = Field(
         default=(),
         description="Beginning of the names of the POSIX shared memory objects that clients on this machine may register, such as "

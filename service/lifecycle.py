@@ -12,6 +12,7 @@ import signal
 import threading
 from collections.abc import Callable
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from service import listeners
 from service.config import FOREIGN_SHARED_MEMORY, ServerConfig
@@ -19,6 +20,9 @@ from service.errors import UserError
 from service.process_exit import exit_at_once
 from service.ready_file import ReadyFile
 from service.unix_socket import UnixSocket
+
+if TYPE_CHECKING:
+    from service.model.trusted_keys import TrustedKeys
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +42,8 @@ def check_config(config: ServerConfig) -> None:
         raise UserError(f"--policies {str(policies)!r}: no such folder")
     if policies is not None and not os.access(policies, os.X_OK):
         raise UserError(f"--policies {str(policies)!r}: permission denied")
+    if config.require_signatures is not None:
+        trusted_keys(config)
     listeners.resolve(config.host)
     for prefix in config.shared_memory_prefix:
         if not _SHARED_MEMORY_PREFIX.fullmatch(prefix) or prefix.removeprefix("/").startswith(FOREIGN_SHARED_MEMORY):
@@ -47,6 +53,15 @@ def check_config(config: ServerConfig) -> None:
             )
     _check_unix_sockets(config)
     ReadyFile(config.ready_file).check()
+
+
+def trusted_keys(config: ServerConfig) -> "TrustedKeys | None":
+    """The keys of `--require-signatures`; None without it. Raises UserError for a file that holds no such key."""
+    if config.require_signatures is None:
+        return None
+    from service.model.trusted_keys import TrustedKeys  # with cryptography, which no other server needs to load
+
+    return TrustedKeys.read(config.require_signatures)
 
 
 def _check_unix_sockets(config: ServerConfig) -> None:

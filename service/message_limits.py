@@ -9,6 +9,7 @@ without ONNX Runtime: from the contract or, without one, from the graph.
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from service.byte_budget import SHARE_OF_MEMORY, ByteBudget
 from service.config import MAX_MESSAGE_BYTES, ServerConfig
@@ -17,6 +18,9 @@ from service.memory_limit import memory_limit_bytes
 from service.model.input_size import input_item_bytes
 from service.model.repository_layout import model_names, model_path, policy_path, version_numbers
 from service.policy import Policy, read_policy
+
+if TYPE_CHECKING:
+    from service.model.trusted_keys import TrustedKeys
 
 MIN_MESSAGE_BYTES = 4 * 1024 * 1024
 """gRPC's own default limit, which clients expect."""
@@ -41,8 +45,10 @@ def largest_request_bytes(policy: Policy, item_bytes: int, *, images: bool = Tru
     return min(max(raw, encoded, MIN_MESSAGE_BYTES) + ENVELOPE_BYTES, MAX_MESSAGE_BYTES)
 
 
-def max_message_bytes(repository: Path, policies: Path | None = None) -> int:
+def max_message_bytes(repository: Path, policies: Path | None = None, trusted: "TrustedKeys | None" = None) -> int:
     """The largest request of all models in the repository, each by its highest version that can be read.
+
+    With `trusted`, only of files that one of these keys has signed.
 
     It is at least that of a model with a contract, small pixels and the default policy: such a model may come later.
     """
@@ -50,7 +56,7 @@ def max_message_bytes(repository: Path, policies: Path | None = None) -> int:
         names = model_names(repository)
     except OSError:
         names = []  # reported when the folder is checked
-    return max((_of_model(repository, name, policies) for name in names), default=largest_request_bytes(Policy(), 0))
+    return max((_of_model(repository, name, policies, trusted) for name in names), default=largest_request_bytes(Policy(), 0))
 
 
 def byte_budget(config: ServerConfig, max_message_bytes: int) -> ByteBudget:
@@ -59,7 +65,7 @@ def byte_budget(config: ServerConfig, max_message_bytes: int) -> ByteBudget:
     return ByteBudget(max(limit_bytes // config.workers, max_message_bytes))
 
 
-def _of_model(repository: Path, name: str, policies: Path | None) -> int:
+def _of_model(repository: Path, name: str, policies: Path | None, trusted: "TrustedKeys | None") -> int:
     try:
         policy = read_policy(policy_path(repository, name, policies))
     except ConvoyError:
@@ -72,6 +78,8 @@ def _of_model(repository: Path, name: str, policies: Path | None) -> int:
     for version in reversed(versions):
         path = model_path(repository, name, version)
         try:
+            if trusted is not None:
+                trusted.verify_file(path)
             item_bytes = input_item_bytes(path)
         except (ConvoyError, OSError):
             continue

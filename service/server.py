@@ -36,7 +36,7 @@ from service.http import gate as http_gate
 from service.http.page import Page
 from service.http.rest import Rest
 from service.http.server import HttpMetrics, HttpServer
-from service.lifecycle import StopOnSignals, check_config, exit_after
+from service.lifecycle import StopOnSignals, check_config, exit_after, trusted_keys
 from service.model.cpus import cpu_budget
 from service.model.session import check_provider
 from service.observability.metrics import Metrics
@@ -93,7 +93,10 @@ class Server:
         check_provider(config.provider)
         self._config = config
         self._on_change = on_change
-        self._max_message_bytes = config.max_message_bytes or message_limits.max_message_bytes(config.repository, config.policies)
+        trusted = trusted_keys(config)
+        self._max_message_bytes = config.max_message_bytes or message_limits.max_message_bytes(
+            config.repository, config.policies, trusted
+        )
         self._budget = message_limits.byte_budget(config, self._max_message_bytes)
         self.ready_file = ReadyFile(config.ready_file)
         self._loaded = False
@@ -108,7 +111,7 @@ class Server:
         cpus = max(1, cpu_budget() // config.workers)
         trace_batch = None if self._tracing is None else self._tracing.batch
         self._repository = Repository(
-            config.repository, config.provider, metrics, self._models_changed, cpus, trace_batch, config.policies
+            config.repository, config.provider, metrics, self._models_changed, cpus, trace_batch, config.policies, trusted=trusted
         )  # fmt: skip
         processes = DecodingProcesses(config.decode_seconds, self._budget.limit_bytes)
         self._classifier = Classifier(self._repository, metrics, cpus, _observer(config, self._tracing), processes)

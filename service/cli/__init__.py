@@ -17,13 +17,13 @@ from service import DISTRIBUTION
 from service.errors import ConvoyError
 
 GROUP = "convoy.commands"
-COMMANDS = {name: EntryPoint(name, f"service.cli.{name}:{name}", GROUP) for name in ("bench", "classify", "serve")}
+COMMANDS = {name: EntryPoint(name, f"service.cli.{name}:{name}", GROUP) for name in ("bench", "classify", "serve", "sign")}
 
 EXTRAS = {
     **dict.fromkeys(
         (
-            "grpc_channelz", "grpc_health", "grpc_reflection", "h11", "numpy", "onnxruntime", "pydantic", "structlog",
-            "watchfiles", "werkzeug",
+            "cryptography", "grpc_channelz", "grpc_health", "grpc_reflection", "h11", "numpy", "onnxruntime", "pydantic",
+            "structlog", "watchfiles", "werkzeug",
         ),
         "cpu",
     ),

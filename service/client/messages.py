@@ -79,6 +79,7 @@ class ModelInfo:
     digest: str
     preferred_batch_items: list[int]
     limits: dict[str, float]
+    signer: str = ""
 
 
 class CallFailed(ConvoyError):
@@ -169,6 +170,7 @@ def model_info(response: pb.GetModelResponse) -> ModelInfo:
         digest=response.digest,
         preferred_batch_items=list(response.preferred_batch_items),
         limits=_fields(response.limits),
+        signer=response.signer,
     )
 
 

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from service.engine.batcher import Batcher, TraceBatch
 from service.model.inference import Model
@@ -12,6 +12,9 @@ from service.model.model_files import read_model
 from service.model.providers import Provider
 from service.model.session import sessions_are_few
 from service.policy import Policy
+
+if TYPE_CHECKING:
+    from service.model.signing import SignedFiles
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +30,14 @@ class Loaded(NamedTuple):
     measured: dict[int, float]
 
 
-def load_instances(path: Path, labels: tuple[str, ...] | None, policy: Policy, provider: Provider, cpus: int) -> Loaded:
+def load_instances(
+    path: Path,
+    labels: tuple[str, ...] | None,
+    policy: Policy,
+    provider: Provider,
+    cpus: int,
+    signed: "SignedFiles | None" = None,
+) -> Loaded:
     """Loads as many instances of a model as its policy asks for, and measures how long batches take.
 
     On the CPU the instances share `cpus` threads. Where there are many models already, a small one has a single thread.
@@ -38,12 +48,13 @@ def load_instances(path: Path, labels: tuple[str, ...] | None, policy: Policy, p
         policy: the model's.
         provider: where it computes unless the policy says so.
         cpus: CPUs that this process may use.
+        signed: what the files must be, if signatures are asked for.
 
     Raises:
         FilesChanged: its files changed while they were read.
         LoadError: the model cannot be served.
     """
-    content = read_model(path)  # once: the files may be replaced between two instances
+    content = read_model(path, signed=signed)  # once: the files may be replaced between two instances
     name = f"model {path.parent.parent.name} version {path.parent.name}"
 
     def load(threads: int) -> Model:

@@ -10,7 +10,7 @@ import logging
 import threading
 from concurrent.futures import CancelledError, Future
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from service.engine.misplaced_files import MisplacedFiles
 from service.engine.model_loader import ModelLoader, Surroundings, TraceModelBatch, VersionState
@@ -21,6 +21,9 @@ from service.errors import DeadlineExceeded, LoadError, NotFound, RequestError, 
 from service.model.providers import Provider
 from service.model.repository_layout import model_names
 from service.observability.metrics import Metrics
+
+if TYPE_CHECKING:
+    from service.model.trusted_keys import TrustedKeys
 
 log = logging.getLogger(__name__)
 
@@ -45,15 +48,16 @@ class Loader:
         trace_batch: TraceModelBatch | None,
         policies: Path | None,
         load_seconds: float,
+        trusted: "TrustedKeys | None" = None,
     ) -> None:
         """A model computes with at most `cpus` threads. `<model>.toml` in the folder `policies` replaces the model's own policy.
 
-        Nobody waits longer than `load_seconds` for a model.
+        Nobody waits longer than `load_seconds` for a model. With `trusted`, only versions that one of these keys signed are loaded.
         """
         self._folder = folder
         self._registry = registry
         self._load_seconds = load_seconds
-        self._surroundings = Surroundings(folder, provider, metrics, registry, cpus, trace_batch, policies, self._publish)
+        self._surroundings = Surroundings(folder, provider, metrics, registry, cpus, trace_batch, policies, self._publish, trusted)
         self._lock = threading.Lock()  # of what follows
         self._models: dict[str, ModelLoader] = {}
         self._scans: dict[str, Future[None]] = {}  # the latest of each model

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from service.engine.instances import load_instances, start_batcher
 from service.engine.registry import Registry
@@ -25,6 +25,9 @@ from service.model.session import fell_back
 from service.observability.metrics import Metrics
 from service.observability.trace_context import TraceContext
 from service.policy import Policy, read_policy
+
+if TYPE_CHECKING:
+    from service.model.trusted_keys import TrustedKeys
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +63,7 @@ class Surroundings(NamedTuple):
         cpus: a model computes with at most as many threads.
         policies: a folder; `<model>.toml` in it replaces the model's own policy.
         publish: serves the versions of a model, as `Registry.publish`; False if the server has stopped.
+        trusted: only versions that one of these keys has signed are loaded.
     """
 
     folder: Path
@@ -70,6 +74,7 @@ class Surroundings(NamedTuple):
     trace_batch: TraceModelBatch | None
     policies: Path | None
     publish: Callable[[str, tuple[ServedVersion, ...], dict[str, int]], bool]
+    trusted: "TrustedKeys | None" = None
 
 
 class ModelLoader:
@@ -93,7 +98,7 @@ class ModelLoader:
         self.problem = ""
         self._name = name
         self._shared = surroundings
-        self._files = VersionFiles()
+        self._files = VersionFiles(whole_folders=surroundings.trusted is not None)
         self._unsettled: set[int] = set()
 
     def scan(self) -> None:
@@ -241,8 +246,9 @@ class ModelLoader:
         start = time.monotonic()
         path = model_path(shared.folder, name, version)
         try:
+            signed = None if shared.trusted is None else shared.trusted.verify(path.parent)  # before anything of it is parsed
             labels = read_labels(labels_path(shared.folder, name))
-            loaded = load_instances(path, labels, policy, shared.provider, shared.cpus)
+            loaded = load_instances(path, labels, policy, shared.provider, shared.cpus, signed)
             model = loaded.instances[0]
             metrics = shared.metrics.model_loaded(name, str(version), model.labels, model.has_contract)
             trace_batch = None if shared.trace_batch is None else partial(shared.trace_batch, name, version)
@@ -263,6 +269,8 @@ class ModelLoader:
         seconds = time.monotonic() - start
         shared.metrics.load_ended(name, "ready", seconds)
         self._forget_failure(version)
+        if shared.trusted is not None:
+            log.info("model %s version %d is signed by %s (%s)", name, version, shared.trusted.name(model.signer), model.signer)
         log.info(
             "model %s version %d is ready: %s, %s, %d x %d ORT threads, batches of up to %d items, loaded in %.2f s, ms a batch %s",
             name, version, model.provider, model.precision, policy.instances, model.threads, batcher.max_batch_items, seconds,

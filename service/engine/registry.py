@@ -82,8 +82,7 @@ class Registry:
         if new == old and aliases == self._aliases.get(name, {}):
             return
         for served in new:
-            model = served.model
-            self._metrics.model_serving(name, str(served.version), model.provider, model.precision, model.digest)
+            self._metrics.model_serving(name, *_identity(served))
         if new:
             threads = sum(served.policy.instances * served.model.threads for served in new)
             self._metrics.watch_model(name, lambda: self._inflight(name), threads)
@@ -169,9 +168,9 @@ def _routes(name: str, versions: tuple[ServedVersion, ...], aliases: dict[str, i
     return routes | {(name, ""): versions[0], (name, "latest"): versions[0]}
 
 
-def _identity(served: ServedVersion) -> tuple[str, str, str, str]:
+def _identity(served: ServedVersion) -> tuple[str, str, str, str, str]:
     model = served.model
-    return str(served.version), model.provider, model.precision, model.digest
+    return str(served.version), model.provider, model.precision, model.digest, model.signer
 
 
 def _close(served: ServedVersion) -> None:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from service.control import CONTROL_SECONDS
 from service.engine.loader import Loader
@@ -15,6 +16,9 @@ from service.model.cpus import cpu_budget
 from service.model.providers import Provider
 from service.model.repository_layout import MODEL_FILE
 from service.observability.metrics import Metrics
+
+if TYPE_CHECKING:
+    from service.model.trusted_keys import TrustedKeys
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +43,7 @@ class Repository:
         trace_batch: TraceModelBatch | None = None,
         policies: Path | None = None,
         load_seconds: float = CONTROL_SECONDS,
+        trusted: "TrustedKeys | None" = None,
     ) -> None:
         """Loads nothing yet.
 
@@ -50,6 +55,7 @@ class Repository:
             cpus: threads that a model may compute with; as many as this process has CPUs if not given.
             trace_batch: called for each batch that ran.
             policies: a folder; `<model>.toml` in it replaces the model's own policy.
+            trusted: load only versions that one of these keys has signed.
             load_seconds: how long to wait at most for a model to be loaded; the others do not wait for it at all.
         """
         self.scanned = False
@@ -57,7 +63,7 @@ class Repository:
         self._on_change = on_change
         self._registry = registry = Registry(metrics, self._changed, self._not_served)
         self._loader = loader = Loader(
-            folder, provider, metrics, registry, cpus or cpu_budget(), trace_batch, policies, load_seconds
+            folder, provider, metrics, registry, cpus or cpu_budget(), trace_batch, policies, load_seconds, trusted
         )  # fmt: skip
         self._watcher = Watcher(folder, loader.scan_soon)
         # Callers reach the parts without a frame of this class: every request goes through `acquire` and `release`.

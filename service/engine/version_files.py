@@ -1,8 +1,9 @@
 """The files of each version in a repository: which they are, whether they have changed, and whether they are still being written.
 
-A version is `model.onnx` and the files of weights that it names. An ONNX file that is written to half is refused when it is parsed;
-weights are only numbers, so a file of them that is still being filled would be served as it is. Therefore a version that has such
-files is loaded only once none of its files has changed for a while; and any version whose files changed while they were read.
+A version is `model.onnx` and the files of weights that it names; where signatures are asked for, all files in its folder. An ONNX
+file that is written to half is refused when it is parsed; weights are only numbers, so a file of them that is still being filled
+would be served as it is. Therefore a version that has such files is loaded only once none of its files has changed for a while; and
+any version whose files changed while they were read.
 """
 
 import time
@@ -29,7 +30,10 @@ class _Seen(NamedTuple):
 class VersionFiles:
     """What is known of the files of versions, by the path of their model file. Not thread-safe."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, whole_folders: bool = False) -> None:
+        """With `whole_folders` every file in a version's folder is one of the version, and no file is read to find the others."""
+        self._find = _other_files if whole_folders else weights_files
+        self._whole_folders = whole_folders
         self._seen: dict[Path, _Seen] = {}
         self._asked: set[Path] = set()  # since the last `forget_others`
 
@@ -37,7 +41,8 @@ class VersionFiles:
         """The states of a version's files now. The model file is read only if it has changed."""
         self._asked.add(path)
         graph, seen = file_state(path), self._seen.get(path)
-        weights = seen.weights if seen is not None and seen.states[0] == graph else weights_files(path)
+        known = seen is not None and seen.states[0] == graph and not self._whole_folders
+        weights = seen.weights if seen is not None and known else self._find(path)
         states = (graph, *map(file_state, weights))
         if seen is None:
             self._seen[path] = _Seen(weights, states, time.monotonic() - _age_seconds(states), bool(weights))
@@ -58,6 +63,11 @@ class VersionFiles:
         """Forgets the versions that were not asked for since the last time."""
         self._seen = {path: seen for path, seen in self._seen.items() if path in self._asked}
         self._asked.clear()
+
+
+def _other_files(path: Path) -> tuple[Path, ...]:
+    """The files in a version's folder, and below it, but the model file."""
+    return tuple(sorted(each for each in path.parent.rglob("*") if each != path and not each.is_dir()))
 
 
 def _age_seconds(states: States) -> float:

@@ -147,6 +147,7 @@ def _version_info(served: ServedVersion) -> dict[str, Any]:
         "provider": model.provider,
         "precision": model.precision,
         "digest": model.digest,
+        "signer": model.signer,
         "threads": model.threads,
         "input": str(model.input),
         "labels": list(model.labels[:MAX_LABELS]),

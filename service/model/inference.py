@@ -45,6 +45,7 @@ class Model:
         threads: how many threads ONNX Runtime uses.
         digest: SHA-256 of the ONNX file followed by its files of weights, by name, in hexadecimal.
         name: its name in log lines.
+        signer: who signed the version, as in `SignedFiles`; empty if no signature was asked for.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Model:
         digest: str,
         buckets: Sequence[Bucket] = (),
         name: str = "model",
+        signer: str = "",
     ) -> None:
         self.input = signature.input
         self.outputs = signature.outputs
@@ -67,6 +69,7 @@ class Model:
         self.threads = threads
         self.digest = digest
         self.name = name
+        self.signer = signer
         self._contract = contract
         self._fixed_batch_items = signature.fixed_batch_items
         self._names = [output.name for output in signature.outputs]

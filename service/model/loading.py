@@ -102,7 +102,7 @@ def _load(
         for items in reversed(batch_sizes(max_batch_items)):  # the largest first: the arena grows once
             buckets.append(Bucket(opened, signature, "cuda", items))
             buckets[-1].warm_up(cuda_graphs)
-    model = Model(session, signature, labels, contract, provider, threads, content.digest, buckets, name)
+    model = Model(session, signature, labels, contract, provider, threads, content.digest, buckets, name, content.signer)
     if contract is not None:
         _check_golden_samples(model, contract)
     return model

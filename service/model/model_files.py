@@ -10,12 +10,15 @@ import os
 import posixpath
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from service.errors import FilesChanged, InvalidModel
 from service.model.files import NOT_REGULAR, file_state, read_file
 from service.model.onnx_messages import EXTERNAL, parse_model, tensors
 from service.model.onnx_outline import read_outline
+
+if TYPE_CHECKING:
+    from service.model.signing import SignedFiles
 
 _MAX_INLINE_BYTES = 4096
 """Tensors up to this size go into the graph: ONNX Runtime reads shapes and axes of operators before it is given any file."""
@@ -37,11 +40,13 @@ class ModelContent(NamedTuple):
         graph: the ONNX file. Tensors that ONNX Runtime does not look for in `weights` have been put into it.
         weights: the content of the other files, by the name that `graph` has for them.
         digest: SHA-256 of the ONNX file followed by its files of weights, by name, in hexadecimal.
+        signer: who signed the version, as in `SignedFiles`; empty if no signature was asked for.
     """
 
     graph: bytes
     weights: Mapping[str, bytes] = {}
     digest: str = ""
+    signer: str = ""
 
 
 class _Place(NamedTuple):
@@ -57,17 +62,22 @@ class _Place(NamedTuple):
     size: int | None
 
 
-def read_model(path: Path, *, inline: bool = False) -> ModelContent:
+def read_model(path: Path, *, inline: bool = False, signed: "SignedFiles | None" = None) -> ModelContent:
     """Reads an ONNX file and its files of weights. With `inline`, all weights are put into `graph`.
 
+    With `signed`, what is read must be what was signed; nothing is parsed before that is known.
+
     Raises:
-        FilesChanged: they changed while they were read.
+        FilesChanged: they changed while they were read, or since they were found to be what was signed.
+        InvalidModel: a file of weights is not covered by the signature.
         InvalidModel: a file is missing, too short, not a regular file or outside the model's folder, or cannot be read.
     """
     before = file_state(path)
     if before is not None and before[2] > _MAX_FILE_BYTES:
         raise InvalidModel("the model file has more than 2 GiB, which no ONNX file can: larger weights belong into files beside it")
     graph = _read(path, "the model file")
+    if signed is not None:
+        signed.check_read(path.name, graph)
     message, places = _external_tensors(graph)
     files = {place.file: path.parent / place.file for place in places}
     states = {file: file_state(file) for file in files.values()}
@@ -77,6 +87,8 @@ def read_model(path: Path, *, inline: bool = False) -> ModelContent:
     if before != file_state(path) or any(file_state(file) != state for file, state in states.items()):
         raise FilesChanged("its files changed while they were read")
     for name, content in weights.items():
+        if signed is not None:
+            signed.check_read(name, content)
         needed = max(place.offset + (place.size or 0) for place in places if place.file == name)
         if len(content) < needed:
             raise InvalidModel(f"weights file {name!r} has {len(content)} bytes, the graph needs {needed}")
@@ -85,7 +97,7 @@ def read_model(path: Path, *, inline: bool = False) -> ModelContent:
         digest.update(content)
     if places:
         graph = _with_tensors(message, places, weights, math.inf if inline else _MAX_INLINE_BYTES)
-    return ModelContent(graph, weights, digest.hexdigest())
+    return ModelContent(graph, weights, digest.hexdigest(), "" if signed is None else signed.signer)
 
 
 def weights_files(path: Path) -> tuple[Path, ...]:

@@ -45,7 +45,7 @@ class Metrics:
         self._info = Gauge(
             "convoy_model_info",
             "1 for each version served",
-            (*served, "provider", "precision", "digest"),
+            (*served, "provider", "precision", "digest", "signer"),
             registry=registry,
         )
         self._load_seconds = Gauge("convoy_model_load_seconds", "Seconds the last load took", ("model",), registry=registry)
@@ -89,13 +89,13 @@ class Metrics:
         """Drops the series of a version that is no longer served, so that they do not grow without end."""
         self._requests.forget(model, version)
 
-    def model_serving(self, model: str, version: str, provider: str, precision: str, digest: str) -> None:
+    def model_serving(self, model: str, version: str, provider: str, precision: str, digest: str, signer: str) -> None:
         """A version serves from now on."""
-        self._info.labels(model, version, provider, precision, digest).set(1)
+        self._info.labels(model, version, provider, precision, digest, signer).set(1)
 
-    def model_retired(self, model: str, version: str, provider: str, precision: str, digest: str) -> None:
+    def model_retired(self, model: str, version: str, provider: str, precision: str, digest: str, signer: str) -> None:
         """A version serves no longer."""
-        self._info.remove(model, version, provider, precision, digest)
+        self._info.remove(model, version, provider, precision, digest, signer)
 
     def model_unloaded(self, model: str) -> None:
         """No version of the model is served any more."""

@@ -76,6 +76,7 @@ class ServerMetadata:
             "provider": model.provider,
             "precision": model.precision,
             "digest": model.digest,
+            **({"signer": model.signer} if model.signer else {}),
         }
         return {
             "name": name,

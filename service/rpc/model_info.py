@@ -52,6 +52,7 @@ class ModelInfoServicer:
             provider=model.provider,
             precision=model.precision,
             digest=model.digest,
+            signer=model.signer,
             preferred_batch_items=preferred_batch_items(served.batcher.measured(), served.batcher.max_batch_items),
             limits=_limits(served.policy),
         )

@@ -35,7 +35,7 @@ from service.exposure import open_access
 from service.http.gate import Gate
 from service.http.server import ROUTE, HttpMetrics, HttpServer
 from service.http.wsgi import PEER_CERTIFICATE
-from service.lifecycle import StopOnSignals, check_config
+from service.lifecycle import StopOnSignals, check_config, trusted_keys
 from service.process_exit import before_exit
 from service.ready_file import ReadyFile
 from service.vital_thread import vital_thread
@@ -82,7 +82,9 @@ class Supervisor(Collector):
         all_metrics = CollectorRegistry()
         all_metrics.register(self)
         self._access = open_access(config, self._own_metrics)
-        max_body_bytes = config.max_message_bytes or message_limits.max_message_bytes(config.repository, config.policies)
+        max_body_bytes = config.max_message_bytes or message_limits.max_message_bytes(
+            config.repository, config.policies, trusted_keys(config)
+        )
         self._http = HttpServer(
             config, all_metrics, HttpMetrics(self._own_metrics), self.not_ready_reason, self._forward_http, max_body_bytes,
             gate=None if self._access is None else Gate(Authenticator(self._access, "http")),

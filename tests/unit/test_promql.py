@@ -35,7 +35,7 @@ def labels() -> dict[str, set[str]]:
     served.batch(1, 0.001)
     served.answered(Phases(0.001, 0.001, 0.001), 0.001, [[(1, 0.9)]])
     metrics.watch_model("digits", lambda: 0, 1)
-    metrics.model_serving("digits", "1", "cpu", "fp32", "digest")
+    metrics.model_serving("digits", "1", "cpu", "fp32", "digest", "")
     metrics.load_ended("digits", "ready", 0.1)
     metrics.watch_failures(lambda: [("digits", "2", "invalid")])
     HttpMetrics(metrics.registry).answered("POST", INFER, "200", 0.01)
