@@ -25,7 +25,7 @@ from werkzeug.http import http_date
 
 from service.byte_budget import UNLIMITED, ByteBudget
 from service.http.http1 import Connection
-from service.http.places import Places
+from service.http.places import Places, who
 from service.http.request_threads import RequestThreads
 from service.http.responses import error_response
 from service.http.wsgi import PEER_CERTIFICATE, Headers, Reply, call, connection_environ, to_reply
@@ -183,7 +183,7 @@ class EventLoopServer:
 
     def _open(self, accepted: socket.socket, address: Any, listener: socket.socket) -> None:
         """Makes a connection of an accepted socket, closing another one for it if it must; or closes it if there is no place."""
-        client = address[0] if address is not None and self._has_places_by_address(address[0]) else None
+        client = who(address[0]) if address is not None and self._has_places_by_address(address[0]) else None
         if self._places.are_taken:
             message = "%d HTTP connections are open, the most: the longest idle one is closed for the next"
             self._log_seldom(logging.WARNING, message, self._places.most)

@@ -8,11 +8,26 @@ An address may take half of the places. For one more, its own longest idle conne
 for connections that come when none is idle: who has one is answered if it asks for a probe or for metrics.
 """
 
+import ipaddress
 from collections import OrderedDict
 from typing import Generic, Protocol, TypeVar
 
 SPARE = 16
 """Places beyond the most, for probes and scrapes."""
+
+
+NETWORK_BITS = 64
+"""Whoever has one IPv6 address has all that begin so: they count as one."""
+
+
+def who(address: str) -> str:
+    """What an address counts as: itself, or the IPv6 network that its owner has."""
+    if ":" not in address:
+        return address
+    parsed = ipaddress.IPv6Address(address.partition("%")[0])
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return f"{int(parsed) >> (128 - NETWORK_BITS):x}"
 
 
 class Client(Protocol):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from service.http.places import SPARE, Places
+from service.http.places import SPARE, Places, who
 
 
 @dataclass(eq=False)
@@ -64,3 +64,9 @@ def test_what_has_no_place_is_ignored() -> None:
     places.used(Client(7))
     places.remove(Client(7))
     assert places.clients() == clients
+
+
+def test_the_addresses_of_one_ipv6_network_count_as_one() -> None:
+    assert who("10.0.0.7") == who("::ffff:10.0.0.7") == "10.0.0.7"
+    assert who("2001:db8::1") == who("2001:db8::ffff:2") != who("2001:db8:0:1::1")
+    assert who("fe80::1%eth0") == who("fe80::2")
