@@ -82,7 +82,7 @@ def test_a_default_port_in_host_makes_no_other_site(repository: Path, serve: Ser
 @pytest.mark.parametrize("options", [[], ["--host", "0.0.0.0"], ["--host", "0.0.0.0", "--workers", "2"]])
 def test_a_page_whose_name_was_bound_to_this_server_changes_nothing(repository: Path, spawn: Spawn, options: list[str]) -> None:
     """DNS rebinding: for the browser `http://evil.example` is one site, on whatever machine it is."""
-    server = spawn(repository, *options)
+    server = spawn(repository, "--control", "on", *options)
     evil = f"evil.example:{server.http_port}"
     for path in ("/v2/repository/models/digits/unload", INFER, CLASSIFY):
         status, _, body = send(server, "POST", path, b"{}", Host=evil, Origin=f"http://{evil}")
