@@ -16,8 +16,9 @@ from service.errors import UserError
 
 TOKEN_PREFIX = "convoy_"  # noqa: S105 - lets programs that look for leaked secrets find it
 TOKEN_BYTES = 32
+MAX_NAME_CHARACTERS = 200
 
-Name = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=MAX_NAME_CHARACTERS, pattern=r"^[^\x00-\x1f\x7f]*$")]
 T = TypeVar("T")
 
 

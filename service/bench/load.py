@@ -48,6 +48,8 @@ class Load:
     seed: int = 0
     tls: tuple[bytes | None, ...] | None = None
     """For `grpc.ssl_channel_credentials`: the CA, the client's key, its certificate."""
+    metadata: Sequence[tuple[str, str]] | None = None
+    """Of each call: the token."""
     route: Sequence[tuple[str, Any]] = (("grpc.enable_http_proxy", 0),)
     """The channel options by which the target is reached; directly, unless the client goes through a proxy."""
 

@@ -105,7 +105,7 @@ class _Sender:
         except TimeoutError:
             raise UserError(f"no server answers at {self._load.target}: start one with `convoy serve`") from None
         try:
-            await _unary(channel)(next(self._requests), timeout=_CONNECT_SECONDS)
+            await _unary(channel)(next(self._requests), timeout=_CONNECT_SECONDS, metadata=self._load.metadata)
         except grpc.aio.AioRpcError as error:
             raise UserError(f"the server refuses the request: {error.code().name}: {error.details()}") from None
 
@@ -141,7 +141,7 @@ class _Sender:
 
     async def _call(self, call: Any, since: float) -> None:
         try:
-            await call(next(self._requests), timeout=self._load.timeout_seconds)
+            await call(next(self._requests), timeout=self._load.timeout_seconds, metadata=self._load.metadata)
         except grpc.aio.AioRpcError as error:
             self._failed(error.code().name, error.details() or "", since)
         else:
@@ -167,7 +167,9 @@ class _Sender:
         self, channel: grpc.aio.Channel, in_flight: int, since: dict[int, float], deadline: asyncio.Timeout
     ) -> None:
         """One stream until the load's end. `since`: when each unanswered request was sent, by index, the oldest first."""
-        call: Any = channel.stream_stream(CLASSIFY_STREAM)()  # bytes in, bytes out: nothing to serialise
+        call: Any = channel.stream_stream(CLASSIFY_STREAM)(
+            metadata=self._load.metadata
+        )  # bytes in, bytes out: nothing to serialise
         indices = count()
 
         async def send() -> None:

@@ -65,8 +65,8 @@ class Snapshot:
         return difference if min(counted) >= 0 else None
 
 
-def scrape(url: str, model: str, context: ssl.SSLContext | None = None) -> Snapshot:
-    """Reads `url`, such as http://127.0.0.1:8002/metrics, for one model, all its versions together.
+def scrape(url: str, model: str, context: ssl.SSLContext | None = None, token: str | None = None) -> Snapshot:
+    """Reads `url`, such as http://127.0.0.1:8002/metrics, for one model, all its versions together. `token` is for `--auth`.
 
     `context` says which certificates are trusted and shown over https.
 
@@ -76,7 +76,7 @@ def scrape(url: str, model: str, context: ssl.SSLContext | None = None) -> Snaps
     if not url.startswith(("http://", "https://")):
         raise UserError(f"--metrics {url!r}: expected a URL such as http://127.0.0.1:8002/metrics")
     try:
-        with _open(url, context) as response:
+        with _open(url, context, token) as response:
             families = list(text_string_to_metric_families(response.read().decode()))
     except (OSError, urllib.error.URLError, http.client.HTTPException, ValueError) as error:
         raise UserError(f"cannot read metrics at {url}{_through(url)}: {error}") from None
@@ -99,12 +99,20 @@ def scrape(url: str, model: str, context: ssl.SSLContext | None = None) -> Snaps
     return Snapshot({phase: sorted(buckets.items()) for phase, buckets in phases.items() if buckets}, *sums.values())
 
 
-def _open(url: str, context: ssl.SSLContext | None) -> Any:
+def may_carry_token(url: str) -> bool:
+    """Whether nobody can read on the way what is sent there."""
+    return url.startswith("https://") or _is_local(url)
+
+
+def _open(url: str, context: ssl.SSLContext | None, token: str | None) -> Any:
     """Without the proxy of the environment for an address of this machine, as the calls go."""
     handlers: list[urllib.request.BaseHandler] = [urllib.request.HTTPSHandler(context=context)]
     if _is_local(url):
         handlers.append(urllib.request.ProxyHandler({}))
-    return urllib.request.build_opener(*handlers).open(url, timeout=_TIMEOUT_SECONDS)
+    request = urllib.request.Request(url)  # noqa: S310 - http or https, as checked
+    if token is not None:
+        request.add_unredirected_header("Authorization", f"Bearer {token}")
+    return urllib.request.build_opener(*handlers).open(request, timeout=_TIMEOUT_SECONDS)
 
 
 def _through(url: str) -> str:

@@ -17,7 +17,7 @@ from service import DISTRIBUTION
 from service.errors import ConvoyError
 
 GROUP = "convoy.commands"
-COMMANDS = {name: EntryPoint(name, f"service.cli.{name}:{name}", GROUP) for name in ("bench", "classify", "serve", "sign")}
+COMMANDS = {name: EntryPoint(name, f"service.cli.{name}:{name}", GROUP) for name in ("bench", "classify", "serve", "sign", "token")}
 
 EXTRAS = {
     **dict.fromkeys(

@@ -15,8 +15,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from service.bench import processes, report
 from service.bench.images import CHANNELS, Encoding, file_requests, synthetic_requests
 from service.bench.load import Load, Outcome
-from service.bench.server_metrics import Snapshot, scrape
-from service.cli.connection import server_options, unreachable
+from service.bench.server_metrics import Snapshot, may_carry_token, scrape
+from service.cli.connection import read_token, server_options, unreachable
 from service.cli.parameters import FiniteFloat, ImageSize
 from service.client import CallFailed, Client, ModelInfo
 from service.client.connection import ChannelSettings, read_pem
@@ -43,6 +43,8 @@ class Options:
     tls_ca: Path | None
     tls_cert: Path | None
     tls_key: Path | None
+    token_file: Path | None
+    insecure: bool
     concurrency: int | None
     rate: float | None
     stream: bool
@@ -152,7 +154,8 @@ def bench(**options: Any) -> None:
 def _describe(options: Options) -> tuple[str, ModelInfo]:
     """The gRPC target of the server, and the model. Raises UserError if it does not take what is to be sent."""
     tls = {"tls_ca": options.tls_ca, "tls_cert": options.tls_cert, "tls_key": options.tls_key}
-    with Client(options.server, timeout_seconds=options.timeout, **tls) as client:
+    token = read_token(options.token_file)
+    with Client(options.server, timeout_seconds=options.timeout, token=token, insecure=options.insecure, **tls) as client:
         try:
             model = client.model(options.model, options.version)
         except CallFailed as error:
@@ -199,6 +202,7 @@ def _requests(options: Options, model: ModelInfo) -> tuple[bytes, ...]:
 def _load(options: Options, target: str, requests: tuple[bytes, ...]) -> Load:
     connections = math.ceil(options.in_flight / IN_FLIGHT_PER_CONNECTION) if options.rate is None else CONNECTIONS_AT_A_RATE
     pem = (options.tls_ca, options.tls_key, options.tls_cert)
+    settings = ChannelSettings(options.server, None, None, None, read_token(options.token_file), insecure=True)  # checked before
     return Load(
         target=target,
         requests=requests,
@@ -212,7 +216,8 @@ def _load(options: Options, target: str, requests: tuple[bytes, ...]) -> Load:
         timeout_seconds=options.timeout,
         seed=options.seed,
         tls=tuple(read_pem(path) if path is not None else None for path in pem) if options.tls_ca is not None else None,
-        route=ChannelSettings(options.server, None, None, None).route,
+        metadata=settings.metadata(),
+        route=settings.route,
     )
 
 
@@ -231,6 +236,12 @@ class _ServerMetrics:
             self._url = f"{scheme}://{host}:{HTTP_PORT}/metrics"
         elif options.metrics_url is None:  # the usual HTTP port may belong to another server
             self.note = f"give their address with --metrics {scheme}://{host}:PORT/metrics"
+        self._token = read_token(options.token_file)
+        if self._url is not None and self._token is not None and not options.insecure and not may_carry_token(self._url):
+            if self._required:
+                raise UserError(f"the token is not sent unencrypted to {self._url}: give an https:// address, or --insecure")
+            self.note = f"the token is not sent unencrypted to {self._url} (--insecure)"
+            self._url = None
         self._before: Snapshot | None = None
 
     def start(self) -> None:
@@ -241,7 +252,7 @@ class _ServerMetrics:
         after = self._scrape(required=False) if self._before is not None else None
         if self._before is None or after is None:
             if self._url is not None:
-                self.note = f"nothing answers at {self._url} (give their address with --metrics)"
+                self.note = f"cannot read {self._url} (give their address with --metrics)"
             return None
         difference = after.since(self._before)
         if difference is None:
@@ -252,7 +263,7 @@ class _ServerMetrics:
         if self._url is None:
             return None
         try:
-            return scrape(self._url, self._model, self._context)
+            return scrape(self._url, self._model, self._context, self._token)
         except UserError:
             if required:
                 raise

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from service.cli.connection import server_options, unreachable
+from service.cli.connection import read_token, server_options, unreachable
 from service.cli.parameters import FiniteFloat
 from service.client import CallFailed, Classification, Client, RequestTooLarge
 from service.errors import FileUnreadable, UserError
@@ -28,14 +28,24 @@ _ITEM = re.compile(r"items\[(\d+)\]")
 @click.option("--timeout", type=FiniteFloat(0, 1e6, min_open=True), default=30.0, show_default=True, help="Seconds to wait.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line and image.")
 def classify(
-    images: tuple[Path, ...], model: str, version: str, server: str, top_k: int, timeout: float, as_json: bool, **tls: Path | None
+    images: tuple[Path, ...],
+    model: str,
+    version: str,
+    server: str,
+    top_k: int,
+    timeout: float,
+    as_json: bool,
+    token_file: Path | None,
+    insecure: bool,
+    **tls: Path | None,
 ) -> None:
     """Classify image files with a model of a running server.
 
     An image that cannot be classified is reported on stderr and the others are still classified; the exit code is then 2.
     """
     failed = 0
-    with Client(server, timeout_seconds=timeout, **tls) as client:
+    token = read_token(token_file)
+    with Client(server, timeout_seconds=timeout, token=token, insecure=insecure, **tls) as client:
         size = 1 if len(images) == 1 else _batch_size(client, server, model, version)
         batches = [images[start : start + size] for start in range(0, len(images), size)]
         send = partial(client.classify, model=model, version=version, top_k=top_k)

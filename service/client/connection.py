@@ -69,11 +69,28 @@ _IPV4 = re.compile(r"[0-9]{1,3}(\.[0-9]{1,3}){3}")
 _LOOPBACK = re.compile(r"127\..*|localhost|\[::1\]", re.IGNORECASE)
 
 
-class ChannelSettings:
-    """The target, options and credentials of a channel. Raises UserError for an invalid address or PEM file."""
+Token = str | Callable[[], str]
+"""A token, or what returns the one to send: it is called for each call, from any thread, and must not block."""
 
-    def __init__(self, server: str | Sequence[str], tls_ca: Path | None, tls_cert: Path | None, tls_key: Path | None) -> None:
+_TOKEN = re.compile(r"[\x21-\x7e]+")
+
+
+class ChannelSettings:
+    """The target, options and credentials of a channel, and the token of its calls."""
+
+    def __init__(
+        self,
+        server: str | Sequence[str],
+        tls_ca: Path | None,
+        tls_cert: Path | None,
+        tls_key: Path | None,
+        token: Token | None = None,
+        *,
+        insecure: bool = False,
+    ) -> None:
+        """Raises UserError for an invalid address or PEM file, and for a token that would be sent unencrypted."""
         self.target, hosts, several = _address(server)
+        self._token = token
         config = _SERVICE_CONFIG
         if several:
             # A draining server says so by its health. A single server is asked anyway: it answers with the reason itself.
@@ -99,6 +116,18 @@ class ChannelSettings:
             *self.route,
         ]
         self._credentials = _credentials(tls_ca, tls_cert, tls_key)
+        here = self.target.startswith(_UNIX) or (hosts and all(map(_LOOPBACK.fullmatch, hosts)))
+        if token is not None and self._credentials is None and not here and not insecure:
+            raise UserError(
+                f"a token is not sent unencrypted to another machine, {server!r}: turn TLS on (tls_ca, --tls-ca), or allow it "
+                "(insecure=True, --insecure)"
+            )
+        self.metadata()  # raises for a token that cannot be sent
+
+    def metadata(self) -> list[tuple[str, str]] | None:
+        """The metadata of a call. Raises UserError for a token that cannot be sent."""
+        token = self._token() if callable(self._token) else self._token
+        return None if token is None else [("authorization", f"Bearer {checked_token(token)}")]
 
     def channel(self, library: Any) -> Any:
         """A new channel of `library`: grpc, or grpc.aio."""
@@ -117,11 +146,12 @@ class ChannelSettings:
 class Stubs:
     """The RPCs of `convoy.v1.Classifier` on a channel of grpc or grpc.aio. They raise CallFailed once the channel is closed."""
 
-    def __init__(self, channel: Any) -> None:
+    def __init__(self, channel: Any, metadata: Callable[[], Any] = lambda: None) -> None:
+        """`metadata` returns those of a call."""
+
         def unary(name: str, request: Any, response: Any) -> Any:
-            return _unless_closed(
-                channel.unary_unary(f"/convoy.v1.Classifier/{name}", request.SerializeToString, response.FromString)
-            )
+            method = channel.unary_unary(f"/convoy.v1.Classifier/{name}", request.SerializeToString, response.FromString)
+            return _unless_closed(method, metadata)
 
         self.classify = unary("Classify", pb.ClassifyRequest, pb.ClassifyResponse)
         self.get_model = unary("GetModel", pb.GetModelRequest, pb.GetModelResponse)
@@ -131,7 +161,8 @@ class Stubs:
                 "/convoy.v1.Classifier/ClassifyStream",
                 pb.ClassifyStreamRequest.SerializeToString,
                 pb.ClassifyStreamResponse.FromString,
-            )
+            ),
+            metadata,
         )
 
 
@@ -176,7 +207,8 @@ class Connection:
                 self._channel = self._settings.channel(self._library)
                 if loop is not None:
                     _ASYNCIO_CHANNELS[self._channel] = os.getpid()
-                self._stubs, self._loop, self._process = Stubs(self._channel), loop, os.getpid()
+                stubs = Stubs(self._channel, self._settings.metadata)
+                self._stubs, self._loop, self._process = stubs, loop, os.getpid()
             return self._stubs
 
     def close(self, loop: Any = None) -> Any:
@@ -204,10 +236,11 @@ _OF_ANOTHER_PROCESS: list[Any] = []
 """Channels of the process that this one was forked from. Deleting one would end the connection, which they share."""
 
 
-def _unless_closed(method: Callable[..., Any]) -> Callable[..., Any]:
+def _unless_closed(method: Callable[..., Any], metadata: Callable[[], Any]) -> Callable[..., Any]:
     def call(*arguments: Any, **options: Any) -> Any:
+        given = metadata()
         try:
-            return method(*arguments, **options)
+            return method(*arguments, metadata=given, **options)
         except (ValueError, grpc.aio.UsageError):
             raise client_closed() from None
 
@@ -295,6 +328,13 @@ def _credentials(ca: Path | None, cert: Path | None, key: Path | None) -> grpc.C
 def read_pem(path: Path) -> bytes:
     """A PEM file as gRPC takes it: without a byte order mark, which OpenSSL ignores. Raises FileUnreadable."""
     return read_file(path).removeprefix(codecs.BOM_UTF8)
+
+
+def checked_token(token: str) -> str:
+    """A token as a header takes it. Raises UserError for one that cannot be sent; the message does not have it."""
+    if not isinstance(token, str) or not _TOKEN.fullmatch(token):
+        raise UserError("the token is not one: it is empty, or has spaces or characters that are not ASCII")
+    return token
 
 
 def checked_timeout(seconds: float | None) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 
-from service.client.connection import ChannelSettings, Connection, Stubs, checked_timeout, deadline_seconds
+from service.client.connection import ChannelSettings, Connection, Stubs, Token, checked_timeout, deadline_seconds
 from service.client.images import Images
 from service.client.messages import (
     CallFailed,
@@ -37,6 +37,8 @@ class Client:
         tls_ca: Path | None = None,
         tls_cert: Path | None = None,
         tls_key: Path | None = None,
+        token: Token | None = None,
+        insecure: bool = False,
     ) -> None:
         """Connects with the first call.
 
@@ -47,11 +49,13 @@ class Client:
             tls_ca: PEM file of the CA that signed the server's certificate; turns TLS on.
             tls_cert: PEM file of the client's certificate, for mutual TLS.
             tls_key: PEM file of its private key.
+            token: says who calls, to a server with `--auth`: a token, or a function that returns the one to send, for each call.
+            insecure: send the token over connections without TLS to other machines too.
 
         Raises:
-            UserError: an invalid address or timeout, or a PEM file that is missing or invalid.
+            UserError: an invalid address, timeout or token, a PEM file that is missing or invalid, or a token without TLS.
         """
-        self._settings = ChannelSettings(server, tls_ca, tls_cert, tls_key)
+        self._settings = ChannelSettings(server, tls_ca, tls_cert, tls_key, token, insecure=insecure)
         self.server = self._settings.target
         self._timeout_seconds = checked_timeout(timeout_seconds)
         self._connection = Connection(self._settings, grpc)

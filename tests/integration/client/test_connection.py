@@ -267,7 +267,7 @@ def test_pem_files_may_be_saved_by_a_windows_editor(tmp_path: Path, repository: 
     for name, blob in files.items():
         paths[name].write_bytes(codecs.BOM_UTF8 + blob.bytes().replace(b"\n", b"\r\n"))
     server = serve(repository, tls_cert=paths["cert"], tls_key=paths["key"], tls_client_ca=paths["ca"])
-    tls = {f"tls_{name}": path for name, path in paths.items()}
+    tls: dict[str, Any] = {f"tls_{name}": path for name, path in paths.items()}
     with Client(f"127.0.0.1:{server.grpc_port}", timeout_seconds=10, **tls) as client:
         assert [model.model for model in client.models()] == ["digits"]
 
