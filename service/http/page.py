@@ -37,7 +37,7 @@ TOP_K = 10
 MAX_LABELS = 100
 
 _FILES = (
-    "index.html", "page.css", "page.js", "live.js", "metrics.js", "playground.js", "uPlot.iife.min.js", "uPlot.min.css",
+    "index.html", "page.css", "page.js", "ask.js", "live.js", "metrics.js", "playground.js", "uPlot.iife.min.js", "uPlot.min.css",
 )  # fmt: skip
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; connect-src 'self'; "

@@ -32,9 +32,10 @@ _FLAG = re.compile(r"--[a-z]+(?:-[a-z]+)*(?![a-z<-])")
 def _flags() -> set[str]:
     context = click.Context(cli.program)
     loaded = [cli.program.get_command(context, name) for name in cli.program.list_commands(context)]
+    within = [command for group in loaded if isinstance(group, click.Group) for command in group.commands.values()]
     return {
         flag
-        for command in loaded
+        for command in (*loaded, *within)
         if command
         for parameter in command.params
         for flag in (*parameter.opts, *parameter.secondary_opts)

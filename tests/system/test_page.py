@@ -17,6 +17,7 @@ from service.client import Client
 from service.server import Server
 from tests.conftest import Serve, put
 from tests.deploy import balanced
+from tests.integration.access_file import token, write_auth_file
 
 pytestmark = pytest.mark.system
 
@@ -295,6 +296,29 @@ def test_a_server_that_goes_away_is_said_to_be_gone(page: Page, server: Server) 
     server.stop()
     expect(page.locator("#state")).to_have_text("not reachable", timeout=20_000)
     page.context.close()
+
+
+def test_a_token_is_asked_for_and_kept_in_the_tab(
+    browser: Browser, repository: Path, serve: Serve, digits: Dataset, tmp_path: Path
+) -> None:
+    server = serve(repository, auth=write_auth_file(tmp_path / "auth.toml"))
+    page = browser.new_page()
+    page.goto(f"http://127.0.0.1:{server.http_port}/")
+    expect(page.locator("#token-note")).to_have_text("This server wants to know who asks.")
+    expect(page.locator("#state")).to_have_text("ready")
+    for name, note in (("nobody", "does not know this token"), ("read", "does not have the right 'metrics'")):
+        page.locator("#token-text").fill(token(name))
+        page.locator("#token-form button").click()
+        expect(page.locator("#token-note")).to_contain_text(note, timeout=20_000)
+    expect(page.locator("#model")).to_be_enabled()
+    page.evaluate("sessionStorage.setItem('convoy-token', 'convoy_admin')")
+    page.reload()
+    expect(page.locator("#model")).to_be_enabled(timeout=20_000)
+    expect(page.locator("#token")).to_be_hidden()
+    send(page, "digit.png", digits.test.encoded(0))
+    expect(page.locator("#best")).to_have_text(digits.labels[digits.test.labels[0]])
+    assert page.evaluate("localStorage.length") == 0
+    page.close()
 
 
 PROXY = """

@@ -1,5 +1,6 @@
 // The live part: asks /metrics each second, and draws what changed.
 
+import { ask } from "./ask.js";
 import { between, buckets, parse, quantile, total } from "./metrics.js";
 
 const PHASES = ["decode", "queue", "inference", "encode"];
@@ -51,8 +52,9 @@ function makeCharts() {
 
 /** Takes one look at /metrics; false if this port has none (--admin-port). */
 async function look() {
-  const response = await fetch("metrics", { cache: "no-store", signal: AbortSignal.timeout(5000) });
+  const response = await ask("metrics", { cache: "no-store", signal: AbortSignal.timeout(5000) });
   if (response.status === 404) return false;
+  if ([401, 403].includes(response.status)) return true; // the page says so, and works without the figures
   if (!response.ok) throw new Error(`/metrics: ${response.status}`);
   const now = Date.now() / 1000;
   looks.push([now, parse(await response.text())]);
@@ -150,15 +152,15 @@ export function start(onState) {
     pause.textContent = paused ? "Go on" : "Pause";
   });
   for (const id of ["live-model", "percentile"]) element(id).addEventListener("change", () => shown.length && draw());
+  let figures = true; // whether this port has any
   const tick = async () => {
     if (!document.hidden) {
       try {
-        if (!(await look())) {
+        if (figures && !(await look())) {
           document.querySelectorAll('#live, a[href="#live"], a[href="metrics"]').forEach((each) => { each.style.display = "none"; });
-          onState(true);
-          return;
+          figures = false;
         }
-        if (shown === looks) draw();
+        if (shown === looks && looks.length) draw();
         onState(true);
       } catch {
         onState(false);

@@ -1,5 +1,6 @@
 // The page: what is served, and the parts put together.
 
+import { ask, start as takeToken } from "./ask.js";
 import * as live from "./live.js";
 import * as playground from "./playground.js";
 
@@ -46,7 +47,7 @@ function card(model) {
 }
 
 async function models() {
-  const response = await fetch("page/models", { cache: "no-store", signal: AbortSignal.timeout(5000) });
+  const response = await ask("page/models", { cache: "no-store", signal: AbortSignal.timeout(5000) });
   const text = await response.text();
   if (!response.ok || text === served) return;
   served = text;
@@ -67,7 +68,7 @@ async function state(answers) {
   let kind = "pill bad";
   if (answers) {
     try {
-      const response = await fetch("readyz", { cache: "no-store", signal: AbortSignal.timeout(5000) });
+      const response = await ask("readyz", { cache: "no-store", signal: AbortSignal.timeout(5000) });
       text = response.ok ? "ready" : (await response.text()).trim();
       kind = response.ok ? "pill good" : "pill bad";
       await models();
@@ -77,5 +78,6 @@ async function state(answers) {
   pill.className = kind;
 }
 
+takeToken();
 playground.start();
 live.start(state);

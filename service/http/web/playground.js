@@ -1,5 +1,7 @@
 // The playground: a picture from a file, the clipboard or the pen, and what the model says to it.
 
+import { ask as request } from "./ask.js";
+
 const element = (id) => document.getElementById(id);
 const SIDE = 280; // of the drawing area, in pixels
 const MARGIN = 0.12; // round a drawing, as a share of it
@@ -54,7 +56,7 @@ async function ask() {
   let answer;
   try {
     const path = element("model").value.split("/").map(encodeURIComponent).join("/");
-    const response = await fetch(`page/classify/${path}`, { method: "POST", body: picture });
+    const response = await request(`page/classify/${path}`, { method: "POST", body: picture });
     const told = (response.headers.get("content-type") || "").startsWith("application/json");
     answer = told ? await response.json() : { error: refusal(response) };
   } catch {
