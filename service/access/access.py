@@ -9,6 +9,7 @@ import logging
 import threading
 from collections.abc import Callable, Hashable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter
 
@@ -17,6 +18,10 @@ from service.access.grant import Grant
 from service.errors import Refused, UserError
 from service.principal import Principal
 from service.vital_thread import vital_thread
+
+if TYPE_CHECKING:
+    from service.access.jwks import KeySource
+    from service.access.jwt_tokens import JwtVerifier
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +35,9 @@ CAUSES = ("missing", "malformed", "unknown", "expired", "forbidden")
 class Rules:
     """What the file says, for looking up. Never changed; `Access` replaces it."""
 
-    def __init__(self, file: AuthFile) -> None:
+    def __init__(self, file: AuthFile, keys: "KeySource | None") -> None:
         self.groups = file.groups
+        self.jwt = _verifier(file, keys)
         # Found by a hash: how long that takes says nothing about a token that hashes otherwise, and nobody can aim at a hash.
         self.tokens = {bytes.fromhex(token.sha256): token for token in file.tokens}
         self.certificates = {
@@ -59,18 +65,23 @@ class Access:
                 self._failures.labels(surface, cause)
         self._content = self._read()
         self.file = parse_auth_file(path, self._content)
-        self.rules = Rules(self.file)
+        self._keys = self._open_keys(self.file)
+        self.rules = Rules(self.file, self._keys)
         self._listeners: list[Callable[[], None]] = []
         self._closed = threading.Event()
         self._thread = vital_thread(self._watch, "auth-file")
 
     def start(self) -> None:
         """Begins to look for changes of the file."""
+        if self._keys is not None:
+            self._keys.look()
         self._thread.start()
 
     def close(self) -> None:
         """Looks no more."""
         self._closed.set()
+        if self._keys is not None:
+            self._keys.close()
         if self._thread.is_alive():
             self._thread.join()
 
@@ -101,16 +112,22 @@ class Access:
         else:
             if content != self._content:
                 self._replace(content)
+        if self._keys is not None and self._keys.look():
+            log.info("--auth %r: the issuer's keys have changed", str(self._path))
+            self.rules = Rules(self.file, self._keys)  # forgets what the old keys had verified
         for listener in self._listeners:
             listener()
 
     def _replace(self, content: bytes) -> None:
         try:
             file = parse_auth_file(self._path, content)
+            keys = self._keys if _source(file) == _source(self.file) else self._open_keys(file)
         except UserError as error:
             self._failed(content, error)
             return
-        self._content, self.file, self.rules = content, file, Rules(file)
+        if keys is not self._keys and self._keys is not None:
+            self._keys.close()
+        self._content, self.file, self._keys, self.rules = content, file, keys, Rules(file, keys)
         log.info("--auth %r: read again: %d tokens, %d groups", str(self._path), len(file.tokens), len(file.groups))
 
     def _failed(self, content: bytes, error: UserError) -> None:
@@ -119,8 +136,30 @@ class Access:
             self._content = content
             log.error("%s; what the file said before stays in force", error)
 
+    def _open_keys(self, file: AuthFile) -> "KeySource | None":
+        if file.jwt is None:
+            return None
+        from service.access.jwks import open_source
+
+        try:
+            return open_source(file.jwt.jwks, self._path.parent)
+        except UserError as error:
+            raise UserError(f"--auth {str(self._path)!r}: jwt.jwks: {error}") from None
+
     def _read(self) -> bytes:
         try:
             return self._path.read_bytes()
         except OSError as error:
             raise UserError(f"--auth {str(self._path)!r}: {error.strerror}") from None
+
+
+def _verifier(file: AuthFile, keys: "KeySource | None") -> "JwtVerifier | None":
+    if file.jwt is None or keys is None:
+        return None
+    from service.access.jwt_tokens import JwtVerifier  # with PyJWT and cryptography, which others do without
+
+    return JwtVerifier(file.jwt, keys, list(file.groups))
+
+
+def _source(file: AuthFile) -> str | None:
+    return None if file.jwt is None else file.jwt.jwks

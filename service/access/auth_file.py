@@ -9,6 +9,7 @@ import tomllib
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
@@ -20,6 +21,8 @@ MAX_NAME_CHARACTERS = 200
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=MAX_NAME_CHARACTERS, pattern=r"^[^\x00-\x1f\x7f]*$")]
 T = TypeVar("T")
+_Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class _Table(BaseModel):
@@ -57,12 +60,35 @@ class Certificate(_Member):
     """Client certificates with this name: their subject's common name, or one of their alternative names."""
 
 
+class Jwt(_Table):
+    """JWTs of one issuer. `jwks` is a path, from the file's folder on, or an https URL; see jwks.py.
+
+    `groups` are the file's groups by the values of the claim; without it the values are the groups' names.
+    """
+
+    jwks: str = Field(min_length=1, max_length=2000)
+    issuer: Name
+    audience: Name
+    algorithms: Annotated[tuple[_Algorithm, ...], Field(strict=False, min_length=1)] = ("RS256", "ES256")
+    name_claim: Name = "sub"
+    groups_claim: Name = "groups"
+    groups: dict[Name, str] = Field(default_factory=dict)
+    leeway_seconds: Annotated[float, Field(strict=False, ge=0, le=300)] = 30.0
+
+    @field_validator("jwks")
+    @classmethod
+    def _encrypted(cls, jwks: str) -> str:
+        check_key_source(jwks)
+        return jwks
+
+
 class AuthFile(_Table):
     """The file as a whole."""
 
     groups: dict[Name, Group] = Field(default_factory=dict)
     tokens: Annotated[tuple[Token, ...], Field(strict=False)] = ()
     certificates: Annotated[tuple[Certificate, ...], Field(strict=False)] = ()
+    jwt: Jwt | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> "AuthFile":
@@ -70,6 +96,9 @@ class AuthFile(_Table):
         for member in members:
             if member.group not in self.groups:
                 raise ValueError(f"{member.name!r} is in group {member.group!r}, which the file does not have")
+        for value, group in ({} if self.jwt is None else self.jwt.groups).items():
+            if group not in self.groups:
+                raise ValueError(f"jwt.groups: {value!r} is group {group!r}, which the file does not have")
         repeated = _repeated([token.sha256 for token in self.tokens])
         if repeated is not None:
             raise ValueError(f"two tokens have the sha256 {repeated}")
@@ -81,7 +110,19 @@ class AuthFile(_Table):
     @property
     def has_secrets(self) -> bool:
         """Whether clients send what must not be read on the way."""
-        return bool(self.tokens)
+        return bool(self.tokens) or self.jwt is not None
+
+
+def is_url(source: str) -> bool:
+    """Whether the source of an issuer's keys is a URL."""
+    return "://" in source
+
+
+def check_key_source(source: str) -> None:
+    """Raises ValueError for a URL from which anybody on the way could give keys of their own."""
+    parts = urlsplit(source)
+    if is_url(source) and parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _LOOPBACK):
+        raise ValueError("a URL of keys must begin with https://")
 
 
 def _repeated(values: list[T]) -> T | None:

@@ -44,6 +44,8 @@ class Authenticator:
 
         Raises:
             Unauthenticated: there are no credentials, or not of anybody known.
+            PermissionDenied: a JWT names no group of the file.
+            Unavailable: the keys of the issuer of JWTs are not known yet.
         """
         rules = self.access.rules
         if authorization is None:
@@ -53,7 +55,7 @@ class Authenticator:
         remembered = rules.remembered[self._surface]
         grant = remembered.get(digest)
         if grant is None:
-            grant = self._verify_token(rules, digest)
+            grant = self._verify_token(rules, token, digest)
             if len(remembered) >= MAX_REMEMBERED:
                 remembered.clear()
             remembered[digest] = grant
@@ -64,8 +66,11 @@ class Authenticator:
         """Counts a request that was refused."""
         self.access.refused(self._surface, error, principal, peer, what)
 
-    def _verify_token(self, rules: Rules, digest: bytes) -> Grant:
+    def _verify_token(self, rules: Rules, text: str, digest: bytes) -> Grant:
         token = rules.tokens.get(digest)
+        if token is None and rules.jwt is not None and text.count(".") == 2:
+            identity = rules.jwt.verify(text)
+            return self._grant(rules, "jwt", identity.name, identity.group, identity.expires)
         if token is None:
             raise Unauthenticated("the token is not known", "unknown")
         expires = math.inf if token.expires is None else token.expires.timestamp()

@@ -24,11 +24,12 @@ from typing import TYPE_CHECKING, Any
 from werkzeug.http import http_date
 
 from service.byte_budget import UNLIMITED, ByteBudget
+from service.http.certificates import PEER_CERTIFICATE
 from service.http.http1 import Connection
 from service.http.places import Places, who
 from service.http.request_threads import RequestThreads
 from service.http.responses import error_response
-from service.http.wsgi import PEER_CERTIFICATE, Headers, Reply, call, connection_environ, to_reply
+from service.http.wsgi import Headers, Reply, call, connection_environ, to_reply
 from service.tls_files import TlsFiles
 
 if TYPE_CHECKING:

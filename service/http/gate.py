@@ -1,12 +1,14 @@
 """Asks `--auth` about every HTTP request, once its route is known and before its body is looked at."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from service.access.authenticator import Authenticator
 from service.access.grant import Grant
 from service.access.rights import ADMIN, HTTP
-from service.errors import Refused, Unauthenticated
+from service.errors import PermissionDenied, Refused, Unauthenticated
+from service.http.certificates import PEER_CERTIFICATE, certificate_names
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -30,8 +32,8 @@ class Gate:
         if right == "open":
             return
         try:
-            grant = self._authenticator.grant(environ.get("HTTP_AUTHORIZATION"), tuple)
-        except Unauthenticated as error:
+            grant = self._authenticator.grant(environ.get("HTTP_AUTHORIZATION"), partial(_certificate_names, environ))
+        except (Unauthenticated, PermissionDenied) as error:
             self._authenticator.refused(error, None, _peer(environ), route)
             raise
         environ[GRANT] = grant
@@ -59,6 +61,11 @@ def count_refusal(error: Refused, environ: "WSGIEnvironment") -> None:
     grant = grant_of(environ)
     if grant is not None:
         grant.counter.refused(error, grant.principal, _peer(environ), environ["PATH_INFO"])
+
+
+def _certificate_names(environ: "WSGIEnvironment") -> Sequence[str]:
+    der = environ.get(PEER_CERTIFICATE)
+    return () if der is None else certificate_names(der)
 
 
 def _peer(environ: "WSGIEnvironment") -> str:

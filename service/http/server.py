@@ -20,13 +20,14 @@ from service.byte_budget import UNLIMITED, ByteBudget
 from service.config import ServerConfig
 from service.errors import RequestError
 from service.http.allowed_hosts import AllowedHosts
+from service.http.certificates import PEER_CERTIFICATE
 from service.http.event_loop import MAX_HEADER_BYTES, EventLoopServer
 from service.http.gate import GATE, Gate, check_route
 from service.http.http1 import SMALL_BODY_BYTES
 from service.http.origins import AllowedOrigins
 from service.http.proxy import behind_proxy, checked_root_path, trusts
 from service.http.responses import error_response, missing_security_headers, response_to_error
-from service.http.wsgi import PEER_CERTIFICATE, Headers, Reply, call
+from service.http.wsgi import Headers, Reply, call
 from service.tls_files import tls_files
 from service.unix_socket import UnixSocket
 from service.vital_thread import vital_thread

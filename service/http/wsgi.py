@@ -96,10 +96,6 @@ def connection_environ(client: tuple[str, int] | None, server: tuple[str, int], 
     }
 
 
-PEER_CERTIFICATE = "convoy.peer_certificate"
-"""The key in a request's environment for the client's certificate, DER; absent if it showed none."""
-
-
 def call(application: "WSGIApplication", environ: "WSGIEnvironment") -> Reply:
     """The whole answer of an application; 500 if it raises, which is logged."""
     started: list[tuple[str, Headers]] = []

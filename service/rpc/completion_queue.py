@@ -578,7 +578,7 @@ def _peer(core: Any) -> str:
 
 
 def _certificate_names(core: Any) -> Sequence[str]:
-    return () if core is None else certificate_names(cygrpc.auth_context(core))
+    return () if core is None else certificate_names({key.decode(): values for key, values in cygrpc.auth_context(core).items()})
 
 
 _Message = tuple[_FastUnaryCall | _FastStreamCall, Any]

@@ -11,7 +11,7 @@ from weakref import WeakSet
 from service.access.authenticator import Authenticator
 from service.access.grant import Grant
 from service.access.rights import need_of
-from service.errors import RequestError, Unauthenticated
+from service.errors import Refused, RequestError, Unauthenticated
 from service.rpc.call import Call, StreamCall
 
 AUTHORIZATION = "authorization"
@@ -67,7 +67,7 @@ class Gate:
                 self._fail(call, error)
 
     def _fail(self, call: Call, error: RequestError) -> None:
-        if call.grant is None and isinstance(error, Unauthenticated):
+        if call.grant is None and isinstance(error, Refused):
             self._authenticator.refused(error, None, call.peer(), call.method.path)
         call.fail(error)
 

@@ -32,9 +32,9 @@ from service.config import ServerConfig
 from service.control import CONTROL_SECONDS, Call, ControlPlaces, NamedLocks, calls_after_refusal, calls_to_replay, subject
 from service.errors import ConvoyError, DeadlineExceeded, LoadError, Unavailable, UserError
 from service.exposure import open_access
+from service.http.certificates import PEER_CERTIFICATE
 from service.http.gate import Gate
 from service.http.server import ROUTE, HttpMetrics, HttpServer
-from service.http.wsgi import PEER_CERTIFICATE
 from service.lifecycle import StopOnSignals, check_config, trusted_keys
 from service.process_exit import before_exit
 from service.ready_file import ReadyFile
