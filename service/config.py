@@ -286,6 +286,11 @@ class ServerConfig(BaseModel):
         le=1,
         description="Fraction of requests to log: model, items, durations and status, never their content.",
     )
+    audit_log: Path | None = Field(
+        default=None,
+        description="File for a JSON line about each change of models and shared memory, with who asked for it, and each refusal "
+        "of --auth; - for stderr. A file that was moved away is made anew.",
+    )
     otlp_endpoint: str | None = Field(
         default=None,
         description="OpenTelemetry collector to send spans to by OTLP over gRPC; needs the extra 'tracing'.",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter
 
+from service import audit
 from service.access.auth_file import AuthFile, Group, parse_auth_file
 from service.access.grant import Grant
 from service.errors import Refused, UserError
@@ -92,6 +93,7 @@ class Access:
     def refused(self, surface: str, error: Refused, principal: Principal | None, peer: str, what: str) -> None:
         """Counts a request that was refused. `peer` is the client's address, `what` the method or route."""
         self._failures.labels(surface, error.cause).inc()
+        audit.refused(what, error.cause, who=principal, peer=peer)
         log.debug(
             "refused %s from %s (%s): %s", what, peer, "unknown" if principal is None else principal.name, error.cause
         )  # the message may hold what a client sent
@@ -128,12 +130,14 @@ class Access:
         if keys is not self._keys and self._keys is not None:
             self._keys.close()
         self._content, self.file, self._keys, self.rules = content, file, keys, Rules(file, keys)
+        audit.record("auth-file", "ok", tokens=len(file.tokens), groups=len(file.groups))
         log.info("--auth %r: read again: %d tokens, %d groups", str(self._path), len(file.tokens), len(file.groups))
 
     def _failed(self, content: bytes, error: UserError) -> None:
         """Logs once why a new file is not used."""
         if content != self._content:
             self._content = content
+            audit.record("auth-file", f"not accepted, what it said before stays in force: {error}")
             log.error("%s; what the file said before stays in force", error)
 
     def _open_keys(self, file: AuthFile) -> "KeySource | None":

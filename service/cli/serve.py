@@ -4,6 +4,7 @@ from typing import Any
 
 import click
 
+from service import audit
 from service.cli.config_options import NO_CONTROL, ServeCommand, parameters
 from service.config import ServerConfig
 from service.lifecycle import raise_file_limit
@@ -20,6 +21,7 @@ def serve(**settings: Any) -> None:
     """
     config = ServerConfig(**settings)
     set_up_logging(config.log_level, config.log_format)
+    audit.open_log(config.audit_log)
     limit_freed_memory()
     raise_file_limit()
     if config.workers > 1:

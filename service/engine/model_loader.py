@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from service import audit
 from service.engine.instances import load_instances, start_batcher
 from service.engine.registry import Registry
 from service.engine.served_version import Fingerprint, ServedVersion
@@ -271,6 +272,7 @@ class ModelLoader:
         self._forget_failure(version)
         if shared.trusted is not None:
             log.info("model %s version %d is signed by %s (%s)", name, version, shared.trusted.name(model.signer), model.signer)
+        audit.record("version", "ready", model=name, version=version, digest=model.digest, signer=model.signer)
         log.info(
             "model %s version %d is ready: %s, %s, %d x %d ORT threads, batches of up to %d items, loaded in %.2f s, ms a batch %s",
             name, version, model.provider, model.precision, policy.instances, model.threads, batcher.max_batch_items, seconds,
@@ -294,6 +296,7 @@ class ModelLoader:
         else:
             log.error("model %s version %d is not served: %s", self._name, version, reason)
         self._shared.metrics.load_ended(self._name, outcome, seconds)
+        audit.record("version", f"{outcome}: {reason[:500]}", model=self._name, version=version)
 
     def _set_waiting(self, versions: Collection[int] = ()) -> None:
         """Notes which versions wait, and logs those that did not wait before."""

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
+from service import audit
 from service.engine.served_version import ServedVersion
 from service.errors import RequestError
 from service.observability.metrics import Metrics
@@ -143,6 +144,7 @@ class Registry:
                 self._metrics.model_retired(name, *_identity(served))
             if served.version not in [other.version for other in new]:
                 self._metrics.model_forgotten(name, str(served.version))
+                audit.record("version", "no longer served", model=name, version=served.version, digest=served.model.digest)
                 log.info("model %s version %d is no longer served", name, served.version)
         if old and not new:
             self._metrics.model_unloaded(name)

@@ -14,3 +14,8 @@ def principal_of(environ: Mapping[str, Any]) -> Principal:
         return grant.principal
     found = of_address(environ.get("REMOTE_ADDR", ""))
     return UNIX if found is UNKNOWN else found
+
+
+def caller_of(environ: Mapping[str, Any]) -> dict[str, Any]:
+    """For the audit log: who sends a request, and from where."""
+    return {"who": principal_of(environ), "peer": f"{environ.get('REMOTE_ADDR', '')}:{environ.get('REMOTE_PORT', '')}"}

@@ -15,6 +15,7 @@ import numpy as np
 from werkzeug.routing import Map, Rule
 from werkzeug.wrappers import Request, Response
 
+from service import audit
 from service.byte_budget import UNLIMITED, ByteBudget, Holding
 from service.control import (
     NO_CUDA,
@@ -34,7 +35,7 @@ from service.errors import InvalidRequest, Unimplemented
 from service.http.bodies import JSON_LENGTH, compress, member, parse_json, read_body, split_body
 from service.http.gate import grant_of
 from service.http.json_cost import take_json
-from service.http.principals import principal_of
+from service.http.principals import caller_of, principal_of
 from service.http.responses import json_response, response_to_error
 from service.http.server import INFER, INFER_VERSION, match_route
 from service.observability.trace_context import HEADER, trace_context
@@ -250,13 +251,13 @@ class Rest:
 
     def _load(self, request: Request, model: str) -> Response:
         check_load("", member(self._document(request), "parameters", dict, {}))
-        with self._places.taken():
+        with audit.recorded("load", **caller_of(request.environ), model=model), self._places.taken():
             self._control.load(model)
         return json_response({})
 
     def _unload(self, request: Request, model: str) -> Response:
         check_unload("", member(self._document(request), "parameters", dict, {}))
-        with self._places.taken():
+        with audit.recorded("unload", **caller_of(request.environ), model=model), self._places.taken():
             self._control.unload(model)
         return json_response({})
 
@@ -274,12 +275,12 @@ class Rest:
         if offset < 0 or byte_size < 1:
             raise InvalidRequest("offset must be 0 or more, byte_size 1 or more", "offset" if offset < 0 else "byte_size")
         key = member(document, "key", str)
-        with self._places.taken():
+        with audit.recorded("register", **caller_of(request.environ), region=region, key=key), self._places.taken():
             self._control.register(region, key, offset, byte_size)
         return json_response({})
 
-    def _unregister(self, _: Request, region: str = "") -> Response:
-        with self._places.taken():
+    def _unregister(self, request: Request, region: str = "") -> Response:
+        with audit.recorded("unregister", **caller_of(request.environ), region=region), self._places.taken():
             self._control.unregister(region)
         return json_response({})
 

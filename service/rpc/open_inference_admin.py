@@ -13,6 +13,7 @@ from typing import Any
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
 
+from service import audit
 from service.control import (
     MAX_CALLS,
     NO_CUDA,
@@ -30,6 +31,14 @@ from service.open_inference.shared_memory import SharedMemory
 from service.pb.inference import open_inference_pb2 as pb
 from service.rpc.call import Method, Unary, UnaryCall
 from service.rpc.open_inference import SERVICE
+
+_WHAT = {
+    "RepositoryModelLoad": "load",
+    "RepositoryModelUnload": "unload",
+    "SystemSharedMemoryRegister": "register",
+    "SystemSharedMemoryUnregister": "unregister",
+}
+"""What the audit log calls the changes, as for HTTP."""
 
 
 class AdminServicer:
@@ -72,14 +81,18 @@ class AdminServicer:
         }
         return [
             *(Unary(f"/{SERVICE}/{name}", request, _on_transport(answer)) for name, (request, answer) in queries.items()),
-            *(Unary(f"/{SERVICE}/{name}", request, self._in_pool(change)) for name, (request, change) in changes.items()),
+            *(
+                Unary(f"/{SERVICE}/{name}", request, self._in_pool(_WHAT[name], change))
+                for name, (request, change) in changes.items()
+            ),
         ]
 
-    def _in_pool(self, change: Callable[[Any, float | None], Message]) -> Callable[[Any, UnaryCall], None]:
+    def _in_pool(self, what: str, change: Callable[[Any, float | None], Message]) -> Callable[[Any, UnaryCall], None]:
         def make(request: Any, call: UnaryCall) -> None:
             try:
                 seconds = None if math.isinf(call.deadline) else call.deadline - time.monotonic()
-                reply = change(request, seconds).SerializeToString()
+                with audit.recorded(what, who=call.principal, peer=call.peer(), **_subject(request)):
+                    reply = change(request, seconds).SerializeToString()
             except Exception as error:  # noqa: BLE001 - any error fails this call alone
                 call.fail(error)
             else:
@@ -144,6 +157,13 @@ class AdminServicer:
     def _unregister(self, request: pb.SystemSharedMemoryUnregisterRequest, _: float | None) -> Message:
         self._control.unregister(request.name)
         return pb.SystemSharedMemoryUnregisterResponse()
+
+
+def _subject(request: Any) -> dict[str, str]:
+    """What a request changes, for the audit log."""
+    if hasattr(request, "model_name"):
+        return {"model": request.model_name}
+    return {"region": request.name} | ({"key": request.key} if hasattr(request, "key") else {})
 
 
 def _on_transport(answer: Callable[[Any], Message]) -> Callable[[Any, UnaryCall], None]:

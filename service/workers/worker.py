@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from werkzeug.wrappers import Response
 
+from service import audit
 from service.config import ServerConfig
 from service.control import CONTROL_SECONDS, Call
 from service.errors import ConvoyError, DeadlineExceeded, Unavailable
@@ -208,4 +209,5 @@ def main(file_descriptor: int) -> None:
     pipe = Connection(file_descriptor)
     number, config = pipe.recv()
     set_up_logging(config.log_level, config.log_format, number)
+    audit.open_log(config.audit_log)
     Worker(config, pipe).run()
