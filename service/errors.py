@@ -141,6 +141,12 @@ class TooLarge(RequestError):
     """The client's fault: the request needs more memory than this server ever gives to one. To repeat it is of no use."""
 
 
+class QuotaExceeded(QueueFull):
+    """The client's fault: it sends more than its group may. It should retry after `retry_after_seconds`."""
+
+    reason = "quota"
+
+
 class Unavailable(RequestError):
     """Nobody's fault: the server loads or drains. The client should try another server, or retry after `retry_after_seconds`."""
 

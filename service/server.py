@@ -29,6 +29,7 @@ from service.control import Control, ControlPlaces, ForbiddenControl
 from service.engine.classifier import Classifier
 from service.engine.decoding_processes import DecodingProcesses
 from service.engine.observer import RequestObserver
+from service.engine.quotas import Quotas
 from service.engine.repository import Repository
 from service.exposure import control_allowed, log_exposure, open_access
 from service.grpc_transport import create_transport
@@ -114,7 +115,9 @@ class Server:
             config.repository, config.provider, metrics, self._models_changed, cpus, trace_batch, config.policies, trusted=trusted
         )  # fmt: skip
         processes = DecodingProcesses(config.decode_seconds, self._budget.limit_bytes)
-        self._classifier = Classifier(self._repository, metrics, cpus, _observer(config, self._tracing), processes)
+        self._access = open_access(config, metrics.registry)
+        quotas = None if self._access is None else Quotas(self._access.group_of)
+        self._classifier = Classifier(self._repository, metrics, cpus, _observer(config, self._tracing), processes, quotas)
 
         memory = SharedMemory(config.shared_memory_prefix)
         metadata = ServerMetadata(self._repository, lambda: not self.not_ready_reason(), shared_memory=memory.is_on)
@@ -122,7 +125,6 @@ class Server:
         self._places = ControlPlaces()
         allowed_control = (control or self.control) if control_allowed(config) else ForbiddenControl()
         methods = self._grpc_methods(metadata, allowed_control, memory)
-        self._access = open_access(config, metrics.registry)
         self._transport = create_transport(
             config, methods, metrics, self._classifier.pump, self._max_message_bytes,
             self._budget, None if self._access is None else rpc_gate.Gate(Authenticator(self._access, "grpc")),

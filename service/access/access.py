@@ -72,6 +72,10 @@ class Access:
         self._closed = threading.Event()
         self._thread = vital_thread(self._watch, "auth-file")
 
+    def group_of(self, principal: Principal) -> Group | None:
+        """The group of a principal; None if the file has none for it."""
+        return self.rules.groups.get(principal.group)
+
     def start(self) -> None:
         """Begins to look for changes of the file."""
         if self._keys is not None:

@@ -30,11 +30,19 @@ class _Table(BaseModel):
 
 
 class Group(_Table):
-    """What the members of a group may do. `infer` are patterns of model names, `priority` is the first level that they may have."""
+    """What the members of a group may do. `infer` are patterns of model names, `priority` is the first level that they may have.
+
+    Each member may send so many requests and bytes of images and tensors a second, at once what `burst_seconds` give, and have so
+    many items in a model's queue; 0 is no limit. See engine/quotas.py.
+    """
 
     infer: Annotated[tuple[Name, ...], Field(strict=False)] = ()
     rights: Annotated[tuple[Literal["read", "control", "shared-memory", "metrics", "admin"], ...], Field(strict=False)] = ()
     priority: int = Field(default=1, ge=1, le=2**31 - 1)
+    requests_per_second: float = Field(default=0.0, ge=0, le=1e12, allow_inf_nan=False)
+    bytes_per_second: float = Field(default=0.0, ge=0, le=1e15, allow_inf_nan=False)
+    burst_seconds: float = Field(default=1.0, gt=0, le=1e6, allow_inf_nan=False)
+    queue_items: int = Field(default=0, ge=0)
 
 
 class _Member(_Table):

@@ -12,6 +12,7 @@ from service.engine.decoding import DecodingPool, decode
 from service.engine.decoding_processes import DecodingProcesses
 from service.engine.observer import RequestObserver
 from service.engine.query import Item, Query
+from service.engine.quotas import Quotas
 from service.engine.repository import Repository
 from service.engine.request import Request, Respond, wrong_count
 from service.engine.served_version import ServedVersion
@@ -30,8 +31,10 @@ class Classifier:
         cpus: int | None = None,
         observer: RequestObserver | None = None,
         processes: DecodingProcesses | None = None,
+        quotas: Quotas | None = None,
     ) -> None:
         """Decodes with `cpus` threads; with as many as this process has CPUs if not given. Dear pictures go to `processes`."""
+        self.quotas = quotas
         self._repository = repository
         self._metrics = metrics
         self._observer = observer
@@ -79,6 +82,8 @@ class Classifier:
                 raise Unavailable("the server is draining")
             if query.validate is not None:
                 query.validate(served)
+            if self.quotas is not None:
+                self.quotas.take(query.principal, query.size_bytes)
             request = Request(self, served, query, respond)
             request.begin(on_transport=on_transport)
         except BaseException as error:

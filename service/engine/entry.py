@@ -70,11 +70,12 @@ class Entry:
         queued_at, started, finished: when it was queued, its first batch began, its last batch ended; 0 before that.
         trace: the client's trace, if it sent one.
         principal: who sent it.
+        most_held: items that its principal may have in the queue; 0 is no limit.
     """
 
     __slots__ = (
-        "arrival", "deadline", "finished", "images", "items", "on_done", "outputs", "principal", "priority", "queued_at",
-        "remaining", "started", "state", "taken", "trace", "turn",
+        "arrival", "deadline", "finished", "images", "items", "most_held", "on_done", "outputs", "principal", "priority",
+        "queued_at", "remaining", "started", "state", "taken", "trace", "turn",
     )  # fmt: skip
     arrival: int
     images: NDArray[Any]
@@ -94,6 +95,7 @@ class Entry:
         self.deadline = self.turn = deadline
         self.trace = trace
         self.principal = principal
+        self.most_held = 0
         self.taken = 0
         self.outputs: Sequence[NDArray[Any]] = ()
         self.queued_at = self.started = self.finished = 0.0

@@ -42,3 +42,8 @@ class Query(NamedTuple):
     trace: TraceContext | None = None
     id: str = ""
     principal: Principal = UNKNOWN
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of its images, as they came, or of its tensor."""
+        return sum(len(item.data) for item in self.items) if self.tensor is None else self.tensor.nbytes

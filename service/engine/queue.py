@@ -78,6 +78,10 @@ class RequestQueue:
         self._hold(entry, -entry.items)
         return True
 
+    def held(self, principal: Principal) -> int:
+        """Items and reserved room of a principal."""
+        return self._held.get(principal, 0)
+
     def is_reserved(self, entry: Entry) -> bool:
         """Whether room is reserved for an entry."""
         return entry in self._reservations

@@ -11,6 +11,7 @@ from service.engine.answer import Answer, at_fault
 from service.engine.decoding import DecodingPool, decode, decode_quickly, raw_images
 from service.engine.entry import DECODING, DONE, QUEUED, RUNNING, Entry
 from service.engine.query import Query
+from service.engine.quotas import Quotas
 from service.engine.served_version import ServedVersion
 from service.errors import (
     Cancelled,
@@ -36,6 +37,7 @@ class RequestContext(Protocol):
     """What a request needs of the classifier that accepted it."""
 
     pool: DecodingPool
+    quotas: Quotas | None
     release: Callable[[ServedVersion], None]
 
     def record_failure(self, served: ServedVersion, error: RequestError, seconds: float = 0.0) -> None:
@@ -63,6 +65,8 @@ class Request:
         timeout = query.timeout_seconds or policy.default_timeout_seconds
         deadline = _deadline(query.deadline, timeout) if timeout else query.deadline
         self._entry = Entry(count, priority, deadline, query.trace, query.principal)
+        if context.quotas is not None:
+            self._entry.most_held = context.quotas.queue_items(query.principal)
         self._context = context
         self._served = served
         self._items = query.items

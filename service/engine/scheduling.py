@@ -35,7 +35,7 @@ from dataclasses import dataclass
 from service.engine.batch_latencies import BatchLatencies
 from service.engine.entry import QUEUED, Entry
 from service.engine.queue import Part, RequestQueue
-from service.errors import DeadlineExceeded, QueueFull
+from service.errors import DeadlineExceeded, QueueFull, QuotaExceeded
 from service.principal import Principal
 
 INLINE_SECONDS = 0.001
@@ -135,6 +135,8 @@ class Scheduler:
             self._last_principal = principal
         latest_turn = now + DEADLINE_HORIZON_SECONDS
         entry.turn = entry.deadline if entry.deadline < latest_turn else latest_turn
+        if entry.most_held:
+            self._check_quota(entry)
         if entry.deadline != math.inf:
             self._check_deadline(entry, now)
         if not queue.push(entry):
@@ -144,6 +146,8 @@ class Scheduler:
 
     def reserve(self, entry: Entry) -> None:
         """Reserves room in the queue. Raises QueueFull if there is none."""
+        if entry.most_held:
+            self._check_quota(entry)
         if not self.queue.reserve(entry):
             self._make_room(entry)
             self.queue.reserve(entry)
@@ -280,6 +284,15 @@ class Scheduler:
         likely = self.latencies.likely
         return (whole * likely(self.max_batch_items) if whole else 0.0) / self._instances + (likely(rest) if rest else 0.0)
 
+    def _check_quota(self, entry: Entry) -> None:
+        """Raises QuotaExceeded if its principal would hold more of the queue than it may."""
+        held = self.queue.held(entry.principal)
+        if held + entry.items > entry.most_held:
+            raise QuotaExceeded(
+                f"the quota is used up: {held} of {entry.most_held} items wait, the request has {entry.items}",
+                self._seconds_for(held),
+            )
+
     def _make_room(self, entry: Entry) -> None:
         """Removes requests of others who hold more of the queue. Raises QueueFull if there are none, or too few."""
         removed = self.queue.make_room(entry)
@@ -290,10 +303,14 @@ class Scheduler:
     def queue_full(self, entry: Entry) -> QueueFull:
         """The error for an entry that has no room."""
         waiting = self.queue.items + self.queue.reserved
-        batches = -(-waiting // self.max_batch_items)
-        seconds = batches * self.latencies.expected(self.max_batch_items) / self._instances
         return QueueFull(
             f"the queue of model {self._name!r} is full: {waiting} of {self.queue.max_items} items wait, "
             f"the request has {entry.items}",
-            retry_after_seconds=min(max(seconds, 0.01), 30.0),
+            self._seconds_for(waiting),
         )
+
+    def _seconds_for(self, items: int) -> float:
+        """After what time so many items should be computed, for clients that are to retry then."""
+        batches = -(-items // self.max_batch_items)
+        seconds = batches * self.latencies.expected(self.max_batch_items) / self._instances
+        return min(max(seconds, 0.01), 30.0)

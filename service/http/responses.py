@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from service.errors import (
     NotFound,
     PermissionDenied,
     QueueFull,
+    QuotaExceeded,
     Refused,
     RequestError,
     SharedMemoryFull,
@@ -38,7 +40,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STATUSES: dict[type[BaseException], int] = {
-    RequestError: 400, InvalidRequest: 400, NotFound: 404, QueueFull: 429, DeadlineExceeded: 504, Cancelled: 499, Unavailable: 503,
+    RequestError: 400, InvalidRequest: 400, NotFound: 404, QueueFull: 429, QuotaExceeded: 429, DeadlineExceeded: 504,
+    Cancelled: 499, Unavailable: 503,
     Unimplemented: 501, ModelFailed: 500, LoadError: 400, TooManyResults: 400,
     SharedMemoryFull: 507, TooLarge: 413, TooManyBytes: 429,
     Unauthenticated: 401, PermissionDenied: 403,
@@ -93,7 +96,7 @@ def _describe(error: Exception, environ: "WSGIEnvironment") -> Response:
         return error_response(500, "internal error; see the server's log")
     response = error_response(status, str(error))
     if isinstance(error, QueueFull | Unavailable):
-        response.headers["Retry-After"] = str(max(1, round(error.retry_after_seconds)))
+        response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_seconds)))
     if isinstance(error, Refused):
         count_refusal(error, environ)
     if isinstance(error, Unauthenticated):

@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Info, PlatformC
 from service import convoy_version
 from service.observability.request_metrics import ModelMetrics, RequestMetrics, RpcMetrics
 
-REASONS = ("queue_full", "deadline", "cancelled", "draining", "invalid", "failed", "forbidden")
+REASONS = ("queue_full", "deadline", "cancelled", "draining", "invalid", "failed", "forbidden", "quota")
 OUTCOMES = ("ready", "golden_mismatch", "invalid", "failed")
 
 

@@ -5,6 +5,7 @@ the field, RetryInfo says when to retry. gRPC's own retries obey `grpc-retry-pus
 without its text, which might hold paths or data.
 """
 
+import math
 from typing import NamedTuple
 
 import grpc
@@ -25,6 +26,7 @@ from service.errors import (
     NotFound,
     PermissionDenied,
     QueueFull,
+    QuotaExceeded,
     RequestError,
     SharedMemoryFull,
     TooLarge,
@@ -66,6 +68,7 @@ CODES: dict[type[BaseException], grpc.StatusCode] = {
     SharedMemoryFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
     TooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
     QueueFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    QuotaExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     TooManyBytes: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     Cancelled: grpc.StatusCode.CANCELLED,
@@ -93,7 +96,7 @@ def status_of(error: BaseException) -> Status:
         violation = BadRequest.FieldViolation(field=error.field, description=message)
         return _status(code, message, _details(code, message, BadRequest(field_violations=[violation])))
     if isinstance(error, QueueFull | Unavailable):
-        milliseconds = max(1, round(error.retry_after_seconds * 1000))
+        milliseconds = max(1, math.ceil(error.retry_after_seconds * 1000))
         delay = Duration()
         delay.FromMilliseconds(milliseconds)
         trailing = _details(code, message, RetryInfo(retry_delay=delay))
