@@ -16,8 +16,9 @@ In which order. By priority; then clients in turn, as queue.py says; of one clie
 DEADLINE_HORIZON_SECONDS counts as one that far away, and so does none: requests with time to spare are served in order of arrival,
 and no request starves behind those with near deadlines.
 
-For how long. A request that comes while a batch runs waits for its end. So while several clients send requests, a batch is no
-larger than is worth while: the smallest that costs at most SPLIT_COST of the best size an item. One client alone has large batches.
+For how long. A request that comes while a batch runs waits for its end. So while several clients send requests, a batch that takes
+longer than INLINE_SECONDS is no larger than is worth while: the smallest that costs at most SPLIT_COST of the best size an item.
+One client alone has large batches.
 
 For whom there is room. For a request that finds the queue full, `make_room` of queue.py may remove requests of a client that holds
 more of it. They are in `displaced` until the caller has failed them.
@@ -186,7 +187,8 @@ class Scheduler:
             return expired, None
         most = self.max_batch_items
         if self._shared_until > now:
-            most = min(most, latencies.smallest_worthwhile(most, SPLIT_COST))
+            worthwhile = latencies.smallest_worthwhile(most, SPLIT_COST)
+            most = min(most, max(worthwhile, latencies.largest_within(INLINE_SECONDS)))
         max_items, inline = self._plan(now, most) if on_transport else (most, False)
         if trusted:
             seconds = queue.next_expiry_within(max_items) - now

@@ -174,7 +174,7 @@ class CompletionQueueServer:
         self._ident = 0  # the thread's, while it runs
         self.messages: list[_Message] = []
         self.turns: Turns[_Message] = Turns()
-        self.handled_at_once = 0  # messages of streams in this round
+        self._handled_at_once = 0  # messages in this round
         self._outbox: list[tuple[Any, Sequence[Any], Tag]] = []
         self._stopping = False
         self._stopped = threading.Event()
@@ -248,7 +248,7 @@ class CompletionQueueServer:
         while not self._stopped.is_set():
             self.last_round = time.monotonic()
             event = poll(time.time() + max(0.0, min(wanted - time.monotonic(), arrivals.check_seconds)))
-            events = found_nothing = self.handled_at_once = 0
+            events = found_nothing = self._handled_at_once = 0
             while True:
                 if event.completion_type != timeout:
                     try:
@@ -260,7 +260,7 @@ class CompletionQueueServer:
                     found_nothing = 0
                 else:
                     found_nothing += 1
-                if found_nothing == IDLE_POLLS or events == MAX_ROUND_EVENTS or self.handled_at_once >= MAX_ROUND_MESSAGES:
+                if found_nothing == IDLE_POLLS or events == MAX_ROUND_EVENTS:
                     break
                 event = poll(0)
             # An event refers to its call, and C core waits for calls to be let go.
@@ -314,8 +314,20 @@ class CompletionQueueServer:
                 return
             try:
                 event.tag(event)
-            except Exception:
+            except Exception as error:
                 log.exception("handling an event of the completion queue failed")
+                _fail_call(event.tag, error)
+
+    def may_handle_at_once(self) -> bool:
+        """Whether a message of a stream, or a large one, is handled before the end of the round.
+
+        Of a stream the next one follows at once. C core looks at connections when its queue is empty: without the limit a few
+        streams could keep it from that for long.
+        """
+        if self.turns.shared or self._handled_at_once >= MAX_ROUND_MESSAGES:
+            return False
+        self._handled_at_once += 1
+        return True
 
     def _handle(self, call: "_FastUnaryCall | _FastStreamCall", payload: Any) -> None:
         call.handle(payload)
@@ -406,8 +418,7 @@ class _FastUnaryCall(UnaryCall):
             size = len(payload)
             if self.ended:
                 return
-            if _is_large(payload) and not self.server.turns.shared:
-                self.server.handled_at_once += 1  # there may be MAX_ROUND_EVENTS of them
+            if _is_large(payload) and self.server.may_handle_at_once():
                 self._handle_large(payload)
             elif self.budget.take(size):
                 self.held_bytes = size
@@ -500,12 +511,12 @@ class _FastStreamCall(StreamCall):
             return
         server = self.server
         server.turns.saw(self.principal)
-        if server.turns.shared and self.budget.take(len(payload or b"")):
-            self._waiting_bytes = len(payload or b"")
-            server.messages.append((self, payload))
-        else:
-            server.handled_at_once += 1
+        size = len(payload or b"")
+        if server.may_handle_at_once() or not self.budget.take(size):
             self.handle(payload)
+        else:
+            self._waiting_bytes = size
+            server.messages.append((self, payload))
 
     def handle(self, payload: bytes | None) -> None:
         """Handles one message, or the half-close."""

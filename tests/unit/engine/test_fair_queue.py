@@ -236,3 +236,19 @@ def test_nobody_starves_however_many_others_come(sizes: list[int], batch: int, n
         queue.take(batch)
         rounds += 1
         assert rounds <= 60 * sum(sizes)
+
+
+def test_batches_are_no_larger_than_worth_while_as_long_as_several_send() -> None:
+    def batch_items(measured: dict[int, float], *principals: Principal) -> int:
+        scheduler = Scheduler("m", 1, 64, 1024, measured, 0.0, 100.0)
+        for principal in principals:
+            scheduler.add(Entry(200 // len(principals), principal=principal), 100.0, reserved=False)
+        _, batch = scheduler.take(100.0, on_transport=False)
+        assert batch is not None
+        return sum(part.stop - part.start for part in batch.parts)
+
+    linear = {items: 0.01 * items for items in (1, 2, 4, 8, 16, 32, 64)}
+    gaining = {1: 0.05, 8: 0.06, 64: 0.1}
+    short = {items: 0.0001 * items for items in (1, 2, 4, 8, 16, 32, 64)}
+    assert [batch_items(measured, A) for measured in (linear, gaining, short)] == [64, 64, 64]
+    assert [batch_items(measured, A, B) for measured in (linear, gaining, short)] == [1, 64, 8]
