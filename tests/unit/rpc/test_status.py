@@ -19,7 +19,8 @@ def test_every_error_that_ends_a_request_has_a_status() -> None:
     codes = Counter(code for error, code in CODES.items() if error is not errors.RequestError)
     assert [code for code, count in codes.items() if count > 1] == [grpc.StatusCode.RESOURCE_EXHAUSTED]
     assert {error for error, code in CODES.items() if code is grpc.StatusCode.RESOURCE_EXHAUSTED} == {
-        errors.QueueFull, errors.QuotaExceeded, errors.TooManyBytes, errors.TooLarge, errors.TooManyResults,
+        errors.QueueFull, errors.QuotaExceeded, errors.SharedMemoryFull, errors.TooManyBytes, errors.TooLarge,
+        errors.TooManyResults,
     }  # fmt: skip
 
 
