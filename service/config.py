@@ -140,6 +140,21 @@ class ServerConfig(BaseModel):
         default="auto",
         description="ONNX Runtime execution provider; auto takes CUDA where it works, else the CPU.",
     )
+    load_seconds: float = Field(
+        default=120.0,
+        gt=0,
+        le=1e6,
+        description="How long it may take to load a version. It is loaded in a process of its own first, and given up there if it "
+        "takes longer.",
+    )
+    load_memory: int | None = Field(
+        default=None,
+        ge=2**26,
+        le=2**50,
+        description="How many bytes of memory it may take to load a version, beside those of Python and ONNX Runtime themselves. "
+        "It is loaded in a process of its own first, and refused if that is not enough.",
+        json_schema_extra={"default": "half of the memory that is free, or four times the size of its files"},
+    )
     policies: Path | None = Field(
         default=None,
         description="Folder of policies, <model>.toml, each used in place of the model's serving.toml: for a read-only repository.",
@@ -302,6 +317,11 @@ class ServerConfig(BaseModel):
         le=1,
         description="Fraction to trace of the requests that carry no trace context; for the others the client decides.",
     )
+
+    @property
+    def control_seconds(self) -> float:
+        """How long a request may wait for a model: it is loaded twice, first in a process of its own."""
+        return 2 * self.load_seconds + 10
 
     @property
     def page_offered(self) -> bool:

@@ -18,14 +18,11 @@ NO_LOG_SETTINGS = "log settings are not offered: the log is set up when the serv
 MAX_CALLS = 8
 """So many control requests are carried out at a time. They may wait for models to be loaded, each on a thread."""
 
-CONTROL_SECONDS = 250.0
-"""No control request waits for longer."""
-
 
 class Control(Protocol):
     """Every method blocks until it is done, and raises RequestError or LoadError if it fails.
 
-    `seconds` is how long to wait at most, if that is less than `CONTROL_SECONDS`.
+    `seconds` is how long to wait at most, if that is less than the server's own limit, `ServerConfig.control_seconds`.
     """
 
     def load(self, name: str, seconds: float | None = None) -> None:

@@ -1,4 +1,4 @@
-"""How much memory this process may use: by its cgroups or `ulimit -m`, else what the machine has."""
+"""How much memory this process may use, by its cgroups or `ulimit -m`, else what the machine has; and how much of it is free."""
 
 import os
 import resource
@@ -24,28 +24,57 @@ def memory_limit_bytes(root: Path = Path("/")) -> int:
     resident, _ = resource.getrlimit(resource.RLIMIT_RSS)
     if resident != resource.RLIM_INFINITY:
         limits.append(resident)
+    return min([*limits, *(_number(group / limit, UNLIMITED) for group, limit, _ in _groups(root))])
+
+
+def free_memory_bytes(root: Path = Path("/")) -> int:
+    """How much more memory processes of this one's cgroups can get, files that the kernel keeps in memory not counted."""
+    free = [_available_bytes(root)]
+    for group, limit, usage in _groups(root):
+        cached = _statistic(group / "memory.stat", "inactive_file") or _statistic(group / "memory.stat", "total_inactive_file")
+        free.append(_number(group / limit, UNLIMITED) - max(0, _number(group / usage, 0) - cached))
+    return max(0, min(free))
+
+
+def _groups(root: Path) -> list[tuple[Path, str, str]]:
+    """This process's memory cgroups, those above them too, with the files of their limit and of what they use."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
-        return min(limits)  # not Linux
+        return []  # not Linux
+    found = []
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if not controllers:
-            tree, file = root / "sys/fs/cgroup", "memory.max"
+            tree, files = root / "sys/fs/cgroup", ("memory.max", "memory.current")
         elif "memory" in controllers.split(","):
-            tree, file = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+            tree, files = root / "sys/fs/cgroup/memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
         else:
             continue
         group = Path(path.lstrip("/"))
-        limits += [_limit(tree / above / file) for above in (group, *group.parents)]
-    return min(limits)
+        found += [(tree / above, *files) for above in (group, *group.parents)]
+    return found
 
 
-def _limit(file: Path) -> int:
+def _available_bytes(root: Path) -> int:
+    """What the machine has, without what is used."""
+    kibibytes = _statistic(root / "proc/meminfo", "MemAvailable:")
+    return 1024 * kibibytes or _PAGE_BYTES * os.sysconf("SC_PHYS_PAGES")
+
+
+def _statistic(file: Path, name: str) -> int:
+    """The number after a name; 0 if the file does not have it."""
+    try:
+        return next(int(line.split()[1]) for line in file.read_text().splitlines() if line.split()[:1] == [name])
+    except (OSError, ValueError, IndexError, StopIteration):
+        return 0
+
+
+def _number(file: Path, otherwise: int) -> int:
     try:
         return int(file.read_text())
     except (OSError, ValueError):
-        return UNLIMITED  # such as "max"
+        return otherwise  # such as "max"
 
 
 class MemoryLimit:

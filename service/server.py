@@ -31,6 +31,7 @@ from service.engine.decoding_processes import DecodingProcesses
 from service.engine.observer import RequestObserver
 from service.engine.quotas import Quotas
 from service.engine.repository import Repository
+from service.engine.trials import Trials, TryVersion
 from service.exposure import control_allowed, log_exposure, open_access
 from service.grpc_transport import create_transport
 from service.http import gate as http_gate
@@ -79,13 +80,20 @@ class LocalControl:
 class Server:
     """Serves a repository over gRPC and HTTP. `control` acts on this process alone."""
 
-    def __init__(self, config: ServerConfig, on_change: Callable[[], None] = lambda: None, control: Control | None = None) -> None:
+    def __init__(
+        self,
+        config: ServerConfig,
+        on_change: Callable[[], None] = lambda: None,
+        control: Control | None = None,
+        try_version: TryVersion | None = None,
+    ) -> None:
         """Checks the settings and builds the parts; binds and loads nothing.
 
         Args:
             config: the flags.
             on_change: called from any thread when `not_ready_reason` may have changed.
             control: carries out clients' control requests; `self.control` if not given.
+            try_version: tries a version before it is loaded, as `Trials.try_version`; this server does it if not given.
 
         Raises:
             UserError: a setting is invalid.
@@ -111,8 +119,10 @@ class Server:
         self._tracing = _tracing(config)
         cpus = max(1, cpu_budget() // config.workers)
         trace_batch = None if self._tracing is None else self._tracing.batch
+        self._trials = Trials(config.load_seconds, config.load_memory)
         self._repository = Repository(
-            config.repository, config.provider, metrics, self._models_changed, cpus, trace_batch, config.policies, trusted=trusted
+            config.repository, config.provider, metrics, self._models_changed, cpus, trace_batch, config.policies,
+            config.control_seconds, try_version or self._trials.try_version, trusted,
         )  # fmt: skip
         processes = DecodingProcesses(config.decode_seconds, self._budget.limit_bytes)
         self._access = open_access(config, metrics.registry)
@@ -261,6 +271,7 @@ class Server:
         """
         abandon_models = not wait_for_loads and (not self._loaded or self._repository.loading)
         if not abandon_models:
+            self._trials.close()
             self._admin.close()
             self._classifier.close()
             abandon_models = not self._repository.stop()

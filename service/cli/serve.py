@@ -7,6 +7,7 @@ import click
 from service import audit
 from service.cli.config_options import NO_CONTROL, ServeCommand, parameters
 from service.config import ServerConfig
+from service.engine.trials import start_trial_server
 from service.lifecycle import raise_file_limit
 from service.logs import set_up_logging
 from service.malloc import limit_freed_memory
@@ -24,6 +25,8 @@ def serve(**settings: Any) -> None:
     audit.open_log(config.audit_log)
     limit_freed_memory()
     raise_file_limit()
+    if config.repository.is_dir():
+        start_trial_server()  # now: it imports the same as this process, and both do so at the same time
     if config.workers > 1:
         from service.workers.supervisor import serve as run
     else:

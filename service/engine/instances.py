@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from service.engine.batcher import Batcher, TraceBatch
+from service.engine.trials import Approval
 from service.model.inference import Model
 from service.model.loading import load_model
 from service.model.model_files import read_model
@@ -37,6 +38,7 @@ def load_instances(
     provider: Provider,
     cpus: int,
     signed: "SignedFiles | None" = None,
+    approval: Approval | None = None,
 ) -> Loaded:
     """Loads as many instances of a model as its policy asks for, and measures how long batches take.
 
@@ -49,25 +51,28 @@ def load_instances(
         provider: where it computes unless the policy says so.
         cpus: CPUs that this process may use.
         signed: what the files must be, if signatures are asked for.
+        approval: what a trial of these files has found, if there was one.
 
     Raises:
-        FilesChanged: its files changed while they were read.
+        FilesChanged: its files changed while they were read, or since the trial.
         LoadError: the model cannot be served.
     """
-    content = read_model(path, signed=signed)  # once: the files may be replaced between two instances
+    expected = None if approval is None else approval.files
+    content = read_model(path, signed=signed, expected=expected)  # once: the files may be replaced between two instances
+    max_batch_items = policy.max_batch_size if approval is None else min(policy.max_batch_size, approval.max_batch_items)
     name = f"model {path.parent.parent.name} version {path.parent.name}"
 
     def load(threads: int) -> Model:
-        return load_model(content, policy.provider or provider, threads, labels, policy.max_batch_size, name)
+        return load_model(content, policy.provider or provider, threads, labels, max_batch_items, name)
 
     threads = max(1, cpus // policy.instances)
     few = sessions_are_few()
     first = load(threads if few else 1)
-    measured = first.measure(policy.max_batch_size, thorough=few)
+    measured = first.measure(max_batch_items, thorough=few)
     if first.threads < threads and not _is_small(first, measured[1]):
         first.close()
         first = load(threads)
-        measured = first.measure(policy.max_batch_size)
+        measured = first.measure(max_batch_items)
     instances = (first, *(load(first.threads) for _ in range(policy.instances - 1)))
     for other in instances[1:]:
         other.measure(max(measured), thorough=few)  # warms it up

@@ -16,6 +16,7 @@ from service.engine.misplaced_files import MisplacedFiles
 from service.engine.model_loader import ModelLoader, Surroundings, TraceModelBatch, VersionState
 from service.engine.registry import Registry
 from service.engine.served_version import ServedVersion
+from service.engine.trials import TryVersion
 from service.engine.turns import Turns
 from service.errors import DeadlineExceeded, LoadError, NotFound, RequestError, Unavailable
 from service.model.providers import Provider
@@ -48,16 +49,20 @@ class Loader:
         trace_batch: TraceModelBatch | None,
         policies: Path | None,
         load_seconds: float,
+        try_version: TryVersion | None = None,
         trusted: "TrustedKeys | None" = None,
     ) -> None:
         """A model computes with at most `cpus` threads. `<model>.toml` in the folder `policies` replaces the model's own policy.
 
-        Nobody waits longer than `load_seconds` for a model. With `trusted`, only versions that one of these keys signed are loaded.
+        Nobody waits longer than `load_seconds` for a model. `try_version` is called before a version is loaded. With `trusted`,
+        only versions that one of these keys signed are loaded.
         """
         self._folder = folder
         self._registry = registry
         self._load_seconds = load_seconds
-        self._surroundings = Surroundings(folder, provider, metrics, registry, cpus, trace_batch, policies, self._publish, trusted)
+        self._surroundings = Surroundings(
+            folder, provider, metrics, registry, cpus, trace_batch, policies, self._publish, try_version, trusted
+        )  # fmt: skip
         self._lock = threading.Lock()  # of what follows
         self._models: dict[str, ModelLoader] = {}
         self._scans: dict[str, Future[None]] = {}  # the latest of each model

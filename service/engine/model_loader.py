@@ -16,6 +16,7 @@ from service import audit
 from service.engine.instances import load_instances, start_batcher
 from service.engine.registry import Registry
 from service.engine.served_version import Fingerprint, ServedVersion
+from service.engine.trials import Trial, TrialsClosed, TryVersion
 from service.engine.version_files import SETTLE_SECONDS, VersionFiles
 from service.errors import FilesChanged, LoadError, NotFound, RequestError, Unavailable, UserError
 from service.malloc import return_freed_memory
@@ -64,6 +65,7 @@ class Surroundings(NamedTuple):
         cpus: a model computes with at most as many threads.
         policies: a folder; `<model>.toml` in it replaces the model's own policy.
         publish: serves the versions of a model, as `Registry.publish`; False if the server has stopped.
+        try_version: tries a version in a process of its own, as `Trials.try_version`; None loads what is there.
         trusted: only versions that one of these keys has signed are loaded.
     """
 
@@ -75,6 +77,7 @@ class Surroundings(NamedTuple):
     trace_batch: TraceModelBatch | None
     policies: Path | None
     publish: Callable[[str, tuple[ServedVersion, ...], dict[str, int]], bool]
+    try_version: TryVersion | None = None
     trusted: "TrustedKeys | None" = None
 
 
@@ -101,6 +104,7 @@ class ModelLoader:
         self._shared = surroundings
         self._files = VersionFiles(whole_folders=surroundings.trusted is not None)
         self._unsettled: set[int] = set()
+        self._asked = False
 
     def scan(self) -> None:
         """Loads what is new or changed, unless a request has unloaded the model."""
@@ -169,6 +173,7 @@ class ModelLoader:
     def _refresh(self, *, wait: bool = True) -> None:
         """Brings the model to the versions that its policy asks for. With `wait`, those whose files are being written wait."""
         self._unsettled = set()
+        self._asked = not wait
         name, folder = self._name, self._shared.folder
         current = {served.version: served for served in self._served()}
         try:
@@ -249,13 +254,19 @@ class ModelLoader:
         try:
             signed = None if shared.trusted is None else shared.trusted.verify(path.parent)  # before anything of it is parsed
             labels = read_labels(labels_path(shared.folder, name))
-            loaded = load_instances(path, labels, policy, shared.provider, shared.cpus, signed)
+            approval = None
+            if shared.try_version is not None:
+                trial = Trial(path.absolute(), labels, policy, shared.provider, shared.cpus, self._asked, signed)
+                approval = shared.try_version(trial)
+            loaded = load_instances(path, labels, policy, shared.provider, shared.cpus, signed, approval)
             model = loaded.instances[0]
             metrics = shared.metrics.model_loaded(name, str(version), model.labels, model.has_contract)
             trace_batch = None if shared.trace_batch is None else partial(shared.trace_batch, name, version)
             batcher = start_batcher(name, loaded, policy, metrics.batch, trace_batch)
             fallen = fell_back(policy.provider or shared.provider, model.provider)
             metrics.serving(policy.max_queue_items, batcher.max_batch_items, lambda: batcher.queued_items, fell_back=fallen)
+        except TrialsClosed:
+            return None  # the server stops
         except FilesChanged:
             self._files.changed_while_read(path)
             self._unsettled.add(version)

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from service.control import CONTROL_SECONDS
 from service.engine.loader import Loader
 from service.engine.model_loader import TraceModelBatch
 from service.engine.registry import Registry
 from service.engine.served_version import ServedVersion
+from service.engine.trials import TryVersion
 from service.engine.watcher import Watcher
 from service.errors import NotFound, RequestError, Unavailable
 from service.model.cpus import cpu_budget
@@ -42,7 +42,8 @@ class Repository:
         cpus: int | None = None,
         trace_batch: TraceModelBatch | None = None,
         policies: Path | None = None,
-        load_seconds: float = CONTROL_SECONDS,
+        load_seconds: float = 60.0,
+        try_version: TryVersion | None = None,
         trusted: "TrustedKeys | None" = None,
     ) -> None:
         """Loads nothing yet.
@@ -57,13 +58,14 @@ class Repository:
             policies: a folder; `<model>.toml` in it replaces the model's own policy.
             trusted: load only versions that one of these keys has signed.
             load_seconds: how long to wait at most for a model to be loaded; the others do not wait for it at all.
+            try_version: called before a version is loaded, which it may refuse; see `trials.py`.
         """
         self.scanned = False
         self._folder = folder
         self._on_change = on_change
         self._registry = registry = Registry(metrics, self._changed, self._not_served)
         self._loader = loader = Loader(
-            folder, provider, metrics, registry, cpus or cpu_budget(), trace_batch, policies, load_seconds, trusted
+            folder, provider, metrics, registry, cpus or cpu_budget(), trace_batch, policies, load_seconds, try_version, trusted
         )  # fmt: skip
         self._watcher = Watcher(folder, loader.scan_soon)
         # Callers reach the parts without a frame of this class: every request goes through `acquire` and `release`.

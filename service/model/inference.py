@@ -150,7 +150,7 @@ class Model:
         Raises:
             LoadError: a batch of one item fails.
         """
-        sizes = self._sizes_to_measure(min(max_batch_items, self._fixed_batch_items or max_batch_items))
+        sizes, _ = self.working_batches(max_batch_items)
         images = np.zeros((sizes[-1], *self.input.shape), self.input.dtype)
         seconds = dict.fromkeys(sizes, math.inf)
         spent = dict.fromkeys(sizes, 0.0)
@@ -167,11 +167,17 @@ class Model:
             sizes = [items for items in sizes if spent[items] < enough_seconds]
         return seconds
 
-    def _sizes_to_measure(self, max_batch_items: int) -> list[int]:
-        """The batch sizes that work and are worth using. Each has been run once."""
+    def working_batches(self, max_batch_items: int, until: float = math.inf) -> tuple[list[int], Exception | None]:
+        """The batch sizes that work and are worth using, and why no larger one does. Each has been run once.
+
+        None larger is tried after the time `until`, of `time.perf_counter`.
+
+        Raises:
+            LoadError: a batch of one item fails.
+        """
         sizes: list[int] = []
         least = math.inf
-        for items in batch_sizes(max_batch_items):
+        for items in batch_sizes(min(max_batch_items, self._fixed_batch_items or max_batch_items)):
             start = time.perf_counter()
             try:
                 self.predict(np.zeros((items, *self.input.shape), self.input.dtype))
@@ -185,13 +191,13 @@ class Model:
                     sizes[-1],
                     first_line(error),
                 )
-                break
+                return sizes, error
             took = time.perf_counter() - start
             sizes.append(items)
-            if took > _LONG_SECONDS and took > _LONG_BATCH_GAIN * least * items:
+            if (took > _LONG_SECONDS and took > _LONG_BATCH_GAIN * least * items) or time.perf_counter() > until:
                 break
             least = min(least, took / items)
-        return sizes
+        return sizes, None
 
 
 def batch_sizes(max_items: int) -> list[int]:

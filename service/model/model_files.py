@@ -4,6 +4,7 @@ ONNX Runtime by itself maps the files of weights. A file that is overwritten whi
 one that is truncated ends the process. So the server reads them, and ONNX Runtime is given what was read.
 """
 
+import errno
 import hashlib
 import math
 import os
@@ -33,6 +34,9 @@ _BITS = {
 """Of an element, by ONNX's number of the data type."""
 
 
+_OTHERS = "its files changed after they had been tried"
+
+
 class ModelContent(NamedTuple):
     """A model in memory.
 
@@ -41,12 +45,24 @@ class ModelContent(NamedTuple):
         weights: the content of the other files, by the name that `graph` has for them.
         digest: SHA-256 of the ONNX file followed by its files of weights, by name, in hexadecimal.
         signer: who signed the version, as in `SignedFiles`; empty if no signature was asked for.
+        graph_digest: that of the ONNX file alone.
+        size_bytes: of all files.
     """
 
     graph: bytes
     weights: Mapping[str, bytes] = {}
     digest: str = ""
     signer: str = ""
+    graph_digest: str = ""
+    size_bytes: int = 0
+
+
+class Expected(NamedTuple):
+    """What is known of the files of a version before they are read: other ones are not parsed, and no larger ones are read."""
+
+    digest: str
+    graph_digest: str
+    size_bytes: int
 
 
 class _Place(NamedTuple):
@@ -62,20 +78,28 @@ class _Place(NamedTuple):
     size: int | None
 
 
-def read_model(path: Path, *, inline: bool = False, signed: "SignedFiles | None" = None) -> ModelContent:
+def read_model(
+    path: Path, *, inline: bool = False, signed: "SignedFiles | None" = None, expected: Expected | None = None
+) -> ModelContent:
     """Reads an ONNX file and its files of weights. With `inline`, all weights are put into `graph`.
 
     With `signed`, what is read must be what was signed; nothing is parsed before that is known.
 
     Raises:
-        FilesChanged: they changed while they were read, or since they were found to be what was signed.
+        FilesChanged: they changed while they were read, or since they were found to be what was signed; or they are not the
+            `expected` ones.
         InvalidModel: a file of weights is not covered by the signature.
         InvalidModel: a file is missing, too short, not a regular file or outside the model's folder, or cannot be read.
     """
     before = file_state(path)
     if before is not None and before[2] > _MAX_FILE_BYTES:
         raise InvalidModel("the model file has more than 2 GiB, which no ONNX file can: larger weights belong into files beside it")
-    graph = _read(path, "the model file")
+    max_bytes = None if expected is None else expected.size_bytes
+    graph = _read(path, "the model file", max_bytes=max_bytes)
+    digest = hashlib.sha256(graph)
+    graph_digest, size_bytes = digest.hexdigest(), len(graph)
+    if expected is not None and graph_digest != expected.graph_digest:
+        raise FilesChanged(_OTHERS)
     if signed is not None:
         signed.check_read(path.name, graph)
     message, places = _external_tensors(graph)
@@ -83,7 +107,7 @@ def read_model(path: Path, *, inline: bool = False, signed: "SignedFiles | None"
     states = {file: file_state(file) for file in files.values()}
     # Links may lead to another place in the repository, as in mounted volumes, but not to other files of the server.
     folders = path.absolute().parents[:3]  # of the version, of the model, of the repository
-    weights = {name: _read(files[name], f"weights file {name!r}", folders) for name in sorted(files)}
+    weights = {name: _read(files[name], f"weights file {name!r}", folders, max_bytes) for name in sorted(files)}
     if before != file_state(path) or any(file_state(file) != state for file, state in states.items()):
         raise FilesChanged("its files changed while they were read")
     for name, content in weights.items():
@@ -92,12 +116,15 @@ def read_model(path: Path, *, inline: bool = False, signed: "SignedFiles | None"
         needed = max(place.offset + (place.size or 0) for place in places if place.file == name)
         if len(content) < needed:
             raise InvalidModel(f"weights file {name!r} has {len(content)} bytes, the graph needs {needed}")
-    digest = hashlib.sha256(graph)
     for content in weights.values():
         digest.update(content)
+        size_bytes += len(content)
+    if expected is not None and digest.hexdigest() != expected.digest:
+        raise FilesChanged(_OTHERS)
     if places:
         graph = _with_tensors(message, places, weights, math.inf if inline else _MAX_INLINE_BYTES)
-    return ModelContent(graph, weights, digest.hexdigest(), "" if signed is None else signed.signer)
+    signer = "" if signed is None else signed.signer
+    return ModelContent(graph, weights, digest.hexdigest(), signer, graph_digest, size_bytes)
 
 
 def weights_files(path: Path) -> tuple[Path, ...]:
@@ -142,16 +169,21 @@ def _place(tensor: Any, where: tuple[str, ...]) -> _Place:
     return _Place(tensor, where == ("graph", "initializer"), file, offset, length)
 
 
-def _read(path: Path, what: str, folders: Sequence[Path] = ()) -> bytes:
-    """The content of a file, which must lie in one of the `folders`, links followed; without any, anywhere."""
+def _read(path: Path, what: str, folders: Sequence[Path] = (), max_bytes: int | None = None) -> bytes:
+    """The content of a file, which must lie in one of the `folders`, links followed; without any, anywhere.
+
+    Raises FilesChanged if it has more than `max_bytes`.
+    """
     try:
         real = os.path.realpath(path)  # Path.resolve raises RuntimeError for a link to itself
         if folders and not any(Path(real).is_relative_to(folder.resolve()) for folder in folders):
             raise InvalidModel(f"{what} is a link to a place outside the repository")
-        return read_file(path)
+        return read_file(path, max_bytes)
     except OSError as error:
         if folders and isinstance(error, FileNotFoundError):
             raise InvalidModel(f"{what} is missing") from None
+        if error.errno == errno.EFBIG:
+            raise FilesChanged(_OTHERS) from None
         if error.strerror == NOT_REGULAR:
             raise InvalidModel(f"{what} is {NOT_REGULAR}") from None
         raise InvalidModel(f"cannot read {what}: {error.strerror}") from None

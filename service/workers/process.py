@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from multiprocessing import Pipe
 from typing import Any, NamedTuple
@@ -52,10 +52,12 @@ class WorkerProcess:
         exited: set once the process has exited.
     """
 
-    def __init__(self, number: int, config: ServerConfig, broadcast: Callable[..., None], on_report: Callable[[], None]) -> None:
+    def __init__(
+        self, number: int, config: ServerConfig, methods: Mapping[str, Callable[..., Any]], on_report: Callable[[], None]
+    ) -> None:
         """Starts the process. Raises OSError if the system cannot.
 
-        `broadcast` carries out a control call on every worker. `on_report` is called when the worker has sent a report unasked.
+        `methods` are what the worker may call. `on_report` is called when it has sent a report unasked.
         """
         self.number = number
         self.takes_control = False
@@ -64,7 +66,7 @@ class WorkerProcess:
         self.metrics: list[Metric] = []
         self._status_number = self._metrics_number = 0
         self.exited = threading.Event()
-        self._broadcast = broadcast
+        self._methods = methods
         self._on_report = on_report
         self._report_lock = threading.Lock()
         parent_end, worker_end = Pipe()
@@ -105,9 +107,9 @@ class WorkerProcess:
             code = self._process.wait()
         return f"was killed by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exited with code {code}"
 
-    def _handle(self, method: str, *arguments: Any) -> None:
+    def _handle(self, method: str, *arguments: Any) -> Any:
         if method == "report":
             self.update(*arguments)
             self._on_report()
-        else:
-            self._broadcast(*arguments)
+            return None
+        return self._methods[method](*arguments)

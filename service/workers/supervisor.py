@@ -29,7 +29,8 @@ from werkzeug.wrappers import Response
 from service import listeners, message_limits
 from service.access.authenticator import Authenticator
 from service.config import ServerConfig
-from service.control import CONTROL_SECONDS, Call, ControlPlaces, NamedLocks, calls_after_refusal, calls_to_replay, subject
+from service.control import Call, ControlPlaces, NamedLocks, calls_after_refusal, calls_to_replay, subject
+from service.engine.trials import Trials
 from service.errors import ConvoyError, DeadlineExceeded, LoadError, Unavailable, UserError
 from service.exposure import open_access
 from service.http.certificates import PEER_CERTIFICATE
@@ -44,6 +45,7 @@ from service.workers.forwarding import Forwarder
 from service.workers.heartbeat import LIMIT_SECONDS, TICK_SECONDS
 from service.workers.ipc import IpcClosed
 from service.workers.process import WorkerProcess, WorkerStatus
+from service.workers.shared_trials import SharedTrials
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -101,6 +103,11 @@ class Supervisor(Collector):
         self._replay_lock = threading.Lock()
         self._replay: list[Call] = []  # control calls that a restarted worker has to repeat
         self._forwarder = Forwarder(self._forwarding_workers)
+        self._trials = Trials(config.load_seconds, config.load_memory)
+        self._worker_methods: dict[str, Callable[..., Any]] = {
+            "broadcast": self._broadcast,
+            "try_version": SharedTrials(self._trials.try_version).try_version,
+        }
         self._threads = [
             vital_thread(partial(self._keep_running, number), f"supervise-worker-{number}", daemon=False)
             for number in range(1, config.workers + 1)
@@ -141,6 +148,7 @@ class Supervisor(Collector):
             workers = self._workers.values()
         for worker in workers:
             worker.call("drain", lame_duck_seconds)
+        self._trials.close()
         deadline = time.monotonic() + lame_duck_seconds + self._config.drain_seconds + EXIT_SECONDS
         for worker in workers:
             if not worker.exited.wait(max(0.0, deadline - time.monotonic())):
@@ -219,7 +227,7 @@ class Supervisor(Collector):
             if self._stopping.is_set():
                 return ""
             try:
-                worker = WorkerProcess(number, self._worker_config, self._broadcast, self._check_ready)
+                worker = WorkerProcess(number, self._worker_config, self._worker_methods, self._check_ready)
             except OSError as error:
                 return f"could not be started: {error.strerror}"
             self._workers = self._workers | {number: worker}
@@ -311,8 +319,9 @@ class Supervisor(Collector):
     def _broadcast(self, method: str, *arguments: str | int) -> None:
         """Carries out a control call on every worker. Raises the first error, once all have replied or their time is over."""
         call = (method, *arguments)
-        deadline = time.monotonic() + CONTROL_SECONDS
-        with self._control_places.taken(), self._control_locks.held(subject(call), CONTROL_SECONDS):
+        limit_seconds = self._config.control_seconds
+        deadline = time.monotonic() + limit_seconds
+        with self._control_places.taken(), self._control_locks.held(subject(call), limit_seconds):
             with self._replay_lock:
                 before = self._replay
                 self._replay = calls_to_replay(before, call)
@@ -324,7 +333,7 @@ class Supervisor(Collector):
                 except IpcClosed:
                     continue  # the worker that replaces it replays the call
                 except TimeoutError:
-                    errors.append(DeadlineExceeded(f"a worker is not done after {CONTROL_SECONDS:g} s: {method} goes on"))
+                    errors.append(DeadlineExceeded(f"a worker is not done after {limit_seconds:g} s: {method} goes on"))
                 except ConvoyError as error:
                     errors.append(error)
             # A load that fails has reverted an earlier unload all the same, and serves what it can.

@@ -10,8 +10,8 @@ The supervisor calls, over IPC:
     http      answers an HTTP request that arrived on the supervisor's port
     drain     finishes running requests and exits, as SIGTERM and SIGINT do
 
-The worker calls `report` when it may have become ready and when it has drained, and `broadcast` to have a control call carried out
-by every worker.
+The worker calls `report` when it may have become ready and when it has drained, `broadcast` to have a control call carried out by
+every worker, and `try_version` to have a version tried before it loads it.
 """
 
 import io
@@ -27,7 +27,7 @@ from werkzeug.wrappers import Response
 
 from service import audit
 from service.config import ServerConfig
-from service.control import CONTROL_SECONDS, Call
+from service.control import Call
 from service.errors import ConvoyError, DeadlineExceeded, Unavailable
 from service.http.event_loop import HTTP_FLUSH_SECONDS
 from service.http.server import ROUTE
@@ -39,6 +39,7 @@ from service.workers.ipc import IpcClosed, IpcConnection
 from service.workers.process import WorkerStatus
 
 if TYPE_CHECKING:
+    from service.engine.trials import Approval, Trial
     from service.server import Server
 
 log = logging.getLogger(__name__)
@@ -99,8 +100,15 @@ class Worker:
     def _load(self) -> None:
         from service.server import Server
 
-        self._server = Server(self._config, self._send_report, BroadcastControl(self._ipc))
+        self._server = Server(
+            self._config, self._send_report, BroadcastControl(self._ipc, self._config.control_seconds), self._try_version
+        )
         self._server.load_models()
+
+    def _try_version(self, trial: "Trial") -> "Approval":
+        """Has the supervisor try a version, once for all workers."""
+        approval: Approval = self._ipc.call("try_version", trial).result()
+        return approval
 
     def _listen(self, replay: Sequence[Call]) -> None:
         with self._listen_lock:
@@ -116,7 +124,7 @@ class Worker:
             self._listening = True
 
     def _control(self, method: str, *arguments: str | int) -> None:
-        self._replayed.wait(CONTROL_SECONDS)  # the supervisor may call as soon as it has sent what to replay
+        self._replayed.wait(self._config.control_seconds)  # the supervisor may call as soon as it has sent what to replay
         self._carry_out(method, *arguments)
 
     def _carry_out(self, method: str, *arguments: str | int) -> None:
@@ -171,11 +179,12 @@ class Worker:
 class BroadcastControl:
     """Control of every worker, through the supervisor."""
 
-    def __init__(self, ipc: IpcConnection) -> None:
+    def __init__(self, ipc: IpcConnection, max_seconds: float) -> None:
         self._ipc = ipc
+        self._max_seconds = max_seconds
 
     def _broadcast(self, method: str, *arguments: str | int, seconds: float | None = None) -> None:
-        limit = CONTROL_SECONDS if seconds is None else max(0.0, min(seconds, CONTROL_SECONDS))
+        limit = self._max_seconds if seconds is None else max(0.0, min(seconds, self._max_seconds))
         try:
             self._ipc.call("broadcast", method, *arguments).result(limit)
         except TimeoutError:

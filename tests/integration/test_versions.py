@@ -333,8 +333,8 @@ def test_a_file_that_grows_while_it_is_read_is_read_again_once_it_is_whole(
     path.parent.mkdir()
     path.write_bytes(content[:1000])
 
-    def read_while_written(file: Path) -> bytes:
-        found = read_file(file)
+    def read_while_written(file: Path, max_bytes: int | None = None) -> bytes:
+        found = read_file(file, max_bytes)
         if file == path:
             file.write_bytes(content[: len(found) + 100])
         return found

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from service.memory_limit import memory_limit_bytes
+from service.memory_limit import free_memory_bytes, memory_limit_bytes
 
 MACHINE = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
@@ -44,3 +44,37 @@ def test_the_limit_is_the_smallest_of_the_groups_and_the_machine(files: dict[str
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text + "\n")
     assert memory_limit_bytes(tmp_path) == limit
+
+
+@pytest.mark.parametrize(
+    ("files", "free"),
+    [
+        ({"proc/meminfo": "MemTotal: 9000 kB\nMemAvailable: 100 kB"}, 102400),
+        # a group has less left than the machine, and what the kernel keeps of files counts as free
+        (
+            {
+                "proc/meminfo": "MemAvailable: 1000 kB",
+                "proc/self/cgroup": "0::/",
+                "sys/fs/cgroup/memory.max": "500000",
+                "sys/fs/cgroup/memory.current": "450000",
+                "sys/fs/cgroup/memory.stat": "anon 1\ninactive_file 30000",
+            },
+            80000,
+        ),
+        (
+            {
+                "proc/meminfo": "MemAvailable: 1000 kB",
+                "proc/self/cgroup": "4:memory:/x",
+                "sys/fs/cgroup/memory/x/memory.limit_in_bytes": "500000",
+                "sys/fs/cgroup/memory/x/memory.usage_in_bytes": "600000",
+            },
+            0,
+        ),
+    ],
+)
+def test_what_is_free_is_the_least_of_the_groups_and_the_machine(files: dict[str, str], free: int, tmp_path: Path) -> None:
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+    assert free_memory_bytes(tmp_path) == free

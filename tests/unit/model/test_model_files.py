@@ -205,8 +205,8 @@ def test_files_that_change_while_they_are_read_are_not_used(name: str, tmp_path:
     path = two_files(tmp_path / "model.onnx")
     read = model_files._read
 
-    def read_and_write(file: Path, what: str, folders: Sequence[Path] = ()) -> bytes:
-        content = read(file, what, folders)
+    def read_and_write(file: Path, what: str, folders: Sequence[Path] = (), max_bytes: int | None = None) -> bytes:
+        content = read(file, what, folders, max_bytes)
         if file.name == name:
             with file.open("r+b") as opened:
                 opened.write(content[:10])

@@ -108,6 +108,7 @@ def test_a_handler_may_call_the_other_side(connect: Connect) -> None:
         errors.NotFound("no model named 'x'"),
         errors.GoldenMismatch("golden sample 0 mismatch"),
         errors.InvalidRequest("bad", "items[3]"),
+        errors.QueueFull("8 control requests are being carried out", 2.5),
         ModuleNotFoundError("No module named 'onnxruntime'", name="onnxruntime"),
     ],
 )
@@ -120,10 +121,18 @@ def test_an_error_meant_for_users_is_raised_in_the_caller(connect: Connect, erro
     assert (str(raised), vars(raised)) == (str(error), vars(error))
 
 
+class OfTwo(errors.ConvoyError):
+    """As no error can be that is to be raised in another process: only its message comes along."""
+
+    def __init__(self, message: str, seconds: float) -> None:
+        super().__init__(message)
+        self.seconds = seconds
+
+
 def test_any_other_error_is_logged_where_it_happened(connect: Connect, caplog: pytest.LogCaptureFixture) -> None:
     def there(what: str) -> Any:
         if what == "full":
-            raise errors.QueueFull("the queue is full", 1.0)
+            raise OfTwo("the queue is full", 1.0)
         return threading.Lock() if what == "unsendable" else 1 / 0
 
     here, _ = connect(no_calls, there)

@@ -1,0 +1,125 @@
+"""The process beside the server that forks for each trial of a version (`trials.py`).
+
+It has imported what models need, so that a fork can begin at once, and loads nothing itself. It has one thread and inherits no
+socket of the server: only its end of one connection. When that closes, because the server has ended or needs it no longer, it ends,
+and the trials with it.
+"""
+
+import gc
+import logging
+import os
+import resource
+import select
+import signal
+import time
+import warnings
+from multiprocessing.connection import Connection
+from typing import Any
+
+from service.engine.trial_process import try_and_reply
+from service.engine.trials import Ended, Trial
+
+_MAX_REPLY_BYTES = 2**20
+_LONG_SECONDS = 3600.0
+_SIZE_UNIT = 1024
+"""Of `ru_maxrss`, on Linux."""
+
+
+class _Forked:
+    """The process of one trial. `reply` is what it has written so far."""
+
+    def __init__(self, number: int, pid: int, deadline: float) -> None:
+        self.number = number
+        self.pid = pid
+        self.deadline = deadline
+        self.reply = bytearray()
+        self.late = False
+
+
+class TrialServer:
+    """Forks, waits, and says how each trial has ended."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._forked: dict[int, _Forked] = {}  # by the descriptor of the pipe that it writes to
+
+    def run(self) -> None:
+        """Until the connection closes."""
+        try:
+            while True:
+                self._round()
+        except (EOFError, OSError):
+            pass
+        finally:
+            for forked in self._forked.values():
+                _kill(forked)
+
+    def _round(self) -> None:
+        deadlines = [forked.deadline for forked in self._forked.values()]
+        timeout = max(0.0, min(min(deadlines) - time.monotonic(), _LONG_SECONDS)) if deadlines else None
+        connection = self._connection.fileno()
+        ready, _, _ = select.select([connection, *self._forked], [], [], timeout)
+        for descriptor in ready:
+            if descriptor == connection:
+                self._asked(*self._connection.recv())
+            else:
+                self._read(descriptor)
+        now = time.monotonic()
+        for forked in self._forked.values():
+            if now >= forked.deadline:
+                forked.deadline, forked.late = float("inf"), True
+                _kill(forked)  # the pipe closes, and is read in the next round
+
+    def _asked(self, number: int, trial: Trial | None, memory_bytes: int, seconds: float) -> None:
+        if trial is None:
+            for forked in self._forked.values():
+                if forked.number == number:
+                    _kill(forked)
+            return
+        parent = os.getpid()
+        reader, writer = os.pipe()
+        try:
+            pid = os.fork()
+        except OSError:
+            os.close(reader)
+            os.close(writer)
+            self._connection.send((number, Ended()))
+            return
+        if pid == 0:
+            self._connection.close()
+            for descriptor in (reader, *self._forked):
+                os.close(descriptor)
+            try_and_reply(trial, memory_bytes, seconds, writer, parent)
+        os.close(writer)
+        self._forked[reader] = _Forked(number, pid, time.monotonic() + seconds)
+
+    def _read(self, descriptor: int) -> None:
+        forked = self._forked[descriptor]
+        content = os.read(descriptor, 2**16)
+        if content and len(forked.reply) < _MAX_REPLY_BYTES:
+            forked.reply += content
+            return
+        os.close(descriptor)
+        del self._forked[descriptor]
+        _kill(forked)
+        _, status, usage = os.wait4(forked.pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peak_bytes = max(0, usage.ru_maxrss - own) * _SIZE_UNIT
+        ended: Any = Ended(bytes(forked.reply), max(0, -code), forked.late, peak_bytes)
+        self._connection.send((forked.number, ended))
+
+
+def _kill(forked: _Forked) -> None:
+    os.kill(forked.pid, signal.SIGKILL)  # until it has been waited for, its number is its own
+
+
+def main(descriptor: int) -> None:
+    """Serves on its end of the connection."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # it ends with the server, which decides when
+    logging.disable()  # the server logs the outcome; warnings of a version come when it loads it
+    warnings.simplefilter("ignore")  # ONNX Runtime has a thread, which does nothing and is not needed in a fork
+    gc.freeze()  # no collection touches, and so copies, what forks share with this process
+    connection = Connection(descriptor)
+    TrialServer(connection).run()

@@ -1,0 +1,221 @@
+"""A version is tried in a process of its own: what is wrong with it is said, and harms nothing else."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.engine import trials as module
+from service.engine.instances import load_instances
+from service.engine.trials import Approval, Trial, Trials, TrialsClosed
+from service.errors import FilesChanged, InvalidModel, LoadError
+from service.model.model_files import Expected, read_model
+from service.policy import Policy
+from tests.hostile_models import HOSTILE, deep_nesting, endless_loop
+from tests.unit.model.graphs import FLOAT, PRODUCT, node, write
+
+MEMORY_BYTES = 256 * 2**20
+LONG = 60.0
+
+REASONS = {
+    "a loop without an end": "loading it takes longer than 2 s (--load-seconds)",
+    "a loop that grows": "loading it needs more than 256 MiB of memory (--load-memory)",
+    "a large product": "loading it needs more than 256 MiB of memory (--load-memory)",
+    "a crash": "loading it crashes ONNX Runtime: Floating point exception (signal 8)",
+    "slow constants": "loading it needs more than 256 MiB of memory (--load-memory)",
+    "a giant input": "loading it needs more than 256 MiB of memory (--load-memory)",
+}
+
+
+def trial(path: Path, **policy: int) -> Trial:
+    return Trial(path, None, Policy(**policy), "cpu", 2)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def honest(tmp_path: Path) -> Path:
+    return write(tmp_path / "honest" / "1" / "model.onnx", [PRODUCT], {"product": FLOAT})
+
+
+@pytest.fixture
+def endless(tmp_path: Path) -> Path:
+    path = tmp_path / "endless" / "1" / "model.onnx"
+    endless_loop(path)
+    return path
+
+
+def approval_of(path: Path, max_batch_items: int) -> Approval:
+    content = read_model(path)
+    return Approval(Expected(content.digest, content.graph_digest, content.size_bytes), max_batch_items)
+
+
+def eventually(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + LONG
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
+def children(pid: int) -> list[int]:
+    found = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in found.read_text().split()] if found.exists() else []
+
+
+def test_what_is_wrong_with_each_is_said_and_those_beside_it_are_approved(tmp_path: Path, honest: Path) -> None:
+    """All at a time, as models are loaded."""
+    paths = {kind: tmp_path / f"{index}" / "1" / "model.onnx" for index, kind in enumerate(HOSTILE)}
+    for kind, make in HOSTILE.items():
+        make(paths[kind])
+    patient, impatient = Trials(LONG, MEMORY_BYTES), Trials(2.0, MEMORY_BYTES)
+
+    def refusal(kind: str, path: Path) -> str:
+        with pytest.raises(LoadError) as refused:
+            (impatient if kind == "a loop without an end" else patient).try_version(trial(path))
+        return str(refused.value)
+
+    with ThreadPoolExecutor(len(HOSTILE) + 1) as pool:
+        refusals = {kind: pool.submit(refusal, kind, path) for kind, path in paths.items()}
+        approvals = [pool.submit(patient.try_version, trial(honest)) for _ in range(3)]
+        assert {approval.result() for approval in approvals} == {approval_of(honest, 64)}
+        assert {kind: found.result() for kind, found in refusals.items()} == REASONS
+
+
+def test_what_only_looks_dangerous_is_approved(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "1" / "model.onnx"
+    deep_nesting(path)
+    assert Trials(LONG, None).try_version(trial(path)) == approval_of(path, 64)
+
+
+def test_what_loading_says_is_what_the_trial_says(tmp_path: Path) -> None:
+    path = tmp_path / "broken" / "1" / "model.onnx"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"nonsense")
+    for given in (path, path.parent / "none"):
+        with pytest.raises(LoadError) as loading:
+            load_instances(given, None, Policy(), "cpu", 1)
+        with pytest.raises(LoadError) as tried:
+            Trials(LONG, None).try_version(trial(given))
+        assert (type(tried.value), str(tried.value)) == (type(loading.value), str(loading.value))
+        assert type(tried.value) is InvalidModel
+
+
+def test_batches_that_need_too_much_memory_are_not_used(tmp_path: Path) -> None:
+    """An item needs 32 MiB."""
+    path = tmp_path / "large" / "1" / "model.onnx"
+    nodes = [
+        node("ReduceMax", "x last", "first", keepdims=1),
+        node("Expand", "first side", "wide"),
+        node("ReduceMean", "wide last", "mean", keepdims=1),
+        PRODUCT,
+        node("Add", "product mean", "scores"),
+    ]
+    write(path, nodes, {"scores": FLOAT}, {"last": np.array([1]), "side": np.array([1, 2**23])})
+    approval = Trials(LONG, MEMORY_BYTES).try_version(trial(path))
+    assert 1 <= approval.max_batch_items < 16
+    loaded = load_instances(path, None, Policy(), "cpu", 1, approval=approval)
+    assert max(loaded.measured) <= approval.max_batch_items
+
+
+def test_only_the_bytes_that_were_tried_are_loaded(honest: Path) -> None:
+    write(honest, [PRODUCT], {"product": FLOAT}, save_as_external_data=True, location="weights", size_threshold=0)
+    weights = honest.parent / "weights"
+    content, graph = weights.read_bytes(), honest.read_bytes()
+    approval = Trials(LONG, None).try_version(trial(honest))
+    for path, other in ((weights, bytes(len(content))), (weights, content + bytes(1000)), (honest, graph + b"\x70\x00")):
+        path.write_bytes(other)
+        with pytest.raises(FilesChanged, match="changed after they had been tried"):
+            load_instances(honest, None, Policy(), "cpu", 1, approval=approval)
+        weights.write_bytes(content)
+        honest.write_bytes(graph)
+    assert load_instances(honest, None, Policy(), "cpu", 1, approval=approval).instances[0].digest == approval.files.digest
+
+
+def test_a_trial_ends_when_its_server_stops(honest: Path, endless: Path) -> None:
+    stopping, other = Trials(LONG * 10, None), Trials(LONG, None)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(stopping.try_version, trial(endless))
+        eventually(lambda: stopping._running)
+        stopping.close()
+        with pytest.raises(TrialsClosed):
+            running.result(LONG)
+    with pytest.raises(TrialsClosed):
+        stopping.try_version(trial(honest))
+    assert other.try_version(trial(honest)).max_batch_items == 64
+
+
+def test_a_process_that_was_killed_is_replaced(honest: Path) -> None:
+    tried = Trials(LONG, None)
+    tried.try_version(trial(honest))
+    for _ in range(2):
+        process = module._server._process
+        assert process is not None
+        process.kill()
+        assert tried.try_version(trial(honest)).max_batch_items == 64
+
+
+def test_it_inherits_no_socket(honest: Path) -> None:
+    module._server.stop()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.set_inheritable(True)
+        Trials(LONG, None).try_version(trial(honest))
+        process = module._server._process
+        assert process is not None
+        inherited = {str(descriptor.readlink()) for descriptor in Path(f"/proc/{process.pid}/fd").iterdir()}
+        assert f"socket:[{os.fstat(listening.fileno()).st_ino}]" not in inherited
+
+
+def test_it_ends_when_it_is_idle_and_comes_back(honest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module._server.stop()
+    monkeypatch.setattr(module, "IDLE_SECONDS", 0.1)
+    for _ in range(2):
+        assert Trials(LONG, None).try_version(trial(honest)).max_batch_items == 64
+        eventually(lambda: module._server._process is None)
+
+
+@pytest.fixture
+def trying(endless: Path) -> Iterator[subprocess.Popen[str]]:
+    """A program that tries a version for ever."""
+    program = f"""
+from pathlib import Path
+from service.engine.trials import Trial, Trials
+from service.policy import Policy
+Trials(1000.0, None).try_version(Trial(Path({str(endless)!r}), None, Policy(), "cpu", 1))
+"""
+    process = subprocess.Popen([sys.executable, "-c", program], text=True)
+    yield process
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_it_ends_with_the_server_whichever_way_that_ends(trying: subprocess.Popen[str], how: signal.Signals) -> None:
+    eventually(lambda: [fork for child in children(trying.pid) for fork in children(child)])
+    [beside] = children(trying.pid)
+    started = [beside, *children(beside)]
+    trying.send_signal(how)
+    trying.wait(LONG)
+    eventually(lambda: not any(Path(f"/proc/{pid}").exists() and "Z" not in _state(pid) for pid in started))
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return "Z"
+
+
+def test_many_at_a_time_are_all_answered(honest: Path) -> None:
+    tried = Trials(LONG, None)
+    before = threading.active_count()
+    with ThreadPoolExecutor(16) as pool:
+        found = {future.result() for future in [pool.submit(tried.try_version, trial(honest)) for _ in range(64)]}
+    assert len(found) == 1
+    assert threading.active_count() <= before + 1
