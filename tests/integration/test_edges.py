@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from export.data.datasets import Dataset
 from service.client import CallFailed, Client
-from service.errors import LoadError, RequestError
+from service.errors import LoadError, QuotaExceeded, RequestError
 from service.lifecycle import raise_file_limit
 from service.observability.metrics import OUTCOMES, REASONS
 from service.observability.request_metrics import RPC_CODE_NAMES
@@ -323,5 +323,6 @@ def test_counters_stand_at_zero_before_anything_happens(server: Server) -> None:
 
 def test_metrics_name_every_code_and_reason_that_there_is() -> None:
     assert {code.name for code in CODES.values()} | {"OK"} == set(RPC_CODE_NAMES)
-    assert {error.reason for error in RequestError.__subclasses__()} - {None} == set(REASONS)
+    kinds: list[type[RequestError]] = [*RequestError.__subclasses__(), QuotaExceeded]
+    assert {error.reason for error in kinds} - {None} == set(REASONS)
     assert {error.outcome for error in LoadError.__subclasses__()} | {LoadError.outcome, "ready"} == set(OUTCOMES)
