@@ -19,6 +19,9 @@ from tests.benchmarks.transport import make_repository
 GROWTH_MB = 60.0
 """What one attack may leave in a server that has seen none of its kind before: caches, arenas, a pool of threads."""
 
+WIDTH = 180
+"""Of the table, in characters."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -29,7 +32,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a digits model; trained afresh if not given")
     parser.add_argument("--option", action="append", default=[], help="a further option of the server: --option=--log-level=error")
     arguments = parser.parse_args()
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, width=WIDTH)
     attacks = arguments.only or list(campaign.ATTACKS)
     seconds = 60 * arguments.minutes / len(attacks)
     table = Table("attack", "sent", "RSS MB", "peak", "after", "threads", "files", "p99 ms", "slowest", "probe", "failed", box=None)
@@ -40,6 +43,7 @@ def main() -> None:
         repository = refusals.make_repository(folder / "attacked", digits / "digits" / "1" / "model.onnx")
         options = ("--workers", str(arguments.workers), "--transport", arguments.transport, *arguments.option)
         with serving(repository, folder, *options) as target:
+            campaign.warm_up(target)
             for attack in attacks:
                 result = campaign.run(target, attack, seconds)
                 before, after, seen = result.before, result.after, result.seen

@@ -44,6 +44,7 @@ ATTACKS: Mapping[str, Attack] = {
     "64 loads at a time": repository_attacks.many_loads,
 }
 
+WARM_UP_SECONDS = 2.0
 SETTLE_SECONDS = 20.0
 SETTLED_MB = 5.0
 """After an attack the server's memory is looked at until it no longer falls, for at most SETTLE_SECONDS."""
@@ -66,6 +67,13 @@ class Result:
     peak_mb: float
     after: Held
     seen: Seen
+
+
+def warm_up(target: Target) -> None:
+    """Fills caches and starts the threads and processes that a server starts when they are first needed."""
+    for attack in ("garbage", "refused requests", "large messages"):
+        ATTACKS[attack](target, time.monotonic() + WARM_UP_SECONDS)
+    settled(target.pid, held(target.pid))
 
 
 def run(target: Target, attack: str, seconds: float) -> Result:

@@ -1,0 +1,67 @@
+"""The campaign of attacks and the soak: a short form for every day, the long ones in `make test-slow`."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from tests import refusals
+from tests.attack import campaign, soak
+from tests.attack.polite import PoliteClient
+from tests.attack.target import held, processes, serving
+
+SHORT_SECONDS = 0.4
+LONG_SECONDS = 15.0
+GROWTH_MB = 80.0
+"""What all attacks together may leave: caches, pools of threads, what malloc keeps."""
+
+BEYOND_PUBLIC = {"rapid reset", "stalled messages"}
+"""A flood of calls that are reset makes grpcio's own asyncio server cancel calls of other clients."""
+
+
+def attacked(folder: Path, model_file: Path, transport: str, workers: int, seconds: float) -> None:
+    """Runs all attacks on one server: it answers every polite call and probe in between, and gives back what it took."""
+    repository = refusals.make_repository(folder / "attacked", model_file)
+    options = ("--transport", transport, "--workers", str(workers), "--log-level", "error")
+    with serving(repository, folder, *options) as target:
+        campaign.warm_up(target)
+        before, running = held(target.pid), processes(target.pid)
+        with PoliteClient(target.grpc_port, target.http_port) as polite:
+            for attack, send in campaign.ATTACKS.items():
+                if transport == "fast" or attack not in BEYOND_PUBLIC:
+                    send(target, time.monotonic() + seconds)
+        after = campaign.settled(target.pid, before)
+        assert target.log.read_text().count("Traceback") == 0, target.log.read_text()
+        assert set(running) <= set(processes(target.pid))  # no process has died and been replaced
+    assert not polite.seen.failures
+    assert not polite.seen.probe_failures
+    assert len(polite.seen.milliseconds) > 10
+    assert len(polite.seen.probe_milliseconds) > 2
+    assert after.rss_mb < before.rss_mb + GROWTH_MB
+    assert after.threads <= before.threads + 4
+    assert after.files <= before.files + 4
+
+
+def test_a_server_under_every_attack_answers_polite_clients_and_probes_and_gives_everything_back(
+    tmp_path: Path, model_file: Path
+) -> None:
+    attacked(tmp_path, model_file, "fast", 1, SHORT_SECONDS)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(("transport", "workers"), [("fast", 1), ("fast", 2), ("public", 1)])
+def test_a_server_stands_every_attack_for_longer(tmp_path: Path, model_file: Path, transport: str, workers: int) -> None:
+    attacked(tmp_path, model_file, transport, workers, LONG_SECONDS)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_memory_is_flat_under_mixed_load_with_reloads(tmp_path: Path, model_file: Path, workers: int) -> None:
+    repository = tmp_path / "models"
+    (repository / "digits" / "1").mkdir(parents=True)
+    (repository / "digits" / "1" / "model.onnx").write_bytes(model_file.read_bytes())
+    with serving(repository, tmp_path, "--workers", str(workers), "--log-level", "error") as target:
+        rows, outcomes = soak.soak(target, 600, print)
+    assert not soak.verdict(rows, outcomes)
