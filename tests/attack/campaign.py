@@ -73,7 +73,6 @@ def warm_up(target: Target) -> None:
     """Fills caches and starts the threads and processes that a server starts when they are first needed."""
     for attack in ("garbage", "large messages", "HTTP: answers left unread"):
         ATTACKS[attack](target, time.monotonic() + WARM_UP_SECONDS)
-    settled(target.pid, held(target.pid))
 
 
 def run(target: Target, attack: str, seconds: float) -> Result:
