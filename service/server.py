@@ -215,15 +215,16 @@ class Server:
         """Binds the gRPC port and, unless there is a supervisor, the HTTP port. Raises UserError if a port is not available."""
         if self._access is not None:
             self._access.start()
-        log_exposure(self._config)
         self._transport.start()
         if self._config.workers > 1:
+            log_exposure(self._config)
             return
         try:
             self._http.start()
         except BaseException:
             self._transport.stop(0)
             raise
+        log_exposure(self._config)
         self.ready_file.remove()
         log.info(
             "listening: gRPC on %s (%s transport%s), %s on %s",

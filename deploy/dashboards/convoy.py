@@ -286,6 +286,7 @@ def resources() -> list[Panel]:
         }, about="Cores in use.", width=6),
         lines("Memory", "bytes", {
             "{{pod}}": f"sum by (pod) (process_resident_memory_bytes{{{POD}}} {OF_CONVOY})",
+            "{{pod}} requests in hand": f"sum by (pod) (convoy_inflight_bytes{{{POD}}} {OF_CONVOY})",
         }, width=6),
         lines("Open files", "short", {
             "{{pod}}": f"sum by (pod) (process_open_fds{{{POD}}} {OF_CONVOY})",

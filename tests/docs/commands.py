@@ -2,7 +2,7 @@
 
 bash runs the blocks of a document in a folder of their own, with a PATH that has only these commands and a few of the system's: any
 other command is not found, and the test of the document fails. `convoy serve` starts a real server in the background; in the
-commands after it the ports 8001 and 8002 are replaced by the server's.
+commands after it the ports 8001, 8002 and 8003 are replaced by the server's.
 """
 
 import argparse
@@ -29,8 +29,8 @@ import yaml
 from tests.deploy import kit
 from tests.docs.markdown import ROOT
 
-GRPC_PORT, HTTP_PORT = "8001", "8002"
-UNUSED = {GRPC_PORT: "1", HTTP_PORT: "2"}
+GRPC_PORT, HTTP_PORT, ADMIN_PORT = "8001", "8002", "8003"
+UNUSED = {GRPC_PORT: "1", HTTP_PORT: "2", ADMIN_PORT: "3"}
 """Ports that nothing listens on, for commands that run while there is no server."""
 SYSTEM = ["base64", "cat", "cp", "grep", "head", "ls", "mkdir", "mv", "rm", "tr"]
 """Commands of the system that run as they are."""
@@ -49,14 +49,16 @@ def state(name: str) -> Path:
 
 
 def ports() -> dict[str, str]:
-    """The real ports for 8001 and 8002; waits for a server that is starting."""
+    """The real ports for 8001, 8002 and 8003; waits for a server that is starting."""
     deadline = time.monotonic() + READY_SECONDS
     while state("starting").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     if not state("ready.json").exists():
         return UNUSED
     ready = json.loads(state("ready.json").read_text())
-    return {GRPC_PORT: str(ready["grpc_port"]), HTTP_PORT: str(ready["http_port"])}
+    # Without a port of its own for probes and metrics, a server answers them on that of HTTP.
+    admin_port = ready.get("admin_port", ready["http_port"])
+    return {GRPC_PORT: str(ready["grpc_port"]), HTTP_PORT: str(ready["http_port"]), ADMIN_PORT: str(admin_port)}
 
 
 def with_ports(text: str) -> str:

@@ -212,7 +212,8 @@ def test_the_client_and_its_commands_use_a_unix_socket(repository: Path, serve: 
         assert asked.returncode == 0, asked
         measured = convoy("bench", "--model", "digits", "--server", server, *flags, "--seconds", "0.3", "--warmup", "0")
         assert measured.returncode == 0, measured
-        assert "no server metrics: give their address with --metrics http://HOST:PORT/metrics" in measured.stdout
+        scheme = "http" if ca is None else "https"
+        assert f"no server metrics: give their address with --metrics {scheme}://HOST:PORT/metrics" in measured.stdout
     nobody = f"unix:{folder / 'none'}"
     for command in (["classify", folder / "digit.png"], ["bench"]):
         refused = one_line(convoy(*command, "--model", "digits", "--server", nobody))

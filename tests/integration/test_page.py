@@ -138,7 +138,7 @@ def test_what_is_refused_before_it_is_read_is_told_as_all_refusals_are(
 ) -> None:
     server = serve(repository, max_message_bytes=1 << 20)
     with socket.create_connection(("127.0.0.1", server.http_port), timeout=20) as connection:
-        connection.sendall(f"POST /page/classify/digits HTTP/1.1\r\nHost: convoy\r\n{headers}\r\n\r\n".encode())
+        connection.sendall(f"POST /page/classify/digits HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n\r\n".encode())
         response = http.client.HTTPResponse(connection)
         response.begin()
         assert (response.status, response.headers["Content-Type"]) == (status, "application/json")
