@@ -180,7 +180,7 @@ class Trials:
             except EOFError:  # the process that forks has been ended
                 if attempt == 1:
                     continue
-                raise LoadError("the process in which models are tried has ended; see the server's log") from None
+                raise LoadError("the process in which models are tried has ended") from None
             finally:
                 with self._lock:
                     self._running.discard(number)
@@ -292,7 +292,8 @@ class _TrialServer:
                 self._process = subprocess.Popen(  # noqa: S603 - our own program
                     [sys.executable, "-P", "-c", f"from service.engine.trial_server import main; main({theirs.fileno()})"],
                     env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **_ONE_THREAD},
-                    pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, process_group=0,
+                    pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                    process_group=0,
                 )  # fmt: skip
             except BaseException:
                 ours.close()

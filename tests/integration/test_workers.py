@@ -81,12 +81,18 @@ def fetch(port: int, path: str, body: str | None = None) -> tuple[int, str]:
 
 
 def children(pid: int) -> list[int]:
-    """The running child processes."""
+    """The running child processes, without the one in which models are tried (`engine/trial_server.py`)."""
     found: list[int] = []
     for task in Path(f"/proc/{pid}/task").iterdir():
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended has no children
             found += map(int, (task / "children").read_text().split())
-    return sorted(found)
+    return sorted(child for child in found if b"trial_server" not in _command(child))
+
+
+def _command(pid: int) -> bytes:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
 
 
 def alive(pid: int) -> bool:
