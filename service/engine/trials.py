@@ -253,15 +253,16 @@ class _TrialServer:
     def begin(self, trial: Trial, memory_bytes: int, seconds: float) -> tuple[int, Future[Ended]]:
         """Begins a trial; returns its number, and a future, which fails with EOFError if the process has ended."""
         number, future = next(self._numbers), Future[Ended]()
+        failed: list[Future[Ended]] = []
         with self._lock:
+            self._pending[number] = future
             try:
-                connection = self._start()
-                self._pending[number] = future
-                connection.send((number, trial, memory_bytes, seconds))
+                self._start().send((number, trial, memory_bytes, seconds))
             except OSError as error:
-                self._pending.pop(number, None)
-                log.error("the process in which models are tried cannot be started or reached: %s", error.strerror)
-                future.set_exception(EOFError())
+                log.warning("the process in which models are tried cannot be started or reached: %s", error.strerror)
+                failed = self._give_up()  # the next trial starts another
+        for each in failed:
+            each.set_exception(EOFError())
         return number, future
 
     def cancel(self, number: int) -> None:
@@ -322,13 +323,18 @@ class _TrialServer:
         with self._lock:
             failed: list[Future[Ended]] = []
             if self._connection is connection:
-                failed = list(self._pending.values())
-                self._pending.clear()
-                self._let_go()
+                failed = self._give_up()
         for future in failed:
             future.set_exception(EOFError())
         connection.close()
         _wait_for(process)
+
+    def _give_up(self) -> list[Future[Ended]]:
+        """Ends the connection, and returns the futures of the trials that ran; they are to fail."""
+        failed = list(self._pending.values())
+        self._pending.clear()
+        self._let_go()
+        return failed
 
     def _let_go(self) -> None:
         """Ends the connection. The thread that reads from it closes it."""
