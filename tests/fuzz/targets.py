@@ -4,6 +4,7 @@ The surfaces are those of a real server in this process, over real connections, 
 it reads (models, contracts, policies, pictures) go straight to their readers. `SEEDS` are valid inputs to begin with.
 """
 
+import atexit
 import gzip
 import http.client
 import io
@@ -131,6 +132,7 @@ def _picture(data: bytes) -> None:
 def _file(read: Callable[[Path], object]) -> Target:
     """A reader of a file in a model's folder."""
     folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
 
     def target(data: bytes) -> None:
         path = Path(folder.name) / "file"
