@@ -25,7 +25,7 @@ from werkzeug.http import http_date
 
 from service.byte_budget import UNLIMITED, ByteBudget
 from service.http.certificates import PEER_CERTIFICATE
-from service.http.http1 import Connection
+from service.http.http1 import PROBES, Connection
 from service.http.places import Places, who
 from service.http.request_threads import RequestThreads
 from service.http.responses import error_response
@@ -39,6 +39,10 @@ log = logging.getLogger(__name__)
 
 HTTP_FLUSH_SECONDS = 1.0
 """How long sending finished responses may take when the port closes."""
+
+SCRAPE = "metrics"
+SCRAPE_THREADS = PROBE_THREADS = 2
+"""Scrapes and probes have threads of their own: no other request makes them wait, nor do many scrapes make a probe wait."""
 
 MAX_CONNECTIONS = 1000
 """The most open connections, and at most half of the process's file descriptors: gRPC and models need some too."""
@@ -98,7 +102,7 @@ class EventLoopServer:
         Args:
             application: makes the answers, on threads.
             bound: sockets that are bound.
-            threads: how many requests are answered at a time.
+            threads: how many requests are answered at a time, beside probes and scrapes.
             max_body_bytes: the limit of a body, answered 413.
             idle_seconds: a connection without traffic is closed after this time, unless a response for it is being computed.
             max_header_bytes: the limit of a header, answered 431.
@@ -132,6 +136,7 @@ class EventLoopServer:
         self._places: Places[Connection] = Places(max_connections())
         self._opening: dict[Connection, asyncio.Task[Any]] = {}
         self._threads = RequestThreads(threads)
+        self._scrape_threads, self._probe_threads = RequestThreads(SCRAPE_THREADS), RequestThreads(PROBE_THREADS)
         self._common_headers: tuple[int, Headers] = (0, [])
         self._logged_at = -math.inf
         self._closing_since: float | None = None
@@ -153,7 +158,8 @@ class EventLoopServer:
         self._check()
         self.loop.run_forever()
         self.loop.close()
-        self._threads.close(HTTP_FLUSH_SECONDS)
+        for each in (self._threads, self._scrape_threads, self._probe_threads):
+            each.close(HTTP_FLUSH_SECONDS)
 
     def close(self) -> None:
         """Ends `run`: waits up to HTTP_FLUSH_SECONDS for running requests and unsent responses, then closes all connections."""
@@ -288,18 +294,20 @@ class EventLoopServer:
 
     def answer(self, connection: Connection, environ: "WSGIEnvironment") -> None:
         """See http1.Owner."""
-        self._threads.submit(partial(self._answer, connection, environ))
+        name = environ["PATH_INFO"].rpartition("/")[2]
+        threads = self._scrape_threads if name == SCRAPE else self._probe_threads if name in PROBES else self._threads
+        threads.submit(partial(self._answer, connection, environ, threads))
 
-    def _answer(self, connection: Connection, environ: "WSGIEnvironment") -> None:
+    def _answer(self, connection: Connection, environ: "WSGIEnvironment", threads: RequestThreads) -> None:
         # On a thread.
         reply = call(self._application, environ)
         try:
-            self.loop.call_soon_threadsafe(self._answered, connection, reply)
+            self.loop.call_soon_threadsafe(self._answered, connection, reply, threads)
         except RuntimeError:  # the port was closed
             return
 
-    def _answered(self, connection: Connection, reply: Reply) -> None:
-        self._threads.finished()
+    def _answered(self, connection: Connection, reply: Reply, threads: RequestThreads) -> None:
+        threads.finished()
         try:
             connection.respond(reply)
         except Exception:

@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PROBE_THREADS = 4
 MAX_CONCURRENT_REQUESTS = 64
-"""So many requests of the application run at a time; scrapes and probes have PROBE_THREADS beside them."""
+REFUSING_THREADS = 4
+"""So many requests of the application run at a time, and so many threads beside them refuse what is too much."""
 
 ROUTE = "convoy.route"
 """The key in a request's environment for the list of rules that it matched, one at most: the route in the metrics."""
@@ -183,7 +183,7 @@ class HttpServer:
         try:
             admin = listeners.bind(self._hosts, self.admin_port, "administration") if self.admin_port is not None else []
             self._server = EventLoopServer(
-                self._serve_counted, bound, PROBE_THREADS + MAX_CONCURRENT_REQUESTS, self._max_body_bytes, self._idle_seconds,
+                self._serve_counted, bound, MAX_CONCURRENT_REQUESTS + REFUSING_THREADS, self._max_body_bytes, self._idle_seconds,
                 self._max_header_bytes, self._request_seconds, self.admit, self._origins.headers,
                 has_places_by_address=lambda address: not self._trusts(address), budget=self._budget, tls=self._tls,
                 client_certificates=ssl.CERT_REQUIRED if admin else ssl.CERT_OPTIONAL,
@@ -195,7 +195,7 @@ class HttpServer:
         if admin:
             self.admin_port = admin[0].getsockname()[1]
             self._admin = EventLoopServer(
-                self._serve_admin, admin, PROBE_THREADS, SMALL_BODY_BYTES, self._idle_seconds, self._max_header_bytes,
+                self._serve_admin, admin, 1, SMALL_BODY_BYTES, self._idle_seconds, self._max_header_bytes,
                 self._request_seconds,
             )  # fmt: skip
             self._admin_thread.start()

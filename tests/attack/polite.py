@@ -22,7 +22,8 @@ from service.pb.convoy.v1 import classifier_pb2 as pb
 CALLS_A_SECOND = 50
 CALL_SECONDS = 20.0
 PROBES_A_SECOND = 4
-PROBE_SECONDS = 5.0
+PROBE_SECONDS = 10.0
+"""As Prometheus waits for a scrape by default."""
 PROBED = ("/livez", "/readyz", "/metrics")
 CLASSIFY = "/convoy.v1.Classifier/Classify"
 MODEL = "digits"

@@ -205,3 +205,28 @@ def test_the_port_is_free_for_the_next_server_at_once() -> None:
     for child in children:
         child.communicate(b"\n", timeout=20)
         assert child.returncode == 0
+
+
+def test_neither_other_requests_nor_scrapes_keep_a_probe_waiting(port: Port) -> None:
+    held = threading.Event()
+
+    def application(environ: Any, start_response: Any) -> Any:
+        if environ["PATH_INFO"] != "/livez":
+            assert held.wait(60)
+        return Response(environ["PATH_INFO"])(environ, start_response)
+
+    served = port(application, threads=2)
+    with contextlib.ExitStack() as stack:
+        waiting = []
+        for path in ["/metrics"] * 6 + ["/v2"] * 6:
+            connection = http.client.HTTPConnection("127.0.0.1", served, timeout=60)
+            stack.callback(connection.close)
+            connection.request("GET", path)
+            waiting.append(connection)
+        probe = http.client.HTTPConnection("127.0.0.1", served, timeout=60)
+        stack.callback(probe.close)
+        for _ in range(3):
+            probe.request("GET", "/livez")
+            assert probe.getresponse().read() == b"/livez"
+        held.set()
+        assert [connection.getresponse().read() for connection in waiting] == [b"/metrics"] * 6 + [b"/v2"] * 6
