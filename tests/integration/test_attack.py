@@ -10,7 +10,7 @@ from tests.attack import campaign, soak
 from tests.attack.polite import PoliteClient
 from tests.attack.target import held, processes, serving
 
-SHORT_SECONDS = 0.4
+SHORT_SECONDS = 0.2
 LONG_SECONDS = 15.0
 GROWTH_MB = 80.0
 """What all attacks together may leave: caches, pools of threads, what malloc keeps."""

@@ -43,8 +43,14 @@ def test_models_run_side_by_side_but_not_more_than_so_many() -> None:
 
 
 def test_a_model_that_takes_long_no_longer_keeps_others_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    slow, release = Turns(1), threading.Event()
-    endless = slow.submit("endless", lambda: release.wait(LONG))
+    slow, begun, release = Turns(1), threading.Event(), threading.Event()
+
+    def run() -> bool:
+        begun.set()
+        return release.wait(LONG)
+
+    endless = slow.submit("endless", run)
+    assert begun.wait(LONG)
     other = slow.submit("other", lambda: "done")
     slow.tend()
     assert not other.done()
