@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -515,8 +516,9 @@ def test_tls_from_the_command_line(repository: Path, spawn: Spawn, digits: Datas
     assert convoy(*ask, *own).returncode == 0
     for missing in ([], own[:2]):
         assert one_line(convoy(*ask, *missing))
-    with pytest.raises(urllib.error.HTTPError, match="404") as refused:  # nobody gets in by HTTP either
-        urllib.request.urlopen(f"http://127.0.0.1:{server.http_port}/v2/models/digits", timeout=30)
+    trusting = ssl.create_default_context(cafile=ca)
+    with pytest.raises(urllib.error.HTTPError, match="401") as refused:  # nobody gets in by HTTP either
+        urllib.request.urlopen(f"https://127.0.0.1:{server.http_port}/v2/models/digits", timeout=30, context=trusting)
     refused.value.close()
     renewed = trustme.CA()
     for path, blob in zip((key, pem), (renewed.issue_cert("127.0.0.1").private_key_pem, renewed.cert_pem), strict=True):

@@ -119,7 +119,7 @@ class Rest(Surface):
 
 
 class Page(Surface):
-    writer = "service.http.page:decode"
+    writer = "service.engine.classifier:Classifier.decode"
 
     def ask(self, server: Server, model: str, images: list[bytes], **options: Any) -> Iterator[Outcome]:
         yield from over_http(server, [(f"/page/classify/{model}", image, {}) for image in images])

@@ -137,8 +137,10 @@ def test_a_server_that_exits_at_once_leaves_none(tmp_path: Path, how: str) -> No
     assert list(tmp_path.iterdir()) == []
 
 
+FORKS = {"decoder.py", "trial_process.py"}
+"""What runs in forks of helper processes, which have no ready file."""
+
+
 def test_every_exit_at_once_goes_that_way() -> None:
-    found = [
-        path.name for path in Path(service.__path__[0]).rglob("*.py") if re.search(r"\bos\._exit\(", path.read_text())
-    ]  # fmt: skip
-    assert found == ["process_exit.py"]
+    found = {path.name for path in Path(service.__path__[0]).rglob("*.py") if re.search(r"\bos\._exit\(", path.read_text())}
+    assert found - FORKS == {"process_exit.py"}
