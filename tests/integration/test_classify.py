@@ -162,7 +162,7 @@ BAD_REQUESTS: dict[str, tuple[dict[str, Any], str, str, str]] = {
         "100 bytes of pixels; the model takes 784 (uint8 28 x 28 x 1)", "items[0].pixels"),
     "no items": ({"items": []}, "INVALID_ARGUMENT", "no items", "items"),
     "too many items": ({"items": item(784) * 513}, "INVALID_ARGUMENT", "513 items; at most 512", "items"),
-    "a million items": ({"items": [pb.Item()] * 1_000_000}, "INVALID_ARGUMENT", "more fields than any request that is accepted", ""),
+    "a million items": ({"items": [pb.Item()] * 1_000_000}, "INVALID_ARGUMENT", "more fields than any request", ""),
     "an item without content": ({"items": [pb.Item()]}, "INVALID_ARGUMENT", "neither encoded nor pixels", "items[0]"),
     "negative timeout": ({"timeout_seconds": -1}, "INVALID_ARGUMENT", "-1.0 is not between 0 and", "timeout_seconds"),
     "timeout not a number": ({"timeout_seconds": float("nan")}, "INVALID_ARGUMENT", "nan is not between", "timeout_seconds"),

@@ -1,8 +1,6 @@
 """Which calls without a message end, and when: pure decisions, driven without a server."""
 
-import resource
 import time
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +11,17 @@ from service.memory_limit import MemoryLimit
 from service.rpc.arrivals import SHORT_OF_MEMORY, VERY_SHORT, Arrivals
 
 PLENTY, NOTHING = MemoryLimit(2**62), MemoryLimit(1)
+
+
+class Filled(MemoryLimit):
+    """Memory of which a share is used, and stays so: what this process uses varies with the tests that ran before."""
+
+    def __init__(self, used: float) -> None:
+        super().__init__(1)
+        self._used = used
+
+    def is_short(self, share: float) -> bool:
+        return self._used > share
 
 
 def call(age_seconds: float, *, reading: bool = True) -> Any:
@@ -39,8 +48,7 @@ def test_a_call_may_wait_for_its_message_as_long_as_is_set() -> None:
     [((SHORT_OF_MEMORY + VERY_SHORT) / 2, [[3, 2], [1], [0]]), (2.0, [[3, 2, 1], [0]])],
 )
 def test_when_memory_is_short_the_youngest_half_goes_first_then_the_next(used: float, expected: list[list[int]]) -> None:
-    resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    arrivals = Arrivals(60, MemoryLimit(int(resident / used)))
+    arrivals = Arrivals(60, Filled(used))
     calls = [call(10 - number) for number in range(4)]
     arrivals.waiting |= dict.fromkeys(calls)
     rounds = []
