@@ -24,7 +24,7 @@ def torchrun(*arguments: str, **options: Any) -> subprocess.Popen[str]:
 
 
 def test_two_processes_agree_with_one(tmp_path: Path) -> None:
-    command = ["train", "--data", "digits", "--epochs", "2", "--shift", "0", "--batch-size", "100", "--output"]
+    command = ["train", "--data", "digits", "--epochs", "2", "--shift", "0", "--batch-size", "100", "--autocast", "off", "--output"]
     alone = CliRunner().invoke(train, [*command[1:], str(tmp_path / "one")])
     assert alone.exit_code == 0, alone.output
     process = torchrun(*command, str(tmp_path / "two"))
@@ -36,10 +36,10 @@ def test_two_processes_agree_with_one(tmp_path: Path) -> None:
     assert one.settings == two.settings
     # The same batches of 100, of which each process saw half: what differs is the order in which floats are added up. How far that
     # takes a single weight depends on the processor; with batches of 50 all of them together differ by a fifth.
-    assert (weights(two) - weights(one)).norm() < 0.12 * weights(one).norm()
+    assert (weights(two) - weights(one)).norm() < 0.05 * weights(one).norm()
     for ours, theirs in zip(metrics(tmp_path / "two"), metrics(tmp_path / "one"), strict=True):
-        assert ours["training_loss"] == pytest.approx(theirs["training_loss"], abs=2e-2)
-        assert ours["validation_loss"] == pytest.approx(theirs["validation_loss"], abs=2e-2)
+        assert ours["training_loss"] == pytest.approx(theirs["training_loss"], abs=2e-3)
+        assert ours["validation_loss"] == pytest.approx(theirs["validation_loss"], abs=2e-3)
         assert ours["learning_rate"] == theirs["learning_rate"], "as many steps"
 
 
