@@ -1,8 +1,10 @@
 """Runs attacks in turn on one server, the polite client beside each, and says what the server held and whom it kept waiting."""
 
+import math
+import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tests.attack import grpc_attacks, http_attacks, repository_attacks
 from tests.attack.polite import PoliteClient, Seen
@@ -71,8 +73,10 @@ class Result:
 
 def warm_up(target: Target) -> None:
     """Fills caches and starts the threads and processes that a server starts when they are first needed."""
+    fresh = held(target.pid)
     for attack in ("garbage", "large messages", "HTTP: answers left unread"):
         ATTACKS[attack](target, time.monotonic() + WARM_UP_SECONDS)
+    settled(target.pid, replace(fresh, rss_mb=math.inf, threads=sys.maxsize))
 
 
 def run(target: Target, attack: str, seconds: float) -> Result:

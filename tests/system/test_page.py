@@ -345,7 +345,7 @@ def test_the_page_works_behind_a_proxy_that_rewrites_the_host(
     """Over plain HTTP under a name: browsers send no Sec-Fetch-Site there."""
     haproxy = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin")
     assert haproxy is not None, "haproxy is not installed: apt-get install haproxy"
-    server = serve(repository, root_path="/convoy", trusted_proxies=("127.0.0.1",))
+    server = serve(repository, root_path="/convoy", trusted_proxies=("127.0.0.1",), allowed_hosts=("cats.example",))
     [port] = balanced.free_ports(1)
     config = tmp_path / "haproxy.cfg"
     config.write_text(PROXY.format(port=port, path_rule=path_rule, http_port=server.http_port))
