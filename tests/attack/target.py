@@ -72,6 +72,16 @@ def processes(pid: int) -> list[int]:
     return found
 
 
+def worker_processes(pid: int) -> set[int]:
+    """The workers of a server of several; the processes that load and decode for it come and go."""
+    found = set()
+    for each in processes(pid):
+        with contextlib.suppress(OSError):
+            if b"service.workers.worker" in Path(f"/proc/{each}/cmdline").read_bytes():
+                found.add(each)
+    return found
+
+
 def held(pid: int) -> Held:
     """What a process and all that it has started hold now."""
     rss = threads = files = 0

@@ -8,7 +8,7 @@ import pytest
 from tests import refusals
 from tests.attack import campaign, soak
 from tests.attack.polite import PoliteClient
-from tests.attack.target import Held, held, processes, serving
+from tests.attack.target import Held, held, serving, worker_processes
 
 SHORT_SECONDS = 0.2
 LONG_SECONDS = 15.0
@@ -32,7 +32,7 @@ def attacked(folder: Path, model_file: Path, transport: str, workers: int, secon
     with serving(repository, folder, *options) as target:
         fresh = held(target.pid)
         campaign.warm_up(target)
-        before, running = held(target.pid), processes(target.pid)
+        before, serving_processes = held(target.pid), worker_processes(target.pid)
         with PoliteClient(target.grpc_port, target.http_port) as polite:
             for attack, send in campaign.ATTACKS.items():
                 if transport == "fast" or attack not in BEYOND_PUBLIC:
@@ -40,7 +40,7 @@ def attacked(folder: Path, model_file: Path, transport: str, workers: int, secon
         allowed = Held(before.rss_mb + GROWTH_MB, workers * MAX_THREADS, fresh.files + workers * MORE_FILES)
         after = campaign.settled(target.pid, allowed)
         assert target.log.read_text().count("Traceback") == 0, target.log.read_text()
-        assert set(running) <= set(processes(target.pid))  # no process has died and been replaced
+        assert worker_processes(target.pid) == serving_processes, "none has died and been replaced"
     assert not polite.seen.failures
     assert not polite.seen.probe_failures
     assert len(polite.seen.milliseconds) > 10
