@@ -8,6 +8,7 @@ processes of their own (`decoding_processes.py`).
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -24,6 +25,7 @@ from service.model.contract import InputSpec
 from service.model.picture_cost import DEAR, decoding_steps
 from service.model.preprocessing import open_image, to_pixels
 from service.model.signature import TensorSpec
+from service.principal import UNKNOWN, Principal
 
 log = logging.getLogger(__name__)
 
@@ -37,30 +39,36 @@ UNDECODED_BYTES = 256 * 2**20
 class DecodingPool:
     """Pools of threads that decode: one for cheap pictures, one for requests with dear ones, which wait for decoding processes.
 
-    The bytes that wait for either are bounded.
+    Those who send pictures take turns, request by request. The bytes that wait for either pool are bounded, and who sends many
+    cannot fill more than half of the room.
 
     Attributes:
         processes: decode dear pictures.
     """
 
     def __init__(self, threads: int, processes: DecodingProcesses) -> None:
-        self._cheap = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-        self._dear = ThreadPoolExecutor(threads, thread_name_prefix="decode-dear")
+        self._cheap = _FairThreads(threads, "decode")
+        self._dear = _FairThreads(threads, "decode-dear")
         self.processes = processes
         self._lock = threading.Lock()
+        self._held: dict[Principal, int] = {}  # bytes
         self.waiting_bytes = 0
         self.closed = False
 
-    def submit(self, job: Callable[[], None], items: Sequence[Item]) -> None:
+    def submit(self, job: Callable[[], None], items: Sequence[Item], principal: Principal = UNKNOWN) -> None:
         """Runs a job that holds these items until it is done. Raises QueueFull if too many bytes wait."""
         encoded_bytes = sum(len(item.data) for item in items)
         with self._lock:
-            waiting = self.waiting_bytes
-            if waiting and waiting + encoded_bytes > UNDECODED_BYTES:
+            waiting, own = self.waiting_bytes, self._held.get(principal, 0)
+            full = waiting and waiting + encoded_bytes > UNDECODED_BYTES
+            if full or (own and own + encoded_bytes > UNDECODED_BYTES // 2):
                 raise QueueFull(
-                    f"the decoding queue is full: {waiting} of {UNDECODED_BYTES} bytes wait, the request has {encoded_bytes}", 1.0
+                    f"the decoding queue is full: {waiting} of {UNDECODED_BYTES} bytes wait, {own} of them of this client, "
+                    f"which may have half; the request has {encoded_bytes}",
+                    1.0,
                 )
             self.waiting_bytes += encoded_bytes
+            self._held[principal] = own + encoded_bytes
 
         def run() -> None:
             try:
@@ -70,9 +78,12 @@ class DecodingPool:
             finally:
                 with self._lock:
                     self.waiting_bytes -= encoded_bytes
+                    left = self._held.pop(principal, 0) - encoded_bytes
+                    if left:
+                        self._held[principal] = left
 
         dear = any(item.encoded and decoding_steps(item.data) == DEAR for item in items)
-        (self._dear if dear else self._cheap).submit(run)
+        (self._dear if dear else self._cheap).submit(principal, run)
 
     def close(self) -> None:
         """Ends threads and processes, which stop at their next image."""
@@ -80,6 +91,33 @@ class DecodingPool:
         self._cheap.shutdown()
         self._dear.shutdown()
         self.processes.close()
+
+
+class _FairThreads:
+    """Threads that run jobs, those of each principal in turn."""
+
+    def __init__(self, threads: int, name: str) -> None:
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self._lock = threading.Lock()
+        self._waiting: dict[Principal, deque[Callable[[], None]]] = {}  # whose turn is next first
+
+    def submit(self, principal: Principal, job: Callable[[], None]) -> None:
+        with self._lock:
+            self._waiting.setdefault(principal, deque()).append(job)
+        self._threads.submit(self._run_next)
+
+    def shutdown(self) -> None:
+        """Waits until every job has run."""
+        self._threads.shutdown()
+
+    def _run_next(self) -> None:
+        with self._lock:
+            principal = next(iter(self._waiting))
+            jobs = self._waiting.pop(principal)
+            job = jobs.popleft()
+            if jobs:
+                self._waiting[principal] = jobs
+        job()
 
 
 def raw_images(served: ServedVersion, items: Sequence[Item], tensor: NDArray[Any] | None) -> NDArray[Any] | None:

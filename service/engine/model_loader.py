@@ -105,6 +105,7 @@ class ModelLoader:
         self._files = VersionFiles(whole_folders=surroundings.trusted is not None)
         self._unsettled: set[int] = set()
         self._asked = False
+        self._policy = Policy()
 
     def scan(self) -> None:
         """Loads what is new or changed, unless a request has unloaded the model."""
@@ -189,8 +190,11 @@ class ModelLoader:
             self._forget_failures(keep=found[-1:])
             self._set_waiting()
             if found:
-                self._fail(found[-1], (file_state(path),), "invalid", str(error))
+                self._fail(found[-1], (file_state(path),), "invalid", str(error), what="policy")
             return
+        if policy != self._policy:
+            self._policy = policy
+            audit.record("policy", "ok", model=name, settings=policy.model_dump(exclude_unset=True))
         named = policy.named(found)
         serving: list[ServedVersion] = []
         tried = set()
@@ -291,8 +295,16 @@ class ModelLoader:
         )  # fmt: skip
         return ServedVersion(name, version, model, policy, batcher, metrics, fingerprint)
 
-    def _fail(self, version: int, fingerprint: Fingerprint, outcome: str, reason: str, seconds: float | None = None) -> None:
-        """Remembers why a version could not be loaded: for the index, and, the first time, in log and metric."""
+    def _fail(
+        self,
+        version: int,
+        fingerprint: Fingerprint,
+        outcome: str,
+        reason: str,
+        seconds: float | None = None,
+        what: str = "version",
+    ) -> None:
+        """Remembers why a version could not be loaded: for the index, and, the first time, in log, metric and audit log."""
         known = self.failures.get(version)
         self.failures = self.failures | {version: Failure(fingerprint, reason, outcome)}
         if known is not None and known.fingerprint == fingerprint:
@@ -307,7 +319,7 @@ class ModelLoader:
         else:
             log.error("model %s version %d is not served: %s", self._name, version, reason)
         self._shared.metrics.load_ended(self._name, outcome, seconds)
-        audit.record("version", f"{outcome}: {reason[:500]}", model=self._name, version=version)
+        audit.record(what, f"{outcome}: {reason[:500]}", model=self._name, version=version)
 
     def _set_waiting(self, versions: Collection[int] = ()) -> None:
         """Notes which versions wait, and logs those that did not wait before."""

@@ -98,7 +98,7 @@ class Request:
         batcher.reserve(entry)
         entry.state = DECODING
         try:
-            self._context.pool.submit(self._decode_then_submit, self._items)
+            self._context.pool.submit(self._decode_then_submit, self._items, entry.principal)
         except QueueFull:
             batcher.release(entry)
             raise

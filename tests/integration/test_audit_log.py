@@ -57,6 +57,30 @@ def test_changes_and_refusals_are_written_with_who_and_what(repository: Path, sp
     assert server.terminate() == 0
 
 
+def test_what_a_policy_says_is_written_when_it_changes(repository: Path, spawn: Spawn, tmp_path: Path) -> None:
+    audit = tmp_path / "audit.jsonl"
+    server = spawn(repository, "--audit-log", str(audit))
+
+    def written(what: str) -> list[tuple[Any, Any]]:
+        return [(line["outcome"], line.get("settings")) for line in lines(audit) if line["what"] == what]
+
+    assert written("policy") == [], "the defaults"
+    policy = repository / "digits" / "serving.toml"
+    for text in ("max_batch_size = 8", "max_batch_size = 9\naliases = {stable = 1}"):
+        policy.write_text(text)
+        assert ask(server, "POST", "/v2/repository/models/digits/load", b"{}")[0] == 200
+    policy.write_text("max_batch_size = 0")
+    assert ask(server, "POST", "/v2/repository/models/digits/load", b"{}")[0] != 200
+    policy.unlink()
+    assert ask(server, "POST", "/v2/repository/models/digits/load", b"{}")[0] == 200
+    *accepted, back = [settings for outcome, settings in written("policy") if outcome == "ok"]
+    assert accepted == [{"max_batch_size": 8}, {"max_batch_size": 9, "aliases": {"stable": 1}}]
+    assert back == {}
+    [refused] = [outcome for outcome, _ in written("policy") if outcome != "ok"]
+    assert refused.startswith("invalid: digits/serving.toml: max_batch_size")
+    assert server.terminate() == 0
+
+
 def test_a_full_disk_loses_lines_and_says_so_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     log = AuditLog(tmp_path / "audit.jsonl")
     with full_disk():

@@ -5,9 +5,12 @@ import threading
 import pytest
 from PIL import Image
 
+from service.engine import decoding
 from service.engine.decoding import DecodingPool, decodes_quickly
 from service.engine.decoding_processes import DecodingProcesses
 from service.engine.query import Item
+from service.errors import QueueFull
+from service.principal import Principal
 
 
 def picture(file_format: str, side: int = 8, **options: object) -> Item:
@@ -51,3 +54,28 @@ def test_a_job_that_raises_is_logged_and_gives_its_bytes_back(caplog: pytest.Log
         pool.close()
     assert pool.waiting_bytes == 0
     assert [record.message for record in caplog.records] == ["a decoding job failed"]
+
+
+def test_clients_take_turns_and_none_fills_the_room_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "UNDECODED_BYTES", 1000)
+    greedy, polite = Principal("address", "10.0.0.1"), Principal("address", "10.0.0.2")
+    pool = DecodingPool(1, DecodingProcesses())
+    begun, go = threading.Event(), threading.Event()
+    order: list[str] = []
+
+    def first() -> None:
+        begun.set()
+        assert go.wait(10)
+
+    pool.submit(first, [Item(bytes(100), True)], greedy)
+    assert begun.wait(10)
+    for index in range(4):
+        pool.submit(lambda index=index: order.append(f"greedy {index}"), [Item(bytes(100), True)], greedy)  # type: ignore[misc]
+    with pytest.raises(QueueFull, match="500 of 1000 bytes wait, 500 of them of this client"):
+        pool.submit(lambda: order.append("too many"), [Item(bytes(100), True)], greedy)
+    for index in range(2):
+        pool.submit(lambda index=index: order.append(f"polite {index}"), [Item(b"", True)] * index, polite)  # type: ignore[misc]
+    go.set()
+    pool.close()
+    assert order == ["greedy 0", "polite 0", "greedy 1", "polite 1", "greedy 2", "greedy 3"]
+    assert pool.waiting_bytes == 0
