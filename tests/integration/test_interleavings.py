@@ -38,19 +38,21 @@ class Interleavings(RuleBasedStateMachine):
         self.open: list[tuple[Any, UnaryCall]] = []
         self.expected: list[tuple[Any, set[str]]] = []
 
-    def arrive(self, timeout: float) -> tuple[Any, UnaryCall]:
-        self.service.kept.clear()
-        future = self.keep.future(BytesValue(), timeout=timeout)
-        assert self.service.kept.wait(10)
-        return future, self.service.calls[-1]
+    def arrive(self) -> tuple[Any, UnaryCall]:
+        value = str(len(self.service.kept_by_value)).encode()
+        future = self.keep.future(BytesValue(value=value), timeout=60)
+        while value not in self.service.kept_by_value:
+            assert self.service.kept.wait(10)
+            self.service.kept.clear()
+        return future, self.service.kept_by_value[value]
 
     @rule(count=st.integers(1, 4))
     def some_arrive(self, count: int) -> None:
-        self.open += [self.arrive(60) for _ in range(count)]
+        self.open += [self.arrive() for _ in range(count)]
 
     @rule()
     def one_is_late(self) -> None:
-        future, _ = self.arrive(0.1)
+        future = self.keep.future(BytesValue(value=b"late"), timeout=0.1)  # too short to arrive, where the machine is busy
         assert future.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
     @precondition(lambda self: self.open)
@@ -89,7 +91,7 @@ class Interleavings(RuleBasedStateMachine):
             assert future.code().name in codes
         stopping.join(20)
         assert not stopping.is_alive()
-        assert len(self.seen.handled) == len(self.seen.started) == len(self.service.calls)
+        assert len(self.seen.handled) == len(self.seen.started) >= len(self.service.calls)
         self.channel.close()
 
 

@@ -53,6 +53,7 @@ class Service:
         self.calls: list[UnaryCall] = []
         self.cancelled = threading.Event()
         self.kept = threading.Event()
+        self.kept_by_value: dict[bytes, UnaryCall] = {}
         self.received = 0
         self.permits = threading.Semaphore(0)
         self.idle_calls = 0
@@ -110,6 +111,7 @@ class Service:
 
     def keep(self, request: BytesValue, call: UnaryCall) -> None:
         self.calls.append(call)
+        self.kept_by_value[request.value] = call
         call.on_cancelled(self.cancelled.set)
         self.kept.set()
 
