@@ -25,6 +25,8 @@ COMBINATIONS = {
     "models-object-storage": ["models-object-storage"],
     "http-probes": ["models-claim", "http-probes"],
     "tls": ["models-claim", "tls"],
+    "auth": ["models-claim", "tls", "auth"],
+    "auth-insecure": ["models-claim", "envoy", "gateway", "auth-insecure"],
     "keda": ["models-claim", "keda"],
     "hpa-inflight": ["models-claim", "hpa", "hpa-inflight"],
     "gateway": ["models-claim", "gateway"],

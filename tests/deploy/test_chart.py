@@ -28,6 +28,8 @@ SAME = {
     "models-object-storage": FIXED | {"models": {"source": "objectStorage"}},
     "http-probes": FIXED | {"probes": "http"},
     "tls": FIXED | {"tls": True},
+    "auth": FIXED | {"tls": True, "auth": {"enabled": True}},
+    "auth-insecure": FIXED | {"envoy": True, "gateway": {"enabled": True}, "auth": {"enabled": True, "insecure": True}},
     "keda": {"autoscaling": {"type": "keda"}},
     "hpa-inflight": {"autoscaling": {"type": "cpuAndInflight"}},
     "gateway": FIXED | {"gateway": {"enabled": True}},
@@ -63,6 +65,7 @@ def comparable(objects: tuple[Object, ...]) -> dict[str, Object]:
             pod["volumes"].sort(key=lambda volume: str(volume["name"]))
             for container in kit.containers(pod):
                 container["volumeMounts"].sort(key=lambda mount: str(mount["name"]))
+                container.get("env", []).sort(key=lambda variable: str(variable["name"]))
         assert kit.key(found) not in result
         result[kit.key(found)] = found
     return result
@@ -120,6 +123,11 @@ def test_helm_lint_finds_nothing(values: dict[str, Any]) -> None:
         ({"gateway": None}, "missing property 'gateway'"),
         ({"tls": True, "envoy": True}, "tls cannot be combined with envoy or gateway"),
         ({"tls": True, "gateway": {"enabled": True}}, "tls cannot be combined with envoy or gateway"),
+        ({"auth": {"enabled": True}}, "auth needs tls"),
+        ({"auth": {"enabled": True}, "envoy": True}, "auth needs tls"),
+        ({"auth": {"secretName": "mine"}}, "auth"),
+        ({"extraArgs": ["--auth=/etc/auth.toml"]}, "extraArgs"),
+        ({"env": [{"name": "CONVOY_INSECURE", "value": "true"}]}, "env/0/name"),
         ({"resources": {"limits": {"memory": "1Gi"}}}, "autoscaling by CPU needs resources.requests.cpu"),
     ],
 )

@@ -22,6 +22,7 @@ from tests.integration.test_edges import get
 CUSTOM = {"ServiceMonitor", "PrometheusRule", "ScaledObject", "Gateway", "GRPCRoute", "ClusterServingRuntime", "InferenceService"}
 FROM_ELSEWHERE = {
     "Secret/convoy-tls",  # cert-manager's, or the operator's own
+    "Secret/convoy-auth",  # the operator's file for --auth
     "Secret/convoy-models-storage",  # the operator's credentials
     "PersistentVolumeClaim/convoy-models",  # the overlay's, where the Jobs are rendered alone
     "Service/convoy",  # likewise, for the monitoring

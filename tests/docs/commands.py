@@ -248,16 +248,19 @@ def kubectl(arguments: list[str]) -> int:
     start = next((number for number, word in enumerate(words) if word in commands), None)
     if start is None:
         raise Wrong(f"no command of kubectl in {words}")
-    path = [words[start], *(word for word in words[start + 1 : start + 2] if not word.startswith("-"))]
+    path = list(itertools.takewhile(lambda word: not word.startswith("-"), words[start : start + 3]))
     flags = re.findall(r"(?<![\w-])(-\w|--[\w-]+)", told("options") + told(*path, "--help"))
     if "-k" in words:
         kit.kustomize(Path(words[words.index("-k") + 1]))
     if words[start] == "port-forward" and not state("pid").exists():
         serve(["models"])
-    return _known({word.split("=")[0] for word in words if word.startswith("-")}, set(flags))
+    return _known({word.split("=")[0] for word in words if word.startswith("-") and word != "-"}, set(flags))
 
 
 def kustomize(arguments: list[str]) -> int:
+    if arguments[:3] == ["edit", "add", "component"]:
+        components = {os.path.relpath(path, Path.cwd()) for path in (kit.DEPLOY / "components").iterdir()}
+        return _known(set(arguments[3:]), components)
     images = {name for path in kit.DEPLOY.rglob("*.yaml") for name in re.findall(r"image: (\S+?)(?::\S+)?\n", path.read_text())}
     return _known({arguments[3].split("=")[0]}, images) if Path("kustomization.yaml").exists() else 1
 
@@ -306,7 +309,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "git": ("name", git),
     "docker": ("files and stage exist", docker),
     "kubectl": ("flags, by kubectl's help; -k is rendered; port-forward starts a server", kubectl),
-    "kustomize": ("the image is in the kit", kustomize),
+    "kustomize": ("the image, or the component, is in the kit", kustomize),
     "helm": ("the chart and the values exist", helm),
     "torchrun": ("convoy's part is parsed", torchrun),
     "sleep": ("waits until the server is ready", sleep),
