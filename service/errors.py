@@ -20,6 +20,15 @@ def first_line(error: Exception) -> str:
     return lines[0][:300] if lines else type(error).__name__
 
 
+MAX_REASON_CHARACTERS = 2000
+
+
+def short_reason(error: Exception) -> str:
+    """The message of an error about a model: names and texts from its files, which may be as long as these, are in it cut off."""
+    reason = str(error)
+    return reason if len(reason) <= MAX_REASON_CHARACTERS else reason[:MAX_REASON_CHARACTERS] + " ..."
+
+
 def forget_traceback(error: BaseException) -> None:
     """Call it where an error has become a reply, and has been logged if it should be.
 

@@ -31,7 +31,8 @@ from service.engine.decoding_processes import DecodingProcesses
 from service.engine.observer import RequestObserver
 from service.engine.quotas import Quotas
 from service.engine.repository import Repository
-from service.engine.trials import Trials, TryVersion
+from service.engine.trial import TryVersion
+from service.engine.trials import Trials
 from service.exposure import control_allowed, log_exposure, open_access
 from service.grpc_transport import create_transport
 from service.http import gate as http_gate

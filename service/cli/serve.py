@@ -7,7 +7,7 @@ import click
 from service import audit
 from service.cli.config_options import NO_CONTROL, ServeCommand, parameters
 from service.config import ServerConfig
-from service.engine.trials import start_trial_server
+from service.engine.trial_client import start_trial_server
 from service.lifecycle import raise_file_limit
 from service.logs import set_up_logging
 from service.malloc import limit_freed_memory

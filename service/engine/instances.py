@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from service.engine.batcher import Batcher, TraceBatch
-from service.engine.trials import Approval
+from service.engine.trial import Approval
 from service.model.inference import Model
 from service.model.loading import load_model
 from service.model.model_files import read_model

@@ -16,7 +16,7 @@ from service.engine.misplaced_files import MisplacedFiles
 from service.engine.model_loader import ModelLoader, Surroundings, TraceModelBatch, VersionState
 from service.engine.registry import Registry
 from service.engine.served_version import ServedVersion
-from service.engine.trials import TryVersion
+from service.engine.trial import TryVersion
 from service.engine.turns import Turns
 from service.errors import DeadlineExceeded, LoadError, NotFound, RequestError, Unavailable
 from service.model.providers import Provider

@@ -16,9 +16,9 @@ from service import audit
 from service.engine.instances import load_instances, start_batcher
 from service.engine.registry import Registry
 from service.engine.served_version import Fingerprint, ServedVersion
-from service.engine.trials import Trial, TrialsClosed, TryVersion
+from service.engine.trial import Trial, TrialsClosed, TryVersion
 from service.engine.version_files import SETTLE_SECONDS, VersionFiles
-from service.errors import FilesChanged, LoadError, NotFound, RequestError, Unavailable, UserError
+from service.errors import FilesChanged, LoadError, NotFound, RequestError, Unavailable, UserError, short_reason
 from service.malloc import return_freed_memory
 from service.model.files import file_state
 from service.model.providers import Provider
@@ -190,7 +190,7 @@ class ModelLoader:
             self._forget_failures(keep=found[-1:])
             self._set_waiting()
             if found:
-                self._fail(found[-1], (file_state(path),), "invalid", str(error), what="policy")
+                self._fail(found[-1], (file_state(path),), "invalid", short_reason(error), what="policy")
             return
         if policy != self._policy:
             self._policy = policy
@@ -276,7 +276,7 @@ class ModelLoader:
             self._unsettled.add(version)
             return None
         except LoadError as error:
-            self._fail(version, fingerprint, error.outcome, str(error), time.monotonic() - start)
+            self._fail(version, fingerprint, error.outcome, short_reason(error), time.monotonic() - start)
             return None
         except Exception:
             log.exception("model %s version %d: unexpected error while loading", name, version)

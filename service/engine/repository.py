@@ -9,7 +9,7 @@ from service.engine.loader import Loader
 from service.engine.model_loader import TraceModelBatch
 from service.engine.registry import Registry
 from service.engine.served_version import ServedVersion
-from service.engine.trials import TryVersion
+from service.engine.trial import TryVersion
 from service.engine.watcher import Watcher
 from service.errors import NotFound, RequestError, Unavailable
 from service.model.cpus import cpu_budget

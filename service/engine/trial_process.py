@@ -13,8 +13,8 @@ import signal
 import threading
 import time
 
-from service.engine.trials import APPROVED, MEMORY, Trial
-from service.errors import LoadError
+from service.engine.trial import APPROVED, MEMORY, Trial
+from service.errors import LoadError, short_reason
 from service.model.cpus import cpu_budget
 from service.model.loading import load_model
 from service.model.model_files import Expected, ModelContent, read_model
@@ -97,7 +97,7 @@ def _outcome(trial: Trial, until: float) -> dict[str, object]:
         return {"kind": MEMORY}
     except LoadError as error:
         kind = MEMORY if _is_for_lack_of_memory(error) else type(error).__name__
-        return {"kind": kind, "message": str(error)}
+        return {"kind": kind, "message": short_reason(error)}
     except Exception as error:  # noqa: BLE001 - of a library, about this file
         return {"kind": MEMORY} if _is_for_lack_of_memory(error) else {"kind": "Unexpected", "message": type(error).__name__}
 

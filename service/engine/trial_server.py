@@ -9,17 +9,19 @@ import gc
 import logging
 import os
 import resource
-import select
 import signal
 import time
 import warnings
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from service.engine.trial import Ended, Trial
 from service.engine.trial_process import try_and_reply
-from service.engine.trials import Ended, Trial
 
 _MAX_REPLY_BYTES = 2**20
+"""More than `trial_process.py` ever writes. What has taken over its process may write anything."""
+
+_TOO_LONG = b'{"kind": "LoadError", "message": "its trial answered with more than an outcome"}'
 _LONG_SECONDS = 3600.0
 _SIZE_UNIT = 1024
 """Of `ru_maxrss`, on Linux."""
@@ -57,13 +59,11 @@ class TrialServer:
     def _round(self) -> None:
         deadlines = [forked.deadline for forked in self._forked.values()]
         timeout = max(0.0, min(min(deadlines) - time.monotonic(), _LONG_SECONDS)) if deadlines else None
-        connection = self._connection.fileno()
-        ready, _, _ = select.select([connection, *self._forked], [], [], timeout)
-        for descriptor in ready:
-            if descriptor == connection:
-                self._asked(*self._connection.recv())
+        for ready in wait([self._connection, *self._forked], timeout):
+            if isinstance(ready, int):
+                self._read(ready)
             else:
-                self._read(descriptor)
+                self._asked(*self._connection.recv())
         now = time.monotonic()
         for forked in self._forked.values():
             if now >= forked.deadline:
@@ -96,8 +96,10 @@ class TrialServer:
     def _read(self, descriptor: int) -> None:
         forked = self._forked[descriptor]
         content = os.read(descriptor, 2**16)
-        if content and len(forked.reply) < _MAX_REPLY_BYTES:
-            forked.reply += content
+        forked.reply += content
+        if len(forked.reply) > _MAX_REPLY_BYTES:
+            forked.reply[:] = _TOO_LONG
+        elif content:
             return
         os.close(descriptor)
         del self._forked[descriptor]

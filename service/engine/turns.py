@@ -82,18 +82,25 @@ class Turns:
             return self._idle.wait_for(lambda: not self._since, seconds)
 
     def _start_waiting(self) -> None:
-        while self._queue and self._has_place():
-            self._start(next(iter(self._queue)))
+        while self._queue and self._has_place() and self._start(next(iter(self._queue))):
+            pass
 
     def _has_place(self) -> bool:
         now = time.monotonic()
         patient = sum(now - since < PATIENCE_SECONDS for since in self._since.values())
         return patient < self._side_by_side and len(self._since) < MAX_THREADS
 
-    def _start(self, name: str) -> None:
-        del self._queue[name]
+    def _start(self, name: str) -> bool:
+        """Gives a model that waits its turn. False if no thread can be started: it waits on, until `tend` or the end of another."""
         self._since[name] = time.monotonic()
-        threading.Thread(target=self._run, args=(name,), name="load-models", daemon=True).start()
+        try:
+            threading.Thread(target=self._run, args=(name,), name="load-models", daemon=True).start()
+        except (RuntimeError, MemoryError) as error:
+            del self._since[name]
+            log.warning("model %s has to wait: %s", name, error)
+            return False
+        del self._queue[name]
+        return True
 
     def _run(self, name: str | None) -> None:
         while name is not None:

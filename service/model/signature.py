@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from service.errors import InvalidModel, first_line
+from service.errors import MAX_REASON_CHARACTERS, InvalidModel, first_line
 from service.model.contract import INPUT_NAME, LOGITS_NAME, METADATA_KEY, PROBABILITIES_NAME, Contract
 
 log = logging.getLogger(__name__)
@@ -138,7 +138,7 @@ def infer_signature(session: Session, classes: int | None = None, name: str = "m
         given += f", {left_out}" if left_out else ""
         raise InvalidModel(f"not a classifier: outputs {given}; expected one float output with one value per class")
     if left_out:
-        log.warning("%s: outputs that are not tensors of numbers are not served: %s", name, left_out)
+        log.warning("%s: outputs that are not tensors of numbers are not served: %s", name, left_out[:MAX_REASON_CHARACTERS])
     return Signature(taken, (scores, *(output for output in outputs if output is not scores)), fixed_batch_items)
 
 

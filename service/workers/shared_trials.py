@@ -6,7 +6,7 @@ import time
 from concurrent.futures import Future
 from pathlib import Path
 
-from service.engine.trials import Approval, Trial, TrialsClosed, TryVersion
+from service.engine.trial import Approval, Trial, TrialsClosed, TryVersion
 from service.errors import FilesChanged, LoadError
 from service.model.files import FileState, file_state
 

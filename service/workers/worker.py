@@ -39,7 +39,7 @@ from service.workers.ipc import IpcClosed, IpcConnection
 from service.workers.process import WorkerStatus
 
 if TYPE_CHECKING:
-    from service.engine.trials import Approval, Trial
+    from service.engine.trial import Approval, Trial
     from service.server import Server
 
 log = logging.getLogger(__name__)

@@ -1,6 +1,7 @@
 """A version is tried in a process of its own: what is wrong with it is said, and harms nothing else."""
 
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -13,10 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import TensorProto
 
-from service.engine import trials as module
+from service.engine import trial_client as client
+from service.engine import trials
 from service.engine.instances import load_instances
-from service.engine.trials import Approval, Trial, Trials, TrialsClosed
+from service.engine.trial import Approval, Trial, TrialsClosed
+from service.engine.trial_client import trial_client
+from service.engine.trials import Trials
 from service.errors import FilesChanged, InvalidModel, LoadError
 from service.model.model_files import Expected, read_model
 from service.policy import Policy
@@ -155,29 +160,29 @@ def test_a_process_that_was_killed_is_replaced(honest: Path) -> None:
     tried = Trials(LONG, None)
     tried.try_version(trial(honest))
     for _ in range(2):
-        process = module._server._process
+        process = trial_client._process
         assert process is not None
         process.kill()
         assert tried.try_version(trial(honest)).max_batch_items == 64
 
 
 def test_it_inherits_no_socket(honest: Path) -> None:
-    module._server.stop()
+    trial_client.stop()
     with socket.create_server(("127.0.0.1", 0)) as listening:
         listening.set_inheritable(True)
         Trials(LONG, None).try_version(trial(honest))
-        process = module._server._process
+        process = trial_client._process
         assert process is not None
         inherited = {str(descriptor.readlink()) for descriptor in Path(f"/proc/{process.pid}/fd").iterdir()}
         assert f"socket:[{os.fstat(listening.fileno()).st_ino}]" not in inherited
 
 
 def test_it_ends_when_it_is_idle_and_comes_back(honest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module._server.stop()
-    monkeypatch.setattr(module, "IDLE_SECONDS", 0.1)
+    trial_client.stop()
+    monkeypatch.setattr(client, "IDLE_SECONDS", 0.1)
     for _ in range(2):
         assert Trials(LONG, None).try_version(trial(honest)).max_batch_items == 64
-        eventually(lambda: module._server._process is None)
+        eventually(lambda: trial_client._process is None)
 
 
 @pytest.fixture
@@ -185,7 +190,8 @@ def trying(endless: Path) -> Iterator[subprocess.Popen[str]]:
     """A program that tries a version for ever."""
     program = f"""
 from pathlib import Path
-from service.engine.trials import Trial, Trials
+from service.engine.trial import Trial
+from service.engine.trials import Trials
 from service.policy import Policy
 Trials(1000.0, None).try_version(Trial(Path({str(endless)!r}), None, Policy(), "cpu", 1))
 """
@@ -219,3 +225,100 @@ def test_many_at_a_time_are_all_answered(honest: Path) -> None:
         found = {future.result() for future in [pool.submit(tried.try_version, trial(honest)) for _ in range(64)]}
     assert len(found) == 1
     assert threading.active_count() <= before + 1
+
+
+def stop_reading() -> subprocess.Popen[bytes]:
+    """The process in which models are tried, which from now on does nothing until it gets SIGCONT."""
+    trial_client.start()
+    process = trial_client._process
+    assert process is not None
+    process.send_signal(signal.SIGSTOP)
+    return process
+
+
+def with_many_labels(path: Path) -> Trial:
+    """Far more than the connection takes while nobody reads from it."""
+    return trial(path)._replace(labels=tuple(f"{number:0100}" for number in range(50_000)))
+
+
+def test_who_cannot_be_sent_a_trial_keeps_no_other_from_being_ended(honest: Path, endless: Path) -> None:
+    """Or the process would wait for its answers to be read, and their reader for the one who sends."""
+    stopping, sending = Trials(LONG * 10, None), Trials(LONG, None)
+    with ThreadPoolExecutor(3) as pool:
+        running = pool.submit(stopping.try_version, trial(endless))
+        eventually(lambda: stopping._running)
+        process = stop_reading()
+        try:
+            sent = pool.submit(sending.try_version, with_many_labels(honest))
+            eventually(trial_client._sending.locked)
+            closed = pool.submit(stopping.close)
+            with pytest.raises(TrialsClosed):
+                running.result(LONG)
+            assert not sent.done()
+        finally:
+            process.send_signal(signal.SIGCONT)
+        closed.result(LONG)
+        with pytest.raises(InvalidModel, match="labels"):
+            sent.result(LONG)
+
+
+def test_large_trials_and_large_refusals_at_the_same_time_are_all_answered(honest: Path, tmp_path: Path) -> None:
+    names = [f"{number:0600}" for number in range(1000)]
+    large = tmp_path / "large" / "1" / "model.onnx"
+    write(large, [node("Cast", "x", name, to=TensorProto.INT64) for name in names], dict.fromkeys(names, TensorProto.INT64))
+
+    def refusal(given: Trial) -> str:
+        with pytest.raises(InvalidModel) as refused:
+            Trials(LONG, None).try_version(given)
+        return str(refused.value)
+
+    with ThreadPoolExecutor(4) as pool:
+        refusals = {*pool.map(refusal, [with_many_labels(honest), trial(large)] * 4)}
+    assert len(refusals) == 2
+    assert max(map(len, refusals)) < 3000
+
+
+@pytest.mark.parametrize("labels", ["few", "many"])
+def test_a_process_that_hangs_is_replaced(labels: str, honest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trial_client.stop()
+    monkeypatch.setattr(client, "DEAF_SECONDS", 1)
+    monkeypatch.setattr(client, "EXIT_SECONDS", 0.1)
+    monkeypatch.setattr(trials, "LATE_SECONDS", 0.5)
+    process = stop_reading()
+    if labels == "few":
+        with pytest.raises(LoadError, match="does not answer"):
+            Trials(0.1, None).try_version(trial(honest))
+    else:
+        with pytest.raises(InvalidModel, match="labels"):  # by the next one
+            Trials(LONG, None).try_version(with_many_labels(honest))
+    assert process.wait(LONG) == -signal.SIGKILL
+    assert Trials(LONG, None).try_version(trial(honest)).max_batch_items == 64
+
+
+def test_more_files_are_open_than_select_can_tell_apart(honest: Path) -> None:
+    trial_client.stop()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (2000, limits[1]))
+    opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        assert Trials(LONG, None).try_version(trial(honest)).max_batch_items == 64
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+        trial_client.stop()
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.parametrize("failing", ["thread", "process", "socket"])
+def test_it_starts_once_there_are_threads_and_processes_again(failing: str, honest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("can't start new thread") if failing == "thread" else BlockingIOError("temporarily unavailable")
+
+    trial_client.stop()
+    with monkeypatch.context() as without:
+        where = {"thread": (threading.Thread, "start"), "process": (subprocess, "Popen"), "socket": (socket, "socketpair")}
+        without.setattr(*where[failing], fail)
+        trial_client.start()
+        with pytest.raises(LoadError, match="has ended"):
+            Trials(LONG, None).try_version(trial(honest))
+    assert Trials(LONG, None).try_version(trial(honest)).max_batch_items == 64

@@ -93,3 +93,20 @@ def test_a_task_that_fails_is_an_error_for_who_asked_and_nobody_else(caplog: pyt
     assert after.result(LONG) == "after"
     assert "a task on a model failed" in caplog.text
     assert turns.close(LONG)
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_model_for_which_no_thread_could_be_started_has_its_turn_later(at_once: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    turns = Turns(2)
+    with monkeypatch.context() as without:
+        without.setattr(threading.Thread, "start", fail)
+        waiting = [turns.submit(name, lambda name=name: name, at_once=at_once) for name in "aba"]  # type: ignore[misc]
+        turns.tend()
+    assert not any(future.done() for future in waiting)
+    assert turns.running_seconds("a") == 0
+    turns.tend()
+    assert [future.result(LONG) for future in waiting] == ["a", "b", "a"]
+    assert turns.close(LONG)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from service.engine.trials import Approval, Trial
+from service.engine.trial import Approval, Trial
 from service.errors import FilesChanged, LoadError
 from service.model.model_files import Expected
 from service.policy import Policy
