@@ -12,7 +12,6 @@ from prometheus_client import CollectorRegistry
 from service import listeners
 from service.access.access import Access
 from service.config import ServerConfig
-from service.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -38,13 +37,13 @@ def open_access(config: ServerConfig, registry: CollectorRegistry) -> Access | N
     """
     if config.auth is None:
         return None
-    access = Access(config.auth, registry)
-    if access.file.has_secrets and config.tls_cert is None and not config.insecure and listens_beyond_loopback(config):
-        raise UserError(
-            f"--auth {str(config.auth)!r} has tokens, which would cross the network unencrypted to --host {','.join(config.host)}: "
+    why_no_secrets = ""
+    if config.tls_cert is None and not config.insecure and listens_beyond_loopback(config):
+        why_no_secrets = (
+            f"has tokens, which would cross the network unencrypted to --host {','.join(config.host)}: "
             "give --tls-cert and --tls-key, or --insecure where something else encrypts, such as a proxy"
         )
-    return access
+    return Access(config.auth, registry, why_no_secrets)
 
 
 def log_exposure(config: ServerConfig) -> None:

@@ -50,7 +50,7 @@ class Peers:
     def principal(self, peer: str | bytes, metadata: Sequence[tuple[str, str | bytes]] = ()) -> Principal:
         """The principal of a call: by its connection's address or, from a trusted proxy, by what its metadata say."""
         if self._trusts_any:
-            for name, value in metadata:
+            for name, value in reversed(metadata):  # what the trusted proxy has added comes last
                 if name == FORWARDED_FOR and self._is_trusted(peer):
                     return of_address(str(value).rpartition(",")[2].strip())
         found = self._known.get(peer)

@@ -39,6 +39,11 @@ class TlsFiles:
         self._client_ca = client_ca
         self._seen = self._states()
 
+    @property
+    def asks_clients(self) -> bool:
+        """Whether clients are asked for a certificate."""
+        return self._client_ca is not None
+
     def context(self) -> ssl.SSLContext:
         """Reads the files into a context for servers. Raises UserError as `read` does."""
         try:
@@ -47,6 +52,7 @@ class TlsFiles:
             context.load_cert_chain(self._certificate, self._key, password="")
             if self._client_ca is not None:
                 context.load_verify_locations(self._client_ca)
+                context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # what the file has is enough, as for gRPC
         except OSError as error:  # ssl's errors are among them
             raise _error(error) from None
         return context

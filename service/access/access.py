@@ -55,17 +55,25 @@ class Rules:
 class Access:
     """The rules in force, and the count of what they refused. Construct, `start`, and in the end `close`."""
 
-    def __init__(self, path: Path, registry: CollectorRegistry) -> None:
-        """Reads the file. Raises UserError if it cannot be read or is not accepted."""
+    def __init__(self, path: Path, registry: CollectorRegistry, why_no_secrets: str = "") -> None:
+        """Reads the file. Raises UserError if it cannot be read or is not accepted.
+
+        Args:
+            path: the file.
+            registry: gets the count of refusals.
+            why_no_secrets: why a file with secrets is not accepted, now or when it changes; empty if it is.
+        """
         self._path = path
+        self._why_no_secrets = why_no_secrets
         self._failures = Counter(
             "convoy_auth_failures", "Requests refused for their credentials or rights", ("surface", "reason"), registry=registry
         )
         for surface in SURFACES:  # from the start, at 0: see observability/metrics.py
             for cause in CAUSES:
                 self._failures.labels(surface, cause)
-        self._content = self._read()
-        self.file = parse_auth_file(path, self._content)
+        self._content = self._read()  # what is in force
+        self._failure = ""  # why what the file holds now is not
+        self.file = self._parse(self._content)
         self._keys = self._open_keys(self.file)
         self.rules = Rules(self.file, self._keys)
         self._listeners: list[Callable[[], None]] = []
@@ -113,11 +121,12 @@ class Access:
         """Reads the file again if it has changed."""
         try:
             content = self._read()
-        except UserError as error:
-            self._failed(b"", error)
-        else:
             if content != self._content:
                 self._replace(content)
+        except UserError as error:
+            self._failed(str(error))
+        else:
+            self._failure = ""
         if self._keys is not None and self._keys.look():
             log.info("--auth %r: the issuer's keys have changed", str(self._path))
             self.rules = Rules(self.file, self._keys)  # forgets what the old keys had verified
@@ -125,24 +134,27 @@ class Access:
             listener()
 
     def _replace(self, content: bytes) -> None:
-        try:
-            file = parse_auth_file(self._path, content)
-            keys = self._keys if _source(file) == _source(self.file) else self._open_keys(file)
-        except UserError as error:
-            self._failed(content, error)
-            return
+        """Raises UserError if it is not accepted."""
+        file = self._parse(content)
+        keys = self._keys if _source(file) == _source(self.file) else self._open_keys(file)
         if keys is not self._keys and self._keys is not None:
             self._keys.close()
         self._content, self.file, self._keys, self.rules = content, file, keys, Rules(file, keys)
         audit.record("auth-file", "ok", tokens=len(file.tokens), groups=len(file.groups))
         log.info("--auth %r: read again: %d tokens, %d groups", str(self._path), len(file.tokens), len(file.groups))
 
-    def _failed(self, content: bytes, error: UserError) -> None:
-        """Logs once why a new file is not used."""
-        if content != self._content:
-            self._content = content
-            audit.record("auth-file", f"not accepted, what it said before stays in force: {error}")
-            log.error("%s; what the file said before stays in force", error)
+    def _failed(self, reason: str) -> None:
+        """Logs once why a new file is not used. The next look tries it again: a file that it names may come later."""
+        if reason != self._failure:
+            self._failure = reason
+            audit.record("auth-file", f"not accepted, what it said before stays in force: {reason}")
+            log.error("%s; what the file said before stays in force", reason)
+
+    def _parse(self, content: bytes) -> AuthFile:
+        file = parse_auth_file(self._path, content)
+        if file.has_secrets and self._why_no_secrets:
+            raise UserError(f"--auth {str(self._path)!r} {self._why_no_secrets}")
+        return file
 
     def _open_keys(self, file: AuthFile) -> "KeySource | None":
         if file.jwt is None:

@@ -156,7 +156,7 @@ def parse_auth_file(path: Path, content: bytes) -> AuthFile:
     """The file's content. Raises UserError that names the key and what it accepts."""
     try:
         settings = tomllib.loads(content.decode("utf-8-sig"))
-    except ValueError as error:  # neither UTF-8 nor TOML
+    except (ValueError, RecursionError) as error:  # neither UTF-8 nor TOML
         raise UserError(f"--auth {str(path)!r}: {error}") from None
     try:
         return AuthFile.model_validate(settings)

@@ -60,7 +60,8 @@ GRPC: Mapping[str, Need] = {
     },
     f"{_OIP}/TraceSetting": Need("admin"),
     f"{_OIP}/LogSettings": Need("admin"),
-    **{f"/grpc.health.v1.Health/{name}": Need("open") for name in ("Check", "List", "Watch")},
+    **{f"/grpc.health.v1.Health/{name}": Need("open") for name in ("Check", "Watch")},
+    "/grpc.health.v1.Health/List": Need("read"),  # it names all models
     **{f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo": Need("read") for version in ("v1", "v1alpha")},
     **{
         f"{_CHANNELZ}/{name}": Need("admin")

@@ -17,6 +17,9 @@ JSON_LENGTH = "Inference-Header-Content-Length"
 MIN_COMPRESSED_BYTES = 1024
 """Shorter responses are not worth compressing."""
 
+MAX_MEMBERS = 100
+"""Compressed data may be of several members, one after the other. Each costs time, however little is in it."""
+
 _CHUNK_BYTES = 4096
 _MAX_LENGTH_DIGITS = 20
 
@@ -25,7 +28,7 @@ def read_body(request: Request, max_bytes: int, holding: Holding) -> bytes:
     """The decompressed body. What decompressing adds is taken from the budget, into `holding`.
 
     Raises:
-        InvalidRequest: it has more than `max_bytes`, or is not in its Content-Encoding.
+        InvalidRequest: it has more than `max_bytes` or MAX_MEMBERS, or is not in its Content-Encoding.
         TooManyBytes: the budget does not have so many left.
     """
     if (request.content_length or 0) > max_bytes:
@@ -43,9 +46,10 @@ def read_body(request: Request, max_bytes: int, holding: Holding) -> bytes:
 
 
 def _decompress(body: bytes, encoding: str, max_bytes: int, holding: Holding) -> bytes:
-    """All members of the compressed data. Raises InvalidRequest if they have more than `max_bytes`, or the last is incomplete."""
+    """All members of the compressed data. Raises InvalidRequest if they are too many or too large, or the last is incomplete."""
     either_format = zlib.MAX_WBITS + 32
     decompressor = zlib.decompressobj(either_format)
+    members = 1
     parts = []
     left = max_bytes
     # In chunks, because zlib copies the data after each member.
@@ -53,13 +57,17 @@ def _decompress(body: bytes, encoding: str, max_bytes: int, holding: Holding) ->
         chunk = body[start : start + _CHUNK_BYTES]
         while chunk:
             if decompressor.eof:
+                members += 1
+                if members > MAX_MEMBERS:
+                    raise InvalidRequest(f"the body is {encoding} data of more than {MAX_MEMBERS} members")
                 decompressor = zlib.decompressobj(either_format)
             part = decompressor.decompress(chunk, left + 1)
             left -= len(part)
             if left < 0:
                 raise InvalidRequest(f"the decompressed body is larger than {max_bytes} bytes")
-            holding.take(len(part))
-            parts.append(part)
+            if part:
+                holding.take(len(part))
+                parts.append(part)
             chunk = decompressor.unused_data
     if not decompressor.eof:
         raise InvalidRequest(f"the body is incomplete {encoding} data")

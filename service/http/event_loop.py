@@ -119,7 +119,7 @@ class EventLoopServer:
         """
         self._tls = tls
         self._client_certificates = client_certificates
-        self._context = None if tls is None else self._prepared(tls.context())
+        self._context = None if tls is None else self._prepared(tls, tls.context())
         self._budget = budget
         self.no_room = str(budget.refusal())
         self.max_header_bytes = max_header_bytes
@@ -213,13 +213,12 @@ class EventLoopServer:
         opening.add_done_callback(partial(self._opened, connection, accepted))
 
     def _current_context(self) -> ssl.SSLContext | None:
-        renewed = None if self._tls is None else self._tls.renewed_context()
-        if renewed is not None:
-            self._context = self._prepared(renewed)
+        if self._tls is not None and (renewed := self._tls.renewed_context()) is not None:
+            self._context = self._prepared(self._tls, renewed)
         return self._context
 
-    def _prepared(self, context: ssl.SSLContext) -> ssl.SSLContext:
-        if context.get_ca_certs():
+    def _prepared(self, tls: TlsFiles, context: ssl.SSLContext) -> ssl.SSLContext:
+        if tls.asks_clients:
             context.verify_mode = self._client_certificates
         context.set_alpn_protocols(["http/1.1"])
         return context

@@ -116,6 +116,17 @@ def test_every_method_needs_its_right_and_there_is_no_other(server: Server, chan
                 assert message == f"'{who}' of group '{who}' does not have the right '{right}'"
 
 
+def test_what_names_models_is_for_those_who_may_read(server: Server, channel: grpc.Channel) -> None:
+    for path in (
+        "/grpc.health.v1.Health/List",
+        "/convoy.v1.Classifier/ListModels",
+        "/inference.GRPCInferenceService/RepositoryIndex",
+    ):
+        got = [send(channel, path, who)[0] for who in (None, "infer", "read")]
+        assert got == ["UNAUTHENTICATED", "PERMISSION_DENIED", "OK"], path
+    assert send(channel, "/grpc.health.v1.Health/Check", None)[0] == "OK"
+
+
 def test_every_route_needs_its_right_and_there_is_no_other(server: Server) -> None:
     page: Any = server._http._app
     rules = [rule for routes in (http_server._ROUTES, page._routes, page._app._routes) for rule in routes.iter_rules()]

@@ -7,6 +7,7 @@ import ssl
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import trustme
 
@@ -120,6 +121,28 @@ def test_a_client_needs_a_certificate_for_all_but_probes(
     assert ask(server.http_port, INFER, known, picture)[0] == 200
     stranger = ssl.create_default_context(cafile=str(certificates.ca))
     trustme.CA().issue_cert("stranger").configure_cert(stranger)
+    with pytest.raises((ssl.SSLError, ConnectionError, http.client.RemoteDisconnected)):
+        ask(server.http_port, "/livez", stranger)
+
+
+@pytest.mark.parametrize("given", ["the certificate alone", "the authority that issued it, without its own issuer"])
+def test_both_ports_let_in_who_has_what_the_file_names(
+    repository: Path, serve: Serve, certificates: Certificates, tmp_path: Path, given: str
+) -> None:
+    authority = trustme.CA().create_child_ca()
+    issued = authority.issue_cert("client")
+    known = authority.cert_pem if given.startswith("the authority") else issued.cert_chain_pems[0]
+    known.write_to_path(tmp_path / "known")
+    server = serve(repository, tls_cert=certificates.pem, tls_key=certificates.key, tls_client_ca=tmp_path / "known")
+    context = certificates.client()
+    issued.configure_cert(context)
+    assert ask(server.http_port, "/v2", context)[0] == 200
+    root = certificates.ca.read_bytes()
+    credentials = grpc.ssl_channel_credentials(root, issued.private_key_pem.bytes(), issued.cert_chain_pems[0].bytes())
+    with grpc.secure_channel(f"127.0.0.1:{server.grpc_port}", credentials) as channel:
+        live: Any = channel.unary_unary("/inference.GRPCInferenceService/ServerLive")
+        live(b"", timeout=20)
+    stranger = certificates.client(with_certificate=True)
     with pytest.raises((ssl.SSLError, ConnectionError, http.client.RemoteDisconnected)):
         ask(server.http_port, "/livez", stranger)
 

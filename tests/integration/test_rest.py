@@ -77,7 +77,8 @@ def test_an_image_file_as_it_is_in_json_and_as_pixels_gets_one_answer(server: Se
 
 def in_members(content: bytes) -> bytes:
     """gzip data of many members, some of nothing, as from `cat a.gz b.gz`."""
-    return b"".join(gzip.compress(content[at : at + 1]) for at in range(len(content))) + gzip.compress(b"") * 1000
+    step = len(content) // 80
+    return b"".join(gzip.compress(content[at : at + step]) for at in range(0, len(content), step)) + gzip.compress(b"") * 10
 
 
 PIXELS = [0] * 784
@@ -100,6 +101,13 @@ BAD: dict[str, tuple[bytes, dict[str, str], int, str]] = {
     "a length of many digits": (b"{}", {"Inference-Header-Content-Length": "9" * 5000}, 400, "at most that of the body"),
     "an unknown encoding": (b"{}", {"Content-Encoding": "br"}, 400, "'br' is none of gzip, deflate, identity"),
     "no gzip": (b"{}", {"Content-Encoding": "gzip"}, 400, "the body is not gzip data"),
+    "gzip of very many members": (
+        gzip.compress(b"") * 100 + gzip.compress(b"{}"),
+        {"Content-Encoding": "gzip"},
+        400,
+        "100 members",
+    ),
+    "zlib of very many members": (zlib.compress(b"") * 200, {"Content-Encoding": "deflate"}, 400, "100 members"),
     "gzip cut short": (gzip.compress(b"{}")[:-9], {"Content-Encoding": "gzip"}, 400, "incomplete"),
     "gzip and something else": (gzip.compress(b"{}") + b"nonsense", {"Content-Encoding": "gzip"}, 400, "not gzip data"),
     "a bomb in members": (

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry
 from service.config import ServerConfig
 from service.errors import UserError
 from service.exposure import control_allowed, listens_beyond_loopback, open_access
-from tests.integration.access_file import write_auth_file
+from tests.integration.access_file import NAMES, write_auth_file
 
 HERE = (("127.0.0.1",), ("127.8.8.8", "::1"), ("localhost",), ("[::1]",), ("::ffff:127.0.0.1",))
 BEYOND = (("0.0.0.0",), ("::",), ("127.0.0.1", "10.0.0.7"), ("fe80::1%lo",), ("192.0.2.1",))
@@ -28,7 +28,9 @@ def test_on_this_machine_alone_control_is_on_and_tokens_need_no_tls(hosts: tuple
 
 
 @pytest.mark.parametrize("hosts", BEYOND)
-def test_beyond_it_control_has_to_be_asked_for_and_tokens_to_be_encrypted(hosts: tuple[str, ...], tmp_path: Path) -> None:
+def test_beyond_it_control_has_to_be_asked_for_and_tokens_to_be_encrypted(
+    hosts: tuple[str, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     assert listens_beyond_loopback(config(hosts))
     assert not control_allowed(config(hosts))
     assert control_allowed(config(hosts, control="on"))
@@ -40,4 +42,14 @@ def test_beyond_it_control_has_to_be_asked_for_and_tokens_to_be_encrypted(hosts:
     for settings in ({"insecure": True}, {"tls_cert": "cert.pem", "tls_key": "key.pem"}):
         assert open_access(config(hosts, auth=auth, **settings), CollectorRegistry()) is not None
     auth.write_text('[[certificates]]\nname = "a"\ngroup = "g"\n[groups.g]\n')  # nothing in it is secret
-    assert open_access(config(hosts, auth=auth), CollectorRegistry()) is not None
+    access = open_access(config(hosts, auth=auth), CollectorRegistry())
+    assert access is not None
+    write_auth_file(auth)  # but is now
+    access.look()
+    assert (len(access.rules.tokens), list(access.file.groups)) == (0, ["g"])
+    assert "would cross the network unencrypted" in caplog.text
+    encrypted = open_access(config(hosts, auth=auth, tls_cert="cert.pem", tls_key="key.pem"), CollectorRegistry())
+    assert encrypted is not None
+    write_auth_file(auth, "# changed")
+    encrypted.look()
+    assert len(encrypted.rules.tokens) == len(NAMES)

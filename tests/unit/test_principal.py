@@ -39,6 +39,8 @@ def test_a_trusted_proxy_says_for_whom_it_sends_and_nobody_else_does() -> None:
     peers = Peers(["10.0.0.0/8", "unix"])
     metadata = (("te", "trailers"), ("x-forwarded-for", "203.0.113.9, 192.0.2.1"))
     assert peers.principal("ipv4:10.0.0.7:1", metadata) == peers.principal("unix:", metadata) == Principal("address", "192.0.2.1")
+    lines = (("x-forwarded-for", "192.0.2.1"), ("x-other", "x"), ("x-forwarded-for", "203.0.113.9"))
+    assert peers.principal("ipv4:10.0.0.7:1", lines).name == "203.0.113.9", "the client may have sent the first"
     assert peers.principal("ipv4:10.0.0.7:1") == Principal("address", "10.0.0.7")
     assert peers.principal("ipv4:11.0.0.7:1", metadata) == Principal("address", "11.0.0.7")
     assert Peers(["10.0.0.0/8"]).principal("unix:", metadata) is UNIX
