@@ -4,7 +4,6 @@ On this machine's own addresses whoever can connect is trusted with control, as 
 nobody is, unless `--auth` says who, or `--control on` that everybody.
 """
 
-import ipaddress
 import logging
 
 from prometheus_client import CollectorRegistry
@@ -12,14 +11,14 @@ from prometheus_client import CollectorRegistry
 from service import listeners
 from service.access.access import Access
 from service.config import ServerConfig
+from service.loopback import is_loopback
 
 log = logging.getLogger(__name__)
 
 
 def listens_beyond_loopback(config: ServerConfig) -> bool:
     """Whether other machines may reach a port. Raises UserError for an unknown host."""
-    hosts = [address.host.partition("%")[0] for address in listeners.resolve(config.host)]
-    return not all(ipaddress.ip_address(host).is_loopback for host in hosts)
+    return not all(is_loopback(address.host) for address in listeners.resolve(config.host))
 
 
 def control_allowed(config: ServerConfig) -> bool:

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from service.errors import UserError
+from service.loopback import is_loopback
 
 TOKEN_PREFIX = "convoy_"  # noqa: S105 - lets programs that look for leaked secrets find it
 TOKEN_BYTES = 32
@@ -22,7 +23,6 @@ MAX_NAME_CHARACTERS = 200
 Name = Annotated[str, StringConstraints(min_length=1, max_length=MAX_NAME_CHARACTERS, pattern=r"^[^\x00-\x1f\x7f]*$")]
 T = TypeVar("T")
 _Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class _Table(BaseModel):
@@ -129,7 +129,7 @@ def is_url(source: str) -> bool:
 def check_key_source(source: str) -> None:
     """Raises ValueError for a URL from which anybody on the way could give keys of their own."""
     parts = urlsplit(source)
-    if is_url(source) and parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _LOOPBACK):
+    if is_url(source) and parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname or "")):
         raise ValueError("a URL of keys must begin with https://")
 
 

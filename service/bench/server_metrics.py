@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.errors import UserError
+from service.loopback import is_loopback
 from service.phases import PHASES
 
 _TIMEOUT_SECONDS = 10.0
@@ -125,8 +126,7 @@ def _through(url: str) -> str:
 
 
 def _is_local(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    return host in ("localhost", "::1") or host.startswith("127.")
+    return is_loopback(urlsplit(url).hostname or "")
 
 
 def quantile(buckets: Buckets, q: float) -> float:

@@ -18,6 +18,7 @@ from service.client.http_proxy import http_proxy
 from service.client.images import read_file
 from service.client.messages import CallFailed, call_failed
 from service.errors import UserError
+from service.loopback import is_loopback
 from service.pb.convoy.v1 import classifier_pb2 as pb
 
 MAX_RETRIED_BYTES = 1024 * 1024
@@ -66,7 +67,6 @@ _MAX_UNIX_PATH_BYTES = 107
 _SCHEME = re.compile(r"^(dns:(//[^/\s]*/)?|ipv4:|ipv6:)")
 _ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+)(:(?P<port>[0-9]{1,5}))?")
 _IPV4 = re.compile(r"[0-9]{1,3}(\.[0-9]{1,3}){3}")
-_LOOPBACK = re.compile(r"127\..*|localhost|\[::1\]", re.IGNORECASE)
 
 
 Token = str | Callable[[], str]
@@ -96,7 +96,7 @@ class ChannelSettings:
             # A draining server says so by its health. A single server is asked anyway: it answers with the reason itself.
             config = config | {"healthCheckConfig": {"serviceName": ""}}
         # gRPC would send calls to this machine through the proxy of the environment too, and ask a proxy for a list as one host.
-        self._host = hosts[0] if len(hosts) == 1 and not _LOOPBACK.fullmatch(hosts[0]) else ""
+        self._host = hosts[0] if len(hosts) == 1 and not _is_here(hosts[0]) else ""
         self._proxy = http_proxy(self._host) if self._host else None
         self.route: list[tuple[str, Any]] = [("grpc.enable_http_proxy", int(self._proxy is not None))]
         """The channel options by which the target is reached: through a proxy or not, and under which name."""
@@ -116,7 +116,7 @@ class ChannelSettings:
             *self.route,
         ]
         self._credentials = _credentials(tls_ca, tls_cert, tls_key)
-        here = self.target.startswith(_UNIX) or (hosts and all(map(_LOOPBACK.fullmatch, hosts)))
+        here = self.target.startswith(_UNIX) or (hosts and all(map(_is_here, hosts)))
         if token is not None and self._credentials is None and not here and not insecure:
             raise UserError(
                 f"a token is not sent unencrypted to another machine, {server!r}: turn TLS on (tls_ca, --tls-ca), or allow it "
@@ -282,6 +282,10 @@ def _address(server: str | Sequence[str]) -> tuple[str, list[str], bool]:
         as_ipv6 = [host if host.startswith("[") else f"[::ffff:{host}]" for host in hosts]
         given = "ipv6:" + ",".join(f"{host}:{port}" for host, port in zip(as_ipv6, ports, strict=True))
     return given, hosts, by_name or len(addresses) > 1
+
+
+def _is_here(host: str) -> bool:
+    return is_loopback(host.strip("[]"))
 
 
 def _unix_target(servers: Sequence[str]) -> str:

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 from service import listeners
 from service.errors import UserError
 from service.http.responses import error_response
+from service.loopback import is_loopback
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -62,7 +63,7 @@ class AllowedHosts:
         self._under = (".localhost", *(name[1:].lower() for name in allowed if name.startswith("*.")))
         self._allows_origin = allows_origin
         self._all_requests = bool(allowed)
-        self._all_of_network = bool(allowed) or all(_is_loopback(address.host) for address in listeners.resolve(listening))
+        self._all_of_network = bool(allowed) or all(is_loopback(address.host) for address in listeners.resolve(listening))
         self._logged = False
 
     def accepts(self, environ: "WSGIEnvironment") -> bool:
@@ -125,7 +126,3 @@ def _is_address(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _is_loopback(address: str) -> bool:
-    return ipaddress.ip_address(address).is_loopback

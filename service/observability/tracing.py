@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterable
 from typing import Any
+from urllib.parse import urlsplit
 
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
@@ -33,12 +34,12 @@ from opentelemetry.trace import (
 
 from service import convoy_version
 from service.errors import RequestError, UserError
+from service.loopback import is_loopback
 from service.observability.trace_context import TraceContext
 from service.phases import Phases
 
 FLUSH_SECONDS = 5.0
 _URL = re.compile(r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}/?")
-_LOOPBACK = re.compile(r"https?://(127\.|localhost:|\[::1\])")
 
 
 class RequestSpan:
@@ -88,7 +89,7 @@ class Tracing:
             shutdown_on_exit=False,
         )
         # gRPC would send spans for a collector on this machine through the HTTP proxy of the environment too.
-        options: Any = (("grpc.enable_http_proxy", 0),) if _LOOPBACK.match(endpoint) else None
+        options: Any = (("grpc.enable_http_proxy", 0),) if is_loopback(urlsplit(endpoint).hostname or "") else None
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint, channel_options=options)))
         self._tracer = self._provider.get_tracer("convoy")
         self._open: dict[str, RequestSpan] = {}  # by span id
