@@ -3,7 +3,8 @@
 `decoding_steps` looks at the first bytes alone and knows the formats whose cost follows from them: those whose decoders need a
 bounded number of bytes and steps a pixel and do not hold the interpreter's lock. All else is dear: TIFF, AVIF and HEIC, whose
 headers can lead anywhere and whose libraries have the last word; WebP beyond a small size, which Pillow decodes under the lock;
-what Pillow decodes in Python; whatever is large. `bytes_needed` is for those, when they are decoded in a process of their own.
+what Pillow decodes in Python; whatever is large; and a file that is not as its format says where this module looks for the next
+part of its header, because a decoder may look further and find something else. `bytes_needed` is for those, when they are decoded in a process of their own.
 """
 
 import re
@@ -28,6 +29,8 @@ DEAR = -1
 _MAX_SEGMENTS = 256
 _MAX_GIF_BLOCKS = 256
 _JPEG_FRAMES = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF})
+_JPEG_SEGMENTS = _JPEG_FRAMES | {0xC4, 0xCC, 0xDB, 0xDC, 0xDD, *range(0xE0, 0xF0), 0xFE}
+"""Markers behind which a length stands, for every decoder."""
 _JPEG_SCAN, _JPEG_SCAN_START = 0xDA, b"\xff\xda\0"
 _BASELINE_BYTES = (9, 5)
 """A pixel of a JPEG of one scan: of gray or CMYK, which are converted, and of YCbCr, which libjpeg converts."""
@@ -88,9 +91,11 @@ def _png_pixels(encoded: bytes) -> int:
 def _jpeg_steps(encoded: bytes) -> int:
     at, pixels, components = 2, 0, 0
     for _ in range(_MAX_SEGMENTS):
-        if at + 10 > len(encoded) or encoded[at] != 0xFF:
+        if at + 10 > len(encoded):
             return 0
         marker = encoded[at + 1]
+        if encoded[at] != 0xFF:
+            return DEAR
         if marker == 0xFF:  # padding
             at += 1
             continue
@@ -98,6 +103,8 @@ def _jpeg_steps(encoded: bytes) -> int:
             scans = encoded.count(_JPEG_SCAN_START)
             each = BYTES_A_PIXEL["JPEG"] if scans > 1 else _BASELINE_BYTES[components == 3]
             return scans * pixels if pixels * each <= CHEAP_BYTES and scans * pixels <= _CHEAP_STEPS else DEAR
+        if marker not in _JPEG_SEGMENTS:
+            return DEAR
         if marker in _JPEG_FRAMES:
             height, width, components = struct.unpack_from(">HHB", encoded, at + 5)
             pixels = width * height
@@ -119,8 +126,11 @@ def _gif_pixels(encoded: bytes) -> int:
             if blocks > _MAX_GIF_BLOCKS:
                 return DEAR
         at += 1
-    if at + 10 > len(encoded) or encoded[at] != 0x2C:
+        blocks += 1  # the empty one
+    if at + 10 > len(encoded):
         return 0
+    if encoded[at] != 0x2C or blocks > _MAX_GIF_BLOCKS:
+        return DEAR
     canvas_width, canvas_height = struct.unpack_from("<HH", encoded, 6)
     left, top, width, height = struct.unpack_from("<HHHH", encoded, at + 1)
     return int(max(canvas_width, left + width) * max(canvas_height, top + height))

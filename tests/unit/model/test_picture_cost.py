@@ -68,6 +68,34 @@ def test_a_header_that_is_not_the_first_chunk_of_a_png_is_not_believed() -> None
     assert decoding_steps(whole[:8] + png_chunk(b"tEXt", struct.pack(">II", 1, 1) * 3) + whole[8:]) == DEAR
 
 
+def test_padding_between_the_segments_of_a_jpeg_is_none_of_its_cost() -> None:
+    encoded = file_of(PICTURE, "JPEG", progressive=True)
+    assert decoding_steps(encoded[:2] + b"\xff" * 9 + encoded[2:]) == decoding_steps(encoded)
+
+
+@pytest.mark.parametrize(
+    "between",
+    [b"\0", b"a", b"\xff\0", b"\xff\xd0", b"\xff\xd8", b"\xff\xd9", b"\xff\1", b"\xff\xf0", b"\xff\xfe\0\0", b"\xff\xfe\0\1"],
+    ids=bytes.hex,
+)
+def test_a_jpeg_in_which_a_decoder_may_find_more_than_its_header_says_is_dear(between: bytes) -> None:
+    encoded = hostile_pictures.jpeg_scans(256)
+    assert open_image(encoded, LIMIT).size == (256, 256)
+    assert decoding_steps(encoded) == 100 * 256 * 256
+    for at in (2, encoded.index(b"\xff\xc2"), encoded.index(b"\xff\xda")):
+        assert decoding_steps(encoded[:at] + between + encoded[at:]) == DEAR
+
+
+@pytest.mark.parametrize("between", [b"\0", b"a", b"!\1\0" * 300], ids=["zero", "letter", "empty extensions"])
+def test_a_gif_in_which_pillow_may_find_more_than_its_header_says_is_dear(between: bytes) -> None:
+    encoded = file_of(PICTURE.convert("P"), "GIF")
+    start = 13 + (3 << (encoded[10] & 7) + 1)
+    assert encoded[start : start + 1] == b","
+    assert decoding_steps(encoded[:start] + between + b"!\xfe" + b"\1c" * 20_000 + b"\0" + encoded[start:]) == DEAR
+    assert decoding_steps(encoded[:start] + between + encoded[start:]) == DEAR
+    assert decoding_steps(encoded[:start] + b"!\1\0" * 200 + encoded[start:]) == 1200
+
+
 def test_a_webp_needs_its_canvas_to_be_opened() -> None:
     assert bytes_to_open(hostile_pictures.webp_canvas(), LIMIT) >= 2 * 4 * LIMIT
     assert bytes_to_open(hostile_pictures.webp_canvas(16_000), LIMIT) == 0  # it is refused
