@@ -63,8 +63,8 @@ class Loader:
         self._surroundings = Surroundings(
             folder, provider, metrics, registry, cpus, trace_batch, policies, self._publish, try_version, trusted
         )  # fmt: skip
-        self._lock = threading.Lock()  # of what follows
-        self._models: dict[str, ModelLoader] = {}
+        self._lock = threading.Lock()  # of what follows; no file is looked at while it is held
+        self._models: dict[str, ModelLoader] = {}  # replaced, never changed: the gRPC thread reads it and must not wait
         self._scans: dict[str, Future[None]] = {}  # the latest of each model
         self._loads: dict[str, Future[list[str]]] = {}  # likewise, by request
         self._misplaced = MisplacedFiles(folder)
@@ -121,18 +121,15 @@ class Loader:
             DeadlineExceeded: it still loads.
             Unavailable: the server is stopping.
         """
-        with self._lock:
-            self._misplaced.scan()
-            misplaced = self._misplaced.reasons(name)
         if name not in self._names():
-            raise NotFound("; ".join([f"no model named {name[:64]!r} is in the repository", *misplaced]))
+            raise NotFound("; ".join([f"no model named {name[:64]!r} is in the repository", *self._misplaced.reasons(name)]))
         with self._lock:
             future = self._loads.get(name)
             if future is None or future.running() or future.done():  # else this load, too, sees what is in the folder now
                 future = self._loads[name] = self._turns.submit(name, self._model(name).load, at_once=True)
         reasons = self._result(name, future, seconds)
         if not reasons and name not in self._registry.served:
-            reasons = ["it has no version", *misplaced]
+            reasons = ["it has no version", *self._misplaced.reasons(name)]
         if reasons:
             raise LoadError(f"model {name!r} could not be loaded: {'; '.join(reasons)}")
 
@@ -174,13 +171,13 @@ class Loader:
         return error or NotFound(f"no model named {name[:64]!r}; served are: {served}")
 
     def _known(self) -> dict[str, ModelLoader]:
-        with self._lock:
-            return dict(self._models)
+        return self._models
 
     def _model(self, name: str) -> ModelLoader:
         model = self._models.get(name)
         if model is None:
-            model = self._models[name] = ModelLoader(name, self._surroundings)
+            model = ModelLoader(name, self._surroundings)
+            self._models = {**self._models, name: model}
         return model
 
     def _names(self) -> list[str]:
@@ -198,12 +195,14 @@ class Loader:
             return {}
         with self._lock:
             gone = self._models.keys() - set(names)
-            for name in filter(self._can_be_forgotten, list(gone)):
-                gone.remove(name)
-                for known in (self._models, self._scans, self._loads):
-                    known.pop(name, None)
-            self._misplaced.scan()
-            return {name: self._ask(name, gone=name in gone) for name in (*names, *sorted(gone))}
+            forgotten = set(filter(self._can_be_forgotten, gone))
+            self._models = {name: model for name, model in self._models.items() if name not in forgotten}
+            for name in forgotten:
+                self._scans.pop(name, None)
+                self._loads.pop(name, None)
+            asked = {name: self._ask(name, gone=name in gone) for name in (*names, *sorted(gone - forgotten))}
+        self._misplaced.scan()  # while they have their turns
+        return asked
 
     def _can_be_forgotten(self, name: str) -> bool:
         futures = (self._scans.get(name), self._loads.get(name))

@@ -197,22 +197,28 @@ class ModelLoader:
             audit.record("policy", "ok", model=name, settings=policy.model_dump(exclude_unset=True))
         named = policy.named(found)
         serving: list[ServedVersion] = []
+        published = False
         tried = set()
-        for version in sorted(named.union(found), reverse=True):
-            if version in named or len(serving) < policy.latest:
-                tried.add(version)
-                named_by = path.name if version in named else ""
-                served = self._load_changed(version, policy, current.get(version), named_by, wait)
-                serving += [served] if served is not None else []
-        if not serving:
-            serving = [served for served in current.values() if file_state(model_path(folder, name, served.version)) is not None]
-        self._forget_failures(keep=tried)
-        self._set_waiting(self._unsettled)
-        self._files.forget_others()
-        if not self._shared.publish(name, tuple(serving), policy.aliases):
-            for served in serving:
-                if served not in current.values():
-                    served.close()
+        try:
+            for version in sorted(named.union(found), reverse=True):
+                if version in named or len(serving) < policy.latest:
+                    tried.add(version)
+                    named_by = path.name if version in named else ""
+                    served = self._load_changed(version, policy, current.get(version), named_by, wait)
+                    serving += [served] if served is not None else []
+            if not serving:
+                serving = [
+                    served for served in current.values() if file_state(model_path(folder, name, served.version)) is not None
+                ]
+            self._forget_failures(keep=tried)
+            self._set_waiting(self._unsettled)
+            self._files.forget_others()
+            published = self._shared.publish(name, tuple(serving), policy.aliases)
+        finally:
+            if not published:  # the server has stopped, or something has been raised
+                for served in serving:
+                    if served not in (*current.values(), *self._served()):
+                        served.close()
 
     def _load_changed(
         self, version: int, policy: Policy, current: ServedVersion | None, named_by: str, wait: bool

@@ -6,6 +6,7 @@ would be served as it is. Therefore a version that has such files is loaded only
 any version whose files changed while they were read.
 """
 
+import os
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -66,8 +67,12 @@ class VersionFiles:
 
 
 def _other_files(path: Path) -> tuple[Path, ...]:
-    """The files in a version's folder, and below it, but the model file."""
-    return tuple(sorted(each for each in path.parent.rglob("*") if each != path and not each.is_dir()))
+    """The files in a version's folder, and below it, but the model file.
+
+    A link is one of them unless it leads to a folder. What cannot be looked at is left out: whoever reads it hears why.
+    """
+    found = (Path(folder, file) for folder, _, files in os.walk(path.parent) for file in files)
+    return tuple(sorted(each for each in found if each != path))
 
 
 def _age_seconds(states: States) -> float:

@@ -4,7 +4,8 @@
 bounded number of bytes and steps a pixel and do not hold the interpreter's lock. All else is dear: TIFF, AVIF and HEIC, whose
 headers can lead anywhere and whose libraries have the last word; WebP beyond a small size, which Pillow decodes under the lock;
 what Pillow decodes in Python; whatever is large; and a file that is not as its format says where this module looks for the next
-part of its header, because a decoder may look further and find something else. `bytes_needed` is for those, when they are decoded in a process of their own.
+part of its header, because a decoder may look further and find something else. `bytes_needed` is for those, when they are decoded
+in a process of their own.
 """
 
 import re

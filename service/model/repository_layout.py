@@ -91,20 +91,23 @@ def version_numbers(repository: Path, name: str) -> list[int]:
     return sorted(int(path.name) for path in found if is_version(path.name) and _is_folder(path))
 
 
-def misplaced(repository: Path) -> list[tuple[Path, str]]:
+def misplaced(repository: Path, name: str | None = None) -> list[tuple[Path, str]]:
     """ONNX files that are not where a version's model file belongs, and version folders without one, each with the reason.
 
-    Sorted paths, relative to the repository. Hidden files and folders, and those that cannot be read, are left out.
+    Sorted paths, relative to the repository. Hidden files and folders, and those that cannot be read, are left out. With `name`,
+    only the folder or file of this name in the repository is looked at.
     """
     found: dict[Path, str] = {}
     for model in _visible(repository):
+        if name is not None and model.name != name:
+            continue
         if model.suffix == ".onnx" and not _is_folder(model):
             found[model] = _EXPECTED
         for version in _visible(model):
             if version.suffix == ".onnx" and not _is_folder(version):
                 found[version] = _EXPECTED
             else:
-                with contextlib.suppress(PermissionError):  # the loader says so, if it is a version's
+                with contextlib.suppress(OSError):  # the loader says so, if it is a version's
                     found |= _misplaced_in(version)
     return sorted((path.relative_to(repository), reason) for path, reason in found.items())
 

@@ -105,6 +105,22 @@ def test_a_version_is_looked_at_again_when_anything_in_its_folder_changes(
     eventually(lambda: index(server).get(("digits", "2")) == ("READY", ""))
 
 
+@pytest.mark.parametrize("target", ["x" * 300, "."], ids=["too long", "to a folder"])
+def test_a_link_in_one_version_keeps_no_other_from_being_served(
+    repository: Path, model_file: Path, serve: Serve, keys: Path, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    monkeypatch.setattr(version_files, "SETTLE_SECONDS", 0.0)
+    put(model_file, repository, "digits", 2)
+    for version in ("1", "2"):
+        write_signature(repository / "digits" / version, KEY)
+    (repository / "digits" / "1" / "link").symlink_to(target)
+    (repository / "digits" / "serving.toml").write_text("versions = 'all'")
+    found = index(serve(repository, require_signatures=keys))
+    assert found["digits", "2"] == ("READY", "")
+    assert found["digits", "1"][0] == "UNAVAILABLE"
+    assert "'link'" in found["digits", "1"][1]
+
+
 def test_nothing_of_an_unsigned_folder_is_parsed(
     repository: Path, serve: Serve, keys: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

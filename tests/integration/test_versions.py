@@ -2,7 +2,9 @@
 
 import os
 import shutil
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,8 @@ from prometheus_client import CollectorRegistry
 
 from service.engine.model_loader import VersionState
 from service.engine.repository import Repository
+from service.engine.served_version import ServedVersion
+from service.engine.version_files import VersionFiles
 from service.errors import LoadError, NotFound, Unavailable
 from service.model.files import read_file
 from service.model.repository_layout import MAX_VERSION
@@ -245,6 +249,62 @@ def test_what_is_misplaced_is_logged_once_and_said_to_who_asks_for_it(
     models.scan()
     assert logged()[6:] == [logged()[-1]]
     assert "digits/v2/other.onnx is not served: expected is" in logged()[-1]
+
+
+def test_nobody_waits_for_the_search_for_what_is_misplaced(models: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    models.scan()
+    models.scanned = True
+    searching, go_on = threading.Event(), threading.Event()
+
+    def hang(_: Path) -> list[tuple[Path, str]]:
+        searching.set()
+        assert go_on.wait(60)
+        return []
+
+    monkeypatch.setattr("service.engine.misplaced_files.misplaced", hang)
+    with ThreadPoolExecutor() as pool:
+        try:
+            scan = pool.submit(models.scan)
+            assert searching.wait(30)
+            asked = pool.submit(models.acquire, "none", "")
+            with pytest.raises(NotFound, match="no model named 'none'; served are: digits"):
+                asked.result(30)
+            for change in (models.unload, models.load):
+                pool.submit(change, "digits").result(30)
+            assert [state.state for state in pool.submit(models.index).result(30)] == ["READY"]
+            pool.submit(models.scan).result(30)
+            assert not scan.done()
+        finally:
+            go_on.set()
+
+
+@pytest.mark.parametrize("when", ["before it is published", "while it is published"])
+def test_what_was_loaded_in_a_scan_that_failed_is_closed(
+    models: Repository, repository: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    models.scan()
+    put(model_file, repository, "digits", 2)
+    closed: list[int] = []
+    close = ServedVersion.close
+
+    def note(served: ServedVersion) -> None:
+        closed.append(served.version)
+        close(served)
+
+    def fail(*_: object) -> None:
+        raise OSError(36, "File name too long")
+
+    monkeypatch.setattr(ServedVersion, "close", note)
+    with monkeypatch.context() as broken:
+        if when == "before it is published":
+            broken.setattr(VersionFiles, "forget_others", fail)
+        else:
+            broken.setattr(models._registry, "_metrics", None)
+        models.scan()
+        assert closed == [2]
+        assert versions(models) == [1]
+    models.scan()
+    assert versions(models) == [2]
 
 
 @pytest.mark.parametrize("version", [1764442800, MAX_VERSION])

@@ -66,6 +66,29 @@ def test_model_files_in_other_places_are_found(tmp_path: Path) -> None:
     assert [reason for name, reason in found.items() if wrong[name] not in reason] == []
 
 
+TOO_LONG = "x" * 300
+"""Of a link to this, even whether it is there cannot be said: asking is an OSError."""
+
+
+@pytest.mark.parametrize("place", ["a/7", "a/x", "a/1/model.onnx", "a/7/model.onnx", "b", "c.onnx", "a/x/y", "a/x/y.onnx"])
+def test_a_link_that_cannot_be_followed_hides_nothing_else(tmp_path: Path, place: str) -> None:
+    for folder in ("a/1", "z/1"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / place).symlink_to(TOO_LONG)
+    assert (Path("z/1"), "there is no model.onnx in it") in misplaced(tmp_path)
+    assert misplaced(tmp_path, "z") == [(Path("z/1"), "there is no model.onnx in it")]
+    assert {"a", "z"} <= set(model_names(tmp_path))
+    assert 1 in version_numbers(tmp_path, "a")
+
+
+def test_nothing_outside_the_repository_is_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "outside" / "1").mkdir(parents=True)
+    for name in ("../outside", "..", ".", "", "/", str(tmp_path / "outside")):
+        assert misplaced(tmp_path / "models", name) == []
+
+
 @pytest.mark.parametrize("name", ["", "liveness", "../up", "a/b", ".hidden", "x" * 65, "ünicode", "a b"])
 def test_names_that_could_leave_the_repository_are_refused(name: str) -> None:
     with pytest.raises(UserError, match="model name"):
