@@ -99,10 +99,10 @@ class AioServer:
 
     def _close_loop(self) -> None:
         if self._thread.is_alive():
+            self._parser.close()  # before the loop, which takes what the pool has parsed
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self.last_round = math.inf
-            self._parser.close()
             self._loop.close()
 
     async def _start(self) -> None:
@@ -177,11 +177,11 @@ class AioServer:
             await asyncio.sleep(CANCELLATION_SECONDS)
             call.fail(InvalidRequest("the call has no message"))
             return
-        parsed = await self._parse(method, [payload]) if in_pool(payload) else self._parser.parse(method, payload)
+        parsed = await self._parse(call, [payload]) if in_pool(payload) else self._parser.parse(method, payload)
         self._handle(call, partial(handle_parsed, method, parsed, call))
 
-    async def _parse(self, method: Method, payloads: list[bytes]) -> Parsed:
-        """Parses a large message in the pool."""
+    async def _parse(self, call: Call, payloads: list[bytes]) -> Parsed:
+        """Parses a call's large message in the pool."""
         future: asyncio.Future[Parsed] = self._loop.create_future()
 
         def passed_on(parsed: Parsed) -> None:
@@ -190,8 +190,13 @@ class AioServer:
             else:
                 future.set_result(parsed)
 
-        self._parser.parse_in_pool(method, payloads.pop(), partial(_call_on, self._loop, passed_on))
-        return await future
+        self._parser.parse_in_pool(call, payloads.pop(), partial(_call_on, self._loop, passed_on))
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if not future.cancelled():  # it was passed on just before
+                self._parser.give_back(future.result())
+            raise
 
     def _watch_arrivals(self) -> None:
         if not self._watching:
@@ -237,7 +242,7 @@ class AioServer:
             if payload is grpc.aio.EOF:
                 self._handle(call, partial(half_close, receiver, call))
                 return
-            parsed = await self._parse(method, [payload]) if in_pool(payload) else self._parser.parse(method, payload)
+            parsed = await self._parse(call, [payload]) if in_pool(payload) else self._parser.parse(method, payload)
             del payload  # not while the next is waited for
             self._handle(call, partial(deliver, method, parsed, receiver, call))
             del parsed

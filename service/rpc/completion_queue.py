@@ -213,7 +213,6 @@ class CompletionQueueServer:
         if not self._stopped.wait(grace_seconds):
             self._server.cancel_all_calls()
         self._thread.join()
-        self.parser.close()
         self._server.destroy()  # not on the thread: the last call may end while `cancel_all_calls` runs
 
     def _request_call(self) -> None:
@@ -352,6 +351,7 @@ class CompletionQueueServer:
 
     def _drain(self) -> None:
         """After the last call: handles the remaining events until the queue is empty."""
+        self.parser.close()  # messages of calls that have ended may be in the pool; C core aborts if one comes after the shutdown
         self._queue.shutdown()
         while (event := self._queue.poll()).completion_type != cygrpc.CompletionType.queue_shutdown:
             event.tag(event)
@@ -442,14 +442,14 @@ class _FastUnaryCall(UnaryCall):
             handle_unary(self.method, payload, self)  # type: ignore[arg-type]
 
     def _handle_large(self, payload: bytes) -> None:
-        method, parser, core = self.method, self.server.parser, self.core
+        parser, core = self.server.parser, self.core
         if self.server.arrivals.any:  # the polls of a round that brings large messages may take half a second
             self.server.end_overdue_calls()
         if in_pool(payload):
             # The call is kept until then, and with it the server.
-            parser.parse_in_pool(method, payload, lambda parsed: core.start_server_batch((), partial(self._parsed, parsed)))
+            parser.parse_in_pool(self, payload, lambda parsed: core.start_server_batch((), partial(self._parsed, parsed)))
         else:
-            handle_parsed(method, parser.parse(method, payload), self)  # type: ignore[arg-type]
+            handle_parsed(self.method, parser.parse(self.method, payload), self)  # type: ignore[arg-type]
 
     def _parsed(self, parsed: Parsed, _: Any) -> None:
         handle_parsed(self.method, parsed, self)  # type: ignore[arg-type]
@@ -529,7 +529,7 @@ class _FastStreamCall(StreamCall):
         if payload is None:
             half_close(receiver, self)
         elif in_pool(payload):
-            parser.parse_in_pool(method, payload, lambda parsed: core.start_server_batch((), partial(self._parsed, parsed)))
+            parser.parse_in_pool(self, payload, lambda parsed: core.start_server_batch((), partial(self._parsed, parsed)))
         else:
             deliver(method, parser.parse(method, payload), receiver, self)  # type: ignore[arg-type]
 

@@ -7,14 +7,14 @@ parsed by a pool of two threads: the transport's thread goes on meanwhile, and n
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 from google.protobuf.message import DecodeError, Message
 
 from service.byte_budget import ByteBudget, out_of_memory
-from service.errors import InvalidRequest, RequestError, TooLarge
-from service.rpc.call import Method
+from service.errors import Cancelled, ConvoyError, InvalidRequest, RequestError, TooLarge, forget_traceback
+from service.rpc.call import Call, Method
 from service.rpc.compression import FIRST_BYTES, unfold
 from service.rpc.message_cost import LARGE_MESSAGE_BYTES, Layout, count, layout_of
 
@@ -29,7 +29,8 @@ Outcome = Message | Exception
 class Parsed(NamedTuple):
     """A message, or why there is none, and the bytes that are taken from the budget for it.
 
-    `held_bytes` are to be given back when the request is answered, `passing_bytes` when the message has been handled.
+    `held_bytes` are to be given back when the request is answered, `passing_bytes` when the message has been handled. An error has
+    no traceback, whose frames hold the message: nobody looks at the error of a call that has ended meanwhile.
     """
 
     outcome: Outcome
@@ -44,9 +45,11 @@ class MessageParser:
         self._budget = budget
         self._max_message_bytes = max_message_bytes
         self._pool = ThreadPoolExecutor(THREADS, "parse-messages")  # starts its threads when they are needed
+        self._closed = False
 
     def close(self) -> None:
-        """Ends the pool's threads, after the messages in hand."""
+        """Ends the pool's threads, after the messages in hand; those that wait are not parsed, and `on_done` is told so."""
+        self._closed = True
         self._pool.shutdown()
 
     def parse(self, method: Method, message: bytes) -> Parsed:
@@ -60,24 +63,32 @@ class MessageParser:
             return Parsed(parse(method, message), size)
         except RequestError as error:
             self._budget.give_back(size)
+            forget_traceback(error)
             return Parsed(error)
 
-    def parse_in_pool(self, method: Method, message: bytes, on_done: Callable[[Parsed], None]) -> None:
-        """Parses a message on a thread of the pool, and calls `on_done` there. Its bytes are taken meanwhile too."""
+    def parse_in_pool(self, call: Call, message: bytes, on_done: Callable[[Parsed], None]) -> None:
+        """Parses a call's message on a thread of the pool, unless the call has ended by then. Its bytes are taken meanwhile too.
+
+        `on_done` is called once: there, or here if the message is refused at once. If it raises there, the call fails.
+        """
         size = len(message)
         if not self._budget.take(size):
             on_done(Parsed(self._budget.refusal()))
             return
-        self._pool.submit(self._run, method, [message], size, on_done)
+        self._pool.submit(partial(self._run, call, [message], size, on_done))
 
-    def _run(self, method: Method, messages: list[bytes], size: int, on_done: Callable[[Parsed], None]) -> None:
-        # A list, because the pool holds on to its arguments: the message must go before the next one comes.
-        parsed = self._parse_large(method, messages.pop(), size)
+    def _run(self, call: Call, messages: list[bytes], size: int, on_done: Callable[[Parsed], None]) -> None:
+        if call.ended or self._closed:
+            self._budget.give_back(size)
+            parsed = Parsed(Cancelled("the call has ended before its message was parsed"))
+        else:
+            # A list, because the pool holds on to its arguments: the message must go before the next one comes.
+            parsed = self._parse_large(call.method, messages.pop(), size)
         try:
             on_done(parsed)
-        except Exception:
-            log.exception("%s: a message could not be passed on", method.path)
+        except Exception as error:  # noqa: BLE001 - it fails this call alone
             self.give_back(parsed)
+            call.fail(error)
 
     def give_back(self, parsed: Parsed) -> None:
         """For a message that is not handled, because its call has ended."""
@@ -133,6 +144,9 @@ def _refusal(method: Method, error: Exception, size: int) -> Exception:
         return out_of_memory()
     if isinstance(error, DecodeError):
         return InvalidRequest(f"malformed message: not a {method.request.DESCRIPTOR.full_name}")
+    if not isinstance(error, ConvoyError):
+        log.error("%s: parsing a message failed", method.path, exc_info=error)
+    forget_traceback(error)
     return error
 
 

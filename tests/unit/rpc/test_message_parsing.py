@@ -6,17 +6,20 @@ import subprocess
 import sys
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 from google.protobuf.message import Message
 
 from service.byte_budget import ByteBudget
-from service.errors import InvalidRequest, TooLarge, TooManyBytes
+from service.errors import Cancelled, InvalidRequest, TooLarge, TooManyBytes
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.pb.inference import open_inference_pb2 as oip
-from service.rpc.call import Unary
-from service.rpc.message_parsing import MessageParser, Parsed, in_pool
+from service.principal import UNKNOWN, Principal
+from service.rpc.call import NEVER, Unary, UnaryCall
+from service.rpc.message_parsing import THREADS, MessageParser, Parsed, in_pool
+from service.rpc.status import Status
+from tests.integration.transport_service import RecordingMethodObserver, RecordingObserver
 
 MIB = 1024 * 1024
 LIMIT = 4 * MIB
@@ -47,7 +50,26 @@ def at_once(parser: MessageParser, method: Unary, message: bytes) -> Parsed:
     return parser.parse(method, message)
 
 
-def pooled(parser: MessageParser, method: Unary, message: bytes) -> Parsed:
+class ACall(UnaryCall):
+    """A call without a transport: notes how it ends."""
+
+    status: Status | None = None
+
+    def __init__(self, method: Unary = CLASSIFY, principal: Principal = UNKNOWN) -> None:
+        super().__init__(method, NEVER, (), RecordingMethodObserver(RecordingObserver(), "unary", method.service, method.name))
+        self.principal = principal
+
+    def peer(self) -> str:
+        return ""
+
+    def certificate_names(self) -> Sequence[str]:
+        return ()
+
+    def _send(self, payload: bytes | None, status: Status) -> None:
+        self.status = status
+
+
+def pooled(parser: MessageParser, method: Unary, message: bytes, call: ACall | None = None) -> Parsed:
     done = threading.Event()
     outcomes: list[Parsed] = []
 
@@ -55,7 +77,7 @@ def pooled(parser: MessageParser, method: Unary, message: bytes) -> Parsed:
         outcomes.append(parsed)
         done.set()
 
-    parser.parse_in_pool(method, message, on_done)
+    parser.parse_in_pool(call or ACall(method), message, on_done)
     assert done.wait(30)
     return outcomes[0]
 
@@ -85,6 +107,7 @@ def test_a_message_is_parsed_whatever_its_size_and_compression(
 def refused(parsed: Parsed, error: type[Exception], text: str) -> None:
     assert isinstance(parsed.outcome, error), parsed
     assert text in str(parsed.outcome)
+    assert parsed.outcome.__traceback__ is None, "its frames hold the message"
     assert parsed[1:] == (0, 0)
 
 
@@ -140,6 +163,60 @@ def test_what_lists_of_numbers_become_is_counted(parser: MessageParser, way: Way
     assert parsed.passing_bytes > 8 * 800_000
     parser.give_back(parsed)
     refused(way(parser, INFER, numbers(1_000_000)), TooLarge, "tensors need least in raw_input_contents")
+
+
+@pytest.fixture
+def busy(parser: MessageParser) -> Iterator[threading.Event]:
+    """All threads of the pool wait for this event."""
+    go = threading.Event()
+    begun = threading.Semaphore(0)
+
+    def wait(parsed: Parsed) -> None:
+        begun.release()
+        assert go.wait(30)
+        parser.give_back(parsed)
+
+    for _ in range(THREADS):
+        parser.parse_in_pool(ACall(), b"", wait)
+        assert begun.acquire(timeout=30)
+    yield go
+    go.set()
+
+
+def test_the_message_of_a_call_that_has_ended_is_not_parsed(parser: MessageParser) -> None:
+    call = ACall()
+    call.cancelled_by_client()
+    refused(pooled(parser, CLASSIFY, request(10).SerializeToString(), call), Cancelled, "the call has ended")
+
+
+def test_messages_that_wait_when_the_pool_is_closed_are_not_parsed(
+    parser: MessageParser, budget: ByteBudget, busy: threading.Event
+) -> None:
+    outcomes: list[Parsed] = []
+    for _ in range(3):
+        parser.parse_in_pool(ACall(), request(10).SerializeToString(), outcomes.append)
+    closing = threading.Thread(target=parser.close)
+    closing.start()
+    while not parser._closed:
+        closing.join(0.01)
+    assert budget.in_flight_bytes > 0
+    busy.set()
+    closing.join(30)
+    assert len(outcomes) == 3
+    for parsed in outcomes:
+        refused(parsed, Cancelled, "the call has ended")
+
+
+def test_a_message_that_cannot_be_passed_on_fails_its_call(parser: MessageParser) -> None:
+    call = ACall()
+
+    def raises(_: Parsed) -> None:
+        raise RuntimeError
+
+    parser.parse_in_pool(call, request(10).SerializeToString(), raises)
+    parser.close()
+    assert call.status is not None
+    assert call.status.name == "INTERNAL"
 
 
 LACKING = """
