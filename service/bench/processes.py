@@ -45,8 +45,11 @@ def run(
             pipe.send(start)
         _wait(pipes, start + load.warmup_seconds, load.seconds, on_progress, on_start)
         outcome = Outcome()
-        for pipe in pipes:
-            outcome.add(_receive(pipe))
+        while pipes:
+            ready = wait(pipes)  # one that has died says so at once, whoever still sends
+            for pipe in [each for each in pipes if each in ready]:
+                outcome.add(_receive(pipe))
+                pipes.remove(pipe)
         return outcome
     finally:
         for process, pipe in clients:

@@ -3,7 +3,8 @@
 It is a process of its own, so that what the attacks cost here is not measured as the server's. A call's time counts from when it
 was due: a server that does not answer for a second has made fifty calls late, not one.
 
-As a program: python -m tests.attack.polite GRPC_PORT HTTP_PORT; it ends at the end of its input, and prints what it saw as JSON.
+As a program: python -m tests.attack.polite GRPC_PORT HTTP_PORT [PATIENCE]; it ends at the end of its input, and
+prints what it saw as JSON.
 """
 
 import http.client
@@ -65,9 +66,10 @@ class Seen:
 class PoliteClient:
     """Runs the polite client within a `with` block; `seen` afterwards."""
 
-    def __init__(self, grpc_port: int, http_port: int) -> None:
+    def __init__(self, grpc_port: int, http_port: int, patience: float = 1.0) -> None:
+        """It waits `patience` times as long as usual: on a machine that other tests keep busy, slow is not wrong."""
         self.seen = Seen()
-        self._command = [sys.executable, "-m", "tests.attack.polite", str(grpc_port), str(http_port)]
+        self._command = [sys.executable, "-m", "tests.attack.polite", str(grpc_port), str(http_port), str(patience)]
 
     def __enter__(self) -> "PoliteClient":
         self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -77,11 +79,11 @@ class PoliteClient:
         return self
 
     def __exit__(self, *_: object) -> None:
-        output, _errors = self._process.communicate(timeout=120)
+        output, _errors = self._process.communicate(timeout=240)
         self.seen = Seen(**json.loads(output))
 
 
-def _call(grpc_port: int, seen: Seen, over: threading.Event) -> None:
+def _call(grpc_port: int, seconds: float, seen: Seen, over: threading.Event) -> None:
     request = pb.ClassifyRequest(model=MODEL, items=[pb.Item(pixels=bytes(784))]).SerializeToString()
     ended: list[grpc.Future] = []
     with grpc.insecure_channel(f"127.0.0.1:{grpc_port}") as channel:
@@ -93,7 +95,7 @@ def _call(grpc_port: int, seen: Seen, over: threading.Event) -> None:
         while not over.is_set():
             due += 1 / CALLS_A_SECOND
             time.sleep(max(0.0, due - time.monotonic()))
-            future = method.future(request, timeout=CALL_SECONDS)
+            future = method.future(request, timeout=seconds)
             future.add_done_callback(lambda call, due=due: _note(call, due, seen))
             ended = [each for each in ended if not each.done()] + [future]
         for each in ended:
@@ -108,13 +110,13 @@ def _note(call: Any, due: float, seen: Seen) -> None:
         seen.failures.append(f"{code.name}: {call.details()}")
 
 
-def _probe(http_port: int, seen: Seen, over: threading.Event) -> None:
+def _probe(http_port: int, seconds: float, seen: Seen, over: threading.Event) -> None:
     number = 0
     while not over.wait(1 / PROBES_A_SECOND):
         path = PROBED[number % len(PROBED)]
         number += 1
         start = time.monotonic()
-        connection = http.client.HTTPConnection("127.0.0.1", http_port, timeout=PROBE_SECONDS)
+        connection = http.client.HTTPConnection("127.0.0.1", http_port, timeout=seconds)
         try:
             connection.request("GET", path)
             response = connection.getresponse()
@@ -130,11 +132,12 @@ def _probe(http_port: int, seen: Seen, over: threading.Event) -> None:
 
 
 def main() -> None:
-    grpc_port, http_port = map(int, sys.argv[1:])
+    grpc_port, http_port = map(int, sys.argv[1:3])
+    patience = float(sys.argv[3]) if sys.argv[3:] else 1.0
     seen, over = Seen(), threading.Event()
     threads = [
-        threading.Thread(target=_call, args=(grpc_port, seen, over)),
-        threading.Thread(target=_probe, args=(http_port, seen, over)),
+        threading.Thread(target=_call, args=(grpc_port, patience * CALL_SECONDS, seen, over)),
+        threading.Thread(target=_probe, args=(http_port, patience * PROBE_SECONDS, seen, over)),
     ]
     for thread in threads:
         thread.start()

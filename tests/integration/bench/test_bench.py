@@ -299,11 +299,14 @@ def test_a_proxy_that_is_dead_is_named_and_this_machine_needs_none(server: Serve
     assert "models.example:8002/metrics through the HTTP proxy 127.0.0.1:9 of $http_proxy: " in result.stderr
 
 
-def test_a_client_process_that_dies_is_an_error(server: Server) -> None:
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_client_process_that_dies_is_an_error_at_once(server: Server, number: int) -> None:
     def kill(_: float) -> None:
-        multiprocessing.active_children()[0].kill()
+        for process in multiprocessing.active_children():
+            if process.name == f"client-{number}":
+                process.kill()
 
-    load = Load(f"127.0.0.1:{server.grpc_port}", pictures(), seconds=60, warmup_seconds=0, processes=2, concurrency=2)
+    load = Load(f"127.0.0.1:{server.grpc_port}", pictures(), seconds=1000, warmup_seconds=0, processes=2, concurrency=2)
     with pytest.raises(UserError, match="a client process exited unexpectedly"):
         run(load, on_progress=kill)
 
