@@ -147,4 +147,7 @@ def exit_after(seconds: float) -> None:
     reason = "not stopped within %g s, perhaps because a model is still computing: exiting at once"
     timer = threading.Timer(seconds, exit_at_once, (1, log.error, reason, seconds))
     timer.daemon = True
-    timer.start()
+    try:
+        timer.start()
+    except (RuntimeError, MemoryError) as error:  # no reason not to stop in order
+        log.error("no thread can be started that would end a stop of more than %g s: %s", seconds, error)

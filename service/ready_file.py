@@ -71,8 +71,12 @@ class ReadyFile:
                 self._write(self._path)
             except OSError as error:
                 log.error("--ready-file %r cannot be written, trying again: %s", str(self._path), error.strerror)
-                self._retrying = True
-                threading.Thread(target=self._retry, args=(self._path,), name="ready-file", daemon=True).start()
+                try:
+                    threading.Thread(target=self._retry, args=(self._path,), name="ready-file", daemon=True).start()
+                except (RuntimeError, MemoryError) as lack:
+                    log.error("--ready-file %r is not written, no thread to try again can be started: %s", str(self._path), lack)
+                else:
+                    self._retrying = True
 
     def remove(self) -> None:
         """Removes the file. Call it only once the ports are bound: until then it may belong to a running server."""

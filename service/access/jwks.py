@@ -126,8 +126,9 @@ class KeyUrl:
     def look(self) -> bool:
         """See KeySource."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._fetch_again, name="jwks", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._fetch_again, name="jwks", daemon=True)
+            thread.start()  # which may fail: the next look tries again
+            self._thread = thread
         changed, self._changed = self._changed, False
         return changed
 

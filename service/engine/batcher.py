@@ -182,14 +182,28 @@ class Batcher:
         self.dispatch()
 
     def _set_timer(self) -> None:
+        """Has the next batch formed when it is due; at once if the system has no thread that could wait for that."""
+        while (due := self._start_timer()) is not None:
+            batch = self._take(on_transport=False, now=due)
+            if batch is not None:
+                self._hand_over(batch)
+
+    def _start_timer(self) -> float | None:
+        """Starts a timer if one is needed. Returns the time on the clock at which the next batch is due, if that fails."""
         with self._lock:
-            due = self._scheduler.due_at()  # infinite while all instances are busy: each looks again by itself
+            now, due = self._clock(), self._scheduler.due_at()  # infinite while all instances are busy: each looks again by itself
             if due >= self._timer_at:
-                return
+                return None
             self._timer_at = due
-            timer = threading.Timer(max(0.0, due - self._clock()), self._on_timer)
-        timer.daemon = True
-        timer.start()
+        try:
+            timer = threading.Timer(max(0.0, due - now), self._on_timer)
+            timer.daemon = True
+            timer.start()
+        except (RuntimeError, MemoryError) as error:
+            log.error("model %s: no thread for a timer can be started: %s", self._name, error)
+            self._timer_at = math.inf
+            return max(due, now)
+        return None
 
     def _on_timer(self) -> None:
         self._timer_at = math.inf
@@ -207,10 +221,10 @@ class Batcher:
             self._set_timer()
             self._threads.rest()
 
-    def _take(self, *, on_transport: bool) -> Batch | None:
-        """The next batch, if one is due and an instance is idle. Ends the entries that expired."""
+    def _take(self, *, on_transport: bool, now: float | None = None) -> Batch | None:
+        """The next batch, if one is due now, or at the time given, and an instance is idle. Ends the entries that expired."""
         with self._lock:
-            expired, batch = self._scheduler.take(self._clock(), on_transport=on_transport)
+            expired, batch = self._scheduler.take(self._clock() if now is None else now, on_transport=on_transport)
         if expired:
             self._end(expired, DeadlineExceeded("the deadline passed, or could no longer be met, in the queue"))
         return batch

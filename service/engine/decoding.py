@@ -10,7 +10,6 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from service.model.picture_cost import DEAR, decoding_steps
 from service.model.preprocessing import open_image, to_pixels
 from service.model.signature import TensorSpec
 from service.principal import UNKNOWN, Principal
+from service.thread_pool import ThreadPool
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,10 @@ class DecodingPool:
         self.closed = False
 
     def submit(self, job: Callable[[], None], items: Sequence[Item], principal: Principal = UNKNOWN) -> None:
-        """Runs a job that holds these items until it is done. Raises QueueFull if too many bytes wait."""
+        """Runs a job that holds these items until it is done.
+
+        Raises QueueFull if too many bytes wait, and Unavailable as `ThreadPool.submit`. The job is then never run.
+        """
         encoded_bytes = sum(len(item.data) for item in items)
         with self._lock:
             waiting, own = self.waiting_bytes, self._held.get(principal, 0)
@@ -76,39 +79,47 @@ class DecodingPool:
             except Exception:
                 log.exception("a decoding job failed")
             finally:
-                with self._lock:
-                    self.waiting_bytes -= encoded_bytes
-                    left = self._held.pop(principal, 0) - encoded_bytes
-                    if left:
-                        self._held[principal] = left
+                self._give_back(principal, encoded_bytes)
 
-        dear = any(item.encoded and decoding_steps(item.data) == DEAR for item in items)
-        (self._dear if dear else self._cheap).submit(principal, run)
+        try:
+            dear = any(item.encoded and decoding_steps(item.data) == DEAR for item in items)
+            (self._dear if dear else self._cheap).submit(principal, run)
+        except BaseException:
+            self._give_back(principal, encoded_bytes)
+            raise
 
     def close(self) -> None:
         """Ends threads and processes, which stop at their next image."""
         self.closed = True
-        self._cheap.shutdown()
-        self._dear.shutdown()
+        self._cheap.close()
+        self._dear.close()
         self.processes.close()
+
+    def _give_back(self, principal: Principal, encoded_bytes: int) -> None:
+        with self._lock:
+            self.waiting_bytes -= encoded_bytes
+            left = self._held.pop(principal, 0) - encoded_bytes
+            if left:
+                self._held[principal] = left
 
 
 class _FairThreads:
     """Threads that run jobs, those of each principal in turn."""
 
     def __init__(self, threads: int, name: str) -> None:
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self._threads = ThreadPool(threads, name)
         self._lock = threading.Lock()
         self._waiting: dict[Principal, deque[Callable[[], None]]] = {}  # whose turn is next first
 
     def submit(self, principal: Principal, job: Callable[[], None]) -> None:
-        with self._lock:
+        """Raises as `ThreadPool.submit`."""
+        with self._lock:  # which a thread waits for before it looks for the job
+            self._threads.submit(self._run_next)
             self._waiting.setdefault(principal, deque()).append(job)
-        self._threads.submit(self._run_next)
 
-    def shutdown(self) -> None:
+    def close(self) -> None:
         """Waits until every job has run."""
-        self._threads.shutdown()
+        self._threads.close()
 
     def _run_next(self) -> None:
         with self._lock:

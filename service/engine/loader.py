@@ -188,6 +188,7 @@ class Loader:
 
     def _ask_all(self) -> dict[str, Future[None]]:
         """Has every model that is or was in the folder scanned in its turn."""
+        self._registry.close_unclosed()
         try:
             names = model_names(self._folder)
         except OSError as error:

@@ -46,6 +46,7 @@ class Registry:
         self._routes: dict[tuple[str, str], ServedVersion] = {}  # by name, and version or alias as requests write it
         self._retiring: tuple[ServedVersion, ...] = ()  # retired, with requests still running
         self._active: tuple[ServedVersion, ...] = ()  # served or retiring
+        self._unclosed: list[ServedVersion] = []  # that no thread could be started for
 
     def acquire(self, name: str, version: str) -> ServedVersion:
         """The version to answer a request with. Call `release` when the request is done.
@@ -70,7 +71,7 @@ class Registry:
             if served.inflight == 0 and self._idle_waiters:
                 self._idle.notify_all()
         if close:
-            _close(served)
+            self._close(served)
 
     def aliases(self, name: str) -> dict[str, int]:
         """The aliases of a model whose versions are served, and these versions."""
@@ -101,8 +102,14 @@ class Registry:
             self._active = self._all()
         self._forget_metrics(name, old, new)
         for served in idle:
-            _close(served)
+            self._close(served)
         self._on_change()
+
+    def close_unclosed(self) -> None:
+        """Closes what could not be closed for lack of a thread. To be called now and then."""
+        unclosed, self._unclosed = self._unclosed, []
+        for served in unclosed:
+            self._close(served)
 
     def wait_until_idle(self, seconds: float) -> bool:
         """Waits up to `seconds` until no request is running; False if some still are."""
@@ -149,6 +156,14 @@ class Registry:
         if old and not new:
             self._metrics.model_unloaded(name)
 
+    def _close(self, served: ServedVersion) -> None:
+        # On another thread: the last release may come from a thread of the batcher, which `close` waits for.
+        try:
+            threading.Thread(target=served.close, name=f"close-{served.name}").start()
+        except (RuntimeError, MemoryError) as error:  # not the fault of whoever releases it
+            log.error("model %s version %d holds its memory until a thread can be started: %s", served.name, served.version, error)
+            self._unclosed.append(served)
+
     def _all(self) -> tuple[ServedVersion, ...]:
         return (*(served for versions in self.served.values() for served in versions), *self._retiring)
 
@@ -173,8 +188,3 @@ def _routes(name: str, versions: tuple[ServedVersion, ...], aliases: dict[str, i
 def _identity(served: ServedVersion) -> tuple[str, str, str, str, str]:
     model = served.model
     return str(served.version), model.provider, model.precision, model.digest, model.signer
-
-
-def _close(served: ServedVersion) -> None:
-    # On another thread: the last release may come from a thread of the batcher, which `close` waits for.
-    threading.Thread(target=served.close, name=f"close-{served.name}").start()

@@ -19,7 +19,6 @@ from service.errors import (
     InvalidRequest,
     ModelFailed,
     PermissionDenied,
-    QueueFull,
     RequestError,
     Unavailable,
     forget_traceback,
@@ -99,7 +98,7 @@ class Request:
         entry.state = DECODING
         try:
             self._context.pool.submit(self._decode_then_submit, self._items, entry.principal)
-        except QueueFull:
+        except BaseException:
             batcher.release(entry)
             raise
 

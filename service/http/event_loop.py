@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from werkzeug.http import http_date
 
 from service.byte_budget import UNLIMITED, ByteBudget
+from service.errors import Unavailable
 from service.http.certificates import PEER_CERTIFICATE
 from service.http.http1 import PROBES, Connection
 from service.http.places import Places, who
@@ -295,7 +296,11 @@ class EventLoopServer:
         """See http1.Owner."""
         name = environ["PATH_INFO"].rpartition("/")[2]
         threads = self._scrape_threads if name == SCRAPE else self._probe_threads if name in PROBES else self._threads
-        threads.submit(partial(self._answer, connection, environ, threads))
+        try:
+            threads.submit(partial(self._answer, connection, environ, threads))
+        except Unavailable as error:
+            reply = self.refusal(503, str(error), environ.get("HTTP_ORIGIN"))
+            self.loop.call_soon(self._respond, connection, reply)  # not now: after it the next request comes
 
     def _answer(self, connection: Connection, environ: "WSGIEnvironment", threads: RequestThreads) -> None:
         # On a thread.
@@ -307,6 +312,9 @@ class EventLoopServer:
 
     def _answered(self, connection: Connection, reply: Reply, threads: RequestThreads) -> None:
         threads.finished()
+        self._respond(connection, reply)
+
+    def _respond(self, connection: Connection, reply: Reply) -> None:
         try:
             connection.respond(reply)
         except Exception:

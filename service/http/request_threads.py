@@ -1,10 +1,14 @@
 """The threads that answer HTTP requests: the event loop hands them work, and is told when it is done."""
 
+import logging
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
 
+from service.errors import Unavailable
 from service.vital_thread import vital_thread
+
+log = logging.getLogger(__name__)
 
 
 class RequestThreads:
@@ -17,12 +21,13 @@ class RequestThreads:
         self._threads: list[threading.Thread] = []
 
     def submit(self, work: Callable[[], None]) -> None:
-        """Has a thread do `work`, which must not raise. `finished` must be called once it is done."""
+        """Has a thread do `work`, which must not raise. `finished` must be called once it is done.
+
+        Raises Unavailable if there is no thread, and the system has none.
+        """
+        if self._unfinished >= len(self._threads) < self._most:
+            self._start_thread()
         self._unfinished += 1
-        if self._unfinished > len(self._threads) < self._most:
-            thread = vital_thread(self._run, f"http-{len(self._threads) + 1}")
-            thread.start()
-            self._threads.append(thread)
         self._work.put(work)
 
     def finished(self) -> None:
@@ -35,6 +40,17 @@ class RequestThreads:
             self._work.put(None)
         for thread in self._threads:
             thread.join(timeout)
+
+    def _start_thread(self) -> None:
+        try:
+            thread = vital_thread(self._run, f"http-{len(self._threads) + 1}")
+            thread.start()
+        except (RuntimeError, MemoryError) as error:
+            log.error("no thread http-%d can be started: %s", len(self._threads) + 1, error)
+            if not self._threads:
+                raise Unavailable("the server can start no thread for the request") from None
+        else:
+            self._threads.append(thread)
 
     def _run(self) -> None:
         while (work := self._work.get()) is not None:

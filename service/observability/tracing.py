@@ -7,6 +7,7 @@ A request whose client sent a trace is recorded if the client records that trace
 `time.monotonic` seconds; they are converted to wall-clock time here.
 """
 
+import logging
 import random
 import re
 import threading
@@ -37,6 +38,8 @@ from service.errors import RequestError, UserError
 from service.loopback import is_loopback
 from service.observability.trace_context import TraceContext
 from service.phases import Phases
+
+log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 5.0
 _URL = re.compile(r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}/?")
@@ -143,8 +146,12 @@ class Tracing:
     def close(self) -> None:
         """Exports the remaining spans, for at most FLUSH_SECONDS, so that a server can always stop."""
         flush = threading.Thread(target=self._provider.shutdown, name="flush-spans", daemon=True)
-        flush.start()
-        flush.join(FLUSH_SECONDS)
+        try:
+            flush.start()
+        except (RuntimeError, MemoryError) as error:
+            log.error("the last spans are lost, no thread can be started to export them: %s", error)
+        else:
+            flush.join(FLUSH_SECONDS)
 
 
 def _remote(parent: TraceContext) -> SpanContext:

@@ -6,17 +6,17 @@ parsed by a pool of two threads: the transport's thread goes on meanwhile, and n
 
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from typing import NamedTuple
 
 from google.protobuf.message import DecodeError, Message
 
 from service.byte_budget import ByteBudget, out_of_memory
-from service.errors import Cancelled, ConvoyError, InvalidRequest, RequestError, TooLarge, forget_traceback
+from service.errors import Cancelled, ConvoyError, InvalidRequest, RequestError, TooLarge, Unavailable, forget_traceback
 from service.rpc.call import Call, Method
 from service.rpc.compression import FIRST_BYTES, unfold
 from service.rpc.message_cost import LARGE_MESSAGE_BYTES, Layout, count, layout_of
+from service.thread_pool import ThreadPool
 
 log = logging.getLogger(__name__)
 
@@ -44,13 +44,13 @@ class MessageParser:
     def __init__(self, budget: ByteBudget, max_message_bytes: int) -> None:
         self._budget = budget
         self._max_message_bytes = max_message_bytes
-        self._pool = ThreadPoolExecutor(THREADS, "parse-messages")  # starts its threads when they are needed
+        self._pool = ThreadPool(THREADS, "parse-messages")
         self._closed = False
 
     def close(self) -> None:
         """Ends the pool's threads, after the messages in hand; those that wait are not parsed, and `on_done` is told so."""
         self._closed = True
-        self._pool.shutdown()
+        self._pool.close()
 
     def parse(self, method: Method, message: bytes) -> Parsed:
         """Parses a message; takes its bytes from the budget, unless it is refused."""
@@ -75,14 +75,19 @@ class MessageParser:
         if not self._budget.take(size):
             on_done(Parsed(self._budget.refusal()))
             return
-        self._pool.submit(partial(self._run, call, [message], size, on_done))
+        try:
+            self._pool.submit(partial(self._run, call, [message], size, on_done))
+        except Unavailable as error:
+            self._budget.give_back(size)
+            forget_traceback(error)
+            on_done(Parsed(error))
 
     def _run(self, call: Call, messages: list[bytes], size: int, on_done: Callable[[Parsed], None]) -> None:
         if call.ended or self._closed:
             self._budget.give_back(size)
             parsed = Parsed(Cancelled("the call has ended before its message was parsed"))
         else:
-            # A list, because the pool holds on to its arguments: the message must go before the next one comes.
+            # A list, because the pool holds on to the job: the message must go as soon as it is parsed.
             parsed = self._parse_large(call.method, messages.pop(), size)
         try:
             on_done(parsed)

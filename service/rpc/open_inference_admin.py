@@ -7,7 +7,7 @@ pool, and as many at a time as there are places for them.
 import math
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from google.protobuf.json_format import ParseDict
@@ -31,6 +31,7 @@ from service.open_inference.shared_memory import SharedMemory
 from service.pb.inference import open_inference_pb2 as pb
 from service.rpc.call import Method, Unary, UnaryCall
 from service.rpc.open_inference import SERVICE
+from service.thread_pool import ThreadPool
 
 _WHAT = {
     "RepositoryModelLoad": "load",
@@ -49,11 +50,11 @@ class AdminServicer:
         self._control = control
         self._memory = memory
         self._places = places
-        self._changes = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="control")
+        self._changes = ThreadPool(MAX_CALLS, "control")
 
     def close(self) -> None:
         """Ends the threads, once what they wait for is done."""
-        self._changes.shutdown(wait=False, cancel_futures=True)
+        self._changes.close(timeout=0)
 
     def methods(self) -> list[Method]:
         """The methods of this servicer."""
@@ -103,10 +104,10 @@ class AdminServicer:
         def handle(request: Any, call: UnaryCall) -> None:
             self._places.take()
             try:
-                self._changes.submit(make, request, call)
-            except RuntimeError:  # closed
+                self._changes.submit(partial(make, request, call))
+            except Unavailable:
                 self._places.give_back()
-                raise Unavailable("the server is stopping") from None
+                raise
 
         return handle
 

@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any
 
-from service.errors import ConvoyError, forget_traceback
+from service.errors import ConvoyError, Unavailable, forget_traceback
 
 log = logging.getLogger(__name__)
 
@@ -90,8 +90,7 @@ class IpcConnection:
             while True:
                 call_id, method, content = pickle.loads(self._pipe.recv_bytes())  # noqa: S301 - our own process sent it
                 if method:
-                    arguments = (call_id, method, content)
-                    threading.Thread(target=self._handle, args=arguments, name=f"ipc-{method}", daemon=True).start()
+                    self._start_handling(call_id, method, content)
                 else:
                     self._resolve(call_id, *content)
         except (EOFError, OSError):
@@ -102,6 +101,15 @@ class IpcConnection:
         self._outgoing.put(None)
         self._writer.join()
         self._pipe.close()
+
+    def _start_handling(self, call_id: int, method: str, arguments: tuple[Any, ...]) -> None:
+        """Handles a call on a thread of its own. Without one, that call alone fails."""
+        try:
+            threading.Thread(target=self._handle, args=(call_id, method, arguments), name=f"ipc-{method}", daemon=True).start()
+        except (RuntimeError, MemoryError) as error:
+            log.error("no thread can be started for the call %s: %s", method, error)
+            refusal = Unavailable("the process can start no thread for the request")
+            self._outgoing.put(pickle.dumps((call_id, "", (None, refusal))))
 
     def _handle(self, call_id: int, method: str, arguments: tuple[Any, ...]) -> None:
         try:

@@ -22,6 +22,7 @@ from service.observability.metrics import Metrics
 from tests.conftest import put
 from tests.integration.test_repository import eventually, truncate, wrong_golden
 from tests.integration.test_swaps import ROWS, write_tables
+from tests.lack_of_threads import no_more_threads
 
 
 @pytest.fixture
@@ -324,6 +325,22 @@ def test_a_request_in_hand_keeps_an_unloaded_model_until_it_is_done(models: Repo
     models.release(served)
     assert models.wait_until_idle(0)
     assert models._registry._active == ()
+
+
+def test_a_version_that_no_thread_could_close_is_closed_later(models: Repository, repository: Path, model_file: Path) -> None:
+    models.scan()
+    served = models.acquire("digits", "")
+    put(model_file, repository, "digits", 2)
+    models.scan()
+    with no_more_threads("close-") as refused:
+        models.release(served)
+        models.scan()
+    assert refused == ["close-digits"] * 2
+    assert served.batcher._instances
+    models.scan()
+    eventually(lambda: not served.batcher._instances)
+    assert versions(models) == [2]
+    assert models._registry._unclosed == []
 
 
 @pytest.fixture

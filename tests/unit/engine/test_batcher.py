@@ -12,6 +12,7 @@ from service.engine.batcher import Batcher
 from service.engine.entry import Entry
 from service.engine.scheduling import INLINE_BACKOFF_SECONDS, STALL_SECONDS
 from service.errors import Cancelled, DeadlineExceeded, ModelFailed, RequestError
+from tests.lack_of_threads import no_more_threads
 
 FAST = {1: 1e-4, 64: 1e-4}
 SLOW = {1: 1.0, 64: 1.0}
@@ -160,6 +161,34 @@ def test_a_model_that_held_up_the_callers_thread_computes_on_its_own_for_a_while
     here = threading.current_thread().name
     assert gate.threads == [here, "batcher-m-1", here]
     assert batcher.inline
+
+
+def test_a_batch_that_no_timer_can_wait_for_does_not_wait(make: Make, gate: Gate, done: Outcomes) -> None:
+    batcher = make(FAST, max_batch_items=4, max_delay_seconds=60)
+    with no_more_threads("timer") as refused:
+        for value in range(1, 4):
+            submit(batcher, Asked(images(value), done))
+            batcher.dispatch()
+            done.wait_for(value)
+    assert refused == ["timer"] * 3
+    assert set(gate.threads) == {"batcher-m-1"}
+    assert all(asked.error is None for asked in done.works)
+    submit(batcher, Asked(images(4), done))
+    batcher.dispatch()
+    assert batcher._timer_at < math.inf, "the next batch waits again"
+    submit(batcher, Asked(images(5, 6, 7), done))
+    batcher.dispatch()
+    done.wait_for(5)
+
+
+def test_without_any_thread_the_caller_runs_every_batch(make: Make, gate: Gate, done: Outcomes) -> None:
+    batcher = make(SLOW, max_batch_items=1, max_queue_items=2000, max_delay_seconds=60)
+    with no_more_threads():
+        for value in range(1500):
+            submit(batcher, Asked(images(value % 200), done))
+        batcher.dispatch()
+    assert len(done.works) == 1500
+    assert set(gate.threads) == {threading.current_thread().name}
 
 
 def test_dispatch_never_runs_a_batch_on_the_caller(make: Make, gate: Gate, done: Outcomes) -> None:

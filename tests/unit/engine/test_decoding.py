@@ -9,8 +9,9 @@ from service.engine import decoding
 from service.engine.decoding import DecodingPool, decodes_quickly
 from service.engine.decoding_processes import DecodingProcesses
 from service.engine.query import Item
-from service.errors import QueueFull
+from service.errors import QueueFull, Unavailable
 from service.principal import Principal
+from tests.lack_of_threads import no_more_threads
 
 
 def picture(file_format: str, side: int = 8, **options: object) -> Item:
@@ -54,6 +55,25 @@ def test_a_job_that_raises_is_logged_and_gives_its_bytes_back(caplog: pytest.Log
         pool.close()
     assert pool.waiting_bytes == 0
     assert [record.message for record in caplog.records] == ["a decoding job failed"]
+
+
+def test_without_a_thread_a_job_is_refused_and_holds_nothing() -> None:
+    pool = DecodingPool(2, DecodingProcesses())
+    ran: list[str] = []
+    items = [Item(bytes(100), True)]
+    greedy, polite = Principal("address", "10.0.0.1"), Principal("address", "10.0.0.2")
+    with no_more_threads():
+        for principal in (greedy, polite):
+            with pytest.raises(Unavailable, match="can start no thread"):
+                pool.submit(lambda: ran.append("refused"), items, principal)
+    assert (pool.waiting_bytes, pool._held) == (0, {})
+    pool.submit(lambda: ran.append("taken"), items, polite)
+    pool.close()
+    assert ran == ["taken"]
+    assert (pool.waiting_bytes, pool._held) == (0, {})
+    with pytest.raises(Unavailable, match="the server is stopping"):
+        pool.submit(lambda: ran.append("late"), items)
+    assert pool.waiting_bytes == 0
 
 
 def test_clients_take_turns_and_none_fills_the_room_alone(monkeypatch: pytest.MonkeyPatch) -> None:

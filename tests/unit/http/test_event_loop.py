@@ -18,6 +18,7 @@ from werkzeug.wrappers import Response
 from service import listeners
 from service.http import event_loop
 from service.http.event_loop import EventLoopServer
+from tests.lack_of_threads import no_more_threads
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -230,3 +231,21 @@ def test_neither_other_requests_nor_scrapes_keep_a_probe_waiting(port: Port) -> 
             assert probe.getresponse().read() == b"/livez"
         held.set()
         assert [connection.getresponse().read() for connection in waiting] == [b"/metrics"] * 6 + [b"/v2"] * 6
+
+
+def test_without_a_thread_a_request_is_refused_and_the_next_one_answered(port: Port) -> None:
+    def answers(sent: bytes, count: int, each: bytes) -> bytes:
+        connection.sendall(sent * count)
+        received = b""
+        while received.count(each) < count:
+            received += connection.recv(65536)
+        return received
+
+    at = port(Response(b"served"), threads=2)
+    with no_more_threads("http-"):
+        connection = connect(at)
+        assert answers(REQUEST, 1500, b"can start no thread").count(b"HTTP/1.1 503 ") == 1500  # more than Python may recurse
+    answers(REQUEST, 20, b"served")
+    with no_more_threads("http-"):
+        answers(REQUEST, 20, b"served")
+    connection.close()

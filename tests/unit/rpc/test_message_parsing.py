@@ -12,7 +12,7 @@ import pytest
 from google.protobuf.message import Message
 
 from service.byte_budget import ByteBudget
-from service.errors import Cancelled, InvalidRequest, TooLarge, TooManyBytes
+from service.errors import Cancelled, InvalidRequest, TooLarge, TooManyBytes, Unavailable
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.pb.inference import open_inference_pb2 as oip
 from service.principal import UNKNOWN, Principal
@@ -20,6 +20,7 @@ from service.rpc.call import NEVER, Unary, UnaryCall
 from service.rpc.message_parsing import THREADS, MessageParser, Parsed, in_pool
 from service.rpc.status import Status
 from tests.integration.transport_service import RecordingMethodObserver, RecordingObserver
+from tests.lack_of_threads import no_more_threads
 
 MIB = 1024 * 1024
 LIMIT = 4 * MIB
@@ -132,6 +133,17 @@ def test_a_message_that_is_refused_holds_nothing(
     parser: MessageParser, way: Way, message: bytes, error: type[Exception], text: str
 ) -> None:
     refused(way(parser, CLASSIFY, message), error, text)
+
+
+def test_without_a_thread_a_message_is_refused_once(parser: MessageParser, budget: ByteBudget) -> None:
+    outcomes: list[Parsed] = []
+    with no_more_threads():
+        parser.parse_in_pool(ACall(CLASSIFY), gzip.compress(request(10).SerializeToString()), outcomes.append)
+    refused(outcomes[0], Unavailable, "can start no thread")
+    assert budget.in_flight_bytes == 0
+    parser.give_back(pooled(parser, CLASSIFY, request(10).SerializeToString()))
+    parser.close()
+    assert len(outcomes) == 1
 
 
 def test_a_message_that_begins_like_zlib_and_is_not_is_parsed(parser: MessageParser) -> None:

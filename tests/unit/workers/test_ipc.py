@@ -9,6 +9,7 @@ import pytest
 
 from service import errors
 from service.workers.ipc import IpcClosed, IpcConnection, RemoteError
+from tests.lack_of_threads import no_more_threads
 
 Connect = Callable[..., tuple[IpcConnection, IpcConnection]]
 
@@ -84,6 +85,13 @@ def test_a_call_to_a_process_that_hangs_can_time_out(connect: Connect) -> None:
     for reply in calls:
         with pytest.raises(IpcClosed):
             reply.result(10)
+
+
+def test_a_call_that_no_thread_can_be_started_for_fails_alone(connect: Connect) -> None:
+    here, _ = connect(no_calls, lambda method: method)
+    with no_more_threads("ipc-"), pytest.raises(errors.Unavailable, match="can start no thread"):
+        here.call("status").result(10)
+    assert here.call("status").result(10) == "status"
 
 
 def test_a_handler_may_call_the_other_side(connect: Connect) -> None:
