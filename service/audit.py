@@ -21,6 +21,11 @@ from service.principal import Principal
 log = logging.getLogger(__name__)
 
 STDERR = "-"
+MAX_CHARACTERS = 256
+"""Of a client's text; names of models, regions and their objects are shorter."""
+
+MAX_OUTCOME_CHARACTERS = 600
+
 REFUSALS_A_SECOND = 20
 """More refusals than that are counted and not written: whoever floods the server must not fill the disk."""
 
@@ -85,7 +90,7 @@ def open_log(path: Path | None) -> None:
 
 
 def record(what: str, outcome: str, *, who: Principal | None = None, peer: str = "", model: str = "", **facts: object) -> None:
-    """Writes a line, if there is an audit log.
+    """Writes a line, if there is an audit log. Long texts are cut: a client must not fill the disk.
 
     Args:
         what: what was done or asked for.
@@ -98,11 +103,19 @@ def record(what: str, outcome: str, *, who: Principal | None = None, peer: str =
     audit = _current
     if audit is None:
         return
-    line: dict[str, object] = {"time": dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"), "what": what, "outcome": outcome}
+    line: dict[str, object] = {
+        "time": dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"), "what": _cut(what),
+        "outcome": _cut(outcome, MAX_OUTCOME_CHARACTERS),
+    }  # fmt: skip
     if who is not None:
         line |= {"who": who.name, "kind": who.kind, "group": who.group}
-    line |= {key: value for key, value in {"peer": peer, "model": model, "pid": os.getpid(), **facts}.items() if value != ""}
+    facts = {"peer": peer, "model": model, "pid": os.getpid(), **facts}
+    line |= {key: _cut(value) if isinstance(value, str) else value for key, value in facts.items() if value != ""}
     audit.write(line)
+
+
+def _cut(text: str, characters: int = MAX_CHARACTERS) -> str:
+    return text if len(text) <= characters else text[:characters] + "…"
 
 
 @contextmanager

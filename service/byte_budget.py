@@ -7,7 +7,7 @@ to retry, rather than waited for: those who wait need memory too.
 
 import threading
 
-from service.errors import TooManyBytes
+from service.errors import TooLarge, TooManyBytes
 
 RETRY_SECONDS = 0.5
 """After so long a client that was refused may try again: most requests are answered within it."""
@@ -70,7 +70,11 @@ class Holding:
         return self._budget.limit_bytes
 
     def take(self, count: int) -> None:
-        """Takes bytes from the budget. Raises TooManyBytes if they are not left."""
+        """Takes bytes from the budget. Raises TooManyBytes if they are not left, TooLarge if it would hold more than there are."""
+        if (self._held or 0) + count > self._budget.limit_bytes:
+            raise TooLarge(
+                f"the request needs more memory than is given to requests: {self._budget.limit_bytes} bytes (--max-inflight-bytes)"
+            )
         if not self._budget.take(count):
             raise self._budget.refusal()
         self.add(count)

@@ -3,9 +3,10 @@
 A second signal, a thread that has died and a stop that hangs end the process by `os._exit`, which waits for no thread.
 """
 
+import _thread
 import logging
 import os
-import threading
+import time
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -25,21 +26,26 @@ def exit_at_once(code: int, log_reason: Callable[..., None] | None = None, *argu
 
     `log_reason(*arguments)` writes a last line to the log.
     """
+    logged: list[bool] = []
 
     def log() -> None:
-        if log_reason is not None:
-            log_reason(*arguments)
-        logging.shutdown()
+        try:
+            if log_reason is not None:
+                log_reason(*arguments)
+            logging.shutdown()
+        finally:
+            logged.append(True)
 
     try:
         for call in _before_exit:
             call()
-        logging_thread = threading.Thread(target=log, name="log-exit", daemon=True)
         try:
-            logging_thread.start()
+            # No threading.Thread: its start takes a lock, which the code that a signal handler interrupts may hold.
+            _thread.start_new_thread(log, ())
         except (RuntimeError, MemoryError):  # no thread can be started, which may be why the process exits
             log()
-        else:
-            logging_thread.join(_LOG_SECONDS)
+        deadline = time.monotonic() + _LOG_SECONDS
+        while not logged and time.monotonic() < deadline:
+            time.sleep(0.005)
     finally:
         os._exit(code)

@@ -38,7 +38,7 @@ class ReadyFile:
         self._content = ""
         self._own: int | None = None  # a descriptor of the file that this server has written
         self._retrying = False
-        self._closed = threading.Event()
+        self._closed = False  # no Event: a signal handler that sets one waits for ever if it interrupts the setting
 
     def check(self) -> None:
         """Raises UserError if the file cannot be written."""
@@ -85,7 +85,7 @@ class ReadyFile:
 
     def remove_own(self) -> None:
         """Removes the file unless another server has written it since. It is not written any more."""
-        self._closed.set()
+        self._closed = True
         path = self._path
         if path is None:
             return
@@ -100,7 +100,10 @@ class ReadyFile:
                 os.close(own)
 
     def _retry(self, path: Path) -> None:
-        while not self._closed.wait(RETRY_SECONDS):
+        while True:
+            time.sleep(RETRY_SECONDS)
+            if self._closed:
+                return
             with contextlib.suppress(OSError), self._lock:
                 self._write(path)
                 self._retrying = False
@@ -118,7 +121,7 @@ class ReadyFile:
             with open(descriptor, "w", encoding="utf-8", closefd=False) as file:
                 file.write(self._content)
             with _locked(path.parent):
-                if self._closed.is_set():
+                if self._closed:
                     return
                 self._own = descriptor  # before the file is there: a signal may end the process in between
                 partial.replace(path)

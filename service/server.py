@@ -131,7 +131,7 @@ class Server:
         self._classifier = Classifier(self._repository, metrics, cpus, _observer(config, self._tracing), processes, quotas)
 
         memory = SharedMemory(config.shared_memory_prefix)
-        metadata = ServerMetadata(self._repository, lambda: not self.not_ready_reason(), shared_memory=memory.is_on)
+        metadata = ServerMetadata(self._repository, lambda: not self.not_ready_reason(), self._live, shared_memory=memory.is_on)
         self.control = LocalControl(self._repository, memory)
         self._places = ControlPlaces()
         allowed_control = (control or self.control) if control_allowed(config) else ForbiddenControl()
@@ -154,9 +154,7 @@ class Server:
         self._classify = classify.ClassifyServicer(self._classifier)
         self._infer = open_inference.InferServicer(self._classifier, memory, self._config.ignore_unknown_parameters)
         self._admin = open_inference_admin.AdminServicer(metadata, control, memory, self._places)
-        self._health = health.HealthServicer(
-            self._health_statuses, [*services, *reflection.SERVICES], lambda: not self.not_alive_reason()
-        )
+        self._health = health.HealthServicer(self._health_statuses, [*services, *reflection.SERVICES], self._live)
         self._reflection = reflection.ReflectionServicer(services)
         return [
             *self._classify.methods(),
@@ -297,6 +295,9 @@ class Server:
         if not reason and time.monotonic() - self._transport.last_round > SILENT_SECONDS:
             reason = f"the gRPC thread has not gone round its loop for over {SILENT_SECONDS:g} s"
         return reason
+
+    def _live(self) -> bool:
+        return not self.not_alive_reason()
 
     def metrics(self) -> list[Metric]:
         """A snapshot of every metric."""

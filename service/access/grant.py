@@ -10,8 +10,8 @@ from service.access.rights import ADMIN, Right, need_of
 from service.errors import PermissionDenied, Refused, Unauthenticated
 from service.principal import Principal
 
-_MAX_REMEMBERED_MODELS = 1000
-"""Names that clients have asked for and the patterns were tried on."""
+_MAX_REMEMBERED_CHARACTERS = 256
+"""A longer name is no model's, and is not kept: ten thousand grants may be remembered."""
 
 
 class RefusalCounter(Protocol):
@@ -27,7 +27,7 @@ class Grant:
     Whoever turns such an error into a reply has it counted by `counter`.
     """
 
-    __slots__ = ("_allowed", "_models", "_rights", "counter", "expires", "principal")
+    __slots__ = ("_last", "_models", "_rights", "counter", "expires", "principal")
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class Grant:
         self._rights = frozenset(rights)
         patterns = ["*"] if ADMIN in rights else models
         self._models = re.compile("|".join(map(translate, patterns))) if patterns else None
-        self._allowed: dict[str, bool] = {}
+        self._last = "", self._matches("")  # the model last asked for, and whether the patterns allow it: mostly the next, too
 
     def require(self, right: Right) -> None:
         """Checks a right; of `infer` and `describe`, that the principal has it for some model."""
@@ -75,13 +75,15 @@ class Grant:
         return right == "infer" and self._models is not None
 
     def _may_infer(self, model: str) -> bool:
-        allowed = self._allowed.get(model)
-        if allowed is None:
-            allowed = self._models is not None and self._models.match(model) is not None
-            if len(self._allowed) >= _MAX_REMEMBERED_MODELS:
-                self._allowed.clear()
-            self._allowed[model] = allowed
+        last, allowed = self._last
+        if model != last:
+            allowed = self._matches(model)
+            if len(model) <= _MAX_REMEMBERED_CHARACTERS:
+                self._last = model, allowed
         return allowed
+
+    def _matches(self, model: str) -> bool:
+        return self._models is not None and self._models.match(model) is not None
 
     def _described(self) -> str:
         return f"{self.principal.name!r} of group {self.principal.group!r}"

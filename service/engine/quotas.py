@@ -8,6 +8,7 @@ names is true: then the buckets hold enough, unless the principal has sent somet
 Each process counts by itself. What is kept is bounded: of MAX_PRINCIPALS, those who have sent last.
 """
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -43,7 +44,7 @@ class Limits(Protocol):
 
 
 class _Buckets:
-    """What a principal has left. Negative is a debt."""
+    """What a principal has left. Negative is a debt, infinite is no limit."""
 
     __slots__ = ("at", "bytes", "requests")
 
@@ -73,8 +74,9 @@ class Quotas:
         limits = self._limits_of(principal)
         if limits is None or not (limits.requests_per_second or limits.bytes_per_second):
             return
-        most_requests = max(1.0, limits.requests_per_second * limits.burst_seconds)
-        most_bytes = limits.bytes_per_second * limits.burst_seconds
+        # A bucket without a limit is never empty: nothing is owed when there is a limit later.
+        most_requests = max(1.0, limits.requests_per_second * limits.burst_seconds) if limits.requests_per_second else math.inf
+        most_bytes = limits.bytes_per_second * limits.burst_seconds if limits.bytes_per_second else math.inf
         now = self._clock()
         with self._lock:
             buckets = self._buckets.pop(principal, None) or _Buckets(now, most_requests, most_bytes)
@@ -83,8 +85,8 @@ class Quotas:
                 del self._buckets[next(iter(self._buckets))]
             passed = max(0.0, now - buckets.at)
             buckets.at = now
-            buckets.requests = min(most_requests, buckets.requests + passed * limits.requests_per_second)
-            buckets.bytes = min(most_bytes, buckets.bytes + passed * limits.bytes_per_second)
+            buckets.requests = _filled(buckets.requests, passed, limits.requests_per_second, most_requests)
+            buckets.bytes = _filled(buckets.bytes, passed, limits.bytes_per_second, most_bytes)
             wait = max(
                 _wait(buckets.requests, 1.0, limits.requests_per_second),
                 _wait(buckets.bytes, min(float(size_bytes), most_bytes), limits.bytes_per_second),
@@ -94,6 +96,11 @@ class Quotas:
                 buckets.bytes -= size_bytes
                 return
         raise QuotaExceeded(_described(limits), wait)
+
+
+def _filled(held: float, passed_seconds: float, per_second: float, most: float) -> float:
+    """What a bucket holds after a time."""
+    return min(most, held + passed_seconds * per_second) if per_second else most
 
 
 def _wait(held: float, needed: float, per_second: float) -> float:

@@ -65,7 +65,9 @@ class Request:
         deadline = _deadline(query.deadline, timeout) if timeout else query.deadline
         self._entry = Entry(count, priority, deadline, query.trace, query.principal)
         if context.quotas is not None:
-            self._entry.most_held = context.quotas.queue_items(query.principal)
+            most = self._entry.most_held = context.quotas.queue_items(query.principal)
+            if 0 < most < count:
+                raise InvalidRequest(f"the request has {count} items; of one client at most {most} may wait (queue_items)", "items")
         self._context = context
         self._served = served
         self._items = query.items

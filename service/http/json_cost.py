@@ -38,9 +38,9 @@ def take_json(text: bytes, max_bytes: int, holding: Holding) -> None:
             "data"
         )
     cost = json_cost(text)
-    if cost > holding.limit_bytes:
+    if len(text) + cost > holding.limit_bytes:  # the text is held too
         raise TooLarge(
-            f"the JSON needs {cost} bytes of memory; at most {holding.limit_bytes} are given (--max-inflight-bytes): send large "
-            "tensors as binary data"
+            f"the JSON needs {len(text) + cost} bytes of memory; at most {holding.limit_bytes} are given (--max-inflight-bytes): "
+            "send large tensors as binary data"
         )
     holding.take(cost)

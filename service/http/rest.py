@@ -108,7 +108,7 @@ class Rest:
         self._ignore_unknown = ignore_unknown_parameters
         get: dict[str, Callable[..., Response]] = {
             "/v2": lambda _: json_response(metadata.server_metadata()),
-            "/v2/health/live": lambda _: json_response({"live": True}),
+            "/v2/health/live": lambda _: self._live(),
             "/v2/health/ready": lambda _: self._ready(metadata.ready()),
             "/v2/models": lambda _: json_response({"models": metadata.model_names()}),  # as KServe's servers do
             "/v2/models/stats": lambda _: json_response(metadata.model_statistics("", "")),
@@ -161,6 +161,10 @@ class Rest:
             response = response_to_error(error, environ)
         return response(environ, start_response)
 
+    def _live(self) -> Response:
+        live = self._metadata.live()
+        return json_response({"live": live}, 200 if live else 503)
+
     def _ready(self, ready: bool) -> Response:
         return json_response({"ready": ready}, 200 if ready else 503)
 
@@ -197,9 +201,9 @@ class Rest:
             if grant is not None and _names_memory(document):
                 grant.require("shared-memory")
             tensor = self._parse_input(document, binary, model, version)
-            if not binary and isinstance(tensor.elements, np.ndarray):
-                holding.take(tensor.elements.nbytes)
             del document["inputs"]
+        if not binary and isinstance(tensor.elements, np.ndarray):
+            holding.take(tensor.elements.nbytes)  # now, for what JSON was counted for included them
         return document, tensor
 
     def _parse_input(self, document: Mapping[str, Any], binary: bytes, model: str, version: str) -> InputTensor:

@@ -34,11 +34,21 @@ _KINDS = {"cpu": "KIND_CPU", "openvino": "KIND_CPU", "cuda": "KIND_GPU", "tensor
 class ServerMetadata:
     """Metadata of a server and the models of its repository. For any thread."""
 
-    def __init__(self, repository: Repository, ready: Callable[[], bool], *, shared_memory: bool = False) -> None:
-        """`ready` returns whether the server accepts requests. `shared_memory`: whether clients can register regions."""
+    def __init__(
+        self, repository: Repository, ready: Callable[[], bool], live: Callable[[], bool], *, shared_memory: bool = False
+    ) -> None:
+        """The metadata of a server.
+
+        Args:
+            repository: has the models.
+            ready: returns whether the server accepts requests.
+            live: returns False if only a new process can help.
+            shared_memory: whether clients can register regions.
+        """
         self._extensions = [*EXTENSIONS, *([SHARED_MEMORY] if shared_memory else [])]
         self._repository = repository
         self.ready = ready
+        self.live = live
 
     def server_metadata(self) -> dict[str, Any]:
         """Name and version of the server, and its extensions of the protocol."""

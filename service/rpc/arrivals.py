@@ -2,8 +2,9 @@
 
 C core holds what has arrived of a message, and does not say how much that is: the budget of bytes counts it only once it is
 complete. So these calls are watched by time, and all of them together by the memory of the process. It is short above
-SHORT_OF_MEMORY of its limit. Then the youngest unary calls end first, half of those that wait or, above VERY_SHORT, all but
-one, again and again until memory is left; after them streams, which may just be idle.
+SHORT_OF_MEMORY of its limit. Then those calls end first that have waited least for their message: half of them or, above
+VERY_SHORT, all but one, again and again until memory is left. Streams may just be idle: they are spared while unary calls wait,
+but not for longer than SPARED_SECONDS, or a trickle of unary calls would shield streams that fill the memory.
 
 The transport keeps the calls here and calls `overdue` every `check_seconds` while there are any. All on its thread.
 """
@@ -24,7 +25,8 @@ CHECK_SECONDS = 0.02
 IDLE_CHECK_SECONDS = 0.2
 
 YOUNG_SECONDS = 0.02
-"""A call that has waited less long is no reason to look at memory."""
+"""A call that has waited less long is left alone: calls that come and come, and hold little, must not end in place of those that
+hold much."""
 
 RECOVERY_SECONDS = 0.1
 """After so long the memory of calls that were ended is free."""
@@ -32,6 +34,9 @@ RECOVERY_SECONDS = 0.1
 SHORT_OF_MEMORY = 0.7
 HALF = 0.5
 VERY_SHORT = 0.85
+
+SPARED_SECONDS = 0.25
+"""Of a flood of unary calls an eighth is left after it."""
 
 TRIM_SECONDS = 1.0
 """How often malloc is asked for memory that it keeps."""
@@ -53,6 +58,7 @@ class Arrivals:
         self._next_check = 0.0
         self._trimmed = -math.inf
         self._half_used = False
+        self._short_since = math.inf
 
     @property
     def any(self) -> bool:
@@ -85,26 +91,39 @@ class Arrivals:
         return [(call, DeadlineExceeded(message)) for call in late]
 
     def _for_memory(self, now: float) -> list[tuple[Call, RequestError]]:
-        oldest = next(iter(self.waiting), None)
-        streams = [call for call in self.streams if call.reading] if oldest is None else []
-        if not streams and (oldest is None or now - oldest.started < YOUNG_SECONDS):
+        if not self._is_short(now):
+            self._short_since = math.inf
             return []
+        self._short_since = min(self._short_since, now)
+        since = {call: call.started for call in self.waiting}
+        if not since or now - self._short_since >= SPARED_SECONDS:
+            since |= {call: call.asked_at for call in self.streams if call.reading}
+        old = [call for call, asked_at in since.items() if now - asked_at >= YOUNG_SECONDS]
+        if not old:
+            return []
+        self._next_check = now + RECOVERY_SECONDS
+        most = len(old) - 1 if self._memory.is_short(VERY_SHORT) else 0
+        ending = sorted(old, key=since.__getitem__, reverse=True)[: max(most, (len(old) + 1) // 2)]
+        return [(call, self._end(call)) for call in ending]
+
+    def _is_short(self, now: float) -> bool:
+        """Whether memory is short and a call that waits may be why."""
+        oldest = next(iter(self.waiting), None)
+        if not self.streams and (oldest is None or now - oldest.started < YOUNG_SECONDS):
+            return False
         self._half_used = self._memory.is_short(HALF)
         if not self._half_used or not self._memory.is_short(SHORT_OF_MEMORY):
-            return []
-        if now > self._trimmed + TRIM_SECONDS:  # it may be free, and kept by malloc
-            self._trimmed = now
-            return_freed_memory()
-            if not self._memory.is_short(SHORT_OF_MEMORY):
-                return []
-        self._next_check = now + RECOVERY_SECONDS
-        youngest_first = list(reversed(self.waiting)) or streams[::-1]
-        most = len(youngest_first) - 1 if self._memory.is_short(VERY_SHORT) else 0
-        ending = youngest_first[: max(most, (len(youngest_first) + 1) // 2)]
-        for call in ending:
-            self.waiting.pop(call, None)
-            self.streams.pop(call, None)
-        if not streams:
-            return [(call, out_of_memory()) for call in ending]
-        message = "the server is short of memory; send unanswered requests again on a new stream"
-        return [(call, Unavailable(message, RETRY_SECONDS)) for call in ending]
+            return False
+        if now <= self._trimmed + TRIM_SECONDS:
+            return True
+        self._trimmed = now
+        return_freed_memory()  # it may be free, and kept by malloc
+        return self._memory.is_short(SHORT_OF_MEMORY)
+
+    def _end(self, call: Any) -> RequestError:
+        """Watches a call no more. The error that it ends with."""
+        if call in self.waiting:
+            del self.waiting[call]
+            return out_of_memory()
+        del self.streams[call]
+        return Unavailable("the server is short of memory; send unanswered requests again on a new stream", RETRY_SECONDS)

@@ -247,10 +247,10 @@ class StreamCall(Call):
 
     `holding` has what is taken from the budget for its messages. `message_bytes` are those of the message that is passed to the
     receiver just now: they are given back when `on_message` returns, unless it has set them to 0 to give them back itself.
-    `reading` says whether the transport waits for a message.
+    `reading` says whether the transport waits for a message, `asked_at` since when, in `time.monotonic` seconds.
     """
 
-    __slots__ = ("__weakref__", "_lock", "_outgoing", "_status", "holding", "message_bytes", "reading")
+    __slots__ = ("__weakref__", "_lock", "_outgoing", "_status", "asked_at", "holding", "message_bytes", "reading")
 
     def __init__(
         self, method: Method, deadline: float, metadata: Metadata, observer: RpcMethodObserver, budget: ByteBudget = UNLIMITED
@@ -259,6 +259,7 @@ class StreamCall(Call):
         self.holding = Holding(budget)
         self.message_bytes = 0
         self.reading = False
+        self.asked_at = self.started
         self._lock = threading.Lock()
         self._outgoing: deque[tuple[bytes, Callable[[], None] | None]] = deque()  # the first is being written
         self._status: Status | None = None
@@ -269,6 +270,7 @@ class StreamCall(Call):
         Not to be called again before that.
         """
         if not self.ended:
+            self.asked_at = time.monotonic()
             self._read()
 
     def send(self, payload: bytes, sent: Callable[[], None] | None = None) -> bool:

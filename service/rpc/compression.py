@@ -20,7 +20,7 @@ def unfold(message: bytes, budget: ByteBudget, max_bytes: int) -> bytes | None:
     """The unfolded message, whose bytes are taken from the budget; None if it is not compressed, or not to its end.
 
     Raises:
-        TooLarge: it has more than `max_bytes`.
+        TooLarge: it has more than `max_bytes`, or more than the budget ever gives.
         TooManyBytes: the budget does not have so many left.
     """
     decompressor = zlib.decompressobj(zlib.MAX_WBITS + 32)  # either format
@@ -34,6 +34,10 @@ def unfold(message: bytes, budget: ByteBudget, max_bytes: int) -> bytes | None:
                 part = decompressor.decompress(chunk, _STEP_BYTES)
                 if taken + len(part) > max_bytes:
                     raise TooLarge(f"the message is larger than {max_bytes} bytes when it is decompressed (--max-message-bytes)")
+                if len(message) + taken + len(part) > budget.limit_bytes:
+                    raise TooLarge(
+                        f"the message and what is in it have more than {budget.limit_bytes} bytes (--max-inflight-bytes)"
+                    )
                 if not budget.take(len(part)):
                     raise budget.refusal()
                 taken += len(part)

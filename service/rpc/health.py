@@ -24,6 +24,9 @@ SERVICE = "grpc.health.v1.Health"
 OVERALL = ""
 LIVENESS = "liveness"
 
+MAX_NAME_CHARACTERS = 256
+"""No service or model has a longer name: of one, a watch keeps so much, for as long as it is open."""
+
 MAX_LISTED = 100
 """The protocol's limit of statuses in the response to `List`."""
 
@@ -146,7 +149,7 @@ class _Watcher:
         self._last_sent: int | None = None
 
     def on_message(self, request: pb.HealthCheckRequest) -> None:
-        self._name = request.service
+        self._name = request.service[: MAX_NAME_CHARACTERS + 1]
         self._servicer._add(self)
 
     def on_half_close(self) -> None:

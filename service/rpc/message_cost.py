@@ -31,9 +31,6 @@ FIELD_BYTES = 200
 ELEMENT_BYTES = 8
 """Memory for an element of a packed list of numbers, at most: a number may have one byte in the message and 64 bits in memory."""
 
-WALKED_BYTES = 256
-"""A smaller submessage is not looked into: it can become little."""
-
 _MAX_VARINT_BYTES = 10
 _FIXED_BYTES = {1: 8, 5: 4}
 """By wire type: the bytes of a 64-bit and of a 32-bit value."""
@@ -105,7 +102,7 @@ def _walk(message: bytes, at: int, end: int, layout: Layout, left: int) -> tuple
             inside = layout.get(tag >> 3)
             if isinstance(inside, int):
                 elements += length // inside
-            elif inside is not None and length >= WALKED_BYTES and at <= end:
+            elif inside is not None and at <= end:
                 more = _walk(message, start, at, inside, left - fields)
                 fields += more[0]
                 elements += more[1]

@@ -59,7 +59,7 @@ class AdminServicer:
     def methods(self) -> list[Method]:
         """The methods of this servicer."""
         queries: dict[str, tuple[type[Message], Callable[[Any], Message]]] = {
-            "ServerLive": (pb.ServerLiveRequest, lambda _: pb.ServerLiveResponse(live=True)),
+            "ServerLive": (pb.ServerLiveRequest, lambda _: pb.ServerLiveResponse(live=self._metadata.live())),
             "ServerReady": (pb.ServerReadyRequest, lambda _: pb.ServerReadyResponse(ready=self._metadata.ready())),
             "ModelReady": (pb.ModelReadyRequest, self._model_ready),
             "ServerMetadata": (pb.ServerMetadataRequest, self._server_metadata),

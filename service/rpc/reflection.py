@@ -12,11 +12,15 @@ from google.protobuf import descriptor_pool
 from grpc_reflection.v1alpha import reflection_pb2 as pb
 from grpc_reflection.v1alpha.reflection import ReflectionServicer as LibraryServicer
 
+from service.errors import InvalidRequest
 from service.rpc import health
 from service.rpc.call import Method, Receiver, Stream, StreamCall
 from service.rpc.open_streams import OpenStreams
 
 SERVICES = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
+
+MAX_REQUEST_BYTES = 4096
+"""Far more than any name here has. The response repeats the request, and stays here while the client does not read it."""
 
 _NO_CONTEXT: Any = None  # the library does not use it
 
@@ -65,6 +69,8 @@ class _ReflectionStream:
         self._call = call
 
     def on_message(self, request: pb.ServerReflectionRequest) -> None:
+        if request.ByteSize() > MAX_REQUEST_BYTES:
+            raise InvalidRequest(f"the request has {request.ByteSize()} bytes; at most {MAX_REQUEST_BYTES} are accepted")
         # The next request is read when this response is sent: a client that does not read cannot fill the memory.
         self._call.send(self._servicer.answer(request).SerializeToString(), sent=self._call.receive)
 

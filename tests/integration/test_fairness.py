@@ -119,12 +119,13 @@ def test_over_its_quota_a_client_is_told_when_to_come_back_and_then_is_let_in(li
     assert counted >= 2
 
 
-def test_a_quota_of_items_bounds_what_waits_of_one_client(limited: Server) -> None:
+def test_a_request_of_more_items_than_may_ever_wait_is_not_to_be_sent_again(limited: Server) -> None:
     with grpc.insecure_channel(f"127.0.0.1:{limited.grpc_port}", [("grpc.enable_retries", 0)]) as channel:
         stub: Any = classify_on(channel)
         with pytest.raises(grpc.RpcError) as caught:
             stub(pb.ClassifyRequest(model="digits", items=item(784) * 4), metadata=metadata("limited"), timeout=20)
         error: Any = caught.value
         assert (error.code(), error.details()) == (
-            grpc.StatusCode.RESOURCE_EXHAUSTED, "the quota is used up: 0 of 3 items wait, the request has 4",
+            grpc.StatusCode.INVALID_ARGUMENT, "the request has 4 items; of one client at most 3 may wait (queue_items)",
         )  # fmt: skip
+        assert "grpc-retry-pushback-ms" not in dict(error.trailing_metadata()), "to send it again is of no use"

@@ -14,10 +14,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from service import server as server_module
 from service.client import Client
 from service.engine import registry
+from service.pb.inference import open_inference_pb2 as oip
 from service.server import Server
 from tests.conftest import Serve, put
 from tests.integration.test_foreign import live
 from tests.integration.test_repository import eventually
+from tests.integration.test_rest import ask
 
 
 def test_a_transport_that_goes_round_is_alive(server: Server) -> None:
@@ -44,6 +46,18 @@ def test_a_transport_whose_thread_is_held_up_is_told_by_livez(server: Server, mo
         go_on.set()
         assert call.result().status == health_pb2.HealthCheckResponse.SERVING
     eventually(lambda: live(server) == (200, "ok\n"))
+
+
+def test_the_open_inference_protocol_says_the_same(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answers() -> tuple[bool, tuple[int, Any]]:
+        with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+            method: Any = channel.unary_unary("/inference.GRPCInferenceService/ServerLive")
+            over_grpc = oip.ServerLiveResponse.FromString(method(b"", timeout=20)).live
+        return over_grpc, ask(server, "GET", "/v2/health/live")
+
+    assert answers() == (True, (200, {"live": True}))
+    monkeypatch.setattr(server._repository, "stuck_reason", lambda: "a batch is lost")
+    assert answers() == (False, (503, {"live": False}))
 
 
 def test_a_model_whose_batch_does_not_come_back_is_told_by_livez_and_grpc(

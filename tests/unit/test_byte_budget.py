@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from service.byte_budget import ByteBudget
+from service.byte_budget import ByteBudget, Holding
 from service.config import ServerConfig
-from service.errors import TooManyBytes
+from service.errors import TooLarge, TooManyBytes
 from service.memory_limit import memory_limit_bytes
 from service.message_limits import byte_budget
 
@@ -28,6 +28,18 @@ def test_a_refusal_says_what_is_accepted_and_when_to_try_again() -> None:
     assert isinstance(error, TooManyBytes)
     assert "at most 123 are accepted (--max-inflight-bytes)" in str(error)
     assert error.retry_after_seconds > 0
+
+
+def test_what_can_never_be_held_is_not_to_be_asked_for_again() -> None:
+    budget = ByteBudget(100)
+    assert budget.take(50), "of another"
+    with Holding(budget) as holding:
+        holding.take(40)
+        with pytest.raises(TooManyBytes):
+            holding.take(60)
+        with pytest.raises(TooLarge, match=r"100 bytes \(--max-inflight-bytes\)"):
+            holding.take(61)
+    assert budget.in_flight_bytes == 50
 
 
 def test_threads_never_take_more_than_the_limit_and_nothing_is_lost() -> None:

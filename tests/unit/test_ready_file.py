@@ -137,6 +137,63 @@ def test_a_server_that_exits_at_once_leaves_none(tmp_path: Path, how: str) -> No
     assert list(tmp_path.iterdir()) == []
 
 
+_SIGNALS_ANYWHERE = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from service import process_exit, ready_file
+from service.lifecycle import StopOnSignals, exit_after
+from service.process_exit import before_exit
+from service.ready_file import ReadyFile
+
+process_exit._LOG_SECONDS = ready_file._LOCK_SECONDS = 0.02
+ready = ReadyFile(Path(sys.argv[1]))
+before_exit(ready.remove_own)
+
+def interrupted():
+    threading.Thread(target=time.sleep, args=(0,)).start()
+    exit_after(60)
+    ready.remove_own()
+
+def run(line):
+    left = [line]
+    def trace(frame, event, argument):
+        left[0] -= event == "line"
+        if left[0] == 0:
+            left[0] = -1
+            sys.settrace(None)
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGTERM)
+        return trace
+    StopOnSignals(0)
+    ready.write(1, 2)
+    sys.settrace(trace)
+    interrupted()
+    os._exit(0)
+
+for line in range(1, 1000):
+    child = os.fork()
+    if not child:
+        run(line)
+    deadline = time.monotonic() + 20
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    if ended == (0, 0):
+        os.kill(child, signal.SIGKILL)
+        sys.exit(f"it hangs after a signal at line {line}")
+    if os.waitstatus_to_exitcode(ended[1]) == 0:
+        print(line)
+        break
+    ready.remove()
+"""
+
+
+def test_a_signal_at_any_line_of_the_code_that_it_interrupts_ends_the_process(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _SIGNALS_ANYWHERE, str(tmp_path / "ready.json")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert result.returncode == 0, result.stderr
+    assert 30 < int(result.stdout) < 1000
+
+
 FORKS = {"decoder.py", "trial_process.py"}
 """What runs in forks of helper processes, which have no ready file."""
 

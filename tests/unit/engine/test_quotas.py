@@ -77,6 +77,17 @@ def test_a_change_of_the_quotas_holds_at_once() -> None:
     assert accepted(quotas, 1)
 
 
+@pytest.mark.parametrize("size_bytes", [0, 10**12])
+def test_what_was_sent_without_a_limit_is_not_owed_when_there_is_one(size_bytes: int) -> None:
+    clock, limits = Clock(), Limits(requests_per_second=1000, bytes_per_second=100)
+    quotas = Quotas(lambda _: limits, clock)
+    assert accepted(quotas, 1000), "and owes bytes"
+    for requests, of_bytes in ((1000, 0), (0, 100), (1000, 0), (5, 100)):
+        limits.requests_per_second, limits.bytes_per_second = requests, of_bytes
+        assert accepted(quotas, 10 if of_bytes else size_bytes)
+    assert [accepted(quotas, 10) for _ in range(5)] == [True] * 4 + [False], "one burst of requests, the first above"
+
+
 def test_what_is_kept_is_bounded() -> None:
     quotas = Quotas(lambda _: Limits(requests_per_second=1))
     for number in range(MAX_PRINCIPALS + 100):

@@ -69,6 +69,8 @@ def test_json_is_taken_from_the_budget_and_refused_if_it_can_never_fit() -> None
             take_json(text, 100, holding)
         with pytest.raises(TooLarge, match="--max-inflight-bytes"):
             take_json(b"[" * 5000, 10_000, holding)
+        with pytest.raises(TooLarge, match="--max-inflight-bytes"), Holding(ByteBudget(json_cost(text) + len(text) - 1)) as small:
+            take_json(text, 10_000, small)
         assert budget.take(100_000 - budget.in_flight_bytes - 10)
         with pytest.raises(TooManyBytes):
             take_json(text, 10_000, holding)

@@ -8,7 +8,7 @@ import pytest
 
 from service.errors import DeadlineExceeded, TooManyBytes, Unavailable
 from service.memory_limit import MemoryLimit
-from service.rpc.arrivals import SHORT_OF_MEMORY, VERY_SHORT, Arrivals
+from service.rpc.arrivals import SHORT_OF_MEMORY, VERY_SHORT, YOUNG_SECONDS, Arrivals
 
 PLENTY, NOTHING = MemoryLimit(2**62), MemoryLimit(1)
 
@@ -25,7 +25,8 @@ class Filled(MemoryLimit):
 
 
 def call(age_seconds: float, *, reading: bool = True) -> Any:
-    return _Call(started=time.monotonic() - age_seconds, reading=reading)
+    since = time.monotonic() - age_seconds
+    return _Call(started=since, asked_at=since, reading=reading)
 
 
 class _Call(SimpleNamespace):
@@ -75,7 +76,33 @@ def test_streams_go_last_and_only_those_that_wait_for_a_message() -> None:
     assert list(arrivals.streams) == [busy]
 
 
+@pytest.mark.parametrize("trickle", [1, 50])
+def test_calls_that_come_and_come_do_not_shield_streams_that_hold_the_memory(trickle: int) -> None:
+    arrivals = Arrivals(60, NOTHING)
+    arrivals.streams |= dict.fromkeys([call(5) for _ in range(8)])
+    ended: list[Any] = []
+    deadline = time.monotonic() + 30
+    while len(arrivals.streams) > 1 and time.monotonic() < deadline:
+        arrivals.waiting |= dict.fromkeys([call(YOUNG_SECONDS) for _ in range(trickle)])
+        ended += arrivals.overdue()
+        time.sleep(0.005)
+    assert len(arrivals.streams) <= 1
+    first_stream = next(number for number, (_, error) in enumerate(ended) if isinstance(error, Unavailable))
+    assert first_stream >= trickle, "they go first"
+
+
+def test_of_two_streams_the_one_that_has_waited_less_for_its_message_ends_first() -> None:
+    arrivals = Arrivals(60, NOTHING)
+    old, older = call(5), call(9)
+    old.started = older.started - 100  # it was opened first
+    arrivals.streams |= {old: None, older: None}
+    assert [each for each, _ in arrivals.overdue()] == [old]
+    assert list(arrivals.streams) == [older]
+
+
 def test_a_call_that_has_just_come_is_no_reason_to_look_at_memory() -> None:
     arrivals = Arrivals(60, NOTHING)
     arrivals.waiting[call(-10)] = None
+    assert arrivals.overdue() == []
+    arrivals.streams[call(-10)] = None
     assert arrivals.overdue() == []
