@@ -9,8 +9,9 @@ from service.errors import UserError
 from service.memory_limit import MemoryLimit, memory_limit_bytes
 from service.principal import Peers
 from service.rpc.aio_server import AioServer
+from service.rpc.c_core import unavailable_reason
 from service.rpc.call import Method, OnIdle, RpcObserver
-from service.rpc.completion_queue import CompletionQueueServer, unavailable_reason
+from service.rpc.completion_queue import CompletionQueueServer
 from service.rpc.gate import Gate
 from service.rpc.transport import Options, Transport
 from service.tls_files import tls_files

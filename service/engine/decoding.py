@@ -8,7 +8,6 @@ processes of their own (`decoding_processes.py`).
 
 import logging
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,12 +19,12 @@ from service.engine.decoding_processes import DecodingProcesses
 from service.engine.query import Item
 from service.engine.served_version import ServedVersion
 from service.errors import InvalidRequest, QueueFull
+from service.fair_threads import FairThreads
 from service.model.contract import InputSpec
 from service.model.picture_cost import DEAR, decoding_steps
 from service.model.preprocessing import open_image, to_pixels
 from service.model.signature import TensorSpec
 from service.principal import UNKNOWN, Principal
-from service.thread_pool import ThreadPool
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +46,8 @@ class DecodingPool:
     """
 
     def __init__(self, threads: int, processes: DecodingProcesses) -> None:
-        self._cheap = _FairThreads(threads, "decode")
-        self._dear = _FairThreads(threads, "decode-dear")
+        self._cheap = FairThreads(threads, "decode")
+        self._dear = FairThreads(threads, "decode-dear")
         self.processes = processes
         self._lock = threading.Lock()
         self._held: dict[Principal, int] = {}  # bytes
@@ -101,34 +100,6 @@ class DecodingPool:
             left = self._held.pop(principal, 0) - encoded_bytes
             if left:
                 self._held[principal] = left
-
-
-class _FairThreads:
-    """Threads that run jobs, those of each principal in turn."""
-
-    def __init__(self, threads: int, name: str) -> None:
-        self._threads = ThreadPool(threads, name)
-        self._lock = threading.Lock()
-        self._waiting: dict[Principal, deque[Callable[[], None]]] = {}  # whose turn is next first
-
-    def submit(self, principal: Principal, job: Callable[[], None]) -> None:
-        """Raises as `ThreadPool.submit`."""
-        with self._lock:  # which a thread waits for before it looks for the job
-            self._threads.submit(self._run_next)
-            self._waiting.setdefault(principal, deque()).append(job)
-
-    def close(self) -> None:
-        """Waits until every job has run."""
-        self._threads.close()
-
-    def _run_next(self) -> None:
-        with self._lock:
-            principal = next(iter(self._waiting))
-            jobs = self._waiting.pop(principal)
-            job = jobs.popleft()
-            if jobs:
-                self._waiting[principal] = jobs
-        job()
 
 
 def raw_images(served: ServedVersion, items: Sequence[Item], tensor: NDArray[Any] | None) -> NDArray[Any] | None:

@@ -177,7 +177,11 @@ class AioServer:
             await asyncio.sleep(CANCELLATION_SECONDS)
             call.fail(InvalidRequest("the call has no message"))
             return
-        parsed = await self._parse(call, [payload]) if in_pool(payload) else self._parser.parse(method, payload)
+        try:
+            parsed = await self._parse(call, [payload]) if in_pool(payload) else self._parser.parse(method, payload)
+        except Exception as error:  # noqa: BLE001 - any error fails this call alone
+            call.fail(error)
+            return
         self._handle(call, partial(handle_parsed, method, parsed, call))
 
     async def _parse(self, call: Call, payloads: list[bytes]) -> Parsed:
@@ -242,7 +246,11 @@ class AioServer:
             if payload is grpc.aio.EOF:
                 self._handle(call, partial(half_close, receiver, call))
                 return
-            parsed = await self._parse(call, [payload]) if in_pool(payload) else self._parser.parse(method, payload)
+            try:
+                parsed = await self._parse(call, [payload]) if in_pool(payload) else self._parser.parse(method, payload)
+            except Exception as error:  # noqa: BLE001 - as in `_receive`
+                call.fail(error)
+                return
             del payload  # not while the next is waited for
             self._handle(call, partial(deliver, method, parsed, receiver, call))
             del parsed

@@ -3,7 +3,7 @@
 grpcio's public servers spend most of a small call handing it from thread to thread or through an event loop. The layer below
 them, `grpc._cython.cygrpc`, has no such hand-overs: it is a completion queue, and calls on which operations are started. Here one
 thread polls it, parses messages, runs batches of the model and replies. The layer is private to grpcio: this file alone uses it,
-`unavailable_reason` says whether the installed grpcio has it as tested, and if not, `aio_server.py` takes its place.
+`c_core.py` says whether the installed grpcio has it as tested, and if not, `aio_server.py` takes its place.
 
 C core in five sentences
     Operations are started together (C core calls them a batch) on a call, or as the request for a new call, with a *tag*. When they
@@ -70,6 +70,7 @@ import grpc
 from service.byte_budget import ByteBudget
 from service.errors import InvalidRequest
 from service.rpc.arrivals import Arrivals
+from service.rpc.c_core import cygrpc
 from service.rpc.call import (
     NEVER,
     Call,
@@ -90,15 +91,7 @@ from service.rpc.transport import MAX_METADATA_ENTRIES, TOO_MUCH_METADATA, Optio
 from service.rpc.turns import ROUND_SECONDS, Turns
 from service.vital_thread import vital_thread
 
-try:
-    from grpc._cython import cygrpc  # type: ignore[attr-defined]  # noqa: TID251 - allowed in this file alone
-except ImportError:
-    cygrpc = None
-
 log = logging.getLogger(__name__)
-
-TESTED = ((1, 81), (1, 85))
-"""The lowest and the newest minor version of grpcio that the tests are run with."""
 
 REQUESTED_CALLS = 64
 IDLE_POLLS = 8
@@ -110,44 +103,10 @@ MAX_ROUND_EVENTS = 4096
 MAX_ROUND_MESSAGES = 170
 """A round handles so many messages at most."""
 
-_NAMES = {
-    "Server": ("register_completion_queue", "add_http2_port", "start", "request_call", "shutdown", "cancel_all_calls", "destroy"),
-    "CompletionQueue": ("poll", "shutdown"),
-    "Call": ("start_server_batch", "peer"),
-    "auth_context": (),
-    "CompletionType": ("queue_shutdown", "queue_timeout", "operation_complete"),
-    "StatusCode": ("ok",),
-    "WriteFlag": ("buffer_hint",),
-    "SendInitialMetadataOperation": (),
-    "SendMessageOperation": (),
-    "SendStatusFromServerOperation": (),
-    "ReceiveMessageOperation": (),
-    "ReceiveCloseOnServerOperation": (),
-}  # fmt: skip
-
 Tag = Callable[[Any], None]
 
 _NO_METADATA: Metadata = ()
 _NO_DEADLINE = 1e15  # seconds since 1970; C core gives its largest time for a call without a deadline
-
-
-def unavailable_reason() -> str:
-    """Why the fast transport cannot be used with the installed grpcio; empty if it can."""
-    if cygrpc is None:
-        return "grpcio has no grpc._cython.cygrpc"
-    for name, attributes in _NAMES.items():
-        missing = [attribute for attribute in attributes if not hasattr(getattr(cygrpc, name, None), attribute)]
-        if missing or not hasattr(cygrpc, name):
-            return f"grpcio {grpc.__version__}: cygrpc.{name} is not as tested"
-    major_minor = tuple(int(part) for part in grpc.__version__.split(".")[:2])
-    if not TESTED[0] <= major_minor <= TESTED[1]:
-        tested = " to ".join(".".join(map(str, version)) for version in TESTED)
-        return f"grpcio {grpc.__version__} is untested (tested: {tested})"
-    try:
-        _self_test()
-    except Exception as error:  # noqa: BLE001 - a private layer that has changed may raise anything
-        return f"grpcio {grpc.__version__}: cygrpc does not work as tested ({type(error).__name__}: {error})"
-    return ""
 
 
 class CompletionQueueServer:
@@ -252,8 +211,7 @@ class CompletionQueueServer:
                 if event.completion_type != timeout:
                     try:
                         event.tag(event)
-                    except Exception as error:
-                        log.exception("handling an event of the completion queue failed")
+                    except Exception as error:  # noqa: BLE001 - any error fails its call alone
                         _fail_call(event.tag, error)
                     events += 1
                     found_nothing = 0
@@ -313,8 +271,7 @@ class CompletionQueueServer:
                 return
             try:
                 event.tag(event)
-            except Exception as error:
-                log.exception("handling an event of the completion queue failed")
+            except Exception as error:  # noqa: BLE001 - any error fails its call alone
                 _fail_call(event.tag, error)
 
     def may_handle_at_once(self) -> bool:
@@ -329,7 +286,10 @@ class CompletionQueueServer:
         return True
 
     def _handle(self, call: "_FastUnaryCall | _FastStreamCall", payload: Any) -> None:
-        call.handle(payload)
+        try:
+            call.handle(payload)
+        except Exception as error:  # noqa: BLE001 - any error fails its call alone
+            _fail_call(call.handle, error)
         if self._outbox:  # a batch was full and has run, or the request was refused
             self.flush()
 
@@ -354,7 +314,10 @@ class CompletionQueueServer:
         self.parser.close()  # messages of calls that have ended may be in the pool; C core aborts if one comes after the shutdown
         self._queue.shutdown()
         while (event := self._queue.poll()).completion_type != cygrpc.CompletionType.queue_shutdown:
-            event.tag(event)
+            try:
+                event.tag(event)
+            except Exception as error:  # noqa: BLE001 - any error fails its call alone
+                _fail_call(event.tag, error)
             self._handle_messages()
             self.flush()
         while self.turns or self.messages:
@@ -614,7 +577,8 @@ def _reject(core: Any, code: grpc.StatusCode, message: str) -> None:
 
 
 def _fail_call(tag: Tag, error: Exception) -> None:
-    """Ends the call whose event could not be handled, so that its client does not wait for an answer."""
+    """Ends the call whose event or message could not be handled, so that its client does not wait for an answer."""
+    log.error("handling an event of the completion queue failed", exc_info=error)
     bound = tag.func if isinstance(tag, partial) else tag
     call = getattr(bound, "__self__", None)
     if isinstance(call, Call):
@@ -626,19 +590,3 @@ def _fail_call(tag: Tag, error: Exception) -> None:
 
 def _ignore(_: Any) -> None:
     pass
-
-
-def _self_test() -> None:
-    """Starts and stops a server, without a call."""
-    queue = cygrpc.CompletionQueue()
-    server = cygrpc.Server([(b"grpc.so_reuseport", 0)], False)
-    server.register_completion_queue(queue)
-    server.add_http2_port(b"127.0.0.1:0")
-    server.start()
-    server.request_call(queue, queue, "call")
-    server.shutdown(queue, "shutdown")
-    tags = {queue.poll(time.time() + 10).tag for _ in range(2)}
-    server.destroy()
-    queue.shutdown()
-    if tags != {"call", "shutdown"} or queue.poll(time.time() + 10).completion_type != cygrpc.CompletionType.queue_shutdown:
-        raise RuntimeError("a server did not shut down as expected")

@@ -16,11 +16,11 @@ _CHUNK_BYTES = 64 * 1024
 _STEP_BYTES = 1024 * 1024
 
 
-def unfold(message: bytes, budget: ByteBudget, max_bytes: int) -> bytes | None:
+def unfold(message: bytes, budget: ByteBudget, max_bytes: int, reason: str) -> bytes | None:
     """The unfolded message, whose bytes are taken from the budget; None if it is not compressed, or not to its end.
 
     Raises:
-        TooLarge: it has more than `max_bytes`, or more than the budget ever gives.
+        TooLarge: it has more than `max_bytes`, for this reason, or more than the budget ever gives.
         TooManyBytes: the budget does not have so many left.
     """
     decompressor = zlib.decompressobj(zlib.MAX_WBITS + 32)  # either format
@@ -33,7 +33,7 @@ def unfold(message: bytes, budget: ByteBudget, max_bytes: int) -> bytes | None:
             while chunk and not decompressor.eof:
                 part = decompressor.decompress(chunk, _STEP_BYTES)
                 if taken + len(part) > max_bytes:
-                    raise TooLarge(f"the message is larger than {max_bytes} bytes when it is decompressed (--max-message-bytes)")
+                    raise TooLarge(f"the message is larger than {max_bytes} bytes when it is decompressed ({reason})")
                 if len(message) + taken + len(part) > budget.limit_bytes:
                     raise TooLarge(
                         f"the message and what is in it have more than {budget.limit_bytes} bytes (--max-inflight-bytes)"

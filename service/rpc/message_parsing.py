@@ -1,27 +1,38 @@
 """Messages from bytes: unfolded if they are compressed, counted if they are large, and parsed.
 
 Small messages are parsed on the transport's thread, one after the other. Those that are compressed or of a megabyte and more are
-parsed by a pool of two threads: the transport's thread goes on meanwhile, and no more than two are unfolded at a time.
+parsed by a pool of two threads: the transport's thread goes on meanwhile, and no more than two are unfolded at a time. A thousand
+times the work may be in a compressed message than in another of its size, and in the pool neither the turns of the transport nor
+quotas apply. So the pool has turns of its own, message by message; it drops what nobody waits for any more; nobody waits long; and
+methods that need no credentials take little.
 """
 
 import logging
+import time
 from collections.abc import Callable
 from functools import cache, partial
 from typing import NamedTuple
 
 from google.protobuf.message import DecodeError, Message
 
-from service.byte_budget import ByteBudget, out_of_memory
-from service.errors import Cancelled, ConvoyError, InvalidRequest, RequestError, TooLarge, Unavailable, forget_traceback
+from service.access.rights import need_of
+from service.byte_budget import RETRY_SECONDS, ByteBudget, out_of_memory
+from service.errors import Cancelled, ConvoyError, InvalidRequest, RequestError, TooLarge, TooManyBytes, forget_traceback
+from service.fair_threads import FairThreads
 from service.rpc.call import Call, Method
 from service.rpc.compression import FIRST_BYTES, unfold
 from service.rpc.message_cost import LARGE_MESSAGE_BYTES, Layout, count, layout_of
-from service.thread_pool import ThreadPool
 
 log = logging.getLogger(__name__)
 
 POOLED_MESSAGE_BYTES = 1024 * 1024
 THREADS = 2
+
+WAITING_SECONDS = 5.0
+"""So long a message waits for its turn in the pool, at most. How long the compressed ones before it take is not known before."""
+
+MAX_OPEN_BYTES = LARGE_MESSAGE_BYTES
+"""Of a message, unfolded, to a method that needs no credentials: it has a name at most."""
 
 Outcome = Message | Exception
 
@@ -44,7 +55,7 @@ class MessageParser:
     def __init__(self, budget: ByteBudget, max_message_bytes: int) -> None:
         self._budget = budget
         self._max_message_bytes = max_message_bytes
-        self._pool = ThreadPool(THREADS, "parse-messages")
+        self._pool = FairThreads(THREADS, "parse-messages")
         self._closed = False
 
     def close(self) -> None:
@@ -67,7 +78,7 @@ class MessageParser:
             return Parsed(error)
 
     def parse_in_pool(self, call: Call, message: bytes, on_done: Callable[[Parsed], None]) -> None:
-        """Parses a call's message on a thread of the pool, unless the call has ended by then. Its bytes are taken meanwhile too.
+        """Parses a call's message on a thread of the pool, in its principal's turn. Its bytes are taken meanwhile too.
 
         `on_done` is called once: there, or here if the message is refused at once. If it raises there, the call fails.
         """
@@ -75,17 +86,20 @@ class MessageParser:
         if not self._budget.take(size):
             on_done(Parsed(self._budget.refusal()))
             return
+        until = time.monotonic() + WAITING_SECONDS
         try:
-            self._pool.submit(partial(self._run, call, [message], size, on_done))
-        except Unavailable as error:
+            self._pool.submit(call.principal, partial(self._run, call, [message], size, until, on_done))
+        except Exception as error:  # noqa: BLE001 - without a thread, or memory for it, this message fails alone
             self._budget.give_back(size)
-            forget_traceback(error)
-            on_done(Parsed(error))
+            on_done(Parsed(_refusal(call.method, error, size)))
 
-    def _run(self, call: Call, messages: list[bytes], size: int, on_done: Callable[[Parsed], None]) -> None:
+    def _run(self, call: Call, messages: list[bytes], size: int, until: float, on_done: Callable[[Parsed], None]) -> None:
         if call.ended or self._closed:
             self._budget.give_back(size)
             parsed = Parsed(Cancelled("the call has ended before its message was parsed"))
+        elif time.monotonic() >= until:
+            self._budget.give_back(size)
+            parsed = Parsed(TooManyBytes("too many large or compressed messages wait to be parsed; try again", RETRY_SECONDS))
         else:
             # A list, because the pool holds on to the job: the message must go as soon as it is parsed.
             parsed = self._parse_large(call.method, messages.pop(), size)
@@ -99,6 +113,12 @@ class MessageParser:
         """For a message that is not handled, because its call has ended."""
         self._budget.give_back(parsed.held_bytes + parsed.passing_bytes)
 
+    def _limit(self, method: Method) -> tuple[int, str]:
+        """The most bytes of a message, and why."""
+        if need_of(method.path).right == "open":
+            return MAX_OPEN_BYTES, "this method needs no credentials"
+        return self._max_message_bytes, "--max-message-bytes"
+
     def _parse_large(self, method: Method, message: bytes, taken: int = 0) -> Parsed:
         """Parses any message. Of it `taken` bytes are taken from the budget already; they are given back, or held."""
         budget = self._budget
@@ -106,8 +126,11 @@ class MessageParser:
             if not taken and not budget.take(len(message)):
                 return Parsed(budget.refusal())
             taken = len(message)
+            limit, reason = self._limit(method)
+            if taken > limit:
+                raise TooLarge(f"the message is larger than {limit} bytes ({reason})")
             if message[:1] in FIRST_BYTES:
-                unfolded = unfold(message, budget, self._max_message_bytes)
+                unfolded = unfold(message, budget, limit, reason)
                 if unfolded is not None:
                     budget.give_back(taken)
                     message, taken = unfolded, len(unfolded)

@@ -24,6 +24,7 @@ ATTACKS: Mapping[str, Attack] = {
     "garbage": grpc_attacks.garbage,
     "empty parts": grpc_attacks.empty_parts,
     "gzip bombs": grpc_attacks.compressed,
+    "gzip bombs, cancelled": grpc_attacks.cancelled_bombs,
     "refused requests": grpc_attacks.refused,
     "large messages": grpc_attacks.stalled_in_clients,
     "stalled messages": grpc_attacks.stalled,

@@ -1,5 +1,6 @@
 """Attacks on the gRPC port. Each runs until a time on the monotonic clock, and returns what it has sent in words."""
 
+import gzip
 import random
 import socket
 import struct
@@ -25,13 +26,19 @@ HALF_OPEN = 2000
 WATCHES = 2000
 STALLED = 40
 METHODS = (refusals.CLASSIFY, refusals.CLASSIFY_STREAM, refusals.INFER, refusals.INFER_STREAM)
+CHECK = "/grpc.health.v1.Health/Check"
 LONG = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
 
 
 def _send(
-    target: Target, until: float, calls: Iterator[tuple[str, bytes]], in_flight: int = IN_FLIGHT, **options: Any
+    target: Target,
+    until: float,
+    calls: Iterator[tuple[str, bytes]],
+    in_flight: int = IN_FLIGHT,
+    seconds: float = CALL_SECONDS,
+    **options: Any,
 ) -> tuple[int, int]:
-    """Sends unary calls of raw messages, so many at a time; returns their number and bytes."""
+    """Sends unary calls of raw messages, so many at a time, with a deadline; returns their number and bytes."""
     sent = size = 0
     with grpc.insecure_channel(f"127.0.0.1:{target.grpc_port}", LONG) as channel:
         waiting: list[Any] = []
@@ -39,7 +46,7 @@ def _send(
             if time.monotonic() >= until:
                 break
             method: Any = channel.unary_unary(path)
-            waiting.append(method.future(message, timeout=CALL_SECONDS, **options))
+            waiting.append(method.future(message, timeout=seconds, **options))
             sent, size = sent + 1, size + len(message)
             if len(waiting) == in_flight:
                 waiting.pop(0).exception()
@@ -98,6 +105,13 @@ def compressed(target: Target, until: float) -> str:
     calls = _repeat((refusals.CLASSIFY, message))
     sent, size = _send(target, until, calls, in_flight=32, compression=grpc.Compression.Gzip)
     return f"{sent} messages, unfolded {size / MIB:.0f} MiB"
+
+
+def cancelled_bombs(target: Target, until: float) -> str:
+    """Messages of 60 MB of zeros, compressed to 58 kB, whose calls are over before they are unfolded."""
+    bomb = gzip.compress(bytes(60_000_000))
+    sent, size = _send(target, until, _repeat((refusals.CLASSIFY, bomb), (CHECK, bomb)), in_flight=64, seconds=0.3)
+    return f"{sent} messages, {size / MIB:.1f} MiB"
 
 
 def refused(target: Target, until: float) -> str:

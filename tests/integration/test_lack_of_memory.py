@@ -69,10 +69,19 @@ def started(request: pytest.FixtureRequest) -> Iterator[tuple[Transport, Lacking
     transport.stop(0)
 
 
-def test_the_call_fails_and_the_next_is_answered(started: tuple[Transport, Lacking]) -> None:
+@pytest.mark.parametrize("path", ["/t.T/Echo", "/t.T/EchoStream"])
+@pytest.mark.parametrize("shared", [False, True], ids=["", "in turns"])
+def test_the_call_fails_and_the_next_is_answered(started: tuple[Transport, Lacking], path: str, shared: bool) -> None:
     transport, lacking = started
+    turns: Any = getattr(transport, "turns" if transport.name == "fast" else "_turns")
+    turns.shared, turns._shared_until = shared, math.inf
     with grpc.insecure_channel(f"127.0.0.1:{transport.port}", [("grpc.enable_retries", 0)]) as channel:
-        echo: Any = channel.unary_unary("/t.T/Echo")
+        method: Any = channel.stream_stream(path)
+
+        def echo(message: bytes, timeout: float) -> bytes:
+            [answer] = method(iter([message]), timeout=timeout)
+            return bytes(answer)
+
         small, large = (BytesValue(value=bytes(size)).SerializeToString() for size in (10, 2 << 20))
         assert echo(small, timeout=20) == small
         lacking.left = CALLS

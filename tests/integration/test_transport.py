@@ -20,8 +20,9 @@ from grpc_status import rpc_status
 from service import errors
 from service.principal import Principal
 from service.rpc.aio_server import AioServer
+from service.rpc.c_core import unavailable_reason
 from service.rpc.call import Method, Stream, StreamCall, Unary, UnaryCall
-from service.rpc.completion_queue import CompletionQueueServer, unavailable_reason
+from service.rpc.completion_queue import CompletionQueueServer
 from service.rpc.transport import Options, Transport
 from service.tls_files import Tls
 from tests.benchmarks.leaks import half_a_call

@@ -16,8 +16,9 @@ from service.errors import Cancelled, InvalidRequest, TooLarge, TooManyBytes, Un
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.pb.inference import open_inference_pb2 as oip
 from service.principal import UNKNOWN, Principal
+from service.rpc import message_parsing
 from service.rpc.call import NEVER, Unary, UnaryCall
-from service.rpc.message_parsing import THREADS, MessageParser, Parsed, in_pool
+from service.rpc.message_parsing import MAX_OPEN_BYTES, THREADS, MessageParser, Parsed, in_pool
 from service.rpc.status import Status
 from tests.integration.transport_service import RecordingMethodObserver, RecordingObserver
 from tests.lack_of_threads import no_more_threads
@@ -217,6 +218,45 @@ def test_messages_that_wait_when_the_pool_is_closed_are_not_parsed(
     assert len(outcomes) == 3
     for parsed in outcomes:
         refused(parsed, Cancelled, "the call has ended")
+
+
+def test_clients_take_turns(parser: MessageParser, busy: threading.Event) -> None:
+    order: list[str] = []
+    for who in ("greedy", "greedy", "greedy", "greedy", "polite"):
+
+        def on_done(parsed: Parsed, who: str = who) -> None:
+            order.append(who)
+            parser.give_back(parsed)
+
+        parser.parse_in_pool(ACall(principal=Principal("address", who)), request(10).SerializeToString(), on_done)
+    busy.set()
+    parser.close()
+    assert "polite" in order[: 1 + THREADS]
+    assert len(order) == 5
+
+
+def test_a_message_that_has_waited_long_is_refused(
+    parser: MessageParser, busy: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(message_parsing, "WAITING_SECONDS", 0.0)
+    outcomes: list[Parsed] = []
+    parser.parse_in_pool(ACall(), request(10).SerializeToString(), outcomes.append)
+    busy.set()
+    while not outcomes:
+        threading.Event().wait(0.01)
+    refused(outcomes[0], TooManyBytes, "wait to be parsed; try again")
+
+
+@WAYS
+@pytest.mark.parametrize("fold", [identity, gzip.compress])
+def test_a_method_that_needs_no_credentials_takes_small_messages(
+    parser: MessageParser, way: Way, fold: Callable[[bytes], bytes]
+) -> None:
+    method = Unary("/grpc.health.v1.Health/Check", pb.ClassifyRequest, lambda *_: None)
+    parsed = way(parser, method, fold(request(MAX_OPEN_BYTES - 100).SerializeToString()))
+    assert parsed.outcome == request(MAX_OPEN_BYTES - 100)
+    parser.give_back(parsed)
+    refused(way(parser, method, fold(request(MAX_OPEN_BYTES).SerializeToString())), TooLarge, "this method needs no credentials")
 
 
 def test_a_message_that_cannot_be_passed_on_fails_its_call(parser: MessageParser) -> None:
