@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from service.errors import FilesChanged, InvalidModel
 from service.model.files import NOT_REGULAR, file_state, read_file
-from service.model.onnx_messages import EXTERNAL, parse_model, tensors
+from service.model.onnx_messages import EXTERNAL, check_fields, parse_model, tensors
 from service.model.onnx_outline import read_outline
 
 if TYPE_CHECKING:
@@ -26,6 +26,13 @@ _MAX_INLINE_BYTES = 4096
 
 _MAX_FILE_BYTES = 2**31 - 1
 """The largest message of protobuf, which an ONNX file is. Not read, so that it costs no memory."""
+
+_MAX_FILES = 10_000
+_MAX_NAME_BYTES = 1024
+"""Files of weights that a version may have, and the length of their names: each is looked at again and again, for changes."""
+
+_MAX_DIMENSIONS = 64
+"""Of a tensor. The product of a million numbers would take hours."""
 
 _BITS = {
     1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12: 32, 13: 64, 14: 64, 15: 128, 16: 16, 17: 8, 18: 8,
@@ -110,12 +117,14 @@ def read_model(
     weights = {name: _read(files[name], f"weights file {name!r}", folders, max_bytes) for name in sorted(files)}
     if before != file_state(path) or any(file_state(file) != state for file, state in states.items()):
         raise FilesChanged("its files changed while they were read")
+    needed = dict.fromkeys(weights, 0)
+    for place in places:
+        needed[place.file] = max(needed[place.file], place.offset + (place.size or 0))
     for name, content in weights.items():
         if signed is not None:
             signed.check_read(name, content)
-        needed = max(place.offset + (place.size or 0) for place in places if place.file == name)
-        if len(content) < needed:
-            raise InvalidModel(f"weights file {name!r} has {len(content)} bytes, the graph needs {needed}")
+        if len(content) < needed[name]:
+            raise InvalidModel(f"weights file {name!r} has {len(content)} bytes, the graph needs {needed[name]}")
     for content in weights.values():
         digest.update(content)
         size_bytes += len(content)
@@ -140,6 +149,7 @@ def _external_tensors(graph: bytes) -> tuple[Any, list[_Place]]:
     """The parsed ONNX file, and where its tensors are that are not in it. No message if there are none."""
     if b"location" not in graph:  # saves parsing a large file
         return None, []
+    check_fields(graph)
     try:
         message = parse_model(graph)
     except InvalidModel:
@@ -148,7 +158,16 @@ def _external_tensors(graph: bytes) -> tuple[Any, list[_Place]]:
 
 
 def _external_places(message: Any) -> list[_Place]:
-    return [_place(*found) for found in tensors(message) if found[0].data_location == EXTERNAL]
+    """Raises InvalidModel if they are in places, or in more files, that are not accepted."""
+    places, files = [], set()
+    for tensor, where in tensors(message):
+        if tensor.data_location == EXTERNAL:
+            place = _place(tensor, where)
+            places.append(place)
+            files.add(place.file)
+            if len(files) > _MAX_FILES:
+                raise InvalidModel(f"its weights are in more than {_MAX_FILES:,} files")
+    return places
 
 
 def _place(tensor: Any, where: tuple[str, ...]) -> _Place:
@@ -161,6 +180,10 @@ def _place(tensor: Any, where: tuple[str, ...]) -> _Place:
         raise InvalidModel(f"tensor {name!r}: location, offset and length of its data are not a text and two numbers") from None
     if file.startswith(("/", "../")) or file in (".", "..") or "\0" in file:
         raise InvalidModel(f"weights file {file!r} is outside the model's folder")
+    if len(given[b"location"]) > _MAX_NAME_BYTES:
+        raise InvalidModel(f"the name of a weights file has more than {_MAX_NAME_BYTES} bytes")
+    if len(tensor.dims) > _MAX_DIMENSIONS:
+        raise InvalidModel(f"tensor {name!r} has more than {_MAX_DIMENSIONS} dimensions")
     bits = _BITS.get(tensor.data_type)
     if length is None and bits is not None:
         length = -(-math.prod(tensor.dims) * bits // 8)

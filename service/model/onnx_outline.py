@@ -11,17 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from service.errors import InvalidModel
-from service.model.onnx_messages import field_kinds, parse_model
+from service.model.onnx_messages import MAX_DEPTH, MAX_FIELDS, check_fields, field_kinds, parse_model
 
 _WHOLE_BYTES = 4096
 """Fields up to this size are kept as they are: entering them would save nothing."""
 
-_MAX_KEPT_BYTES = 64 * 2**20
+_MAX_KEPT_BYTES = 32 * 2**20
 """More is refused. The largest networks have a few MiB of nodes; a contract has golden samples of some MiB."""
-
-_MAX_FIELDS = 1_000_000
-_MAX_DEPTH = 100
-"""More is refused: a file made of tiny fields would take minutes. Protobuf itself takes no deeper messages."""
 
 _WINDOW_BYTES = 64 * 1024
 _MAX_VARINT_BYTES = 10
@@ -33,6 +29,8 @@ _VARINT, _FIXED_64, _LENGTH, _FIXED_32 = 0, 1, 2, 5
 def read_outline(path: Path) -> Any:
     """The message `Model` of an ONNX file, without `raw_data` and the other large fields that `onnx_messages` does not read.
 
+    Nobody has tried the file yet: what it costs is bounded here, at about a hundred MB and some seconds.
+
     Raises:
         OSError: the file cannot be read.
         InvalidModel: it is not a regular file, not an ONNX file, or has too much beside the data of its tensors.
@@ -42,9 +40,11 @@ def read_outline(path: Path) -> Any:
         state = os.fstat(descriptor)
         if not stat.S_ISREG(state.st_mode):
             raise InvalidModel("not a regular file")
-        return parse_model(bytes(_Outline(descriptor, state.st_size).message("Model", 0, state.st_size)))
+        content = bytes(_Outline(descriptor, state.st_size).message("Model", 0, state.st_size))
     finally:
         os.close(descriptor)
+    check_fields(content)
+    return parse_model(content)
 
 
 class _Outline:
@@ -60,14 +60,14 @@ class _Outline:
 
     def message(self, name: str, at: int, end: int, depth: int = 1) -> bytearray:
         """The message of this name that stands from `at` to `end`, without what is left out."""
-        if depth > _MAX_DEPTH:
+        if depth > MAX_DEPTH:
             raise InvalidModel("not an ONNX file: its messages are nested too deep")
         kept = bytearray()
         while at < end:
             start = at
             self._fields += 1
-            if self._fields > _MAX_FIELDS:
-                raise InvalidModel(f"it has more than {_MAX_FIELDS:,} fields beside the data of its tensors")
+            if self._fields > MAX_FIELDS:
+                raise InvalidModel(f"it has more than {MAX_FIELDS:,} fields beside the data of its tensors")
             tag, at = self._varint(at, end)
             wire_type = tag & 7
             if wire_type == _VARINT:

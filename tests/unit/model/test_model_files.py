@@ -12,9 +12,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from service.errors import FilesChanged, InvalidModel
-from service.model import model_files
+from service.model import model_files, onnx_messages
 from service.model.loading import load_model
 from service.model.model_files import read_model, weights_files
+from service.model.onnx_outline import read_outline
 from tests.unit.model.graphs import FLOAT, PRODUCT, node, write
 
 LARGE = np.random.default_rng(1).normal(size=(4, 2000)).astype(np.float32)
@@ -131,6 +132,35 @@ def test_the_digest_is_of_the_model_file_and_then_of_its_weights_by_name(tmp_pat
     alone = write(tmp_path / "alone.onnx", [PRODUCT], {"product": FLOAT})
     assert read_model(alone).digest == hashlib.sha256(alone.read_bytes()).hexdigest()
     assert read_model(alone).graph == alone.read_bytes(), "as it is"
+
+
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        ({"_MAX_FILES": 1}, "its weights are in more than 1 files"),
+        ({"_MAX_NAME_BYTES": 5}, "the name of a weights file has more than 5 bytes"),
+        ({"_MAX_DIMENSIONS": 1}, "tensor 'large' has more than 1 dimensions"),
+    ],
+)
+def test_what_would_take_long_to_look_at_is_refused(
+    changed: dict[str, int], problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = two_files(tmp_path / "model.onnx")
+    for name, value in changed.items():
+        monkeypatch.setattr(model_files, name, value)
+    assert weights_files(path) == ()
+    with pytest.raises(InvalidModel, match=problem):
+        read_model(path)
+
+
+def test_a_file_of_which_protobuf_would_make_too_much_is_not_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = two_files(tmp_path / "model.onnx")
+    monkeypatch.setattr(onnx_messages, "MAX_FIELDS", 20)
+    with pytest.raises(InvalidModel, match="more than 20 fields"):
+        read_model(path)
+    with pytest.raises(InvalidModel, match="more than 20 fields"):
+        read_outline(path)
+    assert weights_files(path) == ()
 
 
 def place(path: Path, **values: str) -> None:

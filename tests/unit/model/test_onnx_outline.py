@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
 from service.errors import InvalidModel
-from service.model import onnx_outline
+from service.model import input_size, onnx_outline
 from service.model.contract import Contract
 from service.model.input_size import input_item_bytes
 from service.model.model_files import read_model
@@ -86,7 +86,7 @@ def test_gigabytes_of_weights_are_not_read(tmp_path: Path) -> None:
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_outline, "_MAX_FIELDS", 1000)
+    monkeypatch.setattr(onnx_outline, "MAX_FIELDS", 1000)
     monkeypatch.setattr(onnx_outline, "_MAX_KEPT_BYTES", 100_000)
     deep = b""
     for _ in range(150):
@@ -125,3 +125,15 @@ def test_any_bytes_have_an_outline_or_are_refused(tmp_path_factory: pytest.TempP
     except InvalidModel:
         # Groups, which ONNX does not have and protobuf would read.
         assert expected is None or any(byte & 7 in (3, 4) for byte in content)
+
+
+def test_what_would_take_long_to_add_up_has_no_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.onnx"
+    monkeypatch.setattr(input_size, "_MAX_CONTRACT_BYTES", 1000)
+    for sides, expected in ((64, 4), (65, 0), (300_000, 0)):
+        taken = helper.make_tensor_value_info("x", FLOAT, ["N", *[1] * sides])
+        path.write_bytes(field(7, helper.make_graph([], "g", [taken], []).SerializeToString()))
+        assert input_item_bytes(path) == expected
+    path.write_bytes(field(14, field(1, b"convoy.contract") + field(2, bytes(1001))))
+    with pytest.raises(InvalidModel, match="its contract has more than 0 MiB"):
+        input_item_bytes(path)
