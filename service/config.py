@@ -241,7 +241,7 @@ class ServerConfig(BaseModel):
         ge=8192,
         le=2**24,
         description="Largest metadata of a gRPC call, where each key counts 32 bytes more, and largest header of an HTTP request.",
-        json_schema_extra={"default": "16384 for gRPC, 262144 for HTTP"},
+        json_schema_extra={"default": "16384 for gRPC, 65536 for HTTP"},
     )
     max_concurrent_streams: int = Field(
         default=1024,

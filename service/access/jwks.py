@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from jwt import PyJWK, PyJWTError
+from jwt import PyJWK
 
 from service.access.auth_file import check_key_source, is_url
 from service.errors import UserError
@@ -59,7 +59,10 @@ class KeySource(Protocol):
 
 def parse_keys(content: bytes) -> Keys:
     """The keys of a JWKS that can sign; those of kinds that are not known are left out. Raises ValueError if none is left."""
-    document = json.loads(content)
+    try:
+        document = json.loads(content)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
     listed = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(listed, list):
         raise ValueError("not a JWKS: an object with the list `keys` is expected")
@@ -68,9 +71,10 @@ def parse_keys(content: bytes) -> Keys:
         if isinstance(each, dict) and each.get("kty") in _ASYMMETRIC and each.get("use", "sig") == "sig":
             try:
                 key = PyJWK({name: value for name, value in each.items() if name not in _PRIVATE}).key
-            except (PyJWTError, ValueError, TypeError):
+            except Exception:  # noqa: BLE001, S112 - of PyJWT and cryptography, of many kinds; none of them gives a key
                 continue
-            found[each.get("kid")] = Key(key, each.get("alg"))
+            key_id = each.get("kid")
+            found[key_id if isinstance(key_id, str) else None] = Key(key, each.get("alg"))
     if not found:
         raise ValueError("the JWKS has no public key that signs")
     return found
@@ -82,6 +86,7 @@ class KeyFile:
     def __init__(self, path: Path) -> None:
         """Raises UserError if it cannot be read."""
         self._path = path
+        self._failure = ""
         try:
             self._content = path.read_bytes()
             self.keys: Keys | None = parse_keys(self._content)
@@ -94,14 +99,18 @@ class KeyFile:
         """See KeySource. A file that is broken or gone leaves the keys as they are."""
         try:
             content = self._path.read_bytes()
-            if content == self._content:
-                return False
-            self._content = content
-            self.keys = parse_keys(content)
+            changed = content != self._content
+            if changed:
+                self.keys = parse_keys(content)
+                self._content = content
         except (OSError, ValueError) as error:
-            log.error("the keys in %r stay as they were: %s", str(self._path), getattr(error, "strerror", None) or error)
+            reason = getattr(error, "strerror", None) or str(error)
+            if reason != self._failure:
+                self._failure = reason
+                log.error("the keys in %r stay as they were: %s", str(self._path), reason)
             return False
-        return True
+        self._failure = ""
+        return changed
 
     def unknown(self) -> None:
         """See KeySource."""
@@ -125,7 +134,7 @@ class KeyUrl:
 
     def look(self) -> bool:
         """See KeySource."""
-        if self._thread is None:
+        if self._thread is None or not self._thread.is_alive():  # it may have died of a lack of memory
             thread = threading.Thread(target=self._fetch_again, name="jwks", daemon=True)
             thread.start()  # which may fail: the next look tries again
             self._thread = thread

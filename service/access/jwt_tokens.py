@@ -48,16 +48,17 @@ class JwtVerifier:
             Unavailable: the issuer's keys are not known yet.
         """
         settings = self._settings
-        claims = self._claims(token)
+        claims, expires = self._claims(token)
         name = claims.get(settings.name_claim)
         if not isinstance(name, str) or not name:
             raise Unauthenticated(f"the JWT is not accepted: it has no claim {settings.name_claim!r}", "malformed")
         group = self._group(claims)
         if group is None:
             raise PermissionDenied(f"no group of the claim {settings.groups_claim!r} of the JWT has any right here")
-        return Identity(name[:200], group, float(claims["exp"]) + settings.leeway_seconds)
+        return Identity(name[:200], group, expires + settings.leeway_seconds)
 
-    def _claims(self, token: str) -> Mapping[str, Any]:
+    def _claims(self, token: str) -> tuple[Mapping[str, Any], float]:
+        """The claims, and the time of `exp`."""
         keys = self._source.keys
         if keys is None:
             raise Unavailable("the keys of the issuer of JWTs are not known yet")
@@ -74,12 +75,13 @@ class JwtVerifier:
                 token, key.key, algorithms=algorithms, audience=settings.audience, issuer=settings.issuer,
                 leeway=settings.leeway_seconds, options={"require": ["exp", "iss", "aud"]},
             )  # fmt: skip
+            expires = float(claims["exp"])
         except jwt.ExpiredSignatureError:
             raise Unauthenticated("the JWT has expired", "expired") from None
         except (jwt.PyJWTError, TypeError, ValueError, OverflowError) as error:
             reason = next((text for kind, text in _REASONS.items() if isinstance(error, kind)), "it cannot be read")
             raise Unauthenticated(f"the JWT is not accepted: {reason}", "unknown") from None
-        return claims
+        return claims, expires
 
     def _group(self, claims: Mapping[str, Any]) -> str | None:
         found = claims.get(self._settings.groups_claim)

@@ -48,8 +48,8 @@ SCRAPE_THREADS = PROBE_THREADS = 2
 MAX_CONNECTIONS = 1000
 """The most open connections, and at most half of the process's file descriptors: gRPC and models need some too."""
 
-MAX_HEADER_BYTES = 256 * 1024
-"""Of a request, unless `--max-metadata-bytes` says otherwise."""
+MAX_HEADER_BYTES = 64 * 1024
+"""Of a request's header, which is in no budget, unless `--max-metadata-bytes` says otherwise."""
 
 BUFFER_BYTES = 256 * 1024
 BACKLOG = 1024
@@ -159,8 +159,12 @@ class EventLoopServer:
         self._check()
         self.loop.run_forever()
         self.loop.close()
-        for each in (self._threads, self._scrape_threads, self._probe_threads):
-            each.close(HTTP_FLUSH_SECONDS)
+        pools = (self._threads, self._scrape_threads, self._probe_threads)
+        for each in pools:
+            each.end()
+        deadline = time.monotonic() + HTTP_FLUSH_SECONDS
+        for each in pools:
+            each.join(deadline)
 
     def close(self) -> None:
         """Ends `run`: waits up to HTTP_FLUSH_SECONDS for running requests and unsent responses, then closes all connections."""
@@ -187,7 +191,11 @@ class EventLoopServer:
                     log.exception("an HTTP connection cannot be accepted")
                     self._pause_accepting()
                 return
-            self._open(accepted, None if listener.family == socket.AF_UNIX else address, listener)
+            try:
+                self._open(accepted, None if listener.family == socket.AF_UNIX else address, listener)
+            except BaseException:
+                accepted.close()
+                raise
 
     def _open(self, accepted: socket.socket, address: Any, listener: socket.socket) -> None:
         """Makes a connection of an accepted socket, closing another one for it if it must; or closes it if there is no place."""
@@ -205,11 +213,11 @@ class EventLoopServer:
         connection.environ = connection_environ(
             None if address is None else address[:2], server, "http" if context is None else "https"
         )
-        self._places.add(connection, client)
         times = {} if context is None else {"ssl_handshake_timeout": HANDSHAKE_SECONDS, "ssl_shutdown_timeout": SHUTDOWN_SECONDS}
         opening = self.loop.create_task(
             self.loop.connect_accepted_socket(lambda: connection, accepted, ssl=context, **times)
         )  # fmt: skip
+        self._places.add(connection, client)  # once a task is there that gives the place back
         self._opening[connection] = opening
         opening.add_done_callback(partial(self._opened, connection, accepted))
 
@@ -243,9 +251,9 @@ class EventLoopServer:
         connection.abort()
 
     def _pause_accepting(self) -> None:
+        self.loop.call_later(ACCEPT_PAUSE_SECONDS, self._accept_again)
         for listener in self._listeners:
             self.loop.remove_reader(listener)
-        self.loop.call_later(ACCEPT_PAUSE_SECONDS, self._accept_again)
 
     def _log_seldom(self, level: int, message: str, *arguments: object) -> None:
         if self.loop.time() > self._logged_at + LOG_SECONDS:
@@ -331,13 +339,18 @@ class EventLoopServer:
     # Closing.
 
     def _check(self) -> None:
+        self.loop.call_later(min(CHECK_SECONDS, self.idle_seconds), self._check)  # first, so that no error can end it
         now = self.loop.time()
         for connection in self._places.clients():
-            connection.check(now)
-        self.loop.call_later(min(CHECK_SECONDS, self.idle_seconds), self._check)
+            try:
+                connection.check(now)
+            except Exception:
+                log.exception("an HTTP connection is closed")
+                connection.abort()
 
     def _close(self) -> None:
         """Stops accepting, and closes each connection as soon as it is not busy."""
+        again = self.loop.call_later(0.01, self._close)  # first, so that no error can end it
         now = self.loop.time()
         if self._closing_since is None:
             self._closing_since = now
@@ -350,5 +363,4 @@ class EventLoopServer:
                 self._hang_up(connection)
         if len(self._places) == 0 and not self._opening:
             self.loop.call_later(0.01, self.loop.stop)  # sockets are closed in the round after that in which they were let go
-        else:
-            self.loop.call_later(0.01, self._close)
+            again.cancel()

@@ -65,7 +65,10 @@ def count_refusal(error: Refused, environ: "WSGIEnvironment") -> None:
 
 def _certificate_names(environ: "WSGIEnvironment") -> Sequence[str]:
     der = environ.get(PEER_CERTIFICATE)
-    return () if der is None else certificate_names(der)
+    try:
+        return () if der is None else certificate_names(der)
+    except Exception:  # noqa: BLE001 - cryptography's errors of many kinds, for what OpenSSL lets pass
+        raise Unauthenticated("the client's certificate cannot be read", "malformed") from None
 
 
 def _peer(environ: "WSGIEnvironment") -> str:

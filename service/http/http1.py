@@ -32,6 +32,9 @@ HEAD, BODY, ANSWERING, LINGERING, CLOSED = "head", "body", "answering", "lingeri
 SMALL_BODY_BYTES = 64 * 1024
 """A body whose length says that it is at most so large is read, whatever it is for. All others are asked for first."""
 
+UNCOUNTED_BYTES = 64 * 1024
+"""The most that is read at a time of anything but a body."""
+
 PROBES = ("livez", "readyz", "metrics")
 """The names of what is answered however many connections are open."""
 
@@ -92,8 +95,11 @@ class Connection(asyncio.BufferedProtocol):
         self._owner.lost(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's
-        """See asyncio.BufferedProtocol. All connections have the same: what it holds is taken out at once."""
-        return self._owner.buffer
+        """See asyncio.BufferedProtocol. All connections have the same: what it holds is taken out at once.
+
+        Of bytes that no budget counts, such as requests that wait for the one before, little is read at a time.
+        """
+        return self._owner.buffer if self.state is BODY else self._owner.buffer[:UNCOUNTED_BYTES]
 
     def buffer_updated(self, nbytes: int) -> None:
         """See asyncio.BufferedProtocol."""
@@ -261,8 +267,9 @@ class Connection(asyncio.BufferedProtocol):
         environ["CONTENT_LENGTH"] = str(self._body_bytes)
         environ["wsgi.input"] = Body(self._body.getvalue())
         self._body = Body()
-        self.state, self._began = ANSWERING, None
         self._owner.answer(self, environ)
+        # Last: if that raised, the connection goes on to be checked, and gives back what the request took.
+        self.state, self._began = ANSWERING, None
 
     def _too_large(self) -> Refused:
         return Refused(413, f"the body is too large: at most {self._body_limit} bytes are accepted")

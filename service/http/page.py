@@ -61,7 +61,8 @@ class Page:
             PAGE_CLASSIFY_VERSION: ("POST", self._classify),
             "/page/<name>": ("GET", self._file),
         }
-        self._routes = Map([Rule(path, methods=[method], endpoint=handler) for path, (method, handler) in handlers.items()])
+        rules = [Rule(path, methods=[method], endpoint=handler) for path, (method, handler) in handlers.items()]
+        self._routes = Map(rules, merge_slashes=False)
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         """Answers one request; see PEP 3333."""

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from queue import SimpleQueue
 
@@ -19,6 +20,7 @@ class RequestThreads:
         self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._unfinished = 0
         self._threads: list[threading.Thread] = []
+        self._lacks_threads = False
 
     def submit(self, work: Callable[[], None]) -> None:
         """Has a thread do `work`, which must not raise. `finished` must be called once it is done.
@@ -27,29 +29,35 @@ class RequestThreads:
         """
         if self._unfinished >= len(self._threads) < self._most:
             self._start_thread()
-        self._unfinished += 1
         self._work.put(work)
+        self._unfinished += 1
 
     def finished(self) -> None:
         """Counts down what runs."""
         self._unfinished -= 1
 
-    def close(self, timeout: float) -> None:
-        """Ends the threads; waits for each at most for so long, in seconds."""
+    def end(self) -> None:
+        """Has the threads end, once they have done their work."""
         for _ in self._threads:
             self._work.put(None)
+
+    def join(self, deadline: float) -> None:
+        """Waits for the threads, until a time of `time.monotonic`. Those that are still at work then do not keep the process."""
         for thread in self._threads:
-            thread.join(timeout)
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def _start_thread(self) -> None:
         try:
             thread = vital_thread(self._run, f"http-{len(self._threads) + 1}")
             thread.start()
         except (RuntimeError, MemoryError) as error:
-            log.error("no thread http-%d can be started: %s", len(self._threads) + 1, error)
+            if not self._lacks_threads:  # and not again for each request
+                log.error("no thread http-%d can be started: %s", len(self._threads) + 1, str(error) or type(error).__name__)
+            self._lacks_threads = True
             if not self._threads:
                 raise Unavailable("the server can start no thread for the request") from None
         else:
+            self._lacks_threads = False
             self._threads.append(thread)
 
     def _run(self) -> None:

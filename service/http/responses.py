@@ -50,6 +50,8 @@ STATUSES: dict[type[BaseException], int] = {
 
 _statuses = ByErrorClass(STATUSES)
 
+MAX_MESSAGE_CHARACTERS = 1000
+
 _SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -69,8 +71,9 @@ def json_response(document: Any, status: int = 200) -> Response:
 
 
 def error_response(status: int, message: str) -> Response:
-    """A response that says why a request failed."""
-    return json_response({"error": message}, status)
+    """A response that says why a request failed. A long message is cut: it may repeat what the client sent."""
+    shortened = message if len(message) <= MAX_MESSAGE_CHARACTERS else message[:MAX_MESSAGE_CHARACTERS] + "…"
+    return json_response({"error": shortened}, status)
 
 
 def response_to_error(error: Exception, environ: "WSGIEnvironment") -> Response:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -73,13 +73,15 @@ def read_private_key(path: Path) -> ec.EllipticCurvePrivateKey:
     """The key in a PEM file. Raises UserError for a file that cannot be read, or any other content."""
     try:
         with path.open("rb") as file:
-            key = serialization.load_pem_private_key(file.read(_MAX_FILE_BYTES), None)
+            key: object = serialization.load_pem_private_key(file.read(_MAX_FILE_BYTES), None)
     except OSError as error:
         raise UserError(f"--key {str(path)!r}: {error.strerror}") from None
     except TypeError:
         raise UserError(f"--key {str(path)!r} is encrypted: decrypt it first (openssl pkey -in FILE)") from None
     except ValueError:
         raise UserError(f"--key {str(path)!r} is not a private key in PEM") from None
+    except UnsupportedAlgorithm:
+        key = None
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name not in CURVES:
         raise UserError(
             f"--key {str(path)!r} is of another kind: accepted is ECDSA on P-256, P-384 or P-521 "

@@ -11,7 +11,7 @@ from weakref import WeakSet
 from service.access.authenticator import Authenticator
 from service.access.grant import Grant
 from service.access.rights import need_of
-from service.errors import Refused, RequestError, Unauthenticated
+from service.errors import Refused, Unauthenticated
 from service.rpc.call import Call, StreamCall
 
 AUTHORIZATION = "authorization"
@@ -35,7 +35,7 @@ class Gate:
             call.grant = grant = self._grant(call)
             call.principal = grant.principal
             grant.require(right)
-        except RequestError as error:
+        except Exception as error:  # noqa: BLE001 - any error is the outcome of the call, and not let in
             self._fail(call, error)
             return False
         if isinstance(call, StreamCall):
@@ -63,10 +63,10 @@ class Gate:
                 grant = self._grant(call)
                 grant.require(need_of(call.method.path).right)
                 call.grant, call.principal = grant, grant.principal
-            except RequestError as error:
+            except Exception as error:  # noqa: BLE001 - it ends this stream, and the others are still looked at
                 self._fail(call, error)
 
-    def _fail(self, call: Call, error: RequestError) -> None:
+    def _fail(self, call: Call, error: Exception) -> None:
         if call.grant is None and isinstance(error, Refused):
             self._authenticator.refused(error, None, call.peer(), call.method.path)
         call.fail(error)

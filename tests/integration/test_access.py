@@ -12,6 +12,7 @@ import grpc
 import pytest
 
 from export.data.datasets import Dataset
+from service.access.authenticator import Authenticator
 from service.access.rights import GRPC, HTTP
 from service.http import server as http_server
 from service.pb.convoy.v1 import classifier_pb2 as pb
@@ -295,6 +296,34 @@ def test_the_file_is_read_again_and_streams_end_whose_token_is_gone(
     assert stays.read().response.model == "digits"
     stays.write("cats", bytes(784))
     assert stays.read().error.code == grpc.StatusCode.PERMISSION_DENIED.value[0]
+
+
+def test_an_error_while_credentials_are_looked_at_ends_that_call_alone(
+    server: Server, channel: grpc.Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stays = Talk(channel, metadata=metadata("digits"))
+    stays.write("digits", bytes(784))
+    assert stays.read().response.model == "digits"
+    grant = Authenticator.grant
+
+    def failing(self: Authenticator, authorization: str | None, names: Any) -> Any:
+        if authorization == bearer("infer"):
+            raise OverflowError("secret")
+        return grant(self, authorization, names)
+
+    open_before = Talk(channel, metadata=metadata("infer"))
+    open_before.write("digits", bytes(784))
+    assert open_before.read().response.model == "digits"
+    monkeypatch.setattr(Authenticator, "grant", failing)
+    expected = ("INTERNAL", "internal error; see the server's log")
+    assert send(channel, "/convoy.v1.Classifier/GetModel", "infer") == expected
+    assert send(channel, "/convoy.v1.Classifier/ClassifyStream", "infer", unary=False) == expected
+    assert ask(server, "GET", "/v2", bearer("infer"))[0] == 500
+    with pytest.raises(grpc.RpcError) as caught:
+        open_before.read()
+    assert caught.value.code() is grpc.StatusCode.INTERNAL
+    stays.write("digits", bytes(784))
+    assert stays.read().response.model == "digits"
 
 
 def test_a_token_expires_and_so_do_its_streams(repository: Path, serve: Serve, tmp_path: Path) -> None:

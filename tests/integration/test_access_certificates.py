@@ -106,6 +106,8 @@ def test_over_http_it_counts_likewise(tmp_path: Path) -> None:
     gate.check("/metrics", {}, {PEER_CERTIFICATE: reader, "HTTP_AUTHORIZATION": bearer("metrics")})
     with pytest.raises(Unauthenticated, match="no name in the client's certificate is known"):
         gate.check("/v2/models", {}, {PEER_CERTIFICATE: der_of(authority.issue_cert("stranger.internal"))})
+    with pytest.raises(Unauthenticated, match="certificate cannot be read"):
+        gate.check("/v2/models", {}, {PEER_CERTIFICATE: b"of a kind that cryptography does not read"})
 
 
 RSA = rsa.generate_private_key(public_exponent=65537, key_size=2048)
@@ -150,6 +152,7 @@ def test_a_jwt_is_checked_in_every_respect(repository: Path, serve: Serve, tmp_p
         "algorithm not allowed": signed(RSA, "RS512"), "key of another kind": signed(EC, "ES256", "one"),
         "audience": signed(aud="others"), "no audience": signed(aud=None), "issuer": signed(iss="https://other"),
         "no issuer": signed(iss=None), "no end": signed(exp=None), "not yet": signed(nbf=now + dt.timedelta(hours=1)),
+        "for ever": signed(exp=10**400),
         "over": signed(exp=PAST), "nobody's": signed(sub=None), "torn": signed()[:-5], "no JWT": "a.b.c",
     }  # fmt: skip
     denied = {"no group": signed(groups=None), "unknown group": signed(groups=["nobody"])}

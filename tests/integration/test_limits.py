@@ -241,7 +241,7 @@ def test_a_client_that_pings_too_often_is_disconnected(
 
 @pytest.mark.parametrize("limit", [None, 8192])
 def test_the_header_of_an_http_request_has_a_limit(repository: Path, serve: Serve, limit: int | None) -> None:
-    server, at_most = serve(repository, max_metadata_bytes=limit), limit or 256 * 1024
+    server, at_most = serve(repository, max_metadata_bytes=limit), limit or 64 * 1024
     for size, status in ((at_most - 200, 200), (at_most + 1, 431)):
         connection = HTTPConnection("127.0.0.1", server.http_port, timeout=20)
         connection.request("GET", "/livez", headers={"Cookie": "c" * size})

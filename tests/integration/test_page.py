@@ -59,7 +59,13 @@ def test_a_file_that_has_not_changed_is_not_sent_again(server: Server) -> None:
     assert caught.value.code == 304
 
 
-@pytest.mark.parametrize("path", ["/page/", "/page/nothing.js", "/page/../server.py", "/page/%2e%2e/server.py", "/elsewhere"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/page/", "/page/nothing.js", "/page/../server.py", "/page/%2e%2e/server.py", "/elsewhere",
+        "/page//models", "/page/models/", "/page//classify/digits", "/v2//models", "/v2/models//digits", "/livez//",
+    ],
+)  # fmt: skip
 def test_nothing_else_is_to_be_had(server: Server, path: str) -> None:
     status, _, body = ask(server, path)
     assert status == 404

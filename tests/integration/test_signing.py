@@ -306,6 +306,21 @@ def test_an_encrypted_or_foreign_private_key_is_one_line(tmp_path: Path) -> None
     )
     with pytest.raises(UserError, match="is encrypted"):
         read_private_key(path)
-    path.write_bytes(private_pem(rsa.generate_private_key(65537, 2048)))
-    with pytest.raises(UserError, match="is of another kind"):
-        read_private_key(path)
+    for foreign in (private_pem(rsa.generate_private_key(65537, 2048)), SECP112R1, SM2):
+        path.write_bytes(foreign)
+        with pytest.raises(UserError, match="is of another kind"):
+            read_private_key(path)
+
+
+# Of curves that cryptography does not know, made by OpenSSL.
+SECP112R1 = b"""-----BEGIN PRIVATE KEY-----
+ME4CAQAwEAYHKoZIzj0CAQYFK4EEAAYENzA1AgEBBA6/7xvAVriM4TA+xfHdfKEg
+Ax4ABHBfmGmEEMdYRAB/ZjOEMeGuC3Ra81vc8To/70M=
+-----END PRIVATE KEY-----
+"""
+SM2 = b"""-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqBHM9VAYItBG0wawIBAQQg0ML+LrGtTcM725CX
+2tMrKwDz/RH8qP6iZcwpiZOKHz2hRANCAAThM3zYKMI2Fpo841JJ7uocBI7RHB5F
+gOUbCppn4jLtPOKhOiy9Plia4Oi4Ld3tceeXmjgakbHtjLtE3RAfWA+Q
+-----END PRIVATE KEY-----
+"""

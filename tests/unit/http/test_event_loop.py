@@ -16,8 +16,10 @@ import pytest
 from werkzeug.wrappers import Response
 
 from service import listeners
+from service.byte_budget import ByteBudget
 from service.http import event_loop
 from service.http.event_loop import EventLoopServer
+from service.http.http1 import UNCOUNTED_BYTES, Connection
 from tests.lack_of_threads import no_more_threads
 
 if TYPE_CHECKING:
@@ -249,3 +251,133 @@ def test_without_a_thread_a_request_is_refused_and_the_next_one_answered(port: P
     with no_more_threads("http-"):
         answers(REQUEST, 20, b"served")
     connection.close()
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., tuple[EventLoopServer, int]]]:
+    """Serves an application, and gives the server itself."""
+    with contextlib.ExitStack() as stack:
+
+        def start(application: "WSGIApplication", threads: int = 1, **settings: Any) -> tuple[EventLoopServer, int]:
+            listener = socket.create_server(("127.0.0.1", 0))
+            number: int = listener.getsockname()[1]
+            server = EventLoopServer(application, [listener], threads, 2**20, settings.pop("idle_seconds", 75), **settings)
+            serving = threading.Thread(target=server.run)
+            serving.start()
+            stack.callback(serving.join, 10)
+            stack.callback(server.close)
+            return server, number
+
+        yield start
+
+
+def test_requests_that_never_end_keep_the_port_open_no_longer_for_being_many() -> None:
+    """Threads were waited for one after the other: 40 s here."""
+    held, running = threading.Event(), threading.Semaphore(0)
+
+    def application(environ: Any, start_response: Any) -> Any:
+        running.release()
+        assert held.wait(60)
+        return Response("served")(environ, start_response)
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = EventLoopServer(application, [listener], 40, 2**20, 75)
+    serving = threading.Thread(target=server.run)
+    serving.start()
+    with contextlib.ExitStack() as stack:
+        stack.callback(held.set)
+        for _ in range(40):
+            stack.enter_context(connect(listener.getsockname()[1], REQUEST))
+            assert running.acquire(timeout=20)
+        server.close()
+        serving.join(20)
+        assert not serving.is_alive()
+
+
+def test_without_a_thread_a_request_gives_back_what_it_took(serve: Any, caplog: pytest.LogCaptureFixture) -> None:
+    budget = ByteBudget(2**20)
+    _, port = serve(Response("served"), budget=budget)
+    post = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\nhello"
+    with connect(port) as connection:
+        with no_more_threads("http-"):
+            for _ in range(3):
+                connection.sendall(post)
+                assert b"can start no thread" in answer(connection)
+        assert budget.in_flight_bytes == 0
+        connection.sendall(post)
+        assert answer(connection) == b"served"
+    assert [record.getMessage() for record in caplog.records] == ["no thread http-1 can be started: can't start new thread"]
+
+
+def once(function: Any) -> Any:
+    """A function that lacks memory the first time."""
+    calls: list[None] = []
+
+    def lacking(*arguments: Any, **named: Any) -> Any:
+        calls.append(None)
+        if len(calls) == 1:
+            raise MemoryError
+        return function(*arguments, **named)
+
+    return lacking
+
+
+def test_a_lack_of_memory_ends_neither_the_checks_nor_the_closing(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Connection, "check", once(Connection.check))
+    _, port = serve(Response("served"), idle_seconds=1)
+    with connect(port, REQUEST) as first, connect(port, REQUEST) as second:
+        assert answer(first) == answer(second) == b"served"
+        assert first.recv(1) == second.recv(1) == b"", "both are closed, one for the error and one for being idle"
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = EventLoopServer(Response("served"), [listener], 1, 2**20, 75)
+    monkeypatch.setattr(server, "_hang_up", once(server._hang_up))
+    serving = threading.Thread(target=server.run)
+    serving.start()
+    with connect(listener.getsockname()[1], REQUEST) as idle:
+        assert answer(idle) == b"served"
+        server.close()
+        serving.join(20)
+        assert not serving.is_alive()
+
+
+def test_a_connection_that_memory_does_not_suffice_for_keeps_no_place(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    server, port = serve(Response("served"))
+    create_task = once(server.loop.create_task)
+
+    def closing(coroutine: Any) -> Any:
+        try:
+            return create_task(coroutine)
+        except MemoryError:
+            coroutine.close()
+            raise
+
+    monkeypatch.setattr(server.loop, "create_task", closing)
+    with connect(port, REQUEST) as lost, connect(port, REQUEST) as kept:
+        with contextlib.suppress(ConnectionError):
+            assert lost.recv(1) == b""
+        assert answer(kept) == b"served"
+        assert len(server.connections) == 1
+
+
+def test_little_is_held_of_requests_that_wait_for_the_one_before(serve: Any) -> None:
+    asked, finish = threading.Event(), threading.Event()
+
+    def application(environ: Any, start_response: Any) -> Any:
+        asked.set()
+        assert finish.wait(60)
+        return Response("served")(environ, start_response)
+
+    server, port = serve(application)
+    with contextlib.ExitStack() as stack:
+        stack.callback(finish.set)
+        connection = stack.enter_context(connect(port, REQUEST))
+        assert asked.wait(20)
+        connection.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                connection.send(REQUEST * 1000)
+        with connect(port, REQUEST):  # the loop has gone on
+            while len(server.connections) < 2:
+                assert threading.Event().wait(0.01) is False
+        [held] = [len(each._buffer) for each in server.connections if each._buffer]
+        assert 0 < held <= UNCOUNTED_BYTES

@@ -17,6 +17,11 @@ def test_every_error_that_ends_a_request_has_a_status() -> None:
     assert set(STATUSES) == request_errors | {errors.LoadError}
 
 
+def test_what_a_client_sent_is_not_repeated_at_length() -> None:
+    response = response_to_error(errors.InvalidRequest(f"{'x' * 10**6} is too long"), ENVIRON)
+    assert json.loads(response.get_data())["error"] == "x" * 1000 + "…"
+
+
 class TooLarge(errors.InvalidRequest):
     pass
 
