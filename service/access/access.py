@@ -107,7 +107,7 @@ class Access:
         self._failures.labels(surface, error.cause).inc()
         audit.refused(what, error.cause, who=principal, peer=peer)
         log.debug(
-            "refused %s from %s (%s): %s", what, peer, "unknown" if principal is None else principal.name, error.cause
+            "refused %.200s from %s (%s): %s", what, peer, "unknown" if principal is None else principal.name, error.cause
         )  # the message may hold what a client sent
 
     def _watch(self) -> None:

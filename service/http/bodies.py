@@ -9,7 +9,7 @@ from typing import Any
 from werkzeug.wrappers import Request, Response
 
 from service.byte_budget import Holding
-from service.errors import InvalidRequest
+from service.errors import InvalidRequest, TooLarge
 
 JSON_LENGTH = "Inference-Header-Content-Length"
 """The header with the bytes of JSON in a body; binary tensors follow it. 0 says that the body is the input alone, without JSON."""
@@ -29,6 +29,7 @@ def read_body(request: Request, max_bytes: int, holding: Holding) -> bytes:
 
     Raises:
         InvalidRequest: it has more than `max_bytes` or MAX_MEMBERS, or is not in its Content-Encoding.
+        TooLarge: it needs more than the budget ever has.
         TooManyBytes: the budget does not have so many left.
     """
     if (request.content_length or 0) > max_bytes:
@@ -65,6 +66,8 @@ def _decompress(body: bytes, encoding: str, max_bytes: int, holding: Holding) ->
             left -= len(part)
             if left < 0:
                 raise InvalidRequest(f"the decompressed body is larger than {max_bytes} bytes")
+            if len(body) + max_bytes - left > holding.limit_bytes:  # the body is held by whoever read it
+                raise TooLarge(f"the body and what is in it have more than {holding.limit_bytes} bytes (--max-inflight-bytes)")
             if part:
                 holding.take(len(part))
                 parts.append(part)

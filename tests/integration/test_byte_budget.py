@@ -224,6 +224,27 @@ def test_when_memory_is_short_calls_without_their_message_end_and_then_streams(s
         assert echoes(port)
 
 
+def test_unary_calls_that_come_and_come_do_not_shield_streams(start: Start) -> None:
+    port, seen = start(memory=MemoryLimit(1))
+    with contextlib.ExitStack() as connections:
+        for _ in range(4):
+            connections.enter_context(half_sent(port, "/t.T/EchoStream"))
+        ended = threading.Event()
+
+        def trickle() -> None:
+            while not ended.wait(0.01):
+                connections.enter_context(half_sent(port, "/t.T/Echo"))
+
+        thread = threading.Thread(target=trickle)
+        thread.start()
+        try:
+            seen.wait_for("EchoStream", "UNAVAILABLE")
+        finally:
+            ended.set()
+            thread.join()
+        assert ("Echo", "RESOURCE_EXHAUSTED") in seen.handled[: seen.handled.index(("EchoStream", "UNAVAILABLE"))]
+
+
 def test_a_call_with_much_metadata_is_refused(start: Start) -> None:
     port, seen = start()
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
