@@ -26,6 +26,7 @@ class ThreadPool:
         self._threads: list[threading.Thread] = []
         self._unfinished = 0
         self._closed = False
+        self._lacks_threads = False
 
     def submit(self, job: Callable[[], object]) -> None:
         """Has a thread run a job, after those before it. What it raises is logged.
@@ -37,8 +38,8 @@ class ThreadPool:
                 raise Unavailable("the server is stopping")
             if self._unfinished >= len(self._threads) < self._most:
                 self._start_thread()
-            self._unfinished += 1
             self._jobs.put(job)
+            self._unfinished += 1
 
     def close(self, timeout: float | None = None) -> None:
         """Takes no more jobs. Waits for each thread at most for so long, in seconds, until the jobs before have run."""
@@ -55,10 +56,13 @@ class ThreadPool:
             thread = vital_thread(self._run, f"{self._name}-{len(self._threads) + 1}")
             thread.start()
         except (RuntimeError, MemoryError) as error:
-            log.error("no thread %s-%d can be started: %s", self._name, len(self._threads) + 1, error)
+            if not self._lacks_threads:  # and not again for each request
+                log.error("no thread %s-%d can be started: %s", self._name, len(self._threads) + 1, error)
+            self._lacks_threads = True
             if not self._threads:
                 raise Unavailable("the server can start no thread for the request") from None
         else:
+            self._lacks_threads = False
             self._threads.append(thread)
 
     def _run(self) -> None:
