@@ -61,6 +61,10 @@ class LoadError(ConvoyError):
     outcome = "failed"
 
 
+class PassingFailure(LoadError):
+    """Nobody's fault: memory, processes or open files were short. It is loaded again after a while, also if nothing changes."""
+
+
 class InvalidModel(LoadError):
     """The file's fault: not an ONNX model, an invalid contract, or a graph that differs from its contract."""
 

@@ -18,7 +18,7 @@ from service.engine.registry import Registry
 from service.engine.served_version import Fingerprint, ServedVersion
 from service.engine.trial import Trial, TrialsClosed, TryVersion
 from service.engine.version_files import SETTLE_SECONDS, VersionFiles
-from service.errors import FilesChanged, LoadError, NotFound, RequestError, Unavailable, UserError, short_reason
+from service.errors import FilesChanged, LoadError, NotFound, PassingFailure, RequestError, Unavailable, UserError, short_reason
 from service.malloc import return_freed_memory
 from service.model.files import file_state
 from service.model.providers import Provider
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from service.model.trusted_keys import TrustedKeys
 
 log = logging.getLogger(__name__)
+
+PATIENCE_SECONDS = 30.0
+"""What fails for a passing reason is loaded again after so long; and then whenever the time since it first failed has doubled."""
 
 _WRITTEN = "its files are still being written"
 
@@ -49,11 +52,16 @@ class VersionState(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """Why a version could not be loaded. It is not tried again until its fingerprint changes."""
+    """Why a version could not be loaded. It is not tried again until its fingerprint changes, or the time `again_at` has come.
+
+    `since` is when it first failed with this fingerprint. Both are of time.monotonic.
+    """
 
     fingerprint: Fingerprint
     reason: str
     outcome: str
+    since: float
+    again_at: float
 
 
 class Surroundings(NamedTuple):
@@ -243,7 +251,7 @@ class ModelLoader:
             self._forget_failure(version)
             return current
         failure = self.failures.get(version)
-        if failure is not None and failure.fingerprint == fingerprint:
+        if failure is not None and failure.fingerprint == fingerprint and time.monotonic() < failure.again_at:
             return current
         if wait and not self._files.are_settled(path):
             self._unsettled.add(version)
@@ -282,11 +290,12 @@ class ModelLoader:
             self._unsettled.add(version)
             return None
         except LoadError as error:
-            self._fail(version, fingerprint, error.outcome, short_reason(error), time.monotonic() - start)
+            passing = isinstance(error, PassingFailure)
+            self._fail(version, fingerprint, error.outcome, short_reason(error), time.monotonic() - start, passing=passing)
             return None
         except Exception:
             log.exception("model %s version %d: unexpected error while loading", name, version)
-            self._fail(version, fingerprint, "failed", "loading it failed inside the server", time.monotonic() - start)
+            self._fail(version, fingerprint, "failed", "loading failed inside the server", time.monotonic() - start, passing=True)
             return None
         seconds = time.monotonic() - start
         shared.metrics.load_ended(name, "ready", seconds)
@@ -309,11 +318,17 @@ class ModelLoader:
         reason: str,
         seconds: float | None = None,
         what: str = "version",
+        *,
+        passing: bool = False,
     ) -> None:
         """Remembers why a version could not be loaded: for the index, and, the first time, in log, metric and audit log."""
         known = self.failures.get(version)
-        self.failures = self.failures | {version: Failure(fingerprint, reason, outcome)}
-        if known is not None and known.fingerprint == fingerprint:
+        now = time.monotonic()
+        before = known if known is not None and known.fingerprint == fingerprint else None
+        since = now if before is None else before.since
+        again_at = now + max(PATIENCE_SECONDS, now - since) if passing else float("inf")
+        self.failures = self.failures | {version: Failure(fingerprint, reason, outcome, since, again_at)}
+        if before is not None and (passing or before.again_at == float("inf")):
             return
         if any(served.version == version for served in self._served()):
             log.error(

@@ -6,6 +6,7 @@ and the trials with it.
 """
 
 import gc
+import json
 import logging
 import os
 import resource
@@ -17,6 +18,7 @@ from typing import Any
 
 from service.engine.trial import Ended, Trial
 from service.engine.trial_process import try_and_reply
+from service.errors import PassingFailure
 
 _MAX_REPLY_BYTES = 2**20
 """More than `trial_process.py` ever writes. What has taken over its process may write anything."""
@@ -80,10 +82,11 @@ class TrialServer:
         reader, writer = os.pipe()
         try:
             pid = os.fork()
-        except OSError:
+        except OSError as error:
             os.close(reader)
             os.close(writer)
-            self._connection.send((number, Ended()))
+            reply = {"kind": PassingFailure.__name__, "message": f"no process can be started to try it: {error.strerror}"}
+            self._connection.send((number, Ended(json.dumps(reply).encode())))
             return
         if pid == 0:
             self._connection.close()

@@ -6,8 +6,8 @@ each trial it forks, which takes milliseconds, and `trial_process.py` does in th
 replays its golden samples, runs batches. Only what comes back approved is loaded by the server, and only if it is still the same
 bytes.
 
-Memory. A trial first gets a part of what a model may take, beside others. If that is too little it is repeated with all of it, one
-such trial at a time, so that those that run side by side do not need more than there is.
+Memory. A trial first gets a part of what a model may take, beside others. If that is too little it is repeated with all of it.
+Those that run side by side share what is free (`trial_memory.py`).
 
 This module needs nothing of what models need: a supervisor, too, has it (`workers/supervisor.py`).
 """
@@ -21,7 +21,8 @@ from typing import Any
 
 from service.engine.trial import APPROVED, MEMORY, Approval, Ended, Trial, TrialsClosed
 from service.engine.trial_client import trial_client
-from service.errors import FilesChanged, GoldenMismatch, InvalidModel, LoadError
+from service.engine.trial_memory import SHARE_OF_FREE, TrialMemory
+from service.errors import FilesChanged, GoldenMismatch, InvalidModel, LoadError, PassingFailure
 from service.memory_limit import free_memory_bytes
 from service.model.model_files import Expected
 
@@ -33,11 +34,15 @@ PARTS = 8
 
 _MEBIBYTE = 2**20
 _MIN_BYTES, _MIN_PART_BYTES = 64 * _MEBIBYTE, 256 * _MEBIBYTE
-_SHARE_OF_FREE, _MOST_OF_FREE = 0.5, 0.9
+_USUAL_SHARE_OF_FREE = 0.5
 _COPIES = 4
 """Loading needs the size of the files two to three times."""
 
-_REFUSALS: dict[str, type[LoadError]] = {each.__name__: each for each in (LoadError, InvalidModel, GoldenMismatch, FilesChanged)}
+_REFUSALS: dict[str, type[LoadError]] = {
+    each.__name__: each for each in (LoadError, InvalidModel, GoldenMismatch, FilesChanged, PassingFailure)
+}
+
+_memory = TrialMemory(free_memory_bytes)
 
 
 class Trials:
@@ -47,7 +52,6 @@ class Trials:
         """A trial takes at most `seconds`, and `memory_bytes`; if those are None, what the free memory and its files suggest."""
         self._seconds = seconds
         self._memory_bytes = memory_bytes
-        self._whole = threading.Lock()  # held by the one trial that may take all of the memory
         self._lock = threading.Lock()
         self._running: set[int] = set()
         self._closed = False
@@ -76,29 +80,28 @@ class Trials:
         part = min(limit, max(limit // PARTS, _MIN_PART_BYTES))
         reply = None
         if part == limit or _COPIES * _files_bytes(trial.path) < part:
-            reply = self._evaluated(self._run(trial, part), part)
+            reply = self._tried(trial, part)
             if reply is not None and (part == limit or not reply["short_of_memory"]):
                 return reply
         if part < limit:
-            reply = self._with_all(trial, limit)
+            reply = self._tried(trial, limit)
         if reply is None:
-            raise LoadError(f"loading it needs more than {limit // _MEBIBYTE} MiB of memory (--load-memory)")
+            # A limit that nobody has set is of what was free.
+            refusal = PassingFailure if self._memory_bytes is None else LoadError
+            raise refusal(f"loading it needs more than {limit // _MEBIBYTE} MiB of memory (--load-memory)")
         return reply
 
-    def _with_all(self, trial: Trial, limit: int) -> dict[str, Any] | None:
-        while not self._whole.acquire(timeout=0.5):
-            self._check_open()
-        try:
-            return self._evaluated(self._run(trial, limit), limit)
-        finally:
-            self._whole.release()
+    def _tried(self, trial: Trial, memory_bytes: int) -> dict[str, Any] | None:
+        with _memory.taken(memory_bytes, self._check_open):
+            ended = self._run(trial, memory_bytes)
+        return self._evaluated(ended, memory_bytes)
 
     def _limit_bytes(self, trial: Trial) -> int:
         if self._memory_bytes is not None:
             return self._memory_bytes
         free = free_memory_bytes()
         needed = _COPIES * _files_bytes(trial.path) + _MIN_PART_BYTES
-        return max(_MIN_BYTES, int(min(_MOST_OF_FREE * free, max(_SHARE_OF_FREE * free, needed))))
+        return max(_MIN_BYTES, int(min(SHARE_OF_FREE * free, max(_USUAL_SHARE_OF_FREE * free, needed))))
 
     def _run(self, trial: Trial, memory_bytes: int) -> Ended:
         for attempt in (1, 2):
@@ -113,11 +116,11 @@ class Trials:
                 ended: Ended = future.result(self._seconds + LATE_SECONDS)
             except TimeoutError:
                 trial_client.abandon(number)
-                raise LoadError("the process in which models are tried does not answer") from None
+                raise PassingFailure("the process in which models are tried does not answer") from None
             except EOFError:  # the process that forks has been ended
                 if attempt == 1:
                     continue
-                raise LoadError("the process in which models are tried has ended") from None
+                raise PassingFailure("the process in which models are tried has ended") from None
             finally:
                 with self._lock:
                     self._running.discard(number)

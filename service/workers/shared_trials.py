@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from service.engine.trial import Approval, Trial, TrialsClosed, TryVersion
-from service.errors import FilesChanged, LoadError
+from service.errors import FilesChanged, LoadError, PassingFailure
 from service.model.files import FileState, file_state
 
 MAX_VERDICTS = 4096
@@ -50,7 +50,7 @@ class SharedTrials:
         try:
             approval = self._try_version(trial)
         except Exception as error:  # noqa: BLE001 - all who wait get it
-            lasts = isinstance(error, LoadError) and not isinstance(error, FilesChanged | TrialsClosed)
+            lasts = isinstance(error, LoadError) and not isinstance(error, FilesChanged | PassingFailure | TrialsClosed)
             with self._lock:
                 verdict.since = time.monotonic()
                 if not lasts and self._verdicts.get(key) is verdict:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import Pipe
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,9 @@ from service.engine import trials
 from service.engine.instances import load_instances
 from service.engine.trial import Approval, Trial, TrialsClosed
 from service.engine.trial_client import trial_client
+from service.engine.trial_server import TrialServer
 from service.engine.trials import Trials
-from service.errors import FilesChanged, InvalidModel, LoadError
+from service.errors import FilesChanged, InvalidModel, LoadError, PassingFailure
 from service.model.model_files import Expected, read_model
 from service.policy import Policy
 from tests.hostile_models import HOSTILE, deep_nesting, endless_loop
@@ -286,7 +288,7 @@ def test_a_process_that_hangs_is_replaced(labels: str, honest: Path, monkeypatch
     monkeypatch.setattr(trials, "LATE_SECONDS", 0.5)
     process = stop_reading()
     if labels == "few":
-        with pytest.raises(LoadError, match="does not answer"):
+        with pytest.raises(PassingFailure, match="does not answer"):
             Trials(0.1, None).try_version(trial(honest))
     else:
         with pytest.raises(InvalidModel, match="labels"):  # by the next one
@@ -319,6 +321,30 @@ def test_it_starts_once_there_are_threads_and_processes_again(failing: str, hone
         where = {"thread": (threading.Thread, "start"), "process": (subprocess, "Popen"), "socket": (socket, "socketpair")}
         without.setattr(*where[failing], fail)
         trial_client.start()
-        with pytest.raises(LoadError, match="has ended"):
+        with pytest.raises(PassingFailure, match="has ended"):
             Trials(LONG, None).try_version(trial(honest))
     assert Trials(LONG, None).try_version(trial(honest)).max_batch_items == 64
+
+
+def test_that_no_process_can_be_started_is_no_fault_of_the_file(honest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> int:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", fail)
+    ours, theirs = Pipe()
+    with ours, theirs:
+        TrialServer(theirs)._asked(1, trial(honest), MEMORY_BYTES, LONG)
+        _, ended = ours.recv()
+    with pytest.raises(PassingFailure, match="no process can be started to try it: Resource temporarily unavailable"):
+        Trials(LONG, None)._evaluated(ended, MEMORY_BYTES)
+
+
+def test_more_memory_than_is_free_may_be_free_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "large" / "1" / "model.onnx"
+    HOSTILE["a large product"](path)
+    monkeypatch.setattr(trials, "free_memory_bytes", lambda: 2**27)
+    with pytest.raises(PassingFailure, match="needs more than 115 MiB"):
+        Trials(LONG, None).try_version(trial(path))
+    with pytest.raises(LoadError, match="needs more than 64 MiB") as refused:
+        Trials(LONG, 2**26).try_version(trial(path))
+    assert type(refused.value) is LoadError

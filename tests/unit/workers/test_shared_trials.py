@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from service.engine.trial import Approval, Trial
-from service.errors import FilesChanged, LoadError
+from service.errors import FilesChanged, LoadError, PassingFailure
 from service.model.model_files import Expected
 from service.policy import Policy
 from service.workers import shared_trials
@@ -78,12 +78,13 @@ def test_a_refusal_lasts_until_a_request_asks_again(trial: Trial, monkeypatch: p
     assert tried.count == 2
 
 
-def test_files_that_were_being_written_are_tried_again(trial: Trial) -> None:
-    tried = Tried(FilesChanged("being written"))
+@pytest.mark.parametrize("error", [FilesChanged, PassingFailure])
+def test_what_may_pass_is_tried_again(error: type[LoadError], trial: Trial) -> None:
+    tried = Tried(error("for now"))
     tried.released.set()
     shared = SharedTrials(tried)
     for _ in range(2):
-        with pytest.raises(FilesChanged):
+        with pytest.raises(error):
             shared.try_version(trial)
     assert tried.count == 2
 
