@@ -112,3 +112,11 @@ def test_nothing_of_a_long_text_is_kept_or_logged(server: Server, log: Path, cap
     assert max(map(len, logged)) < 20_000, "tracebacks among them"
     assert not [text[:200] for text in logged if "x" * 1100 in text]
     assert max(len(text) for line in found for text in line.values() if isinstance(text, str)) <= audit.MAX_OUTCOME_CHARACTERS + 1
+
+
+def test_reflection_refuses_what_it_would_have_to_repeat(server: Server) -> None:
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        ask: Any = channel.stream_stream("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo")
+        with pytest.raises(grpc.RpcError, match="at most 4096 are accepted"):
+            next(ask(iter([b"\x22\x80\x20" + b"x" * 4096]), metadata=metadata("read"), timeout=20))
+        assert next(ask(iter([b"\x22\xf4\x03" + b"x" * 500]), metadata=metadata("read"), timeout=20))
