@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from service.errors import FilesChanged, InvalidModel
+from service.errors import FilesChanged, InvalidModel, PassingFailure
 from service.model.files import NOT_REGULAR, file_state, read_file
 from service.model.onnx_messages import EXTERNAL, check_fields, parse_model, tensors
 from service.model.onnx_outline import read_outline
@@ -40,6 +40,9 @@ _BITS = {
 }  # fmt: skip
 """Of an element, by ONNX's number of the data type."""
 
+
+_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
+"""Errors of reading that say nothing about the file."""
 
 _OTHERS = "its files changed after they had been tried"
 
@@ -96,6 +99,7 @@ def read_model(
         FilesChanged: they changed while they were read, or since they were found to be what was signed; or they are not the
             `expected` ones.
         InvalidModel: a file of weights is not covered by the signature.
+        PassingFailure: a file cannot be read for a reason that is not its own, such as too many open files.
         InvalidModel: a file is missing, too short, not a regular file or outside the model's folder, or cannot be read.
     """
     before = file_state(path)
@@ -209,7 +213,8 @@ def _read(path: Path, what: str, folders: Sequence[Path] = (), max_bytes: int | 
             raise FilesChanged(_OTHERS) from None
         if error.strerror == NOT_REGULAR:
             raise InvalidModel(f"{what} is {NOT_REGULAR}") from None
-        raise InvalidModel(f"cannot read {what}: {error.strerror}") from None
+        refusal = PassingFailure if error.errno in _PASSING else InvalidModel
+        raise refusal(f"cannot read {what}: {error.strerror}") from None
 
 
 def _with_tensors(message: Any, places: list[_Place], weights: Mapping[str, bytes], max_bytes: float) -> bytes:

@@ -1,5 +1,6 @@
 """Weights in files beside the ONNX file: found wherever a graph can hold tensors, read whole, refused in one line."""
 
+import errno
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from service.errors import FilesChanged, InvalidModel
+from service.errors import FilesChanged, InvalidModel, LoadError, PassingFailure
 from service.model import model_files, onnx_messages
 from service.model.loading import load_model
 from service.model.model_files import read_model, weights_files
@@ -161,6 +162,22 @@ def test_a_file_of_which_protobuf_would_make_too_much_is_not_parsed(tmp_path: Pa
     with pytest.raises(InvalidModel, match="more than 20 fields"):
         read_outline(path)
     assert weights_files(path) == ()
+
+
+@pytest.mark.parametrize(
+    ("number", "refusal"), [(errno.EMFILE, PassingFailure), (errno.EIO, PassingFailure), (errno.EACCES, InvalidModel)]
+)
+def test_that_it_cannot_be_read_for_now_is_no_fault_of_the_file(
+    number: int, refusal: type[LoadError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> bytes:
+        raise OSError(number, os.strerror(number))
+
+    path = write(tmp_path / "model.onnx", [PRODUCT], {"product": FLOAT})
+    monkeypatch.setattr(model_files, "read_file", fail)
+    with pytest.raises(refusal, match=f"cannot read the model file: {os.strerror(number)}") as refused:
+        read_model(path)
+    assert type(refused.value) is refusal
 
 
 def place(path: Path, **values: str) -> None:
