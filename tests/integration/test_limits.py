@@ -311,7 +311,7 @@ def test_bytes_waiting_to_be_decoded_are_bounded(repository: Path, digits: Datas
     classifier.pool.submit(hold, [Item(bytes(900), True)])
     pictures = [Item(digits.test.encoded(index), True) for index in range(2)]
     query = Query("digits", pictures)
-    with pytest.raises(QueueFull, match="the decoding queue is full: 900 of 1000 bytes wait, the request has"):
+    with pytest.raises(QueueFull, match="the decoding queue is full: 900 of 1000 bytes wait, 900 of them of this client, "):
         classifier.classify(query, answers.put, on_transport=False)
     assert metrics.registry.get_sample_value("convoy_rejections_total", {"model": "digits", "reason": "queue_full"}) == 1
     held.set()
