@@ -16,6 +16,12 @@ from tests.integration.test_repository import eventually
 from tests.integration.test_rest import ask
 
 
+@pytest.fixture
+def transport_name() -> str:
+    """What is written comes from behind the transport: once is enough."""
+    return "fast"
+
+
 def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 

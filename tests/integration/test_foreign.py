@@ -35,6 +35,13 @@ from tests.conftest import Serve, Spawn
 from tests.integration.test_classify import classify_on, refused
 from tests.integration.test_edges import samples
 
+
+@pytest.fixture
+def transport_name() -> str:
+    """What a model's file holds is nothing to a transport: once is enough."""
+    return "fast"
+
+
 FLOAT, UINT8, INT64, BOOL = TensorProto.FLOAT, TensorProto.UINT8, TensorProto.INT64, TensorProto.BOOL
 WEIGHT = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
 

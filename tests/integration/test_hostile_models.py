@@ -16,6 +16,13 @@ from tests.hostile_models import HOSTILE, crash, endless_loop
 from tests.integration.test_control_places import loading
 from tests.integration.test_repository import eventually
 
+
+@pytest.fixture
+def transport_name() -> str:
+    """What is loaded is nothing to a transport: once is enough."""
+    return "fast"
+
+
 LIMITS = ("--load-seconds", "4", "--load-memory", str(256 * 2**20))
 REASONS = {
     "a loop without an end": "loading it takes longer than 4 s (--load-seconds)",
@@ -36,7 +43,6 @@ def beside(pid: int) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("transport_name", ["fast"])  # it has no part in this
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_they_are_refused_and_nothing_else_notices(workers: str, repository: Path, spawn: Spawn, digits: Dataset) -> None:
     for kind, make in HOSTILE.items():

@@ -15,6 +15,13 @@ from service.server import Server
 from tests.conftest import Serve, Spawn
 from tests.hostile_pictures import file_of, ppm_scaled, tiff_noise
 
+
+@pytest.fixture
+def transport_name() -> str:
+    """Pictures are decoded behind the transport: once is enough."""
+    return "fast"
+
+
 CLASSIFY = "/convoy.v1.Classifier/Classify"
 SMALL = file_of(Image.new("L", (28, 28)), "PNG")
 TIFF = file_of(Image.new("L", (28, 28)), "TIFF")

@@ -20,6 +20,13 @@ from service.logs import set_up_logging
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from tests.conftest import SLOW_SECONDS, Serve, Spawn, convoy, put
 
+
+@pytest.fixture
+def transport_name() -> str:
+    """Both transports log through the same calls: once is enough."""
+    return "fast"
+
+
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 
 

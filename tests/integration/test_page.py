@@ -20,6 +20,12 @@ from service.server import Server
 from tests.conftest import Serve, put
 
 
+@pytest.fixture
+def transport_name() -> str:
+    """The page knows nothing of gRPC: once is enough."""
+    return "fast"
+
+
 def ask(server: Server, path: str, body: bytes | None = None) -> tuple[int, dict[str, str], bytes]:
     request = urllib.request.Request(f"http://127.0.0.1:{server.http_port}{path}", data=body)
     try:

@@ -30,6 +30,12 @@ from tests.conftest import Spawn, convoy, put
 from tests.hostile_models import endless_loop
 
 
+@pytest.fixture
+def transport_name() -> str:
+    """What the command line says is nothing to a transport: once is enough."""
+    return "fast"
+
+
 def one_line(result: "subprocess.CompletedProcess[str]") -> str:
     """The error of a command that must fail as every user error does: exit code 2 and one line on stderr."""
     assert result.returncode == 2, result

@@ -30,6 +30,12 @@ from tests.conftest import Serve, Spawn, convoy, put
 from tests.integration.test_edges import samples
 
 
+@pytest.fixture
+def transport_name() -> str:
+    """How models are found and loaded is nothing to a transport: once is enough."""
+    return "fast"
+
+
 def eventually(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 60
     while not condition():
@@ -291,7 +297,6 @@ def test_what_cannot_be_loaded_is_a_metric_for_as_long_as_it_is_there(repository
     models.stop()
 
 
-@pytest.mark.parametrize("transport_name", ["fast"])
 @pytest.mark.parametrize(
     ("folder", "environment"),
     [

@@ -31,6 +31,13 @@ from service.server import Server
 from tests.conftest import Serve, ServerProcess, Spawn, put
 from tests.integration.test_repository import eventually
 
+
+@pytest.fixture
+def transport_name() -> str:
+    """gRPC has no part in this: once is enough."""
+    return "fast"
+
+
 INFER = "/v2/models/digits/infer"
 
 
@@ -306,7 +313,6 @@ def test_without_control_requests_change_nothing(repository: Path, serve: Serve,
     assert ask(server, "POST", INFER, digits.test.encoded(0), Inference_Header_Content_Length="0")[0] == 200
 
 
-@pytest.mark.parametrize("transport_name", ["fast"])
 def test_the_memory_of_large_requests_is_given_back(repository: Path, spawn: Spawn) -> None:
     """Each of the port's threads, which take turns, has had one."""
     file = io.BytesIO()
@@ -323,7 +329,6 @@ def test_the_memory_of_large_requests_is_given_back(repository: Path, spawn: Spa
     assert resident_bytes() - before < 64 * 2**20
 
 
-@pytest.mark.parametrize("transport_name", ["fast"])
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_probes_are_answered_however_many_connections_are_open(repository: Path, spawn: Spawn, workers: str) -> None:
     raise_file_limit()
@@ -335,7 +340,6 @@ def test_probes_are_answered_however_many_connections_are_open(repository: Path,
             assert probes(server) == [200, 200, 200]
 
 
-@pytest.mark.parametrize("transport_name", ["fast"])
 def test_probes_are_answered_when_there_is_no_file_descriptor_for_another_connection(repository: Path, spawn: Spawn) -> None:
     server = spawn(repository)
     pid = server.process.pid
@@ -349,7 +353,6 @@ def test_probes_are_answered_when_there_is_no_file_descriptor_for_another_connec
     assert "out of file descriptors" in server.log.read_text()
 
 
-@pytest.mark.parametrize("transport_name", ["fast"])
 def test_probes_are_answered_while_as_many_requests_run_as_may(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     finish = threading.Event()
 
@@ -380,7 +383,6 @@ def probes(server: Server | ServerProcess) -> list[int]:
     return statuses
 
 
-@pytest.mark.parametrize("transport_name", ["fast"])
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_trickling_headers_and_stalled_bodies_leave_probes_answered_and_memory_as_it_was(
     repository: Path, spawn: Spawn, workers: str

@@ -23,6 +23,13 @@ from service.server import Server
 from tests.conftest import Serve, ServerProcess, Spawn, convoy, put
 from tests.integration.test_repository import eventually
 
+
+@pytest.fixture
+def transport_name() -> str:
+    """What is loaded is nothing to a transport: once is enough."""
+    return "fast"
+
+
 KEY = ec.generate_private_key(ec.SECP256R1())
 SIGNER = f"sha256:{fingerprint(KEY.public_key())}"
 

@@ -23,6 +23,13 @@ from tests.conftest import Serve, Spawn, put
 from tests.integration.test_edges import samples
 from tests.integration.test_repository import BROKEN, eventually
 
+
+@pytest.fixture
+def transport_name() -> str:
+    """Versions are chosen behind the transport: once is enough."""
+    return "fast"
+
+
 SWAPS = 20
 
 
@@ -183,7 +190,6 @@ def scores_of(channel: grpc.Channel, row: int) -> set[float]:
     return set(np.frombuffer(infer(request, timeout=30).raw_output_contents[0], np.float32).tolist())
 
 
-@pytest.mark.parametrize("transport_name", ["fast"])
 def test_weights_overwritten_in_place_under_load_are_answered_from_one_version_at_a_time(tmp_path: Path, spawn: Spawn) -> None:
     """ONNX Runtime by itself maps them: truncating a mapped file ends the process, and writing into it changes the answers."""
     folder = tmp_path / "models" / "tables" / "1"

@@ -16,12 +16,6 @@ from tests.integration.test_program import one_line
 
 
 @pytest.fixture
-def transport_name() -> str:
-    """The client knows nothing of the server's transport: once is enough."""
-    return "auto"
-
-
-@pytest.fixture
 def server(repository: Path, serve: Serve, tmp_path: Path) -> Server:
     return serve(repository, auth=write_auth_file(tmp_path / "auth.toml"))
 
