@@ -6,13 +6,17 @@ raises, and another of its threads runs the job all the same: whoever submitted 
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from queue import SimpleQueue
+from typing import Any, TypeVar
 
 from service.errors import Unavailable
 from service.vital_thread import vital_thread
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class ThreadPool:
@@ -22,14 +26,16 @@ class ThreadPool:
         self._most = most
         self._name = name
         self._lock = threading.Lock()
-        self._jobs: SimpleQueue[Callable[[], object] | None] = SimpleQueue()  # None ends a thread
+        self._jobs: SimpleQueue[tuple[Callable[[], Any], Callable[[Any], object]] | None] = SimpleQueue()  # None ends a thread
         self._threads: list[threading.Thread] = []
         self._unfinished = 0
         self._closed = False
         self._lacks_threads = False
 
-    def submit(self, job: Callable[[], object]) -> None:
-        """Has a thread run a job, after those before it. What it raises is logged.
+    def submit(self, job: Callable[[], T], then: Callable[[T], object] = lambda _: None) -> None:
+        """Has a thread run a job, after those before it, and give what it returns to `then`. What either raises is logged.
+
+        While `then` runs, its thread counts as free: a job that comes of it waits for that thread, and starts no other.
 
         Raises Unavailable if the pool is closed, or the system has no thread for it.
         """
@@ -38,17 +44,18 @@ class ThreadPool:
                 raise Unavailable("the server is stopping")
             if self._unfinished >= len(self._threads) < self._most:
                 self._start_thread()
-            self._jobs.put(job)
+            self._jobs.put((job, then))
             self._unfinished += 1
 
     def close(self, timeout: float | None = None) -> None:
-        """Takes no more jobs. Waits for each thread at most for so long, in seconds, until the jobs before have run."""
+        """Takes no more jobs. Waits until the jobs before have run, at most so long in all, in seconds."""
         with self._lock:
             self._closed = True
             for _ in self._threads:
                 self._jobs.put(None)
+        until = None if timeout is None else time.monotonic() + timeout
         for thread in self._threads:
-            thread.join(timeout)
+            thread.join(None if until is None else max(0.0, until - time.monotonic()))
 
     def _start_thread(self) -> None:
         """Raises Unavailable if there is no thread at all; else the job waits for one of those that there are."""
@@ -57,7 +64,8 @@ class ThreadPool:
             thread.start()
         except (RuntimeError, MemoryError) as error:
             if not self._lacks_threads:  # and not again for each request
-                log.error("no thread %s-%d can be started: %s", self._name, len(self._threads) + 1, error)
+                reason = str(error) or type(error).__name__
+                log.error("no thread %s-%d can be started: %s", self._name, len(self._threads) + 1, reason)
             self._lacks_threads = True
             if not self._threads:
                 raise Unavailable("the server can start no thread for the request") from None
@@ -66,11 +74,17 @@ class ThreadPool:
             self._threads.append(thread)
 
     def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
+        while (work := self._jobs.get()) is not None:
+            self._do(*work)
+            del work  # it holds a request
+
+    def _do(self, job: Callable[[], Any], then: Callable[[Any], object]) -> None:
+        try:
             try:
-                job()
-            except Exception:
-                log.exception("a job of the threads %s failed", self._name)
-            del job  # it holds a request
-            with self._lock:
-                self._unfinished -= 1
+                result = job()
+            finally:
+                with self._lock:
+                    self._unfinished -= 1
+            then(result)
+        except Exception:
+            log.exception("a job of the threads %s failed", self._name)

@@ -6,7 +6,6 @@ hold up all other calls. All other images are decoded in a pool of threads, or, 
 processes of their own (`decoding_processes.py`).
 """
 
-import logging
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,8 +24,6 @@ from service.model.picture_cost import DEAR, decoding_steps
 from service.model.preprocessing import open_image, to_pixels
 from service.model.signature import TensorSpec
 from service.principal import UNKNOWN, Principal
-
-log = logging.getLogger(__name__)
 
 INLINE_DECODE_ITEMS = 32
 INLINE_DECODE_BYTES = 64 * 1024
@@ -75,8 +72,6 @@ class DecodingPool:
         def run() -> None:
             try:
                 job()
-            except Exception:
-                log.exception("a decoding job failed")
             finally:
                 self._give_back(principal, encoded_bytes)
 

@@ -28,9 +28,9 @@ from service.errors import Unavailable
 from service.http.certificates import PEER_CERTIFICATE
 from service.http.http1 import PROBES, Connection
 from service.http.places import Places, who
-from service.http.request_threads import RequestThreads
 from service.http.responses import error_response
 from service.http.wsgi import Headers, Reply, call, connection_environ, to_reply
+from service.thread_pool import ThreadPool
 from service.tls_files import TlsFiles
 
 if TYPE_CHECKING:
@@ -136,8 +136,9 @@ class EventLoopServer:
         self._has_places_by_address = has_places_by_address
         self._places: Places[Connection] = Places(max_connections())
         self._opening: dict[Connection, asyncio.Task[Any]] = {}
-        self._threads = RequestThreads(threads)
-        self._scrape_threads, self._probe_threads = RequestThreads(SCRAPE_THREADS), RequestThreads(PROBE_THREADS)
+        self._threads = ThreadPool(threads, "http")
+        self._scrape_threads = ThreadPool(SCRAPE_THREADS, "http-scrape")
+        self._probe_threads = ThreadPool(PROBE_THREADS, "http-probe")
         self._common_headers: tuple[int, Headers] = (0, [])
         self._logged_at = -math.inf
         self._closing_since: float | None = None
@@ -159,12 +160,9 @@ class EventLoopServer:
         self._check()
         self.loop.run_forever()
         self.loop.close()
-        pools = (self._threads, self._scrape_threads, self._probe_threads)
-        for each in pools:
-            each.end()
-        deadline = time.monotonic() + HTTP_FLUSH_SECONDS
-        for each in pools:
-            each.join(deadline)
+        until = time.monotonic() + HTTP_FLUSH_SECONDS
+        for each in (self._probe_threads, self._scrape_threads, self._threads):
+            each.close(max(0.0, until - time.monotonic()))
 
     def close(self) -> None:
         """Ends `run`: waits up to HTTP_FLUSH_SECONDS for running requests and unsent responses, then closes all connections."""
@@ -305,22 +303,17 @@ class EventLoopServer:
         name = environ["PATH_INFO"].rpartition("/")[2]
         threads = self._scrape_threads if name == SCRAPE else self._probe_threads if name in PROBES else self._threads
         try:
-            threads.submit(partial(self._answer, connection, environ, threads))
+            threads.submit(partial(call, self._application, environ), partial(self._pass_on, connection))
         except Unavailable as error:
             reply = self.refusal(503, str(error), environ.get("HTTP_ORIGIN"))
             self.loop.call_soon(self._respond, connection, reply)  # not now: after it the next request comes
 
-    def _answer(self, connection: Connection, environ: "WSGIEnvironment", threads: RequestThreads) -> None:
+    def _pass_on(self, connection: Connection, reply: Reply) -> None:
         # On a thread.
-        reply = call(self._application, environ)
         try:
-            self.loop.call_soon_threadsafe(self._answered, connection, reply, threads)
+            self.loop.call_soon_threadsafe(self._respond, connection, reply)
         except RuntimeError:  # the port was closed
             return
-
-    def _answered(self, connection: Connection, reply: Reply, threads: RequestThreads) -> None:
-        threads.finished()
-        self._respond(connection, reply)
 
     def _respond(self, connection: Connection, reply: Reply) -> None:
         try:

@@ -21,14 +21,12 @@ from service.byte_budget import ByteBudget
 from service.memory_limit import MemoryLimit
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.pb.inference import open_inference_pb2 as oip
-from service.rpc.aio_server import AioServer
-from service.rpc.completion_queue import CompletionQueueServer
 from service.rpc.transport import MAX_METADATA_ENTRIES, Options
 from service.server import Server
 from tests.benchmarks.leaks import half_a_call
 from tests.conftest import Serve, put
 from tests.integration.test_repository import eventually
-from tests.integration.transport_service import RecordingObserver, Service
+from tests.integration.transport_service import Kind, RecordingObserver, Service
 
 MIB = 1024 * 1024
 CLASSIFY, CLASSIFY_STREAM = "/convoy.v1.Classifier/Classify", "/convoy.v1.Classifier/ClassifyStream"
@@ -167,15 +165,6 @@ def test_compressed_messages_of_grpcs_own_client_are_answered(server: Server) ->
                 call = send(channel, path, make("digits", PIXELS["digits"]), compression=compression)
                 answer = next(call) if "Stream" in path else call.result()
                 assert b"digits" in answer
-
-
-Kind = type[AioServer] | type[CompletionQueueServer]
-
-
-@pytest.fixture(params=[AioServer, CompletionQueueServer], ids=lambda kind: kind.name)
-def kind(request: pytest.FixtureRequest) -> Kind:
-    found: Kind = request.param
-    return found
 
 
 Start = Callable[..., tuple[int, RecordingObserver]]

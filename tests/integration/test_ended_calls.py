@@ -17,35 +17,22 @@ from google.protobuf.wrappers_pb2 import BytesValue
 from service.byte_budget import ByteBudget
 from service.rpc import message_parsing
 from service.rpc.aio_server import AioServer
-from service.rpc.completion_queue import CompletionQueueServer
 from service.rpc.compression import unfold
 from service.rpc.message_parsing import Parsed
 from service.rpc.transport import Options, Transport
 from tests.integration.test_letting_go import left_behind
 from tests.integration.test_repository import eventually
-from tests.integration.transport_service import RecordingObserver, Service
+from tests.integration.transport_service import Kind, RecordingObserver, Service
 
 MIB = 1024 * 1024
 BOMB = gzip.compress(bytes(20 * MIB))
 LARGE = BytesValue(value=bytes(2 * MIB)).SerializeToString()
 PATHS = {"unary": "/t.T/Echo", "stream": "/t.T/EchoStream"}
-Kind = type[AioServer] | type[CompletionQueueServer]
-
-
-@pytest.fixture(params=[AioServer, CompletionQueueServer], ids=lambda kind: kind.name)
-def kind(request: pytest.FixtureRequest) -> Kind:
-    found: Kind = request.param
-    return found
 
 
 @pytest.fixture
 def budget() -> ByteBudget:
     return ByteBudget(64 * MIB)
-
-
-@pytest.fixture
-def seen() -> RecordingObserver:
-    return RecordingObserver()
 
 
 @pytest.fixture

@@ -15,9 +15,7 @@ from service.rpc.aio_server import AioServer
 from service.rpc.call import UnaryCall
 from service.rpc.completion_queue import CompletionQueueServer
 from service.rpc.transport import Options
-from tests.integration.transport_service import LIMIT, RecordingObserver, Service
-
-Kind = type[AioServer] | type[CompletionQueueServer]
+from tests.integration.transport_service import LIMIT, Kind, RecordingObserver, Service
 
 
 class Interleavings(RuleBasedStateMachine):

@@ -26,25 +26,12 @@ from service.rpc.completion_queue import CompletionQueueServer
 from service.rpc.transport import Options, Transport
 from service.tls_files import Tls
 from tests.benchmarks.leaks import half_a_call
-from tests.integration.transport_service import ERRORS, LIMIT, RecordingObserver, Service
-
-Kind = type[AioServer] | type[CompletionQueueServer]
-
-
-@pytest.fixture(params=[AioServer, CompletionQueueServer], ids=lambda kind: kind.name)
-def kind(request: pytest.FixtureRequest) -> Kind:
-    found: Kind = request.param
-    return found
+from tests.integration.transport_service import ERRORS, LIMIT, Kind, RecordingObserver, Service
 
 
 @pytest.fixture
 def service() -> Service:
     return Service()
-
-
-@pytest.fixture
-def seen() -> RecordingObserver:
-    return RecordingObserver()
 
 
 @pytest.fixture

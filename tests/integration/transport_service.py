@@ -8,7 +8,11 @@ from google.protobuf.wrappers_pb2 import BytesValue
 
 from service import errors
 from service.observability.trace_context import TraceContext
+from service.rpc.aio_server import AioServer
 from service.rpc.call import Method, Stream, StreamCall, Unary, UnaryCall
+from service.rpc.completion_queue import CompletionQueueServer
+
+Kind = type[AioServer] | type[CompletionQueueServer]
 
 LIMIT = 1 << 20
 

@@ -67,6 +67,35 @@ def test_a_job_that_raises_is_logged_and_harms_no_other(pool: ThreadPool, caplog
     assert [record.message for record in caplog.records] == ["a job of the threads pool failed"] * 5
 
 
+def test_what_comes_of_a_job_starts_no_other_thread(pool: ThreadPool) -> None:
+    done: list[int] = []
+    over = threading.Event()
+
+    def again(number: int) -> None:
+        done.append(number)
+        if number == 100:
+            over.set()
+        else:
+            pool.submit(lambda: number + 1, again)
+
+    pool.submit(lambda: 1, again)
+    assert over.wait(30)
+    assert done == list(range(1, 101))
+    assert len(pool._threads) == 1
+
+
+def test_the_end_waits_for_all_threads_together_no_longer_than_it_is_told(pool: ThreadPool) -> None:
+    held = [Held(), Held()]
+    for each in held:
+        pool.submit(each)
+    for each in held:
+        assert each.begun.wait(30)
+    pool.close(timeout=0.01)
+    assert all(thread.is_alive() for thread in pool._threads)
+    for each in held:
+        each.released.set()
+
+
 def test_a_job_for_which_there_is_no_thread_never_runs(pool: ThreadPool) -> None:
     done: list[str] = []
     with no_more_threads(), pytest.raises(Unavailable, match="can start no thread"):

@@ -54,7 +54,7 @@ def test_a_job_that_raises_is_logged_and_gives_its_bytes_back(caplog: pytest.Log
         fail.set()
         pool.close()
     assert pool.waiting_bytes == 0
-    assert [record.message for record in caplog.records] == ["a decoding job failed"]
+    assert [record.message for record in caplog.records] == ["a job of the threads decode failed"]
 
 
 def test_without_a_thread_a_job_is_refused_and_holds_nothing() -> None:
