@@ -7,7 +7,6 @@ import click
 from service import audit
 from service.cli.config_options import NO_CONTROL, ServeCommand, parameters
 from service.config import ServerConfig
-from service.engine.trial_client import start_trial_server
 from service.lifecycle import raise_file_limit
 from service.logs import set_up_logging
 from service.malloc import limit_freed_memory
@@ -26,9 +25,21 @@ def serve(**settings: Any) -> None:
     limit_freed_memory()
     raise_file_limit()
     if config.repository.is_dir():
-        start_trial_server()  # now: it imports the same as this process, and both do so at the same time
+        _start_trial_server(config.workers)
     if config.workers > 1:
         from service.workers.supervisor import serve as run
     else:
         from service.server import serve as run
     run(config)
+
+
+def _start_trial_server(workers: int) -> None:
+    """Now, while this process has one thread and can be forked; a supervisor, which imports less, starts it beside its workers."""
+    if workers > 1:
+        from service.engine.trial_client import start_trial_server
+
+        start_trial_server()
+    else:
+        from service.engine.trial_server import fork_trial_server
+
+        fork_trial_server()

@@ -1,5 +1,7 @@
 """The server's end of the connection to the process that forks for trials (`trial_server.py`): starts it, asks it, ends it.
 
+It is a program of its own, except where `fork_trial_server` has made it: then the first one is a fork, which costs nothing.
+
 Nobody waits for it without an end. One thread reads what comes back, whatever else is going on: the lock that it needs is never
 held while something is sent, so that both sides may send much at the same time. A send in which nothing moves for a while, and a
 trial that is not answered long after its time is over, end the process; the trials that ran in it fail, and the next one starts
@@ -17,8 +19,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from multiprocessing.connection import Connection
+from typing import Protocol
 
 from service.engine.trial import Ended, Trial
 
@@ -39,6 +43,25 @@ _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 """For the process that forks: threads do not survive that."""
 
 
+class Process(Protocol):
+    """The process that forks: what of subprocess.Popen is needed here."""
+
+    pid: int
+
+    def send_signal(self, number: int, /) -> None:
+        """Sends a signal, if it has not ended."""
+
+    def kill(self) -> None:
+        """Ends it, if it has not ended."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Returns its exit code. Raises TimeoutExpired."""
+
+
+Begin = Callable[[socket.socket], Process]
+"""Begins the process, given its end of the connection."""
+
+
 class TrialClient:
     """The process that forks, one for all servers of this process. It is started when it is needed, and ends when it is idle.
 
@@ -50,22 +73,22 @@ class TrialClient:
         self._numbers = itertools.count(1)
         self._connection: Connection | None = None
         self._socket: socket.socket | None = None  # that of the connection
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Process | None = None
         self._pending: dict[int, Future[Ended]] = {}
         self._used = 0.0
         self._sending = threading.Lock()  # never waited for with the other one held
 
-    def start(self) -> None:
+    def start(self, begin: Begin | None = None) -> None:
         """Starts the process without waiting for it, so that it is there when it is needed."""
         with contextlib.suppress(*_FAILURES), self._lock:  # the first trial tries again
-            self._start()
+            self._start(begin or _spawn)
 
     def begin(self, trial: Trial, memory_bytes: int, seconds: float) -> tuple[int, Future[Ended]]:
         """Begins a trial; returns its number, and a future, which fails with EOFError if the process has ended."""
         number, future = next(self._numbers), Future[Ended]()
         try:
             with self._lock:
-                connection = self._start()
+                connection = self._start(_spawn)
                 self._pending[number] = future
         except _FAILURES as error:
             log.warning("the process in which models are tried cannot be started: %s", error)
@@ -110,7 +133,7 @@ class TrialClient:
             log.info("the process in which models are tried cannot be reached: %s", error)
             self._give_up(connection)
 
-    def _start(self) -> Connection:
+    def _start(self, begin: Begin) -> Connection:
         """Raises one of _FAILURES, and leaves all as it was."""
         self._used = time.monotonic()
         if self._connection is not None:
@@ -120,12 +143,7 @@ class TrialClient:
             undo.callback(ours.close)
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", DEAF_SECONDS, 0))
             with theirs:
-                process = subprocess.Popen(  # noqa: S603 - our own program
-                    [sys.executable, "-P", "-c", f"from service.engine.trial_server import main; main({theirs.fileno()})"],
-                    env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **_ONE_THREAD},
-                    pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                    process_group=0,
-                )  # fmt: skip
+                process = begin(theirs)
             undo.callback(process.wait)
             undo.callback(process.kill)
             connection = Connection(os.dup(ours.fileno()))
@@ -135,7 +153,7 @@ class TrialClient:
         self._socket, self._connection, self._process = ours, connection, process
         return connection
 
-    def _read(self, connection: Connection, process: "subprocess.Popen[bytes]") -> None:
+    def _read(self, connection: Connection, process: Process) -> None:
         """Hands out what comes back, until the process has ended or is no longer needed."""
         try:
             while True:
@@ -178,7 +196,16 @@ class TrialClient:
             ended.close()
 
 
-def _wait_for(process: "subprocess.Popen[bytes]") -> None:
+def _spawn(theirs: socket.socket) -> Process:
+    return subprocess.Popen(  # noqa: S603 - our own program
+        [sys.executable, "-P", "-c", f"from service.engine.trial_server import main; main({theirs.fileno()})"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **_ONE_THREAD},
+        pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        process_group=0,
+    )  # fmt: skip
+
+
+def _wait_for(process: Process) -> None:
     try:
         process.wait(EXIT_SECONDS)
     except subprocess.TimeoutExpired:

@@ -3,20 +3,29 @@
 It has imported what models need, so that a fork can begin at once, and loads nothing itself. It has one thread and inherits no
 socket of the server: only its end of one connection. When that closes, because the server has ended or needs it no longer, it ends,
 and the trials with it.
+
+`convoy serve` forks it before it has sockets and threads of its own (`fork_trial_server`), so that the two import once. One that is
+started later is a program of its own (`trial_client.py`).
 """
 
+import fcntl
 import gc
 import json
 import logging
 import os
 import resource
 import signal
+import socket
+import subprocess
+import sys
+import threading
 import time
 import warnings
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from service.engine.trial import Ended, Trial
+from service.engine.trial_client import trial_client
 from service.engine.trial_process import try_and_reply
 from service.errors import PassingFailure
 
@@ -25,6 +34,7 @@ _MAX_REPLY_BYTES = 2**20
 
 _TOO_LONG = b'{"kind": "LoadError", "message": "its trial answered with more than an outcome"}'
 _LONG_SECONDS = 3600.0
+_WAIT_SECONDS = 0.02
 _SIZE_UNIT = 1024
 """Of `ru_maxrss`, on Linux."""
 
@@ -128,3 +138,61 @@ def main(descriptor: int) -> None:
     gc.freeze()  # no collection touches, and so copies, what forks share with this process
     connection = Connection(descriptor)
     TrialServer(connection).run()
+
+
+class _Fork:
+    """A fork of this process, as `trial_client.Process`. Thread-safe."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._lock = threading.Lock()
+        self._status: int | None = None
+
+    def kill(self) -> None:
+        """Ends it, if it has not ended."""
+        self.send_signal(signal.SIGKILL)
+
+    def send_signal(self, number: int, /) -> None:
+        """Sends a signal, if it has not ended."""
+        with self._lock:
+            if self._status is None:  # until it has been waited for, its number is its own
+                os.kill(self.pid, number)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Returns the exit code. Raises TimeoutExpired."""
+        until = float("inf") if timeout is None else time.monotonic() + timeout
+        while (code := self._exit_code()) is None:
+            if time.monotonic() >= until:
+                raise subprocess.TimeoutExpired("fork", timeout or 0)
+            time.sleep(_WAIT_SECONDS)
+        return code
+
+    def _exit_code(self) -> int | None:
+        with self._lock:
+            if self._status is None:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+                self._status = status if pid else None
+            return None if self._status is None else os.waitstatus_to_exitcode(self._status)
+
+
+def fork_trial_server() -> None:
+    """Starts the process in which models are tried as a fork of this one, which has no other threads and needs the same modules."""
+    trial_client.start(_fork if sys.platform == "linux" else None)  # elsewhere libraries of the system do not survive a fork
+
+
+def _fork(theirs: socket.socket) -> _Fork:
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # OpenBLAS and ONNX Runtime have idle threads
+        pid = os.fork()
+    if pid == 0:
+        try:
+            os.setpgid(0, 0)
+            own = fcntl.fcntl(theirs, fcntl.F_DUPFD, 3)
+            os.closerange(3, own)
+            os.closerange(own + 1, os.sysconf("SC_OPEN_MAX"))
+            null = os.open(os.devnull, os.O_RDWR)
+            for standard in range(3):
+                os.dup2(null, standard)
+            main(own)
+        finally:
+            os._exit(0)
+    return _Fork(pid)

@@ -21,7 +21,7 @@ from service.engine import trial_client as client
 from service.engine import trials
 from service.engine.instances import load_instances
 from service.engine.trial import Approval, Trial, TrialsClosed
-from service.engine.trial_client import trial_client
+from service.engine.trial_client import Process, trial_client
 from service.engine.trial_server import TrialServer
 from service.engine.trials import Trials
 from service.errors import FilesChanged, InvalidModel, LoadError, PassingFailure
@@ -179,6 +179,37 @@ def test_it_inherits_no_socket(honest: Path) -> None:
         assert f"socket:[{os.fstat(listening.fileno()).st_ino}]" not in inherited
 
 
+def test_a_fork_of_the_server_does_the_same(honest: Path) -> None:
+    """In a program that has one thread, as `convoy serve` has it. What it can be asked is what a subprocess.Popen can be."""
+    program = f"""
+import os, pathlib, signal, socket, subprocess
+from service.engine.trial_client import trial_client
+from service.engine.trial_server import fork_trial_server
+from service.engine.trials import Trials
+from tests.unit.engine.test_trials import trial
+with socket.create_server(("127.0.0.1", 0)):
+    fork_trial_server()
+fork, own = trial_client._process, os.getpid()
+def approve():
+    assert Trials(60.0, None).try_version(trial(pathlib.Path({str(honest)!r}))).max_batch_items == 64
+approve()
+assert os.stat(f"/proc/{{fork.pid}}/exe") == os.stat(f"/proc/{{own}}/exe")
+opened = sorted(os.readlink(each) for each in pathlib.Path(f"/proc/{{fork.pid}}/fd").iterdir())
+assert opened[:4] == [os.devnull] * 4 and len(opened) == 5, opened  # the fifth is its end of the connection
+try:
+    fork.wait(0.05)
+except subprocess.TimeoutExpired:
+    fork.kill()
+assert fork.wait() == fork.wait() == -signal.SIGKILL
+fork.kill()
+approve()
+assert trial_client._process.pid != fork.pid
+print("done")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=LONG, check=False)
+    assert (done.stdout, done.stderr) == ("done\n", "")
+
+
 def test_it_ends_when_it_is_idle_and_comes_back(honest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trial_client.stop()
     monkeypatch.setattr(client, "IDLE_SECONDS", 0.1)
@@ -229,7 +260,7 @@ def test_many_at_a_time_are_all_answered(honest: Path) -> None:
     assert threading.active_count() <= before + 1
 
 
-def stop_reading() -> subprocess.Popen[bytes]:
+def stop_reading() -> Process:
     """The process in which models are tried, which from now on does nothing until it gets SIGCONT."""
     trial_client.start()
     process = trial_client._process
