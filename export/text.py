@@ -9,6 +9,13 @@ def first_of(words: Sequence[str], most: int) -> str:
     return f"{shown} and {len(words) - most} more" if len(words) > most else shown
 
 
+def as_text(value: object) -> str:
+    """A setting: 0.004, adam, or 0.485,0.456,0.406."""
+    if isinstance(value, tuple):
+        return ",".join(map(as_text, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def percent_or_dash(fraction: float | None) -> str:
     """0.125 as "12.5%", and None as "-"."""
     return "-" if fraction is None else f"{fraction:.1%}"

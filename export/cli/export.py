@@ -28,6 +28,8 @@ console = Console(highlight=False)
               help="Refuse to export below this accuracy on the test part.")  # fmt: skip
 @click.option("--data", metavar=DATA, help="Where the data of the run are now, if they have moved.")
 @data_dir_option
+@click.option("--network", metavar="FILE.py:NAME",
+              help="Where the code of the run's network is now, if it is your own and has moved.")  # fmt: skip
 @click.option("--calibration/--no-calibration", default=True, show_default=True,
               help="Fit a temperature on the validation part, so that the confidence agrees with the accuracy.")  # fmt: skip
 @click.option("--precision", type=click.Choice(["fp32", "int8", "fp16"]), default="fp32", show_default=True,
@@ -38,7 +40,7 @@ console = Console(highlight=False)
                    "fp16.")  # fmt: skip
 def export(
     run: Path, repository: Path, name: str | None, minimum_accuracy: float, data: str | None, data_dir: Path | None,
-    calibration: bool, precision: Literal["fp32", "int8", "fp16"], max_accuracy_loss: float,
+    network: str | None, calibration: bool, precision: Literal["fp32", "int8", "fp16"], max_accuracy_loss: float,
 ) -> None:  # fmt: skip
     """Export the checkpoint in the folder RUN as the next version of a model: REPOSITORY/NAME/<version>/model.onnx.
 
@@ -52,7 +54,7 @@ def export(
     from export.data.datasets import reload_dataset
     from export.training.checkpoint import load_checkpoint
 
-    checkpoint = load_checkpoint(run)
+    checkpoint = load_checkpoint(run, network)
     known = (checkpoint.source, checkpoint.settings.seed, checkpoint.input, checkpoint.labels)
     dataset = load_with_progress(console, partial(reload_dataset, *known, data, data_dir))
     with progress_bar() as on_progress:

@@ -7,13 +7,15 @@ from rich.table import Table
 from rich.text import Text
 
 from export.evaluation.scores import ClassScore, Scores
-from export.text import percent_or_dash
+from export.text import first_of, percent_or_dash
 
 if TYPE_CHECKING:
     from export.convert.precision_cost import PrecisionComparison
+    from export.training.pretrained import Loaded
 
 _SHOWN_CLASSES = 20
 _SHOWN_MISTAKES = 5
+_SHOWN_WEIGHTS = 8
 
 
 def as_json(scores: Scores) -> dict[str, object]:
@@ -74,6 +76,23 @@ def show_cost(cost: "PrecisionComparison", console: Console) -> None:
     console.print(table)
 
 
+def show_loaded(loaded: "Loaded", console: Console) -> None:
+    """Prints how much of a file of weights was loaded, and a table of what was not."""
+    console.print(
+        f"{loaded.file}: {len(loaded.loaded)} of the network's {len(loaded.loaded) + len(loaded.fresh)} tensors loaded; "
+        f"{len(loaded.unused)} of the file not used{': ' if loaded.unused else ''}{first_of(loaded.unused, _SHOWN_WEIGHTS)}",
+        soft_wrap=True, markup=False,
+    )  # fmt: skip
+    if not loaded.fresh:
+        return
+    table = Table("starts fresh", "shape", "in the file", box=None, header_style="bold", pad_edge=False)
+    for name, shape, given in loaded.fresh[:_SHOWN_WEIGHTS]:
+        table.add_row(Text(name), _shape(shape), "-" if given is None else _shape(given))
+    console.print(table)
+    if len(loaded.fresh) > _SHOWN_WEIGHTS:
+        console.print(f"and {len(loaded.fresh) - _SHOWN_WEIGHTS} more")
+
+
 def show(scores: Scores, console: Console) -> None:
     """Prints the headline, the classes, the confusion matrix if it is small enough, and the most frequent mistakes."""
     console.print(headline(scores), soft_wrap=True, markup=False)
@@ -85,6 +104,10 @@ def show(scores: Scores, console: Console) -> None:
     pairs = [f"{true!r} as {answer!r} ({count})" for true, answer, count in scores.confused(_SHOWN_MISTAKES)]
     if pairs:
         console.print(f"\nmost frequent confusions: {', '.join(pairs)}", soft_wrap=True, markup=False)
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "one number"
 
 
 def _classes(scores: Scores) -> Table:

@@ -3,7 +3,6 @@
 import shlex
 import shutil
 import sys
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,9 @@ from rich.console import Console
 from export.cli.dataset_loading import load_with_progress
 from export.cli.output_folder import check_output_folder, create_output_folder, lock_run
 from export.cli.progress_bar import training_bar
+from export.cli.summary import show_loaded
 from export.cli.train_options import OPTION_GROUPS, TrainCommand
+from export.text import as_text
 from export.training import recipes
 from service.errors import UserError
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from export.training.checkpoint import Checkpoint
     from export.training.distributed import ProcessGroup
     from export.training.history import EpochMetrics
+    from export.training.pretrained import Weights
+
+_COLOURS = {1: "gray", 3: "colour"}
 
 
 @click.command(cls=TrainCommand, params=[option for options in OPTION_GROUPS.values() for option in options])
@@ -36,10 +40,10 @@ def train(output: Path, resume: bool, tensorboard: bool, **chosen: Any) -> None:
 
     with join_group() as group:
         console = Console(highlight=False, quiet=group.rank > 0)
-        dataset, settings = group.rank_zero_first(partial(_prepare, console, group, output, resume, **chosen))
+        dataset, settings, weights = group.rank_zero_first(partial(_prepare, console, group, output, resume, **chosen))
         console.print(_describe(settings, group), soft_wrap=True, markup=False)
         try:
-            checkpoint = _train(console, group, dataset, settings, output, resume, tensorboard)
+            checkpoint = _train(console, group, dataset, settings, output, resume, tensorboard, weights)
             if group.rank == 0:
                 _report_test_accuracy(console, checkpoint, dataset, output)
         except KeyboardInterrupt:
@@ -54,14 +58,17 @@ def train(output: Path, resume: bool, tensorboard: bool, **chosen: Any) -> None:
 
 def _prepare(
     console: Console, group: "ProcessGroup", output: Path, resume: bool, data: str, data_dir: Path | None, network: str,
-    image_size: tuple[int, int] | None, fit: str | None, flip: bool | None, shift_pixels: int | None, **chosen: Any,
-) -> "tuple[Dataset, recipes.Settings]":  # fmt: skip
+    image_size: tuple[int, int] | None, fit: str | None, flip: bool | None, shift_pixels: int | None, weights: Path | None,
+    **chosen: Any,
+) -> "tuple[Dataset, recipes.Settings, Weights | None]":  # fmt: skip
     """Checks what can be checked at once, loads the data, which can take minutes, and takes the output folder."""
     from export.data.datasets import DatasetOptions, load_dataset
     from export.networks import architectures
     from export.training.checkpoint import load_interrupted
+    from export.training.pretrained import read_weights
 
-    architectures.parse(network)
+    code = architectures.code(network)
+    read = read_weights(weights) if weights is not None else None
     if resume:
         load_interrupted(output)
         if group.rank == 0:
@@ -71,16 +78,26 @@ def _prepare(
     shift = recipes.recipe(network).shift_pixels if shift_pixels is None else shift_pixels
     options = DatasetOptions(image_size, None, fit, flip, shift)
     dataset = load_with_progress(console, partial(load_dataset, data, chosen["seed"], data_dir, options), to_train=True)
-    settings = recipes.settings(network, len(dataset.training), **chosen)
+    settings = recipes.settings(
+        code.network if code else network, len(dataset.training), weights=str(read) if read else None, **chosen
+    )
+    _check_channels(settings, dataset.input.channels)
     if group.rank == 0 and not resume:
         create_output_folder(output)
         lock_run(output)
-    return dataset, settings
+    return dataset, settings, read
+
+
+def _check_channels(settings: recipes.Settings, channels: int) -> None:
+    """Raises UserError if there are more or fewer means than channels."""
+    for option, values in (("--mean", settings.mean), ("--std", settings.std)):
+        if values and len(values) != channels:
+            raise UserError(f"{option}: {len(values)} numbers for {channels} channels: the images are {_COLOURS[channels]}")
 
 
 def _train(
     console: Console, group: "ProcessGroup", dataset: "Dataset", settings: recipes.Settings, run: Path, resume: bool,
-    tensorboard: bool,
+    tensorboard: bool, weights: "Weights | None",
 ) -> "Checkpoint":  # fmt: skip
     """Trains with a bar for the steps and a line for each epoch."""
     from export.training import loop
@@ -94,7 +111,9 @@ def _train(
             write(epoch)
 
     with training_bar(console) as on_step:
-        return loop.train(dataset, settings, run, on_step, on_epoch, group, resume)
+        return loop.train(
+            dataset, settings, run, on_step, on_epoch, group, resume, weights, lambda loaded: show_loaded(loaded, console)
+        )
 
 
 def _report_interruption(console: Console, group: "ProcessGroup", run: Path) -> None:
@@ -138,15 +157,16 @@ def _describe(settings: recipes.Settings, group: "ProcessGroup") -> str:
     """All settings, and the device and precision that they are computed with."""
     import torch
 
+    from export.networks import architectures
     from export.training.optimization import uses_bfloat16
 
-    values = {name.replace("_", "-"): value for name, value in asdict(settings).items() if name not in ("network", "autocast")}
-    listed = ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items())
+    values = {name.replace("_", "-"): value for name, value in settings.given().items() if name not in ("network", "autocast")}
+    listed = ", ".join(f"{name} {as_text(value)}" for name, value in values.items())
     on_cuda = group.device.type == "cuda"
     where = torch.cuda.get_device_name(group.device) if on_cuda else f"the CPU, threads: {torch.get_num_threads()}"
     processes = f"{group.size} processes, each " if group.size > 1 else ""
     precision = "bfloat16" if uses_bfloat16(settings, group.device) else "float32"
-    return f"{settings.network}: {listed}\n{processes}{precision} on {where}"
+    return f"{architectures.shown(settings.network)}: {listed}\n{processes}{precision} on {where}"
 
 
 def _epoch_line(epoch: "EpochMetrics", epochs: int) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from export.cli.options import DATA, DATA_DIR
+from export.cli.parameters import ChannelValues
 from export.training import recipes
 from service.cli.parameters import FiniteFloat, ImageSize
 
@@ -17,14 +18,29 @@ OPTION_GROUPS: dict[str, tuple[click.Option, ...]] = {
                      help="A data set by name, or a folder of images: DIR/<class>/*.jpg, or DIR/train/<class>/*.jpg with "
                           "DIR/test and DIR/val beside it. Missing parts are split off the training part."),
         click.Option(["--data-dir"], **DATA_DIR),
-        click.Option(["--network"], default="article-cnn", show_default=True, metavar="NAME[:option=value,...]",
-                     help="The network to train; see below."),
+        click.Option(["--network"], default="article-cnn", show_default=True, metavar="NAME[:option=value,...]|FILE.py:NAME",
+                     help="The network to train; see below. FILE.py:NAME, or MODULE:NAME, is a class or function of your own."),
         click.Option(["--image-size"], type=ImageSize(_LARGEST_SIDE), metavar="N|HxW",
                      help="The network's input in pixels.",
                      show_default="the images' own size; for a folder only if it is the same for all and at most 64, else 32, "
                                   "64, 128 or 224 by their median size"),
         click.Option(["--fit"], type=click.Choice(["stretch", "crop", "pad"]), show_default="stretch",
                      help="How images of another shape are fitted to the input, in training and serving."),
+    ),
+    "Weights to start from": (
+        click.Option(["--weights"], type=click.Path(path_type=Path), metavar="FILE",
+                     help="A state dict (.pth, .pt, .safetensors), an ONNX file, or the checkpoint.pt of a run: what has the same "
+                          "name and shape is loaded, and what is not is shown. The last layer is new where the classes differ."),
+        click.Option(["--freeze"], multiple=True, metavar="PREFIX",
+                     help="Do not train weights whose names start so; may be repeated."),
+        click.Option(["--head-learning-rate"], type=FiniteFloat(0, 10, min_open=True), metavar="RATE",
+                     show_default="--learning-rate; with --weights ten times that",
+                     help="The highest of the schedule for the last layer."),
+        click.Option(["--mean"], type=ChannelValues({"imagenet": recipes.IMAGENET_MEAN}), metavar="R,G,B|imagenet",
+                     show_default="that of the training images",
+                     help="Subtracted from pixels of 0 to 1: weights need the values that they were trained with."),
+        click.Option(["--std"], type=ChannelValues({"imagenet": recipes.IMAGENET_STD}, low_open=True), metavar="R,G,B|imagenet",
+                     show_default="that of the training images", help="What pixels are divided by after that."),
     ),
     "Training": (
         click.Option(["--epochs"], type=click.IntRange(1, 100_000), metavar="N", show_default=_RECIPE,
@@ -89,6 +105,8 @@ class TrainCommand(click.Command):
                 "  convoy train --data mnist --network article-cnn:pool=average,kernel=5 --output run\n"
                 "  convoy train --data photos/ --network resnet18 --image-size 64 --fit crop --output run   "
                 "(photos/cat/*.jpg, photos/dog/*.jpg)\n"
+                "  convoy train --data photos/ --network my_net.py:MyNet --weights imagenet.pth --mean imagenet --std imagenet "
+                "--output run\n"
             )
         with formatter.section("Several processes or machines (DistributedDataParallel; --batch-size is that of all together)"):
             formatter.write("  torchrun --nproc-per-node 2 -m service.cli train --data mnist --output run\n")

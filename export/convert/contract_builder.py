@@ -12,6 +12,7 @@ from export.convert.precision import TOLERANCE, Precision
 from export.convert.pytorch_reference import probabilities
 from export.data.datasets import Dataset, Part
 from export.evaluation.scores import Scores
+from export.networks import architectures
 from export.training.checkpoint import Checkpoint
 from service import convoy_version
 from service.errors import InvalidRequest
@@ -34,12 +35,12 @@ def build_contract(checkpoint: Checkpoint, dataset: Dataset, name: str, temperat
         name=name,
         input=checkpoint.input,
         labels=checkpoint.labels,
-        head=getattr(checkpoint.network, "head", "softmax"),
+        head=architectures.activation(checkpoint.network),
         precision="fp32",
         training=Training(
             data=checkpoint.data,
             data_digest=checkpoint.data_digest,
-            network=checkpoint.settings.network,
+            network=architectures.shown(checkpoint.settings.network),
             epochs=checkpoint.epoch,
             seed=checkpoint.settings.seed,
             temperature=temperature,

@@ -5,7 +5,7 @@ preprocessing and the model code that serve it, as well as PyTorch answers decod
 an fp32 file that passed, and its accuracy is gated against that file. A server ignores the model card and its images.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +24,9 @@ from export.evaluation import figures
 from export.evaluation.gates import MAX_ACCURACY_LOSS, Comparison, check_accuracy, check_parity, compare
 from export.evaluation.measurement import check_labels
 from export.files import read_file, temporary_folder, write_file
+from export.networks import architectures
 from export.progress import OnProgress, ignore_progress
+from export.text import as_text
 from export.training.checkpoint import Checkpoint
 from export.training.history import CURVES
 from service.errors import UserError
@@ -163,7 +165,10 @@ def _document(
     if run is not None and (run / CURVES).is_file():
         write_file(version / CURVES, read_file(run / CURVES))
         images.append(CURVES)
-    settings: dict[str, object] = asdict(checkpoint.settings)
+    settings = checkpoint.settings.given() | {"network": architectures.shown(checkpoint.settings.network)}
+    settings = {name: as_text(value) for name, value in settings.items()}
+    if checkpoint.code:
+        settings["code of the network"] = f"sha256 {checkpoint.code.digest}"
     if checkpoint.augmentation:
         settings["training pictures"] = checkpoint.augmentation
     card = model_card(

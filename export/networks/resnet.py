@@ -1,5 +1,6 @@
 """ResNet-18 (He, Zhang, Ren and Sun, "Deep Residual Learning for Image Recognition", arXiv:1512.03385)."""
 
+import re
 from collections import OrderedDict
 
 import torch
@@ -12,6 +13,15 @@ from service.model.contract import InputSpec
 OPTIONS = {"stem": ("auto", "3x3", "imagenet"), "zero_init": ("no", "yes")}
 """The values of each option, the default first."""
 
+_TORCHVISION = (
+    (r"layer(\d)\.(\d)\.", lambda match: f"stage{match[1]}_block{int(match[2]) + 1}."),
+    (r"downsample\.0\.", "shortcut.conv."),
+    (r"downsample\.1\.", "shortcut.norm."),
+    (r"^conv1\.", "conv."),
+    (r"^bn1\.", "norm."),
+    (r"\.bn([12])\.", r".norm\1."),
+    (r"^fc\.", "output."),
+)
 _WIDTHS = (64, 128, 256, 512)
 _BLOCKS = 2
 _SMALL_UP_TO = 64
@@ -90,6 +100,13 @@ def layers(spec: InputSpec, units: int, stem: str, zero_init: str) -> "OrderedDi
     found["output"] = nn.Linear(512, units)  #                               (N, K)
     _initialise(found, zero_init == "yes")
     return found
+
+
+def from_torchvision(name: str) -> str:
+    """Our name of a weight of torchvision's or timm's ResNet-18; other names as they are."""
+    for pattern, ours in _TORCHVISION:
+        name = re.sub(pattern, ours, name)
+    return name
 
 
 def _initialise(found: "OrderedDict[str, nn.Module]", zero_init: bool) -> None:

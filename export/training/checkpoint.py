@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from export.files import write_file, writing
-from export.networks import architectures
+from export.networks import architectures, custom
+from export.networks.custom import Code
 from export.training.recipes import Settings
 from service.errors import UserError
 from service.model.contract import InputSpec
@@ -39,6 +40,7 @@ class Checkpoint:
         source: what `load_dataset` takes to load the data set again.
         data_digest: the data set's digest, which tells whether it has changed since.
         augmentation: how the training images were changed, in words.
+        code: where the code of a network of the user's own was; None for a network of Convoy's.
     """
 
     network: nn.Module
@@ -52,6 +54,7 @@ class Checkpoint:
     source: str = ""
     data_digest: str = ""
     augmentation: str = ""
+    code: Code | None = None
 
 
 def save_checkpoint(checkpoint: Checkpoint, run: Path, state: dict[str, Any] | None = None) -> None:
@@ -62,22 +65,31 @@ def save_checkpoint(checkpoint: Checkpoint, run: Path, state: dict[str, Any] | N
     """
     fields = {**vars(checkpoint), "input": checkpoint.input.model_dump(), "settings": asdict(checkpoint.settings)}
     fields["network"] = checkpoint.network.state_dict()
+    fields["code"] = checkpoint.code and checkpoint.code._asdict()
     content = io.BytesIO()  # torch.save hides the reason when it cannot write
     with writing(run / CHECKPOINT):
         torch.save({"format": FORMAT, "best": fields, "state": state}, content)
     write_file(run / CHECKPOINT, content.getvalue())
 
 
-def load_checkpoint(run: Path) -> Checkpoint:
-    """Loads the best weights of a run. Raises UserError if the folder has no checkpoint or it cannot be read."""
-    return _load(run)[0]
+def load_checkpoint(run: Path, network: str | None = None) -> Checkpoint:
+    """Loads the best weights of a run.
+
+    Args:
+        run: the run's folder.
+        network: where the code of its network is now, if it is one of the user's own and has moved.
+
+    Raises:
+        UserError: the folder has no checkpoint, it cannot be read, or the code of its network is missing or another.
+    """
+    return _load(run, network)[0]
 
 
 def load_interrupted(run: Path) -> tuple[Checkpoint, dict[str, Any]]:
     """Loads the best weights of an unfinished run and the state to resume from.
 
     Raises:
-        UserError: the folder has no checkpoint, it cannot be read, or the run is finished.
+        UserError: as `load_checkpoint`; or the run is finished.
     """
     best, state = _load(run)
     if state is None:
@@ -85,7 +97,7 @@ def load_interrupted(run: Path) -> tuple[Checkpoint, dict[str, Any]]:
     return best, state
 
 
-def _load(run: Path) -> tuple[Checkpoint, dict[str, Any] | None]:
+def _load(run: Path, moved: str | None = None) -> tuple[Checkpoint, dict[str, Any] | None]:
     path = run / CHECKPOINT
     if not path.is_file():
         raise UserError(f"{str(run)!r} has no {CHECKPOINT}: it is not a run of `convoy train`, or its first epoch has not ended")
@@ -95,10 +107,35 @@ def _load(run: Path) -> tuple[Checkpoint, dict[str, Any] | None]:
             raise UserError(f"{path}: a checkpoint of format {content['format']!r}; this version reads format {FORMAT}")
         fields = content["best"]
         settings, spec = Settings(**fields["settings"]), InputSpec(**fields["input"])
-        network = architectures.build(settings.network, spec, len(fields["labels"]))
+        code = Code(**fields["code"]) if fields.get("code") else None
+        network = architectures.build(_buildable(path, settings.network, code, moved), spec, len(fields["labels"]))
         network.load_state_dict(fields["network"])
-        return Checkpoint(**{**fields, "network": network.eval(), "input": spec, "settings": settings}), content["state"]
+        fields |= {"network": network.eval(), "input": spec, "settings": settings, "code": code}
+        return Checkpoint(**fields), content["state"]
     except UserError:
         raise
     except Exception as error:  # noqa: BLE001 - a broken pickle can raise anything
         raise UserError(f"{path}: not a checkpoint that this version can read ({type(error).__name__})") from None
+
+
+def _buildable(path: Path, network: str, code: Code | None, moved: str | None) -> str:
+    """What `architectures.build` takes. Code of the user's own is only run if its file is the one that the run was trained with."""
+    if code is None:
+        if moved is not None:
+            raise UserError(f"--network {moved}: the network of this run is Convoy's {network}, which has not moved")
+        if architectures.is_custom(network):
+            raise UserError(f"{path}: its network is {network}, and nothing says what was in that file")
+        return network
+    try:
+        found = custom.find(moved or code.network)
+    except UserError as error:
+        raise UserError(
+            f"{path}: its network is {code.network}, trained with the code in {code.file}: {error} (if it has moved, give "
+            f"--network {custom.HOW})"
+        ) from None
+    if found.digest != code.digest:
+        raise UserError(
+            f"{path}: its network was trained with other code: {found.file} has changed since (SHA-256 {found.digest[:16]}, then "
+            f"{code.digest[:16]}); put back what it was, or train again"
+        )
+    return found.network

@@ -26,13 +26,14 @@ from export.data.datasets import Dataset, Part
 from export.data.image_files import check_memory
 from export.networks import architectures
 from export.networks.speed_net import SpeedNet
-from export.training import optimization
+from export.training import fine_tuning, optimization
 from export.training.checkpoint import Checkpoint, load_interrupted, save_checkpoint
 from export.training.distributed import ProcessGroup
 from export.training.history import CURVES, EpochMetrics, best_epoch, plot_curves, write_metrics
 from export.training.inference import batched_logits
 from export.training.memory import keep_freed_memory
 from export.training.normalization import Normalization, evenly_spaced, mean_and_std
+from export.training.pretrained import Loaded, Weights, load_weights
 from export.training.recipes import Settings
 from service.errors import UserError
 
@@ -60,6 +61,8 @@ def train(
     on_epoch: Callable[[EpochMetrics], None] = lambda epoch: None,
     group: ProcessGroup | None = None,
     resume: bool = False,
+    weights: Weights | None = None,
+    on_weights: Callable[[Loaded], None] = lambda loaded: None,
 ) -> Checkpoint:
     """Trains a network. On the CPU the same seed on the same machine gives the same weights, bit by bit.
 
@@ -71,17 +74,19 @@ def train(
         on_epoch: called after each epoch; of a resumed run, after each new one.
         group: the processes of the run; by default this one.
         resume: continue the interrupted training in `run`.
+        weights: to start from, as far as they fit.
+        on_weights: called with what was loaded of them.
 
     Returns:
         The checkpoint of the epoch with the lowest validation loss.
 
     Raises:
-        UserError: the network does not fit the data, the settings contradict each other, the training diverged, the run cannot be
-            written, or it cannot be resumed with these settings and data.
+        UserError: the network does not fit the data, the settings contradict each other or name weights that the network has not,
+            no weight fits, the training diverged, the run cannot be written, or it cannot be resumed with these settings and data.
     """
     group = group or ProcessGroup(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     keep_freed_memory()
-    trainer = group.rank_zero_first(lambda: _Trainer(dataset, settings, group))
+    trainer = group.rank_zero_first(lambda: _Trainer(dataset, settings, group, weights, on_weights))
     history: list[EpochMetrics] = []
     best: Checkpoint | None = None
     if resume:
@@ -126,7 +131,10 @@ def _check_finite(epoch: EpochMetrics, group: ProcessGroup) -> None:
 class _Trainer:
     """The network, the optimiser and everything else that changes from step to step, and the data as tensors."""
 
-    def __init__(self, dataset: Dataset, settings: Settings, group: ProcessGroup) -> None:
+    def __init__(
+        self, dataset: Dataset, settings: Settings, group: ProcessGroup, weights: Weights | None,
+        on_weights: Callable[[Loaded], None],
+    ) -> None:  # fmt: skip
         self._dataset, self._settings, self._group = dataset, settings, group
         self._batches = _batches_an_epoch(len(dataset.training), settings.batch_size, group.size)
         self._autocast = torch.autocast(
@@ -138,10 +146,14 @@ class _Trainer:
         self._validation = _tensors(dataset.validation)
         if group.device.type == "cuda" and self._images.nbytes < torch.cuda.mem_get_info(group.device)[0] / 4:
             self._images, self._labels = self._images.to(group.device), self._labels.to(group.device)
-        self._mean, self._std = mean_and_std(evenly_spaced(self._images, _STATISTICS_ITEMS))
+        self._mean, self._std = self._normalization()
         self._normalize = Normalization(self._mean, self._std, group.device)
+        self._code = architectures.code(settings.network)
         self._network = self._new_network()
-        self._optimizer = optimization.optimizer(self._network, settings)
+        if weights is not None:
+            on_weights(load_weights(self._network, weights, architectures.rename(settings.network)))
+        self._frozen_norms = fine_tuning.freeze(self._network, settings.freeze)
+        self._optimizer = optimization.optimizer(self._network, settings, self._head() if settings.head_learning_rate else None)
         self._schedule = optimization.schedule(self._optimizer, settings, settings.epochs * self._batches)
         self._average = optimization.MovingAverage(self._network, settings.ema_decay) if settings.ema_decay else None
         self._measured = self._average.network if self._average else self._network
@@ -155,6 +167,15 @@ class _Trainer:
             network.whiten(self._normalize(sample).cpu())
         return network.to(self._group.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
+    def _normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation by channel, on the scale 0 to 255: those of the settings, else of the training images."""
+        mean, std = mean_and_std(evenly_spaced(self._images, _STATISTICS_ITEMS))
+        given_mean, given_std = (tuple(255 * value for value in values) for values in (self._settings.mean, self._settings.std))
+        return given_mean or mean, given_std or std
+
+    def _head(self) -> torch.nn.Module:
+        return fine_tuning.last_layer(self._network, self._normalize(self._images[:2]))
+
     @cached_property
     def _parallel(self) -> torch.nn.Module:
         """The network to call in training. Made at the first call, as all processes must take part."""
@@ -167,6 +188,8 @@ class _Trainer:
         order = torch.randperm(len(self._labels), generator=torch.Generator().manual_seed(_seed(seed, number)))
         changes = torch.Generator(self._images.device).manual_seed(_seed(seed, number, 1 + group.rank))
         self._network.train()
+        for norm in self._frozen_norms:
+            norm.eval()
         start = reported = time.perf_counter()
         seen = 0  # by this process
         sums = torch.zeros(3, device=group.device, dtype=torch.float64)  # loss, correct, images
@@ -229,6 +252,7 @@ class _Trainer:
             source=dataset.source,
             data_digest=dataset.digest,
             augmentation=str(dataset.augmentation),
+            code=self._code,
         )
 
     def state(self, history: Sequence[EpochMetrics]) -> dict[str, Any]:

@@ -11,15 +11,26 @@ from service.errors import UserError
 MOMENTUM = 0.9
 
 
-def optimizer(network: nn.Module, settings: Settings) -> torch.optim.Optimizer:
+def optimizer(network: nn.Module, settings: Settings, head: nn.Module | None = None) -> torch.optim.Optimizer:
     """Adam (Kingma and Ba, arXiv:1412.6980), AdamW (Loshchilov and Hutter, arXiv:1711.05101) or SGD with Nesterov momentum.
 
     Weight decay leaves out parameters of one dimension, which are biases and the scales of norms. Frozen parameters are left out.
+
+    Args:
+        network: the network to train.
+        settings: of the training.
+        head: the last layer, if it has a learning rate of its own.
     """
+    of_head = set() if head is None else set(head.parameters())
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     groups = [
-        {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
+        {
+            "params": [each for each in trained if (each.ndim > 1) == decayed and (each in of_head) == last],
+            "weight_decay": settings.weight_decay if decayed else 0.0,
+            "lr": settings.head_learning_rate if last else settings.learning_rate,
+        }
+        for last in (False, True)
+        for decayed in (True, False)
     ]
     groups = [group for group in groups if group["params"]]
     if settings.optimizer == "sgd":
@@ -31,7 +42,8 @@ def optimizer(network: nn.Module, settings: Settings) -> torch.optim.Optimizer:
 def schedule(optimizer: torch.optim.Optimizer, settings: Settings, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
     """One cycle over all `steps` (Smith, arXiv:1803.09820), with momentum in the opposite direction, or a constant rate."""
     if settings.schedule == "one-cycle":
-        return torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, total_steps=steps)
+        highest = [group["lr"] for group in optimizer.param_groups]
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, highest, total_steps=steps)
     return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
 
 

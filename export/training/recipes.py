@@ -4,7 +4,7 @@ Does not import torch, so that `convoy train --help` is quick.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 OptimizerName = Literal["adam", "adamw", "sgd"]
@@ -37,6 +37,11 @@ class Settings:
             weights; 0: no average.
         patience: training stops after so many epochs without a lower validation loss; 0: never.
         autocast: whether convolutions and matrix products compute in bfloat16; auto: where that is faster.
+        weights: the file that the weights started from, with its digest; empty: none.
+        freeze: weights whose names start with one of these are not trained, and norms among them keep their statistics.
+        head_learning_rate: the highest of the schedule for the last layer; 0: the same as for the others.
+        mean: subtracted from pixels of 0 to 1, by channel; empty: the mean of the training images.
+        std: what they are then divided by; empty: the standard deviation of the training images.
     """
 
     network: str
@@ -51,6 +56,16 @@ class Settings:
     ema_decay: float = 0.0
     patience: int = 0
     autocast: AutocastName = "auto"
+    weights: str = ""
+    freeze: tuple[str, ...] = ()
+    head_learning_rate: float = 0.0
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def given(self) -> dict[str, object]:
+        """All settings by name, without those of this training that are not used."""
+        unused = ("weights", "freeze", "head_learning_rate", "mean", "std")
+        return {name: value for name, value in asdict(self).items() if value or name not in unused}
 
 
 @dataclass(frozen=True)
@@ -80,6 +95,13 @@ RECIPES = {
 OTHERS = "article-cnn"
 """The network whose recipe all networks without one take."""
 
+FINE_TUNING = 0.1
+"""The default learning rate of weights that come from a file, as a share of the recipe's; the last layer takes the recipe's own."""
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Of pixels of 0 to 1, by channel, as torchvision, timm and most others have them."""
+
 
 def recipe(network: str) -> Recipe:
     """The recipe of a network given as NAME or NAME:option=value,..."""
@@ -92,7 +114,8 @@ def settings(network: str, training_items: int, **given: Any) -> Settings:
     Below SMALL_ITEMS training images the default batch size is SMALL_BATCH, so that an epoch still has enough steps. If the batch
     size differs from the recipe's, the default learning rate is scaled: by the square root of the ratio for Adam and AdamW (Malladi
     et al., arXiv:2205.10287), in proportion for SGD (Goyal et al., arXiv:1706.02677). If the optimiser differs from the recipe's,
-    the default learning rate is from a recipe with that optimiser.
+    the default learning rate is from a recipe with that optimiser. With weights from a file it is for the last layer, and
+    FINE_TUNING of it for the others.
     """
     base = recipe(network)
     given = {name: value for name, value in given.items() if value is not None}
@@ -103,7 +126,11 @@ def settings(network: str, training_items: int, **given: Any) -> Settings:
         like = base if chosen["optimizer"] == base.optimizer else RECIPES["resnet18" if chosen["optimizer"] == "sgd" else OTHERS]
         ratio = chosen["batch_size"] / like.batch_size
         scale = ratio if chosen["optimizer"] == "sgd" else math.sqrt(ratio)
-        chosen["learning_rate"] = float(f"{like.learning_rate * scale:.3g}")
+        rate = float(f"{like.learning_rate * scale:.3g}")
+        if chosen.get("weights"):
+            chosen.setdefault("head_learning_rate", rate)
+            rate = float(f"{rate * FINE_TUNING:.3g}")
+        chosen["learning_rate"] = rate
     return Settings(network, **chosen)
 
 
@@ -116,4 +143,5 @@ def describe() -> str:
         lines.append(row(name, each.epochs, each.batch_size, each.optimizer, *(f"{number:g}" for number in numbers)))
     lines.append(f"  Other networks: as {OTHERS}. Below {SMALL_ITEMS:,} training images the batch size is {SMALL_BATCH}.")
     lines.append("  The learning rate scales with the batch size: with its square root for Adam, in proportion for SGD.")
+    lines.append(f"  With --weights it is the last layer's; that of the others is {FINE_TUNING:g} of it.")
     return "\n".join(lines)

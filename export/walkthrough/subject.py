@@ -145,11 +145,12 @@ def _from_run(run: Path) -> Subject:
     if importlib.util.find_spec("torch") is None:
         raise UserError("a run needs PyTorch: install Convoy with the extra 'export'")
     from export.convert.onnx_conversion import to_onnx
+    from export.networks import architectures
     from export.training.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(run)
     facts = {
-        "network": checkpoint.settings.network,
+        "network": architectures.shown(checkpoint.settings.network),
         "trained on": f"{checkpoint.data}, epoch {checkpoint.epoch} of {checkpoint.settings.epochs}",
     }
     return Subject(checkpoint.data, to_onnx(checkpoint), checkpoint.input, checkpoint.labels, facts, checkpoint=checkpoint)

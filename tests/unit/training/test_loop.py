@@ -63,11 +63,14 @@ def test_a_seed_gives_the_same_training_and_the_best_epoch_is_kept(tmp_path: Pat
     [
         {},
         {"optimizer": "sgd", "learning_rate": 0.02, "ema_decay": 0.0, "weight_decay": 1e-3},
-        {"optimizer": "adamw", "schedule": "constant", "label_smoothing": 0.1},
+        {
+            "optimizer": "adamw", "schedule": "constant", "label_smoothing": 0.1, "freeze": ("conv1",), "head_learning_rate": 1e-3,
+            "mean": (0.5,),
+        },
         {"network": "speed-net:width=32", "optimizer": "sgd", "learning_rate": 0.05},  # norms, whose statistics go on too
     ],
     ids=["adam", "sgd", "adamw", "speed-net"],
-)
+)  # fmt: skip
 def test_a_resumed_training_gives_the_weights_of_an_uninterrupted_one(
     tmp_path: Path, few: datasets.Dataset, changes: dict[str, Any]
 ) -> None:
