@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
+import hypothesis
 import numpy as np
 import onnx
 import pytest
@@ -30,13 +31,15 @@ from export.training.recipes import Settings
 from service.client import Client
 from service.config import ServerConfig
 from service.model import cpus
-from service.model.contract import METADATA_KEY, Contract, InputSpec, Training
+from service.model.contract import METADATA_KEY, Contract, InputSpec, Training, own_head
 from service.model.loading import load_model
 from service.server import Server
 from tests.request_states import checked_states as checked_states
 
 SEED = 0
 
+hypothesis.settings.register_profile("convoy", deadline=None)  # how long an example takes depends on what else the machine does
+hypothesis.settings.load_profile("convoy")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts background jobs so, and the programs that the tests stop by Ctrl-C would inherit it.
@@ -115,7 +118,7 @@ def _slow_model(path: Path, products: int) -> None:
     )
     slow = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     contract = Contract(
-        schema=1, name="slow", input=InputSpec(height=2, width=2, channels=1), labels=("dark", "bright"), head="softmax",
+        schema=2, name="slow", input=InputSpec(height=2, width=2, channels=1), heads=(own_head(("dark", "bright")),),
         precision="fp32", training=Training(data="none", network="none", epochs=0, seed=0), golden=(),
     )  # fmt: skip
     slow.metadata_props.add(key=METADATA_KEY, value=contract.to_json())

@@ -30,7 +30,7 @@ def _summary(dataset: "Dataset", *, to_train: bool) -> str:
     lines = [
         f"{dataset.name}: {len(dataset.training)} training, {len(dataset.validation)} validation, {len(dataset.test)} test "
         f"images, {len(dataset.labels)} classes, {'x'.join(map(str, spec.shape))}",
-        f"images are {dataset.original_format}; resized to {spec.height}x{spec.width}, {colours}, {spec.fit}"
+        f"images are {dataset.original_format}; resized to {spec.height}x{spec.width}, {colours}, {spec.fitting}"
         f"{f'; in training {dataset.augmentation}' if to_train else ''}",
     ]
     if to_train:

@@ -92,9 +92,9 @@ def _load_data(served: "Model", data: str, data_dir: Path | None) -> "Dataset":
     from export.data.datasets import DatasetOptions, load_dataset
     from export.evaluation.measurement import check_labels
 
-    contract, spec = served.contract, served.contract.input
-    options = DatasetOptions((spec.height, spec.width), spec.channels, spec.fit)
-    dataset = load_with_progress(Console(stderr=True), partial(load_dataset, data, contract.training.seed, data_dir, options))
+    contract = served.contract
+    options = DatasetOptions(input=contract.input)
+    dataset = load_with_progress(Console(stderr=True), partial(load_dataset, data, contract.seed, data_dir, options))
     check_labels(dataset.labels, contract.labels)
     return dataset
 
@@ -116,6 +116,8 @@ def _headlines(served: "Model", dataset: "Dataset", part: str) -> list[str]:
     contract, training = served.contract, served.contract.training
     digest = served.digest[:12]
     lines = [f"{contract.name} ({contract.precision}, sha256 {digest}, on {served.provider}) on the {part} part of {dataset.name}"]
+    if training is None:
+        return lines
     if dataset.name != training.data:
         lines.append(f"the model was trained on {training.data}, which may include some of these images")
     elif training.data_digest not in ("", dataset.digest):

@@ -58,23 +58,43 @@ def _totals(found: "Inspection") -> str:
 
 
 def _facts(contract: "Contract") -> dict[str, str]:
-    training = contract.training
-    calibration = "not measured" if training.calibration_error is None else f"expected error {training.calibration_error:.2%}"
-    calibration += "" if training.temperature == 1.0 else f", with a temperature of {training.temperature:.3f}"
-    accuracy = "not measured" if training.accuracy is None else f"{training.accuracy:.2%}"
-    if training.accuracy_interval is not None:
-        accuracy += " (95 % interval {:.1%} to {:.1%})".format(*training.accuracy_interval)
+    measured = contract.measured
+    calibration = "not measured" if measured.calibration_error is None else f"expected error {measured.calibration_error:.2%}"
+    calibration += "" if contract.temperature == 1.0 else f", with a temperature of {contract.temperature:.3f}"
+    accuracy = "not measured" if measured.accuracy is None else f"{measured.accuracy:.2%}"
+    if measured.accuracy_interval is not None:
+        accuracy += " (95 % interval {:.1%} to {:.1%})".format(*measured.accuracy_interval)
     more = ", ..." if len(contract.labels) > _SHOWN_LABELS else ""
     return {
         "name": contract.name,
-        "input": f"uint8 {' x '.join(map(str, contract.input.shape))}, {contract.input.resize}, {contract.input.fit}",
+        "input": f"{contract.input.dtype} {' x '.join(map(str, contract.input.shape))}, {contract.input.fitting}",
         "labels": f"{len(contract.labels)}: {', '.join(contract.labels[:_SHOWN_LABELS])}{more}",
         "head": contract.head,
+        **{
+            f"head {head.name}": f"{len(head.labels)} labels, {head.activation}, output {head.output}"
+            for head in contract.heads[1:]
+        },
         "precision": contract.precision,
-        "trained": f"{training.network} on {training.data}, kept epoch {training.epochs}, seed {training.seed}",
+        **_came_from(contract),
         "accuracy": accuracy,
         "calibration": calibration,
         "golden": f"{len(contract.golden)} samples",
-        "versions": ", ".join(f"{package} {version}" for package, version in training.versions.items()),
-        "commit": training.commit or "unknown",
+        "versions": ", ".join(f"{package} {version}" for package, version in measured.versions.items()),
     }
+
+
+def _came_from(contract: "Contract") -> dict[str, str]:
+    if training := contract.training:
+        trained = f"{training.network} on {training.data}, kept epoch {training.epochs}, seed {training.seed}"
+        return {"trained": trained, "commit": training.commit or "unknown"}
+    origin = contract.origin
+    if origin is None:
+        return {}
+    found = {
+        "imported from": f"{origin.source}, sha256 {origin.digest}",
+        "written by": origin.framework,
+        "command": origin.command,
+        "pixels": origin.pixels or "not proved to be those of the training",
+        "measured on": origin.data,
+    }
+    return {name: value for name, value in found.items() if value}

@@ -16,9 +16,9 @@ from export.networks import architectures
 from export.training.checkpoint import Checkpoint
 from service import convoy_version
 from service.errors import InvalidRequest
-from service.model.contract import MAX_GOLDEN_PIXELS, Contract, Golden, Training
+from service.model.contract import MAX_GOLDEN_PIXELS, Contract, Golden, Training, own_head
 from service.model.inference import Model
-from service.model.preprocessing import decode, encode_png, open_image
+from service.model.preprocessing import decode, encode_png, open_image, pixels_digest
 
 GOLDEN_SAMPLES = 4
 GOLDEN_BYTES = 16 * 1024
@@ -31,11 +31,10 @@ _PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy", "pillow")
 def build_contract(checkpoint: Checkpoint, dataset: Dataset, name: str, temperature: float = 1.0) -> Contract:
     """The contract of an fp32 model, not measured yet, with one golden sample for each of the first classes."""
     return Contract(
-        schema=1,
+        schema=2,
         name=name,
         input=checkpoint.input,
-        labels=checkpoint.labels,
-        head=architectures.activation(checkpoint.network),
+        heads=(own_head(checkpoint.labels, architectures.activation(checkpoint.network)),),
         precision="fp32",
         training=Training(
             data=checkpoint.data,
@@ -58,7 +57,8 @@ def with_scores(contract: Contract, scores: Scores) -> Contract:
         "accuracy_interval": scores.accuracy_interval,
         "calibration_error": scores.reliability.error,
     }
-    return contract.model_copy(update={"training": contract.training.model_copy(update=measured)})
+    origin = "training" if contract.training else "origin"
+    return contract.model_copy(update={origin: contract.measured.model_copy(update=measured)})
 
 
 def with_own_golden(served: Model, fp32: Contract) -> Contract:
@@ -69,9 +69,9 @@ def with_own_golden(served: Model, fp32: Contract) -> Contract:
         fp32: the contract of the fp32 file that it was made from. Its golden images are used with the model's own answers.
     """
     precision: Precision = served.contract.precision
-    images = np.stack([decode(sample.image_png, fp32.input, MAX_GOLDEN_PIXELS) for sample in fp32.golden])
+    images = np.stack([decode(sample.image, fp32.input, MAX_GOLDEN_PIXELS) for sample in fp32.golden])
     golden = tuple(
-        sample.model_copy(update={"probabilities": tuple(row.tolist()), "tolerance": TOLERANCE[precision]})
+        sample.model_copy(update={"probabilities": (tuple(row.tolist()),), "tolerance": TOLERANCE[precision]})
         for sample, row in zip(fp32.golden, served.probabilities(images), strict=True)
     )
     return served.contract.model_copy(update={"golden": golden})
@@ -109,7 +109,12 @@ def _golden_samples(checkpoint: Checkpoint, part: Part, temperature: float) -> t
     chosen = [int(np.flatnonzero(part.labels == label)[0]) for label in np.unique(part.labels)[:GOLDEN_SAMPLES]]
     expected: NDArray[np.float32] = probabilities(checkpoint, part.pixels[chosen], temperature)
     return tuple(
-        Golden.model_construct(image_png=golden_image(part, index), probabilities=tuple(row.tolist()), tolerance=TOLERANCE["fp32"])
+        Golden.model_construct(
+            image=golden_image(part, index),
+            pixels_sha256=pixels_digest(part.pixels[index]),
+            probabilities=(tuple(row.tolist()),),
+            tolerance=TOLERANCE["fp32"],
+        )
         for index, row in zip(chosen, expected, strict=True)
     )
 

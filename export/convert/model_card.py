@@ -13,7 +13,7 @@ from export.evaluation.gates import Comparison
 from export.evaluation.scores import Scores
 from export.text import first_of, percent_or_dash
 from export.training.history import CURVES
-from service.model.contract import Contract, InputSpec
+from service.model.contract import Contract, InputSpec, Training
 
 CARD = "README.md"
 
@@ -21,11 +21,6 @@ _FEW_ITEMS = 30
 _SHOWN_LABELS = 20
 _SHOWN_FEW = 10
 _SHOWN_MISTAKES = 5
-_FITS = {
-    "stretch": "stretched to that size",
-    "crop": "scaled and cropped to that size",
-    "pad": "scaled and padded to that size",
-}
 _PART_USE = {
     "training": "the weights",
     "validation": "choosing the epoch, and the temperature",
@@ -66,7 +61,7 @@ def model_card(
         parity: comparison of the fp32 file with PyTorch; the same as `comparison` for fp32.
         cost: of a precision below fp32.
     """
-    training, scores = contract.training, comparison.scores
+    training, scores = _training(contract), comparison.scores
     used_for = _PART_USE | (_PART_USE_INT8 if contract.precision == "int8" else {})
     sections = {
         "": _overview(contract, scores, digest, size_bytes),
@@ -89,7 +84,7 @@ def model_card(
 
 
 def _overview(contract: Contract, scores: Scores, digest: str, size_bytes: int) -> str:
-    training = contract.training
+    training = _training(contract)
     rows = [
         ("input", _input(contract.input)),
         ("labels", first_of(contract.labels, _SHOWN_LABELS)),
@@ -106,7 +101,7 @@ def _overview(contract: Contract, scores: Scores, digest: str, size_bytes: int) 
 
 def _input(spec: InputSpec) -> str:
     colours = "gray" if spec.channels == 1 else "colour"
-    return f"{spec.width} x {spec.height} pixels, {colours}; other pictures are converted to {colours} and {_FITS[spec.fit]}"
+    return f"{spec.width} x {spec.height} pixels, {colours}; other pictures are converted to {colours}, and {spec.fitting}"
 
 
 def _accuracy(scores: Scores) -> str:
@@ -192,10 +187,17 @@ def _limits(scores: Scores, data: str) -> str:
     return "\n".join(f"- {limit}" for limit in limits)
 
 
+def _training(contract: Contract) -> Training:
+    if contract.training is None:
+        raise ValueError("the card is that of a model that was trained here")
+    return contract.training
+
+
 def _provenance(contract: Contract, digest: str) -> str:
+    training = _training(contract)
     return (
-        _table(("package", "version"), list(contract.training.versions.items()), "ll")
-        + f"\n\nCommit {contract.training.commit or 'unknown'}. The file holds {len(contract.golden)} golden samples, pictures "
+        _table(("package", "version"), list(training.versions.items()), "ll")
+        + f"\n\nCommit {training.commit or 'unknown'}. The file holds {len(contract.golden)} golden samples, pictures "
         "with their probabilities at export; a server replays them before it serves the model.\n\n"
         f"`sha256  {digest}  model.onnx`"
     )

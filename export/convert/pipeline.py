@@ -150,7 +150,7 @@ def _reduce_precision(
     if precision == "int8":
         graph, quantization = to_int8(fp32.graph, fp32.contract, dataset, max_accuracy_loss, drafts, on_progress)
     else:
-        graph = to_fp16(checkpoint, dataset.validation, fp32.contract.training.temperature)
+        graph = to_fp16(checkpoint, dataset.validation, fp32.contract.temperature)
     without_golden = fp32.contract.model_copy(update={"precision": precision, "golden": ()})
     served = write_model(graph, without_golden, drafts / f"{precision}.onnx")
     return _Candidate(graph, with_own_golden(served, fp32.contract), served), quantization
@@ -201,4 +201,4 @@ def _check_data(checkpoint: Checkpoint, dataset: Dataset) -> None:
 
 
 def _shown(spec: InputSpec) -> str:
-    return f"{'x'.join(map(str, spec.shape))} ({spec.fit})"
+    return f"{'x'.join(map(str, spec.shape))} ({spec.fitting})"

@@ -67,7 +67,7 @@ def to_int8(
         copy.CopyFrom(candidate)
         return predict(write_model(copy, candidate_contract, folder / "candidate.onnx"), pixels)
 
-    random = np.random.default_rng(contract.training.seed)
+    random = np.random.default_rng(contract.seed)
     items = min(quantization.CALIBRATION_ITEMS, len(dataset.training))
     chosen = np.sort(random.choice(len(dataset.training), items, replace=False))
     truth = true_classes(dataset.validation, dataset.labels, contract.labels)

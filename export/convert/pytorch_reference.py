@@ -18,7 +18,7 @@ def compare_with_pytorch(
     served: Model, checkpoint: Checkpoint, dataset: Dataset, on_count: OnCount = ignore_progress
 ) -> Comparison:
     """Compares a loaded file with the checkpoint that it was made from, at the file's temperature, on the test part."""
-    temperature = served.contract.training.temperature
+    temperature = served.contract.temperature
     return compare(served, lambda pixels: probabilities(checkpoint, pixels, temperature), dataset.test, dataset.labels, on_count)
 
 

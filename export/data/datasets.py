@@ -87,7 +87,8 @@ class DatasetOptions:
     Attributes:
         image_size: (height, width) of the network's input.
         channels: 1 (gray) or 3.
-        fit: as in the contract.
+        fit: `crop`, `pad` or `stretch` to the input.
+        input: the whole input, of a network that there is already; instead of the three above.
         flip: as in Augmentation.
         shift_pixels: as in Augmentation.
     """
@@ -97,6 +98,7 @@ class DatasetOptions:
     fit: str | None = None
     flip: bool | None = None
     shift_pixels: int | None = None
+    input: InputSpec | None = None
 
 
 def load_dataset(
@@ -154,7 +156,7 @@ def reload_dataset(
     Raises:
         UserError: as `load_dataset`; or the classes are not `labels`.
     """
-    options = DatasetOptions((spec.height, spec.width), spec.channels, spec.fit)
+    options = DatasetOptions(input=spec)
     try:
         dataset = load_dataset(data or source, seed, data_dir, options, on_progress)
     except UserError as error:
@@ -253,10 +255,11 @@ def _check_every_class_left(parts: dict[str, Part], labels: tuple[str, ...], fol
 
 
 def _chosen_input(default: InputSpec, options: DatasetOptions) -> InputSpec:
+    if options.input is not None:
+        return options.input
     height, width = options.image_size or (default.height, default.width)
-    return InputSpec.model_validate(
-        {"height": height, "width": width, "channels": options.channels or default.channels, "fit": options.fit or default.fit}
-    )
+    chosen = {"height": height, "width": width, "channels": options.channels or default.channels}
+    return InputSpec.model_validate(chosen | ({"fit": options.fit} if options.fit else {}))
 
 
 def _chosen_augmentation(default: Augmentation, options: DatasetOptions, spec: InputSpec, readable: bool = False) -> Augmentation:

@@ -62,7 +62,7 @@ def compare(
         same += int((found.argmax(axis=1) == expected.argmax(axis=1)).sum())
         changed += int((_label_gap(expected, found) > PARITY_TOLERANCE).sum())
         on_count(batch.stop, len(test))
-    scores = Scores(served.contract.labels, truth, np.concatenate(answers), served.contract.training.temperature)
+    scores = Scores(served.contract.labels, truth, np.concatenate(answers), served.contract.temperature)
     return Comparison(scores, right / len(test), difference, same / len(test), changed)
 
 

@@ -40,7 +40,7 @@ def measure(served: Model, part: Part, labels: tuple[str, ...], on_count: OnCoun
     for batch in batches(len(part), served.contract.input):
         answers.append(served.probabilities(decode_images(part, batch, served.contract.input)))
         on_count(batch.stop, len(part))
-    return Scores(served.contract.labels, truth, np.concatenate(answers), served.contract.training.temperature)
+    return Scores(served.contract.labels, truth, np.concatenate(answers), served.contract.temperature)
 
 
 def predict(served: Model, images: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -79,9 +79,8 @@ def build_page(
 
 def _picture_step(subject: Subject, pixels: NDArray[np.uint8]) -> Step:
     spec = subject.spec
-    how = {"stretch": "stretched", "crop": "cropped", "pad": "padded"}[spec.fit]
     colour = "gray" if spec.channels == 1 else "red, green and blue"
-    text = f"Decoded, {how} to {spec.height}x{spec.width} pixels of {colour}, each a whole number from 0 to 255."
+    text = f"Decoded, {spec.fitting}, to {spec.height}x{spec.width} pixels of {colour}, each a whole number from 0 to 255."
     figure = Figure("01 input", feature_maps.picture(pixels), "The input of the network.")
     value: NDArray[np.generic] = pixels[np.newaxis]
     return Step("The picture", "", "", text, value, [figure])

@@ -159,13 +159,15 @@ def _from_run(run: Path) -> Subject:
 def _with_contract(path: Path, model: onnx.ModelProto, contract: Contract) -> Subject:
     if [value.name for value in model.graph.input] != [INPUT_NAME] or LOGITS_NAME not in {out.name for out in model.graph.output}:
         raise UserError(f"{path}: the graph does not match its contract: it must take {INPUT_NAME!r} and give {LOGITS_NAME!r}")
-    training = contract.training
+    measured = contract.measured
     facts = {
-        "network": training.network,
-        "trained on": f"{training.data}, {training.epochs} epochs",
-        "accuracy": "not measured" if training.accuracy is None else f"{training.accuracy:.2%} of the test pictures",
+        "accuracy": "not measured" if measured.accuracy is None else f"{measured.accuracy:.2%} of the test pictures",
         "precision": contract.precision,
     }
+    if training := contract.training:
+        facts = {"network": training.network, "trained on": f"{training.data}, {training.epochs} epochs"} | facts
+    if origin := contract.origin:
+        facts = {"imported from": origin.source} | ({"written by": origin.framework} if origin.framework else {}) | facts
     return Subject(contract.name, model, contract.input, contract.labels, facts)
 
 

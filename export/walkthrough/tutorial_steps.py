@@ -100,4 +100,4 @@ def _upright(encoded: bytes, max_pixels: int) -> Image.Image:
 
 def _own_size(width: int, height: int, channels: Literal[1, 3]) -> InputSpec:
     """An input of an image's own size, which may be larger than a network takes."""
-    return InputSpec.model_construct(height=height, width=width, channels=channels, resize="bilinear", fit="stretch")
+    return InputSpec.model_construct(height=height, width=width, channels=channels)

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
 from service.cli.connection import read_token, server_options, unreachable
 from service.cli.parameters import FiniteFloat
-from service.client import CallFailed, Classification, Client, RequestTooLarge
+from service.client import CallFailed, Classification, Client, Prediction, RequestTooLarge
 from service.errors import FileUnreadable, UserError
 
 IMAGES_PER_REQUEST = 64
@@ -91,15 +92,22 @@ def _answers(
 
 def _as_json(path: Path, answer: Classification) -> str:
     predictions = [asdict(prediction) for prediction in answer.results[0]]
-    return json.dumps({"image": str(path), "model": answer.model, "version": answer.version, "predictions": predictions})
+    content: dict[str, Any] = {"image": str(path), "model": answer.model, "version": answer.version, "predictions": predictions}
+    if answer.heads:
+        content["heads"] = {name: [asdict(found) for found in results[0]] for name, results in answer.heads.items()}
+    return json.dumps(content)
 
 
 def _as_text(path: Path, answer: Classification) -> str:
-    predictions = answer.results[0]
-    width = max(len(p.label) for p in predictions)
-    lines = [f"{path}  ({answer.model} version {answer.version})"]
-    lines += [f"  {p.label:<{width}}  {p.probability:7.2%}  {'█' * round(p.probability * 40)}" for p in predictions]
+    lines = [f"{path}  ({answer.model} version {answer.version})", *_bars(answer.results[0])]
+    for name, results in answer.heads.items():
+        lines += [f" {name}:", *_bars(results[0])]
     return "\n".join(lines)
+
+
+def _bars(predictions: Sequence[Prediction]) -> list[str]:
+    width = max(len(p.label) for p in predictions)
+    return [f"  {p.label:<{width}}  {p.probability:7.2%}  {'█' * round(p.probability * 40)}" for p in predictions]
 
 
 def _because_of_an_image(error: CallFailed | UserError) -> bool:

@@ -1,7 +1,7 @@
 """The client's requests, answers and errors: plain values on one side, protobuf messages and gRPC statuses on the other."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 import grpc
@@ -32,12 +32,18 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Classification:
-    """The answer to one request: for each image its predictions, best first, and the seconds each phase took."""
+    """The answer to one request: for each image its predictions, best first, and the seconds each phase took.
+
+    `heads` has the same as `results` from each further head of the model, by its name. `thresholds` has the probability from which
+    on a label is taken as true, by the name of the head, "" for the first; of heads whose labels are true or not each by itself.
+    """
 
     model: str
     version: str
     results: list[list[Prediction]]
     phases: dict[str, float]
+    heads: dict[str, list[list[Prediction]]] = field(default_factory=dict)
+    thresholds: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +67,7 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What one version of a served model takes and gives. `contract` and `limits` have the fields of the API's messages.
+    """What one version of a served model takes and gives. `contract`, `limits` and `heads` have the fields of the API's messages.
 
     `contract` is None for a model that Convoy did not export. `preferred_batch_items` are the most efficient batch sizes.
     """
@@ -80,6 +86,7 @@ class ModelInfo:
     preferred_batch_items: list[int]
     limits: dict[str, float]
     signer: str = ""
+    heads: list[dict[str, Any]] = field(default_factory=list)
 
 
 class CallFailed(ConvoyError):
@@ -136,14 +143,24 @@ def filled(request: _Request, **fields: Any) -> _Request:
 
 def classification(response: pb.ClassifyResponse) -> Classification:
     """The answer in a response."""
-    return Classification(
+    answer = Classification(
         model=response.model,
         version=response.version,
-        results=[
-            [Prediction(found.label, found.index, found.probability) for found in result.predictions] for result in response.results
-        ],
+        results=[_predictions(result) for result in response.results],
         phases=_fields(response.phases),
     )
+    if response.HasField("threshold"):
+        answer.thresholds[""] = response.threshold
+    for result in response.results:
+        for head in result.heads:
+            answer.heads.setdefault(head.name, []).append(_predictions(head))
+            if head.HasField("threshold"):
+                answer.thresholds[head.name] = head.threshold
+    return answer
+
+
+def _predictions(result: pb.ItemResult | pb.HeadResult) -> list[Prediction]:
+    return [Prediction(found.label, found.index, found.probability) for found in result.predictions]
 
 
 def outcome(response: pb.ClassifyStreamResponse) -> Classification | CallFailed:
@@ -171,6 +188,7 @@ def model_info(response: pb.GetModelResponse) -> ModelInfo:
         preferred_batch_items=list(response.preferred_batch_items),
         limits=_fields(response.limits),
         signer=response.signer,
+        heads=[_fields(head) for head in response.heads],
     )
 
 
@@ -189,15 +207,17 @@ def _tensor(spec: pb.TensorSpec) -> Tensor:
 def _fields(message: Message) -> dict[str, Any]:
     """A message as a dict, without the optional fields that are not set."""
     found: dict[str, Any] = {}
-    for field in message.DESCRIPTOR.fields:
-        value = getattr(message, field.name)
-        if field.has_presence and not message.HasField(field.name):
+    for each in message.DESCRIPTOR.fields:
+        value = getattr(message, each.name)
+        if each.has_presence and not message.HasField(each.name):
             continue
-        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+        if each.message_type is not None and each.message_type.GetOptions().map_entry:
             value = dict(value)
+        elif isinstance(value, Message):
+            value = _fields(value)
         elif not isinstance(value, str | int | float):
             value = list(value)
-        found[field.name] = value
+        found[each.name] = value
     return found
 
 
@@ -211,9 +231,9 @@ def call_failed(error: Any) -> CallFailed:
     if code == "UNAVAILABLE" and "backend unhealthy" in message:
         message = "no server is ready: those reached are loading, draining, or have no model"
     trailing = dict(error.trailing_metadata() or ())
-    field = ""
+    at_fault = ""
     for detail in Status.FromString(trailing.get("grpc-status-details-bin", b"")).details:
         bad_request = BadRequest()
         if detail.Unpack(bad_request) and bad_request.field_violations:
-            field = bad_request.field_violations[0].field
-    return CallFailed(code, message, field, int(trailing.get("grpc-retry-pushback-ms", 0)) / 1000)
+            at_fault = bad_request.field_violations[0].field
+    return CallFailed(code, message, at_fault, int(trailing.get("grpc-retry-pushback-ms", 0)) / 1000)

@@ -31,7 +31,7 @@ class Answer:
         tensor: the request's input, if it came as a tensor.
     """
 
-    __slots__ = ("_outputs", "finished", "phases", "scores", "served", "tensor", "top_k", "trace")
+    __slots__ = ("_outputs", "_wanted", "finished", "phases", "scores", "served", "tensor", "top_k", "trace")
 
     def __init__(
         self,
@@ -48,7 +48,8 @@ class Answer:
             scores = scores.reshape(len(scores), -1)
         self.served = served
         self.scores = scores
-        self.top_k = min(top_k or DEFAULT_TOP_K, scores.shape[1])
+        self._wanted = top_k or DEFAULT_TOP_K
+        self.top_k = min(self._wanted, scores.shape[1])
         self.phases = phases
         self.finished = finished
         self.trace = trace
@@ -63,6 +64,14 @@ class Answer:
     def best(self) -> Results:
         """For each item its `top_k` labels as (index, score), best first, equal scores by index."""
         return best_labels(self.scores, self.top_k)
+
+    def best_of_other_heads(self) -> list[Results]:
+        """The best labels of each head but the first. Raises `not_finite` if a probability is NaN."""
+        outputs = self.outputs
+        scores = [outputs[head.output] for head in self.served.model.heads[1:]]
+        if any(np.isnan(each).any() for each in scores):
+            raise self.not_finite(f"model {self.served.name!r} gave NaN for this request")
+        return [best_labels(each, min(self._wanted, each.shape[1])) for each in scores]
 
     def check_no_nan(self, best: Results) -> None:
         """Raises `not_finite` if a score is NaN, which has no place in the order that `best` gave."""

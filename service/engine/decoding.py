@@ -111,6 +111,8 @@ def raw_images(served: ServedVersion, items: Sequence[Item], tensor: NDArray[Any
             if not served.model.has_contract:
                 raise _tensors_only(served, f"items[{index}].encoded")
             return None
+    if spec.dtype != np.uint8 and served.model.has_contract:
+        return None  # what a picture becomes is float32, pixels are uint8 all the same
     if not spec.is_image:
         raise _tensors_only(served, "items[0].pixels")
     for index, item in enumerate(items):
@@ -120,8 +122,8 @@ def raw_images(served: ServedVersion, items: Sequence[Item], tensor: NDArray[Any
     return np.frombuffer(data, spec.item_dtype)
 
 
-def decode_quickly(served: ServedVersion, items: Sequence[Item]) -> NDArray[np.uint8] | None:
-    """uint8[n,H,W,C] of items that the transport's thread may decode; None if decoding them would hold it up.
+def decode_quickly(served: ServedVersion, items: Sequence[Item]) -> NDArray[Any] | None:
+    """[n,H,W,C] of the input's dtype, of items that the transport's thread may decode; None if decoding them would hold it up.
 
     Raises InvalidRequest for an item that cannot be decoded.
     """
@@ -135,8 +137,10 @@ def decode_quickly(served: ServedVersion, items: Sequence[Item]) -> NDArray[np.u
 
 def decode(
     served: ServedVersion, items: Sequence[Item], processes: DecodingProcesses, check_wanted: Callable[[], None]
-) -> NDArray[np.uint8]:
-    """uint8[n,H,W,C] of all items, the dear ones decoded by `processes`. Calls `check_wanted`, which may raise, before each image.
+) -> NDArray[Any]:
+    """[n,H,W,C] of the input's dtype, of all items, the dear ones decoded by `processes`.
+
+    Calls `check_wanted`, which may raise, before each image.
 
     Raises InvalidRequest for an item that cannot be decoded, and Unavailable if there are no processes.
     """
@@ -149,12 +153,12 @@ def _to_pixels(
     opened: Sequence[Image.Image | None],
     processes: DecodingProcesses | None = None,
     check_wanted: Callable[[], None] = lambda: None,
-) -> NDArray[np.uint8]:
-    for index, item in enumerate(items):
-        if not item.encoded and len(item.data) != served.model.input.size_bytes:
-            raise _wrong_size(index, item, served.model.input)
+) -> NDArray[Any]:
     spec = served.model.contract.input
-    images = np.empty((len(items), *spec.shape), np.uint8)
+    for index, item in enumerate(items):
+        if not item.encoded and len(item.data) != spec.pixels_bytes:
+            raise _wrong_size(index, item, TensorSpec(served.model.input.name, np.dtype(np.uint8), spec.shape))
+    images = np.empty((len(items), *spec.shape), spec.dtype)
     for index, item in enumerate(items):
         if not item.encoded:
             images[index] = np.frombuffer(item.data, np.uint8).reshape(spec.shape)
@@ -173,7 +177,7 @@ def _to_pixels(
 
 def _decode_one(
     encoded: bytes, spec: InputSpec, max_pixels: int, processes: DecodingProcesses, check_wanted: Callable[[], None]
-) -> NDArray[np.uint8]:
+) -> NDArray[Any]:
     steps = decoding_steps(encoded)
     if steps != DEAR:
         image = open_image(encoded, max_pixels)

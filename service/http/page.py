@@ -7,10 +7,11 @@ with the image as the model got it. Versions are texts in its JSON: a number of 
 import base64
 import io
 import mimetypes
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import werkzeug.exceptions
 from PIL import Image
 from werkzeug.http import generate_etag
@@ -123,13 +124,20 @@ class Page:
         served = answer.served
         seen = self._classifier.decode(served, image_file)
         png = io.BytesIO()
-        Image.fromarray(seen.squeeze(-1) if seen.shape[-1] == 1 else seen).save(png, "png")
-        labels = served.model.labels
+        shown = np.rint(seen).astype(np.uint8)
+        Image.fromarray(shown.squeeze(-1) if shown.shape[-1] == 1 else shown).save(png, "png")
+        labels, heads = served.model.labels, served.model.heads
+        others = zip(heads[1:], answer.best_of_other_heads(), strict=True) if len(heads) > 1 else ()
         return json_response(
             {
                 "model": served.name,
                 "version": str(served.version),
-                "predictions": [{"label": labels[index], "probability": probability} for index, probability in best[0]],
+                "predictions": _named(labels, best[0]),
+                "threshold": heads[0].threshold if heads else None,
+                "heads": [
+                    {"name": head.name, "threshold": head.threshold, "predictions": _named(head.labels, found[0])}
+                    for head, found in others
+                ],
                 "phases_ms": {
                     name.removesuffix("_seconds"): 1000 * seconds
                     for name, seconds in answer.phases._asdict().items()
@@ -139,6 +147,10 @@ class Page:
                 "shape": list(seen.shape),
             }
         )
+
+
+def _named(labels: Sequence[str], found: Sequence[tuple[int, float]]) -> list[dict[str, Any]]:
+    return [{"label": labels[index], "probability": probability} for index, probability in found]
 
 
 def _version_info(served: ServedVersion) -> dict[str, Any]:
@@ -157,12 +169,15 @@ def _version_info(served: ServedVersion) -> dict[str, Any]:
         "takes_pictures": model.has_contract,
     }
     if model.has_contract:
-        training = model.contract.training
+        contract = model.contract
         info |= {
-            "shape": list(model.contract.input.shape),
-            "fit": model.contract.input.fit,
-            "network": training.network,
-            "data": training.data,
-            "accuracy": training.accuracy,
+            "shape": list(contract.input.shape),
+            "fitting": contract.input.fitting,
+            "data": contract.measured.data,
+            "accuracy": contract.measured.accuracy,
         }
+        if contract.training:
+            info["network"] = contract.training.network
+        if contract.origin:
+            info |= {"source": contract.origin.source, "pixels": contract.origin.pixels or "not proved"}
     return info

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import InvalidModel, LoadError, first_line
-from service.model.contract import METADATA_KEY, Contract
+from service.model.contract import METADATA_KEY, Contract, Head
 from service.model.providers import ProviderName
 from service.model.session import Bucket
 from service.model.signature import Session, Signature
@@ -37,8 +37,8 @@ class Model:
 
     Attributes:
         input: what it takes.
-        outputs: what it gives. The first holds the scores, K numbers an item. With a contract these are probabilities, and the
-            second holds the logits.
+        outputs: what it gives. The first holds the scores, K numbers an item. With a contract these are probabilities, the
+            second holds the logits, and those after it the probabilities of further heads.
         labels: the names of the K classes.
         has_contract: false for a model that Convoy did not write; it is served by tensor.
         provider: where it runs.
@@ -83,6 +83,11 @@ class Model:
         if self._contract is None:
             raise InvalidModel(f"no contract: Convoy did not write this file (it has no {METADATA_KEY!r} in its metadata)")
         return self._contract
+
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """The answers that it gives, as the contract says; none without one."""
+        return () if self._contract is None else self._contract.heads
 
     @property
     def precision(self) -> str:

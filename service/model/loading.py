@@ -14,7 +14,7 @@ from service.errors import GoldenMismatch, InvalidModel, InvalidRequest, LoadErr
 from service.model.contract import MAX_GOLDEN_PIXELS, METADATA_KEY, Contract
 from service.model.inference import Model, batch_sizes
 from service.model.model_files import ModelContent, read_model
-from service.model.preprocessing import decode
+from service.model.preprocessing import decode, pixels_digest
 from service.model.providers import Provider, ProviderName
 from service.model.session import Bucket, ProviderUnavailable, UncapturedSession, is_installed, open_session
 from service.model.signature import Signature, contract_signature, depends_on_batch, infer_signature
@@ -120,20 +120,24 @@ def _checked_labels(signature: Signature, labels: tuple[str, ...] | None) -> tup
 
 
 def _check_golden_samples(model: Model, contract: Contract) -> None:
-    provider = model.provider
+    provider, names = model.provider, [output.name for output in model.outputs]
     for index, sample in enumerate(contract.golden):
         try:
-            image = decode(sample.image_png, contract.input, MAX_GOLDEN_PIXELS)
+            image = decode(sample.image, contract.input, MAX_GOLDEN_PIXELS)
         except InvalidRequest as error:
             raise InvalidModel(f"golden sample {index}: {error}") from None
+        if sample.pixels_sha256 not in ("", pixels_digest(image)):
+            raise GoldenMismatch(f"golden sample {index} mismatch: the picture becomes other pixels than at export")
         try:
-            found = model.probabilities(image[np.newaxis])[0]
+            outputs = dict(zip(names, model.predict(image[np.newaxis]), strict=True))
         except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors share no base class
             raise LoadError(f"golden sample {index}: the model raised: {first_line(error)}") from None
         tolerance = sample.tolerance.get(provider, sample.tolerance.get(_TOLERANCE_OF.get(provider, provider)))
         if tolerance is None:
             raise GoldenMismatch(f"golden sample {index} states no tolerance for provider {provider!r}")
-        difference = float(np.abs(found - np.asarray(sample.probabilities, np.float32)).max())
+        pairs = zip(contract.heads, sample.probabilities, strict=True)
+        differences = [np.abs(outputs[head.output][0] - np.asarray(row, np.float32)) for head, row in pairs]
+        difference = float(np.concatenate(differences).max())
         if not difference <= tolerance:  # a NaN fails too
             raise GoldenMismatch(
                 f"golden sample {index} mismatch on {provider}: largest difference {difference:.2g}, tolerance {tolerance:.2g}"

@@ -3,8 +3,10 @@
 Normalisation is not here: it is inside the ONNX graph.
 """
 
+import hashlib
 import io
 import warnings
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,7 +78,7 @@ def to_pixels(image: Image.Image, spec: InputSpec) -> NDArray[np.uint8]:
     """Decodes an opened image and converts it to the model's size and channels.
 
     In this order: the first frame of an animation, EXIF orientation, 16-bit gray to 8 bits, transparency over white, gray or RGB,
-    the contract's `fit` with an antialiased bilinear filter.
+    the contract's resize with an antialiased bilinear filter.
 
     Returns:
         uint8[H,W,C] of exactly `spec.shape`.
@@ -105,6 +107,11 @@ def decode(encoded: bytes, spec: InputSpec, max_pixels: int) -> NDArray[np.uint8
 def resize(pixels: NDArray[np.uint8], spec: InputSpec) -> NDArray[np.uint8]:
     """Decoded pixels, uint8[h,w] or uint8[h,w,3], resized and converted as by `to_pixels`."""
     return to_pixels(Image.fromarray(pixels), spec)
+
+
+def pixels_digest(pixels: NDArray[Any]) -> str:
+    """SHA-256 of what a picture became, [H,W,C], in hexadecimal, as a golden sample has it."""
+    return hashlib.sha256(pixels.tobytes()).hexdigest()
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
@@ -138,16 +145,16 @@ def _open(encoded: bytes, max_pixels: int) -> Image.Image:
 def _fitted(image: Image.Image, spec: InputSpec) -> NDArray[np.uint8]:
     size = (spec.width, spec.height)
     if image.size != size:
-        if spec.fit == "stretch":
+        if spec.resizing.mode == "stretch":
             image = image.resize(size, Image.Resampling.BILINEAR)
-        elif spec.fit == "crop":
+        elif spec.resizing.mode == "cover":
             image = ImageOps.fit(image, size, Image.Resampling.BILINEAR)
         else:
             thin = (round(image.width * size[1] / image.height), round(image.height * size[0] / image.width))
             if 0 in thin:  # of a long and thin image Pillow would leave nothing, or fail
                 image = image.resize((max(1, min(thin[0], size[0])), max(1, min(thin[1], size[1]))), Image.Resampling.BILINEAR)
             image = ImageOps.pad(image, size, Image.Resampling.BILINEAR)
-    return np.frombuffer(image.tobytes(), np.uint8).reshape(spec.shape)
+    return np.frombuffer(image.tobytes(), np.uint8).reshape(spec.shape).astype(spec.dtype, copy=False)
 
 
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:

@@ -33,6 +33,9 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 }  # fmt: skip
 
 
+_ELEMENTS = {"uint8": "tensor(uint8)", "float32": "tensor(float)"}
+
+
 class Node(Protocol):
     """An input or output of a session. In `shape`, a dynamic dimension is a name or None."""
 
@@ -92,24 +95,31 @@ class Signature(NamedTuple):
 def contract_signature(session: Session, contract: Contract) -> Signature:
     """The signature that the contract states. Raises InvalidModel if the graph has another."""
     inputs = {node.name: node for node in session.get_inputs()}
-    if set(inputs) != {INPUT_NAME} or inputs[INPUT_NAME].type != "tensor(uint8)":
-        raise InvalidModel(f"the graph must take one uint8 input named {INPUT_NAME!r}; it takes {sorted(inputs)}")
+    dtype, element = np.dtype(contract.input.dtype), _ELEMENTS[contract.input.dtype]
+    if set(inputs) != {INPUT_NAME} or inputs[INPUT_NAME].type != element:
+        takes = ", ".join(f"{node.type} {name!r}" for name, node in sorted(inputs.items()))
+        raise InvalidModel(f"the graph must take one {dtype} input named {INPUT_NAME!r}; it takes {takes}")
     shape = inputs[INPUT_NAME].shape
     if len(shape) != 4 or tuple(shape[1:]) != contract.input.shape:
         raise InvalidModel(f"the graph takes {shape}, the contract says [N, {', '.join(map(str, contract.input.shape))}]")
-    if isinstance(shape[0], int):
-        raise InvalidModel(f"the graph takes batches of exactly {shape[0]}; the first dimension must be dynamic")
+    if isinstance(shape[0], int) and shape[0] != contract.batch_items:
+        wanted = "the first dimension must be dynamic"
+        if contract.batch_items:
+            wanted = f"the contract says {contract.batch_items}"
+        raise InvalidModel(f"the graph takes batches of exactly {shape[0]}; {wanted}")
     outputs = {node.name: (node.type, node.shape) for node in session.get_outputs()}
-    for name in (PROBABILITIES_NAME, LOGITS_NAME):
+    first, *others = contract.heads
+    labels = {first.output: len(first.labels), LOGITS_NAME: len(first.labels)} | {head.output: len(head.labels) for head in others}
+    for name, classes in labels.items():
         if name not in outputs:
             raise InvalidModel(f"the graph has no output named {name!r}; it gives {sorted(outputs)}")
         kind, given = outputs[name]
         if kind != "tensor(float)" or len(given) != 2:
             raise InvalidModel(f"the graph gives {name} as {kind} {given}; tensor(float) [N, K] is accepted")
-        if given[1] != len(contract.labels):
-            raise InvalidModel(f"the graph gives {given[1]} {name}, the contract has {len(contract.labels)} labels")
-    scores = tuple(TensorSpec(name, np.dtype(np.float32), (len(contract.labels),)) for name in (PROBABILITIES_NAME, LOGITS_NAME))
-    return Signature(TensorSpec(INPUT_NAME, np.dtype(np.uint8), contract.input.shape), scores)
+        if given[1] != classes:
+            raise InvalidModel(f"the graph gives {given[1]} {name}, the contract has {classes} labels")
+    scores = tuple(TensorSpec(name, np.dtype(np.float32), (classes,)) for name, classes in labels.items())
+    return Signature(TensorSpec(INPUT_NAME, dtype, contract.input.shape), scores, contract.batch_items)
 
 
 def infer_signature(session: Session, classes: int | None = None, name: str = "model") -> Signature:

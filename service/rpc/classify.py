@@ -96,9 +96,10 @@ def _write(answer: Answer, best: Results, request_id: str) -> bytes:
     served = answer.served
     writer: ClassifyResponseWriter | None = served.cache.get(ClassifyResponseWriter)
     if writer is None:
-        writer = ClassifyResponseWriter(served.name, str(served.version), served.model.labels)
+        writer = ClassifyResponseWriter(served.name, str(served.version), served.model.labels, served.model.heads)
         served.cache[ClassifyResponseWriter] = writer
-    return writer.write(request_id, answer.phases, best)
+    others = answer.best_of_other_heads() if writer.has_other_heads else ()
+    return writer.write(request_id, answer.phases, best, others)
 
 
 def _write_in_stream(answer: Answer, best: Results, request: StreamRequest) -> bytes:

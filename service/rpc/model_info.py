@@ -55,6 +55,7 @@ class ModelInfoServicer:
             signer=model.signer,
             preferred_batch_items=preferred_batch_items(served.batcher.measured(), served.batcher.max_batch_items),
             limits=_limits(served.policy),
+            heads=_heads(model) if model.has_contract else [],
         )
 
     def _list(self, _: pb.ListModelsRequest, call: UnaryCall) -> None:
@@ -87,22 +88,28 @@ def _tensor(spec: TensorSpec) -> pb.TensorSpec:
 
 def _contract(model: Model) -> pb.Contract:
     contract = model.contract
-    training = contract.training
-    return pb.Contract(
-        resize=contract.input.resize,
-        fit=contract.input.fit,
+    mode, measured = contract.input.resizing.mode, contract.measured
+    info = pb.Contract(
+        resize=contract.input.filter,
+        fit="crop" if mode == "cover" else mode,
         head=contract.head,
-        data=training.data,
-        network=training.network,
-        epochs=training.epochs,
-        seed=training.seed,
-        accuracy=training.accuracy,
-        accuracy_interval=training.accuracy_interval,
-        calibration_error=training.calibration_error,
-        temperature=training.temperature,
-        software_versions=training.versions,
-        commit=training.commit,
+        data=measured.data,
+        accuracy=measured.accuracy,
+        accuracy_interval=measured.accuracy_interval,
+        calibration_error=measured.calibration_error,
+        software_versions=measured.versions,
+        fitting=contract.input.fitting,
     )
+    if training := contract.training:
+        info.network, info.epochs, info.seed = training.network, training.epochs, training.seed
+        info.temperature, info.commit = training.temperature, training.commit or ""
+    if origin := contract.origin:
+        info.origin.MergeFrom(pb.Origin(**{name: getattr(origin, name) for name in pb.Origin.DESCRIPTOR.fields_by_name}))
+    return info
+
+
+def _heads(model: Model) -> list[pb.Head]:
+    return [pb.Head(**head.model_dump()) for head in model.contract.heads]
 
 
 def _limits(policy: Policy) -> pb.Limits:

@@ -11,6 +11,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from service.model.contract import Head
 from service.open_inference.tensors import DATATYPES
 from service.pb.convoy.v1 import classifier_pb2
 from service.pb.inference import open_inference_pb2
@@ -32,7 +33,7 @@ def varint(number: int) -> bytes:
 
 
 class ClassifyResponseWriter:
-    """Writes the serialised `ClassifyResponse`s of one version of a model."""
+    """Writes the serialised `ClassifyResponse`s of one version of a model with these heads; one without a contract has none."""
 
     _PROBABILITY = b"\x1d"  # Prediction.probability, 32 bits
     _PREDICTION = b"\x0a"  # ItemResult.predictions, a message
@@ -42,15 +43,26 @@ class ClassifyResponseWriter:
     _PHASES_DECODED = struct.Struct("<BBBdBdBd")  # and decode_seconds
     _FLOAT = struct.Struct("<f")
 
-    def __init__(self, model: str, version: str, labels: Sequence[str]) -> None:
-        self._head = classifier_pb2.ClassifyResponse(model=model, version=version).SerializeToString()
-        self._labels = []
-        for index, label in enumerate(labels):
-            prediction = classifier_pb2.Prediction(label=label, index=index).SerializeToString() + self._PROBABILITY
-            self._labels.append(self._PREDICTION + varint(len(prediction) + self._FLOAT.size) + prediction)
+    def __init__(self, model: str, version: str, labels: Sequence[str], heads: Sequence[Head] = ()) -> None:
+        threshold = heads[0].threshold if heads else None
+        self._head = classifier_pb2.ClassifyResponse(model=model, version=version, threshold=threshold).SerializeToString()
+        self._labels = self._label_fields(labels)
+        self._others = heads[1:]
+        self.has_other_heads = len(heads) > 1
 
-    def write(self, request_id: str, phases: Phases, results: Iterable[Iterable[tuple[int, float]]]) -> bytes:
-        """One response; `results` has for each item its (label index, probability), best first."""
+    def write(
+        self,
+        request_id: str,
+        phases: Phases,
+        results: Iterable[Iterable[tuple[int, float]]],
+        others: Sequence[Sequence[Iterable[tuple[int, float]]]] = (),
+    ) -> bytes:
+        """One response.
+
+        `results` has for each item its (label index, probability), best first, and `others` the same of each further head.
+        """
+        if others:
+            return self._write_heads(request_id, phases, results, others)
         labels, pack = self._labels, self._FLOAT.pack
         parts = [self._head]
         if request_id:
@@ -66,6 +78,30 @@ class ClassifyResponseWriter:
         else:
             parts.append(self._PHASES_DECODED.pack(0x2A, 27, 0x09, decode, 0x11, queue, 0x19, inference))
         return b"".join(parts)
+
+    def _label_fields(self, labels: Sequence[str]) -> list[bytes]:
+        """For each label, a field of `predictions` but for the probability."""
+        fields = []
+        for index, label in enumerate(labels):
+            prediction = classifier_pb2.Prediction(label=label, index=index).SerializeToString() + self._PROBABILITY
+            fields.append(self._PREDICTION + varint(len(prediction) + self._FLOAT.size) + prediction)
+        return fields
+
+    def _write_heads(
+        self,
+        request_id: str,
+        phases: Phases,
+        results: Iterable[Iterable[tuple[int, float]]],
+        others: Sequence[Sequence[Iterable[tuple[int, float]]]],
+    ) -> bytes:
+        """As a message: models with several heads are few, and take long."""
+        response = classifier_pb2.ClassifyResponse.FromString(self.write(request_id, phases, results))
+        for at, result in enumerate(response.results):
+            for head, found in zip(self._others, others, strict=True):
+                answer = result.heads.add(name=head.name, threshold=head.threshold)
+                for index, probability in found[at]:
+                    answer.predictions.add(label=head.labels[index], index=index, probability=probability)
+        return response.SerializeToString()
 
 
 def classify_stream_response(request_id: str, index: int, response: bytes) -> bytes:

@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from export.data.datasets import Dataset
 from service.errors import InvalidRequest, ModelFailed
-from service.model.contract import METADATA_KEY, Contract, InputSpec, Training
+from service.model.contract import METADATA_KEY, Contract, InputSpec, Training, own_head
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.pb.inference import open_inference_pb2 as oip
 from service.server import Server
@@ -257,7 +257,7 @@ def nan_server(tmp_path: Path, serve: Serve) -> Server:
     )  # fmt: skip
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     contract = Contract(
-        schema=1, name="nan", input=InputSpec(height=1, width=2, channels=1), labels=("a", "b"), head="softmax",
+        schema=2, name="nan", input=InputSpec(height=1, width=2, channels=1), heads=(own_head(("a", "b")),),
         precision="fp32", training=Training(data="none", network="none", epochs=0, seed=0), golden=(),
     )  # fmt: skip
     model.metadata_props.add(key=METADATA_KEY, value=contract.to_json())

@@ -69,7 +69,7 @@ def forget_contract(path: Path) -> None:
 
 
 def wrong_golden(path: Path) -> None:
-    change_contract(path, lambda contract: contract["golden"][0]["probabilities"].reverse())
+    change_contract(path, lambda contract: contract["golden"][0]["probabilities"][0].reverse())
 
 
 BROKEN: dict[str, tuple[Callable[[Path], object], str, str]] = {
@@ -77,13 +77,14 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "empty": (lambda path: path.write_bytes(b""), "invalid", "ONNX Runtime cannot load the file"),
     "no contract": (forget_contract, "invalid", f"no contract: the graph is one of Convoy's, but the file has no {METADATA_KEY!r}"),
     "contract is not JSON": (lambda path: change_raw(path, "nonsense"), "invalid", "contract: the whole: Invalid JSON"),
-    "unknown schema": (lambda path: change_contract(path, lambda c: c.update(schema=2)), "invalid", "contract: schema: "),
-    "label missing": (lambda path: change_contract(path, lambda c: c["labels"].pop()), "invalid", "10 probabilities for 9 labels"),
+    "unknown schema": (lambda path: change_contract(path, lambda c: c.update(schema=3)), "invalid", "contract: schema: "),
+    "label missing": (
+        lambda path: change_contract(path, lambda c: c["heads"][0]["labels"].pop()), "invalid", "[10] probabilities for [9]"),
     "other input size": (
         lambda path: change_contract(path, lambda c: c["input"].update(height=32)), "invalid", "the contract says [N, 32, 28, 1]"),
     "wrong golden answers": (wrong_golden, "golden_mismatch", "golden sample 0 mismatch on cpu: largest difference"),
     "golden is no image": (
-        lambda path: change_contract(path, lambda c: c["golden"][0].update(image_png=base64.b64encode(b"no").decode())),
+        lambda path: change_contract(path, lambda c: c["golden"][0].update(image=base64.b64encode(b"no").decode())),
         "invalid", "golden sample 0: not an image"),
 }  # fmt: skip
 
@@ -230,7 +231,7 @@ def test_a_version_overwritten_with_other_labels_is_counted_by_them(
 ) -> None:
     server = serve(repository)
     names = [f"digit {label}" for label in digits.labels]
-    change_contract(repository / "digits" / "1" / "model.onnx", lambda contract: contract.update(labels=names))
+    change_contract(repository / "digits" / "1" / "model.onnx", lambda contract: contract["heads"][0].update(labels=names))
     eventually(lambda: server._repository.served["digits"][0].model.labels == tuple(names))
     with Client(f"127.0.0.1:{server.grpc_port}") as client:
         found = client.classify([digits.test.encoded(0)], "digits").results[0][0].label

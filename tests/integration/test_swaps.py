@@ -37,7 +37,8 @@ def put_labelled(model_file: Path, repository: Path, version: int, spoil: Callab
     """Puts a version there whose labels say which it is, so that no other's answer can be taken for its own."""
     model = onnx.load(model_file)
     contract = json.loads(model.metadata_props[0].value)
-    contract["labels"] = [f"{version}/{label}" for label in contract["labels"]]
+    head = contract["heads"][0]
+    head["labels"] = [f"{version}/{label}" for label in head["labels"]]
     model.metadata_props[0].value = json.dumps(contract)
     staging = repository.parent / f"version-{version}.onnx"
     onnx.save(model, staging)

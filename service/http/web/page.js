@@ -22,8 +22,11 @@ function facts(version) {
     ["labels", version.label_count],
     ["runs on", `${version.provider}, ${version.precision}, ${version.threads} thread${version.threads === 1 ? "" : "s"}`],
     ["batches", `up to ${version.max_batch_items} images`],
+    ["pictures", version.fitting],
     ["network", version.network],
-    ["trained on", version.data],
+    ["imported from", version.source],
+    ["pixels as in training", version.pixels],
+    [version.source ? "measured on" : "trained on", version.data || undefined],
     ["accuracy", version.accuracy === undefined || version.accuracy === null ? undefined : `${(100 * version.accuracy).toFixed(2)} % of its test pictures`],
     ["digest", version.digest.slice(0, 16)],
   ];

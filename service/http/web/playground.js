@@ -84,23 +84,33 @@ function fail(message) {
   element("empty").hidden = true;
 }
 
+/** A label with its probability; faint below the threshold of a model whose labels are true or not each by itself. */
+function bar({ label, probability }, threshold) {
+  const row = document.createElement("li");
+  const [name, track, value] = ["name", "track", "value"].map((kind) => Object.assign(document.createElement("span"), { className: kind }));
+  const fill = Object.assign(document.createElement("div"), { className: "fill" });
+  name.textContent = label;
+  value.textContent = percent(probability);
+  fill.style.width = `${100 * probability}%`;
+  track.append(fill);
+  row.append(name, track, value);
+  row.classList.toggle("faint", threshold !== null && probability < threshold);
+  return row;
+}
+
 function show(answer) {
   element("error").hidden = element("empty").hidden = true;
   element("answer").hidden = false;
   const [first] = answer.predictions;
   element("best").textContent = first.label;
   element("sure").textContent = percent(first.probability);
-  element("bars").replaceChildren(...answer.predictions.map(({ label, probability }) => {
-    const row = document.createElement("li");
-    const [name, track, value] = ["name", "track", "value"].map((kind) => Object.assign(document.createElement("span"), { className: kind }));
-    const fill = Object.assign(document.createElement("div"), { className: "fill" });
-    name.textContent = label;
-    value.textContent = percent(probability);
-    fill.style.width = `${100 * probability}%`;
-    track.append(fill);
-    row.append(name, track, value);
-    return row;
-  }));
+  element("bars").replaceChildren(
+    ...answer.predictions.map((found) => bar(found, answer.threshold)),
+    ...answer.heads.flatMap((head) => [
+      Object.assign(document.createElement("li"), { className: "head", textContent: head.name }),
+      ...head.predictions.map((found) => bar(found, head.threshold)),
+    ]),
+  );
   const [height, width, channels] = answer.shape;
   element("seen").src = answer.seen;
   element("seen").classList.toggle("large", width >= 140);

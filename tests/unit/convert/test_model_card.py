@@ -19,9 +19,9 @@ def test_the_card_describes_the_file_and_a_server_ignores_it(model_file: Path, d
     contract = load_model(model_file, "cpu", 1).contract
     assert card.startswith("# digits\n")
     assert hashlib.sha256(model_file.read_bytes()).hexdigest() in card
-    assert f"{contract.training.accuracy:.2%} (" in card
-    assert f"| calibration error | {contract.training.calibration_error:.2%} |" in card
-    assert f"{contract.training.temperature:.3f}, divides the logits" in card
+    assert f"{contract.measured.accuracy:.2%} (" in card
+    assert f"| calibration error | {contract.measured.calibration_error:.2%} |" in card
+    assert f"{contract.temperature:.3f}, divides the logits" in card
     assert "| training | 1,257 | the weights |" in card
     assert "| learning\\_rate | 0.002 |" in card
     assert len(re.findall(r"^\| \d \| 3\d \| [\d.]+% \|", card, re.MULTILINE)) == 10, "a row for each digit"

@@ -27,16 +27,17 @@ def test_the_exported_file_is_the_network_with_its_contract(run: Path, model_fil
     contract = loaded.contract
     pixels = digits.test.pixels
     logits = torch.from_numpy(predict_logits(checkpoint, pixels))
-    expected = (logits / contract.training.temperature).softmax(1).numpy()
+    expected = (logits / contract.temperature).softmax(1).numpy()
     found = predict(loaded, pixels)
     assert np.abs(found - expected).max() <= 1e-4
     assert np.array_equal(found.argmax(1), expected.argmax(1))
     assert contract.name == "digits"
     assert contract.labels == digits.labels
+    assert contract.training is not None
     assert contract.training.epochs == checkpoint.epoch
-    assert contract.training.accuracy == pytest.approx((found.argmax(1) == digits.test.labels).mean())
-    assert contract.training.accuracy_interval is not None
-    assert contract.training.versions["torch"] == importlib.metadata.version("torch")
+    assert contract.measured.accuracy == pytest.approx((found.argmax(1) == digits.test.labels).mean())
+    assert contract.measured.accuracy_interval is not None
+    assert contract.measured.versions["torch"] == importlib.metadata.version("torch")
     assert len(contract.golden) == 4
     assert {sample.tolerance["cpu"] for sample in contract.golden} == {1e-4}
     graph = onnx.load(model_file, load_external_data=False).graph
@@ -68,7 +69,7 @@ def test_a_residual_network_with_batch_normalisation_is_exported(run: Path, digi
     exported = pipeline.export(checkpoint, digits, tmp_path, "residual", calibrate=False)
     path = exported.path
     assert exported.parity.max_difference < 1e-5
-    assert load_model(path, "cpu", 1).contract.training.temperature == 1.0
+    assert load_model(path, "cpu", 1).contract.temperature == 1.0
     assert "No temperature is applied" in (path.parent / "README.md").read_text()
 
 
@@ -77,7 +78,7 @@ def test_a_network_that_is_three_times_too_sure_gets_three_times_the_temperature
 ) -> None:
     checkpoint = load_checkpoint(run)
     before = load_model(model_file, "cpu", 1)
-    temperature = before.contract.training.temperature
+    temperature = before.contract.temperature
     assert temperature != 1.0, "the validation part determines one"
     last = last_layer(checkpoint)
     with torch.no_grad():
@@ -91,7 +92,7 @@ def test_a_network_that_is_three_times_too_sure_gets_three_times_the_temperature
     exported = pipeline.export(checkpoint, digits, tmp_path, "sure", run=run, on_progress=on_progress)
     path, found = exported.path, exported.comparison
     after = load_model(path, "cpu", 1)
-    assert after.contract.training.temperature == pytest.approx(3 * temperature, rel=1e-3)
+    assert after.contract.temperature == pytest.approx(3 * temperature, rel=1e-3)
     assert found.scores.reliability_before.error != found.scores.reliability.error
     pixels = digits.test.pixels[:64]
     np.testing.assert_allclose(after.probabilities(pixels), before.probabilities(pixels), atol=1e-3)

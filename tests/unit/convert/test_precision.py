@@ -54,7 +54,7 @@ def test_the_cost_is_measured_and_reported(int8: pipeline.Exported, run: Path, d
 def test_golden_samples_are_replayed(int8: pipeline.Exported, digits: datasets.Dataset, tmp_path: Path) -> None:
     served = load_model(int8.path, "cpu", 1)
     assert served.precision == "int8"
-    assert served.contract.training.accuracy == int8.comparison.scores.accuracy
+    assert served.contract.measured.accuracy == int8.comparison.scores.accuracy
     assert [sample.tolerance for sample in served.contract.golden] == [{"cpu": 0.02, "cuda": 0.05}] * 4
     damaged = onnx.load(int8.path)
     weight = next(tensor for tensor in damaged.graph.initializer if tensor.data_type == TensorProto.INT8 and len(tensor.dims) == 2)
@@ -70,11 +70,11 @@ def test_golden_samples_are_replayed(int8: pipeline.Exported, digits: datasets.D
 def test_the_temperature_is_that_of_fp32(precision: str, model_file: Path, digits: datasets.Dataset, request: Any) -> None:
     exported: pipeline.Exported = request.getfixturevalue(precision)
     served, fp32 = load_model(exported.path, "cpu", 1), load_model(model_file, "cpu", 1)
-    assert served.contract.training.temperature == fp32.contract.training.temperature != 1.0
+    assert served.contract.temperature == fp32.contract.temperature != 1.0
     probabilities, logits = served.predict(digits.test.pixels)
     np.testing.assert_allclose(torch.from_numpy(logits).softmax(1).numpy(), probabilities, atol=1e-6)
     assert np.abs(logits - fp32.predict(digits.test.pixels)[1]).mean() < 0.2
-    calibration_error = served.contract.training.calibration_error
+    calibration_error = served.contract.measured.calibration_error
     assert calibration_error is not None
     assert abs(calibration_error - exported.parity.scores.reliability.error) < 0.02
 
@@ -150,4 +150,4 @@ def test_evaluate_finds_the_accuracy_of_the_contract(precision: str, request: An
     exported: pipeline.Exported = request.getfixturevalue(precision)
     arguments = [str(exported.path), "--data", "digits", "--json"]
     shown = CliRunner().invoke(evaluate_command.evaluate, arguments, catch_exceptions=False, standalone_mode=False).stdout
-    assert json.loads(shown)["accuracy"] == load_model(exported.path, "cpu", 1).contract.training.accuracy
+    assert json.loads(shown)["accuracy"] == load_model(exported.path, "cpu", 1).contract.measured.accuracy

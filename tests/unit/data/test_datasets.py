@@ -35,7 +35,7 @@ def test_choices_replace_the_default_input_and_augmentation(tmp_path: Path) -> N
         found = datasets.load_dataset(
             str(wide), 0, options=DatasetOptions(image_size=(16, 16), fit=fit, flip=False, shift_pixels=3)
         )
-        assert found.input == InputSpec(height=16, width=16, channels=3, fit=fit)
+        assert found.input == InputSpec(height=16, width=16, channels=3, resize={"crop": "cover"}.get(fit, fit))
         assert np.array_equal(decode(found.test.encoded(0), found.input, 1 << 20), found.test.pixels[0])
         assert found.augmentation == Augmentation(3, flip=False, padding="reflect")
 

@@ -39,7 +39,7 @@ def test_two_class_folders_are_split_in_three(tmp_path: Path) -> None:
         [24, 16], [3, 2], [3, 2],
     ]  # fmt: skip
     assert (found.labels, found.name, found.source) == (("cat", "dog"), "cats-dogs", str(root))
-    assert (found.input.shape, found.input.fit) == ((12, 16, 3), "stretch")
+    assert (found.input.shape, found.input.resize) == ((12, 16, 3), "stretch")
     assert (found.original_format, found.skipped) == ("12x16, colour", ())
     assert found.augmentation == Augmentation(2, flip=True, padding="reflect")
     everything = [part.encoded(index) for part in (found.training, found.validation, found.test) for index in range(len(part))]

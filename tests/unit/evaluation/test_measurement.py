@@ -18,8 +18,8 @@ def test_measuring_uses_the_encoded_pictures_in_batches(model_file: Path, digits
     test = dataclasses.replace(digits.test, pixels=np.empty((0, 28, 28, 1), np.uint8))
     steps: list[tuple[int, int]] = []
     found = measure(served, test, digits.labels, lambda *counts: steps.append(counts))
-    assert found.accuracy == served.contract.training.accuracy
-    assert found.reliability.error == pytest.approx(served.contract.training.calibration_error)
+    assert found.accuracy == served.contract.measured.accuracy
+    assert found.reliability.error == pytest.approx(served.contract.measured.calibration_error)
     assert steps == [(256, 360), (360, 360)]
     photos = list(batches(10_000, InputSpec(height=224, width=224, channels=3)))
     assert [photos[0].start, photos[-1].stop] == [0, 10_000]
@@ -31,7 +31,7 @@ def test_labels_may_have_another_order_but_no_other_names(model_file: Path, digi
     served = load_model(model_file, "cpu", 1)
     reversed_labels = tuple(reversed(digits.labels))
     mirrored = dataclasses.replace(digits.test, labels=9 - digits.test.labels)
-    assert measure(served, mirrored, reversed_labels).accuracy == served.contract.training.accuracy
+    assert measure(served, mirrored, reversed_labels).accuracy == served.contract.measured.accuracy
     with pytest.raises(UserError, match=r"only the data has 'ten'; only the model has '0'$"):
         measure(served, digits.test, ("ten", *digits.labels[1:]))
     with pytest.raises(UserError, match=r"the data's 8 labels are not the model's 10: only the model has '8', '9'$"):

@@ -35,7 +35,7 @@ def evaluate(*arguments: str | Path) -> str:
 
 
 def test_evaluate_measures_the_held_out_pictures(model_file: Path, tmp_path: Path) -> None:
-    training_facts = load_model(model_file, "cpu", 1).contract.training
+    training_facts = load_model(model_file, "cpu", 1).contract.measured
     shown = evaluate(model_file, "--data", "digits", "--output", tmp_path / "out")
     assert "on the test part of digits" in shown
     assert f"accuracy as served: {training_facts.accuracy:.2%} (" in shown
@@ -69,10 +69,11 @@ def test_evaluate_refuses_what_cannot_be_measured(model_file: Path, tmp_path: Pa
     assert "model.onnx: cannot read the model file: No such file" in refused(tmp_path / "model.onnx", "--data", "digits")
     foreign = with_contract(model_file, tmp_path / "foreign.onnx")
     assert re.search(r"foreign\.onnx: no contract", refused(foreign, "--data", "digits"))
-    words = with_contract(model_file, tmp_path / "words.onnx", labels=["zero", *"123456789"])
+    head = json.loads(onnx.load(model_file).metadata_props[0].value)["heads"][0] | {"labels": ["zero", *"123456789"]}
+    words = with_contract(model_file, tmp_path / "words.onnx", heads=[head])
     assert "only the data has '0'; only the model has 'zero'" in refused(words, "--data", "digits")
     off = Contract.from_json(onnx.load(model_file).metadata_props[0].value).model_dump(mode="json", by_alias=True)["golden"]
-    off[0]["probabilities"][0] += 0.1
+    off[0]["probabilities"][0][0] += 0.1
     wrong = with_contract(model_file, tmp_path / "wrong.onnx", golden=off)
     assert "golden sample 0 mismatch on cpu: largest difference 0.1" in refused(wrong, "--data", "digits")
     (tmp_path / "full").mkdir()

@@ -44,10 +44,22 @@ class Prediction(_message.Message):
     def __init__(self, label: _Optional[str] = ..., index: _Optional[int] = ..., probability: _Optional[float] = ...) -> None: ...
 
 class ItemResult(_message.Message):
-    __slots__ = ("predictions",)
+    __slots__ = ("predictions", "heads")
     PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
+    HEADS_FIELD_NUMBER: _ClassVar[int]
     predictions: _containers.RepeatedCompositeFieldContainer[Prediction]
-    def __init__(self, predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ...) -> None: ...
+    heads: _containers.RepeatedCompositeFieldContainer[HeadResult]
+    def __init__(self, predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., heads: _Optional[_Iterable[_Union[HeadResult, _Mapping]]] = ...) -> None: ...
+
+class HeadResult(_message.Message):
+    __slots__ = ("name", "predictions", "threshold")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    predictions: _containers.RepeatedCompositeFieldContainer[Prediction]
+    threshold: float
+    def __init__(self, name: _Optional[str] = ..., predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., threshold: _Optional[float] = ...) -> None: ...
 
 class Phases(_message.Message):
     __slots__ = ("decode_seconds", "queue_seconds", "inference_seconds")
@@ -60,18 +72,20 @@ class Phases(_message.Message):
     def __init__(self, decode_seconds: _Optional[float] = ..., queue_seconds: _Optional[float] = ..., inference_seconds: _Optional[float] = ...) -> None: ...
 
 class ClassifyResponse(_message.Message):
-    __slots__ = ("model", "version", "id", "results", "phases")
+    __slots__ = ("model", "version", "id", "results", "phases", "threshold")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
     RESULTS_FIELD_NUMBER: _ClassVar[int]
     PHASES_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     id: str
     results: _containers.RepeatedCompositeFieldContainer[ItemResult]
     phases: Phases
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., id: _Optional[str] = ..., results: _Optional[_Iterable[_Union[ItemResult, _Mapping]]] = ..., phases: _Optional[_Union[Phases, _Mapping]] = ...) -> None: ...
+    threshold: float
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., id: _Optional[str] = ..., results: _Optional[_Iterable[_Union[ItemResult, _Mapping]]] = ..., phases: _Optional[_Union[Phases, _Mapping]] = ..., threshold: _Optional[float] = ...) -> None: ...
 
 class ClassifyStreamRequest(_message.Message):
     __slots__ = ("request",)
@@ -112,7 +126,7 @@ class GetModelRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
 
 class GetModelResponse(_message.Message):
-    __slots__ = ("model", "version", "versions", "aliases", "input", "outputs", "labels", "contract", "provider", "precision", "digest", "preferred_batch_items", "limits", "signer")
+    __slots__ = ("model", "version", "versions", "aliases", "input", "outputs", "labels", "contract", "provider", "precision", "digest", "preferred_batch_items", "limits", "signer", "heads")
     class AliasesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -134,6 +148,7 @@ class GetModelResponse(_message.Message):
     PREFERRED_BATCH_ITEMS_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     SIGNER_FIELD_NUMBER: _ClassVar[int]
+    HEADS_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     versions: _containers.RepeatedScalarFieldContainer[str]
@@ -148,7 +163,22 @@ class GetModelResponse(_message.Message):
     preferred_batch_items: _containers.RepeatedScalarFieldContainer[int]
     limits: Limits
     signer: str
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., versions: _Optional[_Iterable[str]] = ..., aliases: _Optional[_Mapping[str, str]] = ..., input: _Optional[_Union[TensorSpec, _Mapping]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., labels: _Optional[_Iterable[str]] = ..., contract: _Optional[_Union[Contract, _Mapping]] = ..., provider: _Optional[str] = ..., precision: _Optional[str] = ..., digest: _Optional[str] = ..., preferred_batch_items: _Optional[_Iterable[int]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., signer: _Optional[str] = ...) -> None: ...
+    heads: _containers.RepeatedCompositeFieldContainer[Head]
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., versions: _Optional[_Iterable[str]] = ..., aliases: _Optional[_Mapping[str, str]] = ..., input: _Optional[_Union[TensorSpec, _Mapping]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., labels: _Optional[_Iterable[str]] = ..., contract: _Optional[_Union[Contract, _Mapping]] = ..., provider: _Optional[str] = ..., precision: _Optional[str] = ..., digest: _Optional[str] = ..., preferred_batch_items: _Optional[_Iterable[int]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., signer: _Optional[str] = ..., heads: _Optional[_Iterable[_Union[Head, _Mapping]]] = ...) -> None: ...
+
+class Head(_message.Message):
+    __slots__ = ("name", "output", "labels", "activation", "threshold")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    ACTIVATION_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    output: str
+    labels: _containers.RepeatedScalarFieldContainer[str]
+    activation: str
+    threshold: float
+    def __init__(self, name: _Optional[str] = ..., output: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., activation: _Optional[str] = ..., threshold: _Optional[float] = ...) -> None: ...
 
 class TensorSpec(_message.Message):
     __slots__ = ("name", "dtype", "shape")
@@ -161,7 +191,7 @@ class TensorSpec(_message.Message):
     def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Contract(_message.Message):
-    __slots__ = ("resize", "fit", "head", "data", "network", "epochs", "seed", "accuracy", "accuracy_interval", "calibration_error", "temperature", "software_versions", "commit")
+    __slots__ = ("resize", "fit", "head", "data", "network", "epochs", "seed", "accuracy", "accuracy_interval", "calibration_error", "temperature", "software_versions", "commit", "fitting", "origin")
     class SoftwareVersionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -182,6 +212,8 @@ class Contract(_message.Message):
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_VERSIONS_FIELD_NUMBER: _ClassVar[int]
     COMMIT_FIELD_NUMBER: _ClassVar[int]
+    FITTING_FIELD_NUMBER: _ClassVar[int]
+    ORIGIN_FIELD_NUMBER: _ClassVar[int]
     resize: str
     fit: str
     head: str
@@ -195,7 +227,23 @@ class Contract(_message.Message):
     temperature: float
     software_versions: _containers.ScalarMap[str, str]
     commit: str
-    def __init__(self, resize: _Optional[str] = ..., fit: _Optional[str] = ..., head: _Optional[str] = ..., data: _Optional[str] = ..., network: _Optional[str] = ..., epochs: _Optional[int] = ..., seed: _Optional[int] = ..., accuracy: _Optional[float] = ..., accuracy_interval: _Optional[_Iterable[float]] = ..., calibration_error: _Optional[float] = ..., temperature: _Optional[float] = ..., software_versions: _Optional[_Mapping[str, str]] = ..., commit: _Optional[str] = ...) -> None: ...
+    fitting: str
+    origin: Origin
+    def __init__(self, resize: _Optional[str] = ..., fit: _Optional[str] = ..., head: _Optional[str] = ..., data: _Optional[str] = ..., network: _Optional[str] = ..., epochs: _Optional[int] = ..., seed: _Optional[int] = ..., accuracy: _Optional[float] = ..., accuracy_interval: _Optional[_Iterable[float]] = ..., calibration_error: _Optional[float] = ..., temperature: _Optional[float] = ..., software_versions: _Optional[_Mapping[str, str]] = ..., commit: _Optional[str] = ..., fitting: _Optional[str] = ..., origin: _Optional[_Union[Origin, _Mapping]] = ...) -> None: ...
+
+class Origin(_message.Message):
+    __slots__ = ("source", "digest", "framework", "command", "pixels")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    FRAMEWORK_FIELD_NUMBER: _ClassVar[int]
+    COMMAND_FIELD_NUMBER: _ClassVar[int]
+    PIXELS_FIELD_NUMBER: _ClassVar[int]
+    source: str
+    digest: str
+    framework: str
+    command: str
+    pixels: str
+    def __init__(self, source: _Optional[str] = ..., digest: _Optional[str] = ..., framework: _Optional[str] = ..., command: _Optional[str] = ..., pixels: _Optional[str] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("max_request_items", "max_queue_items", "max_image_pixels", "priority_levels", "default_priority", "default_timeout_seconds")
