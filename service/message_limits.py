@@ -16,8 +16,9 @@ from service.config import MAX_MESSAGE_BYTES, ServerConfig
 from service.errors import ConvoyError
 from service.memory_limit import memory_limit_bytes
 from service.model.input_size import input_item_bytes
-from service.model.repository_layout import model_names, model_path, policy_path, version_numbers
-from service.policy import Policy, read_policy
+from service.model.repository_layout import model_names, model_path, version_numbers
+from service.policy import Policy
+from service.triton.settings import ModelSettings, read_settings
 
 if TYPE_CHECKING:
     from service.model.trusted_keys import TrustedKeys
@@ -67,16 +68,16 @@ def byte_budget(config: ServerConfig, max_message_bytes: int) -> ByteBudget:
 
 def _of_model(repository: Path, name: str, policies: Path | None, trusted: "TrustedKeys | None") -> int:
     try:
-        policy = read_policy(policy_path(repository, name, policies))
+        settings = read_settings(repository, name, policies)
     except ConvoyError:
-        policy = Policy()  # reported when the model is loaded
+        settings = ModelSettings(Policy())  # reported when the model is loaded
     try:
         versions = version_numbers(repository, name)
     except OSError:
         versions = []  # likewise
     item_bytes = 0
     for version in reversed(versions):
-        path = model_path(repository, name, version)
+        path = model_path(repository, name, version, settings.triton.model_file)
         try:
             if trusted is not None:
                 trusted.verify_file(path)
@@ -84,4 +85,4 @@ def _of_model(repository: Path, name: str, policies: Path | None, trusted: "Trus
         except (ConvoyError, OSError):
             continue
         break
-    return largest_request_bytes(policy, item_bytes)
+    return largest_request_bytes(settings.policy, item_bytes)

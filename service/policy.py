@@ -2,10 +2,10 @@
 
 import re
 import tomllib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -135,16 +135,25 @@ def read_policy(path: Path) -> Policy:
 
     Raises UserError that names the key and what it accepts.
     """
+    return make_policy(read_keys(path), path)
+
+
+def read_keys(path: Path) -> dict[str, Any]:
+    """The keys in a `serving.toml`, unchecked; none where there is no such file. Raises UserError if it cannot be read."""
     try:
-        settings = tomllib.loads(read_text(path))
+        return tomllib.loads(read_text(path))
     except FileNotFoundError:
-        return Policy()
+        return {}
     except OSError as error:
         raise UserError(f"{path.parent.name}/{path.name}: {error.strerror}") from None
     except ValueError as error:  # neither text nor TOML
         raise UserError(f"{path.parent.name}/{path.name}: {error}") from None
+
+
+def make_policy(keys: Mapping[str, Any], path: Path) -> Policy:
+    """The policy of these keys. Raises UserError that names `path`, the key and what it accepts."""
     try:
-        return Policy.model_validate(settings)
+        return Policy.model_validate(keys)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(step) for step in first["loc"])

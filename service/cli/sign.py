@@ -19,10 +19,13 @@ def sign(folder: Path, key: Path) -> None:
     from service.model.repository_layout import MODEL_FILE
     from service.model.signing import SIGNATURE_FILE, fingerprint, write_signature
     from service.model.trusted_keys import read_private_key
+    from service.triton.settings import model_file_name
 
     private = read_private_key(key)
-    if not (folder / MODEL_FILE).is_file():
-        raise UserError(f"{str(folder)!r} is not a version folder: there is no {MODEL_FILE} in it")
+    model = folder.absolute().parent
+    file = model_file_name(model.parent, model.name) or MODEL_FILE
+    if not (folder / file).is_file():
+        raise UserError(f"{str(folder)!r} is not a version folder: there is no {file} in it")
     try:
         count = write_signature(folder, private)
     except InvalidModel as error:

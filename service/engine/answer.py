@@ -58,8 +58,10 @@ class Answer:
 
     @property
     def outputs(self) -> dict[str, NDArray[Any]]:
-        """Every output of the model by name, each [n, *shape]."""
-        return {spec.name: output for spec, output in zip(self.served.model.outputs, self._outputs, strict=True)}
+        """The outputs by name, each [n, *shape]; those that config.pbtxt lists, in its shapes, if it has others than the graph."""
+        served = self.served
+        outputs = {spec.name: output for spec, output in zip(served.model.outputs, self._outputs, strict=True)}
+        return outputs if served.forms is None else served.forms.from_items(outputs)
 
     def best(self) -> Results:
         """For each item its `top_k` labels as (index, score), best first, equal scores by index."""

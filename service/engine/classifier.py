@@ -81,7 +81,9 @@ class Classifier:
             if self._draining:
                 raise Unavailable("the server is draining")
             if query.validate is not None:
-                query.validate(served)
+                tensor = query.validate(served)
+                if tensor is not None:
+                    query = query._replace(tensor=tensor)
             if self.quotas is not None:
                 self.quotas.take(query.principal, query.size_bytes)
             request = Request(self, served, query, respond)

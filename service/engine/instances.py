@@ -13,6 +13,9 @@ from service.model.model_files import read_model
 from service.model.providers import Provider
 from service.model.session import sessions_are_few
 from service.policy import Policy
+from service.triton.model_config import NO_TRITON, TritonSettings
+from service.triton.tensors import TensorForms, tensor_forms
+from service.triton.warmup import warm_up
 
 if TYPE_CHECKING:
     from service.model.signing import SignedFiles
@@ -25,10 +28,11 @@ _SMALL_SECONDS = 0.001
 
 
 class Loaded(NamedTuple):
-    """The instances of a model, all alike, and seconds a batch by items."""
+    """The instances of a model, all alike, seconds a batch by items, and clients' shapes if the graph has others."""
 
     instances: tuple[Model, ...]
     measured: dict[int, float]
+    forms: TensorForms | None = None
 
 
 def load_instances(
@@ -39,6 +43,7 @@ def load_instances(
     cpus: int,
     signed: "SignedFiles | None" = None,
     approval: Approval | None = None,
+    triton: TritonSettings = NO_TRITON,
 ) -> Loaded:
     """Loads as many instances of a model as its policy asks for, and measures how long batches take.
 
@@ -52,6 +57,7 @@ def load_instances(
         cpus: CPUs that this process may use.
         signed: what the files must be, if signatures are asked for.
         approval: what a trial of these files has found, if there was one.
+        triton: what the model's config.pbtxt says beside the policy.
 
     Raises:
         FilesChanged: its files changed while they were read, or since the trial.
@@ -68,6 +74,7 @@ def load_instances(
     threads = max(1, cpus // policy.instances)
     few = sessions_are_few()
     first = load(threads if few else 1)
+    forms = tensor_forms(triton.batches, triton.inputs, triton.outputs, first.input, first.outputs)
     measured = first.measure(max_batch_items, thorough=few)
     if first.threads < threads and not _is_small(first, measured[1]):
         first.close()
@@ -76,9 +83,11 @@ def load_instances(
     instances = (first, *(load(first.threads) for _ in range(policy.instances - 1)))
     for other in instances[1:]:
         other.measure(max(measured), thorough=few)  # warms it up
+    for instance in instances:
+        warm_up(instance, path.parents[1], triton.warmup)
     if labels is not None and first.has_contract:
         log.warning("%s: labels.txt is ignored: the file's contract has the labels", name)
-    return Loaded(instances, measured)
+    return Loaded(instances, measured, forms)
 
 
 def _is_small(model: Model, seconds: float) -> bool:

@@ -2,9 +2,11 @@
 
 import logging
 import threading
+from functools import partial
 from pathlib import Path
 
 from service.model.repository_layout import misplaced
+from service.triton.settings import model_file_name
 
 log = logging.getLogger(__name__)
 
@@ -14,6 +16,7 @@ class MisplacedFiles:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._model_file = partial(model_file_name, folder)
         self._scanning = threading.Lock()
         self._found: dict[Path, str] = {}
 
@@ -32,14 +35,14 @@ class MisplacedFiles:
     def reasons(self, name: str) -> list[str]:
         """Why what is now in the repository under this name, of a model or a file, is not served."""
         try:
-            found = misplaced(self._folder, name)
+            found = misplaced(self._folder, name, self._model_file)
         except OSError:
             return []
         return [f"{path} is not served: {reason}" for path, reason in found]
 
     def _scan(self) -> None:
         try:
-            found = dict(misplaced(self._folder))
+            found = dict(misplaced(self._folder, model_file=self._model_file))
         except OSError:
             return  # a folder that cannot be read is logged by those who load from it
         for path, reason in found.items():

@@ -18,15 +18,30 @@ from service.engine.registry import Registry
 from service.engine.served_version import Fingerprint, ServedVersion
 from service.engine.trial import Trial, TrialsClosed, TryVersion
 from service.engine.version_files import SETTLE_SECONDS, VersionFiles
-from service.errors import FilesChanged, LoadError, NotFound, PassingFailure, RequestError, Unavailable, UserError, short_reason
+from service.errors import (
+    MAX_REASON_CHARACTERS,
+    FilesChanged,
+    InvalidModel,
+    LoadError,
+    NotFound,
+    PassingFailure,
+    RequestError,
+    Unavailable,
+    UserError,
+    short_reason,
+)
 from service.malloc import return_freed_memory
 from service.model.files import file_state
 from service.model.providers import Provider
-from service.model.repository_layout import MODEL_FILE, labels_path, model_path, policy_path, read_labels, version_numbers
+from service.model.repository_layout import labels_path, model_path, read_labels, version_numbers
 from service.model.session import fell_back
 from service.observability.metrics import Metrics
 from service.observability.trace_context import TraceContext
-from service.policy import Policy, read_policy
+from service.policy import Policy
+from service.triton.config_file import CONFIG_FILE
+from service.triton.model_config import TritonSettings
+from service.triton.settings import ModelSettings, read_settings, settings_paths
+from service.triton.warmup import warmup_files
 
 if TYPE_CHECKING:
     from service.model.trusted_keys import TrustedKeys
@@ -113,7 +128,7 @@ class ModelLoader:
         self._files = VersionFiles(whole_folders=surroundings.trusted is not None)
         self._unsettled: set[int] = set()
         self._asked = False
-        self._policy = Policy()
+        self._settings = ModelSettings(Policy())
 
     def scan(self) -> None:
         """Loads what is new or changed, unless a request has unloaded the model."""
@@ -191,18 +206,20 @@ class ModelLoader:
             self._set_problem(f"its folder cannot be read: {error.strerror}")
             return
         self._set_problem("")
-        path = policy_path(folder, name, self._shared.policies)
         try:
-            policy = read_policy(path)
+            settings = read_settings(folder, name, self._shared.policies)
         except UserError as error:
             self._forget_failures(keep=found[-1:])
             self._set_waiting()
             if found:
-                self._fail(found[-1], (file_state(path),), "invalid", short_reason(error), what="policy")
+                states = tuple(map(file_state, settings_paths(folder, name, self._shared.policies)))
+                self._fail(found[-1], states, "invalid", short_reason(error), what="policy")
+            else:
+                self._set_problem(short_reason(error))
             return
-        if policy != self._policy:
-            self._policy = policy
-            audit.record("policy", "ok", model=name, settings=policy.model_dump(exclude_unset=True))
+        if settings[:2] != self._settings[:2]:
+            self._note(settings)
+        policy, triton, files_named = settings
         named = policy.named(found)
         serving: list[ServedVersion] = []
         published = False
@@ -211,12 +228,14 @@ class ModelLoader:
             for version in sorted(named.union(found), reverse=True):
                 if version in named or len(serving) < policy.latest:
                     tried.add(version)
-                    named_by = path.name if version in named else ""
-                    served = self._load_changed(version, policy, current.get(version), named_by, wait)
+                    named_by = files_named if version in named else ""
+                    served = self._load_changed(version, settings, current.get(version), named_by, wait)
                     serving += [served] if served is not None else []
             if not serving:
                 serving = [
-                    served for served in current.values() if file_state(model_path(folder, name, served.version)) is not None
+                    served
+                    for served in current.values()
+                    if file_state(model_path(folder, name, served.version, triton.model_file)) is not None
                 ]
             self._forget_failures(keep=tried)
             self._set_waiting(self._unsettled)
@@ -228,24 +247,35 @@ class ModelLoader:
                     if served not in (*current.values(), *self._served()):
                         served.close()
 
+    def _note(self, settings: ModelSettings) -> None:
+        """Takes new settings, for the audit log, and says what of config.pbtxt is not used."""
+        self._settings = settings
+        policy, triton, _ = settings
+        said = {key: value for key, value in triton._asdict().items() if value != TritonSettings._field_defaults[key]}
+        audit.record("policy", "ok", model=self._name, settings=policy.model_dump(exclude_unset=True) | said)
+        if triton.unused:
+            log.info("model %s: %s: not used: %s", self._name, CONFIG_FILE, ", ".join(triton.unused)[:MAX_REASON_CHARACTERS])
+
     def _load_changed(
-        self, version: int, policy: Policy, current: ServedVersion | None, named_by: str, wait: bool
+        self, version: int, settings: ModelSettings, current: ServedVersion | None, named_by: str, wait: bool
     ) -> ServedVersion | None:
         """The version as its files are now; as it is in memory if they have not changed or do not load; None without either.
 
         `named_by` is the policy file that names this version; empty if none does.
         """
         name, folder = self._name, self._shared.folder
-        path = model_path(folder, name, version)
+        policy, triton, _ = settings
+        path = model_path(folder, name, version, triton.model_file)
         files = self._files.states(path)
-        settings = policy.model_dump(exclude={"versions", "aliases"})
-        fingerprint = (files, file_state(labels_path(folder, name)), settings)
+        beside = [_labels_file(folder, name, triton), *warmup_files(folder / name, triton.warmup)]
+        keys = policy.model_dump(exclude={"versions", "aliases"})
+        fingerprint = (files, *map(file_state, beside), keys, triton._replace(unused=()))
         if files[0] is None:
             problem = _access_problem(path)
             if problem:
                 self._fail(version, fingerprint, "failed", problem)
             elif named_by:
-                self._fail(version, fingerprint, "failed", f"{named_by} names it, but there is no {MODEL_FILE} of it")
+                self._fail(version, fingerprint, "failed", f"{named_by} names it, but there is no {triton.model_file} of it")
             return current if problem else None
         if current is not None and current.fingerprint == fingerprint:
             self._forget_failure(version)
@@ -259,24 +289,27 @@ class ModelLoader:
         self.loading = version
         log.info("model %s version %d: loading", name, version)
         try:
-            return self._load(version, policy, fingerprint) or current
+            return self._load(version, settings, fingerprint) or current
         finally:
             self.loading = None
             return_freed_memory()  # what loading needed beside the model
 
-    def _load(self, version: int, policy: Policy, fingerprint: Fingerprint) -> ServedVersion | None:
+    def _load(self, version: int, settings: ModelSettings, fingerprint: Fingerprint) -> ServedVersion | None:
         """Loads and warms one version; None, and the reason in log, index and metric, if that fails."""
         name, shared = self._name, self._shared
         start = time.monotonic()
-        path = model_path(shared.folder, name, version)
+        policy, triton, _ = settings
+        path = model_path(shared.folder, name, version, triton.model_file)
         try:
             signed = None if shared.trusted is None else shared.trusted.verify(path.parent)  # before anything of it is parsed
-            labels = read_labels(labels_path(shared.folder, name))
+            labels = read_labels(_labels_file(shared.folder, name, triton))
+            if labels is None and triton.label_file:
+                raise InvalidModel(f"{CONFIG_FILE}: there is no file {triton.label_file!r} in the model's folder")
             approval = None
             if shared.try_version is not None:
-                trial = Trial(path.absolute(), labels, policy, shared.provider, shared.cpus, self._asked, signed)
+                trial = Trial(path.absolute(), labels, policy, shared.provider, shared.cpus, self._asked, signed, triton)
                 approval = shared.try_version(trial)
-            loaded = load_instances(path, labels, policy, shared.provider, shared.cpus, signed, approval)
+            loaded = load_instances(path, labels, policy, shared.provider, shared.cpus, signed, approval, triton)
             model = loaded.instances[0]
             metrics = shared.metrics.model_loaded(name, str(version), model.labels, model.has_contract)
             trace_batch = None if shared.trace_batch is None else partial(shared.trace_batch, name, version)
@@ -308,7 +341,7 @@ class ModelLoader:
             name, version, model.provider, model.precision, policy.instances, model.threads, batcher.max_batch_items, seconds,
             ", ".join(f"{items}: {1000 * taken:.3g}" for items, taken in loaded.measured.items()),
         )  # fmt: skip
-        return ServedVersion(name, version, model, policy, batcher, metrics, fingerprint)
+        return ServedVersion(name, version, model, policy, batcher, metrics, fingerprint, triton, loaded.forms)
 
     def _fail(
         self,
@@ -364,6 +397,10 @@ class ModelLoader:
         """Forgets the failures of all versions, except those to `keep`."""
         if not self.failures.keys() <= set(keep):
             self.failures = {version: failure for version, failure in self.failures.items() if version in keep}
+
+
+def _labels_file(folder: Path, name: str, triton: TritonSettings) -> Path:
+    return folder / name / triton.label_file if triton.label_file else labels_path(folder, name)
 
 
 def _access_problem(path: Path) -> str:

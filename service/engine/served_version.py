@@ -9,6 +9,8 @@ from service.model.inference import Model
 from service.model.session import free_unused_memory
 from service.observability.request_metrics import ModelMetrics
 from service.policy import Policy
+from service.triton.model_config import NO_TRITON, TritonSettings
+from service.triton.tensors import TensorForms
 
 Fingerprint = tuple[object, ...]
 """Changes when a version must be loaded again: the state of its files on disk, and its policy."""
@@ -19,6 +21,8 @@ class ServedVersion:
     """One version of one model with everything that answers its requests.
 
     Attributes:
+        triton: what the model's config.pbtxt says beside the policy.
+        forms: the shapes of clients' tensors, if they are not those of the graph.
         cache: what the APIs compute once for this version, by class.
         inflight: requests that have acquired it and not released it yet.
         retired: whether it is no longer served; the last request to release it closes it.
@@ -31,6 +35,8 @@ class ServedVersion:
     batcher: Batcher
     metrics: ModelMetrics
     fingerprint: Fingerprint
+    triton: TritonSettings = NO_TRITON
+    forms: TensorForms | None = None
     cache: dict[type, Any] = field(default_factory=dict)
     inflight: int = 0
     retired: bool = False

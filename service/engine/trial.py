@@ -8,6 +8,7 @@ from service.errors import LoadError
 from service.model.model_files import Expected
 from service.model.providers import Provider
 from service.policy import Policy
+from service.triton.model_config import NO_TRITON, TritonSettings
 
 if TYPE_CHECKING:
     from service.model.signing import SignedFiles
@@ -25,6 +26,7 @@ class Trial(NamedTuple):
         cpus: CPUs that the server uses for the model.
         asked: a request asks for it: it is tried although it has been refused before.
         signed: what the files must be, if signatures are asked for.
+        triton: what the model's config.pbtxt says beside the policy.
     """
 
     path: Path
@@ -34,6 +36,7 @@ class Trial(NamedTuple):
     cpus: int
     asked: bool = False
     signed: "SignedFiles | None" = None
+    triton: TritonSettings = NO_TRITON
 
 
 class Approval(NamedTuple):

@@ -19,6 +19,7 @@ from service.model.cpus import cpu_budget
 from service.model.loading import load_model
 from service.model.model_files import Expected, ModelContent, read_model
 from service.model.session import is_installed, open_session
+from service.triton.warmup import warm_up
 
 MAX_THREADS = 4
 """More would make the trial of a small model slower, and each needs memory of its own."""
@@ -113,6 +114,8 @@ def _approve(trial: Trial, until: float) -> dict[str, object]:
             open_session(content, "cpu", threads)
         return _approval(content, policy.max_batch_size)
     models = [load_model(content, "cpu", threads, trial.labels, policy.max_batch_size) for _ in range(policy.instances)]
+    for model in models:
+        warm_up(model, trial.path.parents[1], trial.triton.warmup)
     sizes, error = models[0].working_batches(policy.max_batch_size, until)
     short = error is not None and _is_for_lack_of_memory(error)
     return _approval(content, sizes[-1], short_of_memory=short)

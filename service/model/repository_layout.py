@@ -5,6 +5,7 @@ Export writes this layout and the server reads it. Beside it they share only the
 
 import contextlib
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from service.errors import InvalidModel, UserError
@@ -30,8 +31,6 @@ MAX_VERSION = 2**63 - 1
 """The largest number of an int64, which versions are in the protocols' messages."""
 
 _VERSIONS_ACCEPTED = f"versions are whole numbers from 1 to {MAX_VERSION}, without leading zeros"
-_EXPECTED = f"expected is {Path('<model>', '<version>', MODEL_FILE)}; {_VERSIONS_ACCEPTED}"
-
 _VERSION = re.compile(r"[1-9][0-9]{0,18}")
 
 
@@ -91,43 +90,51 @@ def version_numbers(repository: Path, name: str) -> list[int]:
     return sorted(int(path.name) for path in found if is_version(path.name) and _is_folder(path))
 
 
-def misplaced(repository: Path, name: str | None = None) -> list[tuple[Path, str]]:
+def misplaced(
+    repository: Path, name: str | None = None, model_file: Callable[[str], str] = lambda _: MODEL_FILE
+) -> list[tuple[Path, str]]:
     """ONNX files that are not where a version's model file belongs, and version folders without one, each with the reason.
 
     Sorted paths, relative to the repository. Hidden files and folders, and those that cannot be read, are left out. With `name`,
-    only the folder or file of this name in the repository is looked at.
+    only the folder or file of this name in the repository is looked at. `model_file` says what a model's file is called; empty if
+    whoever loads the model says why it is not served.
     """
     found: dict[Path, str] = {}
     for model in _visible(repository):
         if name is not None and model.name != name:
             continue
         if model.suffix == ".onnx" and not _is_folder(model):
-            found[model] = _EXPECTED
-        for version in _visible(model):
+            found[model] = _expected(MODEL_FILE)
+        file = model_file(model.name)
+        for version in _visible(model) if file else ():
             if version.suffix == ".onnx" and not _is_folder(version):
-                found[version] = _EXPECTED
+                found[version] = _expected(file)
             else:
                 with contextlib.suppress(OSError):  # the loader says so, if it is a version's
-                    found |= _misplaced_in(version)
+                    found |= _misplaced_in(version, file)
     return sorted((path.relative_to(repository), reason) for path, reason in found.items())
 
 
-def _misplaced_in(folder: Path) -> dict[Path, str]:
+def _misplaced_in(folder: Path, model_file: str) -> dict[Path, str]:
     """What is misplaced in a folder that is where versions are."""
     try:
         check_model_name(folder.parent.name)
         problem = "" if is_version(folder.name) else f"{folder.name!r} is not a version: {_VERSIONS_ACCEPTED}"
     except UserError as error:
         problem = str(error)
-    has_model_file = (folder / MODEL_FILE).exists()
+    has_model_file = (folder / model_file).exists()
     if has_model_file and not problem:
         return {}
     deeper = [file for inner in _visible(folder) for file in _visible(inner)] if problem else []
     files = [file for file in (*_visible(folder), *deeper) if file.suffix == ".onnx" and not file.is_dir()]
-    found = {file: problem if has_model_file and file.parent == folder else _EXPECTED for file in files}
+    found = {file: problem if has_model_file and file.parent == folder else _expected(model_file) for file in files}
     if not problem and not files and (folder.is_dir() or folder.is_symlink()):
-        found[folder] = f"there is no {MODEL_FILE} in it"
+        found[folder] = f"there is no {model_file} in it"
     return found | {path: "it is a broken link" for path in found if path.is_symlink() and not path.exists()}
+
+
+def _expected(model_file: str) -> str:
+    return f"expected is {Path('<model>', '<version>', model_file)}; {_VERSIONS_ACCEPTED}"
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -137,9 +144,9 @@ def _visible(folder: Path) -> list[Path]:
         return []
 
 
-def model_path(repository: Path, name: str, version: int) -> Path:
+def model_path(repository: Path, name: str, version: int, file: str = MODEL_FILE) -> Path:
     """The model file of a version."""
-    return repository / name / str(version) / MODEL_FILE
+    return repository / name / str(version) / file
 
 
 def policy_path(repository: Path, name: str, policies: Path | None = None) -> Path:

@@ -12,15 +12,15 @@ _MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16", codecs.B
 """Byte order marks of other encodings; that of UTF-32 begins with that of UTF-16."""
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, max_bytes: int = _MAX_BYTES) -> str:
     r"""The text of a file, with `\n` as line ends, without a byte order mark (Windows editors write one).
 
     Raises:
-        OSError: the file cannot be read, is not a regular file, or has more than 16 MiB.
+        OSError: the file cannot be read, is not a regular file, or has more than `max_bytes`.
         ValueError: it is not UTF-8 text; the message says where, or which encoding it has.
     """
     try:
-        text = read_file(path, _MAX_BYTES).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+        text = read_file(path, max_bytes).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         encoding = next((name for mark, name in _MARKS.items() if error.object.startswith(mark)), None)
         if encoding is not None:

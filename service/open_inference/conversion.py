@@ -9,6 +9,9 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from service.engine.answer import Answer
 from service.engine.classifier import Classifier
 from service.engine.query import Item, Query
@@ -83,8 +86,11 @@ def read_from_memory(
         if name != spec.name:
             raise _wrong_name(served, name)
         items = count_items(datatype, shape)
-        if not served.model.has_contract if datatype == BYTES else (DTYPES[datatype], *shape[1:]) != (spec.dtype, *spec.shape):
+        forms = served.forms
+        if not served.model.has_contract if datatype == BYTES else not _fits(served, DTYPES[datatype], shape):
             raise _wrong_type(served, datatype, shape)
+        if forms is not None and forms.items and datatype != BYTES:
+            items = forms.items
         if not 0 < items <= limit:
             raise wrong_count(items, limit)
         most = largest_request_bytes(served.policy, spec.size_bytes, images=served.model.has_contract)
@@ -110,20 +116,25 @@ def select_outputs(answer: Answer, requested: Sequence[RequestedOutput]) -> list
     for name, classes, memory in requested:
         array = outputs[name]
         if classes:
-            scores = array.reshape(len(array), -1)
+            scores = array.reshape(-1, len(labels))
             texts = [
                 [f"{score:f}:{index}:{labels[index]}".encode() for index, score in row]
                 for row in best_labels(scores, min(classes, len(labels)))
             ]
             elements = [text for row in texts for text in row]
-            selected.append(OutputTensor(name, BYTES, (len(texts), len(texts[0])), elements, memory))
+            forms = answer.served.forms
+            shape = (len(elements),) if forms is not None and forms.items else (len(texts), len(texts[0]))
+            selected.append(OutputTensor(name, BYTES, shape, elements, memory))
         else:
             selected.append(OutputTensor(name, DATATYPES[array.dtype], array.shape, array, memory))
     return selected
 
 
-def _check_against_model(tensor: InputTensor, requested: Sequence[RequestedOutput], served: ServedVersion) -> None:
-    """Raises InvalidRequest if the model does not take the tensor or does not have a requested output."""
+def _check_against_model(tensor: InputTensor, requested: Sequence[RequestedOutput], served: ServedVersion) -> NDArray[Any] | None:
+    """Raises InvalidRequest if the model does not take the tensor or does not have a requested output.
+
+    Returns the tensor in the graph's shape, if that is not the client's.
+    """
     model = served.model
     spec = model.input
     if tensor.name != spec.name:
@@ -132,10 +143,23 @@ def _check_against_model(tensor: InputTensor, requested: Sequence[RequestedOutpu
     if isinstance(elements, list):
         if not model.has_contract:
             raise _wrong_type(served, tensor.datatype, tensor.shape)
+    elif served.forms is not None:
+        if not _fits(served, elements.dtype, elements.shape):
+            raise _wrong_type(served, tensor.datatype, tensor.shape)
+        rows = served.forms.to_items(elements, spec)
+        _check_requested(served, requested, len(rows))
+        return rows
     elif elements.dtype != spec.dtype or elements.shape[1:] != spec.shape:
         raise _wrong_type(served, tensor.datatype, tensor.shape)
     if requested:
         _check_requested(served, requested, tensor.shape[0])
+    return None
+
+
+def _fits(served: ServedVersion, dtype: np.dtype[Any], shape: Sequence[int]) -> bool:
+    """Whether a tensor of numbers is what clients of the model send."""
+    spec, forms = served.model.input, served.forms
+    return dtype == spec.dtype and (tuple(shape[1:]) == spec.shape if forms is None else forms.fits_input(shape))
 
 
 def _wrong_name(served: ServedVersion, name: str) -> InvalidRequest:
@@ -145,7 +169,7 @@ def _wrong_name(served: ServedVersion, name: str) -> InvalidRequest:
 
 def _wrong_type(served: ServedVersion, datatype: str, shape: Sequence[int]) -> InvalidRequest:
     spec = served.model.input
-    takes = describe_tensor(DATATYPES[spec.dtype], (-1, *spec.shape))
+    takes = describe_tensor(DATATYPES[spec.dtype], client_shape(served, spec))
     if served.model.has_contract:
         takes += " or BYTES [-1] of encoded images"
     field = "shape" if datatype == DATATYPES[spec.dtype] else "datatype"
@@ -153,8 +177,22 @@ def _wrong_type(served: ServedVersion, datatype: str, shape: Sequence[int]) -> I
     return InvalidRequest(f"input {spec.name!r} is {given}; model {served.name!r} takes {takes}", f"inputs[0].{field}")
 
 
+def client_shape(served: ServedVersion, spec: TensorSpec) -> list[int]:
+    """The shape of the input or an output for clients; -1 for a batch dimension."""
+    forms = served.forms
+    if forms is None:
+        return [-1, *spec.shape]
+    return forms.shape(forms.input if spec is served.model.input else forms.outputs[spec.name])
+
+
+def offered_outputs(served: ServedVersion) -> Sequence[TensorSpec]:
+    """The outputs that clients may ask for."""
+    forms, outputs = served.forms, served.model.outputs
+    return outputs if forms is None else [spec for spec in outputs if spec.name in forms.outputs]
+
+
 def _check_requested(served: ServedVersion, requested: Sequence[RequestedOutput], items: int) -> None:
-    specs: dict[str, TensorSpec] = {spec.name: spec for spec in served.model.outputs}
+    specs: dict[str, TensorSpec] = {spec.name: spec for spec in offered_outputs(served)}
     names = set()
     for index, (name, classes, memory) in enumerate(requested):
         spec = specs.get(name)

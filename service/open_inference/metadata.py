@@ -11,9 +11,10 @@ from service import convoy_version
 from service.engine.repository import Repository
 from service.engine.served_version import ServedVersion
 from service.errors import RequestError
-from service.model.repository_layout import MODEL_FILE
+from service.model.signature import TensorSpec
 from service.observability.histogram import CountAndSum
 from service.observability.request_metrics import Statistics
+from service.open_inference.conversion import client_shape, offered_outputs
 from service.open_inference.tensors import BYTES, DATATYPES, InputTensor, elements_from_bytes
 
 EXTENSIONS = (
@@ -71,8 +72,8 @@ class ServerMetadata:
             "name": name,
             "versions": [str(each.version) for each in reversed(versions)],
             "platform": PLATFORM,
-            "inputs": [_tensor_metadata(model.input)],
-            "outputs": [_tensor_metadata(spec) for spec in model.outputs],
+            "inputs": [_tensor_metadata(served, model.input)],
+            "outputs": [_tensor_metadata(served, spec) for spec in offered_outputs(served)],
         }
 
     def model_config(self, name: str, version: str) -> dict[str, Any]:
@@ -80,6 +81,8 @@ class ServerMetadata:
         served = self._served(name, version)
         model, policy = served.model, served.policy
         image_format = {"format": "FORMAT_NHWC"} if model.has_contract else {}
+        label_file = {"label_filename": served.triton.label_file} if served.triton.label_file and not model.has_contract else {}
+        outputs = [_tensor_config(served, spec) for spec in offered_outputs(served)]
         parameters = {
             "labels": json.dumps(model.labels, ensure_ascii=False),
             "aliases": json.dumps(self._repository.aliases(name)),
@@ -92,11 +95,11 @@ class ServerMetadata:
             "name": name,
             "platform": PLATFORM,
             "backend": "onnxruntime",
-            "default_model_filename": MODEL_FILE,
+            "default_model_filename": served.triton.model_file,
             "version_policy": _version_policy(policy.versions),
-            "max_batch_size": policy.max_request_items,
-            "input": [_tensor_config(model.input) | image_format],
-            "output": [_tensor_config(spec) for spec in model.outputs],
+            "max_batch_size": 0 if served.forms is not None and served.forms.items else policy.max_request_items,
+            "input": [_tensor_config(served, model.input) | image_format],
+            "output": [each | label_file if each["name"] == model.outputs[0].name else each for each in outputs],
             "instance_group": [{"name": name, "count": policy.instances, "kind": _KINDS[model.provider]}],
             "dynamic_batching": {
                 "preferred_batch_size": [served.batcher.max_batch_items],
@@ -123,9 +126,11 @@ class ServerMetadata:
 
         Raises NotFound, and InvalidRequest if it does not have the bytes of an item.
         """
-        model = self._served(name, version).model
+        served = self._served(name, version)
+        model = served.model
         spec = model.input
-        datatype, shape = (BYTES, [1]) if model.has_contract else (DATATYPES[spec.dtype], [1, *spec.shape])
+        shape = [abs(size) for size in client_shape(served, spec)]  # one item
+        datatype, shape = (BYTES, [1]) if model.has_contract else (DATATYPES[spec.dtype], shape)
         elements = [body] if model.has_contract else elements_from_bytes(datatype, shape, body)
         return InputTensor(spec.name, datatype, shape, elements)
 
@@ -155,12 +160,18 @@ class ServerMetadata:
         return served
 
 
-def _tensor_metadata(spec: Any) -> dict[str, Any]:
-    return {"name": spec.name, "datatype": DATATYPES[spec.dtype], "shape": [-1, *spec.shape]}
+def _tensor_metadata(served: ServedVersion, spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "datatype": DATATYPES[spec.dtype], "shape": client_shape(served, spec)}
 
 
-def _tensor_config(spec: Any) -> dict[str, Any]:
-    return {"name": spec.name, "data_type": f"TYPE_{DATATYPES[spec.dtype]}", "dims": list(spec.shape)}
+def _tensor_config(served: ServedVersion, spec: TensorSpec) -> dict[str, Any]:
+    """`dims`, and `reshape` if the graph has another shape; whole shapes if clients send none with a batch dimension."""
+    forms = served.forms
+    whole = forms is not None and bool(forms.items)
+    dims = client_shape(served, spec)[0 if whole else 1 :]
+    graph = [forms.items, *spec.shape] if forms is not None and whole else list(spec.shape)
+    reshape = {"reshape": {"shape": graph}} if dims != graph else {}
+    return {"name": spec.name, "data_type": f"TYPE_{DATATYPES[spec.dtype]}", "dims": dims} | reshape
 
 
 def _version_policy(versions: str) -> dict[str, Any]:

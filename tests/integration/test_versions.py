@@ -257,7 +257,7 @@ def test_nobody_waits_for_the_search_for_what_is_misplaced(models: Repository, m
     models.scanned = True
     searching, go_on = threading.Event(), threading.Event()
 
-    def hang(_: Path) -> list[tuple[Path, str]]:
+    def hang(*_: object, **__: object) -> list[tuple[Path, str]]:
         searching.set()
         assert go_on.wait(60)
         return []

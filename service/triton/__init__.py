@@ -1,0 +1,1 @@
+"""Models of a Triton repository: what their `config.pbtxt` says, as Convoy serves it."""

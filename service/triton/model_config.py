@@ -1,0 +1,65 @@
+"""What a `config.pbtxt` says of a model beside its policy, as data: its files, its tensors, its warm-up."""
+
+from typing import NamedTuple
+
+from service.model.repository_layout import MODEL_FILE
+
+Shape = tuple[int, ...]
+
+MAX_RUNS = 1000
+"""More would only keep the model from serving."""
+
+
+class ConfiguredTensor(NamedTuple):
+    """An input or output as the config has it. `reshape` is the graph's shape, None if it is `dims`; -1 is any size."""
+
+    name: str
+    data_type: str
+    dims: Shape
+    reshape: Shape | None = None
+
+
+class WarmupSample(NamedTuple):
+    """One batch: `items` alike of what `kind` says, run `runs` times.
+
+    Attributes:
+        input: the name of the model's input.
+        data_type: its data type, as `TYPE_FP32`.
+        dims: as the input's.
+        kind: `zero_data`, `random_data` or `input_data_file`.
+        file: the name of the file with the elements of one item.
+    """
+
+    name: str
+    input: str
+    data_type: str
+    dims: tuple[int, ...]
+    items: int
+    runs: int
+    kind: str
+    file: str = ""
+
+
+class TritonSettings(NamedTuple):
+    """What a config.pbtxt says of a model beside its policy; without one, what holds for any model.
+
+    Attributes:
+        model_file: the model file's name in a version's folder.
+        label_file: the file of labels' name in the model's folder; empty if the config names none.
+        batches: whether tensors have a batch dimension that `dims` leave out (max_batch_size above 0).
+        inputs: the tensors that clients send.
+        outputs: the tensors that clients get.
+        warmup: what the model is run on before it serves.
+        unused: fields of the file that are not used.
+    """
+
+    model_file: str = MODEL_FILE
+    label_file: str = ""
+    batches: bool = True
+    inputs: tuple[ConfiguredTensor, ...] = ()
+    outputs: tuple[ConfiguredTensor, ...] = ()
+    warmup: tuple[WarmupSample, ...] = ()
+    unused: tuple[str, ...] = ()
+
+
+NO_TRITON = TritonSettings()

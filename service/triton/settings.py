@@ -1,0 +1,209 @@
+"""How one model is served, by its `config.pbtxt` and its policy file: a Policy, and what no key of a policy says.
+
+Both files are optional. A key of the policy file (`serving.toml`) counts more than what config.pbtxt says of it.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from service.errors import ConvoyError, UserError
+from service.model.providers import Provider
+from service.model.repository_layout import MODEL_FILE, policy_path
+from service.pb.inference.open_inference_pb2 import DataType, ModelConfig, ModelInstanceGroup, ModelQueuePolicy
+from service.policy import Policy, make_policy, read_keys
+from service.triton.config_file import CONFIG_FILE, config_path, read_config
+from service.triton.model_config import MAX_RUNS, NO_TRITON, ConfiguredTensor, TritonSettings, WarmupSample
+from service.triton.support import check_supported, unused_fields
+
+_MAX_BATCH_ITEMS = 4096
+_QUEUE_ITEMS: int = Policy.model_fields["max_queue_items"].default
+_ACCELERATORS: dict[str, Provider] = {"tensorrt": "tensorrt", "cuda": "cuda", "openvino": "openvino"}
+
+
+class ModelSettings(NamedTuple):
+    """How one model is served.
+
+    `named_by` are the names of the files that say so, for messages.
+    """
+
+    policy: Policy
+    triton: TritonSettings = NO_TRITON
+    named_by: str = ""
+
+
+def settings_paths(repository: Path, name: str, policies: Path | None = None) -> tuple[Path, Path]:
+    """The policy file of a model and its config.pbtxt, neither of which need exist."""
+    return policy_path(repository, name, policies), config_path(repository, name)
+
+
+def read_settings(repository: Path, name: str, policies: Path | None = None) -> ModelSettings:
+    """How a model is served by the files in its folder, and by `<name>.toml` in `policies` in place of its `serving.toml`.
+
+    Raises UserError that names the file, the key or field, and what is accepted.
+    """
+    policy_file, config_file = settings_paths(repository, name, policies)
+    config = read_config(config_file)
+    if config is None:
+        return ModelSettings(make_policy(read_keys(policy_file), policy_file), named_by=policy_file.name)
+    try:
+        check_supported(config)
+        given = _policy_keys(config)
+        triton = _settings(config, name)
+        Policy.model_validate(given)
+    except ValidationError as error:
+        raise UserError(f"{name}/{CONFIG_FILE}: {_wrong_key(error)}") from None
+    except UserError as error:
+        raise UserError(f"{name}/{CONFIG_FILE}: {error}") from None
+    keys = read_keys(policy_file)
+    named_by = f"{CONFIG_FILE} or {policy_file.name}" if keys else CONFIG_FILE
+    return ModelSettings(make_policy(given | keys, policy_file), triton, named_by)
+
+
+def model_file_name(repository: Path, name: str) -> str:
+    """The name of the model file in the folders of a model's versions; empty for a model that Convoy does not serve."""
+    try:
+        config = read_config(config_path(repository, name))
+        if config is None:
+            return MODEL_FILE
+        check_supported(config)
+        return _file_name("default_model_filename", config.default_model_filename) or MODEL_FILE
+    except ConvoyError:
+        return ""
+
+
+def _policy_keys(config: ModelConfig) -> dict[str, Any]:
+    """What a config says, as keys of `serving.toml`."""
+    keys: dict[str, Any] = {}
+    limit = config.max_batch_size
+    if limit < 0:
+        raise UserError(f"max_batch_size {limit}: accepted is 0, for tensors without a batch dimension, or more")
+    if limit:
+        keys |= {"max_batch_size": min(limit, _MAX_BATCH_ITEMS), "max_request_items": limit}
+    elif config.input and (whole := tuple(config.input[0].reshape.shape or config.input[0].dims)) and whole[0] > 0:
+        keys["max_request_items"] = whole[0]
+    keys["max_queue_items"] = max(_QUEUE_ITEMS, keys.get("max_request_items", 0))
+    keys |= _versions(config) | _instances(config)
+    if config.HasField("dynamic_batching"):
+        keys |= _batching(config, keys)
+    return keys
+
+
+def _versions(config: ModelConfig) -> dict[str, Any]:
+    policy = config.version_policy
+    match policy.WhichOneof("policy_choice"):
+        case "all":
+            return {"versions": "all"}
+        case "latest":
+            return {"versions": f"latest:{policy.latest.num_versions or 1}"}
+        case "specific":
+            if not policy.specific.versions:
+                raise UserError("version_policy: specific names no versions")
+            return {"versions": ",".join(map(str, policy.specific.versions))}
+    return {}
+
+
+def _instances(config: ModelConfig) -> dict[str, Any]:
+    groups = [group for group in config.instance_group if not group.passive]
+    kinds = {ModelInstanceGroup.KIND_AUTO if group.kind == ModelInstanceGroup.KIND_MODEL else group.kind for group in groups}
+    if len(kinds) > 1:
+        raise UserError("instance_group: instances of one model compute on one kind of device; accepted is one kind for all groups")
+    keys: dict[str, Any] = {"instances": sum(max(1, group.count) for group in groups)} if groups else {}
+    accelerators = config.optimization.execution_accelerators
+    on_gpu, on_cpu = (
+        next((_ACCELERATORS[each.name] for each in named if each.name in _ACCELERATORS), None)
+        for named in (accelerators.gpu_execution_accelerator, accelerators.cpu_execution_accelerator)
+    )
+    if ModelInstanceGroup.KIND_GPU in kinds:
+        return keys | {"provider": on_gpu or "cuda"}
+    if ModelInstanceGroup.KIND_CPU in kinds:
+        return keys | {"provider": on_cpu or "cpu"}
+    provider = on_gpu or on_cpu
+    return keys | ({"provider": provider} if provider else {})
+
+
+def _batching(config: ModelConfig, given: dict[str, Any]) -> dict[str, Any]:
+    batching = config.dynamic_batching
+    keys: dict[str, Any] = {"max_queue_delay_seconds": batching.max_queue_delay_microseconds / 1e6}
+    if batching.preferred_batch_size:
+        largest = max(batching.preferred_batch_size)
+        if min(batching.preferred_batch_size) < 1 or largest > config.max_batch_size:
+            raise UserError(f"preferred_batch_size: accepted are 1 to max_batch_size, {config.max_batch_size}")
+        keys["max_batch_size"] = min(largest, _MAX_BATCH_ITEMS)
+    if batching.priority_levels:
+        keys["priority_levels"] = batching.priority_levels
+        if batching.default_priority_level:
+            keys["default_priority"] = batching.default_priority_level
+    queue = batching.default_queue_policy
+    if queue.timeout_action == ModelQueuePolicy.REJECT:
+        keys["default_timeout_seconds"] = queue.default_timeout_microseconds / 1e6
+    if queue.max_queue_size:
+        keys["max_queue_items"] = max(queue.max_queue_size, given.get("max_request_items", 0))
+        if "max_request_items" not in given:
+            keys["max_request_items"] = min(512, keys["max_queue_items"])
+    return keys
+
+
+def _settings(config: ModelConfig, name: str) -> TritonSettings:
+    label_files = [output.label_filename for output in config.output if output.label_filename]
+    return TritonSettings(
+        model_file=_file_name("default_model_filename", config.default_model_filename) or MODEL_FILE,
+        label_file=_file_name("label_filename", label_files[0]) if label_files else "",
+        batches=config.max_batch_size > 0,
+        inputs=tuple(map(_tensor, config.input)),
+        outputs=tuple(map(_tensor, config.output)),
+        warmup=_warmup(config),
+        unused=unused_fields(config, name),
+    )
+
+
+def _file_name(field: str, name: str) -> str:
+    """Raises UserError unless it names a file of the folder that it is looked for in."""
+    if "/" in name or "\\" in name or "\0" in name or name in (".", "..") or len(name) > 255:
+        raise UserError(f"{field} {name[:64]!r}: accepted is the name of a file, without folders")
+    return name
+
+
+def _tensor(tensor: Any) -> ConfiguredTensor:
+    if not tensor.name or not tensor.dims:
+        raise UserError(f"tensor {tensor.name[:64]!r}: a tensor has a name and dims")
+    reshape = tuple(tensor.reshape.shape) if tensor.HasField("reshape") else None
+    if any(size < 1 and size != -1 for size in (*tensor.dims, *(reshape or ()))):
+        raise UserError(f"tensor {tensor.name[:64]!r}: accepted as dimensions are 1 or more, and -1 for any")
+    return ConfiguredTensor(tensor.name, DataType.Name(tensor.data_type), tuple(tensor.dims), reshape)
+
+
+def _warmup(config: ModelConfig) -> tuple[WarmupSample, ...]:
+    samples = []
+    for sample in config.model_warmup:
+        where = f"model_warmup {sample.name[:64]!r}"
+        if len(sample.inputs) != 1:
+            raise UserError(f"{where}: it has {len(sample.inputs)} inputs; a model here takes 1")
+        [(name, given)] = sample.inputs.items()
+        kind = given.WhichOneof("input_data_type")
+        if kind is None:
+            raise UserError(f"{where}: accepted are zero_data, random_data and input_data_file")
+        file = _file_name("input_data_file", given.input_data_file) if kind == "input_data_file" else ""
+        items = max(1, sample.batch_size)
+        if items > max(1, config.max_batch_size):
+            raise UserError(f"{where}: batch_size {items} is above max_batch_size, {config.max_batch_size}")
+        data_type = DataType.Name(given.data_type)
+        samples.append(WarmupSample(sample.name, name, data_type, tuple(given.dims), items, max(1, sample.count), kind, file))
+    if sum(sample.runs for sample in samples) > MAX_RUNS:
+        raise UserError(f"model_warmup: all samples together are run at most {MAX_RUNS} times")
+    return tuple(samples)
+
+
+_FIELDS = {
+    "max_queue_delay_seconds": "max_queue_delay_microseconds", "default_timeout_seconds": "default_timeout_microseconds",
+    "default_priority": "default_priority_level", "instances": "instance_group.count", "versions": "version_policy",
+}  # fmt: skip
+"""What Triton calls that which a policy's key says; the others have the same name."""
+
+
+def _wrong_key(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(step) for step in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{_FIELDS.get(key, key)}: {message}" if key else message
