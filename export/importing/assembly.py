@@ -1,0 +1,109 @@
+"""Puts a recipe together from what a preset, a file or a transform says, and checks it against what the network takes."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, cast
+
+from pydantic import ValidationError
+
+from export.importing.recipe import Recipe
+from service.errors import UserError
+from service.model.contract import InputSpec
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+PILLOW_FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+"""In the order of Pillow's numbers, 0 to 5."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a network takes: height and width in pixels, 0 where its graph leaves them open, and channels."""
+
+    height: int
+    width: int
+    channels: int
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """x = (pixel / scale - mean) / std, for each channel.
+
+    `mean` and `std` have one number for all channels, or one for each.
+    """
+
+    scale: float = 1.0
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+    def normalized(self, mean: tuple[float, ...], std: tuple[float, ...]) -> "Scaling":
+        """The same, followed by (x - mean) / std."""
+        count = max(map(len, (self.mean, self.std, mean, std)))
+        old_mean, old_std, new_mean, new_std = (spread(values, count) for values in (self.mean, self.std, mean, std))
+        shifted = tuple(m + n * s for m, n, s in zip(old_mean, new_mean, old_std, strict=True))
+        return Scaling(self.scale, shifted, tuple(s * n for s, n in zip(old_std, new_std, strict=True)))
+
+
+def assemble(
+    source: str, network: Sizes, size: tuple[int, int] | None, scaling: Scaling, bgr: bool = False, **input_fields: object
+) -> Recipe:
+    """A recipe that fits the network.
+
+    Args:
+        source: where it was found, for people; messages start with it.
+        network: what the network takes.
+        size: (height, width) that the source gives; None if it leaves pictures as they are.
+        scaling: the numbers of the source.
+        bgr: the network takes blue first.
+        input_fields: others of InputSpec.
+
+    Raises:
+        UserError: the source gives another size than the network takes, or divides by 0.
+    """
+    height, width = network.height or (size or (0, 0))[0], network.width or (size or (0, 0))[1]
+    if not height or not width:
+        raise UserError(f"{source}: it does not say to what size, and the network takes any; --input-shape H,W says it")
+    if size is not None and size != (height, width):
+        raise UserError(f"{source}: it gives pictures of {size[0]}x{size[1]}, and the network takes {height}x{width}")
+    if not all(scaling.std) or not scaling.scale:
+        raise UserError(f"{source}: it divides by 0")
+    fields: dict[str, Any] = {**input_fields, "height": height, "width": width, "channels": network.channels}
+    try:
+        spec = InputSpec(**fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{source}: {'.'.join(map(str, first['loc'])) or 'the input'}: {first['msg']}") from None
+    mean, std = (spread(values, network.channels) for values in (scaling.mean, scaling.std))
+    return Recipe(spec, scaling.scale, mean, std, "bgr" if bgr and network.channels == 3 else "rgb", source)
+
+
+def numbers(source: str, name: str, value: object) -> tuple[float, ...]:
+    """A number, or a sequence of numbers such as a list or a tensor. Raises UserError if it is something else."""
+    items = value if isinstance(value, Iterable) and not isinstance(value, (str, bytes, dict)) else [value]
+    try:
+        found = tuple(float(cast("Any", item)) for item in items)
+    except (TypeError, ValueError):
+        found = ()
+    if not found:
+        raise UserError(f"{source}: {name} is {value!r}; a number or a list of numbers is accepted")
+    return found
+
+
+def of_channels(source: str, name: str, value: object, channels: int) -> tuple[float, ...]:
+    """The same of one number, or one for each channel. Raises UserError if it is something else."""
+    found = numbers(source, name, value)
+    if len(found) not in (1, channels):
+        raise UserError(f"{source}: {name} is of {len(found)} channels, and the network takes {channels}")
+    return found
+
+
+def whole_scale(factor: float) -> float:
+    """What pixels are divided by if they are multiplied by `factor`: 255.0 for 1/255 as files round it."""
+    scale = 1 / factor
+    return float(round(scale)) if abs(scale - round(scale)) < 1e-5 * scale else scale
+
+
+def spread(values: tuple[float, ...], count: int) -> tuple[float, ...]:
+    """One number as that of each channel."""
+    return values * count if len(values) == 1 else values
