@@ -7,10 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from export.files import read_file
-from export.importing.assembly import IMAGENET_MEAN, IMAGENET_STD, PILLOW_FILTERS, Scaling, Sizes, assemble, numbers, of_channels
+from export.importing.assembly import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    PILLOW_FILTERS,
+    Scaling,
+    Sizes,
+    assemble,
+    numbers,
+    of_channels,
+    spread,
+)
 from export.importing.hf_processor import of_settings
 from export.importing.recipe import Recipe
 from service.errors import UserError, first_line
+from service.model.contract import Pad
 
 ACCEPTED = "accepted are preprocessor_config.json of Hugging Face and config.json of timm"
 
@@ -60,6 +71,8 @@ def of_timm_config(source: str, config: Mapping[str, Any], network: Sizes) -> Re
     if tested is not None and (height, width) == tested[1:] != size[1:]:
         crop = config.get("test_crop_pct") or crop
     (crop,) = numbers(source, "crop_pct", crop)[:1]
+    mean = of_channels(source, "mean", config.get("mean") or IMAGENET_MEAN, network.channels)
+    std = of_channels(source, "std", config.get("std") or IMAGENET_STD, network.channels)
     name = config.get("interpolation") or "bicubic"
     if name not in PILLOW_FILTERS:
         raise UserError(f"{source}: interpolation is {name!r}; accepted are {', '.join(PILLOW_FILTERS)}")
@@ -69,15 +82,22 @@ def of_timm_config(source: str, config: Mapping[str, Any], network: Sizes) -> Re
         raise UserError(f"{source}: crop_pct is {crop:g}; above 0 and at most 1 is accepted")
     if mode == "squash":
         fields["resize"] = f"stretch:{math.floor(height / crop)}x{math.floor(width / crop)}"
+    elif mode == "border":
+        fields["resize"] = f"pad:{math.floor(height / crop)}x{math.floor(width / crop)}"
+        fields["pad"] = Pad(color=_border(mean))
     elif mode == "center" and height == width:
         fields["resize"] = f"short:{math.floor(height / crop)}"
     elif mode == "center":
         raise UserError(f"{source}: timm's ResizeKeepRatio to {height}x{width}, which is not square, cannot be expressed")
     else:
-        raise UserError(f"{source}: crop_mode {mode!r} cannot be expressed; accepted are center and squash")
-    mean = of_channels(source, "mean", config.get("mean") or IMAGENET_MEAN, network.channels)
-    std = of_channels(source, "std", config.get("std") or IMAGENET_STD, network.channels)
+        raise UserError(f"{source}: crop_mode {mode!r} cannot be expressed; accepted are center, squash and border")
     return assemble(source, network, (height, width), Scaling(255.0, mean, std), **fields)
+
+
+def _border(mean: tuple[float, ...]) -> tuple[int, int, int]:
+    """The mean as a colour, as timm's border has it."""
+    red, green, blue = (min(255, max(0, round(255 * value))) for value in spread(mean, 3))
+    return red, green, blue
 
 
 def _read(path: Path) -> Mapping[str, Any]:

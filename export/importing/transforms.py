@@ -13,6 +13,7 @@ from export.importing.assembly import PILLOW_FILTERS, Scaling, Sizes, assemble, 
 from export.importing.preprocessor_files import of_timm_config
 from export.importing.recipe import Recipe
 from service.errors import UserError
+from service.model.contract import Pad
 
 RESIZES_TENSORS = " (it resizes tensors)"
 """In the source of a recipe: PyTorch resizes tensors by rounding otherwise than Pillow, which the server resizes with."""
@@ -77,6 +78,7 @@ class _Translation:
         filter: as of InputSpec.
         size: (height, width), if every picture has it now.
         crop: whether it was cropped.
+        pad: as of InputSpec.
         gray: whether it was turned gray.
         on: `picture`, as Pillow has it, then `bytes`, a tensor of 0 to 255, then `numbers`, a tensor of floats.
         scaling: of the numbers.
@@ -89,6 +91,7 @@ class _Translation:
     dtype: str = "uint8"
     size: tuple[int, int] | None = None
     crop: bool = False
+    pad: Pad = field(default_factory=Pad)
     gray: bool = False
     on: str = "picture"
     scaling: Scaling = field(default_factory=Scaling)
@@ -111,11 +114,17 @@ class _Translation:
 
     def recipe(self) -> Recipe:
         """What the steps come to."""
-        if self.resize.startswith("short:") and not self.crop:
-            raise self.refusal("Resize", f"to a short side of {self.resize[6:]} without CenterCrop gives pictures of many sizes")
+        if self.on == "picture":
+            raise UserError(
+                f"{self.source}: it gives a picture and no tensor; with ToTensor, and Normalize if there is one, it is accepted"
+            )
+        if self.resize.startswith(("short:", "pad:")) and not self.crop:
+            raise UserError(
+                f"{self.source}: a resize that keeps the ratio needs a centre crop; without one pictures are of many sizes"
+            )
         fields: dict[str, Any] = {
             "resize": self.resize, "filter": self.filter, "crop": "center" if self.crop else None, "dtype": self.dtype,
-            "alpha": "drop", "exif": "ignore",
+            "alpha": "drop", "exif": "ignore", "pad": self.pad,
         }  # fmt: skip
         source = f"{self.source}{RESIZES_TENSORS}" if self.resized_tensor else self.source
         if self.gray and self.network.channels != 1:
@@ -206,10 +215,23 @@ def _center_crop(state: _Translation, step: Any) -> None:
     state.crop_to("CenterCrop", step.size)
 
 
+def _resize_keep_ratio(state: _Translation, step: Any) -> None:
+    """Of timm's crop_mode `border`: the whole picture, as large as fits into a size."""
+    if step.longest != 1 or any(getattr(step, "random_" + what + "_prob", 0) for what in ("scale", "aspect")):
+        raise state.refusal("ResizeKeepRatio", "to a size that is not square cannot be expressed; with longest=1 it is accepted")
+    state.resize_to("ResizeKeepRatio", tuple(step.size), step.interpolation, True)
+    assert state.size is not None  # noqa: S101 - of two numbers
+    state.resize, state.size = f"pad:{state.size[0]}x{state.size[1]}", None
+
+
 def _center_crop_or_pad(state: _Translation, step: Any) -> None:
-    fill = step.fill if isinstance(step.fill, (list, tuple)) else [step.fill]
-    if any(fill) or step.padding_mode != "constant":
-        raise state.refusal("CenterCropOrPad", "with a border that is not black cannot be expressed")
+    fill = tuple(step.fill) if isinstance(step.fill, (list, tuple)) else (step.fill,) * 3
+    known = len(fill) == 3 and all(isinstance(value, int) and 0 <= value <= 255 for value in fill)
+    if not known or step.padding_mode != "constant":
+        raise state.refusal("CenterCropOrPad", f"with a border of {step.fill} cannot be expressed; 0 to 255 by channel is accepted")
+    if any(fill) and not state.resize.startswith("pad:"):
+        raise state.refusal("CenterCropOrPad", "with a border that is not black cannot be expressed but after ResizeKeepRatio")
+    state.pad = Pad(color=(fill[0], fill[1], fill[2]))
     state.crop_to("CenterCropOrPad", step.size)
 
 
@@ -277,6 +299,7 @@ def _nothing(_state: _Translation, _step: Any) -> None:
 _STEPS: dict[str, Callable[[_Translation, Any], None]] = {
     "Resize": _resize,
     "CenterCrop": _center_crop,
+    "ResizeKeepRatio": _resize_keep_ratio,
     "CenterCropOrPad": _center_crop_or_pad,
     "ToTensor": _to_tensor,
     "MaybeToTensor": _to_tensor,

@@ -87,6 +87,7 @@ def test_hugging_face_says_whether_blue_is_first(tmp_path: Path) -> None:
         ({}, 256, ("short:269", "bicubic", 256)),
         ({"test_crop_pct": None}, 288, ("short:303", "bicubic", 288)),
         ({"crop_mode": "squash", "interpolation": "bilinear"}, 224, ("stretch:235x235", "bilinear", 224)),
+        ({"crop_mode": "border"}, 224, ("pad:235x235", "bicubic", 224)),
         ({"crop_pct": None, "interpolation": None, "mean": None}, 224, ("short:256", "bicubic", 224)),
     ],
 )
@@ -122,7 +123,7 @@ def test_timm_crops_as_its_own_transform_does(tmp_path: Path, changes: Any, heig
         (hugging_face("ConvNext", size={"height": 224, "width": 224}), "ConvNextImageProcessor has a shortest_edge"),
         (hugging_face("ConvNext", size=224, crop_pct=0), "crop_pct is 0"),
         (hugging_face("ViT", size={"height": 9000, "width": 9000}, do_center_crop=True, crop_size=224), "at most 8192 pixels"),
-        (TIMM | {"crop_mode": "border"}, "crop_mode 'border' cannot be expressed; accepted are center and squash"),
+        (TIMM | {"crop_mode": "random"}, "crop_mode 'random' cannot be expressed; accepted are center, squash and border"),
         (TIMM | {"interpolation": "random"}, "interpolation is 'random'; accepted are nearest"),
         (TIMM | {"input_size": [3, 224]}, "input_size is [3, 224]; [channels, height, width] is accepted"),
         (TIMM | {"input_size": [1, 224, 224]}, "input_size has 1 channels, and the network takes 3"),
@@ -135,6 +136,11 @@ def test_what_a_recipe_cannot_express_is_refused_by_name(tmp_path: Path, content
         read(tmp_path, content, 224, 224)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_border_of_timm_has_the_colour_of_the_mean(tmp_path: Path) -> None:
+    spec = read(tmp_path, TIMM | {"crop_mode": "border", "mean": [0.5, 0.25, 1.5]}).input
+    assert (spec.pad.color, spec.pad.align) == ((128, 64, 255), "center")
 
 
 def test_a_size_that_is_not_square_is_one_that_timm_resizes_otherwise(tmp_path: Path) -> None:

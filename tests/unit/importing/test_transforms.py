@@ -41,6 +41,14 @@ def to_dtype(dtype: Any, **more: Any) -> Any:
     return step("ToDtype", dtype=dtype, **more)
 
 
+def keep_ratio(longest: float) -> Any:
+    return step("ResizeKeepRatio", "timm.data.transforms", size=(40, 36), longest=longest, interpolation=Interpolation.BICUBIC)
+
+
+def crop_or_pad(size: int, fill: Any) -> Any:
+    return step("CenterCropOrPad", "timm.data.transforms", size=(size, size), fill=fill, padding_mode="constant")
+
+
 TO_TENSOR = step("ToTensor")
 TO_IMAGE = step("ToImage", "torchvision.transforms.v2._type_conversion")
 GRAYSCALE = step("Grayscale", num_output_channels=1)
@@ -101,6 +109,11 @@ def test_numbers(steps: list[Any], expected: list[float]) -> None:
     assert len(recipe.mean) == len(recipe.std) == 3
 
 
+def test_the_border_of_timm() -> None:
+    spec = of_transforms(compose(keep_ratio(1.0), crop_or_pad(32, [124, 116, 104]), TO_TENSOR), 3).input
+    assert (spec.resize, spec.filter, spec.crop, spec.pad.color) == ("pad:40x36", "bicubic", "center", (124, 116, 104))
+
+
 def test_gray_pictures_are_of_one_channel() -> None:
     recipe = of_transforms(compose(GRAYSCALE, resize((28, 28)), TO_TENSOR, normalize((0.1307,), (0.3081,))), 1)
     assert (recipe.input.shape, recipe.mean, recipe.std) == ((28, 28, 1), (0.1307,), (0.3081,))
@@ -146,9 +159,12 @@ def invert(image: Any) -> Any:
         (compose(invert), "Compose: invert cannot be expressed"),
         (invert, "invert cannot be expressed"),
         (compose(step("RandomHorizontalFlip")), "RandomHorizontalFlip is random, and belongs to training"),
-        (compose(step("ResizeKeepRatio", "timm.data.transforms")), "ResizeKeepRatio cannot be expressed"),
+        (compose(keep_ratio(0)), "ResizeKeepRatio to a size that is not square cannot be expressed; with longest=1 it is accepted"),
+        (compose(keep_ratio(1.0), TO_TENSOR), "a resize that keeps the ratio needs a centre crop"),
+        (compose(resize((32, 32)), crop(32)), "it gives a picture and no tensor; with ToTensor"),
+        (compose(step("TrimBorder", "timm.data.transforms")), "TrimBorder cannot be expressed"),
         (compose(step("Resize", "albumentations", height=32, width=32)), "Resize cannot be expressed"),
-        (compose(resize(256), TO_TENSOR), "Resize to a short side of 256 without CenterCrop gives pictures of many sizes"),
+        (compose(resize(256), TO_TENSOR), "a resize that keeps the ratio needs a centre crop"),
         (compose(resize(256, max_size=300), crop(224)), "Resize with max_size cannot be expressed"),
         (compose(resize(None)), "Resize to the size None cannot be expressed"),
         (compose(resize(32, Interpolation.NEAREST_EXACT)), "Resize with nearest-exact cannot be expressed; accepted are nearest"),
