@@ -46,7 +46,13 @@ class Scaling:
 
 
 def assemble(
-    source: str, network: Sizes, size: tuple[int, int] | None, scaling: Scaling, bgr: bool = False, **input_fields: object
+    source: str,
+    network: Sizes,
+    size: tuple[int, int] | None,
+    scaling: Scaling,
+    bgr: bool = False,
+    gray: bool = False,
+    **input_fields: object,
 ) -> Recipe:
     """A recipe that fits the network.
 
@@ -56,6 +62,7 @@ def assemble(
         size: (height, width) that the source gives; None if it leaves pictures as they are.
         scaling: the numbers of the source.
         bgr: the network takes blue first.
+        gray: pictures become gray, and each channel of the network takes them.
         input_fields: others of InputSpec.
 
     Raises:
@@ -68,7 +75,7 @@ def assemble(
         raise UserError(f"{source}: it gives pictures of {size[0]}x{size[1]}, and the network takes {height}x{width}")
     if not all(scaling.std) or not scaling.scale:
         raise UserError(f"{source}: it divides by 0")
-    fields: dict[str, Any] = {**input_fields, "height": height, "width": width, "channels": network.channels}
+    fields: dict[str, Any] = {**input_fields, "height": height, "width": width, "channels": 1 if gray else network.channels}
     try:
         spec = InputSpec(**fields)
     except ValidationError as error:

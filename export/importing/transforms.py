@@ -127,9 +127,7 @@ class _Translation:
             "alpha": "drop", "exif": "ignore", "pad": self.pad,
         }  # fmt: skip
         source = f"{self.source}{RESIZES_TENSORS}" if self.resized_tensor else self.source
-        if self.gray and self.network.channels != 1:
-            raise self.refusal("Grayscale", f"gives one channel, and the network takes {self.network.channels}")
-        return assemble(source, self.network, self.size, self.scaling, **fields)
+        return assemble(source, self.network, self.size, self.scaling, gray=self.gray, **fields)
 
     def resize_to(self, step: str, size: Any, interpolation: Any, antialias: Any) -> None:
         """The picture, or the tensor, is resized: to a short side, or to (height, width)."""
@@ -268,12 +266,15 @@ def _normalize(state: _Translation, step: Any) -> None:
 
 
 def _grayscale(state: _Translation, step: Any) -> None:
-    if step.num_output_channels != 1:
-        raise state.refusal("Grayscale", "to three channels cannot be expressed; to one is accepted")
+    if step.num_output_channels not in (1, 3):
+        raise state.refusal("Grayscale", f"to {step.num_output_channels} channels cannot be expressed; to 1 or 3 is accepted")
     if state.on != "picture" or state.resize != "none":
         raise state.refusal(
-            "Grayscale",
-            "after the resize cannot be expressed: pictures become gray first; put it first, values differ by 2 at most",
+            "Grayscale", "after the resize cannot be expressed: pictures become gray first, and so it must come first"
+        )
+    if step.num_output_channels != state.network.channels:
+        raise state.refusal(
+            "Grayscale", f"gives {step.num_output_channels} channels, and the network takes {state.network.channels}"
         )
     state.gray = True
 

@@ -119,6 +119,11 @@ def test_gray_pictures_are_of_one_channel() -> None:
     assert (recipe.input.shape, recipe.mean, recipe.std) == ((28, 28, 1), (0.1307,), (0.3081,))
 
 
+def test_gray_pictures_for_a_network_of_three_channels() -> None:
+    recipe = of_transforms(compose(step("Grayscale", num_output_channels=3), resize((28, 28)), TO_TENSOR, normalize()), 3)
+    assert (recipe.input.channels, len(recipe.mean), len(recipe.std)) == (1, 3, 3)
+
+
 def test_that_tensors_are_resized_is_in_the_source() -> None:
     # PyTorch rounds otherwise than Pillow, so whoever compares pixels must know.
     assert of_transforms(compose(TO_IMAGE, resize((32, 32)), FLOAT), 3).source == "Compose (it resizes tensors)"
@@ -183,9 +188,9 @@ def invert(image: Any) -> Any:
         (compose(TO_IMAGE, to_dtype("torch.float16", scale=True)), "ToDtype to torch.float16 cannot be expressed"),
         (compose(TO_IMAGE, to_dtype({"x": 1})), "ToDtype with a dtype for each kind of value cannot be expressed"),
         (compose(FLOAT), "ToDtype before the conversion to a tensor cannot be expressed"),
-        (compose(step("Grayscale", num_output_channels=3)), "Grayscale to three channels cannot be expressed"),
+        (compose(step("Grayscale", num_output_channels=4)), "Grayscale to 4 channels cannot be expressed"),
         (compose(resize((32, 32)), GRAYSCALE), "Grayscale after the resize cannot be expressed"),
-        (compose(GRAYSCALE, resize((32, 32)), TO_TENSOR), "Grayscale gives one channel, and the network takes 3"),
+        (compose(GRAYSCALE, resize((32, 32)), TO_TENSOR), "Grayscale gives 1 channels, and the network takes 3"),
         (
             compose(step("CenterCropOrPad", "timm.data", size=(32, 32), fill=[9, 9, 9], padding_mode="constant")),
             "that is not black",
