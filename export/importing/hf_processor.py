@@ -100,7 +100,7 @@ def of_settings(source: str, settings: Mapping[str, Any], network: Sizes) -> Rec
         if key.startswith("do_") and value is True and key[3:] not in _KNOWN:
             raise UserError(f"{source}: {key} of {name} cannot be expressed")
     resize, size, crop = _sizes(source, name, values, processor)
-    fields = {"resize": resize, "crop": crop, "alpha": "drop", "exif": "apply", "filter": _filter(source, values)}
+    fields: dict[str, Any] = {"resize": resize, "crop": crop, "alpha": "drop", "exif": "apply", "filter": _filter(source, values)}
     return assemble(
         source,
         network,

@@ -33,25 +33,27 @@ def pixels_of_transform(transforms: Any, recipe: Recipe) -> Callable[[bytes], ND
         values = _apply(transforms, _opened(encoded, recipe))  # (C, H, W)
         if values.ndim != 3 or values.shape[0] != len(mean):
             raise UserError(f"{recipe.source}: it gives {values.shape}, and [{len(mean)},H,W] is expected")
-        restored = (values.astype(np.float64).transpose(1, 2, 0) * std + mean) * recipe.scale
+        restored: NDArray[Any] = (values.astype(np.float64).transpose(1, 2, 0) * std + mean) * recipe.scale
         if recipe.channel_order == "bgr":
             restored = restored[:, :, ::-1]
         if recipe.input.channels == 1:
             restored = restored[:, :, :1]  # of a gray picture all are the same
-        whole = np.rint(restored)
+        whole: NDArray[Any] = np.rint(restored)
         if np.abs(restored - whole).max() <= _ROUNDING and whole.min() >= 0 and whole.max() <= 255:
-            return whole.astype(np.uint8)
-        return restored.astype(np.float32)
+            restored = whole.astype(np.uint8)
+        return restored if restored.dtype == np.uint8 else restored.astype(np.float32)
 
     return pixels
 
 
 def _opened(encoded: bytes, recipe: Recipe) -> Image.Image:
     """A picture as a training's loader opens it: `Image.open(...).convert("RGB")`, turned if the recipe says so."""
-    image = Image.open(io.BytesIO(encoded))
+    image: Image.Image = Image.open(io.BytesIO(encoded))
     if recipe.input.exif == "apply":
         image = ImageOps.exif_transpose(image)
-    return image.convert("L" if len(recipe.mean) == 1 else "RGB")
+    image = image.convert("L" if len(recipe.mean) == 1 else "RGB")
+    image.info.pop("transparency", None)  # Pillow keeps the colour, and a transform may look at it
+    return image
 
 
 def _apply(transforms: Any, image: Image.Image) -> NDArray[Any]:
