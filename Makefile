@@ -23,7 +23,7 @@ demo: setup  ## train, export, serve and classify handwritten digits, end to end
 test: setup clients $(WHEELS)/.ready  ## run the tests that need nothing but PyPI
 	$(BIN)/python -m pytest --numprocesses 3
 
-test-system: setup clients perf-analyzer  ## run the tests that need Debian packages, and say what is missing
+test-system: setup clients perf-analyzer  ## run what needs Debian packages, the demo and the long manuals
 	$(BIN)/python -m pytest -m system
 
 test-slow: setup  ## run the soak tests, which take minutes

@@ -23,6 +23,8 @@ from tests.docs.markdown import ROOT, Block
 CLIENTS = ROOT / ".venv" / "clients" / "bin" / "python"
 FIRST = "README.md"
 """Its commands make what those of the other documents go on with: run/, models/digits, digit.png."""
+LONG = {FIRST, "export/README.md", "service/README.md"}
+"""They train, export and serve: `make test-system` follows them."""
 NAMES = {"NAMESPACE": "convoy", "POD": "convoy-0"}
 """What the documents call what only a reader has."""
 
@@ -160,7 +162,14 @@ def follow(name: str, sandbox: Sandbox) -> None:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("name", [name for name in markdown.DOCUMENTS if markdown.read(name).blocks])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.system if name in LONG else ())
+        for name in markdown.DOCUMENTS
+        if markdown.read(name).blocks
+    ],
+)
 def test_a_document_works_from_its_first_command_to_its_last(
     name: str, sandbox: Sandbox, run: Path, model_file: Path, digits: Dataset
 ) -> None:

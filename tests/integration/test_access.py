@@ -23,9 +23,9 @@ from tests.conftest import Serve, ServerProcess, Spawn, convoy, put
 from tests.integration.access_file import RIGHTS, bearer, entry, metadata, write_auth_file
 from tests.integration.test_classify import classify_on, encoded
 from tests.integration.test_classify_stream import Talk
-from tests.integration.test_program import one_line
 from tests.integration.test_repository import eventually
 from tests.integration.test_rest import INFER
+from tests.program import one_line
 
 LOST_RIGHTS = ("UNAUTHENTICATED", "PERMISSION_DENIED")
 HAVE_DESCRIBE = ("infer", "read", "admin")

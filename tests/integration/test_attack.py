@@ -1,4 +1,4 @@
-"""The campaign of attacks and the soak: a short form for every day, the long ones in `make test-slow`."""
+"""The campaign of attacks and the soak: a short form in `make test-system`, the long ones in `make test-slow`."""
 
 import time
 from pathlib import Path
@@ -50,6 +50,7 @@ def attacked(folder: Path, model_file: Path, transport: str, workers: int, secon
     assert after.files <= allowed.files
 
 
+@pytest.mark.system
 @pytest.mark.timeout(400)
 def test_a_server_under_every_attack_answers_polite_clients_and_probes_and_gives_everything_back(
     tmp_path: Path, model_file: Path

@@ -11,9 +11,9 @@ from service.audit import REFUSALS_A_SECOND, AuditLog
 from service.pb.inference import open_inference_pb2 as oip
 from tests.conftest import Spawn, convoy, full_disk
 from tests.integration.access_file import bearer, metadata, write_auth_file
-from tests.integration.test_program import one_line
 from tests.integration.test_repository import eventually
 from tests.integration.test_rest import ask
+from tests.program import one_line
 
 
 @pytest.fixture

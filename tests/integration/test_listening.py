@@ -21,7 +21,7 @@ from service.errors import UserError
 from service.listeners import url_host
 from service.server import Server
 from tests.conftest import Serve, Spawn, convoy
-from tests.integration.test_program import one_line
+from tests.program import convoy_here, one_line
 
 _INTERFACES = Path("/proc/net/if_inet6")
 needs_ipv6 = pytest.mark.skipif(
@@ -208,7 +208,7 @@ def test_the_client_and_its_commands_use_a_unix_socket(repository: Path, serve: 
         flags: list[str | Path] = ["--tls-ca", ca] if ca is not None else []
         with Client(server, tls_ca=ca) as client:
             assert len(list(client.classify_stream([[folder / "digit.png"]], "digits"))) == 1
-        asked = convoy("classify", folder / "digit.png", "--model", "digits", "--server", server, *flags)
+        asked = convoy_here("classify", folder / "digit.png", "--model", "digits", "--server", server, *flags)
         assert asked.returncode == 0, asked
         measured = convoy("bench", "--model", "digits", "--server", server, *flags, "--seconds", "0.3", "--warmup", "0")
         assert measured.returncode == 0, measured
@@ -216,7 +216,7 @@ def test_the_client_and_its_commands_use_a_unix_socket(repository: Path, serve: 
         assert f"no server metrics: give their address with --metrics {scheme}://HOST:PORT/metrics" in measured.stdout
     nobody = f"unix:{folder / 'none'}"
     for command in (["classify", folder / "digit.png"], ["bench"]):
-        refused = one_line(convoy(*command, "--model", "digits", "--server", nobody))
+        refused = one_line(convoy_here(*command, "--model", "digits", "--server", nobody))
         assert refused.startswith(f"convoy: no server answers at {nobody}: ")
 
 

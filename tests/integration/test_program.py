@@ -24,25 +24,18 @@ from cryptography.hazmat.primitives import serialization
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from export.data.datasets import Dataset
+from export.training.checkpoint import load_checkpoint
 from service.client import CallFailed, Client
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from tests.conftest import Spawn, convoy, put
 from tests.hostile_models import endless_loop
+from tests.program import convoy_here, one_line
 
 
 @pytest.fixture
 def transport_name() -> str:
     """What the command line says is nothing to a transport: once is enough."""
     return "fast"
-
-
-def one_line(result: "subprocess.CompletedProcess[str]") -> str:
-    """The error of a command that must fail as every user error does: exit code 2 and one line on stderr."""
-    assert result.returncode == 2, result
-    lines = result.stderr.splitlines()
-    assert len(lines) == 1, result.stderr
-    assert lines[0].startswith("convoy: ")
-    return lines[0]
 
 
 def test_sigterm_drains_finishes_what_is_in_hand_and_exits_with_0(tmp_path: Path, spawn: Spawn, slow_file: Path) -> None:
@@ -257,18 +250,18 @@ def test_serve_says_what_is_wrong_in_one_line(repository: Path, tmp_path: Path, 
     port = str(running.http_port)
     assert "the port is in use" in one_line(convoy("serve", repository, "--grpc-port", "0", "--http-port", port))
     assert "no repository folder" in one_line(convoy("serve", tmp_path / "nowhere", *ports))
-    assert "99999 is not in the range" in one_line(convoy("serve", repository, "--grpc-port", "99999"))
+    assert "99999 is not in the range" in one_line(convoy_here("serve", repository, "--grpc-port", "99999"))
     assert "not a file in a folder" in one_line(convoy("serve", repository, *ports, "--ready-file", tmp_path / "no" / "ready"))
     assert "provider 'cuda' is not in the installed ONNX Runtime" in one_line(
         convoy("serve", repository, *ports, "--provider", "cuda")
     )
     assert "is not a folder" in one_line(convoy("serve", __file__, *ports))
     assert "--host 'no such host' cannot be resolved" in one_line(convoy("serve", repository, *ports, "--host", "no such host"))
-    assert "nan is not a finite number" in one_line(convoy("serve", repository, *ports, "--drain-seconds", "nan"))
+    assert "nan is not a finite number" in one_line(convoy_here("serve", repository, *ports, "--drain-seconds", "nan"))
     assert "--ready-file '/proc/x'" in one_line(convoy("serve", repository, *ports, "--ready-file", "/proc/x"))
-    assert "Missing argument 'REPOSITORY'" in one_line(convoy("serve"))
-    assert "No such option" in one_line(convoy("serve", repository, "--nope"))
-    assert "CONVOY_GRPC_PORT" in one_line(convoy("serve", repository, CONVOY_GRPC_PORT="tcp://10.0.0.1:8001"))
+    assert "Missing argument 'REPOSITORY'" in one_line(convoy_here("serve"))
+    assert "No such option" in one_line(convoy_here("serve", repository, "--nope"))
+    assert "CONVOY_GRPC_PORT" in one_line(convoy_here("serve", repository, CONVOY_GRPC_PORT="tcp://10.0.0.1:8001"))
     ready = tmp_path / "ready"
     ready.write_text("of the one that runs")
     ours = ["--grpc-port", str(running.grpc_port), "--http-port", "0", "--ready-file", str(ready)]
@@ -307,7 +300,7 @@ def test_the_ready_file_appears_whole_and_a_stale_one_is_gone_first(repository: 
 def test_every_flag_of_serve_is_an_environment_variable_and_flags_win(
     repository: Path, spawn: Spawn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    help_text = convoy("serve", "--help").stdout
+    help_text = convoy_here("serve", "--help").stdout
     flags = set(re.findall(r"^  (?:-h, )?--([a-z-]+)", help_text, re.M)) - {"help"}
     assert len(flags) >= 8
     variables = set(re.findall(r"env\s+var:\s+(CONVOY_[A-Z_]+)", help_text))
@@ -346,28 +339,28 @@ def test_classify_prints_for_people_and_for_programs(repository: Path, spawn: Sp
     text.write_text("not a picture")
     empty.write_bytes(b"")
     at = ["--model", "digits", "--server", server]
-    assert f"{text}: not an image in a format accepted here" in one_line(convoy("classify", text, *at))
-    mixed = convoy("classify", files[0], text, tmp_path / "none.png", files[1], *at)
+    assert f"{text}: not an image in a format accepted here" in one_line(convoy_here("classify", text, *at))
+    mixed = convoy_here("classify", files[0], text, tmp_path / "none.png", files[1], *at)
     assert mixed.returncode == 2
     assert [line.split()[0] for line in mixed.stdout.splitlines() if not line.startswith(" ")] == [str(file) for file in files[:2]]
     of_text, of_none, all_in_all = mixed.stderr.splitlines()
     assert of_text.startswith(f"convoy: {text}: not an image")
     assert "No such file" in of_none
     assert all_in_all == "convoy: 2 of 4 images could not be classified"
-    assert f"{empty}: the image is empty (0 bytes)" in one_line(convoy("classify", empty, *at))
-    assert "No such file" in one_line(convoy("classify", tmp_path / "none.png", *at))
+    assert f"{empty}: the image is empty (0 bytes)" in one_line(convoy_here("classify", empty, *at))
+    assert "No such file" in one_line(convoy_here("classify", tmp_path / "none.png", *at))
     assert "no model named 'cats'; served are: digits" in one_line(
-        convoy("classify", files[0], "--model", "cats", "--server", server)
+        convoy_here("classify", files[0], "--model", "cats", "--server", server)
     )
     large = tmp_path / "large.png"
     large.write_bytes(bytes(110_000_000))
-    assert f"{large}: too large: the request has 1100000" in one_line(convoy("classify", large, *at))
+    assert f"{large}: too large: the request has 1100000" in one_line(convoy_here("classify", large, *at))
     assert "no server answers at 127.0.0.1:1" in one_line(
-        convoy("classify", files[0], "--model", "digits", "--server", "127.0.0.1:1")
+        convoy_here("classify", files[0], "--model", "digits", "--server", "127.0.0.1:1")
     )
     with large.open("wb") as file:
         file.truncate(2**31)  # takes no room on the disk
-    assert f"{large}: 2147483648 bytes; a request holds at most 2147483647" in one_line(convoy("classify", large, *at))
+    assert f"{large}: 2147483648 bytes; a request holds at most 2147483647" in one_line(convoy_here("classify", large, *at))
     with socket.create_server(("127.0.0.1", 0)) as other:
 
         def answer() -> None:
@@ -378,12 +371,12 @@ def test_classify_prints_for_people_and_for_programs(repository: Path, spawn: Sp
         answering.start()
         address = f"127.0.0.1:{other.getsockname()[1]}"
         assert f"cannot connect to a gRPC server at {address}" in one_line(
-            convoy("classify", files[0], "--model", "digits", "--server", address)
+            convoy_here("classify", files[0], "--model", "digits", "--server", address)
         )
         answering.join()
 
 
-@pytest.mark.timeout(400)  # twelve commands, most of which import torch
+@pytest.mark.timeout(300)  # it trains, and exports twice
 def test_train_export_inspect(tmp_path: Path) -> None:
     run, models = tmp_path / "run", tmp_path / "models"
     trained = convoy("train", "--data", "digits", "--epochs", "2", "--output", run)
@@ -392,13 +385,13 @@ def test_train_export_inspect(tmp_path: Path) -> None:
     assert {path.name for path in run.iterdir()} == {"checkpoint.pt", "metrics.jsonl", "curves.png"}
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert "nothing is overwritten" in one_line(convoy("train", "--data", "digits", "--output", run))
+    assert "nothing is overwritten" in one_line(convoy_here("train", "--data", "digits", "--output", run))
 
-    refused = one_line(convoy("export", run, "--repository", models, "--minimum-accuracy", "99.99"))
+    refused = one_line(convoy_here("export", run, "--repository", models, "--minimum-accuracy", "99.99"))
     assert re.search(r"accuracy gate: [0-9.]+% on 360 images is below the minimum of 99.99%", refused)
     assert not models.exists(), "a failed gate writes nothing to the repository"
 
-    assert "a name starts with" in one_line(convoy("export", run, "--repository", models, "--name", "../up"))
+    assert "a name starts with" in one_line(convoy_here("export", run, "--repository", models, "--name", "../up"))
     (models / "digits" / "1").mkdir(parents=True)
     exported = convoy("export", run, "--repository", models)
     assert exported.returncode == 0, exported.stderr
@@ -406,37 +399,37 @@ def test_train_export_inspect(tmp_path: Path) -> None:
     assert sorted(path.name for path in (models / "digits").iterdir()) == ["1", "2"]
     assert (models / "digits" / "2" / "model.onnx").is_file()
 
-    inspected = convoy("inspect", models / "digits" / "2" / "model.onnx")
+    inspected = convoy_here("inspect", models / "digits" / "2" / "model.onnx")
     assert inspected.returncode == 0, inspected.stderr
     for expected in ("(N, 32, 26, 26)", "93,322", "2,230,272", "sha256", "article-cnn on digits, ", "4 samples"):
         assert expected in inspected.stdout
     text = tmp_path / "text.onnx"
     text.write_text("nonsense")
-    assert "not a valid ONNX model" in one_line(convoy("inspect", text))
-    assert "No such file" in one_line(convoy("inspect", tmp_path / "none.onnx"))
-    assert "has no checkpoint.pt" in one_line(convoy("export", tmp_path, "--repository", models))
+    assert "not a valid ONNX model" in one_line(convoy_here("inspect", text))
+    assert "No such file" in one_line(convoy_here("inspect", tmp_path / "none.onnx"))
+    assert "has no checkpoint.pt" in one_line(convoy_here("export", tmp_path, "--repository", models))
     (run / "checkpoint.pt").write_bytes(b"broken")
-    assert "not a checkpoint" in one_line(convoy("export", run, "--repository", models))
+    assert "not a checkpoint" in one_line(convoy_here("export", run, "--repository", models))
 
 
 def test_train_refuses_what_cannot_be(tmp_path: Path) -> None:
     assert "--data 'cats' is not 'digits', 'mnist', 'cifar10', nor a folder of images" in one_line(
-        convoy("train", "--data", "cats", "--output", tmp_path / "a")
+        convoy_here("train", "--data", "cats", "--output", tmp_path / "a")
     )
     assert "'0x5' is neither N nor HxW" in one_line(
-        convoy("train", "--data", "digits", "--image-size", "0x5", "--output", tmp_path / "a")
+        convoy_here("train", "--data", "digits", "--image-size", "0x5", "--output", tmp_path / "a")
     )
     assert "the networks are article-cnn" in one_line(
-        convoy("train", "--data", "digits", "--network", "lenet", "--output", tmp_path / "b")
+        convoy_here("train", "--data", "digits", "--network", "lenet", "--output", tmp_path / "b")
     )
     assert not (tmp_path / "b").exists()
     offline = ("--data", "mnist", "--data-dir", tmp_path)  # which come after the folder: they may take minutes
-    assert "has no checkpoint.pt" in one_line(convoy("train", *offline, "--output", tmp_path / "b", "--resume"))
+    assert "has no checkpoint.pt" in one_line(convoy_here("train", *offline, "--output", tmp_path / "b", "--resume"))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "kept.txt").touch()
-    assert "nothing is overwritten" in one_line(convoy("train", *offline, "--output", tmp_path / "full"))
+    assert "nothing is overwritten" in one_line(convoy_here("train", *offline, "--output", tmp_path / "full"))
     assert "nan is not a finite number" in one_line(
-        convoy("train", "--data", "digits", "--learning-rate", "nan", "--output", tmp_path / "c")
+        convoy_here("train", "--data", "digits", "--learning-rate", "nan", "--output", tmp_path / "c")
     )
 
 
@@ -450,7 +443,7 @@ def test_names_that_no_file_can_have_are_no_tracebacks(tmp_path: Path) -> None:
         ["inspect", name],
         ["serve", name],
     ):
-        said = one_line(convoy(*command))
+        said = one_line((convoy if command[0] == "serve" else convoy_here)(*command))
         # For Python 3.14 what no file can be called just does not exist.
         assert "File name too long" in said or (sys.version_info >= (3, 14) and name in said), command
 
@@ -474,8 +467,7 @@ def test_ctrl_c_while_training_leaves_a_checkpoint(tmp_path: Path, digits: Datas
     assert process.returncode == 130
     assert "holds the best epoch so far" in output
     assert errors.split("\n") == ["", "convoy: interrupted", ""]  # the first ends the line that ^C was typed on
-    exported = convoy("export", run, "--repository", tmp_path / "models")
-    assert exported.returncode == 0, exported.stderr
+    assert load_checkpoint(run).epoch >= 1
 
 
 def test_help_teaches(tmp_path: Path) -> None:
@@ -483,9 +475,9 @@ def test_help_teaches(tmp_path: Path) -> None:
     assert shown.returncode == 0
     for command in ("train", "export", "serve", "classify", "inspect"):
         assert f"  {command} " in shown.stdout
-        assert convoy(command, "--help").returncode == 0
-    assert re.fullmatch(r"convoy, version \d+\.\d+\.\d+\n", convoy("--version").stdout)
-    assert "No such command 'nope'" in one_line(convoy("nope"))
+        assert convoy_here(command, "--help").returncode == 0
+    assert re.fullmatch(r"convoy, version \d+\.\d+\.\d+\n", convoy_here("--version").stdout)
+    assert "No such command 'nope'" in one_line(convoy_here("nope"))
 
 
 def test_where_grpcios_private_layer_differs_the_public_one_takes_over(tmp_path: Path, repository: Path, spawn: Spawn) -> None:
@@ -519,9 +511,9 @@ def test_tls_from_the_command_line(repository: Path, spawn: Spawn, digits: Datas
     server = spawn(repository, "--tls-cert", pem, "--tls-key", key, "--tls-client-ca", ca)
     ask: list[str | Path] = ["classify", image, "--model", "digits", "--server", f"127.0.0.1:{server.grpc_port}", "--timeout", "5"]
     own: list[str | Path] = ["--tls-ca", ca, "--tls-cert", tmp_path / "client.pem", "--tls-key", tmp_path / "client.key"]
-    assert convoy(*ask, *own).returncode == 0
+    assert convoy_here(*ask, *own).returncode == 0
     for missing in ([], own[:2]):
-        assert one_line(convoy(*ask, *missing))
+        assert one_line(convoy_here(*ask, *missing))
     trusting = ssl.create_default_context(cafile=ca)
     with pytest.raises(urllib.error.HTTPError, match="401") as refused:  # nobody gets in by HTTP either
         urllib.request.urlopen(f"https://127.0.0.1:{server.http_port}/v2/models/digits", timeout=30, context=trusting)
@@ -529,13 +521,13 @@ def test_tls_from_the_command_line(repository: Path, spawn: Spawn, digits: Datas
     renewed = trustme.CA()
     for path, blob in zip((key, pem), (renewed.issue_cert("127.0.0.1").private_key_pem, renewed.cert_pem), strict=True):
         blob.write_to_path(path)
-    assert convoy(*ask, *own).returncode == 0, "files that do not belong together change nothing"
+    assert convoy_here(*ask, *own).returncode == 0, "files that do not belong together change nothing"
     issued = renewed.issue_cert("127.0.0.1")
     issued.private_key_pem.write_to_path(key)
     issued.cert_chain_pems[0].write_to_path(pem)
-    assert one_line(convoy(*ask, *own)), "the CA is not the new certificate's"
+    assert one_line(convoy_here(*ask, *own)), "the CA is not the new certificate's"
     renewed.cert_pem.write_to_path(tmp_path / "renewed.pem")
-    assert convoy(*ask, "--tls-ca", tmp_path / "renewed.pem", *own[2:]).returncode == 0
+    assert convoy_here(*ask, "--tls-ca", tmp_path / "renewed.pem", *own[2:]).returncode == 0
     log = server.log.read_text()
     assert "the previous ones are kept" in log
     assert "has been renewed" in log
@@ -569,6 +561,7 @@ def test_without_torch_train_names_the_extra_and_inspect_works(tmp_path: Path, m
     assert "93,322" in inspected.stdout
 
 
+@pytest.mark.system
 @pytest.mark.timeout(300)
 def test_the_demo() -> None:
     result = subprocess.run(

@@ -28,8 +28,9 @@ from service.workers.supervisor import Supervisor
 from tests.conftest import Spawn, convoy, put
 from tests.integration.test_classify import classify_on
 from tests.integration.test_foreign import go_round, write_loop
-from tests.integration.test_program import bytes_of_dark_png, one_line
+from tests.integration.test_program import bytes_of_dark_png
 from tests.integration.test_repository import eventually
+from tests.program import one_line
 
 Supervise = Callable[..., Supervisor]
 

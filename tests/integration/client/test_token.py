@@ -12,7 +12,7 @@ from service.errors import UserError
 from service.server import Server
 from tests.conftest import Serve, convoy
 from tests.integration.access_file import token, write_auth_file
-from tests.integration.test_program import one_line
+from tests.program import convoy_here, one_line
 
 
 @pytest.fixture
@@ -82,13 +82,15 @@ def test_the_commands_take_it_from_a_file_or_the_environment(server: Server, pic
     assert convoy(*classify, "--token-file", file).returncode == 0
     assert convoy(*classify, CONVOY_TOKEN=token("digits")).returncode == 0
     assert convoy(*classify, "--token-file", file, CONVOY_TOKEN="convoy_unknown").returncode == 0
-    line = one_line(convoy(*classify))
+    line = one_line(convoy_here(*classify))
     assert line.endswith("does not know who calls: no credentials: send `authorization: Bearer TOKEN` (--token-file, CONVOY_TOKEN)")
-    line = one_line(convoy(*classify, CONVOY_TOKEN="convoy_unknown"))
+    line = one_line(convoy_here(*classify, CONVOY_TOKEN="convoy_unknown"))
     assert line.endswith("does not know who calls: the token is not known (--token-file, CONVOY_TOKEN)")
     file.write_text("two words")
-    assert one_line(convoy(*classify, "--token-file", file)).startswith(f"convoy: --token-file {str(file)!r}: the token is not one")
-    assert "No such file" in one_line(convoy(*classify, "--token-file", tmp_path / "none"))
+    assert one_line(convoy_here(*classify, "--token-file", file)).startswith(
+        f"convoy: --token-file {str(file)!r}: the token is not one"
+    )
+    assert "No such file" in one_line(convoy_here(*classify, "--token-file", tmp_path / "none"))
 
 
 @pytest.mark.parametrize("stream", [[], ["--stream"]])
@@ -106,7 +108,7 @@ def test_bench_sends_it_to_both_ports(server: Server, stream: list[str]) -> None
 
 def test_bench_says_where_it_would_not_send_it(server: Server) -> None:
     command = ("bench", "--model", "digits", "--server", f"127.0.0.1:{server.grpc_port}", "--metrics", "http://192.0.2.1/metrics")
-    line = one_line(convoy(*command, CONVOY_TOKEN=token("admin")))
+    line = one_line(convoy_here(*command, CONVOY_TOKEN=token("admin")))
     assert line.startswith("convoy: the token is not sent unencrypted to http://192.0.2.1/metrics")
 
 
@@ -114,9 +116,9 @@ def test_a_token_that_is_made_is_taken_at_once(repository: Path, serve: Serve, t
     auth = tmp_path / "auth.toml"
     auth.write_text('[groups.clients]\ninfer = ["digits"]')
     command = ("token", "create", "--name", "shop \U0001f600", "--group", "clients", "--days", "1")
-    made = convoy(*command, "--auth-file", auth)
+    made = convoy_here(*command, "--auth-file", auth)
     assert (made.returncode, made.stderr) == (0, "")
-    shown = convoy(*command)
+    shown = convoy_here(*command)
     assert shown.returncode == 0
     assert shown.stderr.startswith('[[tokens]]\nname = "shop \U0001f600"\ngroup = "clients"\nsha256 = "')
     assert made.stdout.startswith("convoy_")
@@ -131,8 +133,8 @@ def test_a_token_that_is_made_is_taken_at_once(repository: Path, serve: Serve, t
 def test_a_token_for_a_file_that_would_not_be_accepted_is_not_made(tmp_path: Path) -> None:
     auth = tmp_path / "auth.toml"
     create = ("token", "create", "--name", "shop", "--auth-file", auth)
-    assert "make it first, with the groups and their rights" in one_line(convoy(*create, "--group", "clients"))
+    assert "make it first, with the groups and their rights" in one_line(convoy_here(*create, "--group", "clients"))
     auth.write_text("[groups.clients]\n")
-    assert "'shop' is in group 'others', which the file does not have" in one_line(convoy(*create, "--group", "others"))
+    assert "'shop' is in group 'others', which the file does not have" in one_line(convoy_here(*create, "--group", "others"))
     assert auth.read_text() == "[groups.clients]\n"
-    assert "printable characters" in one_line(convoy("token", "create", "--name", "a\nb", "--group", "clients"))
+    assert "printable characters" in one_line(convoy_here("token", "create", "--name", "a\nb", "--group", "clients"))
