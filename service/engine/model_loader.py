@@ -34,7 +34,7 @@ from service.malloc import return_freed_memory
 from service.model.files import file_state
 from service.model.providers import Provider
 from service.model.repository_layout import labels_path, model_path, read_labels, version_numbers
-from service.model.session import fell_back
+from service.model.session import ProviderUnavailable, fell_back
 from service.observability.metrics import Metrics
 from service.observability.trace_context import TraceContext
 from service.policy import Policy
@@ -324,7 +324,10 @@ class ModelLoader:
             return None
         except LoadError as error:
             passing = isinstance(error, PassingFailure)
-            self._fail(version, fingerprint, error.outcome, short_reason(error), time.monotonic() - start, passing=passing)
+            reason = short_reason(error)
+            if isinstance(error, ProviderUnavailable) and policy.provider == triton.accelerator:
+                reason += f'; {CONFIG_FILE} names it as an accelerator: provider = "auto" in serving.toml takes what there is'
+            self._fail(version, fingerprint, error.outcome, reason, time.monotonic() - start, passing=passing)
             return None
         except Exception:
             log.exception("model %s version %d: unexpected error while loading", name, version)

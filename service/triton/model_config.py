@@ -50,6 +50,7 @@ class TritonSettings(NamedTuple):
         inputs: the tensors that clients send.
         outputs: the tensors that clients get.
         warmup: what the model is run on before it serves.
+        accelerator: the provider that it names as an accelerator; empty if none.
         unused: fields of the file that are not used.
     """
 
@@ -59,6 +60,7 @@ class TritonSettings(NamedTuple):
     inputs: tuple[ConfiguredTensor, ...] = ()
     outputs: tuple[ConfiguredTensor, ...] = ()
     warmup: tuple[WarmupSample, ...] = ()
+    accelerator: str = ""
     unused: tuple[str, ...] = ()
 
 

@@ -9,17 +9,15 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from service.errors import ConvoyError, UserError
-from service.model.providers import Provider
 from service.model.repository_layout import MODEL_FILE, policy_path
 from service.pb.inference.open_inference_pb2 import DataType, ModelConfig, ModelInstanceGroup, ModelQueuePolicy
 from service.policy import Policy, make_policy, read_keys
 from service.triton.config_file import CONFIG_FILE, config_path, read_config
 from service.triton.model_config import MAX_RUNS, NO_TRITON, ConfiguredTensor, TritonSettings, WarmupSample
-from service.triton.support import check_supported, unused_fields
+from service.triton.support import accelerator, check_supported, unused_fields
 
 _MAX_BATCH_ITEMS = 4096
 _QUEUE_ITEMS: int = Policy.model_fields["max_queue_items"].default
-_ACCELERATORS: dict[str, Provider] = {"tensorrt": "tensorrt", "cuda": "cuda", "openvino": "openvino"}
 
 
 class ModelSettings(NamedTuple):
@@ -110,16 +108,8 @@ def _instances(config: ModelConfig) -> dict[str, Any]:
     if len(kinds) > 1:
         raise UserError("instance_group: instances of one model compute on one kind of device; accepted is one kind for all groups")
     keys: dict[str, Any] = {"instances": sum(max(1, group.count) for group in groups)} if groups else {}
-    accelerators = config.optimization.execution_accelerators
-    on_gpu, on_cpu = (
-        next((_ACCELERATORS[each.name] for each in named if each.name in _ACCELERATORS), None)
-        for named in (accelerators.gpu_execution_accelerator, accelerators.cpu_execution_accelerator)
-    )
-    if ModelInstanceGroup.KIND_GPU in kinds:
-        return keys | {"provider": on_gpu or "cuda"}
-    if ModelInstanceGroup.KIND_CPU in kinds:
-        return keys | {"provider": on_cpu or "cpu"}
-    provider = on_gpu or on_cpu
+    provider = accelerator(config) or ("cpu" if ModelInstanceGroup.KIND_CPU in kinds else None)
+    # KIND_GPU says where its author's machine computes it: where there is no GPU, --provider decides as for any model.
     return keys | ({"provider": provider} if provider else {})
 
 
@@ -154,6 +144,7 @@ def _settings(config: ModelConfig, name: str) -> TritonSettings:
         inputs=tuple(map(_tensor, config.input)),
         outputs=tuple(map(_tensor, config.output)),
         warmup=_warmup(config),
+        accelerator=accelerator(config) or "",
         unused=unused_fields(config, name),
     )
 

@@ -4,13 +4,17 @@ from collections.abc import Iterator
 from typing import Any
 
 from service.errors import UserError
-from service.pb.inference.open_inference_pb2 import ModelConfig
+from service.model.providers import Provider
+from service.pb.inference.open_inference_pb2 import ModelConfig, ModelInstanceGroup
 
 BACKENDS = ("", "onnxruntime")
 PLATFORMS = ("", "onnxruntime_onnx")
 
+ACCELERATORS: dict[str, Provider] = {"tensorrt": "tensorrt", "cuda": "cuda", "openvino": "openvino"}
+"""Providers by what Triton calls them."""
+
 _REFUSED = {
-    "ensemble_scheduling": "it is an ensemble",
+    "ensemble_scheduling": "it is an ensemble (`convoy import` makes a model that takes pictures itself)",
     "sequence_batching": "it takes sequences of requests (sequence_batching)",
     "batch_input": "it takes inputs that the server makes (batch_input)",
     "batch_output": "it gives outputs of whole batches (batch_output)",
@@ -30,7 +34,7 @@ _USED = {
     "dynamic_batching.default_queue_policy.default_timeout_microseconds",
     "dynamic_batching.default_queue_policy.allow_timeout_override",  # a request may always
     "dynamic_batching.default_queue_policy.max_queue_size",
-    "optimization.execution_accelerators.gpu_execution_accelerator.name",
+    "optimization.execution_accelerators.gpu_execution_accelerator.name",  # unless `_unused_accelerators`
     "optimization.execution_accelerators.cpu_execution_accelerator.name",
     "model_warmup",
     "model_transaction_policy",
@@ -63,7 +67,27 @@ def unused_fields(config: ModelConfig, folder_name: str) -> tuple[str, ...]:
         found.add("name (the folder's counts)")
     if any(gpu for group in config.instance_group for gpu in group.gpus):
         found.add("instance_group.gpus (the first visible GPU is used)")
-    return tuple(sorted(found))
+    return tuple(sorted(found.union(_unused_accelerators(config))))
+
+
+def accelerator(config: ModelConfig) -> Provider | None:
+    """The first accelerator of the kind of device that the instances are on by name, of those that Convoy has."""
+    accelerators = config.optimization.execution_accelerators
+    kinds = {group.kind for group in config.instance_group if not group.passive}
+    if ModelInstanceGroup.KIND_GPU in kinds:
+        named = accelerators.gpu_execution_accelerator
+    elif ModelInstanceGroup.KIND_CPU in kinds:
+        named = accelerators.cpu_execution_accelerator
+    else:
+        return None
+    return next((ACCELERATORS[each.name] for each in named if each.name in ACCELERATORS), None)
+
+
+def _unused_accelerators(config: ModelConfig) -> Iterator[str]:
+    accelerators = config.optimization.execution_accelerators
+    for each in (*accelerators.gpu_execution_accelerator, *accelerators.cpu_execution_accelerator):
+        if each.name != accelerator(config):
+            yield f"accelerator {each.name[:64]}"
 
 
 def _unused(message: Any, prefix: str) -> Iterator[str]:

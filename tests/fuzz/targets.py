@@ -29,7 +29,9 @@ from service.model.preprocessing import decode
 from service.model.repository_layout import read_labels
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.policy import read_policy
+from service.triton.settings import read_settings
 from tests import refusals
+from tests.unit.triton import configs
 
 Target = Callable[[bytes], None]
 
@@ -129,13 +131,17 @@ def _picture(data: bytes) -> None:
             raise AssertionError(f"{image.dtype}{image.shape}")
 
 
-def _file(read: Callable[[Path], object]) -> Target:
+def read_triton(config: Path) -> object:
+    return read_settings(config.parents[1], config.parent.name)
+
+
+def _file(read: Callable[[Path], object], name: str = "file") -> Target:
     """A reader of a file in a model's folder."""
     folder = tempfile.TemporaryDirectory()
     atexit.register(folder.cleanup)
 
     def target(data: bytes) -> None:
-        path = Path(folder.name) / "file"
+        path = Path(folder.name) / name
         path.write_bytes(data)
         with suppress(UserError, LoadError):
             read(path)
@@ -148,6 +154,7 @@ READERS: Mapping[str, Target] = {
     "onnx": _onnx,
     "picture": _picture,
     "policy": _file(read_policy),
+    "triton": _file(read_triton, "config.pbtxt"),
     "labels": _file(read_labels),
 }
 
@@ -188,5 +195,6 @@ def seeds(model: bytes) -> Mapping[str, Sequence[bytes]]:
         "onnx": [model[:2000], model[-3000:]],
         "picture": _pictures(),
         "policy": [b'max_batch_size = 8\nversions = "latest:2"\n[aliases]\nstable = 3\n'],
+        "triton": [config.encode() for config in (configs.DENSENET, configs.RESNET, configs.MOBILENET, configs.ENSEMBLE)],
         "labels": [b"cat\ndog\n", "\u00c4\r\n".encode("utf-16")],
     }

@@ -36,7 +36,7 @@ ODD: dict[str, Callable[[Path], object]] = {
     "a terminal": lambda path: path.symlink_to("/dev/tty"),
     "a link to itself": lambda path: path.symlink_to(path.name),
 }
-PLACES = ("1/model.onnx", "1/weights", "serving.toml", "labels.txt", "policy")
+PLACES = ("1/model.onnx", "1/weights", "serving.toml", "labels.txt", "policy", "config.pbtxt")
 
 
 @pytest.mark.parametrize("place", PLACES)

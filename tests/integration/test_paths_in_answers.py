@@ -65,6 +65,8 @@ def beside(folder: Path, name: str, content: bytes | None) -> None:
         (folder / name).write_bytes(content)
 
 
+WARMUP = b"model_warmup { inputs { key: 'x' value { data_type: TYPE_FP32 dims: 2 input_data_file: 'none' } } }"
+
 BROKEN: dict[str, Callable[[Path], object]] = {
     "junk": lambda folder: no_model(folder, lambda path: path.write_bytes(b"nonsense")),
     "empty": lambda folder: no_model(folder, lambda path: path.write_bytes(b"")),
@@ -87,6 +89,13 @@ BROKEN: dict[str, Callable[[Path], object]] = {
     "policy-utf16": lambda folder: beside(folder, "serving.toml", "x = 1".encode("utf-16")),
     "policy-folder": lambda folder: beside(folder, "serving.toml", None),
     "policy-versions": lambda folder: beside(folder, "serving.toml", b'versions = "1,7"'),
+    "config": lambda folder: beside(folder, "config.pbtxt", b"x: ["),
+    "config-folder": lambda folder: beside(folder, "config.pbtxt", None),
+    "config-shape": lambda folder: beside(folder, "config.pbtxt", b"max_batch_size: 8 output { name: 'y' dims: 2 }"),
+    "config-labels": lambda folder: beside(
+        folder, "config.pbtxt", b"output { name: 'scores' data_type: TYPE_FP32 dims: [-1, 2] label_filename: 'none' }"
+    ),
+    "config-warmup": lambda folder: beside(folder, "config.pbtxt", WARMUP),
     "provider": lambda folder: beside(folder, "serving.toml", b'provider = "tensorrt"'),
     "labels": lambda folder: beside(folder, "labels.txt", b"one"),
     "labels-folder": lambda folder: beside(folder, "labels.txt", None),

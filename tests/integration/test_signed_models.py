@@ -173,3 +173,22 @@ def test_keys_that_cannot_be_read_are_one_line(repository: Path, tmp_path: Path)
             assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
             assert message in done.stderr
     assert not (repository / "digits" / "1" / SIGNATURE_FILE).exists()
+
+
+def test_a_triton_version_is_signed_as_any_other_and_its_config_is_a_setting(
+    repository: Path, serve: Serve, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(version_files, "SETTLE_SECONDS", 0.0)
+    version = repository / "digits" / "1"
+    (version / "model.onnx").rename(version / "digits.onnx")
+    config = repository / "digits" / "config.pbtxt"
+    config.write_text("default_model_filename: 'digits.onnx' max_batch_size: 8")
+    private = serialization.PrivateFormat.PKCS8
+    key = tmp_path / "alice.key"
+    key.write_bytes(KEY.private_bytes(serialization.Encoding.PEM, private, serialization.NoEncryption()))
+    assert convoy("sign", version, "--key", key).returncode == 0
+    server = serve(repository, require_signatures=keys)
+    assert index(server) == {("digits", "1"): ("READY", "")}
+    config.write_text("default_model_filename: 'other.onnx' max_batch_size: 8")
+    (version / "other.onnx").write_bytes((version / "digits.onnx").read_bytes())
+    eventually(lambda: "'other.onnx' is an extra file" in index(server)["digits", "1"][1])

@@ -63,17 +63,18 @@ def models(tmp_path: Path) -> Path:
         write(folder / "resnet" / str(version) / "resnet50.onnx", "input", "output")
     (folder / "resnet" / "labels.txt").write_text("\n".join(f"kind {index}" for index in range(CLASSES)))
     write(folder / "mobilenet" / "1" / "model.onnx", "input", "output")
+    write(folder / "on_tensorrt" / "1" / "model.onnx", "input", "output")
     write(folder / "yolo_cls" / "1" / "model.onnx", "images", "output0", batch=1)
     (folder / "ensemble" / "1").mkdir(parents=True)
     (folder / "python" / "1").mkdir(parents=True)
     (folder / "python" / "1" / "model.py").write_text("raise SystemExit")
     given = {
         "densenet": configs.DENSENET, "resnet": configs.RESNET, "mobilenet": configs.MOBILENET, "yolo_cls": configs.YOLO_CLS,
-        "ensemble": configs.ENSEMBLE, "python": configs.PYTHON,
+        "ensemble": configs.ENSEMBLE, "python": configs.PYTHON, "on_tensorrt": configs.MOBILENET,
     }  # fmt: skip
     for name, config in given.items():
         (folder / name / "config.pbtxt").write_text(shrunk(config))
-    (folder / "mobilenet" / "serving.toml").write_text('provider = "cpu"\n')  # its config is for a GPU
+    (folder / "mobilenet" / "serving.toml").write_text('provider = "cpu"\n')  # its config names TensorRT
     return folder
 
 
@@ -147,7 +148,11 @@ def check_what_is_told(channel: grpc.Channel) -> None:
     assert ready == [("densenet", "1"), ("mobilenet", "1"), ("resnet", "1"), ("resnet", "3"), ("yolo_cls", "1")]
     reasons = {model.name: model.reason for model in index if model.state != "READY"}
     assert reasons == {
-        "ensemble": "ensemble/config.pbtxt: it is an ensemble, which Convoy does not serve",
+        "ensemble": "ensemble/config.pbtxt: it is an ensemble (`convoy import` makes a model that takes pictures itself), which "
+        "Convoy does not serve",
+        "on_tensorrt": "provider 'tensorrt' is not in the installed ONNX Runtime, which has cpu (cuda and tensorrt need Convoy's "
+        "extra 'gpu' instead of 'cpu'); config.pbtxt names it as an accelerator: provider = \"auto\" in serving.toml takes what "
+        "there is",
         "python": "python/config.pbtxt: backend 'python': Convoy serves ONNX models; accepted is onnxruntime",
     }
     config = call(channel, "ModelConfig", pb.ModelConfigRequest(name="densenet"), pb.ModelConfigResponse).config

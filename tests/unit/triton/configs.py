@@ -91,6 +91,19 @@ output [ { name: "scores" data_type: TYPE_FP32 dims: [ -1, 1000 ] } ]
 version_policy { all { } }
 """
 
+FEW_FIELDS = """
+optimization {
+  execution_accelerators {
+    gpu_execution_accelerator {
+      name: "tensorrt"
+      parameters { key: "precision_mode" value: "FP16" }
+      parameters { key: "trt_engine_cache_enable" value: "1" }
+    }
+  }
+}
+parameters { key: "metadata" value: { string_value: "{'names': {0: 'cat'}}" } }
+"""
+
 ENSEMBLE = """
 name: "ensemble_image_model"
 platform: "ensemble"

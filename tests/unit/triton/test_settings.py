@@ -59,6 +59,17 @@ def test_mobilenet_with_all_that_a_dynamic_batcher_has(tmp_path: Path) -> None:
     )  # fmt: skip
 
 
+def test_a_config_that_leaves_nearly_all_out(tmp_path: Path) -> None:
+    """As exporters write them: the graph says the rest."""
+    policy, triton, _ = read(tmp_path, configs.FEW_FIELDS)
+    assert policy == Policy()
+    assert triton == TritonSettings(batches=False, unused=("accelerator tensorrt", *TENSORRT_OPTIONS, "parameters.metadata"))
+
+
+ACCELERATOR = "optimization.execution_accelerators.gpu_execution_accelerator.parameters"
+TENSORRT_OPTIONS = (f"{ACCELERATOR}.precision_mode", f"{ACCELERATOR}.trt_engine_cache_enable")
+
+
 def test_tensors_of_whole_shapes(tmp_path: Path) -> None:
     policy, triton, _ = read(tmp_path, configs.YOLO_CLS)
     assert policy == Policy(max_request_items=1, versions="latest:2")
@@ -69,8 +80,8 @@ def test_tensors_of_whole_shapes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        (configs.ENSEMBLE, "it is an ensemble, which Convoy does not serve"),
-        (configs.ENSEMBLE.replace('platform: "ensemble"', ""), "it is an ensemble, which Convoy does not serve"),
+        (configs.ENSEMBLE, "it is an ensemble .*, which Convoy does not serve"),
+        (configs.ENSEMBLE.replace('platform: "ensemble"', ""), "it is an ensemble .*, which Convoy does not serve"),
         (configs.PYTHON, "backend 'python': Convoy serves ONNX models; accepted is onnxruntime"),
         (configs.TENSORRT, "platform 'tensorrt_plan': Convoy serves ONNX models; accepted is onnxruntime_onnx"),
         (configs.SEQUENCE, r"it takes sequences of requests \(sequence_batching\), which Convoy does not serve"),
@@ -128,25 +139,33 @@ def test_what_is_wrong_is_one_line_that_names_the_field(config: str | bytes, rea
     assert "\n" not in str(refused.value)
 
 
+OPENVINO = "optimization { execution_accelerators { cpu_execution_accelerator: [ { name: 'openvino' } ] } }"
+TENSORRT = "optimization { execution_accelerators { gpu_execution_accelerator { name: 'tensorrt' } } }"
+
+
 @pytest.mark.parametrize(
     ("config", "provider"),
     [
-        ("instance_group [ { kind: KIND_GPU } ]", "cuda"),
+        ("instance_group [ { kind: KIND_GPU } ]", None),
         ("instance_group [ { kind: KIND_CPU } ]", "cpu"),
         ("instance_group [ { count: 1 } ]", None),
         ("instance_group [ { kind: KIND_MODEL } ]", None),
         ("instance_group [ { kind: KIND_CPU }, { kind: KIND_GPU passive: true } ]", "cpu"),
-        ("optimization { execution_accelerators { cpu_execution_accelerator: [ { name: 'openvino' } ] } }", "openvino"),
-        (
-            "instance_group [ { kind: KIND_CPU } ] optimization { execution_accelerators { gpu_execution_accelerator [ { name: "
-            "'tensorrt' } ] } }",
-            "cpu",
-        ),
-        ("optimization { execution_accelerators { gpu_execution_accelerator [ { name: 'gpu_io' } ] } }", None),
+        (f"instance_group [ {{ kind: KIND_CPU }} ] {OPENVINO}", "openvino"),
+        (f"instance_group [ {{ kind: KIND_GPU }} ] {OPENVINO}", None),
+        (OPENVINO, None),
+        (f"instance_group [ {{ kind: KIND_GPU }} ] {TENSORRT}", "tensorrt"),
+        (f"instance_group [ {{ kind: KIND_CPU }} ] {TENSORRT}", "cpu"),
+        (TENSORRT, None),
+        (f"instance_group [ {{ kind: KIND_GPU }} ] {TENSORRT.replace('tensorrt', 'gpu_io')}", None),
     ],
 )
 def test_groups_and_accelerators_say_where_it_computes(config: str, provider: str | None, tmp_path: Path) -> None:
-    assert read(tmp_path, config).policy.provider == provider
+    policy, triton, _ = read(tmp_path, config)
+    assert policy.provider == provider
+    assert triton.accelerator == ("" if provider == "cpu" else provider or "")
+    accelerators = {name for name in ("openvino", "tensorrt", "gpu_io") if name in config}
+    assert set(triton.unused) == {f"accelerator {name}" for name in accelerators - {provider}}
 
 
 def test_requests_that_are_to_be_delayed_get_no_timeout_after_which_they_are_refused(tmp_path: Path) -> None:
