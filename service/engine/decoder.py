@@ -107,7 +107,7 @@ def _answer(encoded: bytes, spec: InputSpec, max_pixels: int, ask_for: Callable[
         needed = bytes_to_open(encoded, max_pixels)
         if needed <= granted:
             image = open_image(encoded, max_pixels)
-            needed = bytes_needed(image)
+            needed = bytes_needed(image, spec)
         if needed > granted:
             ask_for(needed)
             granted = needed

@@ -20,14 +20,17 @@ from service.engine.served_version import ServedVersion
 from service.errors import InvalidRequest, QueueFull
 from service.fair_threads import FairThreads
 from service.model.contract import InputSpec
-from service.model.picture_cost import DEAR, decoding_steps
+from service.model.picture_cost import DEAR, decoding_steps, resizes_cheaply
 from service.model.preprocessing import open_image, to_pixels
+from service.model.resizing import resized_pixels
 from service.model.signature import TensorSpec
 from service.principal import UNKNOWN, Principal
 
 INLINE_DECODE_ITEMS = 32
 INLINE_DECODE_BYTES = 64 * 1024
 INLINE_DECODE_STEPS = 64 * 1024
+INLINE_RESIZE_PIXELS = 1024 * 1024
+"""Of all items together once they are resized. A small picture may be stretched to a large one."""
 UNDECODED_BYTES = 256 * 2**20
 """Bytes of encoded images that may wait for the pool, of all models together: queues count items, not bytes."""
 
@@ -132,6 +135,9 @@ def decode_quickly(served: ServedVersion, items: Sequence[Item]) -> NDArray[Any]
     opened = [_open(served, index, item) if item.encoded else None for index, item in enumerate(items)]
     if sum(image.width * image.height for image in opened if image is not None) > INLINE_DECODE_STEPS:
         return None  # a header in the file's first bytes was not the last
+    spec = served.model.contract.input
+    if sum(resized_pixels(image.size, spec) for image in opened if image is not None) > INLINE_RESIZE_PIXELS:
+        return None
     return _to_pixels(served, items, opened)
 
 
@@ -181,7 +187,7 @@ def _decode_one(
     steps = decoding_steps(encoded)
     if steps != DEAR:
         image = open_image(encoded, max_pixels)
-        if image.width * image.height <= steps:
+        if image.width * image.height <= steps and resizes_cheaply(image, spec):
             return to_pixels(image, spec)
     return processes.decode(encoded, spec, max_pixels, check_wanted)
 

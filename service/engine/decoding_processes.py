@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,8 +53,8 @@ class DecodingProcesses:
         self._idle: list[_Decoder] = []
         self._closed = False
 
-    def decode(self, encoded: bytes, spec: InputSpec, max_pixels: int, check_wanted: CheckWanted) -> NDArray[np.uint8]:
-        """uint8[H,W,C] as from `preprocessing.decode`. Blocks, and raises what `check_wanted` raises.
+    def decode(self, encoded: bytes, spec: InputSpec, max_pixels: int, check_wanted: CheckWanted) -> NDArray[Any]:
+        """[H,W,C] as from `preprocessing.decode`. Blocks, and raises what `check_wanted` raises.
 
         Raises:
             InvalidRequest: the picture is refused, takes too long or ends the process that decodes it.
@@ -61,12 +62,11 @@ class DecodingProcesses:
         """
         json = spec.model_dump_json().encode()
         question = QUESTION.pack(self._seconds, max_pixels, len(json), len(encoded)) + json, encoded
-        pixels_bytes = spec.height * spec.width * spec.channels
         try:
-            pixels = self._ask(question, pixels_bytes, check_wanted)
+            pixels = self._ask(question, spec.size_bytes, check_wanted)
         except _Orphaned:  # no fault of the picture
-            pixels = self._ask(question, pixels_bytes, check_wanted)
-        return np.frombuffer(pixels, np.uint8).reshape(spec.shape)
+            pixels = self._ask(question, spec.size_bytes, check_wanted)
+        return np.frombuffer(pixels, spec.dtype).reshape(spec.shape)
 
     def _ask(self, question: tuple[bytes, ...], pixels_bytes: int, check_wanted: CheckWanted) -> bytearray:
         decoder = self._take(check_wanted)

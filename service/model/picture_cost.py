@@ -5,7 +5,7 @@ bounded number of bytes and steps a pixel and do not hold the interpreter's lock
 headers can lead anywhere and whose libraries have the last word; WebP beyond a small size, which Pillow decodes under the lock;
 what Pillow decodes in Python; whatever is large; and a file that is not as its format says where this module looks for the next
 part of its header, because a decoder may look further and find something else. `bytes_needed` is for those, when they are decoded
-in a process of their own.
+in a process of their own. It has the resized picture too, which may be larger: what `resizes_cheaply` does not hold for is dear.
 """
 
 import re
@@ -13,7 +13,9 @@ import struct
 
 from PIL import Image, TiffImagePlugin
 
+from service.model.contract import InputSpec
 from service.model.png import SIGNATURE
+from service.model.resizing import bytes_to_resize
 from service.model.webp import canvas, is_webp
 
 CHEAP_BYTES = 64 * 2**20
@@ -71,15 +73,20 @@ def bytes_to_open(encoded: bytes, max_pixels: int) -> int:
     return 0 if size is None or size[0] * size[1] > max_pixels else size[0] * size[1] * BYTES_A_PIXEL["WEBP"]
 
 
-def bytes_needed(image: Image.Image) -> int:
-    """The most bytes that decoding an opened picture takes, if its header tells the truth."""
+def resizes_cheaply(image: Image.Image, spec: InputSpec) -> bool:
+    """Whether a thread of the server may bring an opened picture to the model's size."""
+    return bytes_to_resize(image.size, spec) <= CHEAP_BYTES
+
+
+def bytes_needed(image: Image.Image, spec: InputSpec) -> int:
+    """The most bytes that decoding and resizing an opened picture takes, if its header tells the truth."""
     pixels = image.width * image.height
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         tags = image.tag_v2
         tile = [tags.get(tag, 0) for tag in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH)]
         if all(isinstance(side, int) for side in tile):
             pixels = max(pixels, tile[0] * tile[1])
-    return pixels * BYTES_A_PIXEL.get(image.format or "", 24)
+    return pixels * BYTES_A_PIXEL.get(image.format or "", 24) + bytes_to_resize(image.size, spec)
 
 
 def _png_pixels(encoded: bytes) -> int:

@@ -1,6 +1,6 @@
-"""Decodes an image and resizes it to the uint8[H,W,C] that a model takes. Training and serving both use it.
+"""Decodes an image into the [H,W,C] that a model takes, as the contract's input says. Training and serving both use it.
 
-Normalisation is not here: it is inside the ONNX graph.
+Resizing and cropping are in `resizing.py`; normalisation is inside the ONNX graph.
 """
 
 import hashlib
@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from service.errors import InvalidRequest
 from service.model import heif
 from service.model.contract import InputSpec
 from service.model.image_metadata import gif_without_metadata, orient, without_metadata
 from service.model.png import SIGNATURE, open_png
+from service.model.resizing import check_size, to_size
 from service.model.webp import is_webp, open_webp
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", *heif.formats())
@@ -74,37 +75,42 @@ def open_image(encoded: bytes, max_pixels: int) -> Image.Image:
     return image
 
 
-def to_pixels(image: Image.Image, spec: InputSpec) -> NDArray[np.uint8]:
-    """Decodes an opened image and converts it to the model's size and channels.
+def to_pixels(image: Image.Image, spec: InputSpec) -> NDArray[Any]:
+    """Decodes an opened image and converts it to the model's size, channels and type.
 
     In this order: the first frame of an animation, EXIF orientation, 16-bit gray to 8 bits, transparency over white, gray or RGB,
-    the contract's resize with an antialiased bilinear filter.
+    the contract's resize, crop and pad. With `exif = "ignore"` an image is not turned but where Pillow turns it by itself, as it
+    does a TIFF, AVIF and HEIC. With `alpha = "drop"` everything between the first frame and the resize is Pillow's `convert`.
 
     Returns:
-        uint8[H,W,C] of exactly `spec.shape`.
+        [H,W,C] of exactly `spec.shape` and `spec.dtype`.
 
     Raises:
-        InvalidRequest: the image's data are broken or cut short, or its pixels have 32 bits.
+        InvalidRequest: the image's data are broken or cut short, its pixels have 32 bits and `alpha` is `white`, or it cannot be
+            brought to the model's size (`resizing.check_size`).
     """
+    if spec.resizing.mode == "short":  # turned or not
+        check_size(image.size, spec)
     try:
         if isinstance(image, PngImagePlugin.PngImageFile):
             _scale_transparency(image)
         image.load()
-        if image.info:
+        if image.info and spec.exif == "apply":
             orient(image)
-        return _fitted(_to_mode(image, "L" if spec.channels == 1 else "RGB"), spec)
+        mode = "L" if spec.channels == 1 else "RGB"
+        return to_size(_to_mode(image, mode) if spec.alpha == "white" else _without_alpha(image, mode), spec)
     except InvalidRequest:
         raise
     except Exception as error:  # noqa: BLE001 - as in open_image
         raise InvalidRequest(f"the image's data are broken or cut short ({type(error).__name__})") from None
 
 
-def decode(encoded: bytes, spec: InputSpec, max_pixels: int) -> NDArray[np.uint8]:
+def decode(encoded: bytes, spec: InputSpec, max_pixels: int) -> NDArray[Any]:
     """`open_image`, then `to_pixels`."""
     return to_pixels(open_image(encoded, max_pixels), spec)
 
 
-def resize(pixels: NDArray[np.uint8], spec: InputSpec) -> NDArray[np.uint8]:
+def resize(pixels: NDArray[np.uint8], spec: InputSpec) -> NDArray[Any]:
     """Decoded pixels, uint8[h,w] or uint8[h,w,3], resized and converted as by `to_pixels`."""
     return to_pixels(Image.fromarray(pixels), spec)
 
@@ -142,21 +148,6 @@ def _open(encoded: bytes, max_pixels: int) -> Image.Image:
     return image
 
 
-def _fitted(image: Image.Image, spec: InputSpec) -> NDArray[np.uint8]:
-    size = (spec.width, spec.height)
-    if image.size != size:
-        if spec.resizing.mode == "stretch":
-            image = image.resize(size, Image.Resampling.BILINEAR)
-        elif spec.resizing.mode == "cover":
-            image = ImageOps.fit(image, size, Image.Resampling.BILINEAR)
-        else:
-            thin = (round(image.width * size[1] / image.height), round(image.height * size[0] / image.width))
-            if 0 in thin:  # of a long and thin image Pillow would leave nothing, or fail
-                image = image.resize((max(1, min(thin[0], size[0])), max(1, min(thin[1], size[1]))), Image.Resampling.BILINEAR)
-            image = ImageOps.pad(image, size, Image.Resampling.BILINEAR)
-    return np.frombuffer(image.tobytes(), np.uint8).reshape(spec.shape).astype(spec.dtype, copy=False)
-
-
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     transparent = image.info.get("transparency")  # of a PNG: the transparent value or colour
     if image.mode == mode and transparent is None:
@@ -174,6 +165,15 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     if image.has_transparency_data:
         return _over_white(image, mode)
     return image if image.mode == mode else image.convert(mode)
+
+
+def _without_alpha(image: Image.Image, mode: str) -> Image.Image:
+    """As Pillow's `convert`, which frameworks call. 16 bits are then cut off at 255, not scaled."""
+    image.info.pop("transparency", None)  # nothing depends on it, and Pillow may fail to convert it
+    try:
+        return image if image.mode == mode else image.convert(mode)
+    except ValueError:
+        raise InvalidRequest(f"the image has pixels of the kind {image.mode}, which cannot be converted to {mode}") from None
 
 
 def _over_white(image: Image.Image, mode: str) -> Image.Image:

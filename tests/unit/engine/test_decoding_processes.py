@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,9 +60,23 @@ def wait_until(state: Callable[[], bool]) -> None:
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "PPM", "TIFF", "AVIF"])
 def test_the_pixels_are_those_of_this_process(processes: DecodingProcesses, file_format: str) -> None:
     encoded = file_of(PICTURE, file_format)
-    for fit, channels in (("stretch", 1), ("crop", 3), ("pad", 3)):
-        spec = InputSpec.model_validate({"height": 21, "width": 28, "channels": channels, "fit": fit})
+    for fit, channels in (("stretch", 1), ("cover", 3), ("pad", 3)):
+        spec = InputSpec.model_validate({"height": 21, "width": 28, "channels": channels, "resize": fit})
         assert np.array_equal(processes.decode(encoded, spec, LIMIT, wanted), decode(encoded, spec, LIMIT))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    "how",
+    [{"filter": "tf-bilinear", "dtype": "float32"}, {"filter": "cv2-linear", "resize": "short:30", "crop": "center"},
+     {"filter": "lanczos", "dtype": "float32", "alpha": "drop", "exif": "ignore", "resize": "pad", "pad": {"color": (1, 2, 3)}}],
+)  # fmt: skip
+def test_every_field_of_the_input_is_heeded(processes: DecodingProcesses, how: dict[str, Any], channels: int) -> None:
+    encoded = file_of(PICTURE, "TIFF")
+    spec = InputSpec.model_validate({"height": 21, "width": 28, "channels": channels, **how})
+    found, expected = processes.decode(encoded, spec, LIMIT, wanted), decode(encoded, spec, LIMIT)
+    assert found.dtype == expected.dtype == np.dtype(spec.dtype)
+    assert np.array_equal(found, expected)
 
 
 def test_a_picture_is_refused_with_the_words_of_this_process(processes: DecodingProcesses) -> None:
@@ -217,8 +232,29 @@ def test_a_picture_takes_no_more_memory_than_its_header_says(processes: Decoding
     before = _memory(decoder, "VmRSS")
     processes.decode(encoded, SPEC, LIMIT, wanted)
     taken = _memory(decoder, "VmHWM") - before - len(encoded)
-    needed = max(bytes_to_open(encoded, LIMIT), bytes_needed(open_image(encoded, LIMIT)))
+    needed = max(bytes_to_open(encoded, LIMIT), bytes_needed(open_image(encoded, LIMIT), SPEC))
     assert needed / 20 < taken < needed, f"{taken / 1600**2:.1f} bytes a pixel"
+
+
+@pytest.mark.parametrize(
+    ("size", "how"),
+    [((1600, 1200), {"filter": "tf-bilinear", "dtype": "float32"}), ((1600, 1200), {"filter": "cv2-linear"}),
+     ((60, 50), {"height": 2000, "width": 1500}), ((60, 50), {"height": 2000, "width": 1500, "dtype": "float32"}),
+     ((60, 50), {"resize": "short:1500", "crop": "center"})],
+    ids=str,
+)  # fmt: skip
+def test_resizing_takes_no_more_memory_than_is_counted(
+    processes: DecodingProcesses, size: tuple[int, int], how: dict[str, Any]
+) -> None:
+    spec = InputSpec.model_validate({"height": 224, "width": 224, "channels": 3, **how})
+    encoded = file_of(Image.new("RGB", size, (1, 2, 3)), "TIFF")
+    processes.decode(file_of(PICTURE, "TIFF"), SPEC, LIMIT, wanted)  # code and tables are there
+    [decoder] = decoders(processes)
+    Path(f"/proc/{decoder}/clear_refs").write_text("5")
+    before = _memory(decoder, "VmRSS")
+    processes.decode(encoded, spec, LIMIT, wanted)
+    taken, needed = _memory(decoder, "VmHWM") - before - len(encoded), bytes_needed(open_image(encoded, LIMIT), spec)
+    assert needed / 8 < taken < needed, f"{taken / 2**20:.0f} of {needed / 2**20:.0f} MiB"
 
 
 def _memory(pid: int, kind: str) -> int:

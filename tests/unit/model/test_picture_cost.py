@@ -4,13 +4,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.model.picture_cost import CHEAP_BYTES, DEAR, bytes_needed, bytes_to_open, decoding_steps
+from service.model.contract import InputSpec
+from service.model.picture_cost import CHEAP_BYTES, DEAR, bytes_needed, bytes_to_open, decoding_steps, resizes_cheaply
 from service.model.preprocessing import open_image
+from service.model.resizing import bytes_to_resize
 from tests import hostile_pictures
 from tests.hostile_pictures import file_of, png_chunk
 from tests.unit.model.test_preprocessing import tiff_of
 
 LIMIT = 25_000_000
+SPEC = InputSpec(height=28, width=28, channels=3)
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8))
 
 
@@ -104,13 +107,23 @@ def test_a_webp_needs_its_canvas_to_be_opened() -> None:
 
 def test_what_a_picture_needs_follows_from_its_header() -> None:
     for file_format in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "PPM", "TIFF", "AVIF"):
-        small, large = (bytes_needed(open_image(file_of(Image.new("RGB", (side, 64)), file_format), LIMIT)) for side in (64, 128))
+        images = (open_image(file_of(Image.new("RGB", (side, 64)), file_format), LIMIT) for side in (64, 128))
+        small, large = (bytes_needed(image, SPEC) - bytes_to_resize(image.size, SPEC) for image in images)
         assert large == 2 * small > 4 * 64 * 64
 
 
+def test_what_becomes_a_large_picture_is_dear_and_needs_as_much() -> None:
+    image = open_image(file_of(PICTURE, "PNG"), LIMIT)
+    for resize, size in (("stretch:4000x5000", (4000, 5000)), ("short:4000", (4000, 5333)), ("cover:4000x5000", (4000, 5000))):
+        spec = InputSpec(height=28, width=28, channels=3, resize=resize, crop="center")
+        assert bytes_needed(image, spec) > 4 * size[0] * size[1]
+        assert not resizes_cheaply(image, spec)
+    assert resizes_cheaply(image, SPEC)
+
+
 def test_a_tile_of_a_tiff_that_is_larger_than_it_is_counted() -> None:
-    assert bytes_needed(open_image(tiff_of(1000, 1000, 1024, 512), LIMIT)) >= 1000 * 1000
-    assert bytes_needed(open_image(tiff_of(16, 16, 1024, 512), LIMIT)) >= 1024 * 512
+    assert bytes_needed(open_image(tiff_of(1000, 1000, 1024, 512), LIMIT), SPEC) >= 1000 * 1000
+    assert bytes_needed(open_image(tiff_of(16, 16, 1024, 512), LIMIT), SPEC) >= 1024 * 512
 
 
 def test_cheap_pictures_fit_into_their_memory() -> None:

@@ -18,7 +18,7 @@ LIMIT = 1_000_000
 
 
 def spec(height: int = 4, width: int = 4, channels: int = 1, fit: str = "stretch") -> InputSpec:
-    return InputSpec.model_validate({"height": height, "width": width, "channels": channels, "fit": fit})
+    return InputSpec.model_validate({"height": height, "width": width, "channels": channels, "resize": fit})
 
 
 def file_of(image: Image.Image, file_format: str = "PNG", **options: object) -> bytes:
@@ -37,7 +37,7 @@ def test_pixels_of_the_right_size_are_unchanged(channels: int) -> None:
     height=st.integers(1, 40),
     width=st.integers(1, 40),
     channels=st.sampled_from([1, 3]),
-    fit=st.sampled_from(["stretch", "crop", "pad"]),
+    fit=st.sampled_from(["stretch", "cover", "pad"]),
 )
 @settings(max_examples=60, deadline=None)
 def test_any_image_is_brought_to_the_models_shape(height: int, width: int, channels: int, fit: str) -> None:
@@ -54,10 +54,10 @@ def test_training_and_serving_see_the_same_pixels() -> None:
     assert np.array_equal(resize(picture, spec(28, 28)), decode(encode_png(picture), spec(28, 28), LIMIT))
 
 
-def test_crop_takes_the_middle_and_pad_adds_black() -> None:
+def test_cover_takes_the_middle_and_pad_adds_black() -> None:
     wide = np.zeros((2, 6), np.uint8)
     wide[:, 2:4] = 200
-    assert (resize(wide, spec(2, 2, fit="crop")) == 200).all()
+    assert (resize(wide, spec(2, 2, fit="cover")) == 200).all()
     padded = resize(np.full((2, 4), 200, np.uint8), spec(4, 4, fit="pad"))[:, :, 0]
     assert (padded[1:3] == 200).all()
     assert (padded[[0, 3]] == 0).all()
