@@ -1,6 +1,7 @@
-"""`convoy evaluate`: measures a model file on a data set."""
+"""`convoy evaluate`: measures a model file on labelled pictures."""
 
 import json
+import shlex
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -8,121 +9,167 @@ from typing import TYPE_CHECKING, Literal
 import click
 from rich.console import Console
 
-from export.cli.dataset_loading import load_with_progress
 from export.cli.options import DATA, data_dir_option
 from export.cli.output_folder import check_output_folder, create_output_folder
 from export.cli.progress_bar import progress_bar
 from export.files import write_file
-from service.errors import LoadError, UserError
+from export.text import first_of
+from service.errors import InvalidModel, LoadError, UserError
 
 if TYPE_CHECKING:
-    from export.data.datasets import Dataset
+    from export.evaluation.folder import Measured
     from service.model.inference import Model
     from service.model.providers import Provider
 
 EVALUATION = "evaluation.json"
+
+_SHOWN_LEFT_OUT = 5
+_SHOWN_LABELS = 3
 
 console = Console(highlight=False)
 
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--data", required=True, metavar=DATA, help="The data to measure on; their labels must be the model's.")
+@click.option("--data", required=True, metavar=DATA,
+              help="Labelled pictures: a data set, or any folder of class folders. It may have few of the model's classes, or "
+                   "test/ alone.")  # fmt: skip
 @data_dir_option
-@click.option("--part", type=click.Choice(["training", "validation", "test"]), default="test", show_default=True,
+@click.option("--labels-map", type=click.Path(path_type=Path), metavar="FILE",
+              help="Which of the model's labels a class folder is: .csv with rows of folder,label, or .json with an object. Other "
+                   "folders go by their names, whatever their case, spaces and underscores.")  # fmt: skip
+@click.option("--part", type=click.Choice(["training", "validation", "test", "all"]),
+              show_default="test, where the data have parts or are those that the model was trained on; else all",
               help="The part of the data, split as for the model's training: it has not seen the test part.")  # fmt: skip
+@click.option("--head", metavar="NAME", default="", show_default="the first", help="Which answer of a model that gives several.")
 @click.option("--provider", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", show_default=True,
               help="ONNX Runtime execution provider; auto takes CUDA where it works.")  # fmt: skip
 @click.option("--output", type=click.Path(path_type=Path),
               help=f"Folder, new or empty, for {EVALUATION} and images of the confusion matrix, the reliability diagram and the "
                    "most confident mistakes.")  # fmt: skip
+@click.option("--predictions", type=click.Path(path_type=Path), metavar="FILE.csv",
+              help="Write a row for each picture: path, label, answers, probabilities, and why a broken one has none.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def evaluate(
-    model: Path, data: str, data_dir: Path | None, part: str, provider: Literal["auto", "cuda", "cpu"], output: Path | None,
-    as_json: bool,
+    model: Path, data: str, data_dir: Path | None, labels_map: Path | None, part: str | None, head: str,
+    provider: Literal["auto", "cuda", "cpu"], output: Path | None, predictions: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Measure the file MODEL.onnx with the code that serves it, from the bytes of each image to its label.
+    """Measure the file MODEL.onnx with the code that serves it, from the bytes of each picture to its label.
 
     Shows accuracy with its 95 % confidence interval, precision and recall of every class, the expected calibration error, and which
-    classes are mistaken for each other. Does not need PyTorch.
+    classes are mistaken for each other. Broken pictures are left out and counted. Does not need PyTorch.
     """
     from export.cli import summary
+    from export.data.labelled_pictures import load_pictures
     from export.evaluation import figures
-    from export.evaluation.measurement import measure
+    from export.evaluation.folder import measure
+    from export.evaluation.label_mapping import read_labels_map
+    from export.evaluation.predictions import check_predictions_file, write_predictions
     from service.model.session import check_provider
 
     check_provider(provider)
     if output is not None:
         check_output_folder(output)
-    served = _load(model, provider)
-    dataset = _load_data(served, data, data_dir)
+    if predictions is not None:
+        check_predictions_file(predictions)
+    given = None if labels_map is None else read_labels_map(labels_map)
+    served = _load(model, data, provider)
+    with progress_bar() as on_progress:
+        pictures = load_pictures(data, served.contract, part, data_dir, on_progress)
+        found = measure(served, pictures, head, given, partial(on_progress, "measuring"))
+    _report_left_out(found)
+    files = []
+    if predictions is not None:
+        write_predictions(predictions, found)
+        files = [str(predictions)]
+    content = json.dumps({**_heading(served, found), **summary.as_json(found.scores)}, indent=2, ensure_ascii=False)
     if output is not None:
         create_output_folder(output)
-    images = getattr(dataset, part)
-    with progress_bar() as on_progress:
-        scores = measure(served, images, dataset.labels, partial(on_progress, f"{part} part"))
-    content = json.dumps({**_heading(served, dataset, part), **summary.as_json(scores)}, indent=2, ensure_ascii=False)
-    files = []
-    if output is not None:
         write_file(output / EVALUATION, f"{content}\n".encode())
-        files = [EVALUATION, *figures.draw(scores, images, served.contract.input, output)]
+        drawn = figures.draw(found.scores, found.encoded, served.contract.input, output)
+        files.append(f"{output}: {', '.join([EVALUATION, *drawn])}")
     if as_json:
         click.echo(content)
         return
-    console.print("\n".join(_headlines(served, dataset, part)), soft_wrap=True, markup=False)
-    summary.show(scores, console)
+    console.print("\n".join(_headlines(served, found)), soft_wrap=True, markup=False)
+    summary.show(found.scores, console)
     if files:
-        console.print(f"\nwrote {output}: {', '.join(files)}", soft_wrap=True, markup=False)
+        console.print("", *(f"wrote {line}" for line in files), sep="\n", soft_wrap=True, markup=False)
 
 
-def _load(model: Path, provider: "Provider") -> "Model":
+def _load(model: Path, data: str, provider: "Provider") -> "Model":
+    """The model, loaded as a server does. Raises UserError for one without a contract, too."""
+    from export.data.datasets import folder_name
     from service.model.cpus import cpu_budget
     from service.model.loading import load_model
 
     try:
-        served = load_model(model, provider, cpu_budget())
-        served.contract  # noqa: B018 - raises LoadError for a model without one
+        if _is_foreign(model):
+            raise UserError(
+                f"{model}: no contract: the file does not say how a picture becomes its input, nor what its labels are. Import it, "
+                f"and evaluate the file that this writes: convoy import {shlex.quote(str(model))} --repository models --name "
+                f"{folder_name(model.with_suffix(''))} --labels labels.txt --preset torchvision|timm|keras|caffe "
+                f"--data {shlex.quote(data)}"
+            )
+        return load_model(model, provider, cpu_budget())
     except LoadError as error:
         raise UserError(f"{model}: {error}") from None
-    return served
 
 
-def _load_data(served: "Model", data: str, data_dir: Path | None) -> "Dataset":
-    """The data at the model's input, split as for its training. Raises UserError if their labels are not the model's."""
-    from export.data.datasets import DatasetOptions, load_dataset
-    from export.evaluation.measurement import check_labels
+def _is_foreign(model: Path) -> bool:
+    """Whether it is an ONNX file without a contract. Loading it says what is wrong with others."""
+    from service.model.contract import Contract
+    from service.model.onnx_outline import read_outline
 
-    contract = served.contract
-    options = DatasetOptions(input=contract.input)
-    dataset = load_with_progress(Console(stderr=True), partial(load_dataset, data, contract.seed, data_dir, options))
-    check_labels(dataset.labels, contract.labels)
-    return dataset
+    try:
+        return Contract.of_model(read_outline(model)) is None
+    except (OSError, InvalidModel):
+        return False
 
 
-def _heading(served: "Model", dataset: "Dataset", part: str) -> dict[str, str]:
+def _report_left_out(found: "Measured") -> None:
+    """Says on stderr what was not measured."""
+    lines = found.left_out
+    if not lines:
+        return
+    more = len(lines) - _SHOWN_LEFT_OUT
+    shown = [f"  {line}" for line in lines[:_SHOWN_LEFT_OUT]] + [f"  and {more} more"] * (more > 0)
+    click.echo("\n".join([f"left out: {len(lines)}, {len(found.broken)} of them broken pictures", *shown]), err=True)
+
+
+def _heading(served: "Model", found: "Measured") -> dict[str, object]:
     """What was measured on what, for JSON."""
     return {
         "model": served.contract.name,
         "precision": served.contract.precision,
         "digest": served.digest,
         "provider": served.provider,
-        "data": dataset.name,
-        "part": part,
+        "head": found.head.name,
+        "data": found.pictures.name,
+        "part": found.pictures.part,
+        "left_out": found.left_out,
     }
 
 
-def _headlines(served: "Model", dataset: "Dataset", part: str) -> list[str]:
+def _headlines(served: "Model", found: "Measured") -> list[str]:
     """What was measured on what, and a warning if the model may have been trained on some of it."""
-    contract, training = served.contract, served.contract.training
-    digest = served.digest[:12]
-    lines = [f"{contract.name} ({contract.precision}, sha256 {digest}, on {served.provider}) on the {part} part of {dataset.name}"]
+    contract, training, pictures = served.contract, served.contract.training, found.pictures
+    part = pictures.name if pictures.part == "all" else f"the {pictures.part} part of {pictures.name}"
+    head = f", {found.head.name!r}" if len(contract.heads) > 1 else ""
+    lines = [f"{contract.name}{head} ({contract.precision}, sha256 {served.digest[:12]}, on {served.provider}) on {part}"]
+    shown = [repr(score.label) for score in found.scores.classes if score.items]
+    if len(shown) < len(found.head.labels):
+        lines.append(f"{len(shown)} of its {len(found.head.labels)} labels have pictures: {first_of(shown, _SHOWN_LABELS)}")
     if training is None:
         return lines
-    if dataset.name != training.data:
+    if pictures.of_training:
+        if pictures.part != "test":
+            lines.append(f"the model was trained on {'some of these' if pictures.part == 'all' else 'these'} pictures")
+    elif pictures.name != training.data:
         lines.append(f"the model was trained on {training.data}, which may include some of these images")
-    elif training.data_digest not in ("", dataset.digest):
+    elif training.data_digest:
         lines.append(
-            f"{dataset.name} has changed since the model was trained: images were added, removed or changed. The model may have "
-            f"been trained on some of this {part} part"
+            f"{pictures.name} has changed since the model was trained: images were added, removed or changed. The model may have "
+            f"been trained on some of {part}"
         )
     return lines

@@ -16,21 +16,25 @@ if TYPE_CHECKING:
 _SHOWN_CLASSES = 20
 _SHOWN_MISTAKES = 5
 _SHOWN_WEIGHTS = 8
+_TOP = 5
+_TOP_FROM = 20
+"""Of fewer labels, five hold the right one by chance too often to say much."""
 
 
 def as_json(scores: Scores) -> dict[str, object]:
-    """The scores without the single answers. Fractions are of 1; undefined values are null."""
+    """The scores without the single answers, of the classes that occur. Fractions are of 1; undefined values are null."""
     return {
         "items": scores.items,
         "correct": scores.correct,
         "accuracy": scores.accuracy,
         "accuracy_interval": scores.accuracy_interval,
+        **({f"top_{_TOP}_accuracy": scores.top_accuracy(_TOP)} if len(scores.labels) > _TOP_FROM else {}),
         "cross_entropy": scores.cross_entropy,
         "temperature": scores.temperature,
         "calibration_error": scores.reliability.error,
         "calibration_error_before_temperature": scores.reliability_before.error,
-        "classes": [vars(score) for score in scores.classes],
-        "labels": scores.labels,
+        "classes": [vars(scores.classes[index]) for index in scores.occurring],
+        "labels": [scores.labels[index] for index in scores.occurring],
         "confusion": scores.confusion.tolist(),
     }
 
@@ -42,8 +46,10 @@ def headline(scores: Scores) -> str:
     if scores.temperature != 1.0:
         calibration += f" with the temperature of {scores.temperature:.3f}, {scores.reliability_before.error:.2%} without"
     hardest = scores.hardest
+    top = f"the right label among the first {_TOP}: {scores.top_accuracy(_TOP):.2%}\n" if len(scores.labels) > _TOP_FROM else ""
     return (
         f"accuracy as served: {scores.accuracy:.2%} ({scores.correct} of {scores.items}; 95 % interval {low:.1%} to {high:.1%})\n"
+        f"{top}"
         f"{calibration}; cross-entropy {scores.cross_entropy:.4f}\n"
         f"hardest class: {hardest.label!r}, {hardest.recall or 0.0:.1%} of {hardest.items} right"
     )
@@ -98,7 +104,7 @@ def show(scores: Scores, console: Console) -> None:
     console.print(headline(scores), soft_wrap=True, markup=False)
     console.print()
     console.print(_classes(scores))
-    if len(scores.labels) <= _SHOWN_CLASSES:
+    if len(scores.occurring) <= _SHOWN_CLASSES:
         console.print()
         console.print(_confusion(scores))
     pairs = [f"{true!r} as {answer!r} ({count})" for true, answer, count in scores.confused(_SHOWN_MISTAKES)]
@@ -111,11 +117,11 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 
 def _classes(scores: Scores) -> Table:
-    classes = scores.classes
+    classes = [scores.classes[index] for index in scores.occurring]
     title = None
     if len(classes) > _SHOWN_CLASSES:
-        classes = tuple(sorted(classes, key=lambda score: 2.0 if score.recall is None else score.recall)[:_SHOWN_CLASSES])
-        title = f"the {_SHOWN_CLASSES} hardest of {len(scores.labels)} classes"
+        title = f"the {_SHOWN_CLASSES} hardest of {len(classes)} classes"
+        classes = sorted(classes, key=lambda score: 2.0 if score.recall is None else score.recall)[:_SHOWN_CLASSES]
     table = Table("class", title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
     for head in ("images", "precision", "recall", "F1"):
         table.add_column(head, justify="right")
@@ -129,11 +135,12 @@ def _shares(score: ClassScore) -> list[str]:
 
 
 def _confusion(scores: Scores) -> Table:
-    """The columns have the numbers of the classes as heads, as names would be too wide."""
+    """The columns have the model's numbers of the classes as heads, as names would be too wide."""
     table = Table("true \\ predicted", box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
-    for index in range(len(scores.labels)):
+    for index in scores.occurring:
         table.add_column(str(index), justify="right", no_wrap=True)
-    for index, (label, row) in enumerate(zip(scores.labels, scores.confusion, strict=True)):
-        cells = [Text(str(count) if count else "·", style="bold" if at == index else "") for at, count in enumerate(row)]
+    for position, (index, row) in enumerate(zip(scores.occurring, scores.confusion, strict=True)):
+        label = scores.labels[index]
+        cells = [Text(str(count) if count else "·", style="bold" if at == position else "") for at, count in enumerate(row)]
         table.add_row(Text(label if label == str(index) else f"{index} {label}"), *cells)
     return table

@@ -161,7 +161,7 @@ def _document(
     cost: PrecisionComparison | None, run: Path | None,
 ) -> None:  # fmt: skip
     """Writes the model card and its images into the folder of the version."""
-    images = figures.draw(comparison.scores, dataset.test, checkpoint.input, version)
+    images = figures.draw(comparison.scores, dataset.test.encoded, checkpoint.input, version)
     if run is not None and (run / CURVES).is_file():
         write_file(version / CURVES, read_file(run / CURVES))
         images.append(CURVES)

@@ -173,6 +173,11 @@ def reload_dataset(
     return dataset
 
 
+def folder_name(folder: Path) -> str:
+    """The name of the data in a folder; it can be the name of a model."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", folder.name).lstrip("._-")[:64] or "pictures"
+
+
 def _load_digits(seed: int, options: DatasetOptions) -> Dataset:
     """1,797 handwritten digits, 8x8, gray, white on black: the UCI test set that comes with scikit-learn."""
     from sklearn.datasets import load_digits
@@ -228,7 +233,7 @@ def _load_folder(data: str, seed: int, options: DatasetOptions, on_progress: OnP
     _check_every_class_left(parts, listing.labels, folder, skipped)
     shift = max(1, round(min(spec.height, spec.width) / 8))
     return Dataset(
-        re.sub(r"[^A-Za-z0-9._-]+", "-", folder.name).lstrip("._-")[:64] or "pictures", listing.labels, spec, **parts,
+        folder_name(folder), listing.labels, spec, **parts,
         augmentation=_chosen_augmentation(Augmentation(shift, flip=True, padding="reflect"), options, spec),
         source=str(folder), original_format=describe(every), skipped=tuple(skipped),
         digest=files_digest(folder, {part: [file.path for file in files[part]] for part in PARTS}),

@@ -7,7 +7,7 @@ are refused.
 
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from export.data.image_files import SUFFIXES, ImageFile, read_headers
 from export.progress import OnProgress
 from export.text import first_of
 from service.errors import UserError
+from service.model.files import NOT_REGULAR
 
 PARTS = {
     "train": "training", "training": "training", "val": "validation", "valid": "validation", "validation": "validation",
@@ -46,12 +47,12 @@ def list_folder(folder: Path, on_progress: OnProgress) -> Listing:
     """
     try:
         parts, skipped = _find_parts(folder)
-        skipped += [f"{path}: not in the folder of a class" for where in {folder, *parts.values()} for path in _loose_images(where)]
-        classes = {part: _subfolders(where) for part, where in parts.items()}
+        skipped += [f"{path}: not in the folder of a class" for where in {folder, *parts.values()} for path in loose_images(where)]
+        classes = {part: subfolders(where) for part, where in parts.items()}
         labels = _labels(parts, classes)
         every = {where for folders in classes.values() for where in folders}
         found = {
-            part: [(path, label) for label, where in enumerate(folders) for path in _images(where, every - {where}, skipped)]
+            part: [(path, label) for label, where in enumerate(folders) for path in images_under(where, every - {where}, skipped)]
             for part, folders in classes.items()
         }
     except OSError as error:
@@ -73,19 +74,27 @@ def _find_parts(folder: Path) -> tuple[dict[str, Path], list[str]]:
     """The folders of the parts, and a line for each folder beside them."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
-    inside = _subfolders(folder)
-    named = [path for path in inside if path.name.lower() in PARTS]
+    named = called_like_parts(folder)
     # A class may be called "train", say of railway trains; a part contains folders, a class images.
-    if not any(PARTS[path.name.lower()] == "training" and _subfolders(path) for path in named):
+    if not any(part == "training" and subfolders(path) for part, path in named):
         return {"training": folder}, []
+    beside = [f"{path}: not one of train, val and test" for path in subfolders(folder) if path.name.lower() not in PARTS]
+    return by_part(named), beside
+
+
+def called_like_parts(folder: Path) -> list[tuple[str, Path]]:
+    """The folders directly in a folder that are called like a part, each with the part."""
+    return [(PARTS[path.name.lower()], path) for path in subfolders(folder) if path.name.lower() in PARTS]
+
+
+def by_part(named: Iterable[tuple[str, Path]]) -> dict[str, Path]:
+    """The folder of each part. Raises UserError if there are two of one."""
     parts: dict[str, Path] = {}
-    for path in named:
-        part = PARTS[path.name.lower()]
+    for part, path in named:
         if part in parts:
             raise UserError(f"{parts[part]} and {path} are both the {part} part: leave one of them")
         parts[part] = path
-    beside = [f"{path}: not one of train, val and test" for path in inside if path not in named]
-    return {part: parts[part] for part in ("training", "validation", "test") if part in parts}, beside
+    return {part: parts[part] for part in ("training", "validation", "test") if part in parts}
 
 
 def _labels(parts: dict[str, Path], classes: dict[str, list[Path]]) -> tuple[str, ...]:
@@ -126,22 +135,23 @@ def _check_no_class_empty(files: list[ImageFile], folders: list[Path], skipped: 
 
 def _classes_of(part: Path) -> list[str]:
     """The class folders of a part; the folder's own path if it is a class, as it has images or fewer than two folders."""
-    names = [path.name for path in _subfolders(part)]
-    return names if len(names) > 1 and not _loose_images(part) else [str(part)]
+    names = [path.name for path in subfolders(part)]
+    return names if len(names) > 1 and not loose_images(part) else [str(part)]
 
 
-def _subfolders(folder: Path) -> list[Path]:
+def subfolders(folder: Path) -> list[Path]:
+    """The folders directly in a folder, by name, without hidden ones."""
     return sorted(path for path in folder.iterdir() if path.is_dir() and not _hidden(path.name))
 
 
-def _loose_images(folder: Path) -> list[Path]:
+def loose_images(folder: Path) -> list[Path]:
     """The images directly in a folder."""
     return sorted(
         path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file() and not _hidden(path.name)
     )
 
 
-def _images(folder: Path, others: Collection[Path], skipped: list[str]) -> Iterator[Path]:
+def images_under(folder: Path, others: Collection[Path], skipped: list[str]) -> Iterator[Path]:
     """The images under a class folder, at any depth, in the order of their names; other files are added to `skipped`.
 
     Links to folders are followed once each, unless they lead into one of the `others` or to a folder that contains one.
@@ -166,10 +176,12 @@ def _images(folder: Path, others: Collection[Path], skipped: list[str]) -> Itera
             path = Path(where, name)
             if _hidden(name):
                 continue
-            if path.suffix.lower() in SUFFIXES:
-                yield path
-            else:
+            if path.suffix.lower() not in SUFFIXES:
                 skipped.append(f"{path}: not named like an image")
+            elif path.exists() and not path.is_file():  # a pipe would be waited for, a device read without end
+                skipped.append(f"{path}: {NOT_REGULAR}")
+            else:
+                yield path
 
 
 def _leads_to(link: Path, folders: Collection[Path]) -> bool:

@@ -7,14 +7,13 @@ import io
 import math
 import unicodedata
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from export.data.datasets import Part
 from export.data.image_files import MAX_PIXELS
 from export.evaluation.scores import Scores, accuracy_interval
 from export.files import write_file
@@ -31,7 +30,11 @@ _NAMED_CLASSES = 120
 _MISTAKES = 24
 
 
-def draw(scores: Scores, part: Part, spec: InputSpec, folder: Path) -> list[str]:
+Encoded = Callable[[int], bytes]
+"""The bytes of the image of an answer, by its index."""
+
+
+def draw(scores: Scores, encoded: Encoded, spec: InputSpec, folder: Path) -> list[str]:
     """Draws all figures into a folder and returns the names of the files. Without mistakes there is no figure of them.
 
     Raises UserError if one cannot be written.
@@ -40,20 +43,20 @@ def draw(scores: Scores, part: Part, spec: InputSpec, folder: Path) -> list[str]
     draw_reliability(scores, folder / RELIABILITY)
     if scores.correct == scores.items:
         return [CONFUSION, RELIABILITY]
-    draw_mistakes(scores, part, spec, folder / MISTAKES)
+    draw_mistakes(scores, encoded, spec, folder / MISTAKES)
     return [CONFUSION, RELIABILITY, MISTAKES]
 
 
 def draw_confusion(scores: Scores, path: Path) -> None:
     """The confusion matrix as a PNG: a cell's colour is its share of the true class, its number counts images.
 
-    The colour scale is stretched at its lower end, where the mistakes are. With many classes the numbers are left out, with very
-    many also the names.
+    Only classes that occur are shown. The colour scale is stretched at its lower end, where the mistakes are. With many classes the
+    numbers are left out, with very many also the names.
     """
-    classes = len(scores.labels)
+    classes = len(scores.occurring)
     counts = scores.confusion
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    names = _shortened(scores.labels, 20)
+    names = _shortened([scores.labels[index] for index in scores.occurring], 20)
     numbered, named = classes <= _NUMBERED_CLASSES, classes <= _NAMED_CLASSES
     side = min(max(4.0, 2.2 + 0.52 * classes), 15.0)
     figure = Figure(figsize=(side + 1.2, side), layout="constrained")
@@ -117,7 +120,7 @@ def draw_reliability(scores: Scores, path: Path) -> None:
     _save(figure, path)
 
 
-def draw_mistakes(scores: Scores, part: Part, spec: InputSpec, path: Path) -> None:
+def draw_mistakes(scores: Scores, encoded: Encoded, spec: InputSpec, path: Path) -> None:
     """The most confident mistakes as a PNG: the images as the network sees them, with true label, answer and confidence."""
     chosen = scores.mistakes(_MISTAKES)
     names = _shortened(scores.labels, 14)
@@ -128,7 +131,7 @@ def draw_mistakes(scores: Scores, part: Part, spec: InputSpec, path: Path) -> No
     for axes in grid.flat:
         axes.axis("off")
     for axes, index in zip(grid.flat, chosen, strict=False):
-        image = decode(part.encoded(int(index)), spec, MAX_PIXELS)
+        image = decode(encoded(int(index)), spec, MAX_PIXELS)
         axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         true, answer = names[scores.truth[index]], names[scores.predictions[index]]
         axes.set_title(f"{answer} ({scores.confidence[index]:.1%})\ntruth: {true}", fontsize=9, parse_math=False)

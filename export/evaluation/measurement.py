@@ -1,6 +1,6 @@
-"""Measures a model file through the code that serves it: from encoded images, via decoding and ONNX Runtime, to `Scores`.
+"""The images of a part in batches, through the code that serves them, and its classes as the model numbers them.
 
-Works in batches, so that a part of any size fits into memory. Needs neither PyTorch nor onnx.
+Needs neither PyTorch nor onnx.
 """
 
 from collections.abc import Iterator
@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from export.data.datasets import Part
 from export.data.image_files import MAX_PIXELS
-from export.evaluation.scores import Scores
-from export.progress import OnCount, ignore_progress
 from export.text import first_of
 from service.errors import InvalidRequest, UserError
 from service.model.contract import InputSpec
@@ -21,26 +19,6 @@ from service.model.preprocessing import decode
 _BATCH_ITEMS = 256
 _BATCH_BYTES = 1 << 24
 _LISTED_LABELS = 10
-
-
-def measure(served: Model, part: Part, labels: tuple[str, ...], on_count: OnCount = ignore_progress) -> Scores:
-    """Classifies every encoded image of a part.
-
-    Args:
-        served: a loaded model with a contract.
-        part: the images.
-        labels: names of the part's classes; their order may differ from the model's.
-        on_count: called with the number of images after each batch.
-
-    Raises:
-        UserError: the labels are not those of the model, the part is empty, or an image cannot be decoded.
-    """
-    truth = true_classes(part, labels, served.contract.labels)
-    answers = []
-    for batch in batches(len(part), served.contract.input):
-        answers.append(served.probabilities(decode_images(part, batch, served.contract.input)))
-        on_count(batch.stop, len(part))
-    return Scores(served.contract.labels, truth, np.concatenate(answers), served.contract.temperature)
 
 
 def predict(served: Model, images: NDArray[np.uint8]) -> NDArray[np.float32]:

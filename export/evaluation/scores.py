@@ -66,6 +66,11 @@ class Scores:
         """Fraction of right answers."""
         return self.correct / self.items
 
+    def top_accuracy(self, most: int) -> float:
+        """Fraction of images whose true class is among the `most` most probable ones."""
+        of_truth = np.take_along_axis(self.probabilities, self.truth[:, None], axis=1)
+        return float(((self.probabilities > of_truth).sum(axis=1) < most).mean())
+
     @property
     def accuracy_interval(self) -> tuple[float, float]:
         """The 95 % confidence interval of `accuracy`."""
@@ -88,18 +93,23 @@ class Scores:
         return min((score for score in self.classes if score.recall is not None), key=lambda score: score.recall or 0.0)
 
     @cached_property
+    def occurring(self) -> NDArray[np.int64]:
+        """int64[k]: the classes that occur, as true class or as answer; of a model with many labels it may be few."""
+        return np.union1d(self.truth, self.predictions)
+
+    @cached_property
     def confusion(self) -> NDArray[np.int64]:
-        """int64[K,K]: images by true class (row) and answer (column)."""
-        counts: NDArray[np.int64] = confusion_matrix(self.truth, self.predictions, labels=range(len(self.labels)))
+        """int64[k,k]: images by true class (row) and answer (column), of the classes in `occurring`."""
+        counts: NDArray[np.int64] = confusion_matrix(self.truth, self.predictions, labels=self.occurring)
         return counts
 
     def confused(self, most: int) -> list[tuple[str, str, int]]:
         """At most `most` kinds of mistake, most frequent first: true label, predicted label, count."""
-        mistakes = self.confusion * (1 - np.eye(len(self.labels), dtype=np.int64))
+        mistakes = self.confusion * (1 - np.eye(len(self.occurring), dtype=np.int64))
         order = np.argsort(-mistakes, axis=None, kind="stable")[:most]
         pairs = zip(*np.unravel_index(order, mistakes.shape), strict=True)
         return [
-            (self.labels[true], self.labels[answer], int(mistakes[true, answer]))
+            (self.labels[self.occurring[true]], self.labels[self.occurring[answer]], int(mistakes[true, answer]))
             for true, answer in pairs
             if mistakes[true, answer]
         ]

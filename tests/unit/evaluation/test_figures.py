@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.data import datasets
 from export.evaluation import figures
 from export.evaluation.scores import Scores
 from service.model.contract import InputSpec
@@ -21,11 +20,9 @@ def test_figures_of_few_and_many_classes(classes: int, tmp_path: Path) -> None:
     truth = random.integers(0, classes, 500)
     probabilities = random.dirichlet(np.full(classes, 0.1), 500).astype(np.float32)
     spec = InputSpec(height=8, width=6, channels=3)
-    part = datasets.Part(
-        np.empty((0, *spec.shape), np.uint8), truth, lambda index: encode_png(np.full((9, 7, 3), index % 256, np.uint8))
-    )
     found = Scores(labels, truth, probabilities, temperature=1.5)
-    assert figures.draw(found, part, spec, tmp_path) == ["confusion.png", "reliability.png", "mistakes.png"]
+    names = figures.draw(found, lambda index: encode_png(np.full((9, 7, 3), index % 256, np.uint8)), spec, tmp_path)
+    assert names == ["confusion.png", "reliability.png", "mistakes.png"]
     for name in ("confusion.png", "reliability.png", "mistakes.png"):
         picture = Image.open(tmp_path / name)
         assert 250 <= min(picture.size) <= max(picture.size) <= 2000
@@ -45,6 +42,5 @@ def test_labels_that_are_cut_can_be_told_apart() -> None:
 
 
 def test_without_mistakes_there_is_no_figure_of_them(tmp_path: Path) -> None:
-    part = datasets.Part(np.empty((0, 1, 1, 1), np.uint8), np.array([0, 1]), lambda index: b"")
-    names = figures.draw(scores_of([0, 1], [0, 1]), part, InputSpec(height=1, width=1, channels=1), tmp_path)
+    names = figures.draw(scores_of([0, 1], [0, 1]), lambda index: b"", InputSpec(height=1, width=1, channels=1), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names) == ["confusion.png", "reliability.png"]

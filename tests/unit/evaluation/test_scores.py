@@ -13,7 +13,7 @@ def test_precision_and_recall_by_hand() -> None:
     assert (cat.label, cat.items, cat.precision, cat.recall, cat.f1) == ("cat", 4, 3 / 4, 3 / 4, 3 / 4)
     assert (dog.label, dog.items, dog.precision, dog.recall, dog.f1) == ("dog", 2, 1 / 2, 1 / 2, 1 / 2)
     assert (owl.items, owl.precision, owl.recall, owl.f1) == (0, None, None, None), "never shown, never answered"
-    assert found.confusion.tolist() == [[3, 1, 0], [1, 1, 0], [0, 0, 0]]
+    assert (found.occurring.tolist(), found.confusion.tolist()) == ([0, 1], [[3, 1], [1, 1]])
     assert (found.correct, found.items, found.accuracy) == (4, 6, 4 / 6)
     assert found.hardest is dog
     assert found.confused(5) == [("cat", "dog", 1), ("dog", "cat", 1)]

@@ -1,0 +1,71 @@
+"""Every prediction as a row of a CSV file."""
+
+import csv
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from export.evaluation.folder import Measured
+from export.files import writing
+from service.errors import UserError
+
+_TOP = 5
+
+
+def check_predictions_file(path: Path) -> None:
+    """Raises UserError if `write_predictions` could not write it, or would overwrite it: before work that may take minutes."""
+    if path.suffix.lower() != ".csv":
+        raise UserError(f"--predictions {str(path)!r}: a file named .csv is written")
+    try:
+        if os.path.lexists(path):
+            raise UserError(f"--predictions {str(path)!r} exists: nothing is overwritten, choose another")
+        partial = _partial(path)
+        partial.touch()
+        partial.unlink()
+    except OSError as error:
+        raise UserError(f"--predictions {str(path)!r}: {error.strerror}") from None
+
+
+def write_predictions(path: Path, found: Measured) -> None:
+    """Writes a row for each picture, in the order of the data, with a header. The file appears as a whole.
+
+    Columns: `path`; `label`, the true one as the model calls it; `predicted` and its `probability`; `label_probability`; the next
+    best as `predicted_2`, `probability_2` and so on up to 5; `error` of a picture that could not be read, whose columns are empty.
+
+    Raises:
+        UserError: it cannot be written, as on a full disk.
+    """
+    partial = _partial(path)
+    with writing(path):
+        try:
+            with partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+                csv.writer(file).writerows(_rows(found))
+                file.flush()
+                os.fsync(file.fileno())
+            partial.rename(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def _rows(found: Measured) -> Iterator[list[object]]:
+    scores, pictures = found.scores, found.pictures
+    ranks = range(2, min(_TOP, len(scores.labels)) + 1)
+    best = [f"{what}_{rank}" for rank in ranks for what in ("predicted", "probability")]
+    yield ["path", "label", "predicted", "probability", "label_probability", *best, "error"]
+    empty = [""] * (3 + len(best))
+    answer = 0
+    for index in sorted([*found.measured.tolist(), *found.broken]):
+        if index in found.broken:
+            yield [pictures.path(index), found.label(index), *empty, found.broken[index]]
+            continue
+        row = scores.probabilities[answer]
+        order = np.argsort(-row, kind="stable")[: len(ranks) + 1]
+        cells = [cell for label in order for cell in (scores.labels[label], f"{row[label]:.6g}")]
+        yield [pictures.path(index), found.label(index), *cells[:2], f"{row[scores.truth[answer]]:.6g}", *cells[2:], ""]
+        answer += 1
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f"{path.name}.partial")
