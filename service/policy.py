@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from service.errors import UserError
+from service.model.declared import Declared, SaidScores
 from service.model.providers import Provider
 from service.model.repository_layout import MAX_VERSION, is_version
 from service.model.text_files import read_text
@@ -88,6 +89,45 @@ class Policy(BaseModel):
         "`versions` says.",
         json_schema_extra={"default": "none", "accepted": "a table of names and version numbers"},
     )
+
+    output: str = Field(
+        default="",
+        description="Of a model without a contract: the output that holds the scores.",
+        json_schema_extra={"default": "found on trial"},
+    )
+    scores: SaidScores = Field(
+        default="auto",
+        description="Of a model without a contract: what its scores are, so that answers have probabilities. auto: probabilities "
+        "if they are some on trial, else scores. sigmoid: one number, the probability of the second of two labels. multilabel: a "
+        "number for each label, by itself. Both may be before the sigmoid, if that shows on trial.",
+    )
+    input_shape: list[Annotated[int, Field(ge=1, le=2**20, strict=True)]] = Field(
+        default=[],
+        max_length=8,
+        description="Of a model without a contract: the sizes that its graph leaves open, but for the batch's.",
+        json_schema_extra={"default": "the graph's", "accepted": "a list of integers, such as `[224, 224]` for height and width"},
+    )
+    labels: list[str] | dict[str, list[str]] = Field(
+        default=[],
+        description="Of a model without a contract: the names of its classes, in place of `labels.txt` in its folder. "
+        "`<version>/labels.txt` comes before both.",
+        json_schema_extra={"default": "`labels.txt`", "accepted": "a list of names, or a table of lists by output"},
+    )
+
+    @field_validator("labels")
+    @classmethod
+    def _names_of_classes(cls, labels: list[str] | dict[str, list[str]]) -> list[str] | dict[str, list[str]]:
+        for names in labels.values() if isinstance(labels, dict) else [labels]:
+            if not all(name.strip() for name in names):
+                raise ValueError("a name is empty")
+        return labels
+
+    @cached_property
+    def declared(self) -> Declared:
+        """What is said of a model without a contract. Labels that are of no output by name are of the scores, under ''."""
+        by_output = self.labels if isinstance(self.labels, dict) else {"": self.labels} if self.labels else {}
+        labels = {output: tuple(names) for output, names in by_output.items()}
+        return Declared(self.output, self.scores, tuple(self.input_shape), labels)
 
     @field_validator("versions")
     @classmethod

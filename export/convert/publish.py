@@ -8,7 +8,7 @@ import onnx
 
 from service.errors import LoadError, UserError
 from service.model import cpus
-from service.model.contract import METADATA_KEY, Contract
+from service.model.contract import METADATA_KEY, PRODUCER, Contract
 from service.model.inference import Model
 from service.model.loading import load_model
 from service.model.repository_layout import model_path, next_version
@@ -23,6 +23,7 @@ def write_model(graph: onnx.ModelProto, contract: Contract, path: Path) -> Model
         UserError: the file cannot be served.
     """
     del graph.metadata_props[:]
+    graph.producer_name = PRODUCER
     graph.metadata_props.add(key=METADATA_KEY, value=contract.to_json())
     onnx.checker.check_model(graph)
     onnx.save_model(graph, path, save_as_external_data=False)

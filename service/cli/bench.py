@@ -22,6 +22,7 @@ from service.client import CallFailed, Client, ModelInfo
 from service.client.connection import ChannelSettings, read_pem
 from service.client.images import read_file
 from service.errors import UserError
+from service.import_advice import import_advice
 
 CONCURRENCY = 16
 IN_FLIGHT_PER_CONNECTION = 8
@@ -172,12 +173,13 @@ def _check_takes_pixels(options: Options, model: ModelInfo) -> None:
         raise UserError(
             f"model {options.model!r} was not exported by Convoy and takes no pictures but tensors, {given.name!r} of {takes}. "
             "bench does not send them: use a load generator for the Open Inference Protocol, such as NVIDIA's perf_analyzer"
+            f"{import_advice(given.dtype, given.shape)}"
         )
     if options.images or options.encoding != "pixels":
         option = "--image" if options.images else f"--encoding {options.encoding}"
         raise UserError(
             f"model {options.model!r} was not exported by Convoy and takes no picture files: without {option} bench sends it raw "
-            f"pixels, {given.name!r} of {takes}"
+            f"pixels, {given.name!r} of {takes}{import_advice(given.dtype, given.shape)}"
         )
 
 

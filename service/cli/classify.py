@@ -91,11 +91,15 @@ def _answers(
 
 
 def _as_json(path: Path, answer: Classification) -> str:
-    predictions = [asdict(prediction) for prediction in answer.results[0]]
-    content: dict[str, Any] = {"image": str(path), "model": answer.model, "version": answer.version, "predictions": predictions}
+    content: dict[str, Any] = {"image": str(path), "model": answer.model, "version": answer.version}
+    content["predictions"] = _fields(answer.results[0])
     if answer.heads:
-        content["heads"] = {name: [asdict(found) for found in results[0]] for name, results in answer.heads.items()}
+        content["heads"] = {name: _fields(results[0]) for name, results in answer.heads.items()}
     return json.dumps(content)
+
+
+def _fields(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in asdict(found).items() if value is not None} for found in predictions]
 
 
 def _as_text(path: Path, answer: Classification) -> str:
@@ -107,7 +111,11 @@ def _as_text(path: Path, answer: Classification) -> str:
 
 def _bars(predictions: Sequence[Prediction]) -> list[str]:
     width = max(len(p.label) for p in predictions)
-    return [f"  {p.label:<{width}}  {p.probability:7.2%}  {'█' * round(p.probability * 40)}" for p in predictions]
+    lines = []
+    for p in predictions:
+        value = f"{p.probability:7.2%}  {'█' * round(p.probability * 40)}" if p.score is None else f"score {p.score:.6g}"
+        lines.append(f"  {p.label:<{width}}  {value}")
+    return lines
 
 
 def _because_of_an_image(error: CallFailed | UserError) -> bool:

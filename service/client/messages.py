@@ -23,11 +23,15 @@ _Request = TypeVar("_Request", pb.ClassifyRequest, pb.GetModelRequest)
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One label of one image; `probability` is 0 to 1."""
+    """One label of one image; `probability` is 0 to 1.
+
+    Where the model's numbers are not known to be probabilities, `probability` is 0 and `score` has the number.
+    """
 
     label: str
     index: int
     probability: float
+    score: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +164,10 @@ def classification(response: pb.ClassifyResponse) -> Classification:
 
 
 def _predictions(result: pb.ItemResult | pb.HeadResult) -> list[Prediction]:
-    return [Prediction(found.label, found.index, found.probability) for found in result.predictions]
+    return [
+        Prediction(found.label, found.index, found.probability, found.score if found.HasField("score") else None)
+        for found in result.predictions
+    ]
 
 
 def outcome(response: pb.ClassifyStreamResponse) -> Classification | CallFailed:

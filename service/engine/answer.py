@@ -23,7 +23,7 @@ class Answer:
 
     Attributes:
         served: the version that answered.
-        scores: floating[n,K], a score for each label: probabilities if the model has a contract.
+        scores: floating[n,K], a score for each label: probabilities if the model gives some.
         top_k: how many labels an item gets, 1 to K.
         phases: seconds in each phase before encoding.
         finished: when inference ended, in `time.monotonic` seconds.
@@ -46,6 +46,9 @@ class Answer:
         scores = outputs[0]
         if scores.ndim != 2:
             scores = scores.reshape(len(scores), -1)
+        convert = served.model.to_probabilities
+        if convert is not None:
+            scores = convert(scores)
         self.served = served
         self.scores = scores
         self._wanted = top_k or DEFAULT_TOP_K

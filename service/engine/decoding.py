@@ -19,6 +19,7 @@ from service.engine.query import Item
 from service.engine.served_version import ServedVersion
 from service.errors import InvalidRequest, QueueFull
 from service.fair_threads import FairThreads
+from service.import_advice import import_advice
 from service.model.contract import InputSpec
 from service.model.picture_cost import DEAR, decoding_steps, resizes_cheaply
 from service.model.preprocessing import open_image, to_pixels
@@ -112,12 +113,12 @@ def raw_images(served: ServedVersion, items: Sequence[Item], tensor: NDArray[Any
     for index, item in enumerate(items):
         if item.encoded:
             if not served.model.has_contract:
-                raise _tensors_only(served, f"items[{index}].encoded")
+                raise tensors_only(served, f"items[{index}].encoded")
             return None
     if spec.dtype != np.uint8 and served.model.has_contract:
         return None  # what a picture becomes is float32, pixels are uint8 all the same
     if not spec.is_image:
-        raise _tensors_only(served, "items[0].pixels")
+        raise tensors_only(served, "items[0].pixels")
     for index, item in enumerate(items):
         if len(item.data) != spec.size_bytes:
             raise _wrong_size(index, item, spec)
@@ -219,12 +220,14 @@ def _undecodable(index: int, error: InvalidRequest) -> InvalidRequest:
     return InvalidRequest(f"item {index}: {error}", f"items[{index}].encoded")
 
 
-def _tensors_only(served: ServedVersion, field: str) -> InvalidRequest:
+def tensors_only(served: ServedVersion, field: str) -> InvalidRequest:
+    """The error for pictures that are sent to a model without a contract."""
     spec = served.model.input
     no, instead = ("picture files", "raw pixels of exactly that shape, or ") if spec.is_image else ("pictures", "")
     return InvalidRequest(
         f"model {served.name!r} was not exported by Convoy and takes no {no}: nothing says how one becomes its input "
-        f"{spec.name!r}, {spec}. Send it {instead}tensors over the Open Inference Protocol",
+        f"{spec.name!r}, {spec}. Send it {instead}tensors over the Open Inference Protocol"
+        f"{import_advice(str(spec.dtype), spec.shape)}",
         field,
     )
 

@@ -69,7 +69,7 @@ def load_instances(
     name = f"model {path.parent.parent.name} version {path.parent.name}"
 
     def load(threads: int) -> Model:
-        return load_model(content, policy.provider or provider, threads, labels, max_batch_items, name)
+        return load_model(content, policy.provider or provider, threads, labels, max_batch_items, name, policy.declared)
 
     threads = max(1, cpus // policy.instances)
     few = sessions_are_few()

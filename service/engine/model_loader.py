@@ -33,7 +33,7 @@ from service.errors import (
 from service.malloc import return_freed_memory
 from service.model.files import file_state
 from service.model.providers import Provider
-from service.model.repository_layout import labels_path, model_path, read_labels, version_numbers
+from service.model.repository_layout import LABELS_FILE, labels_path, model_path, read_labels, version_labels_path, version_numbers
 from service.model.session import ProviderUnavailable, fell_back
 from service.observability.metrics import Metrics
 from service.observability.trace_context import TraceContext
@@ -44,6 +44,7 @@ from service.triton.settings import ModelSettings, read_settings, settings_paths
 from service.triton.warmup import warmup_files
 
 if TYPE_CHECKING:
+    from service.model.signing import SignedFiles
     from service.model.trusted_keys import TrustedKeys
 
 log = logging.getLogger(__name__)
@@ -267,7 +268,8 @@ class ModelLoader:
         policy, triton, _ = settings
         path = model_path(folder, name, version, triton.model_file)
         files = self._files.states(path)
-        beside = [_labels_file(folder, name, triton), *warmup_files(folder / name, triton.warmup)]
+        labels = (version_labels_path(folder, name, version), _labels_file(folder, name, triton))
+        beside = [*labels, *warmup_files(folder / name, triton.warmup)]
         keys = policy.model_dump(exclude={"versions", "aliases"})
         fingerprint = (files, *map(file_state, beside), keys, triton._replace(unused=()))
         if files[0] is None:
@@ -302,16 +304,14 @@ class ModelLoader:
         path = model_path(shared.folder, name, version, triton.model_file)
         try:
             signed = None if shared.trusted is None else shared.trusted.verify(path.parent)  # before anything of it is parsed
-            labels = read_labels(_labels_file(shared.folder, name, triton))
-            if labels is None and triton.label_file:
-                raise InvalidModel(f"{CONFIG_FILE}: there is no file {triton.label_file!r} in the model's folder")
+            labels = self._labels(version, settings, signed)
             approval = None
             if shared.try_version is not None:
                 trial = Trial(path.absolute(), labels, policy, shared.provider, shared.cpus, self._asked, signed, triton)
                 approval = shared.try_version(trial)
             loaded = load_instances(path, labels, policy, shared.provider, shared.cpus, signed, approval, triton)
             model = loaded.instances[0]
-            metrics = shared.metrics.model_loaded(name, str(version), model.labels, model.has_contract)
+            metrics = shared.metrics.model_loaded(name, str(version), model.labels, model.gives_probabilities)
             trace_batch = None if shared.trace_batch is None else partial(shared.trace_batch, name, version)
             batcher = start_batcher(name, loaded, policy, metrics.batch, trace_batch)
             fallen = fell_back(policy.provider or shared.provider, model.provider)
@@ -345,6 +345,19 @@ class ModelLoader:
             ", ".join(f"{items}: {1000 * taken:.3g}" for items, taken in loaded.measured.items()),
         )  # fmt: skip
         return ServedVersion(name, version, model, policy, batcher, metrics, fingerprint, triton, loaded.forms)
+
+    def _labels(self, version: int, settings: ModelSettings, signed: "SignedFiles | None") -> tuple[str, ...] | None:
+        """The labels in the version's folder, else in the model's, unless its policy has some."""
+        policy, triton, _ = settings
+        folder, name = self._shared.folder, self._name
+        check = None if signed is None else partial(signed.check_read, LABELS_FILE)
+        labels = read_labels(version_labels_path(folder, name, version), check)
+        if labels is not None or policy.labels:
+            return labels
+        labels = read_labels(_labels_file(folder, name, triton))
+        if labels is None and triton.label_file:
+            raise InvalidModel(f"{CONFIG_FILE}: there is no file {triton.label_file!r} in the model's folder")
+        return labels
 
     def _fail(
         self,

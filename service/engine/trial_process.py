@@ -113,7 +113,10 @@ def _approve(trial: Trial, until: float) -> dict[str, object]:
         with contextlib.suppress(LoadError):
             open_session(content, "cpu", threads)
         return _approval(content, policy.max_batch_size)
-    models = [load_model(content, "cpu", threads, trial.labels, policy.max_batch_size) for _ in range(policy.instances)]
+    models = [
+        load_model(content, "cpu", threads, trial.labels, policy.max_batch_size, declared=policy.declared)
+        for _ in range(policy.instances)
+    ]
     for model in models:
         warm_up(model, trial.path.parents[1], trial.triton.warmup)
     sizes, error = models[0].working_batches(policy.max_batch_size, until)

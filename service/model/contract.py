@@ -15,6 +15,9 @@ from service.errors import InvalidModel, first_line
 from service.model.providers import ProviderName
 
 METADATA_KEY = "convoy.contract"
+PRODUCER = "convoy"
+"""What a file with a contract names as its producer. One that has lost its contract since is known by it."""
+
 INPUT_NAME = "image"
 PROBABILITIES_NAME = "probabilities"
 LOGITS_NAME = "logits"

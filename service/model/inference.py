@@ -10,8 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import InvalidModel, LoadError, first_line
+from service.import_advice import import_advice
 from service.model.contract import METADATA_KEY, Contract, Head
+from service.model.inferred_signature import Inferred
 from service.model.providers import ProviderName
+from service.model.scores import to_probabilities
 from service.model.session import Bucket
 from service.model.signature import Session, Signature
 
@@ -39,7 +42,10 @@ class Model:
         input: what it takes.
         outputs: what it gives. The first holds the scores, K numbers an item. With a contract these are probabilities, the
             second holds the logits, and those after it the probabilities of further heads.
-        labels: the names of the K classes.
+        labels: the names of the K classes; of two, K may be 1.
+        output_labels: those of other outputs of a model without a contract, by name, where the user gave some.
+        gives_probabilities: whether the scores are probabilities, or are known to become some by `to_probabilities`.
+        to_probabilities: makes floating[n, labels] of the first output as floating[n,K]; None if that is to be taken as it is.
         has_contract: false for a model that Convoy did not write; it is served by tensor.
         provider: where it runs.
         threads: how many threads ONNX Runtime uses.
@@ -60,10 +66,14 @@ class Model:
         buckets: Sequence[Bucket] = (),
         name: str = "model",
         signer: str = "",
+        inferred: Inferred | None = None,
     ) -> None:
         self.input = signature.input
         self.outputs = signature.outputs
         self.labels = labels
+        self.output_labels = {} if inferred is None else inferred.output_labels
+        self.gives_probabilities = inferred is None or inferred.kind != "scores"
+        self.to_probabilities = None if inferred is None else to_probabilities(inferred.kind)
         self.has_contract = contract is not None
         self.provider = provider
         self.threads = threads
@@ -81,7 +91,11 @@ class Model:
     def contract(self) -> Contract:
         """Raises InvalidModel for a model without a contract."""
         if self._contract is None:
-            raise InvalidModel(f"no contract: Convoy did not write this file (it has no {METADATA_KEY!r} in its metadata)")
+            advice = import_advice(str(self.input.dtype), self.input.shape)
+            raise InvalidModel(
+                f"no contract: Convoy did not write this file (it has no {METADATA_KEY!r} in its metadata): nothing says how a "
+                f"picture becomes its input{advice}"
+            )
         return self._contract
 
     @property

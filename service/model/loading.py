@@ -5,19 +5,20 @@ its graph takes one tensor of numbers, one row an item, and gives scores of clas
 """
 
 import logging
-import math
 from pathlib import Path
 
 import numpy as np
 
 from service.errors import GoldenMismatch, InvalidModel, InvalidRequest, LoadError, first_line
-from service.model.contract import MAX_GOLDEN_PIXELS, METADATA_KEY, Contract
+from service.model.contract import MAX_GOLDEN_PIXELS, METADATA_KEY, PRODUCER, Contract
+from service.model.declared import Declared
 from service.model.inference import Model, batch_sizes
+from service.model.inferred_signature import depends_on_batch, infer_signature
 from service.model.model_files import ModelContent, read_model
 from service.model.preprocessing import decode, pixels_digest
 from service.model.providers import Provider, ProviderName
 from service.model.session import Bucket, ProviderUnavailable, UncapturedSession, is_installed, open_session
-from service.model.signature import Signature, contract_signature, depends_on_batch, infer_signature
+from service.model.signature import contract_signature
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ def load_model(
     labels: tuple[str, ...] | None = None,
     max_batch_items: int = 0,
     name: str = "model",
+    declared: Declared = Declared(),  # noqa: B008 - it cannot change
 ) -> Model:
     """Loads a model and checks it on the provider in use.
 
@@ -39,9 +41,10 @@ def load_model(
         source: an ONNX file, beside which its files of weights are, or what was read of them.
         provider: `auto` takes CUDA where it works, else the CPU. Any other fails where it does not work.
         threads: how many threads ONNX Runtime uses on the CPU, at least 1.
-        labels: names of the classes of a model without a contract; their numbers if not given.
+        labels: names of the classes of a model without a contract; those in its metadata, or their numbers, if not given.
         max_batch_items: on a GPU, the largest batch to allocate buffers for; 0 allocates none.
         name: the model's name in log lines, such as "model digits version 1".
+        declared: what is said of a model without a contract.
 
     Raises:
         InvalidModel: not an ONNX file; a file of weights that is missing or too short; an invalid contract, or a graph that differs
@@ -54,25 +57,31 @@ def load_model(
     if provider == "auto":
         if is_installed("cuda"):
             try:
-                return _load_on("cuda", content, threads, labels, max_batch_items, name)
+                return _load_on("cuda", content, threads, labels, max_batch_items, name, declared)
             except ProviderUnavailable as error:
                 log.warning("%s: CUDA is not available, using the CPU: %s", name, error)
         provider = "cpu"
-    return _load_on(provider, content, threads, labels, max_batch_items, name)
+    return _load_on(provider, content, threads, labels, max_batch_items, name, declared)
 
 
 def _load_on(
-    provider: ProviderName, content: ModelContent, threads: int, labels: tuple[str, ...] | None, max_batch_items: int, name: str
+    provider: ProviderName,
+    content: ModelContent,
+    threads: int,
+    labels: tuple[str, ...] | None,
+    max_batch_items: int,
+    name: str,
+    declared: Declared,
 ) -> Model:
     """With CUDA graphs if the model can run as one."""
     if provider == "cuda" and max_batch_items:
         try:
-            return _load(provider, content, threads, labels, max_batch_items, name, cuda_graphs=True)
+            return _load(provider, content, threads, labels, max_batch_items, name, declared, cuda_graphs=True)
         except ProviderUnavailable:
             raise
         except Exception as error:  # noqa: BLE001 - such as a node that CUDA does not have; other errors recur below
             log.info("%s: runs without CUDA graphs: %s", name, first_line(error))
-    return _load(provider, content, threads, labels, max_batch_items, name, cuda_graphs=False)
+    return _load(provider, content, threads, labels, max_batch_items, name, declared, cuda_graphs=False)
 
 
 def _load(
@@ -82,17 +91,22 @@ def _load(
     labels: tuple[str, ...] | None,
     max_batch_items: int,
     name: str,
+    declared: Declared,
     cuda_graphs: bool,
 ) -> Model:
     opened = open_session(content, provider, threads, cuda_graphs)
     session = opened if provider == "cpu" else UncapturedSession(opened)
-    metadata = opened.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
-    contract = Contract.from_json(metadata) if metadata is not None else None
+    about = opened.get_modelmeta()
+    metadata = about.custom_metadata_map
+    contract = Contract.from_json(metadata[METADATA_KEY]) if METADATA_KEY in metadata else None
+    inferred = None
     if contract is not None:
         signature, labels = contract_signature(session, contract), contract.labels
     else:
-        signature = infer_signature(session, None if labels is None else len(labels), name)
-        labels = _checked_labels(signature, labels)
+        if about.producer_name == PRODUCER:
+            raise InvalidModel(f"no contract: the graph is one of Convoy's, but the file has no {METADATA_KEY!r} in its metadata")
+        inferred = infer_signature(session, labels, name, declared, metadata)
+        signature, labels = inferred.signature, inferred.labels
         if depends_on_batch(session, signature):
             log.warning(
                 "%s: an item's scores depend on its batch or are not deterministic; max_batch_size = 1 keeps items apart", name
@@ -102,21 +116,10 @@ def _load(
         for items in reversed(batch_sizes(max_batch_items)):  # the largest first: the arena grows once
             buckets.append(Bucket(opened, signature, "cuda", items))
             buckets[-1].warm_up(cuda_graphs)
-    model = Model(session, signature, labels, contract, provider, threads, content.digest, buckets, name, content.signer)
+    model = Model(session, signature, labels, contract, provider, threads, content.digest, buckets, name, content.signer, inferred)
     if contract is not None:
         _check_golden_samples(model, contract)
     return model
-
-
-def _checked_labels(signature: Signature, labels: tuple[str, ...] | None) -> tuple[str, ...]:
-    """The labels of a model without a contract: those given, or numbers."""
-    scores = signature.outputs[0]
-    classes = math.prod(scores.shape)
-    if labels is None:
-        return tuple(map(str, range(classes)))
-    if len(labels) != classes:
-        raise InvalidModel(f"labels.txt has {len(labels)} labels; the graph gives {classes} classes in {scores.name!r}")
-    return labels
 
 
 def _check_golden_samples(model: Model, contract: Contract) -> None:

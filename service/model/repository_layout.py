@@ -160,10 +160,18 @@ def labels_path(repository: Path, name: str) -> Path:
     return repository / name / LABELS_FILE
 
 
-def read_labels(path: Path) -> tuple[str, ...] | None:
-    """The lines of a `labels.txt`; None if there is none. Raises InvalidModel if it cannot be read or has an empty line."""
+def version_labels_path(repository: Path, name: str, version: int) -> Path:
+    """The optional file of labels of one version, which comes before that of the model."""
+    return repository / name / str(version) / LABELS_FILE
+
+
+def read_labels(path: Path, check: Callable[[bytes], None] | None = None) -> tuple[str, ...] | None:
+    """The lines of a `labels.txt`; None if there is none. Raises InvalidModel if it cannot be read or has an empty line.
+
+    `check` is given the file's content and may raise.
+    """
     try:
-        labels = tuple(line.strip() for line in read_text(path).rstrip().split("\n"))
+        labels = tuple(line.strip() for line in read_text(path, check=check).rstrip().split("\n"))
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -1,6 +1,7 @@
 """Reads the text files that people write for a model: UTF-8, with or without a byte order mark, with any line ends."""
 
 import codecs
+from collections.abc import Callable
 from pathlib import Path
 
 from service.model.files import read_file
@@ -12,15 +13,20 @@ _MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16", codecs.B
 """Byte order marks of other encodings; that of UTF-32 begins with that of UTF-16."""
 
 
-def read_text(path: Path, max_bytes: int = _MAX_BYTES) -> str:
+def read_text(path: Path, max_bytes: int = _MAX_BYTES, check: Callable[[bytes], None] | None = None) -> str:
     r"""The text of a file, with `\n` as line ends, without a byte order mark (Windows editors write one).
+
+    `check` is given the file's content and may raise.
 
     Raises:
         OSError: the file cannot be read, is not a regular file, or has more than `max_bytes`.
         ValueError: it is not UTF-8 text; the message says where, or which encoding it has.
     """
     try:
-        text = read_file(path, max_bytes).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+        content = read_file(path, max_bytes)
+        if check is not None:
+            check(content)
+        text = content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         encoding = next((name for mark, name in _MARKS.items() if error.object.startswith(mark)), None)
         if encoding is not None:

@@ -60,7 +60,7 @@ class ModelMetrics:
     """The metrics of one version of a model."""
 
     def __init__(self, model: str, version: str, labels: Sequence[str], probabilities: bool) -> None:
-        """`probabilities` is false for a model without a contract: its scores may be any numbers."""
+        """`probabilities` is false for a model whose scores may be any numbers."""
         self.labels = tuple(labels)
         self.probabilities = probabilities
         self._model_version = (model, version)

@@ -96,7 +96,8 @@ def _write(answer: Answer, best: Results, request_id: str) -> bytes:
     served = answer.served
     writer: ClassifyResponseWriter | None = served.cache.get(ClassifyResponseWriter)
     if writer is None:
-        writer = ClassifyResponseWriter(served.name, str(served.version), served.model.labels, served.model.heads)
+        model = served.model
+        writer = ClassifyResponseWriter(served.name, str(served.version), model.labels, model.heads, model.gives_probabilities)
         served.cache[ClassifyResponseWriter] = writer
     others = answer.best_of_other_heads() if writer.has_other_heads else ()
     return writer.write(request_id, answer.phases, best, others)

@@ -36,6 +36,7 @@ class ClassifyResponseWriter:
     """Writes the serialised `ClassifyResponse`s of one version of a model with these heads; one without a contract has none."""
 
     _PROBABILITY = b"\x1d"  # Prediction.probability, 32 bits
+    _SCORE = b"\x25"  # Prediction.score, 32 bits
     _PREDICTION = b"\x0a"  # ItemResult.predictions, a message
     _ID = b"\x1a"  # ClassifyResponse.id
     _RESULT = b"\x22"  # ClassifyResponse.results, a message
@@ -43,10 +44,13 @@ class ClassifyResponseWriter:
     _PHASES_DECODED = struct.Struct("<BBBdBdBd")  # and decode_seconds
     _FLOAT = struct.Struct("<f")
 
-    def __init__(self, model: str, version: str, labels: Sequence[str], heads: Sequence[Head] = ()) -> None:
+    def __init__(
+        self, model: str, version: str, labels: Sequence[str], heads: Sequence[Head] = (), probabilities: bool = True
+    ) -> None:
+        """The numbers are `probabilities`, or else scores."""
         threshold = heads[0].threshold if heads else None
         self._head = classifier_pb2.ClassifyResponse(model=model, version=version, threshold=threshold).SerializeToString()
-        self._labels = self._label_fields(labels)
+        self._labels = self._label_fields(labels, self._PROBABILITY if probabilities else self._SCORE)
         self._others = heads[1:]
         self.has_other_heads = len(heads) > 1
 
@@ -59,7 +63,7 @@ class ClassifyResponseWriter:
     ) -> bytes:
         """One response.
 
-        `results` has for each item its (label index, probability), best first, and `others` the same of each further head.
+        `results` has for each item its (label index, number), best first, and `others` the same of each further head.
         """
         if others:
             return self._write_heads(request_id, phases, results, others)
@@ -69,7 +73,7 @@ class ClassifyResponseWriter:
             text = request_id.encode()
             parts += (self._ID, varint(len(text)), text)
         for predictions in results:
-            result = b"".join([labels[index] + pack(probability) for index, probability in predictions])
+            result = b"".join([labels[index] + pack(value) for index, value in predictions])
             size = len(result)
             parts += (self._RESULT, _ONE_BYTE[size] if size < 128 else varint(size), result)
         decode, queue, inference = phases
@@ -79,11 +83,11 @@ class ClassifyResponseWriter:
             parts.append(self._PHASES_DECODED.pack(0x2A, 27, 0x09, decode, 0x11, queue, 0x19, inference))
         return b"".join(parts)
 
-    def _label_fields(self, labels: Sequence[str]) -> list[bytes]:
-        """For each label, a field of `predictions` but for the probability."""
+    def _label_fields(self, labels: Sequence[str], number: bytes) -> list[bytes]:
+        """For each label, a field of `predictions` but for its number, of which `number` is the key."""
         fields = []
         for index, label in enumerate(labels):
-            prediction = classifier_pb2.Prediction(label=label, index=index).SerializeToString() + self._PROBABILITY
+            prediction = classifier_pb2.Prediction(label=label, index=index).SerializeToString() + number
             fields.append(self._PREDICTION + varint(len(prediction) + self._FLOAT.size) + prediction)
         return fields
 

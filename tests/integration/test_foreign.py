@@ -132,17 +132,21 @@ def test_pixels_go_where_the_graph_takes_pictures_and_everything_else_is_told_to
         stub = classify_on(channel)
         [found] = stub(pb.ClassifyRequest(model="pictures", items=pixels), timeout=10).results
         assert [p.index for p in found.predictions] == np.argsort(-expected(picture[np.newaxis])[0]).tolist()
+        assert [p.score for p in found.predictions] == pytest.approx(sorted(expected(picture[np.newaxis])[0], reverse=True))
+        assert {p.probability for p in found.predictions} == {0}, "scores are no probabilities"
         code, message, field = refused(stub, pb.ClassifyRequest(model="pictures", items=[*pixels, pb.Item(encoded=b"png")]))
         assert (code, field) == ("INVALID_ARGUMENT", "items[1].encoded")
         assert message == (
             "model 'pictures' was not exported by Convoy and takes no picture files: nothing says how one becomes its input "
-            "'data', uint8 2 x 2 x 3. Send it raw pixels of exactly that shape, or tensors over the Open Inference Protocol"
+            "'data', uint8 2 x 2 x 3. Send it raw pixels of exactly that shape, or tensors over the Open Inference Protocol; "
+            "`convoy import FILE --repository DIR --name NAME --resize stretch:2x2` makes a model of it that does"
         )
         code, message, field = refused(stub, pb.ClassifyRequest(model="floats", items=pixels))
         assert (code, field) == ("INVALID_ARGUMENT", "items[0].pixels")
         assert message == (
             "model 'floats' was not exported by Convoy and takes no pictures: nothing says how one becomes its input 'data', "
-            "float32 3 x 2 x 2. Send it tensors over the Open Inference Protocol"
+            "float32 3 x 2 x 2. Send it tensors over the Open Inference Protocol; `convoy import FILE --repository DIR --name NAME "
+            "--preset torchvision|timm|keras|caffe` (or --resize stretch:2x2 --scale 255 ...) makes a model of it that does"
         )
         assert "4 bytes of pixels; the model takes 12" in refused(
             stub, pb.ClassifyRequest(model="pictures", items=[pb.Item(pixels=b"1234")])

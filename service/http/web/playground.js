@@ -84,13 +84,16 @@ function fail(message) {
   element("empty").hidden = true;
 }
 
+const shown = ({ probability, score }) => (score === undefined ? percent(probability) : score.toPrecision(6));
+
 /** A label with its probability; faint below the threshold of a model whose labels are true or not each by itself. */
-function bar({ label, probability }, threshold) {
+function bar(found, threshold) {
+  const { label, probability = 0 } = found;
   const row = document.createElement("li");
   const [name, track, value] = ["name", "track", "value"].map((kind) => Object.assign(document.createElement("span"), { className: kind }));
   const fill = Object.assign(document.createElement("div"), { className: "fill" });
   name.textContent = label;
-  value.textContent = percent(probability);
+  value.textContent = shown(found);
   fill.style.width = `${100 * probability}%`;
   track.append(fill);
   row.append(name, track, value);
@@ -103,7 +106,7 @@ function show(answer) {
   element("answer").hidden = false;
   const [first] = answer.predictions;
   element("best").textContent = first.label;
-  element("sure").textContent = percent(first.probability);
+  element("sure").textContent = shown(first);
   element("bars").replaceChildren(
     ...answer.predictions.map((found) => bar(found, answer.threshold)),
     ...answer.heads.flatMap((head) => [

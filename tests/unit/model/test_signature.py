@@ -9,6 +9,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from service.errors import InvalidModel
+from service.model.declared import Declared
 from service.model.loading import load_model
 from tests.unit.model.graphs import FLOAT, PRODUCT, WEIGHT, node, write
 
@@ -35,7 +36,11 @@ def test_a_graph_whose_output_shape_depends_on_the_batch_is_refused(nodes: list[
 
 def test_of_two_outputs_the_one_with_as_many_classes_as_labels_holds_the_scores(tmp_path: Path) -> None:
     path = write(tmp_path / "model.onnx", [node("Identity", "x", "embedding"), PRODUCT], {"embedding": FLOAT, "product": FLOAT})
-    assert load_model(path, "cpu", 1).outputs[0].name == "embedding"
+    with pytest.raises(
+        InvalidModel, match=r"several outputs may be the scores: embedding \(4\), product \(3\)\. Say which in serving"
+    ):
+        load_model(path, "cpu", 1)
+    assert load_model(path, "cpu", 1, declared=Declared(output="embedding")).outputs[0].name == "embedding"
     assert load_model(path, "cpu", 1, ("cat", "dog", "cow")).outputs[0].name == "product"
 
 

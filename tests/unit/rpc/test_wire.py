@@ -23,6 +23,7 @@ seconds = st.floats(0, 1e6)
 @given(
     labels=st.lists(st.text(min_size=1, max_size=300), min_size=2, max_size=40),
     items=st.lists(st.lists(st.floats(0, 1, width=32), max_size=40), max_size=8),
+    number=st.sampled_from(["probability", "score"]),
     request_id=st.text(max_size=60),
     decode=st.none() | seconds,
     queue=seconds,
@@ -30,16 +31,17 @@ seconds = st.floats(0, 1e6)
 )
 @settings(deadline=None)
 def test_a_classify_response(
-    labels: list[str], items: list[list[float]], request_id: str, decode: float | None, queue: float, inference: float
+    labels: list[str], items: list[list[float]], number: str, request_id: str, decode: float | None, queue: float, inference: float
 ) -> None:
     results = [list(enumerate(probabilities[: len(labels)])) for probabilities in items]
-    written = ClassifyResponseWriter("model", "12", labels).write(request_id, Phases(decode, queue, inference), results)
+    writer = ClassifyResponseWriter("model", "12", labels, probabilities=number == "probability")
+    written = writer.write(request_id, Phases(decode, queue, inference), results)
     expected = pb.ClassifyResponse(
         model="model",
         version="12",
         id=request_id,
         results=[
-            pb.ItemResult(predictions=[pb.Prediction(label=labels[i], index=i, probability=p) for i, p in result])
+            pb.ItemResult(predictions=[pb.Prediction(label=labels[i], index=i, **{number: p}) for i, p in result])
             for result in results
         ],
         phases=pb.Phases(decode_seconds=decode, queue_seconds=queue, inference_seconds=inference),
