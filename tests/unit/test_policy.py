@@ -45,6 +45,9 @@ def test_versions_and_aliases_go_to_the_largest_int64() -> None:
         ("versions = 'latest:-1'", "pets/serving.toml: versions: accepted are"),
         ("[aliases]\nold = 9223372036854775808", "pets/serving.toml: aliases.old: .*less than or equal to 9223372036854775807"),
         ("max_batch_size 8", "pets/serving.toml: Expected"),
+        ("scores = 'softmax'", "pets/serving.toml: scores: Input should be 'auto', 'logits', 'probabilities'"),
+        ("input_shape = [224, 0]", "pets/serving.toml: input_shape.1: .*greater than or equal to 1"),
+        ("labels = ['cat', ' ']", "pets/serving.toml: labels: a name is empty"),
     ],
 )
 def test_a_bad_policy_names_the_key_and_what_it_accepts(tmp_path: Path, text: str, message: str) -> None:
