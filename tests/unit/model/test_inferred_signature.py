@@ -125,9 +125,9 @@ def test_inputs_of_other_numbers_are_refused_with_the_way_out(kind: int, shape: 
 
 @pytest.mark.parametrize(("keys", "values"), [("keys_int64s", [7, 8]), ("keys_strings", ["cat", "dog"])])
 def test_scikit_learns_default_is_refused_with_the_option_that_helps(keys: str, values: list[Any], tmp_path: Path) -> None:
-    classes = {"classlabels_ints" if keys == "keys_int64s" else "classlabels_strings": values}
-    weights = {"coefficients": [0.5] * 8, "intercepts": [0.0, 0.1], "post_transform": "SOFTMAX"}
-    maps = {"classlabels_int64s" if keys == "keys_int64s" else "classlabels_strings": values}
+    classes: dict[str, Any] = {"classlabels_ints" if keys == "keys_int64s" else "classlabels_strings": values}
+    weights: dict[str, Any] = {"coefficients": [0.5] * 8, "intercepts": [0.0, 0.1], "post_transform": "SOFTMAX"}
+    maps: dict[str, Any] = {"classlabels_int64s" if keys == "keys_int64s" else "classlabels_strings": values}
     nodes = [
         helper.make_node("LinearClassifier", ["x"], ["label", "scores"], domain="ai.onnx.ml", **classes, **weights),
         helper.make_node("ZipMap", ["scores"], ["maps"], domain="ai.onnx.ml", **maps),
