@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry
 from export.convert import model_card
 from export.data import datasets
 from service.engine.repository import Repository
+from service.model.contract import own_head
 from service.model.loading import load_model
 from service.observability.metrics import Metrics
 from tests.unit.evaluation.answers import scores_of
@@ -36,6 +37,7 @@ def test_the_card_describes_the_file_and_a_server_ignores_it(model_file: Path, d
 
 
 def test_the_card_escapes_names(model_file: Path) -> None:
-    contract = load_model(model_file, "cpu", 1).contract.model_copy(update={"labels": ("golden_retriever", "a|b", "owl")})
+    heads = (own_head(("golden_retriever", "a|b", "owl")),)
+    contract = load_model(model_file, "cpu", 1).contract.model_copy(update={"heads": heads})
     overview = model_card._overview(contract, scores_of([0, 1, 2], [0, 1, 2]), "1f", 10)
     assert r"| labels | golden\_retriever, a\|b, owl |" in overview

@@ -110,7 +110,7 @@ def test_data_that_are_not_those_of_the_training_are_refused(run: Path, digits: 
     with pytest.raises(UserError, match="only the data has 'nine'; only the model has '9'"):
         pipeline.export(checkpoint, other, tmp_path / "models", "digits")
     small = dataclasses.replace(digits, input=InputSpec(height=8, width=8, channels=1))
-    with pytest.raises(UserError, match=r"takes images of 28x28x1 \(stretch\), the data come as 8x8x1"):
+    with pytest.raises(UserError, match=r"takes images of 28x28x1 \(stretched, bilinear\), the data come as 8x8x1"):
         pipeline.export(checkpoint, small, tmp_path / "models", "digits")
     assert checkpoint.data_digest == "digits"
     with pytest.raises(UserError, match="digits is not what the network was trained on: another data set, or images were added"):
