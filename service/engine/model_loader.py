@@ -59,12 +59,20 @@ TraceModelBatch = Callable[[str, int, int, list[TraceContext], float, float], No
 
 
 class VersionState(NamedTuple):
-    """The state of one version. A READY version has a reason if a change of it could not be loaded, a LOADING one if it waits."""
+    """The state of one version. A READY version has a reason if a change of it could not be loaded, a LOADING one if it waits.
+
+    Version 0 stands for a model of which no version is known, and whose folder or settings are at fault.
+    """
 
     name: str
     version: int
     state: Literal["READY", "LOADING", "UNAVAILABLE"]
     reason: str
+
+    @property
+    def number(self) -> str:
+        """The version as APIs have it; empty for 0."""
+        return str(self.version or "")
 
 
 class Failure(NamedTuple):
@@ -161,7 +169,7 @@ class ModelLoader:
         self._forget()
 
     def states(self) -> dict[int, VersionState]:
-        """The state of every version that is served, being loaded, failed or unloaded."""
+        """The state of every version that is served, being loaded, failed or unloaded. Without one, the problem of the model."""
         name, failures, loading = self._name, self.failures, self.loading
         states = {version: VersionState(name, version, "UNAVAILABLE", failure.reason) for version, failure in failures.items()}
         states |= {version: VersionState(name, version, "UNAVAILABLE", "unloaded") for version in self.unloaded or ()}
@@ -171,7 +179,7 @@ class ModelLoader:
         for served in self._served():
             version = served.version
             states[version] = VersionState(name, version, "READY", failures[version].reason if version in failures else "")
-        return states
+        return states or ({0: VersionState(name, 0, "UNAVAILABLE", self.problem)} if self.problem else {})
 
     def why_not_served(self) -> RequestError | None:
         """The error for a request to the model if no version of it is served; None if nothing is known of it."""
@@ -206,18 +214,18 @@ class ModelLoader:
         except OSError as error:
             self._set_problem(f"its folder cannot be read: {error.strerror}")
             return
-        self._set_problem("")
         try:
             settings = read_settings(folder, name, self._shared.policies)
         except UserError as error:
+            reason = short_reason(error)
+            self._set_problem("" if found else reason)
             self._forget_failures(keep=found[-1:])
             self._set_waiting()
             if found:
                 states = tuple(map(file_state, settings_paths(folder, name, self._shared.policies)))
-                self._fail(found[-1], states, "invalid", short_reason(error), what="policy")
-            else:
-                self._set_problem(short_reason(error))
+                self._fail(found[-1], states, "invalid", reason, what="policy")
             return
+        self._set_problem("")
         if settings[:2] != self._settings[:2]:
             self._note(settings)
         policy, triton, files_named = settings

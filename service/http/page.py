@@ -102,7 +102,7 @@ class Page:
                     for name, versions in sorted(served.items())
                 ],
                 "troubles": [
-                    entry._asdict() | {"version": str(entry.version)}
+                    entry._asdict() | {"version": entry.number}
                     for entry in self._repository.index()
                     if entry.state != "READY" or entry.reason
                 ],

@@ -149,7 +149,7 @@ class ServerMetadata:
     def repository_index(self, *, ready_only: bool) -> list[dict[str, str]]:
         """Every version that is served, being loaded, failed to load or was unloaded."""
         return [
-            {"name": entry.name, "version": str(entry.version), "state": entry.state, "reason": entry.reason}
+            {"name": entry.name, "version": entry.number, "state": entry.state, "reason": entry.reason}
             for entry in self._repository.index()
             if entry.state == "READY" or not ready_only
         ]

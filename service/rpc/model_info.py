@@ -61,8 +61,8 @@ class ModelInfoServicer:
     def _list(self, _: pb.ListModelsRequest, call: UnaryCall) -> None:
         response = pb.ListModelsResponse(
             models=[
-                pb.ModelStatus(model=name, version=str(version), state=_STATES[state], reason=reason)
-                for name, version, state, reason in self._repository.index()
+                pb.ModelStatus(model=entry.name, version=entry.number, state=_STATES[entry.state], reason=entry.reason)
+                for entry in self._repository.index()
             ]
         )
         call.reply(response.SerializeToString())

@@ -65,7 +65,7 @@ def models(tmp_path: Path) -> Path:
     write(folder / "mobilenet" / "1" / "model.onnx", "input", "output")
     write(folder / "on_tensorrt" / "1" / "model.onnx", "input", "output")
     write(folder / "yolo_cls" / "1" / "model.onnx", "images", "output0", batch=1)
-    (folder / "ensemble" / "1").mkdir(parents=True)
+    (folder / "ensemble").mkdir(parents=True)  # a clone has no empty folders
     (folder / "python" / "1").mkdir(parents=True)
     (folder / "python" / "1" / "model.py").write_text("raise SystemExit")
     given = {
@@ -140,12 +140,16 @@ def test_what_is_served_and_why_others_are_not_is_told(models: Path, serve: Serv
         check_what_is_told(channel)
     assert "model resnet: config.pbtxt: not used: parameters.execution_mode, parameters.intra_op_thread_count" in caplog.text
     assert "repository: " not in caplog.text, "nothing is misplaced"
+    server._repository.scan()
+    assert caplog.text.count("model ensemble is not served anew: ensemble/config.pbtxt: it is an ensemble") == 1
 
 
 def check_what_is_told(channel: grpc.Channel) -> None:
     index = call(channel, "RepositoryIndex", pb.RepositoryIndexRequest(), pb.RepositoryIndexResponse).models
     ready = [(model.name, model.version) for model in index if model.state == "READY"]
     assert ready == [("densenet", "1"), ("mobilenet", "1"), ("resnet", "1"), ("resnet", "3"), ("yolo_cls", "1")]
+    versions = {model.name: model.version for model in index if model.state != "READY"}
+    assert versions == {"ensemble": "", "on_tensorrt": "1", "python": "1"}
     reasons = {model.name: model.reason for model in index if model.state != "READY"}
     assert reasons == {
         "ensemble": "ensemble/config.pbtxt: it is an ensemble (`convoy import` makes a model that takes pictures itself), which "
