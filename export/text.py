@@ -19,3 +19,17 @@ def as_text(value: object) -> str:
 def percent_or_dash(fraction: float | None) -> str:
     """0.125 as "12.5%", and None as "-"."""
     return "-" if fraction is None else f"{fraction:.1%}"
+
+
+def markdown_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]], align: str) -> str:
+    """A table in Markdown; `align` has one letter for each column, l or r."""
+    rules = ["---:" if side == "r" else "---" for side in align]
+    lines = [head, rules, *([escape_markdown(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def escape_markdown(text: str) -> str:
+    """Escapes text for Markdown: class names come from folders and may hold any character."""
+    for special in "\\`*_{}[]<>#|":
+        text = text.replace(special, f"\\{special}")
+    return " ".join(text.split())

@@ -3,15 +3,13 @@
 After Mitchell et al., "Model Cards for Model Reporting", arXiv:1810.03993. States only what was measured or is in the contract.
 """
 
-from collections.abc import Sequence
-
 from export.convert.precision_cost import PrecisionComparison
 from export.convert.quantization import Quantization
 from export.evaluation.calibration import BINS
 from export.evaluation.figures import CONFUSION, MISTAKES, RELIABILITY
 from export.evaluation.gates import Comparison
 from export.evaluation.scores import Scores
-from export.text import first_of, percent_or_dash
+from export.text import escape_markdown, first_of, markdown_table, percent_or_dash
 from export.training.history import CURVES
 from service.model.contract import Contract, InputSpec, Training
 
@@ -66,9 +64,11 @@ def model_card(
     sections = {
         "": _overview(contract, scores, digest, size_bytes),
         "Use": _USE.format(name=contract.name),
-        "Data": f"{_text(training.data)}, split with seed {training.seed}.\n\n"
-        + _table(("part", "pictures", "for"), [(name, f"{items:,}", used_for[name]) for name, items in parts.items()], "lrl"),
-        "Training": _table(("setting", "value"), [(name, str(value)) for name, value in settings.items()], "lr")
+        "Data": f"{escape_markdown(training.data)}, split with seed {training.seed}.\n\n"
+        + markdown_table(
+            ("part", "pictures", "for"), [(name, f"{items:,}", used_for[name]) for name, items in parts.items()], "lrl"
+        ),
+        "Training": markdown_table(("setting", "value"), [(name, str(value)) for name, value in settings.items()], "lr")
         + f"\n\nThe weights are those of epoch {training.epochs}."
         + _picture(CURVES, "Loss and accuracy by epoch", pictures),
         **({"Precision": _precision(cost, comparison)} if cost else {}),
@@ -79,7 +79,7 @@ def model_card(
         "Limits": _limits(scores, training.data),
         "Provenance": _provenance(contract, digest),
     }
-    title = f"# {_text(contract.name)}"
+    title = f"# {escape_markdown(contract.name)}"
     return "\n\n".join([title, *(f"## {head}\n\n{body}" if head else body for head, body in sections.items())]) + "\n"
 
 
@@ -95,7 +95,7 @@ def _overview(contract: Contract, scores: Scores, digest: str, size_bytes: int) 
     ]
     return (
         f"A classifier of pictures with {len(contract.labels)} classes: `model.onnx`, written by Convoy. The file holds everything "
-        f"that is needed to serve it.\n\n{_table(('', ''), rows, 'll')}"
+        f"that is needed to serve it.\n\n{markdown_table(('', ''), rows, 'll')}"
     )
 
 
@@ -120,7 +120,7 @@ def _precision(cost: PrecisionComparison, comparison: Comparison) -> str:
         f"that file, and {comparison.same_top1:.2%} of the labels are the same. Images a second were measured with ONNX Runtime on "
         f"the CPU of the export, in batches of {cost.batch_items}, both files by turns."
     )
-    table = _table(("", "accuracy", "bytes", "images/s"), rows, "lrrr")
+    table = markdown_table(("", "accuracy", "bytes", "images/s"), rows, "lrrr")
     return "\n\n".join([about, table, *([_quantization(cost.quantization)] if cost.quantization else [])])
 
 
@@ -136,7 +136,7 @@ def _quantization(found: Quantization) -> str:
         f"fp32 with all layers in int8, in nats: {methods}). Normalisation, temperature and softmax are in float.\n\n"
         f"The table shows each layer alone in int8, on {found.sensitivity_items:,} validation pictures, and what it computes in. "
         f"With this choice {found.accuracy:.2%} of the validation part are right, in fp32 {found.reference_accuracy:.2%}.\n\n"
-        + _table(("layer", "operator", "divergence", "labels changed", "computed in"), rows, "llrrl")
+        + markdown_table(("layer", "operator", "divergence", "labels changed", "computed in"), rows, "llrrl")
     )
 
 
@@ -147,12 +147,15 @@ def _measured(comparison: Comparison, parity: Comparison) -> str:
         (score.label, f"{score.items:,}", *(percent_or_dash(value) for value in (score.precision, score.recall, score.f1)))
         for score in scores.classes
     ]
-    pairs = [f"{_text(true)} taken for {_text(answer)} ({count:,})" for true, answer, count in scores.confused(_SHOWN_MISTAKES)]
+    pairs = [
+        f"{escape_markdown(true)} taken for {escape_markdown(answer)} ({count:,})"
+        for true, answer, count in scores.confused(_SHOWN_MISTAKES)
+    ]
     return (
         f"{_accuracy(scores)}, measured through the code that serves it, from the bytes of each file to the label. PyTorch reaches "
         f"{parity.reference_accuracy:.2%} with the same weights; no probability {whose}differs from "
         f"PyTorch's by more than {parity.max_difference:.1e}.\n\n"
-        f"{_table(('class', 'pictures', 'precision', 'recall', 'F1'), rows, 'lrrrr')}"
+        f"{markdown_table(('class', 'pictures', 'precision', 'recall', 'F1'), rows, 'lrrrr')}"
         + (f"\n\nMost frequent mistakes: {', '.join(pairs)}." if pairs else "")
     )
 
@@ -177,11 +180,11 @@ def _limits(scores: Scores, data: str) -> str:
     hardest = scores.hardest
     limits = [
         f"Every picture gets one of the {len(scores.labels)} labels, even one that shows none of them.",
-        f"The figures hold for pictures like those of {_text(data)}; others were not measured.",
-        f"The hardest class is {_text(hardest.label)}: {percent_or_dash(hardest.recall)} of its {hardest.items:,} "
+        f"The figures hold for pictures like those of {escape_markdown(data)}; others were not measured.",
+        f"The hardest class is {escape_markdown(hardest.label)}: {percent_or_dash(hardest.recall)} of its {hardest.items:,} "
         "test pictures are right.",
     ]
-    few = [_text(score.label) for score in scores.classes if score.items < _FEW_ITEMS]
+    few = [escape_markdown(score.label) for score in scores.classes if score.items < _FEW_ITEMS]
     if few:
         limits.append(f"Fewer than {_FEW_ITEMS} test pictures, too few for reliable figures: {first_of(few, _SHOWN_FEW)}.")
     return "\n".join(f"- {limit}" for limit in limits)
@@ -196,7 +199,7 @@ def _training(contract: Contract) -> Training:
 def _provenance(contract: Contract, digest: str) -> str:
     training = _training(contract)
     return (
-        _table(("package", "version"), list(training.versions.items()), "ll")
+        markdown_table(("package", "version"), list(training.versions.items()), "ll")
         + f"\n\nCommit {training.commit or 'unknown'}. The file holds {len(contract.golden)} golden samples, pictures "
         "with their probabilities at export; a server replays them before it serves the model.\n\n"
         f"`sha256  {digest}  model.onnx`"
@@ -205,17 +208,3 @@ def _provenance(contract: Contract, digest: str) -> str:
 
 def _picture(name: str, caption: str, pictures: list[str]) -> str:
     return f"\n\n![{caption}]({name})" if name in pictures else ""
-
-
-def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]], align: str) -> str:
-    """A table in Markdown; `align` has one letter for each column, l or r."""
-    rules = ["---:" if side == "r" else "---" for side in align]
-    lines = [head, rules, *([_text(cell) for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _text(text: str) -> str:
-    """Escapes text for Markdown: class names come from folders and may hold any character."""
-    for special in "\\`*_{}[]<>#|":
-        text = text.replace(special, f"\\{special}")
-    return " ".join(text.split())

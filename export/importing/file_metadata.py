@@ -1,0 +1,161 @@
+"""What a model file says of itself: labels, size of the images, and how they are normalised.
+
+Exporters write this into an ONNX file's `metadata_props`, each under names of its own; Hugging Face writes it into JSON files
+beside the model. What is taken is said, with the name that it had.
+"""
+
+import ast
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from export.importing import onnx_graph
+from export.importing.labels import labels_in, read_labels_file
+from export.importing.source import Source
+from service.errors import UserError
+
+_LABELS = ("names", "labels", "classes", "class_names", "class_labels", "label_names", "categories", "id2label", "character")
+_SIZES = ("imgsz", "input_size", "image_size", "img_size")
+_MEANS = ("mean", "image_mean", "img_mean", "pixel_mean")
+_STDS = ("std", "image_std", "img_std", "pixel_std")
+_LONGEST_SIDE = 4096
+_MAX_UNIT = 2.0
+"""Means and deviations up to this are of pixels from 0 to 1, larger ones of pixels from 0 to 255."""
+
+
+@dataclass(frozen=True)
+class FileMetadata:
+    """What a file says of itself; what it does not say is None.
+
+    Attributes:
+        labels: names of the classes.
+        size: (height, width) of the images.
+        scale: what pixels are divided by, before `mean` and `std`.
+        mean: by channel, after the scale.
+        std: likewise.
+        ultralytics: whether it is a classifier of Ultralytics, whose preprocessing is known.
+        preprocessor: a file beside the model that says how pictures are prepared.
+        taken: a line for each thing that was found.
+    """
+
+    labels: tuple[str, ...] | None = None
+    size: tuple[int, int] | None = None
+    scale: float | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    ultralytics: bool = False
+    preprocessor: Path | None = None
+    taken: tuple[str, ...] = ()
+
+
+def read_metadata(source: Source) -> FileMetadata:
+    """What the source says. Raises UserError if it says that it is no classifier."""
+    entries = {entry.key.strip().lower(): entry.value for entry in source.model.metadata_props}
+    taken: list[str] = []
+    labels = _labels(entries, source, taken)
+    size = _size(entries, taken)
+    scale, mean, std = _normalisation(entries, taken)
+    ultralytics = "ultralytics" in f"{entries.get('description', '')} {entries.get('author', '')}".lower()
+    task = entries.get("task", "")
+    if ultralytics and task not in ("", "classify"):
+        raise UserError(f"{source.file}: its metadata say that its task is {task!r}: no classifier")
+    preprocessor = next((path for path in _beside(source, "preprocessor_config.json") if path.is_file()), None)
+    if ultralytics:
+        taken.append("preprocessing of Ultralytics' classifiers, from 'description'")
+    elif preprocessor is not None:
+        taken.append(f"preprocessing from {preprocessor.name} beside the file")
+    return FileMetadata(labels, size, scale, mean, std, ultralytics, preprocessor, tuple(taken))
+
+
+def strip_zipmap(model: onnx.ModelProto) -> tuple[str, ...] | None:
+    """Gives the tensor instead of the list of tables that scikit-learn's converter makes of it, and returns the labels in it."""
+    found = None
+    computed = onnx_graph.producers(model)
+    for output in model.graph.output:
+        node = computed.get(output.name)
+        if node is not None and node.op_type == "ZipMap":
+            names = onnx_graph.attribute(node, "classlabels_strings") or onnx_graph.attribute(node, "classlabels_int64s")
+            found = (
+                labels_in([name.decode() if isinstance(name, bytes) else name for name in names])
+                if isinstance(names, list)
+                else None
+            )
+            output.CopyFrom(onnx.ValueInfoProto(name=node.input[0]))
+    if found is not None:
+        onnx_graph.prune(model, [output.name for output in model.graph.output])
+    return found
+
+
+def _labels(entries: dict[str, str], source: Source, taken: list[str]) -> tuple[str, ...] | None:
+    for key in (*_LABELS, "config", "pretrained_cfg"):
+        if key in entries and (labels := labels_in(entries[key])) is not None:
+            taken.append(f"{len(labels)} labels from {key!r} in the file")
+            return labels
+    for path in _beside(source, "config.json"):
+        if not path.is_file():
+            continue
+        try:
+            labels = read_labels_file(path)
+        except UserError:  # a file of another program
+            continue
+        taken.append(f"{len(labels)} labels from {path.name} beside the file")
+        return labels
+    return None
+
+
+def _beside(source: Source, name: str) -> list[Path]:
+    """Where Hugging Face puts a file: beside the model, or in the folder above its `onnx`."""
+    folder = source.file.absolute().parent
+    return [folder / name, *([folder.parent / name] if folder.name == "onnx" else [])]
+
+
+def _size(entries: dict[str, str], taken: list[str]) -> tuple[int, int] | None:
+    for key in _SIZES:
+        value = _literal(entries.get(key, ""))
+        sides = [value, value] if isinstance(value, int) else list(value) if isinstance(value, list | tuple) else []
+        if len(sides) == 3 and sides[0] in (1, 3):  # timm: channels, height, width
+            sides = sides[1:]
+        if len(sides) == 2 and all(isinstance(side, int) and 0 < side <= _LONGEST_SIDE for side in sides):
+            taken.append(f"size {sides[0]}x{sides[1]} from {key!r} in the file")
+            return sides[0], sides[1]
+    return None
+
+
+def _normalisation(
+    entries: dict[str, str], taken: list[str]
+) -> tuple[float | None, tuple[float, ...] | None, tuple[float, ...] | None]:
+    """Scale, mean and standard deviation. A mean alone, or a deviation alone, is not taken: the other would be guessed."""
+    mean_key, mean = _first_numbers(entries, _MEANS)
+    std_key, std = _first_numbers(entries, _STDS)
+    if mean is None or std is None:
+        return None, None, None
+    scale = 255.0 if max(map(abs, (*mean, *std))) <= _MAX_UNIT else 1.0
+    taken.append(f"mean and std from {mean_key!r} and {std_key!r} in the file, of pixels from 0 to {1 if scale == 255.0 else 255}")
+    return scale, mean, std
+
+
+def _first_numbers(entries: dict[str, str], keys: tuple[str, ...]) -> tuple[str, tuple[float, ...] | None]:
+    return next(((key, numbers) for key in keys if (numbers := _numbers(entries.get(key, "")))), ("", None))
+
+
+def _numbers(text: str) -> tuple[float, ...] | None:
+    value = _literal(text if text.strip()[:1] in ("[", "(") else f"[{text}]")
+    if (
+        not isinstance(value, list | tuple)
+        or len(value) not in (1, 3)
+        or not all(isinstance(number, int | float) for number in value)
+    ):
+        return None
+    return tuple(map(float, value))
+
+
+def _literal(text: str) -> Any:
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    return None

@@ -1,0 +1,159 @@
+"""A reference of the pixels: pictures, and what the pipeline of the training made of them.
+
+A `.npz` file (of `numpy.savez`, no pickles) with the pictures and one or more of what is expected of them, in the same order:
+
+- `paths`: str[n], picture files, relative to the folder of the `.npz`; or `picture_0`, `picture_1`, ...: each a file's bytes,
+  uint8[bytes], or a decoded picture, uint8[h,w] or uint8[h,w,3].
+- `pixels`: [n,H,W,C] of 0 to 255, after resize and crop, before scaling. They must be the same, every one.
+- `inputs`: what the network takes, [n,C,H,W] or [n,H,W,C], scaled and normalised. They must be the same to 1e-4, and the pixels
+  that they come from the same, every one.
+- `outputs`: the scores of the first head, [n,K], as the source's pipeline gives them.
+"""
+
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.data.image_files import MAX_PIXELS
+from export.files import read_file
+from export.importing.gates import Gate
+from export.importing.network_input import NetworkInput
+from export.importing.recipe import Recipe
+from export.importing.wrapping import WrappedHead, prepare
+from service.errors import InvalidRequest, UserError, first_line
+from service.model.inference import Model
+from service.model.preprocessing import decode, encode_png
+
+ACCEPTED = "accepted is a file of numpy.savez with `paths` or `picture_0`, ..., and `pixels`, `inputs` or `outputs`"
+
+_INPUT_TOLERANCE = 1e-4
+
+Transform = Callable[[bytes], NDArray[Any]]
+"""What the pipeline of the training makes of a picture's bytes: pixels [H,W,C] of 0 to 255."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Encoded pictures, and what is expected of them; None for what is not said."""
+
+    name: str
+    pictures: tuple[bytes, ...]
+    pixels: NDArray[Any] | None = None
+    inputs: NDArray[Any] | None = None
+    outputs: NDArray[Any] | None = None
+
+
+def read_reference(path: Path) -> Reference:
+    """Reads a reference. Raises UserError if it is none."""
+    read_file(path)
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            found: dict[str, NDArray[Any]] = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError, TypeError) as error:
+        raise UserError(f"--reference {path}: {first_line(error)}; {ACCEPTED}") from None
+    if "paths" in found:
+        pictures = [read_file(path.parent / str(name)) for name in found["paths"].ravel()]
+    else:
+        pictures = []
+        while (picture := found.get(f"picture_{len(pictures)}")) is not None:
+            if picture.dtype != np.uint8 or picture.ndim not in (1, 2, 3):
+                raise UserError(f"--reference {path}: picture_{len(pictures)} is {picture.dtype} {picture.shape}; {ACCEPTED}")
+            pictures.append(picture.tobytes() if picture.ndim == 1 else encode_png(picture))
+    expected = {name: found[name] for name in ("pixels", "inputs", "outputs") if name in found}
+    if not pictures or not expected:
+        raise UserError(f"--reference {path}: it has {', '.join(sorted(found)) or 'nothing'}; {ACCEPTED}")
+    for name, value in expected.items():
+        if value.ndim < 2 or len(value) != len(pictures):
+            raise UserError(f"--reference {path}: {name} {value.shape} is not one row for each of {len(pictures)} pictures")
+    return Reference(path.name, tuple(pictures), **expected)
+
+
+def check_pixels(
+    reference: Reference | None, transform: Transform | None, pictures: list[bytes], network: NetworkInput, recipe: Recipe
+) -> Gate:
+    """Compares the server's pixels with the reference, or with what the training's transform makes of the pictures.
+
+    Raises:
+        UserError: a value differs, or a shape does.
+    """
+    if reference is not None and (reference.pixels is not None or reference.inputs is not None):
+        seen = [_check_pixels(reference, recipe)] if reference.pixels is not None else []
+        seen += [_check_inputs(reference, network, recipe)] if reference.inputs is not None else []
+        return Gate("pixels", "; ".join(seen))
+    if transform is not None:
+        expected = np.stack([transform(picture) for picture in pictures])
+        return Gate("pixels", _check_pixels(Reference("the training's transform", tuple(pictures), expected), recipe))
+    return Gate("pixels", "not proved: no --reference says what pixels the training saw", proved=False)
+
+
+def served_pixels(pictures: tuple[bytes, ...] | list[bytes], recipe: Recipe) -> NDArray[Any]:
+    """The pictures as the server decodes them, [n,H,W,C]. Raises UserError for one that is none."""
+    try:
+        return np.stack([decode(picture, recipe.input, MAX_PIXELS) for picture in pictures])
+    except InvalidRequest as error:
+        raise UserError(f"a picture cannot be decoded: {error}") from None
+
+
+def _check_pixels(reference: Reference, recipe: Recipe) -> str:
+    expected, found = np.asarray(reference.pixels), served_pixels(reference.pictures, recipe)
+    if expected.shape != found.shape:
+        raise UserError(
+            f"pixels gate: {reference.name} has pixels {expected.shape}, the server makes {found.shape}; nothing was written"
+        )
+    return _zero_differences(reference.name, expected, found)
+
+
+def _check_inputs(reference: Reference, network: NetworkInput, recipe: Recipe) -> str:
+    expected = np.asarray(reference.inputs).astype(np.float64)
+    pixels = served_pixels(reference.pictures, recipe)
+    found = np.stack(
+        [prepare(pixels[at : at + 1], network, recipe).reshape(network.tensor_shape[-3:]) for at in range(len(pixels))]
+    )
+    if found.shape != expected.shape:
+        raise UserError(
+            f"pixels gate: {reference.name} has inputs {expected.shape}, the graph takes {found.shape}; nothing was written"
+        )
+    worst = float(np.abs(found.astype(np.float64) - expected).max())
+    least_step = 1.0 / (recipe.scale * max(recipe.std))
+    allowed = _INPUT_TOLERANCE if recipe.input.dtype == "float32" else min(_INPUT_TOLERANCE, 0.1 * least_step)
+    if not worst <= allowed:
+        raise UserError(
+            f"pixels gate: the network's numbers differ from those of {reference.name} by up to {worst:.3g} (allowed: "
+            f"{allowed:.0e}; one step of a pixel is {least_step:.3g}); nothing was written"
+        )
+    return f"the network's numbers are those of {reference.name} to {worst:.1e} on {len(expected)} pictures"
+
+
+def _zero_differences(name: str, expected: NDArray[Any], found: NDArray[Any]) -> str:
+    differ = expected.astype(np.float64) != found.astype(np.float64)
+    if differ.any():
+        largest = float(np.abs(expected.astype(np.float64) - found.astype(np.float64)).max())
+        pictures = int(differ.reshape(len(differ), -1).any(axis=1).sum())
+        raise UserError(
+            f"pixels gate: {differ.mean():.2%} of the values differ from {name}, by up to {largest:.3g}, on {pictures} of "
+            f"{len(expected)} pictures (allowed: 0); nothing was written"
+        )
+    return f"0 of {differ.size:,} values differ from {name} on {len(expected)} pictures"
+
+
+def check_outputs(reference: Reference, served: Model, wrapped: WrappedHead, recipe: Recipe, allowed: float) -> Gate:
+    """Compares the first head's probabilities with those of a reference's `outputs`. Raises UserError if they differ."""
+    raw = np.asarray(reference.outputs).reshape(len(reference.pictures), -1)
+    if raw.shape[1] != wrapped.head.units:
+        raise UserError(
+            f"--reference {reference.name}: outputs of {raw.shape[1]} numbers, and {wrapped.head.value!r} has {wrapped.head.units}"
+        )
+    expected = wrapped.head.probabilities(raw)
+    found = served.predict(served_pixels(reference.pictures, recipe))[0]
+    worst = float(np.abs(expected - found).max())
+    if not worst <= allowed:
+        raise UserError(
+            f"outputs gate: the answers differ from those of {reference.name} by up to {worst:.2g} (allowed: {allowed:.0e}); "
+            "nothing was written"
+        )
+    return Gate("outputs", f"largest difference from {reference.name} {worst:.1e} on {len(expected)} pictures")
