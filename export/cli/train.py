@@ -58,15 +58,22 @@ def train(output: Path, resume: bool, tensorboard: bool, **chosen: Any) -> None:
 
 def _prepare(
     console: Console, group: "ProcessGroup", output: Path, resume: bool, data: str, data_dir: Path | None, network: str,
-    image_size: tuple[int, int] | None, fit: str | None, flip: bool | None, shift_pixels: int | None, weights: Path | None,
-    **chosen: Any,
+    image_size: tuple[int, int] | None, resize: str | None, crop: tuple[int, int] | None, filter_name: str | None, fit: str | None,
+    channels: str | None, flip: bool | None, shift_pixels: int | None, weights: Path | None, **chosen: Any,
 ) -> "tuple[Dataset, recipes.Settings, Weights | None]":  # fmt: skip
     """Checks what can be checked at once, loads the data, which can take minutes, and takes the output folder."""
     from export.data.datasets import DatasetOptions, load_dataset
+    from export.data.input_choice import SHORT_FORMS, InputChoice
     from export.networks import architectures
     from export.training.checkpoint import load_interrupted
     from export.training.pretrained import read_weights
+    from service.model.contract import InputSpec
 
+    if fit and resize:
+        raise UserError(f"--fit {fit} is short for --resize {SHORT_FORMS[fit]}: one of the two is accepted")
+    colours = {"gray": 1, "rgb": 3}[channels] if channels else None
+    wanted = InputChoice(image_size, colours, resize or (SHORT_FORMS[fit] if fit else None), filter_name, crop)
+    wanted.of(InputSpec(height=32, width=32, channels=3))  # contradictions are said before the data are read
     code = architectures.code(network)
     read = read_weights(weights) if weights is not None else None
     if resume:
@@ -76,7 +83,7 @@ def _prepare(
     elif group.rank == 0:
         check_output_folder(output, " (or --resume, to continue an interrupted training)")
     shift = recipes.recipe(network).shift_pixels if shift_pixels is None else shift_pixels
-    options = DatasetOptions(image_size, None, fit, flip, shift)
+    options = DatasetOptions(wanted, flip, shift)
     dataset = load_with_progress(console, partial(load_dataset, data, chosen["seed"], data_dir, options), to_train=True)
     settings = recipes.settings(
         code.network if code else network, len(dataset.training), weights=str(read) if read else None, **chosen
@@ -92,7 +99,9 @@ def _check_channels(settings: recipes.Settings, channels: int) -> None:
     """Raises UserError if there are more or fewer means than channels."""
     for option, values in (("--mean", settings.mean), ("--std", settings.std)):
         if values and len(values) != channels:
-            raise UserError(f"{option}: {len(values)} numbers for {channels} channels: the images are {_COLOURS[channels]}")
+            raise UserError(
+                f"{option}: {len(values)} numbers for an input of {channels} channels, {_COLOURS[channels]}; --channels changes it"
+            )
 
 
 def _train(

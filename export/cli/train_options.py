@@ -1,13 +1,16 @@
 """The options of `convoy train`, and its help: options in groups, recipes, networks and examples."""
 
 from pathlib import Path
+from typing import get_args
 
 import click
 
 from export.cli.options import DATA, DATA_DIR
 from export.cli.parameters import ChannelValues
+from export.data.input_choice import SHORT_FORMS
 from export.training import recipes
 from service.cli.parameters import FiniteFloat, ImageSize
+from service.model.contract import Filter
 
 _LARGEST_SIDE = 4096
 _RECIPE = "the recipe's"
@@ -24,8 +27,17 @@ OPTION_GROUPS: dict[str, tuple[click.Option, ...]] = {
                      help="The network's input in pixels.",
                      show_default="the images' own size; for a folder only if it is the same for all and at most 64, else 32, "
                                   "64, 128 or 224 by their median size"),
-        click.Option(["--fit"], type=click.Choice(["stretch", "crop", "pad"]), show_default="stretch",
-                     help="How images of another shape are fitted to the input, in training and serving."),
+        click.Option(["--resize"], metavar="MODE[:N|:HxW]", show_default="stretch",
+                     help="How images of another size become the input, in training and serving: stretch; pad, with a border; "
+                          "cover, with what is too much cut off; short:N, the shorter side to N pixels; or none."),
+        click.Option(["--crop"], type=ImageSize(_LARGEST_SIDE), metavar="N|HxW",
+                     help="What is cut from the middle of the resized image, such as 224 after --resize short:256."),
+        click.Option(["--filter", "filter_name"], type=click.Choice(get_args(Filter)), show_default="bilinear",
+                     help="Of the resize."),
+        click.Option(["--fit"], type=click.Choice(list(SHORT_FORMS)),
+                     help="Short for --resize stretch, cover (fit crop) or pad."),
+        click.Option(["--channels"], type=click.Choice(["gray", "rgb"]), show_default="the images' own",
+                     help="Colours of the network's input."),
     ),
     "Weights to start from": (
         click.Option(["--weights"], type=click.Path(path_type=Path), metavar="FILE",
@@ -103,7 +115,7 @@ class TrainCommand(click.Command):
         with formatter.section("Examples"):
             formatter.write(
                 "  convoy train --data mnist --network article-cnn:pool=average,kernel=5 --output run\n"
-                "  convoy train --data photos/ --network resnet18 --image-size 64 --fit crop --output run   "
+                "  convoy train --data photos/ --network resnet18 --image-size 64 --resize cover --output run   "
                 "(photos/cat/*.jpg, photos/dog/*.jpg)\n"
                 "  convoy train --data photos/ --network my_net.py:MyNet --weights imagenet.pth --mean imagenet --std imagenet "
                 "--output run\n"

@@ -107,15 +107,18 @@ def source_commit() -> str | None:
 
 def _golden_samples(checkpoint: Checkpoint, part: Part, temperature: float) -> tuple[Golden, ...]:
     chosen = [int(np.flatnonzero(part.labels == label)[0]) for label in np.unique(part.labels)[:GOLDEN_SAMPLES]]
-    expected: NDArray[np.float32] = probabilities(checkpoint, part.pixels[chosen], temperature)
+    images = [golden_image(part, index) for index in chosen]
+    # Not the pixels of the part: where a crop follows the resize, the PNG of these would be resized and cropped once more.
+    pixels = np.stack([decode(image, checkpoint.input, MAX_GOLDEN_PIXELS) for image in images])
+    expected: NDArray[np.float32] = probabilities(checkpoint, pixels, temperature)
     return tuple(
         Golden.model_construct(
-            image=golden_image(part, index),
-            pixels_sha256=pixels_digest(part.pixels[index]),
+            image=image,
+            pixels_sha256=pixels_digest(found),
             probabilities=(tuple(row.tolist()),),
             tolerance=TOLERANCE["fp32"],
         )
-        for index, row in zip(chosen, expected, strict=True)
+        for image, found, row in zip(images, pixels, expected, strict=True)
     )
 
 

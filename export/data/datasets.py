@@ -16,6 +16,7 @@ from export.data.augmentation import Augmentation
 from export.data.cifar10 import load_cifar10
 from export.data.image_files import ImageFile, check_memory, describe, read_pixels, suitable_input
 from export.data.image_folder import list_folder
+from export.data.input_choice import InputChoice
 from export.data.mnist import load_mnist
 from export.data.splits import PARTS, files_digest, split_off_missing, stratified_split
 from export.files import read_file
@@ -85,20 +86,14 @@ class DatasetOptions:
     """Options of a data set; None takes its default.
 
     Attributes:
-        image_size: (height, width) of the network's input.
-        channels: 1 (gray) or 3.
-        fit: `crop`, `pad` or `stretch` to the input.
-        input: the whole input, of a network that there is already; instead of the three above.
+        input: of the network, if there is one already; else what is asked for.
         flip: as in Augmentation.
         shift_pixels: as in Augmentation.
     """
 
-    image_size: tuple[int, int] | None = None
-    channels: int | None = None
-    fit: str | None = None
+    input: InputSpec | InputChoice = field(default_factory=InputChoice)
     flip: bool | None = None
     shift_pixels: int | None = None
-    input: InputSpec | None = None
 
 
 def load_dataset(
@@ -260,11 +255,7 @@ def _check_every_class_left(parts: dict[str, Part], labels: tuple[str, ...], fol
 
 
 def _chosen_input(default: InputSpec, options: DatasetOptions) -> InputSpec:
-    if options.input is not None:
-        return options.input
-    height, width = options.image_size or (default.height, default.width)
-    chosen = {"height": height, "width": width, "channels": options.channels or default.channels}
-    return InputSpec.model_validate(chosen | ({"fit": options.fit} if options.fit else {}))
+    return options.input if isinstance(options.input, InputSpec) else options.input.of(default)
 
 
 def _chosen_augmentation(default: Augmentation, options: DatasetOptions, spec: InputSpec, readable: bool = False) -> Augmentation:
@@ -287,7 +278,7 @@ def _resized(
 ) -> Part:
     """A part of images uint8[N,h,w] or uint8[N,h,w,3] in memory."""
     pixels = images.reshape(len(images), *images.shape[1:3], -1)
-    if pixels.shape[1:] != spec.shape:
+    if pixels.shape[1:] != spec.shape or spec.crop is not None:  # a crop is of a picture that was made larger
         check_memory(len(images), spec)
         pixels = np.empty((len(images), *spec.shape), np.uint8)
         for index, image in enumerate(images):

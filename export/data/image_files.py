@@ -98,7 +98,7 @@ def read_pixels(
 
     The pixels of a broken file are 0.
     """
-    pixels = np.zeros((len(files), *spec.shape), dtype=np.uint8)
+    pixels = np.zeros((len(files), *spec.shape), spec.dtype)
 
     def decode_into(index: int) -> str | None:
         try:

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from export.data import datasets
 from export.data.augmentation import Augmentation
 from export.data.datasets import DatasetOptions
+from export.data.input_choice import InputChoice
 from service.errors import UserError
 from service.model.contract import InputSpec
 from service.model.preprocessing import decode
@@ -31,17 +33,21 @@ def test_choices_replace_the_default_input_and_augmentation(tmp_path: Path) -> N
     gray = pets(tmp_path / "gray", {"a": 3, "b": 3}, size=(20, 20), mode="L")
     assert datasets.load_dataset(str(gray), 0).input.shape == (20, 20, 1)
     wide = pets(tmp_path / "wide", {"a": 3, "b": 3}, size=(40, 20))
-    for fit in ("stretch", "crop", "pad"):
-        found = datasets.load_dataset(
-            str(wide), 0, options=DatasetOptions(image_size=(16, 16), fit=fit, flip=False, shift_pixels=3)
-        )
-        assert found.input == InputSpec(height=16, width=16, channels=3, resize={"crop": "cover"}.get(fit, fit))
+    for choice, resize, crop in (
+        (InputChoice((16, 16)), "stretch", None),
+        (InputChoice((16, 16), resize="cover"), "cover", None),
+        (InputChoice((16, 16), resize="pad"), "pad", None),
+        (InputChoice(resize="short:18", crop=(16, 16)), "short:18", "center"),
+        (InputChoice(resize="none", crop=(16, 16)), "none", "center"),
+    ):
+        found = datasets.load_dataset(str(wide), 0, options=DatasetOptions(choice, flip=False, shift_pixels=3))
+        assert found.input == InputSpec(height=16, width=16, channels=3, resize=resize, crop=crop)
         assert np.array_equal(decode(found.test.encoded(0), found.input, 1 << 20), found.test.pixels[0])
         assert found.augmentation == Augmentation(3, flip=False, padding="reflect")
 
 
 def test_a_published_data_set_is_reloaded_from_its_source(mnist: Path, tmp_path: Path) -> None:
-    found = datasets.load_dataset("mnist", 5, mnist, DatasetOptions(image_size=(20, 24), channels=3, fit="pad"))
+    found = datasets.load_dataset("mnist", 5, mnist, DatasetOptions(InputChoice((20, 24), 3, "pad")))
     assert found.source == f"mnist:{mnist}"
     assert found.test.pixels.shape == (50, 20, 24, 3)
     again = datasets.reload_dataset(found.source, 5, found.input, found.labels)
@@ -57,7 +63,7 @@ def test_a_published_data_set_is_reloaded_from_its_source(mnist: Path, tmp_path:
 
 def test_a_moved_folder_is_reloaded_and_other_classes_are_refused(tmp_path: Path) -> None:
     root = pets(tmp_path / "pets", {"cat": 10, "dog": 10}, mode="L")
-    found = datasets.load_dataset(str(root), 3, options=DatasetOptions(image_size=(9, 9), channels=3))
+    found = datasets.load_dataset(str(root), 3, options=DatasetOptions(InputChoice((9, 9), 3)))
     moved = root.rename(tmp_path / "moved")
     with pytest.raises(UserError, match=r"cannot load the data of this run again: .*pets"):
         datasets.reload_dataset(found.source, 3, found.input, found.labels)
@@ -93,3 +99,11 @@ def test_progress_counts_every_picture(tmp_path: Path) -> None:
     assert last == {
         "looking at training": (180, 180), "reading training": (144, 144), "reading validation": (18, 18), "reading test": (18, 18),
     }  # fmt: skip
+
+
+def test_a_crop_is_cut_of_a_larger_picture_even_if_the_data_have_the_size_of_the_input(mnist: Path) -> None:
+    whole = datasets.load_dataset("mnist", 5, mnist)
+    found = datasets.load_dataset("mnist", 5, mnist, DatasetOptions(InputChoice(resize="short:32", crop=(28, 28))))
+    assert found.input.shape == whole.input.shape
+    larger = np.asarray(Image.fromarray(whole.test.pixels[0][:, :, 0]).resize((32, 32), Image.Resampling.BILINEAR))
+    assert np.array_equal(found.test.pixels[0][:, :, 0], larger[2:30, 2:30])

@@ -7,6 +7,7 @@ import numpy as np
 from export.data import datasets
 from export.data.augmentation import Augmentation
 from export.data.datasets import DatasetOptions
+from export.data.input_choice import InputChoice
 from export.data.splits import stratified_split
 from service.model.preprocessing import decode
 from tests.unit.data.pictures import draw, pets
@@ -53,7 +54,7 @@ def test_two_class_folders_are_split_in_three(tmp_path: Path) -> None:
 def test_another_picture_changes_the_digest(tmp_path: Path) -> None:
     root = pets(tmp_path / "pets", {"cat": 10, "dog": 10})
     digest = datasets.load_dataset(str(root), 3).digest
-    assert datasets.load_dataset(str(root), 3, options=DatasetOptions(image_size=(9, 9))).digest == digest
+    assert datasets.load_dataset(str(root), 3, options=DatasetOptions(InputChoice((9, 9)))).digest == digest
     assert datasets.load_dataset(str(root), 4).digest != digest, "the same pictures in other parts"
     root = root.rename(tmp_path / "moved")
     assert datasets.load_dataset(str(root), 3).digest == digest

@@ -25,6 +25,27 @@ def test_help_shows_every_option_once_and_the_recipes_and_networks() -> None:
         assert f"\n  {name} " in shown
 
 
+def test_options_that_contradict_each_other_or_the_data_are_one_line_and_nothing_is_written(tmp_path: Path) -> None:
+    (tmp_path / "other.pth").write_bytes(b"")
+    for given, message in {
+        "--fit pad --resize stretch": "--fit pad is short for --resize pad: one of the two is accepted",
+        "--crop 224": "--crop 224 needs --resize (stretch, pad or cover",
+        "--network nowhere.py:Net": "--network nowhere.py:Net: no such file: ",
+        f"--weights {tmp_path}/other.pth": "not weights that can be read",
+        "--mean imagenet": "--mean: 3 numbers for an input of 1 channels, gray; --channels changes it",
+        "--channels rgb --std 0.5": "--std: 1 numbers for an input of 3 channels, colour; --channels changes it",
+        "--mean 123.7,116.3,103.5": "each from 0 to 1, for pixels of 0 to 1.",
+        "--std 0": "each from 0 (not itself) to 1, for pixels of 0 to 1.",
+        "--freeze layer1": "--freeze layer1: no weight has a name that starts so; they start with conv1, ",
+    }.items():
+        output = tmp_path / "run"
+        done = CliRunner().invoke(train, ["--data", "digits", "--output", str(output), *given.split()])
+        said = done.output + str(done.exception)
+        assert done.exit_code, given
+        assert message in " ".join(said.split()), given
+        assert not output.exists(), given
+
+
 def test_a_run_has_one_training_at_a_time(tmp_path: Path) -> None:
     lock_run(tmp_path)
     holding = "import sys; from pathlib import Path; from export.cli.output_folder import lock_run; lock_run(Path(sys.argv[1]))"
