@@ -94,7 +94,8 @@ def trained(work: Path, data: Path, name: str, options: list[str]) -> tuple[list
     """The validation accuracy of each epoch, and what the training says of the test part."""
     run = work / name.replace(" ", "-")
     shutil.rmtree(run, ignore_errors=True)
-    command = [sys.executable, "-m", "service.cli", "train", "--data", data, "--network", work / "lite0.py:lite0", "--output", run]
+    network = f"{work / 'lite0.py'}:lite0"
+    command = [sys.executable, "-m", "service.cli", "train", "--data", str(data), "--network", network, "--output", str(run)]
     # Threads that wait for each other on cores that others want lose more than they share.
     environment = {"OMP_NUM_THREADS": "1"} | os.environ | {"PYTHONPATH": f"{work / 'packages'}:{os.environ.get('PYTHONPATH', '')}"}
     done = subprocess.run([*command, *options], env=environment, stdout=subprocess.PIPE, text=True, check=True)
