@@ -26,7 +26,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from export.data.datasets import Dataset
 from export.training.checkpoint import load_checkpoint
 from service.client import CallFailed, Client
+from service.config import ServerConfig
+from service.errors import UserError
 from service.pb.convoy.v1 import classifier_pb2 as pb
+from service.server import Server
 from tests.conftest import Spawn, convoy, put
 from tests.hostile_models import endless_loop
 from tests.program import convoy_here, one_line
@@ -251,14 +254,7 @@ def test_serve_says_what_is_wrong_in_one_line(repository: Path, tmp_path: Path, 
     assert "the port is in use" in one_line(convoy("serve", repository, "--grpc-port", "0", "--http-port", port))
     assert "no repository folder" in one_line(convoy("serve", tmp_path / "nowhere", *ports))
     assert "99999 is not in the range" in one_line(convoy_here("serve", repository, "--grpc-port", "99999"))
-    assert "not a file in a folder" in one_line(convoy("serve", repository, *ports, "--ready-file", tmp_path / "no" / "ready"))
-    assert "provider 'cuda' is not in the installed ONNX Runtime" in one_line(
-        convoy("serve", repository, *ports, "--provider", "cuda")
-    )
-    assert "is not a folder" in one_line(convoy("serve", __file__, *ports))
-    assert "--host 'no such host' cannot be resolved" in one_line(convoy("serve", repository, *ports, "--host", "no such host"))
     assert "nan is not a finite number" in one_line(convoy_here("serve", repository, *ports, "--drain-seconds", "nan"))
-    assert "--ready-file '/proc/x'" in one_line(convoy("serve", repository, *ports, "--ready-file", "/proc/x"))
     assert "Missing argument 'REPOSITORY'" in one_line(convoy_here("serve"))
     assert "No such option" in one_line(convoy_here("serve", repository, "--nope"))
     assert "CONVOY_GRPC_PORT" in one_line(convoy_here("serve", repository, CONVOY_GRPC_PORT="tcp://10.0.0.1:8001"))
@@ -270,6 +266,22 @@ def test_serve_says_what_is_wrong_in_one_line(repository: Path, tmp_path: Path, 
     assert running.process.poll() is None
     running.process.send_signal(signal.SIGHUP)
     assert running.process.wait(30) == 0, "a terminal that is closed ends it as Ctrl-C does"
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"repository": Path(__file__)}, "is not a folder"),
+        ({"host": ("no such host",)}, "--host 'no such host' cannot be resolved"),
+        ({"provider": "cuda"}, "provider 'cuda' is not in the installed ONNX Runtime"),
+        ({"ready_file": Path(__file__).parent / "no" / "ready"}, "not a file in a folder"),
+        ({"ready_file": Path("/proc/x")}, "--ready-file '/proc/x'"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], says: str, repository: Path) -> None:
+    with pytest.raises(UserError, match=re.escape(says)) as refused:
+        Server(ServerConfig(**{"repository": repository, "grpc_port": 0, "http_port": 0, **settings}))
+    assert "\n" not in str(refused.value)
 
 
 def test_the_ready_file_appears_whole_and_a_stale_one_is_gone_first(repository: Path, tmp_path: Path) -> None:
