@@ -6,6 +6,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that wait for each othe
 os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")  # as `convoy serve` does; read when gRPC starts
 
 import contextlib
+import fcntl
 import json
 import resource
 import signal
@@ -51,19 +52,35 @@ def digits() -> datasets.Dataset:
     return datasets.load_dataset("digits", SEED)
 
 
+def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that `make` has filled, once for all of xdist's processes: the first that needs it. Read it; do not change it."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (root / name).exists():
+            folder = tmp_path_factory.mktemp(name)
+            make(folder)
+            folder.rename(root / name)
+    return root / name
+
+
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory, digits: datasets.Dataset) -> Path:
     """The run folder of a short real training."""
-    folder = tmp_path_factory.mktemp("run")
-    loop.train(digits, Settings("article-cnn", epochs=6, seed=SEED), folder)
-    return folder
+    settings = Settings("article-cnn", epochs=6, seed=SEED)
+    return made_once(tmp_path_factory, "run", lambda folder: loop.train(digits, settings, folder))
 
 
 @pytest.fixture(scope="session")
 def model_file(tmp_path_factory: pytest.TempPathFactory, run: Path, digits: datasets.Dataset) -> Path:
     """A real exported model. Read it, copy it; do not change it."""
-    repository = tmp_path_factory.mktemp("exported")
-    return pipeline.export(load_checkpoint(run), digits, repository, "digits").path
+
+    def export(folder: Path) -> None:
+        pipeline.export(load_checkpoint(run), digits, folder, "digits")
+
+    return made_once(tmp_path_factory, "exported", export) / "digits" / "1" / "model.onnx"
 
 
 @pytest.fixture
@@ -133,12 +150,14 @@ SLOW_SECONDS = 0.25
 @pytest.fixture(scope="session")
 def slow_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model whose batches, of any size, take about SLOW_SECONDS on this machine. Read it, copy it; do not change it."""
-    path = tmp_path_factory.mktemp("slow") / "model.onnx"
-    products = 8
-    _slow_model(path, products)
-    seconds = load_model(path, "cpu", cpus.cpu_budget()).measure(1)[1]
-    _slow_model(path, max(products, round(products * SLOW_SECONDS / seconds)))
-    return path
+
+    def write(folder: Path) -> None:
+        path, products = folder / "model.onnx", 8
+        _slow_model(path, products)
+        seconds = load_model(path, "cpu", cpus.cpu_budget()).measure(1)[1]
+        _slow_model(path, max(products, round(products * SLOW_SECONDS / seconds)))
+
+    return made_once(tmp_path_factory, "slow", write) / "model.onnx"
 
 
 def _depth(output: str) -> float:
