@@ -194,8 +194,8 @@ def test_a_signal_at_any_line_of_the_code_that_it_interrupts_ends_the_process(tm
     assert 30 < int(result.stdout) < 1000
 
 
-FORKS = {"decoder.py", "trial_process.py"}
-"""What runs in forks of helper processes, which have no ready file."""
+FORKS = {"decoder.py", "trial_process.py", "trial_server.py"}
+"""What runs in forks, which have no ready file."""
 
 
 def test_every_exit_at_once_goes_that_way() -> None:
