@@ -6,10 +6,12 @@ LOCK := .ci/requirements.lock
 LOWEST_LOCK := .ci/lowest.lock
 CLIENTS := $(VENV)/clients
 CLIENTS_LOCK := .ci/clients.lock
+PIXELS := $(VENV)/pixels
+PIXELS_LOCK := .ci/pixels.lock
 WHEELS := $(VENV)/wheels
 PERF_ANALYZER := $(VENV)/perf_analyzer
 
-.PHONY: help demo test test-system test-slow test-image test-cluster setup clients perf-analyzer check check-kit bench format \
+.PHONY: help demo test test-system test-slow test-image test-cluster setup clients pixels perf-analyzer check check-kit bench format \
 	protos sync-client dashboards rules docs version lock clean
 .DEFAULT_GOAL := help
 unexport PYTHONDONTWRITEBYTECODE  # hundreds of the tests' processes start faster when one has compiled the code for all
@@ -46,6 +48,18 @@ $(CLIENTS)/.ready: $(CLIENTS_LOCK) | $(VENV)/.ready
 	@echo "building $(CLIENTS) from $(CLIENTS_LOCK)"
 	@test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
 	@$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $(CLIENTS_LOCK)
+	@touch $@
+
+pixels: $(PIXELS)/.ready  ## compare pictures, value by value, with torchvision, timm, Hugging Face, TensorFlow, Keras and OpenCV
+	$(PIXELS)/bin/python -m pytest -c tests/conformance/pixels/pytest.ini tests/conformance/pixels
+
+# It sees the packages of .venv, so that Pillow, numpy and PyTorch are those that serve and train; the lock has what they need beside.
+$(PIXELS)/.ready: $(PIXELS_LOCK) | $(VENV)/.ready
+	@echo "building $(PIXELS) from $(PIXELS_LOCK): it takes 2 GB"
+	@test -x $(PIXELS)/bin/python || $(PYTHON) -m venv $(PIXELS)
+	@$(PIXELS)/bin/python -c 'import sys, sysconfig, pathlib; pathlib.Path(sysconfig.get_path("purelib"), "venv.pth").write_text(sys.argv[1])' \
+		"$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	@$(PIXELS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement $(PIXELS_LOCK)
 	@touch $@
 
 # What tests/integration/test_base_installation.py installs, so that it works offline.
@@ -130,6 +144,10 @@ lock:  ## renew the pins: the newest versions that pyproject.toml admits, and th
 	rm -rf $(VENV)/lock && $(PYTHON) -m venv $(VENV)/lock
 	$(VENV)/lock/bin/python -m pip install --quiet 'tritonclient[grpc,http]' kserve pytest pytest-timeout
 	.ci/freeze $(VENV)/lock/bin/python > $(CLIENTS_LOCK)
+	rm -rf $(VENV)/lock && $(PYTHON) -m venv $(VENV)/lock
+	$(VENV)/lock/bin/python -m pip install --quiet --constraint $(LOCK) torchvision timm transformers tensorflow-cpu keras opencv-python-headless
+	.ci/freeze $(VENV)/lock/bin/python $(LOCK) > $(PIXELS_LOCK)
+	rm -rf $(VENV)/lock && $(PYTHON) -m venv $(VENV)/lock
 	$(VENV)/lock/bin/python -m pip install --quiet uv
 	.ci/lowest $(VENV)/lock/bin/uv > $(LOWEST_LOCK)
 	rm -rf $(VENV)/lock

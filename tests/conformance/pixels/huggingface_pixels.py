@@ -40,7 +40,6 @@ def test_hugging_face_shortest_edge_and_center_crop(
         crop_size={"height": height, "width": width},
         resample=RESAMPLE[filter_],
         **RAW,
-        do_convert_rgb=False,
     )
     spec = InputSpec(
         height=height, width=width, channels=3, resize=f"short:{short}", filter=filter_, crop="center-floor", alpha="drop",
