@@ -11,8 +11,8 @@ A model has seen pixels that one library made, and libraries round differently. 
 
 Pillow resizes whole pictures: a part of one, by `resize(box=)`, has other pixels than it has in the whole. So a picture is refused
 if it is so long and thin that resizing its shorter side gives too many pixels. The other two filters compute what the crop keeps.
-Pillow changes one side first and rounds, then the other; which is first has changed between 11 and 13, and with it every fifth value
-of some pictures, by one. Here it is always as in 13, so that a model has the same pixels on all versions.
+Pillow changes one side first and rounds, then the other; which is first has changed between 11 and 13, and with it some values of
+some pictures, by one. Here it is always as in 13, so that a model has the same pixels on all versions.
 """
 
 from typing import Any, NamedTuple
