@@ -82,17 +82,22 @@ def evaluate(
     if predictions is not None:
         write_predictions(predictions, found)
         files = [str(predictions)]
-    content = json.dumps({**_heading(served, found), **summary.as_json(found.scores)}, indent=2, ensure_ascii=False)
+    one_label = found.head.activation != "multilabel"
+    figures_of = summary.as_json(found.scores) if one_label else summary.multilabel_as_json(found.multilabel_scores)
+    content = json.dumps({**_heading(served, found), **figures_of}, indent=2, ensure_ascii=False)
     if output is not None:
         create_output_folder(output)
         write_file(output / EVALUATION, f"{content}\n".encode())
-        drawn = figures.draw(found.scores, found.encoded, served.contract.input, output)
+        drawn = figures.draw(found.scores, found.encoded, served.contract.input, output) if one_label else []
         files.append(f"{output}: {', '.join([EVALUATION, *drawn])}")
     if as_json:
         click.echo(content)
         return
     console.print("\n".join(_headlines(served, found)), soft_wrap=True, markup=False)
-    summary.show(found.scores, console)
+    if one_label:
+        summary.show(found.scores, console)
+    else:
+        summary.show_multilabel(found.multilabel_scores, console)
     if files:
         console.print("", *(f"wrote {line}" for line in files), sep="\n", soft_wrap=True, markup=False)
 
@@ -157,7 +162,7 @@ def _headlines(served: "Model", found: "Measured") -> list[str]:
     part = pictures.name if pictures.part == "all" else f"the {pictures.part} part of {pictures.name}"
     head = f", {found.head.name!r}" if len(contract.heads) > 1 else ""
     lines = [f"{contract.name}{head} ({contract.precision}, sha256 {served.digest[:12]}, on {served.provider}) on {part}"]
-    shown = [repr(score.label) for score in found.scores.classes if score.items]
+    shown = [repr(found.head.labels[index]) for index in sorted(set(found.classes[found.measured].tolist()))]
     if len(shown) < len(found.head.labels):
         lines.append(f"{len(shown)} of its {len(found.head.labels)} labels have pictures: {first_of(shown, _SHOWN_LABELS)}")
     if training is None:

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from export.evaluation.multilabel import MultilabelScores
 from export.evaluation.scores import ClassScore, Scores
 from export.text import first_of, percent_or_dash
 
@@ -37,6 +38,43 @@ def as_json(scores: Scores) -> dict[str, object]:
         "labels": [scores.labels[index] for index in scores.occurring],
         "confusion": scores.confusion.tolist(),
     }
+
+
+def multilabel_as_json(scores: MultilabelScores) -> dict[str, object]:
+    """The scores of labels of which a picture may have several. Fractions are of 1; undefined values are null."""
+    precision, recall, f1 = scores.overall
+    return {
+        "items": scores.items,
+        "threshold": scores.threshold,
+        "mean_average_precision": scores.mean_average_precision,
+        "precision": precision,
+        "recall": recall,
+        "f1": f1,
+        "exact": scores.exact,
+        "classes": [vars(score) for score in scores.classes],
+        "labels": scores.labels,
+    }
+
+
+def show_multilabel(scores: MultilabelScores, console: Console) -> None:
+    """Prints a headline, and the scores of every label, or of those with the lowest average precision."""
+    precision, recall, f1 = map(percent_or_dash, scores.overall)
+    console.print(
+        f"mean average precision as served: {scores.mean_average_precision:.2%} ({len(scores.labels)} labels, "
+        f"{scores.items} images)\n"
+        f"from a probability of {scores.threshold:g} on: precision {precision}, recall {recall}, F1 {f1}; "
+        f"all labels of an image right: {scores.exact:.1%}\n",
+        soft_wrap=True, markup=False,
+    )  # fmt: skip
+    classes = sorted(scores.classes, key=lambda score: score.average_precision or 0.0)[:_SHOWN_CLASSES]
+    title = f"the {_SHOWN_CLASSES} hardest of {len(scores.labels)} labels" if len(scores.labels) > _SHOWN_CLASSES else None
+    table = Table("label", title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    for head in ("images", "precision", "recall", "F1", "average precision"):
+        table.add_column(head, justify="right")
+    for score in classes:
+        shares = map(percent_or_dash, (score.precision, score.recall, score.f1, score.average_precision))
+        table.add_row(Text(score.label), f"{score.items:,}", *shares)
+    console.print(table)
 
 
 def headline(scores: Scores) -> str:

@@ -4,12 +4,14 @@ The pictures are read and decoded batch by batch, the next one by threads while 
 fit into memory. A broken picture is counted and left out. Needs neither PyTorch nor onnx.
 """
 
+import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,7 @@ from export.data.image_files import MAX_PIXELS
 from export.data.labelled_pictures import LabelledPictures, pictures_of_folder
 from export.evaluation.label_mapping import map_labels
 from export.evaluation.measurement import batches
+from export.evaluation.multilabel import MultilabelScores
 from export.evaluation.scores import Scores
 from export.progress import OnCount, OnProgress, ignore_progress
 from export.text import first_of
@@ -31,23 +34,48 @@ _LISTED = 3
 
 @dataclass(frozen=True)
 class Measured:
-    """A head's answers to labelled pictures.
+    """A head's answers to labelled pictures: N of them, as some may be broken or left out.
 
     Attributes:
-        pictures: all, with those that are not in `scores`.
+        pictures: all.
         head: whose answers these are.
-        scores: N answers.
         classes: int64[all pictures], the true class of each, as an index of the head's labels; -1 for one that was left out.
-        measured: int64[N], the pictures that `scores` are of, by their index.
+        measured: int64[N], the pictures that were answered, by their index.
+        probabilities: float32[N,K], the answers.
         broken: what is wrong with each picture that could not be read or decoded, by its index.
+        digests: of the N files; empty unless a picture may have several labels.
+        temperature: of the model's calibration.
     """
 
     pictures: LabelledPictures
     head: Head
-    scores: Scores
     classes: NDArray[np.int64]
     measured: NDArray[np.int64]
+    probabilities: NDArray[np.float32]
     broken: Mapping[int, str]
+    digests: tuple[bytes, ...] = ()
+    temperature: float = 1.0
+
+    @cached_property
+    def scores(self) -> Scores:
+        """Of a head that has one label for a picture."""
+        return Scores(self.head.labels, self.classes[self.measured], self.probabilities, self.temperature)
+
+    @cached_property
+    def multilabel_scores(self) -> MultilabelScores:
+        """Of a head that may have several. A picture has the labels of all folders that hold the same file, and no other.
+
+        Labels without a folder are not measured: nothing says which pictures have them.
+        """
+        assert self.head.threshold is not None  # noqa: S101 - validated with the contract
+        known, column = np.unique(self.classes[self.measured], return_inverse=True)
+        rows: dict[bytes, int] = {}
+        row = np.array([rows.setdefault(digest, len(rows)) for digest in self.digests])
+        truth = np.zeros((len(rows), len(known)), np.bool_)
+        truth[row, column] = True
+        first = np.unique(row, return_index=True)[1]
+        labels = tuple(self.head.labels[index] for index in known)
+        return MultilabelScores(labels, truth, self.probabilities[np.ix_(first, known)], self.head.threshold)
 
     def encoded(self, answer: int) -> bytes:
         """The picture of an answer."""
@@ -95,7 +123,7 @@ def measure(
         on_count: called with the number of pictures after each batch.
 
     Raises:
-        UserError: there is no such head, or it is multilabel; a class is none of its labels; the model fails; or no picture can be
+        UserError: there is no such head; a class is none of its labels; the model fails; or no picture can be
             decoded.
     """
     chosen = choose_head(served.contract, head)
@@ -103,33 +131,31 @@ def measure(
     classes = np.array([-1 if label is None else label for label in label_of], np.int64)[pictures.classes]  # int64[all pictures]
     wanted = np.flatnonzero(classes >= 0)
     output = [spec.name for spec in served.outputs].index(chosen.output)
-    answers: list[NDArray[np.float32]] = []
-    measured: list[NDArray[np.int64]] = []
+    probabilities = np.empty((len(wanted), len(chosen.labels)), np.float32)
+    measured = np.empty(len(wanted), np.int64)
+    digests: list[bytes] = []
     broken: dict[int, str] = {}
-    for batch in _decoded(pictures, wanted, served.contract.input):
+    items = 0
+    for batch in _decoded(pictures, wanted, served.contract.input, with_digests=chosen.activation == "multilabel"):
         broken |= batch.broken
-        if len(batch.indices):
-            answers.append(_answers(served, batch, output, pictures))
-            measured.append(batch.indices)
+        digests += batch.digests
+        if more := len(batch.indices):
+            probabilities[items : items + more] = _answers(served, batch, output, pictures)
+            measured[items : items + more] = batch.indices
+            items += more
         on_count(batch.done, len(wanted))
-    if not measured:
+    if not items:
         raise UserError(f"{pictures.name}: no picture to measure on{_reason(pictures, broken)}")
-    kept = np.concatenate(measured)
-    scores = Scores(chosen.labels, classes[kept], np.concatenate(answers), served.contract.temperature)
-    return Measured(pictures, chosen, scores, classes, kept, broken)
+    return Measured(
+        pictures, chosen, classes, measured[:items], probabilities[:items], broken, tuple(digests), served.contract.temperature
+    )
 
 
 def choose_head(contract: Contract, name: str) -> Head:
-    """The head of this name, or the first. Raises UserError if there is none, or a folder cannot measure it."""
+    """The head of this name, or the first. Raises UserError if there is none."""
     head = next((head for head in contract.heads if name in ("", head.name)), None)
     if head is None:
         raise UserError(f"--head {name}: the model has {', '.join(repr(head.name) for head in contract.heads)}")
-    if head.activation == "multilabel":
-        others = [repr(other.name) for other in contract.heads if other.activation != "multilabel"]
-        raise UserError(
-            f"the model's head {head.name!r} is multilabel: a picture may have several of its labels, and a folder says one"
-            + (f"; --head takes {', '.join(others)}" if others else "")
-        )
     return head
 
 
@@ -138,17 +164,27 @@ class _Batch(NamedTuple):
 
     pixels: NDArray[Any]
     indices: NDArray[np.int64]
+    digests: list[bytes]
     broken: dict[int, str]
     done: int
 
 
-def _decoded(pictures: LabelledPictures, wanted: NDArray[np.int64], spec: InputSpec) -> Iterator[_Batch]:
+class _Decoded(NamedTuple):
+    pixels: NDArray[Any]
+    digest: bytes
+
+
+_Task: TypeAlias = "Future[_Decoded | str]"
+
+
+def _decoded(pictures: LabelledPictures, wanted: NDArray[np.int64], spec: InputSpec, *, with_digests: bool) -> Iterator[_Batch]:
     """The pictures in batches; one more is decoded ahead. The threads stop when the iterator is closed, as by Ctrl-C."""
     pool = ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0))))
+    decode_one = partial(_decode, pictures, spec=spec, with_digest=with_digests)
     try:
-        ahead: list[tuple[slice, list[Future[NDArray[Any] | str]]]] = []
+        ahead: list[tuple[slice, list[_Task]]] = []
         for batch in batches(len(wanted), spec):
-            ahead.append((batch, [pool.submit(_decode, pictures, int(index), spec) for index in wanted[batch]]))
+            ahead.append((batch, [pool.submit(decode_one, int(index)) for index in wanted[batch]]))
             if len(ahead) > 1:
                 yield _collected(wanted, *ahead.pop(0))
         for rest in ahead:
@@ -157,21 +193,23 @@ def _decoded(pictures: LabelledPictures, wanted: NDArray[np.int64], spec: InputS
         pool.shutdown(cancel_futures=True)
 
 
-def _collected(wanted: NDArray[np.int64], batch: slice, tasks: Sequence["Future[NDArray[Any] | str]"]) -> _Batch:
+def _collected(wanted: NDArray[np.int64], batch: slice, tasks: Sequence[_Task]) -> _Batch:
     found = list(zip(wanted[batch], (task.result() for task in tasks), strict=True))
-    good = [(index, pixels) for index, pixels in found if not isinstance(pixels, str)]
+    good = [(index, picture) for index, picture in found if not isinstance(picture, str)]
     return _Batch(
-        np.stack([pixels for _, pixels in good]) if good else np.empty(0, np.uint8),
+        np.stack([picture.pixels for _, picture in good]) if good else np.empty(0, np.uint8),
         np.array([index for index, _ in good], np.int64),
+        [picture.digest for _, picture in good if picture.digest],
         {int(index): problem for index, problem in found if isinstance(problem, str)},
         batch.stop,
     )
 
 
-def _decode(pictures: LabelledPictures, index: int, spec: InputSpec) -> NDArray[Any] | str:
-    """A picture as the server decodes it, [H,W,C]; or what is wrong with it."""
+def _decode(pictures: LabelledPictures, index: int, *, spec: InputSpec, with_digest: bool) -> _Decoded | str:
+    """A picture as the server decodes it, [H,W,C], and its file's SHA-256 if wanted; or what is wrong with it."""
     try:
-        return decode(pictures.encoded(index), spec, MAX_PIXELS)
+        encoded = pictures.encoded(index)
+        return _Decoded(decode(encoded, spec, MAX_PIXELS), hashlib.sha256(encoded).digest() if with_digest else b"")
     except OSError as error:
         return error.strerror or str(error)
     except (InvalidRequest, UserError) as error:

@@ -33,6 +33,7 @@ def write_predictions(path: Path, found: Measured) -> None:
 
     Columns: `path`; `label`, the true one as the model calls it; `predicted` and its `probability`; `label_probability`; the next
     best as `predicted_2`, `probability_2` and so on up to 5; `error` of a picture that could not be read, whose columns are empty.
+    Of a multilabel head `said` has the labels from its threshold on, with `|` between them.
 
     Raises:
         UserError: it cannot be written, as on a full disk.
@@ -50,9 +51,9 @@ def write_predictions(path: Path, found: Measured) -> None:
 
 
 def _rows(found: Measured) -> Iterator[list[object]]:
-    scores, pictures = found.scores, found.pictures
-    ranks = range(2, min(_TOP, len(scores.labels)) + 1)
-    best = [f"{what}_{rank}" for rank in ranks for what in ("predicted", "probability")]
+    pictures, labels, threshold = found.pictures, found.head.labels, found.head.threshold
+    ranks = range(2, min(_TOP, len(labels)) + 1)
+    best = [f"{what}_{rank}" for rank in ranks for what in ("predicted", "probability")] + ["said"] * (threshold is not None)
     yield ["path", "label", "predicted", "probability", "label_probability", *best, "error"]
     empty = [""] * (3 + len(best))
     answer = 0
@@ -60,10 +61,12 @@ def _rows(found: Measured) -> Iterator[list[object]]:
         if index in found.broken:
             yield [pictures.path(index), found.label(index), *empty, found.broken[index]]
             continue
-        row = scores.probabilities[answer]
-        order = np.argsort(-row, kind="stable")[: len(ranks) + 1]
-        cells = [cell for label in order for cell in (scores.labels[label], f"{row[label]:.6g}")]
-        yield [pictures.path(index), found.label(index), *cells[:2], f"{row[scores.truth[answer]]:.6g}", *cells[2:], ""]
+        row = found.probabilities[answer]
+        order = np.argsort(-row, kind="stable")
+        cells = [cell for label in order[: len(ranks) + 1] for cell in (labels[label], f"{row[label]:.6g}")]
+        if threshold is not None:
+            cells.append("|".join(labels[label] for label in order if row[label] >= np.float32(threshold)))
+        yield [pictures.path(index), found.label(index), *cells[:2], f"{row[found.classes[index]]:.6g}", *cells[2:], ""]
         answer += 1
 
 

@@ -127,6 +127,8 @@ class Scores:
     @cached_property
     def reliability_before(self) -> Reliability:
         """Calibration of the answers without the temperature."""
+        if self.temperature == 1.0:
+            return self.reliability
         return reliability(without_temperature(self.probabilities, self.temperature), self.truth)
 
     @property

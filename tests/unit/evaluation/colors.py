@@ -2,16 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 from PIL import Image
 
-from service.model.contract import METADATA_KEY, Contract, Head, InputSpec, Origin, Training, own_head
+from service.model.contract import METADATA_KEY, Contract, Head, InputSpec, Origin, Training
 
 RGB = ("red", "green", "blue")
-_SHADES = {"red": (200, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 200)}
+_SHADES = {"red": (200, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 200), "yellow": (200, 200, 20)}
 
 
 def color_model(
@@ -19,9 +20,12 @@ def color_model(
     labels: Sequence[str] = RGB,
     training: Training | None = None,
     further: Sequence[Head] = (),
-    activation: str = "softmax",
+    threshold: float | None = None,
 ) -> Path:
-    """Writes a model whose logits are a picture's red, green and blue, by 50. Further heads answer by red and green alone."""
+    """Writes a model whose logits are a picture's red, green and blue, by 50. Further heads answer by red and green alone.
+
+    With a threshold it is multilabel.
+    """
     nodes = [
         helper.make_node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT),
         helper.make_node("ReduceMean", ["pixels", "sides"], ["color"], keepdims=0),
@@ -44,7 +48,8 @@ def color_model(
         [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()],
     )  # fmt: skip
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    first = own_head(labels) if activation == "softmax" else own_head(labels, "multilabel").model_copy(update={"threshold": 0.5})
+    activation: Literal["softmax", "multilabel"] = "softmax" if threshold is None else "multilabel"
+    first = Head(name="probabilities", output="probabilities", labels=tuple(labels), activation=activation, threshold=threshold)
     contract = Contract(
         name="colors", input=InputSpec(height=4, width=4, channels=3), heads=(first, *further), precision="fp32", golden=(),
         training=training, origin=None if training else Origin(source="colors.pt", digest="0" * 64),

@@ -10,6 +10,7 @@ import pytest
 from export.data import datasets
 from export.data.labelled_pictures import load_pictures
 from export.evaluation.folder import measure, measure_folder
+from export.evaluation.predictions import write_predictions
 from service.errors import UserError
 from service.model.contract import Head
 from service.model.inference import Model
@@ -93,6 +94,26 @@ def test_the_head_is_chosen_by_name(tmp_path: Path) -> None:
         measure_folder(served, root)
     with pytest.raises(UserError, match=r"--head size: the model has 'probabilities', 'warm'$"):
         measure_folder(served, root, head="size")
+
+
+def test_where_a_picture_may_have_several_labels_it_has_those_of_all_its_folders(tmp_path: Path) -> None:
+    served = load_model(color_model(tmp_path / "model.onnx", threshold=0.4), "cpu", 1)
+    root = painted(tmp_path / "shapes", {"red": 2, "green": 1})
+    both = paint(root / "red" / "yellow.png", "yellow")
+    (root / "green" / "the same.png").write_bytes(both.read_bytes())
+    paint(root / "green" / "wrong.png", "red", shade=7)
+    (root / "green" / "empty.png").touch()
+    found = measure_folder(served, root)
+    scores = found.multilabel_scores
+    assert (scores.labels, scores.items, len(found.measured), len(found.broken)) == (("red", "green"), 5, 6, 1)
+    red, green = scores.classes
+    assert (red.items, red.precision, red.recall) == (3, 3 / 4, 1.0)
+    assert (green.items, green.precision, green.recall, green.f1) == (3, 1.0, 2 / 3, 4 / 5)
+    assert scores.exact == 4 / 5
+    write_predictions(tmp_path / "rows.csv", found)
+    assert [line.split(",")[-2] for line in (tmp_path / "rows.csv").read_text().splitlines()] == [
+        "said", "green", "", "red|green", "red", "red", "red", "red|green",
+    ]  # fmt: skip
 
 
 def test_few_pictures_are_held_at_a_time_and_interrupted_threads_end(colors: Model, tmp_path: Path) -> None:

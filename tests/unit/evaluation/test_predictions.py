@@ -10,7 +10,6 @@ import pytest
 from export.data.labelled_pictures import LabelledPictures
 from export.evaluation.folder import Measured
 from export.evaluation.predictions import check_predictions_file, write_predictions
-from export.evaluation.scores import Scores
 from service.errors import UserError
 from service.model.contract import own_head
 
@@ -30,8 +29,7 @@ def measured(*paths: str, broken: dict[int, str], classes: int = 6) -> Measured:
     kept = np.array([index for index in range(len(paths)) if index not in broken], np.int64)
     row = np.arange(classes, 0, -1, dtype=np.float32)
     probabilities = np.tile(row / row.sum(), (len(kept), 1))
-    scores = Scores(LABELS[:classes], np.full(len(kept), classes - 1), probabilities)
-    return Measured(pictures, own_head(LABELS[:classes]), scores, pictures.classes, kept, broken)
+    return Measured(pictures, own_head(LABELS[:classes]), pictures.classes, kept, probabilities, broken)
 
 
 def rows(path: Path) -> list[dict[str, str]]:

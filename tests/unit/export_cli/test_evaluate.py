@@ -118,6 +118,21 @@ def test_any_labelled_folder_is_measured(tmp_path: Path) -> None:
     assert content["left_out"] == [f"{root}/n1/empty.png: the image is empty (0 bytes)"]
 
 
+def test_labels_of_which_a_picture_may_have_several_are_measured_each(tmp_path: Path) -> None:
+    model = color_model(tmp_path / "model.onnx", threshold=0.4)
+    root = painted(tmp_path / "shapes", {"red": 2, "green": 2})
+    shown = evaluate(model, "--data", root, "--output", tmp_path / "out")
+    assert (
+        "2 of its 3 labels have pictures: 'red', 'green'\nmean average precision as served: 100.00% (2 labels, 4 images)" in shown
+    )
+    assert "from a probability of 0.4 on: precision 100.0%, recall 100.0%, F1 100.0%; all labels of an image right: 100.0%" in shown
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["evaluation.json"]
+    content = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert content["classes"][1] == {
+        "label": "green", "items": 2, "precision": 1.0, "recall": 1.0, "f1": 1.0, "average_precision": 1.0
+    }  # fmt: skip
+
+
 def test_a_model_is_not_measured_on_what_it_was_trained_on_unless_that_is_said(tmp_path: Path) -> None:
     root = painted(tmp_path / "shapes", {"red": 20, "green": 10, "blue": 10})
     dataset = datasets.load_dataset(str(root), 1)
