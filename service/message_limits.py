@@ -18,7 +18,7 @@ from service.memory_limit import memory_limit_bytes
 from service.model.input_size import input_item_bytes
 from service.model.repository_layout import model_names, model_path, version_numbers
 from service.policy import Policy
-from service.triton.settings import ModelSettings, read_settings
+from service.triton.settings import ModelSettings, declare, read_settings
 
 if TYPE_CHECKING:
     from service.model.trusted_keys import TrustedKeys
@@ -76,12 +76,13 @@ def _of_model(repository: Path, name: str, policies: Path | None, trusted: "Trus
     except OSError:
         versions = []  # likewise
     item_bytes = 0
+    declared = declare(settings.policy, settings.triton)
     for version in reversed(versions):
         path = model_path(repository, name, version, settings.triton.model_file)
         try:
             if trusted is not None:
                 trusted.verify_file(path)
-            item_bytes = input_item_bytes(path)
+            item_bytes = input_item_bytes(path, declared.input_shape or declared.open_sizes)
         except (ConvoyError, OSError):
             continue
         break

@@ -62,9 +62,11 @@ class Answer:
     @property
     def outputs(self) -> dict[str, NDArray[Any]]:
         """The outputs by name, each [n, *shape]; those that config.pbtxt lists, in its shapes, if it has others than the graph."""
-        served = self.served
-        outputs = {spec.name: output for spec, output in zip(served.model.outputs, self._outputs, strict=True)}
-        return outputs if served.forms is None else served.forms.from_items(outputs)
+        forms = self.served.forms
+        return self._by_name() if forms is None else forms.from_items(self._by_name())
+
+    def _by_name(self) -> dict[str, NDArray[Any]]:
+        return {spec.name: output for spec, output in zip(self.served.model.outputs, self._outputs, strict=True)}
 
     def best(self) -> Results:
         """For each item its `top_k` labels as (index, score), best first, equal scores by index."""
@@ -72,7 +74,7 @@ class Answer:
 
     def best_of_other_heads(self) -> list[Results]:
         """The best labels of each head but the first. Raises `not_finite` if a probability is NaN."""
-        outputs = self.outputs
+        outputs = self._by_name()
         scores = [outputs[head.output] for head in self.served.model.heads[1:]]
         if any(np.isnan(each).any() for each in scores):
             raise self.not_finite(f"model {self.served.name!r} gave NaN for this request")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from service.engine.batcher import Batcher, TraceBatch
 from service.engine.trial import Approval
+from service.model.declared import NOTHING_DECLARED, Declared
 from service.model.inference import Model
 from service.model.loading import load_model
 from service.model.model_files import read_model
@@ -43,6 +44,7 @@ def load_instances(
     cpus: int,
     signed: "SignedFiles | None" = None,
     approval: Approval | None = None,
+    declared: Declared = NOTHING_DECLARED,
     triton: TritonSettings = NO_TRITON,
 ) -> Loaded:
     """Loads as many instances of a model as its policy asks for, and measures how long batches take.
@@ -57,6 +59,7 @@ def load_instances(
         cpus: CPUs that this process may use.
         signed: what the files must be, if signatures are asked for.
         approval: what a trial of these files has found, if there was one.
+        declared: what is said of a model without a contract.
         triton: what the model's config.pbtxt says beside the policy.
 
     Raises:
@@ -69,7 +72,7 @@ def load_instances(
     name = f"model {path.parent.parent.name} version {path.parent.name}"
 
     def load(threads: int) -> Model:
-        return load_model(content, policy.provider or provider, threads, labels, max_batch_items, name, policy.declared)
+        return load_model(content, policy.provider or provider, threads, labels, max_batch_items, name, declared)
 
     threads = max(1, cpus // policy.instances)
     few = sessions_are_few()

@@ -31,6 +31,7 @@ from service.errors import (
     short_reason,
 )
 from service.malloc import return_freed_memory
+from service.model.declared import Declared
 from service.model.files import file_state
 from service.model.providers import Provider
 from service.model.repository_layout import LABELS_FILE, labels_path, model_path, read_labels, version_labels_path, version_numbers
@@ -40,7 +41,7 @@ from service.observability.trace_context import TraceContext
 from service.policy import Policy
 from service.triton.config_file import CONFIG_FILE
 from service.triton.model_config import TritonSettings
-from service.triton.settings import ModelSettings, read_settings, settings_paths
+from service.triton.settings import ModelSettings, declare, read_settings, settings_paths
 from service.triton.warmup import warmup_files
 
 if TYPE_CHECKING:
@@ -276,7 +277,11 @@ class ModelLoader:
         policy, triton, _ = settings
         path = model_path(folder, name, version, triton.model_file)
         files = self._files.states(path)
-        labels = (version_labels_path(folder, name, version), _labels_file(folder, name, triton))
+        labels = (
+            version_labels_path(folder, name, version),
+            labels_path(folder, name),
+            *_label_files(folder / name, triton).values(),
+        )
         beside = [*labels, *warmup_files(folder / name, triton.warmup)]
         keys = policy.model_dump(exclude={"versions", "aliases"})
         fingerprint = (files, *map(file_state, beside), keys, triton._replace(unused=()))
@@ -312,12 +317,12 @@ class ModelLoader:
         path = model_path(shared.folder, name, version, triton.model_file)
         try:
             signed = None if shared.trusted is None else shared.trusted.verify(path.parent)  # before anything of it is parsed
-            labels = self._labels(version, settings, signed)
+            labels, declared = self._declared(version, settings, signed)
             approval = None
             if shared.try_version is not None:
-                trial = Trial(path.absolute(), labels, policy, shared.provider, shared.cpus, self._asked, signed, triton)
+                trial = Trial(path.absolute(), labels, policy, shared.provider, shared.cpus, self._asked, signed, declared, triton)
                 approval = shared.try_version(trial)
-            loaded = load_instances(path, labels, policy, shared.provider, shared.cpus, signed, approval, triton)
+            loaded = load_instances(path, labels, policy, shared.provider, shared.cpus, signed, approval, declared, triton)
             model = loaded.instances[0]
             metrics = shared.metrics.model_loaded(name, str(version), model.labels, model.gives_probabilities)
             trace_batch = None if shared.trace_batch is None else partial(shared.trace_batch, name, version)
@@ -354,18 +359,28 @@ class ModelLoader:
         )  # fmt: skip
         return ServedVersion(name, version, model, policy, batcher, metrics, fingerprint, triton, loaded.forms)
 
-    def _labels(self, version: int, settings: ModelSettings, signed: "SignedFiles | None") -> tuple[str, ...] | None:
-        """The labels in the version's folder, else in the model's, unless its policy has some."""
+    def _declared(
+        self, version: int, settings: ModelSettings, signed: "SignedFiles | None"
+    ) -> tuple[tuple[str, ...] | None, Declared]:
+        """The labels of the scores that a file has, and what is said of a model without a contract.
+
+        Labels in the version's folder come before those of the policy, and these before those in the model's folder.
+        """
         policy, triton, _ = settings
         folder, name = self._shared.folder, self._name
+        declared = declare(policy, triton)
         check = None if signed is None else partial(signed.check_read, LABELS_FILE)
         labels = read_labels(version_labels_path(folder, name, version), check)
         if labels is not None or policy.labels:
-            return labels
-        labels = read_labels(_labels_file(folder, name, triton))
-        if labels is None and triton.label_file:
-            raise InvalidModel(f"{CONFIG_FILE}: there is no file {triton.label_file!r} in the model's folder")
-        return labels
+            return labels, declared
+        if not triton.label_files:
+            return read_labels(labels_path(folder, name)), declared
+        found = {output: read_labels(path) for output, path in _label_files(folder / name, triton).items()}
+        for output, file in triton.label_files:
+            if found[output] is None:
+                raise InvalidModel(f"{CONFIG_FILE}: there is no file {file!r} in the model's folder")
+        named = {output: labels for output, labels in found.items() if labels is not None}
+        return None, declared._replace(labels=named, labels_from=CONFIG_FILE)
 
     def _fail(
         self,
@@ -423,8 +438,9 @@ class ModelLoader:
             self.failures = {version: failure for version, failure in self.failures.items() if version in keep}
 
 
-def _labels_file(folder: Path, name: str, triton: TritonSettings) -> Path:
-    return folder / name / triton.label_file if triton.label_file else labels_path(folder, name)
+def _label_files(model_folder: Path, triton: TritonSettings) -> dict[str, Path]:
+    """The files of labels that the config names, by output."""
+    return {output: model_folder / file for output, file in triton.label_files}
 
 
 def _access_problem(path: Path) -> str:

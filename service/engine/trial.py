@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from service.errors import LoadError
+from service.model.declared import NOTHING_DECLARED, Declared
 from service.model.model_files import Expected
 from service.model.providers import Provider
 from service.policy import Policy
@@ -26,6 +27,7 @@ class Trial(NamedTuple):
         cpus: CPUs that the server uses for the model.
         asked: a request asks for it: it is tried although it has been refused before.
         signed: what the files must be, if signatures are asked for.
+        declared: what is said of a model without a contract.
         triton: what the model's config.pbtxt says beside the policy.
     """
 
@@ -36,6 +38,7 @@ class Trial(NamedTuple):
     cpus: int
     asked: bool = False
     signed: "SignedFiles | None" = None
+    declared: Declared = NOTHING_DECLARED
     triton: TritonSettings = NO_TRITON
 
 

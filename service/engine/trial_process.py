@@ -114,7 +114,7 @@ def _approve(trial: Trial, until: float) -> dict[str, object]:
             open_session(content, "cpu", threads)
         return _approval(content, policy.max_batch_size)
     models = [
-        load_model(content, "cpu", threads, trial.labels, policy.max_batch_size, declared=policy.declared)
+        load_model(content, "cpu", threads, trial.labels, policy.max_batch_size, declared=trial.declared)
         for _ in range(policy.instances)
     ]
     for model in models:

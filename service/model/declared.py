@@ -20,12 +20,23 @@ class Declared(NamedTuple):
         scores: what its numbers are.
         input_shape: sizes of the input's dimensions that the graph leaves open, in their order, or of all but the batch's.
         labels: names of the classes by output.
+        labels_from: the file that they are of.
+        labelled: outputs that have labels of their own, of which the first holds the scores, if none is named.
+        offered: outputs that clients get, of which one holds the scores if one may; empty if all are.
+        open_sizes: as `input_shape`, but only for what is open; what does not fit is left to whoever compares it with the graph.
     """
 
     output: str = ""
     scores: SaidScores = "auto"
     input_shape: tuple[int, ...] = ()
     labels: Mapping[str, tuple[str, ...]] = {}
+    labels_from: str = "serving.toml"
+    labelled: tuple[str, ...] = ()
+    offered: tuple[str, ...] = ()
+    open_sizes: tuple[int, ...] = ()
+
+
+NOTHING_DECLARED = Declared()
 
 
 def bound_shape(dimensions: tuple[int, ...], input_shape: tuple[int, ...]) -> tuple[int, ...] | None:

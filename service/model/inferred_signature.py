@@ -68,7 +68,7 @@ def infer_signature(
     Raises:
         InvalidModel: the model cannot be served by tensor, or not without a word on what it gives.
     """
-    taken, fixed_batch_items = _infer_input(session, declared.input_shape)
+    taken, fixed_batch_items = _infer_input(session, declared)
     nodes = [node for node in session.get_outputs() if node.type in DTYPES]
     left_out = ", ".join(f"{node.type} {node.name!r}" for node in session.get_outputs() if node.type not in DTYPES)
     if not nodes:
@@ -99,7 +99,7 @@ def infer_signature(
     return Inferred(signature, all_labels, kind, _checked_output_labels(signature, declared))
 
 
-def _infer_input(session: Session, input_shape: tuple[int, ...]) -> tuple[TensorSpec, int]:
+def _infer_input(session: Session, declared: Declared) -> tuple[TensorSpec, int]:
     """The input, and the batch size if it is fixed, else 0."""
     inputs = session.get_inputs()
     if len(inputs) != 1:
@@ -112,11 +112,12 @@ def _infer_input(session: Session, input_shape: tuple[int, ...]) -> tuple[Tensor
         raise InvalidModel(f"the graph takes {node.type} {node.name!r}; float16, float32, float64 and uint8 are accepted{hint}")
     if _lacks_batch(given, session.get_outputs()):
         raise InvalidModel(_no_batch(given))
-    shape = bound_shape(tuple(given[1:]), input_shape)
+    shape = bound_shape(tuple(given[1:]), declared.input_shape)
     if shape is None:
-        raise InvalidModel(
-            f"input_shape = {list(input_shape)}: the graph takes {node.shape}; the sizes of what is open there are accepted"
-        )
+        said = f"input_shape = {list(declared.input_shape)}"
+        raise InvalidModel(f"{said}: the graph takes {node.shape}; the sizes of what is open there are accepted")
+    if 0 in shape:
+        shape = bound_shape(shape, declared.open_sizes) or shape
     if not shape or 0 in shape:
         hint = ""
         if shape:
@@ -203,6 +204,10 @@ def _scores(
                 f"accepted are {', '.join(output.name for output in found)}"
             )
         return chosen
+    labelled = next((output for name in declared.labelled for output in found if output.name == name), None)
+    if labelled is not None:
+        return labelled
+    found = [output for output in found if output.name in declared.offered] or found
     indices = {output.shape for output in outputs if output.dtype.kind in "iu" and output.shape}
     likely = [output for output in found if output.shape not in indices]
     if not likely:
@@ -220,6 +225,8 @@ def _scores(
         return probable[0]
     if len({output.shape for output in by_name}) == 1:
         return by_name[0]
+    if declared.offered:
+        return min(likely, key=lambda output: (*declared.offered, output.name).index(output.name))
     given = ", ".join(f"{output.name} ({math.prod(output.shape)})" for output in likely)
     raise InvalidModel(
         f"several outputs may be the scores: {given}. Say which in serving.toml, such as "
@@ -243,7 +250,7 @@ def _labelled(
     if named is None:
         return kind, tuple(map(str, range(classes)))
     if len(named) != classes:
-        where = "serving.toml" if named in declared.labels.values() else "labels.txt"
+        where = declared.labels_from if named in declared.labels.values() else "labels.txt"
         raise InvalidModel(f"{where} has {len(named)} labels; the graph gives {classes} classes in {scores.name!r}")
     return kind, named
 
@@ -255,11 +262,12 @@ def _said(kind: ScoreKind) -> str:
 def _checked_output_labels(signature: Signature, declared: Declared) -> dict[str, tuple[str, ...]]:
     sizes = {output.name: math.prod(output.shape) for output in signature.outputs}
     others = {output: labels for output, labels in declared.labels.items() if output not in ("", signature.outputs[0].name)}
+    where = declared.labels_from
     for output, labels in others.items():
         if output not in sizes:
-            raise InvalidModel(f"labels in serving.toml: the graph gives no {output!r}; accepted are {', '.join(sizes)}")
+            raise InvalidModel(f"labels in {where}: the graph gives no {output!r}; accepted are {', '.join(sizes)}")
         if len(labels) != sizes[output]:
-            raise InvalidModel(f"labels in serving.toml: {len(labels)} of {output!r}, of which the graph gives {sizes[output]}")
+            raise InvalidModel(f"labels in {where}: {len(labels)} of {output!r}, of which the graph gives {sizes[output]}")
     return others
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from service.errors import InvalidModel
 from service.model.contract import METADATA_KEY, Contract
+from service.model.declared import bound_shape
 from service.model.onnx_outline import read_outline
 
 _MAX_CONTRACT_BYTES = 16 * 2**20
@@ -18,10 +19,10 @@ _ELEMENT_BYTES = {1: 4, 2: 1, 10: 2, 11: 8}
 """float32, uint8, float16 and float64, which are served by tensor, by ONNX's number of the type."""
 
 
-def input_item_bytes(path: Path) -> int:
-    """Bytes of one item of the model's input, by its contract or, without one, by its graph.
+def input_item_bytes(path: Path, input_shape: tuple[int, ...] = ()) -> int:
+    """Bytes of one item of the model's input, by its contract or, without one, by its graph and `input_shape`, as in `Declared`.
 
-    0 for a graph that is not served: unless it takes one tensor, of which only the batch's size is open.
+    0 for a graph that is not served: unless it takes one tensor, of which only the batch's size is open then.
 
     Raises:
         OSError: the file cannot be read.
@@ -31,15 +32,16 @@ def input_item_bytes(path: Path) -> int:
     if any(entry.key == METADATA_KEY.encode() and len(entry.value) > _MAX_CONTRACT_BYTES for entry in model.metadata_props):
         raise InvalidModel(f"its contract has more than {_MAX_CONTRACT_BYTES // 2**20} MiB")
     contract = Contract.of_model(model)
-    return contract.input.size_bytes if contract is not None else _graph_item_bytes(model.graph)
+    return contract.input.size_bytes if contract is not None else _graph_item_bytes(model.graph, input_shape)
 
 
-def _graph_item_bytes(graph: Any) -> int:
+def _graph_item_bytes(graph: Any, input_shape: tuple[int, ...]) -> int:
     weights = {tensor.name for tensor in graph.initializer}  # older files list them among the inputs
     inputs = [taken.type.tensor_type for taken in graph.input if taken.name not in weights]
     if len(inputs) != 1:
         return 0
-    sides: list[int] = [dimension.dim_value for dimension in inputs[0].shape.dim[1:]]  # 0 for one that is open
+    open_sides = tuple(dimension.dim_value for dimension in inputs[0].shape.dim[1:])  # 0 for one that is open
+    sides = bound_shape(open_sides, input_shape) or open_sides
     if not 0 < len(sides) <= _MAX_DIMENSIONS or min(sides) <= 0:
         return 0
     element_bytes = _ELEMENT_BYTES.get(inputs[0].elem_type, 0)

@@ -81,7 +81,7 @@ class ServerMetadata:
         served = self._served(name, version)
         model, policy = served.model, served.policy
         image_format = {"format": "FORMAT_NHWC"} if model.has_contract else {}
-        label_file = {"label_filename": served.triton.label_file} if served.triton.label_file and not model.has_contract else {}
+        label_files = {} if model.has_contract else dict(served.triton.label_files)
         outputs = [_tensor_config(served, spec) for spec in offered_outputs(served)]
         parameters = {
             "labels": json.dumps(model.labels, ensure_ascii=False),
@@ -99,7 +99,9 @@ class ServerMetadata:
             "version_policy": _version_policy(policy.versions),
             "max_batch_size": 0 if served.forms is not None and served.forms.items else policy.max_request_items,
             "input": [_tensor_config(served, model.input) | image_format],
-            "output": [each | label_file if each["name"] == model.outputs[0].name else each for each in outputs],
+            "output": [
+                each | ({"label_filename": label_files[each["name"]]} if each["name"] in label_files else {}) for each in outputs
+            ],
             "instance_group": [{"name": name, "count": policy.instances, "kind": _KINDS[model.provider]}],
             "dynamic_batching": {
                 "preferred_batch_size": [served.batcher.max_batch_items],

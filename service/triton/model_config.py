@@ -45,7 +45,7 @@ class TritonSettings(NamedTuple):
 
     Attributes:
         model_file: the model file's name in a version's folder.
-        label_file: the file of labels' name in the model's folder; empty if the config names none.
+        label_files: outputs that have labels, each with the name of their file in the model's folder.
         batches: whether tensors have a batch dimension that `dims` leave out (max_batch_size above 0).
         inputs: the tensors that clients send.
         outputs: the tensors that clients get.
@@ -55,7 +55,7 @@ class TritonSettings(NamedTuple):
     """
 
     model_file: str = MODEL_FILE
-    label_file: str = ""
+    label_files: tuple[tuple[str, str], ...] = ()
     batches: bool = True
     inputs: tuple[ConfiguredTensor, ...] = ()
     outputs: tuple[ConfiguredTensor, ...] = ()

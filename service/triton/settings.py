@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from service.errors import ConvoyError, UserError
+from service.model.declared import Declared
 from service.model.repository_layout import MODEL_FILE, policy_path
 from service.pb.inference.open_inference_pb2 import DataType, ModelConfig, ModelInstanceGroup, ModelQueuePolicy
 from service.policy import Policy, make_policy, read_keys
@@ -57,6 +58,19 @@ def read_settings(repository: Path, name: str, policies: Path | None = None) -> 
     keys = read_keys(policy_file)
     named_by = f"{CONFIG_FILE} or {policy_file.name}" if keys else CONFIG_FILE
     return ModelSettings(make_policy(given | keys, policy_file), triton, named_by)
+
+
+def declare(policy: Policy, triton: TritonSettings) -> Declared:
+    """What is said of a model without a contract: by its policy and, where that says nothing, by its config."""
+    sizes: tuple[int, ...] = ()
+    if triton.inputs:
+        whole = triton.inputs[0].dims if triton.inputs[0].reshape is None else triton.inputs[0].reshape
+        sizes = whole if triton.batches else whole[1:]
+    return policy.declared._replace(
+        labelled=tuple(output for output, _ in triton.label_files),
+        offered=tuple(output.name for output in triton.outputs),
+        open_sizes=sizes if min(sizes, default=0) > 0 else (),
+    )
 
 
 def model_file_name(repository: Path, name: str) -> str:
@@ -136,10 +150,11 @@ def _batching(config: ModelConfig, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _settings(config: ModelConfig, name: str) -> TritonSettings:
-    label_files = [output.label_filename for output in config.output if output.label_filename]
     return TritonSettings(
         model_file=_file_name("default_model_filename", config.default_model_filename) or MODEL_FILE,
-        label_file=_file_name("label_filename", label_files[0]) if label_files else "",
+        label_files=tuple(
+            (output.name, _file_name("label_filename", output.label_filename)) for output in config.output if output.label_filename
+        ),
         batches=config.max_batch_size > 0,
         inputs=tuple(map(_tensor, config.input)),
         outputs=tuple(map(_tensor, config.output)),

@@ -35,18 +35,21 @@ def shrunk(config: str) -> str:
     return config.replace("224", str(SIDE)).replace("1000", str(CLASSES))
 
 
-def write(path: Path, taken: str, given: str, *, batch: str | int = "N", column: bool = False) -> None:
-    """A classifier of pictures, float32[N,3,4,4], that gives scores as [N,10] or [N,10,1,1]."""
+def write(
+    path: Path, taken: str, given: str, *, batch: str | int = "N", column: bool = False, side: str | int = SIDE, second: str = ""
+) -> None:
+    """A classifier of pictures, float32[N,3,4,4], that gives scores as [N,10] or [N,10,1,1]; `second` are those of 3 channels."""
     shape = (-1, CLASSES, 1, 1) if column else (-1, CLASSES)
     nodes = [
         helper.make_node("Reshape", [taken, "rows"], ["flat"]),
         helper.make_node("MatMul", ["flat", "weight"], ["product"]),
         helper.make_node("Reshape", ["product", "shape"], [given]),
+        *([helper.make_node("ReduceMean", [taken, "axes"], [second], keepdims=0)] if second else []),
     ]
-    constants = {"rows": np.array([-1, WEIGHT.shape[0]]), "weight": WEIGHT, "shape": np.array(shape)}
+    constants = {"rows": np.array([-1, WEIGHT.shape[0]]), "weight": WEIGHT, "shape": np.array(shape), "axes": np.array([2, 3])}
     graph = helper.make_graph(
-        nodes, "triton", [helper.make_tensor_value_info(taken, TensorProto.FLOAT, [batch, 3, SIDE, SIDE])],
-        [helper.make_tensor_value_info(given, TensorProto.FLOAT, None)],
+        nodes, "triton", [helper.make_tensor_value_info(taken, TensorProto.FLOAT, [batch, 3, side, side])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in (second, given) if name],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,6 +66,9 @@ def models(tmp_path: Path) -> Path:
         write(folder / "resnet" / str(version) / "resnet50.onnx", "input", "output")
     (folder / "resnet" / "labels.txt").write_text("\n".join(f"kind {index}" for index in range(CLASSES)))
     write(folder / "mobilenet" / "1" / "model.onnx", "input", "output")
+    write(folder / "two_heads" / "1" / "model.onnx", "input", "article", side="S", second="color")
+    (folder / "two_heads" / "colors.txt").write_text("red\ngreen\nblue\n")
+    (folder / "two_heads" / "articles.txt").write_text("\n".join(f"article {index}" for index in range(CLASSES)))
     write(folder / "on_tensorrt" / "1" / "model.onnx", "input", "output")
     write(folder / "yolo_cls" / "1" / "model.onnx", "images", "output0", batch=1)
     (folder / "ensemble").mkdir(parents=True)  # a clone has no empty folders
@@ -70,7 +76,7 @@ def models(tmp_path: Path) -> Path:
     (folder / "python" / "1" / "model.py").write_text("raise SystemExit")
     given = {
         "densenet": configs.DENSENET, "resnet": configs.RESNET, "mobilenet": configs.MOBILENET, "yolo_cls": configs.YOLO_CLS,
-        "ensemble": configs.ENSEMBLE, "python": configs.PYTHON, "on_tensorrt": configs.MOBILENET,
+        "ensemble": configs.ENSEMBLE, "python": configs.PYTHON, "on_tensorrt": configs.MOBILENET, "two_heads": configs.TWO_HEADS,
     }  # fmt: skip
     for name, config in given.items():
         (folder / name / "config.pbtxt").write_text(shrunk(config))
@@ -133,6 +139,18 @@ def test_every_model_answers_in_the_shapes_of_its_config(triton: tuple[Server, g
     np.testing.assert_allclose(output["data"], expected[0], rtol=1e-4)
 
 
+def test_each_output_has_the_labels_of_its_file_and_the_config_fixes_what_the_graph_leaves_open(
+    triton: tuple[Server, grpc.Channel],
+) -> None:
+    server, channel = triton
+    items = np.zeros((1, 3, SIDE, SIDE), np.float32)
+    items[0, 1] = 1
+    assert infer(channel, "two_heads", "input", items, "color", 1)[1][4:] == b"1.000000:1:green"
+    best = int((items.reshape(1, -1) @ WEIGHT).argmax())
+    assert infer(channel, "two_heads", "input", items, "article", 1)[1].endswith(f":{best}:article {best}".encode())
+    assert server._repository.served["two_heads"][0].model.labels[0] == "article 0", "of the first output that has labels"
+
+
 def test_what_is_served_and_why_others_are_not_is_told(models: Path, serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     server = serve(models)
@@ -147,7 +165,7 @@ def test_what_is_served_and_why_others_are_not_is_told(models: Path, serve: Serv
 def check_what_is_told(channel: grpc.Channel) -> None:
     index = call(channel, "RepositoryIndex", pb.RepositoryIndexRequest(), pb.RepositoryIndexResponse).models
     ready = [(model.name, model.version) for model in index if model.state == "READY"]
-    assert ready == [("densenet", "1"), ("mobilenet", "1"), ("resnet", "1"), ("resnet", "3"), ("yolo_cls", "1")]
+    assert ready == [("densenet", "1"), ("mobilenet", "1"), ("resnet", "1"), ("resnet", "3"), ("two_heads", "1"), ("yolo_cls", "1")]
     versions = {model.name: model.version for model in index if model.state != "READY"}
     assert versions == {"ensemble": "", "on_tensorrt": "1", "python": "1"}
     reasons = {model.name: model.reason for model in index if model.state != "READY"}

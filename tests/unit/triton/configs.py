@@ -91,6 +91,17 @@ output [ { name: "scores" data_type: TYPE_FP32 dims: [ -1, 1000 ] } ]
 version_policy { all { } }
 """
 
+TWO_HEADS = """
+backend: "onnxruntime"
+max_batch_size: 8
+input [ { name: "input" data_type: TYPE_FP32 dims: [ 3, 224, 224 ] } ]
+output [
+  { name: "article" data_type: TYPE_FP32 dims: [ 1000 ] label_filename: "articles.txt" },
+  { name: "color" data_type: TYPE_FP32 dims: [ 3 ] label_filename: "colors.txt" }
+]
+dynamic_batching { }
+"""
+
 FEW_FIELDS = """
 optimization {
   execution_accelerators {

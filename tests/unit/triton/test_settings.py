@@ -8,7 +8,7 @@ from service.errors import UserError
 from service.policy import Policy
 from service.triton import config_file
 from service.triton.model_config import NO_TRITON, ConfiguredTensor, TritonSettings, WarmupSample
-from service.triton.settings import ModelSettings, model_file_name, read_settings
+from service.triton.settings import ModelSettings, declare, model_file_name, read_settings
 from tests.unit.triton import configs
 
 
@@ -29,7 +29,7 @@ def test_densenet_whose_tensors_have_no_batch_dimension(tmp_path: Path) -> None:
     policy, triton, _ = read(tmp_path, configs.DENSENET, name="densenet")
     assert policy == Policy(max_request_items=1)
     assert triton == TritonSettings(
-        label_file="densenet_labels.txt",
+        label_files=(("fc6_1", "densenet_labels.txt"),),
         batches=False,
         inputs=(ConfiguredTensor("data_0", "TYPE_FP32", (3, 224, 224), (1, 3, 224, 224)),),
         outputs=(ConfiguredTensor("fc6_1", "TYPE_FP32", (1000,), (1, 1000, 1, 1)),),
@@ -39,7 +39,7 @@ def test_densenet_whose_tensors_have_no_batch_dimension(tmp_path: Path) -> None:
 def test_resnet_with_versions_instances_and_a_file_of_another_name(tmp_path: Path) -> None:
     policy, triton, named_by = read(tmp_path, configs.RESNET)
     assert policy == Policy(max_batch_size=128, max_request_items=128, versions="1,3", instances=2, provider="cpu")
-    assert (triton.model_file, triton.label_file, triton.batches) == ("resnet50.onnx", "labels.txt", True)
+    assert (triton.model_file, triton.label_files, triton.batches) == ("resnet50.onnx", (("output", "labels.txt"),), True)
     assert triton.unused == ("parameters.execution_mode", "parameters.intra_op_thread_count")
     assert named_by == "config.pbtxt"
     assert model_file_name(tmp_path, "pets") == "resnet50.onnx"
@@ -206,3 +206,13 @@ def test_a_changed_file_is_read_again_and_another_is_not(tmp_path: Path, monkeyp
     assert read_settings(tmp_path, "pets").policy.max_batch_size == 8
     assert read(tmp_path, "max_batch_size: 16").policy.max_batch_size == 9
     assert len(read_texts) == 1
+
+
+def test_the_config_says_which_output_has_labels_and_what_the_graph_leaves_open(tmp_path: Path) -> None:
+    policy, triton, _ = read(tmp_path, configs.TWO_HEADS)
+    declared = declare(policy, triton)
+    assert (declared.labelled, declared.offered, declared.open_sizes) == (("article", "color"), ("article", "color"), (3, 224, 224))
+    policy, triton, _ = read(tmp_path, configs.DENSENET, "scores = 'logits'\ninput_shape = [32, 32]")
+    declared = declare(policy, triton)
+    assert (declared.scores, declared.input_shape, declared.open_sizes) == ("logits", (32, 32), (3, 224, 224))
+    assert declare(*read(tmp_path, configs.TWO_HEADS.replace("[ 3, 224, 224 ]", "[ 3, -1, -1 ]"))[:2]).open_sizes == ()
