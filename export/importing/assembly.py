@@ -70,7 +70,9 @@ def assemble(
     """
     height, width = network.height or (size or (0, 0))[0], network.width or (size or (0, 0))[1]
     if not height or not width:
-        raise UserError(f"{source}: it does not say to what size, and the network takes any; --input-shape H,W says it")
+        raise UserError(
+            f"{source}: it does not say to what size, and the network takes any; --input-shape H,W (in Python input_shape=) says it"
+        )
     if size is not None and size != (height, width):
         raise UserError(f"{source}: it gives pictures of {size[0]}x{size[1]}, and the network takes {height}x{width}")
     if not all(scaling.std) or not scaling.scale:

@@ -19,7 +19,7 @@ def from_torch_program(file: Path) -> onnx.ModelProto:
     import torch
 
     try:
-        with _quiet():
+        with quiet():
             program = torch.export.load(file)
             converted: Any = torch.onnx.export(program, dynamo=True, external_data=False, verbose=False)
     except Exception as error:  # noqa: BLE001 - PyTorch's errors share no base class
@@ -38,17 +38,26 @@ def from_keras(file: Path) -> onnx.ModelProto:
     import keras
 
     with temporary_folder() as folder:
-        path = folder / "model.onnx"
         try:
-            with _quiet():
-                keras.saving.load_model(file, compile=False).export(str(path), format="onnx", verbose=False)
-            return onnx.load_model(path)
-        except Exception as error:  # noqa: BLE001 - of Keras, its backend and its converter
-            raise UserError(f"{file}: Keras cannot convert the model to ONNX: {first_line(error)}") from None
+            with quiet():
+                model = keras.saving.load_model(file, compile=False)
+        except Exception as error:  # noqa: BLE001 - of Keras
+            raise UserError(f"{file}: Keras cannot read the model: {first_line(error)}") from None
+        keras_to_onnx(model, folder / "model.onnx", str(file))
+        return onnx.load_model(folder / "model.onnx")
+
+
+def keras_to_onnx(model: Any, path: Path, name: str) -> None:
+    """Writes a model of Keras as an ONNX file. Raises UserError, with the model's name, if Keras cannot convert it."""
+    try:
+        with quiet():
+            model.export(str(path), format="onnx", verbose=False)
+    except Exception as error:  # noqa: BLE001 - of Keras, its backend and its converter
+        raise UserError(f"{name}: Keras cannot convert the model to ONNX: {first_line(error)}") from None
 
 
 @contextlib.contextmanager
-def _quiet() -> Any:
+def quiet() -> Any:
     """Converters print, and warn of parts of their own that are deprecated."""
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):

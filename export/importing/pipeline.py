@@ -27,7 +27,7 @@ from export.importing.measurement import measure_folder
 from export.importing.network_input import NetworkInput, bind_size, read_input
 from export.importing.pictures import LabelledFolder, probe_pictures, read_folder
 from export.importing.recipe import Recipe
-from export.importing.reference import Transform, check_outputs, check_pixels, read_reference, served_pixels
+from export.importing.reference import Reference, Transform, check_outputs, check_pixels, read_reference, served_pixels
 from export.importing.score_head import Scores as ScoresAsked
 from export.importing.score_head import decide
 from export.importing.source import Source
@@ -59,7 +59,7 @@ class Request:
         input_shape: (height, width) where the graph leaves them open.
         data: a folder of labelled pictures.
         minimum_accuracy: the fraction of them that must be right.
-        reference: a `.npz` of pictures and what the training made of them.
+        reference: a `.npz` of pictures and what the training made of them, or what is in one.
         transform: what the training made of a picture's bytes, as pixels [H,W,C].
         precision: what the layers compute in.
         max_accuracy_loss: fraction of the pictures that a lower precision may lose.
@@ -77,7 +77,7 @@ class Request:
     input_shape: tuple[int, int] | None = None
     data: Path | None = None
     minimum_accuracy: float = 0.0
-    reference: Path | None = None
+    reference: Path | Reference | None = None
     transform: Transform | None = None
     precision: Precision = "fp32"
     max_accuracy_loss: float = 0.005
@@ -155,7 +155,7 @@ def import_model(
         raise UserError(f"{str(request.repository)!r} is not a folder")
     log = _Log(say)
     folder = None if request.data is None else read_folder(request.data, on_progress)
-    reference = None if request.reference is None else read_reference(request.reference)
+    reference = read_reference(request.reference) if isinstance(request.reference, Path) else request.reference
     found = _understand(source, make_recipe, request, folder, log, on_progress)
     with temporary_folder() as scratch:
         version = scratch / "version"

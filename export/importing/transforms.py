@@ -102,7 +102,7 @@ class _Translation:
         name = type(step).__name__
         known = _STEPS.get(name) if type(step).__module__.partition(".")[0] in _PACKAGES else None
         if known is None:
-            shown = getattr(step, "__name__", name) if name == "function" else name
+            shown = getattr(step, "__name__", name)
             if "Random" in shown:
                 raise self.refusal(shown, "is random, and belongs to training: the transform of evaluation is accepted")
             raise self.refusal(shown, f"cannot be expressed; {_IN_ORDER}")

@@ -54,7 +54,7 @@ def test_tensorflow_resizes_to_numbers_that_are_not_rounded() -> None:
         (("torchvision", 224, 192, 3), "it is of square inputs, and the network takes 224x192"),
         (("timm", 28, 28, 1), "its mean is of 3 channels, and the network takes 1"),
         (("caffe", 28, 28, 1), "its mean is of 3 channels, and the network takes 1"),
-        (("torchvision", 0, 0, 3), "--input-shape H,W says it"),
+        (("torchvision", 0, 0, 3), "--input-shape H,W (in Python input_shape=) says it"),
         (("torchvision", 4097, 4097, 3), "preset torchvision: height: Input should be less than or equal to 4096"),
         (("keras", 5000, 10, 3), "preset keras: height: Input should be less than or equal to 4096"),
     ],
