@@ -1,15 +1,20 @@
 import io
 import logging
 import threading
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from service.engine import decoding
-from service.engine.decoding import DecodingPool, decodes_quickly
+from service.engine.decoding import DecodingPool, decode, decode_quickly, decodes_quickly
 from service.engine.decoding_processes import DecodingProcesses
 from service.engine.query import Item
 from service.errors import QueueFull, Unavailable
+from service.model.contract import InputSpec
+from service.model.preprocessing import encode_png
 from service.principal import Principal
 from tests.lack_of_threads import no_more_threads
 
@@ -31,6 +36,41 @@ def test_what_is_small_and_cheap_is_decoded_on_the_transports_thread() -> None:
 @pytest.mark.parametrize("file_format", ["TIFF", "AVIF"])
 def test_a_tiff_or_avif_is_not_even_opened_on_the_transports_thread(file_format: str) -> None:
     assert not decodes_quickly([picture(file_format)])
+
+
+def served(**how: Any) -> Any:
+    """What decoding asks of a version: how its pictures are made, and how large they may be."""
+    contract = SimpleNamespace(input=InputSpec(height=20, width=20, channels=3, **how))
+    return SimpleNamespace(model=SimpleNamespace(contract=contract), policy=SimpleNamespace(max_image_pixels=10**6))
+
+
+def test_a_small_picture_that_becomes_a_large_one_is_not_resized_on_the_transports_thread() -> None:
+    items = [picture("PNG", 100)] * 3
+    for resize in ("short:500", "stretch:500x500", "cover:500x500", "pad:500x500"):
+        enough = served(resize=resize, crop="center")
+        assert decode_quickly(enough, items).shape == (3, 20, 20, 3)  # type: ignore[union-attr]
+        assert decode_quickly(served(resize=resize.replace("500", "600"), crop="center"), items) is None
+    assert decode_quickly(served(resize="short:600", crop="center", filter="tf-bilinear"), items) is not None  # the crop alone
+
+
+@pytest.mark.parametrize(("resize", "processes"), [("short:500", 0), ("short:5000", 1)])
+def test_what_becomes_very_large_is_resized_in_a_process_of_its_own(resize: str, processes: int) -> None:
+    started = DecodingProcesses(60)
+    try:
+        version = served(resize=resize, crop="center", filter="nearest")
+        assert decode(version, [picture("PNG", 100)], started, lambda: None).shape == (1, 20, 20, 3)
+        assert len(started._idle) == processes
+    finally:
+        started.close()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_raw_and_encoded_pixels_become_the_type_that_the_model_takes(dtype: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)
+    images = decode_quickly(served(dtype=dtype), [Item(pixels.tobytes(), False), Item(encode_png(pixels), True)])
+    assert images is not None
+    assert images.dtype == np.dtype(dtype)
+    assert np.array_equal(images, np.stack([pixels, pixels]))
 
 
 def test_every_scan_of_a_jpeg_counts() -> None:
