@@ -13,10 +13,12 @@ from service.errors import UserError
 
 if TYPE_CHECKING:
     from export.importing.pipeline import Imported
+    from export.importing.search import Trial
 
 _FILTERS = ("bilinear", "bicubic", "lanczos", "nearest", "box", "hamming", "tf-bilinear", "cv2-linear")
 _Scores = Literal["auto", "logits", "probabilities", "log-probabilities", "sigmoid", "multilabel"]
 _LONGEST_SIDE = 4096
+_SHOWN_TRIALS = 20
 _ARGUMENTS = "convoy.arguments"
 
 console = Console(highlight=False)
@@ -105,6 +107,14 @@ class _Remembering(click.Command):
 @click.option("--reference", type=click.Path(path_type=Path), metavar="FILE.npz",
               help="Pictures, and the pixels, inputs or outputs that the training's own pipeline made of them, which "
                    "must be the same; export/README.md says how it is written.")  # fmt: skip
+@click.option("--precision", type=click.Choice(["fp32", "int8", "fp16"]), default="fp32", show_default=True,
+              help="int8, for CPUs, is made of an fp32 source on the pictures of --data. A source in a lower precision "
+                   "keeps it.")  # fmt: skip
+@click.option("--max-accuracy-loss", type=FiniteFloat(0, 100), default=0.5, show_default=True, metavar="POINTS",
+              help="Refuse to import if int8 loses more on --data.")  # fmt: skip
+@click.option("--search-preprocessing", is_flag=True,
+              help="Try the usual ways to prepare pictures on --data, print how many are right with each, and write "
+                   "nothing.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Do everything, but write nothing to the repository.")
 @click.pass_context
 def import_model(
@@ -114,7 +124,8 @@ def import_model(
     mean: tuple[float, ...] | None, std: tuple[float, ...] | None, channels: Literal["rgb", "bgr", "gray"] | None, layout: str,
     pad_color: tuple[int, int, int] | None, pad_align: str | None, alpha: str | None, exif: str | None,
     input_shape: tuple[int, int] | None, scores: _Scores, threshold: float | None, outputs: tuple[str, ...], data: Path | None,
-    minimum_accuracy: float | None, reference: Path | None, dry_run: bool,
+    minimum_accuracy: float | None, reference: Path | None, precision: Literal["fp32", "int8", "fp16"],
+    max_accuracy_loss: float, search_preprocessing: bool, dry_run: bool,
 ) -> None:  # fmt: skip
     """Import a classifier that was trained elsewhere as the next version of a model: REPOSITORY/NAME/<version>/model.onnx.
 
@@ -144,9 +155,13 @@ def import_model(
     request = pipeline.Request(
         name, repository, None if labels is None else read_labels_file(labels), tuple(map(_output, outputs)),
         scores, threshold, layout, input_shape or ((crop, crop) if crop else None), data, (minimum_accuracy or 0.0) / 100,
-        reference, dry_run=dry_run, command=shlex.join(["convoy", "import", *ctx.meta[_ARGUMENTS]]),
+        reference, precision=precision, max_accuracy_loss=max_accuracy_loss / 100, dry_run=dry_run,
+        command=shlex.join(["convoy", "import", *ctx.meta[_ARGUMENTS]]),
     )  # fmt: skip
     with progress_bar() as on_progress:
+        if search_preprocessing:
+            _show_trials(pipeline.search_preprocessing(read_source(source), request, _say, on_progress))
+            return
         imported = pipeline.import_model(read_source(source), options.recipe, request, _say, on_progress)
     _show(imported, repository)
 
@@ -159,6 +174,16 @@ def _output(text: str) -> tuple[str, tuple[str, ...] | None]:
     if not name or (found and not path):
         raise UserError(f"--output {text!r}: NAME or NAME=LABELS is accepted, such as color=colors.txt")
     return name, read_labels_file(Path(path)) if path else None
+
+
+def _show_trials(trials: "list[Trial]") -> None:
+    for trial in trials[:_SHOWN_TRIALS]:
+        low, high = trial.interval
+        _say(f"{trial.accuracy:6.1%} ({low:.1%} to {high:.1%})  {trial.flags}")
+    best, tried = trials[0], len(trials)
+    close = sum(trial.accuracy >= best.interval[0] for trial in trials) - 1
+    unclear = f"; {close} others are within its interval: more pictures, or what the training did, tell them apart" if close else ""
+    _say(f"the best of {tried} ways on {best.items} pictures: {best.flags}{unclear}")
 
 
 def _say(line: str) -> None:

@@ -21,7 +21,8 @@ from export.importing import card, gates, onnx_graph, outputs
 from export.importing.batching import with_open_batch
 from export.importing.file_metadata import FileMetadata, read_metadata, strip_zipmap
 from export.importing.gates import Gate
-from export.importing.import_contract import build_contract, measured
+from export.importing.import_contract import build_contract, measured, precision_of
+from export.importing.int8 import check_loss, own_golden, to_int8
 from export.importing.labels import unique
 from export.importing.measurement import measure_folder
 from export.importing.network_input import NetworkInput, bind_size, read_input
@@ -30,12 +31,13 @@ from export.importing.recipe import Recipe
 from export.importing.reference import Reference, Transform, check_outputs, check_pixels, read_reference, served_pixels
 from export.importing.score_head import Scores as ScoresAsked
 from export.importing.score_head import decide
+from export.importing.search import Trial, search
 from export.importing.source import Source
 from export.importing.source_graph import SourceGraph
 from export.importing.wrapping import WrappedHead, raise_versions, wrap
 from export.progress import OnProgress, ignore_progress
 from service.errors import UserError
-from service.model.contract import PROBABILITIES_NAME
+from service.model.contract import PROBABILITIES_NAME, Contract, InputSpec
 from service.model.repository_layout import MODEL_FILE, check_model_name
 
 MakeRecipe = Callable[[NetworkInput, FileMetadata], Recipe]
@@ -154,6 +156,7 @@ def import_model(
     if request.repository.exists() and not request.repository.is_dir():
         raise UserError(f"{str(request.repository)!r} is not a folder")
     log = _Log(say)
+    _check_precision(request, source)
     folder = None if request.data is None else read_folder(request.data, on_progress)
     reference = read_reference(request.reference) if isinstance(request.reference, Path) else request.reference
     found = _understand(source, make_recipe, request, folder, log, on_progress)
@@ -175,6 +178,8 @@ def import_model(
         if folder is not None:
             scores = measure_folder(served, folder, partial(on_progress, f"classifying {folder.name}"))
             log.passed(gates.check_folder(scores, folder.name, request.minimum_accuracy))
+        if request.precision == "int8" and contract.precision != "int8":
+            graph, contract, scores = _quantized(graph, contract, found, folder, scores, request, scratch, log, on_progress)
         contract = measured(
             contract, pixels.seen if pixels.proved else "", folder.name if folder else "", folder.digest if folder else "", scores
         )
@@ -185,6 +190,53 @@ def import_model(
             return Imported(None, tuple(log.decisions), tuple(log.gates), scores)
         on_progress("publishing", 0, 0)
         return Imported(publish(version, request.repository, request.name), tuple(log.decisions), tuple(log.gates), scores)
+
+
+def search_preprocessing(
+    source: Source, request: Request, say: Say = ignore_progress, on_progress: OnProgress = ignore_progress
+) -> list[Trial]:
+    """Tries the usual ways to prepare pictures on the labelled ones of the request, the best first; writes nothing.
+
+    Raises:
+        UserError: there are no labelled pictures, or it is not clear which output holds the scores.
+    """
+    if request.data is None:
+        raise UserError("--search-preprocessing needs --data, a folder of labelled pictures")
+    log = _Log(say)
+    folder = read_folder(request.data, on_progress)
+    metadata = read_metadata(source)
+    model = onnx.ModelProto()
+    model.CopyFrom(source.model)
+    zipmap_labels = strip_zipmap(model)
+    model = raise_versions(model)
+    network = read_input(model, request.layout, request.input_shape or metadata.size)
+    size = request.input_shape or metadata.size or (0, 0)
+    network = network.with_size(network.height or size[0], network.width or size[1])
+    if not network.height or not network.width:
+        raise UserError("the graph takes images of any size: --input-shape H,W says which")
+    bind_size(model, network)
+    spec = InputSpec(height=network.height, width=network.width, channels=1 if network.channels == 1 else 3)
+    recipe = Recipe(spec, scale=255.0 if network.dtype.kind == "f" else 1.0)
+    pixels = served_pixels(probe_pictures(folder)[0], recipe)
+    labels = request.labels or metadata.labels or zipmap_labels
+    [head, *_] = _find_heads(model, network, recipe, replace(request, outputs=request.outputs[:1]), labels, folder, pixels, log)
+    return search(model, network, head.head.value, head.head.labels, folder, on_progress)
+
+
+def _quantized(
+    graph: onnx.ModelProto, contract: Contract, found: _Understood, folder: LabelledFolder | None, scores: Scores | None,
+    request: Request, scratch: Path, log: _Log, on_progress: OnProgress,
+) -> tuple[onnx.ModelProto, Contract, Scores]:  # fmt: skip
+    """The graph and its contract in int8, and their scores on the whole folder, which passed the gate."""
+    lower, quantization = to_int8(graph, contract, found.recipe, folder, request.max_accuracy_loss, scratch, on_progress)
+    assert folder is not None  # noqa: S101 - to_int8 needs it
+    assert scores is not None  # noqa: S101 - likewise
+    without_golden = contract.model_copy(update={"precision": "int8", "golden": ()})
+    served = write_model(lower, without_golden, scratch / "int8.onnx")
+    lower_scores = measure_folder(served, folder, partial(on_progress, f"classifying {folder.name} in int8"))
+    log.passed(check_loss(scores, lower_scores, quantization, request.max_accuracy_loss))
+    log.passed(gates.check_folder(lower_scores, folder.name, request.minimum_accuracy))
+    return lower, own_golden(served, contract, dict(TOLERANCE["int8"])), lower_scores
 
 
 def _understand(
@@ -220,6 +272,20 @@ def _understand(
     probed = graph if batch_items else SourceGraph(model, network, recipe, values)
     gate = log.passed(gates.check_graph(model, probed, pixels, batch_items))
     return _Understood(model, network, recipe, heads, graph, batch_items, pictures, pixels, gate)
+
+
+def _check_precision(request: Request, source: Source) -> None:
+    """Raises UserError unless the precision can be had."""
+    found = precision_of(source.model)
+    if request.precision == "fp16" and found != "fp16":
+        raise UserError(
+            "--precision fp16: an imported graph keeps the types of its layers; export it in half precision where it was trained, "
+            "and import that"
+        )
+    if request.precision == "int8" and found == "fp16":
+        raise UserError("--precision int8: the source is fp16, and int8 is made of fp32: import its fp32 file")
+    if request.precision == "int8" and found == "fp32" and request.data is None:
+        raise UserError("--precision int8 needs --data, labelled pictures on which ranges and layers are chosen")
 
 
 def _network_and_recipe(

@@ -25,6 +25,8 @@ _PREFIX = "convoy_"
 _MIN_OPSET = 9
 _MIN_IR = 8
 NEW_OPSET = 17
+QUANTIZED_OPSET = 13
+"""From here on a weight can have a scale for each channel."""
 _Step = tuple[str, list[str], dict[str, Any]]
 """An operator, its weights, and its attributes."""
 

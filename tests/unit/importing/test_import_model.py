@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 from sklearn.datasets import load_sample_image
@@ -167,10 +168,10 @@ def test_the_files_own_metadata_are_taken_and_said(tmp_path: Path) -> None:
     assert "/ 255, mean 0.5,0.4,0.3, std 0.25,0.25,0.25" in printed
 
 
-def folder_of(path: Path, answer: Model, per_class: int = 4) -> Path:
+def folder_of(path: Path, answer: Model, pictures: int = 24) -> Path:
     """Class folders of crops of a photograph, named with what a model says of them: its accuracy on them is 100 %."""
     random, picture = np.random.default_rng(1), Image.fromarray(load_sample_image("flower.jpg"))
-    for at in range(per_class * 6):
+    for at in range(pictures):
         left, top = (int(value) for value in random.integers(0, 300, 2))
         crop = picture.crop((left, top, left + 90, top + 70))
         buffer = io.BytesIO()
@@ -227,6 +228,56 @@ def test_pixels_are_proved_by_a_reference_or_refused(tmp_path: Path) -> None:
         with pytest.raises(Exception, match=message):
             run(source, tmp_path / "none", "--scale", 255, "--reference", tmp_path / "wrong.npz")
     assert not (tmp_path / "none").exists()
+
+
+def test_int8_is_chosen_and_gated_on_the_labelled_pictures(tmp_path: Path) -> None:
+    source = graphs.classifier(tmp_path / "net.onnx", end="", opset=11)
+    run(source, tmp_path / "models", "--scale", 255)
+    data = folder_of(tmp_path / "data", load(tmp_path / "models"), pictures=40)
+    arguments = ("--scale", 255, "--data", data, "--precision", "int8", "--max-accuracy-loss", 30)
+    printed = run(source, tmp_path / "models", *arguments)
+    assert re.search(r"int8 gate: [\d.]+% of 40 pictures are right in int8, 100\.00% in fp32: .* of 2 layers are int8", printed)
+    served = load(tmp_path / "models", 2)
+    assert (served.precision, len(served.contract.golden)) == ("int8", 3)
+    assert (served.contract.measured.accuracy or 0.0) >= 0.7
+    model = onnx.load(tmp_path / "models" / "pets" / "2" / "model.onnx")
+    assert "QuantizeLinear" in {node.op_type for node in model.graph.node}
+    for more, message in (
+        (("--precision", "int8"), "--precision int8 needs --data"),
+        (("--precision", "fp16"), "--precision fp16: an imported graph keeps the types of its layers"),
+    ):
+        with pytest.raises(Exception, match=message):
+            run(source, tmp_path / "none", "--scale", 255, *more)
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_search_finds_how_the_pictures_were_prepared(tmp_path: Path) -> None:
+    source = graphs.classifier(tmp_path / "net.onnx", end="")
+    run(source, tmp_path / "models", "--scale", 127.5, "--mean", 1, "--channels", "bgr", "--resize", "pad")
+    data = folder_of(tmp_path / "data", load(tmp_path / "models"), pictures=40)
+    printed = run(source, tmp_path / "other", "--data", data, "--search-preprocessing")
+    assert re.search(r"^ *100\.0% .*--channels bgr --scale 127\.5 --mean 1 --resize pad --filter bilinear", printed, re.MULTILINE)
+    assert "the best of 120 ways on 40 pictures" in printed
+    assert not (tmp_path / "other").exists()
+    with pytest.raises(Exception, match="--search-preprocessing needs --data"):
+        run(source, tmp_path / "other", "--search-preprocessing")
+
+
+def test_a_program_of_torch_export_is_imported(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(8 * 30 * 30, 5)
+    ).eval()
+    program = torch.export.export(network, (torch.zeros(2, 3, 32, 32),), dynamic_shapes=({0: torch.export.Dim("n")},))
+    torch.export.save(program, tmp_path / "program.pt2")
+    run(tmp_path / "program.pt2", tmp_path / "models", "--scale", 255)
+    pixels = np.asarray(Image.fromarray(load_sample_image("china.jpg")).resize((32, 32), Image.Resampling.BILINEAR))
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(pixels.astype(np.float32) / 255).permute(2, 0, 1)[None])[0].numpy()
+    served = load(tmp_path / "models")
+    np.testing.assert_allclose(answers(served)["logits"], expected, atol=1e-5)
+    assert served.contract.origin is not None
+    assert served.contract.origin.framework.startswith("pytorch")
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,103 @@
+"""Quantises an imported graph to int8, as an export of Convoy's own does: on labelled pictures, layer by layer, with a gate.
+
+The pictures of the folder are split by chance: ranges come from one half, decisions from the other. The gate looks at all of them.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from export.convert import quantization
+from export.convert.publish import write_model
+from export.convert.quantization import Quantization
+from export.evaluation.scores import Scores
+from export.importing import onnx_graph
+from export.importing.gates import Gate
+from export.importing.pictures import LabelledFolder, require_labels
+from export.importing.recipe import Recipe
+from export.importing.reference import served_pixels
+from export.importing.wrapping import QUANTIZED_OPSET, raise_versions
+from export.progress import OnProgress, ignore_progress
+from service.errors import UserError
+from service.model.contract import Contract
+from service.model.inference import Model
+
+MIN_ITEMS = 20
+
+_VALIDATION_ITEMS = 1024
+_BATCH_ITEMS = 16
+
+
+def to_int8(
+    graph: onnx.ModelProto, contract: Contract, recipe: Recipe, folder: LabelledFolder | None, max_loss: float, scratch: Path,
+    on_progress: OnProgress = ignore_progress,
+) -> tuple[onnx.ModelProto, Quantization]:  # fmt: skip
+    """A wrapped fp32 graph in int8, and how it was made.
+
+    Args:
+        graph: the graph; it is not changed.
+        contract: its contract.
+        recipe: what happens to pixels.
+        folder: labelled pictures, at least MIN_ITEMS.
+        max_loss: the fraction of them that may be lost. Half of it may be lost of those that the decisions are made on.
+        scratch: a folder for temporary files.
+        on_progress: called with each step.
+
+    Raises:
+        UserError: there are too few pictures, or as `quantization.quantize`.
+    """
+    if folder is None or len(folder) < MIN_ITEMS:
+        raise UserError(
+            f"--precision int8 needs --data with at least {MIN_ITEMS} labelled pictures: ranges and layers are chosen on them"
+        )
+    prepared = onnx.ModelProto()
+    prepared.CopyFrom(graph)
+    prepared = raise_versions(prepared, QUANTIZED_OPSET)
+    onnx_graph.constants_as_weights(prepared)
+    onnx_graph.name_nodes(prepared)
+    bare = contract.model_copy(update={"precision": "int8", "golden": ()})
+
+    def run(candidate: onnx.ModelProto, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        copy = onnx.ModelProto()
+        copy.CopyFrom(candidate)
+        return _probabilities(write_model(copy, bare, scratch / "candidate.onnx"), pixels)
+
+    order = np.random.default_rng(0).permutation(len(folder))
+    half = min(quantization.CALIBRATION_ITEMS, len(order) // 2)
+    chosen, checked = order[:half], order[half : half + _VALIDATION_ITEMS]
+    calibration, validation = (served_pixels([folder.encoded(index) for index in part], recipe) for part in (chosen, checked))
+    truth = require_labels(folder, contract.labels)[checked]
+    return quantization.quantize(prepared, calibration, validation, truth, run, max_loss / 2, on_progress)
+
+
+def own_golden(served: Model, fp32: Contract, tolerance: dict[Any, float]) -> Contract:
+    """The contract of a loaded int8 model, with the golden pictures of the fp32 one and its own answers."""
+    recipe = Recipe(fp32.input)
+    golden = []
+    for sample in fp32.golden:
+        answers = dict(
+            zip((output.name for output in served.outputs), served.predict(served_pixels([sample.image], recipe)), strict=True)
+        )
+        rows = tuple(tuple(map(float, answers[head.output][0])) for head in fp32.heads)
+        golden.append(sample.model_copy(update={"probabilities": rows, "tolerance": tolerance}))
+    return served.contract.model_copy(update={"golden": tuple(golden)})
+
+
+def check_loss(fp32: Scores, int8: Scores, quantization: Quantization, max_loss: float) -> Gate:
+    """Raises UserError if int8 is less accurate than fp32 by more than `max_loss`, a fraction of the pictures."""
+    lost = fp32.accuracy - int8.accuracy
+    kept = [row.layer for row in quantization.layers if not row.quantized]
+    seen = (
+        f"{int8.accuracy:.2%} of {int8.items:,} pictures are right in int8, {fp32.accuracy:.2%} in fp32: {100 * lost:.2f} points "
+        f"lost (allowed: {100 * max_loss:g}); {len(quantization.layers) - len(kept)} of {len(quantization.layers)} layers are int8"
+    )
+    if lost > max_loss + 1e-9:
+        raise UserError(f"int8 gate: {seen}; nothing was written")
+    return Gate("int8", seen)
+
+
+def _probabilities(served: Model, pixels: NDArray[Any]) -> NDArray[np.float32]:
+    return np.concatenate([served.probabilities(pixels[at : at + _BATCH_ITEMS]) for at in range(0, len(pixels), _BATCH_ITEMS)])

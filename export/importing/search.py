@@ -1,0 +1,117 @@
+"""Tries the usual ways to prepare pictures on labelled ones: for those who have a file and do not know what it takes.
+
+Every combination of channel order, scaling, resize and filter is measured on the same pictures with the source's own graph. The
+way that the training took is usually ahead of the others; where it is not clear, the table says so.
+"""
+
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from export.evaluation.scores import accuracy_interval
+from export.importing import outputs
+from export.importing.network_input import NetworkInput
+from export.importing.pictures import LabelledFolder, require_labels
+from export.importing.recipe import Recipe
+from export.importing.reference import served_pixels
+from export.importing.source_graph import SourceGraph
+from export.progress import OnProgress, ignore_progress
+from service.model.contract import InputSpec
+
+SEARCH_ITEMS = 256
+
+_RESIZED = 256 / 224
+_FILTERS = ("bilinear", "bicubic", "cv2-linear")
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Numbers that many networks take, and the flags that say them."""
+
+    flags: str
+    scale: float
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+
+_GRAY_SCALINGS = (Scaling("--scale 255", 255.0), Scaling("--scale 1", 1.0), Scaling("--scale 127.5 --mean 1", 127.5, (1.0,)))
+_SCALINGS = (
+    *_GRAY_SCALINGS,
+    Scaling("--scale 255 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225", 255.0, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    Scaling("--scale 1 --mean 103.939,116.779,123.68", 1.0, (103.939, 116.779, 123.68)),
+)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One way, as flags, and how many of the pictures were right with it."""
+
+    flags: str
+    correct: int
+    items: int
+
+    @property
+    def accuracy(self) -> float:
+        """Fraction of right answers."""
+        return self.correct / self.items
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % confidence interval of the accuracy."""
+        return accuracy_interval(self.correct, self.items)
+
+
+def search(
+    model: onnx.ModelProto, network: NetworkInput, value: str, labels: tuple[str, ...], folder: LabelledFolder,
+    on_progress: OnProgress = ignore_progress,
+) -> list[Trial]:  # fmt: skip
+    """Every way, the best first. `value` is the output that holds the scores. Raises UserError as `require_labels`."""
+    order = np.random.default_rng(0).permutation(len(folder))[:SEARCH_ITEMS]
+    truth, encoded = require_labels(folder, labels)[order], [folder.encoded(index) for index in order]
+    ways = list(product(_fits(network), _FILTERS))
+    numbers = [
+        scaling
+        for scaling in (_SCALINGS if network.channels == 3 else _GRAY_SCALINGS)
+        if network.dtype.kind == "f" or scaling.scale == 1.0
+    ]
+    orders: tuple[Any, ...] = ("rgb", "bgr") if network.channels == 3 else ("rgb",)
+    trials, done, total = [], 0, len(ways) * len(numbers) * len(orders)
+    for (fit_flags, fields), filter_name in ways:
+        spec = InputSpec(
+            height=network.height, width=network.width, channels=1 if network.channels == 1 else 3, filter=filter_name, **fields
+        )
+        pixels = served_pixels(encoded, Recipe(spec))
+        for scaling, channels in product(numbers, orders):
+            recipe = Recipe(spec, scaling.scale, scaling.mean, scaling.std, channels)
+            found = outputs.as_rows(SourceGraph(model, network, recipe, [value]).run(pixels)[value])
+            flags = f"--channels {channels} " if len(orders) > 1 else ""
+            flags += f"{scaling.flags} {fit_flags} --filter {filter_name}"
+            trials.append(Trial(flags, int((_answers(found) == truth).sum()), len(truth)))
+            done += 1
+            on_progress("trying ways to prepare pictures", done, total)
+    return sorted(trials, key=lambda trial: -trial.correct)
+
+
+def _fits(network: NetworkInput) -> list[tuple[str, dict[str, Any]]]:
+    """Ways to fit a picture: flags, and fields of the contract."""
+    fits: list[tuple[str, dict[str, Any]]] = [("--resize stretch", {}), ("--resize pad", {"resize": "pad"})]
+    if network.height == network.width:
+        side = round(network.height * _RESIZED)
+        fits.append((f"--resize short:{side} --crop {network.height}", {"resize": f"short:{side}", "crop": "center"}))
+        fits.append(
+            (f"--resize short:{network.height} --crop {network.height}", {"resize": f"short:{network.height}", "crop": "center"})
+        )
+    return fits
+
+
+def _answers(raw: NDArray[Any]) -> NDArray[np.int64]:
+    """The best class of each row; of one unit, which is a probability or a logit, the second from the middle on."""
+    if raw.shape[1] > 1:
+        best: NDArray[np.int64] = raw.argmax(axis=1)
+        return best
+    middle = 0.5 if ((raw >= 0) & (raw <= 1)).all() else 0.0
+    return (raw[:, 0] > middle).astype(np.int64)
