@@ -42,7 +42,7 @@ class Code(NamedTuple):
 
     Attributes:
         network: `FILE.py:NAME` with an absolute path, or `MODULE:NAME`.
-        file: the file that defines NAME.
+        file: FILE, or the file of the module that defines NAME.
         digest: SHA-256 of that file, in hexadecimal.
     """
 
@@ -71,9 +71,23 @@ def is_custom(text: str) -> bool:
     return bool(colon and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name)) and (where.endswith(".py") or module is not None)
 
 
-def find(text: str) -> Code:
-    """Imports the code. Raises UserError if there is no such file, module or name, it cannot be imported, or is no factory."""
-    return _load(text)[1]
+def find(text: str, digest: str = "") -> Code:
+    """Imports the code.
+
+    Args:
+        text: as HOW says.
+        digest: of the file that is expected. Another FILE is not run; another module is refused once it is imported.
+
+    Raises:
+        UserError: there is no such file, module or name, it is another than is expected, cannot be imported, or is no factory.
+    """
+    where = text.rpartition(":")[0]
+    if digest and where.endswith(".py") and (path := _existing(text, where)):
+        _check(Code(text, str(path), hashlib.sha256(read_file(path)).hexdigest()), digest)
+    found = _load(text)[1]
+    if digest:
+        _check(found, digest)
+    return found
 
 
 def build(text: str, spec: InputSpec, classes: int) -> nn.Module:
@@ -97,11 +111,9 @@ def build(text: str, spec: InputSpec, classes: int) -> nn.Module:
         shape = tuple(answer.shape) if isinstance(answer, torch.Tensor) else None
         if shape != (2, classes) or not answer.is_floating_point():
             what = f"numbers of shape {shape}" if shape is not None else _a(answer)
-            told = classes in (*arguments.args, *arguments.kwargs.values())
-            advice = "" if told else f"; it takes no number of classes, such as a parameter {_CLASSES[1]!r}"
             raise UserError(
                 f"{text}: for two images of {'x'.join(map(str, spec.shape))} and {classes} classes the network gives "
-                f"{what} {when}; logits of shape (2, {classes}) are needed{advice}"
+                f"{what} {when}; logits of shape (2, {classes}) are needed"
             )
     return network.train()
 
@@ -109,9 +121,7 @@ def build(text: str, spec: InputSpec, classes: int) -> nn.Module:
 def _load(text: str) -> tuple[Callable[..., Any], Code]:
     where, _, name = text.rpartition(":")
     if where.endswith(".py"):
-        path = Path(where).expanduser().absolute()
-        if not path.is_file():
-            raise UserError(f"--network {text}: no such file: {path}")
+        path = _existing(text, where)
         module, where = _import_file(path), str(path)
     else:
         module = _import_module(text, where)
@@ -123,13 +133,31 @@ def _load(text: str) -> tuple[Callable[..., Any], Code]:
         factory = getattr(factory, part)
     if not _is_factory(factory):
         raise UserError(f"--network {text}: {name} is {_a(factory)}; a class or a function that makes the network is needed")
-    defined = sys.modules.get(getattr(factory, "__module__", "") or "", module)
-    file = getattr(defined, "__file__", None) or getattr(module, "__file__", None)
-    if file is None:
-        raise UserError(f"--network {text}: {where} has no source file")
-    source = getattr(defined, "__loader__", None)
-    content = source.content if isinstance(source, _Loader) else read_file(Path(file))
+    loader = getattr(module, "__loader__", None)
+    if isinstance(loader, _Loader):
+        file, content = where, loader.content
+    else:
+        defined = sys.modules.get(getattr(factory, "__module__", "") or "", module)
+        file = getattr(defined, "__file__", None) or getattr(module, "__file__", None) or ""
+        if not file:
+            raise UserError(f"--network {text}: {where} has no source file")
+        content = read_file(Path(file))
     return factory, Code(f"{where}:{name}", file, hashlib.sha256(content).hexdigest())
+
+
+def _existing(text: str, where: str) -> Path:
+    path = Path(where).expanduser().absolute()
+    if not path.is_file():
+        raise UserError(f"--network {text}: no such file: {path}")
+    return path
+
+
+def _check(found: Code, digest: str) -> None:
+    if found.digest != digest:
+        raise UserError(
+            f"{found.file} has changed since the training (SHA-256 {found.digest[:16]}, then {digest[:16]}): put back what it was, "
+            "or train again"
+        )
 
 
 def _import_file(path: Path) -> Any:
@@ -215,7 +243,9 @@ def _arguments(text: str, factory: Callable[..., Any], spec: InputSpec, classes:
             f"{' or '.join(_CLASSES)}, of channels as {' or '.join(_CHANNELS)}, and the side as {' or '.join(_SIZE)}; "
             "others need a default"
         )
-    elif not set(by_name) & set(_CLASSES) and any(each.kind is kinds.VAR_KEYWORD for each in signature.parameters.values()):
+    elif not set(by_name) & set(_CLASSES):
+        if not any(each.kind is kinds.VAR_KEYWORD for each in signature.parameters.values()):
+            raise UserError(f"--network {text}: takes no number of classes; a parameter such as {_CLASSES[1]!r} is needed")
         by_name["num_classes"] = classes  # torchvision's and timm's functions hand it on
     return signature.bind(*by_position, **by_name)
 

@@ -126,16 +126,12 @@ def _buildable(path: Path, network: str, code: Code | None, moved: str | None) -
         if architectures.is_custom(network):
             raise UserError(f"{path}: its network is {network}, and nothing says what was in that file")
         return network
+    if moved is not None and not architectures.is_custom(moved):
+        raise UserError(f"--network {moved}: the network of this run is {code.network}; accepted is {custom.HOW}")
     try:
-        found = custom.find(moved or code.network)
+        return custom.find(moved or code.network, code.digest).network
     except UserError as error:
         raise UserError(
-            f"{path}: its network is {code.network}, trained with the code in {code.file}: {error} (if it has moved, give "
-            f"--network {custom.HOW})"
+            f"{path}: the code of its network, then in {code.file}, cannot be used: {error}; if it has moved, give --network "
+            f"{custom.HOW}"
         ) from None
-    if found.digest != code.digest:
-        raise UserError(
-            f"{path}: its network was trained with other code: {found.file} has changed since (SHA-256 {found.digest[:16]}, then "
-            f"{code.digest[:16]}); put back what it was, or train again"
-        )
-    return found.network

@@ -8,10 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from torch import nn
 
 from export.convert import contract_builder
+from export.convert.pytorch_reference import probabilities
 from export.data import datasets
-from service.model.preprocessing import encode_png
+from export.data.datasets import Part
+from export.training.checkpoint import Checkpoint
+from export.training.recipes import Settings
+from service.model.contract import InputSpec
+from service.model.preprocessing import decode, encode_png, pixels_digest
 
 
 def test_golden_samples_are_lossless_and_small(digits: datasets.Dataset) -> None:
@@ -28,6 +34,22 @@ def test_golden_samples_are_lossless_and_small(digits: datasets.Dataset) -> None
         assert (golden == encoded) is kept
         if not kept:
             assert np.array_equal(np.asarray(Image.open(io.BytesIO(golden), formats=["PNG"])), digits.test.pixels[0, :, :, 0])
+
+
+def test_golden_samples_hold_where_a_crop_follows_the_resize(digits: datasets.Dataset) -> None:
+    noise, photo = np.random.default_rng(0).integers(0, 256, (100, 200), dtype=np.uint8), io.BytesIO()
+    Image.fromarray(noise).save(photo, "JPEG")  # too large to be a sample as it is
+    spec = InputSpec(height=28, width=28, channels=1, resize="short:32", crop="center")
+    part = Part(np.stack([decode(photo.getvalue(), spec, 1 << 20)] * 2), np.array([0, 1]), lambda index: photo.getvalue())
+    network = nn.Sequential(nn.Flatten(), nn.Linear(28 * 28, 2)).eval()
+    checkpoint = Checkpoint(network, spec, ("a", "b"), "noise", (127.0,), (50.0,), Settings("own", 1), 1)
+    dataset = dataclasses.replace(digits, labels=("a", "b"), input=spec, validation=part)
+    samples = contract_builder.build_contract(checkpoint, dataset, "noise").golden
+    assert len(samples) == 2
+    for sample in samples:
+        replayed = decode(sample.image, spec, 1 << 20)
+        assert pixels_digest(replayed) == sample.pixels_sha256
+        assert np.allclose(probabilities(checkpoint, np.stack([replayed]), 1.0)[0], sample.probabilities[0])
 
 
 def test_the_commit_is_of_convoys_own_clone_or_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

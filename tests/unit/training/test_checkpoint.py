@@ -72,14 +72,14 @@ def test_the_code_of_an_own_network_is_found_again_and_refused_if_it_is_missing_
     settings, run = dataclasses.replace(SETTINGS, network=found.network, epochs=1), tmp_path / "run"
     best = trained(run, few, settings)
     assert torch.equal(weights(load_checkpoint(run)), weights(best))
-    file.write_text(code + "# another line\n")
-    with pytest.raises(
-        UserError, match=r"with other code: .*net\.py has changed since \(SHA-256 [0-9a-f]{16}, then [0-9a-f]{16}\)"
-    ):
+    file.write_text("raise AssertionError('this must not run')")
+    with pytest.raises(UserError, match=r"net\.py has changed since the training \(SHA-256 [0-9a-f]{16}, then [0-9a-f]{16}\): put"):
         load_checkpoint(run)
     file.unlink()
-    with pytest.raises(UserError, match=r"no such file: .*net\.py \(if it has moved, give --network FILE\.py:NAME or"):
+    with pytest.raises(UserError, match=r"then in .*net\.py, cannot be used: .*no such file: .*; if it has moved, give"):
         load_checkpoint(run)
+    with pytest.raises(UserError, match=r"--network resnet18: the network of this run is .*net; accepted is FILE\.py:NAME or"):
+        load_checkpoint(run, "resnet18")
     moved.write_text(code)
     assert torch.equal(weights(load_checkpoint(run, f"{moved}:net")), weights(best))
 
