@@ -13,16 +13,20 @@ from service.errors import UserError
 
 _LISTED = 5
 _FORMATS = "a .csv file with rows of folder,label, or a .json file with an object of the same"
+_WAY_OUT = "--labels-map FILE says which label a folder is, in rows of folder,label; an empty label leaves the folder out"
 HEADER = ("folder", "label")
 
 
-def map_labels(names: Sequence[str], labels: Sequence[str], given: Mapping[str, str] | None = None) -> list[int | None]:
+def map_labels(
+    names: Sequence[str], labels: Sequence[str], given: Mapping[str, str] | None = None, way_out: str = _WAY_OUT
+) -> list[int | None]:
     """The index in a model's `labels` of each class of the data; None for one that is left out.
 
     Args:
         names: of the data's classes. Several may be one label.
         labels: of the model. It may have more than the data.
         given: the label of a class, by its name; an empty one leaves the class out. Classes that it does not have go by their name.
+        way_out: what the user can do, for the message.
 
     Raises:
         UserError: a class is none of the labels, or could be several but for case and spaces.
@@ -39,7 +43,7 @@ def map_labels(names: Sequence[str], labels: Sequence[str], given: Mapping[str, 
         candidates = [exact[label]] if label in exact else alike.get(_folded(label), [])
         if len(candidates) > 1:
             could = " or ".join(repr(labels[index]) for index in candidates)
-            raise UserError(f"the data's class {name!r} could be {could} of the model: {_WAY_OUT}")
+            raise UserError(f"the data's class {name!r} could be {could} of the model: {way_out}")
         if not candidates and label:
             unknown.append(repr(name) if label == name else f"{label!r} (for {name!r})")
         found.append(candidates[0] if candidates else None)
@@ -47,12 +51,9 @@ def map_labels(names: Sequence[str], labels: Sequence[str], given: Mapping[str, 
         raise UserError(
             f"{len(unknown)} of the data's {len(names)} classes {'is' if len(unknown) == 1 else 'are'} none of the model's "
             f"{len(labels)} labels: {first_of(unknown, _LISTED)}; the model has "
-            f"{first_of([repr(label) for label in labels], _LISTED)}. {_WAY_OUT}"
+            f"{first_of([repr(label) for label in labels], _LISTED)}. {way_out}"
         )
     return found
-
-
-_WAY_OUT = "--labels-map FILE says which label a folder is, in rows of folder,label; an empty label leaves the folder out"
 
 
 def read_labels_map(path: Path) -> dict[str, str]:

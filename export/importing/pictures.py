@@ -17,9 +17,9 @@ from PIL import Image, ImageDraw
 from sklearn.datasets import load_sample_images
 
 from export.data.image_folder import list_folder
+from export.evaluation.label_mapping import map_labels
 from export.files import read_file
 from export.progress import OnProgress, ignore_progress
-from service.errors import UserError
 from service.model.preprocessing import encode_png
 
 _CROPS = 12
@@ -125,10 +125,4 @@ def _drawn(random: np.random.Generator) -> Image.Image:
 
 def require_labels(folder: LabelledFolder, labels: Sequence[str]) -> NDArray[np.int64]:
     """The classes of the pictures as indices of a model's labels, int64[N]. Raises UserError if the model lacks one."""
-    missing = [label for label in folder.labels if label not in labels]
-    if missing:
-        raise UserError(
-            f"--data {folder.name}: the class {missing[0]!r} is none of the model's {len(labels)} labels "
-            f"({', '.join(labels[:5])}{', ...' if len(labels) > 5 else ''}); class folders are named as labels are"
-        )
-    return np.array([labels.index(label) for label in folder.labels], np.int64)[folder.truth]
+    return np.array(map_labels(folder.labels, labels, way_out="class folders are named as labels are"), np.int64)[folder.truth]
