@@ -62,11 +62,9 @@ class Answer:
     @property
     def outputs(self) -> dict[str, NDArray[Any]]:
         """The outputs by name, each [n, *shape]; those that config.pbtxt lists, in its shapes, if it has others than the graph."""
-        forms = self.served.forms
-        return self._by_name() if forms is None else forms.from_items(self._by_name())
-
-    def _by_name(self) -> dict[str, NDArray[Any]]:
-        return {spec.name: output for spec, output in zip(self.served.model.outputs, self._outputs, strict=True)}
+        served = self.served
+        outputs = {spec.name: output for spec, output in zip(served.model.outputs, self._outputs, strict=True)}
+        return outputs if served.forms is None else served.forms.from_items(outputs)
 
     def best(self) -> Results:
         """For each item its `top_k` labels as (index, score), best first, equal scores by index."""
@@ -74,8 +72,9 @@ class Answer:
 
     def best_of_other_heads(self) -> list[Results]:
         """The best labels of each head but the first. Raises `not_finite` if a probability is NaN."""
-        outputs = self._by_name()
-        scores = [outputs[head.output] for head in self.served.model.heads[1:]]
+        model = self.served.model
+        outputs = {spec.name: output for spec, output in zip(model.outputs, self._outputs, strict=True)}
+        scores = [outputs[head.output] for head in model.heads[1:]]
         if any(np.isnan(each).any() for each in scores):
             raise self.not_finite(f"model {self.served.name!r} gave NaN for this request")
         return [best_labels(each, min(self._wanted, each.shape[1])) for each in scores]

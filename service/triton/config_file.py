@@ -14,7 +14,7 @@ from service.pb.inference.open_inference_pb2 import ModelConfig
 CONFIG_FILE = "config.pbtxt"
 
 MAX_BYTES = 256 * 1024
-"""Some hundred times what people write; parsing so much takes about a second."""
+"""Some hundred times what people write; parsing so much takes a second or two, once."""
 
 _UNKNOWN = re.compile(r'Message type "inference\.(?P<message>\w+(?:\.\w+)*)" has no field named "(?P<field>[^"]*)"')
 _POSITION = re.compile(r"^\d+:\d+ : (?:'.*?': )?", re.S)
@@ -30,22 +30,26 @@ def read_config(path: Path) -> ModelConfig | None:
 
     Raises UserError, which names the line, if it cannot be read, or has a field that Triton does not know.
     """
-    return _read(path, file_state(path))
+    found = _read(path, file_state(path))
+    if isinstance(found, str):
+        raise UserError(found)
+    return found
 
 
-@functools.lru_cache(maxsize=1024)  # of files that have not changed: every scan asks for those of all models
-def _read(path: Path, _: FileState | None) -> ModelConfig | None:
+@functools.lru_cache(maxsize=1024)  # every scan asks for those of all models
+def _read(path: Path, _: FileState | None) -> ModelConfig | str | None:
+    """What a file of this state holds, or what is wrong with it."""
     where = f"{path.parent.name}/{path.name}"
     try:
         return text_format.Parse(read_text(path, MAX_BYTES), ModelConfig())
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise UserError(f"{where}: {error.strerror}") from None
+        return f"{where}: {error.strerror}"
     except text_format.ParseError as error:
-        raise UserError(f"{where}: line {error.GetLine() or 1}: {_reason(error)}") from None
+        return f"{where}: line {error.GetLine() or 1}: {_reason(error)}"
     except ValueError as error:  # not text
-        raise UserError(f"{where}: {error}") from None
+        return f"{where}: {error}"
 
 
 def _reason(error: text_format.ParseError) -> str:

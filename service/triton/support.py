@@ -84,9 +84,9 @@ def accelerator(config: ModelConfig) -> Provider | None:
 
 
 def _unused_accelerators(config: ModelConfig) -> Iterator[str]:
-    accelerators = config.optimization.execution_accelerators
+    accelerators, used = config.optimization.execution_accelerators, accelerator(config)
     for each in (*accelerators.gpu_execution_accelerator, *accelerators.cpu_execution_accelerator):
-        if each.name != accelerator(config):
+        if each.name != used:
             yield f"accelerator {each.name[:64]}"
 
 

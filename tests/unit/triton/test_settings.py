@@ -208,6 +208,14 @@ def test_a_changed_file_is_read_again_and_another_is_not(tmp_path: Path, monkeyp
     assert len(read_texts) == 1
 
 
+def test_a_broken_file_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="has no field 'x'"):
+        read(tmp_path, "x: 1")
+    monkeypatch.delattr(config_file, "text_format")
+    with pytest.raises(UserError, match="has no field 'x'"):
+        read_settings(tmp_path, "pets")
+
+
 def test_the_config_says_which_output_has_labels_and_what_the_graph_leaves_open(tmp_path: Path) -> None:
     policy, triton, _ = read(tmp_path, configs.TWO_HEADS)
     declared = declare(policy, triton)
