@@ -112,7 +112,7 @@ class Server:
         self._loaded = False
         self._draining = False
         self._ready_logged = False
-        self._warned: set[tuple[str, int]] = set()
+        self._warned_bytes = 0
 
         metrics = Metrics(CollectorRegistry())
         self._registry = metrics.registry
@@ -321,20 +321,32 @@ class Server:
         self._on_change()
 
     def _warn_of_large_requests(self) -> None:
-        """Warns once of each version that takes larger requests than the port, which was bound before it was known."""
+        """Warns, in one line, of versions that take larger requests than the port, which was bound before they were known.
+
+        Once the server is ready, and again when one takes still larger ones.
+        """
+        if not self._repository.ready:
+            return
         level = logging.WARNING if self._config.max_message_bytes is None else logging.INFO  # a limit that was set is meant
-        for served in (served for versions in self._repository.served.values() for served in versions):
-            needed = message_limits.largest_request_bytes(
+        needs = {
+            (served.name, served.version): message_limits.largest_request_bytes(
                 served.policy, served.model.input.size_bytes, images=served.model.has_contract
             )
-            if needed > self._max_message_bytes and (served.name, served.version) not in self._warned:
-                self._warned.add((served.name, served.version))
-                log.log(
-                    level,
-                    "model %s version %d: the largest request has %d bytes, the message limit is %d; "
-                    "restart with --max-message-bytes %d",
-                    served.name, served.version, needed, self._max_message_bytes, needed,
-                )  # fmt: skip
+            for versions in self._repository.served.values()
+            for served in versions
+        }
+        above = {version: needed for version, needed in needs.items() if needed > self._max_message_bytes}
+        name, version = max(above, key=above.__getitem__, default=("", 0))
+        needed = above.get((name, version), 0)
+        if needed > self._warned_bytes:
+            self._warned_bytes = needed
+            others = f" (those of {len(above) - 1} others are above it, too)" if len(above) > 1 else ""
+            log.log(
+                level,
+                "model %s version %d: the largest request has %d bytes, the message limit is %d; "
+                "restart with --max-message-bytes %d%s",
+                name, version, needed, self._max_message_bytes, needed, others,
+            )  # fmt: skip
 
 
 def serve(config: ServerConfig) -> None:

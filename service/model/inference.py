@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from service.errors import InvalidModel, LoadError, first_line
 from service.import_advice import import_advice
-from service.model.contract import METADATA_KEY, Contract, Head
+from service.model.contract import LOGITS_NAME, METADATA_KEY, Contract, Head
 from service.model.inferred_signature import Inferred
 from service.model.providers import ProviderName
 from service.model.scores import to_probabilities
@@ -43,7 +43,7 @@ class Model:
         outputs: what it gives. The first holds the scores, K numbers an item. With a contract these are probabilities, the
             second holds the logits, and those after it the probabilities of further heads.
         labels: the names of the K classes; of two, K may be 1.
-        output_labels: those of other outputs of a model without a contract, by name, where the user gave some.
+        output_labels: by the name of each output that has one number a class: the labels, empty where nobody has named them.
         gives_probabilities: whether the scores are probabilities, or are known to become some by `to_probabilities`.
         to_probabilities: makes floating[n, labels] of the first output as floating[n,K]; None if that is to be taken as it is.
         has_contract: false for a model that Convoy did not write; it is served by tensor.
@@ -71,7 +71,7 @@ class Model:
         self.input = signature.input
         self.outputs = signature.outputs
         self.labels = labels
-        self.output_labels = {} if inferred is None else inferred.output_labels
+        self.output_labels = _output_labels(contract) if inferred is None else inferred.output_labels
         self.gives_probabilities = inferred is None or inferred.kind != "scores"
         self.to_probabilities = None if inferred is None else to_probabilities(inferred.kind)
         self.has_contract = contract is not None
@@ -217,6 +217,12 @@ class Model:
                 break
             least = min(least, took / items)
         return sizes, None
+
+
+def _output_labels(contract: Contract | None) -> dict[str, tuple[str, ...]]:
+    if contract is None:
+        return {}
+    return {head.output: head.labels for head in contract.heads} | {LOGITS_NAME: contract.labels}
 
 
 def batch_sizes(max_items: int) -> list[int]:

@@ -40,7 +40,7 @@ class Inferred(NamedTuple):
     Attributes:
         labels: of the scores.
         kind: what the scores are.
-        output_labels: those of other outputs that have some.
+        output_labels: by the name of each output that has one number a class: the labels, empty where nobody has named them.
     """
 
     signature: Signature
@@ -96,7 +96,7 @@ def infer_signature(
     whence = "" if named else " of the file's metadata" if all_labels == in_file else ", their numbers"
     log.info("%s: %s in %r, %d labels%s", name, _said(kind), scores.name, len(all_labels), whence)
     signature = Signature(taken, (scores, *(output for output in outputs if output is not scores)), fixed_batch_items)
-    return Inferred(signature, all_labels, kind, _checked_output_labels(signature, declared))
+    return Inferred(signature, all_labels, kind, _output_labels(signature, all_labels, declared))
 
 
 def _infer_input(session: Session, declared: Declared) -> tuple[TensorSpec, int]:
@@ -259,16 +259,18 @@ def _said(kind: ScoreKind) -> str:
     return {"scores": "scores, of which nothing says that they are probabilities,"}.get(kind, f"scores ({kind})")
 
 
-def _checked_output_labels(signature: Signature, declared: Declared) -> dict[str, tuple[str, ...]]:
+def _output_labels(signature: Signature, labels: tuple[str, ...], declared: Declared) -> dict[str, tuple[str, ...]]:
+    """Raises InvalidModel for labels of an output that is not there, or has another number of classes."""
     sizes = {output.name: math.prod(output.shape) for output in signature.outputs}
-    others = {output: labels for output, labels in declared.labels.items() if output not in ("", signature.outputs[0].name)}
+    others = {output: names for output, names in declared.labels.items() if output not in ("", signature.outputs[0].name)}
     where = declared.labels_from
-    for output, labels in others.items():
+    for output, names in others.items():
         if output not in sizes:
             raise InvalidModel(f"labels in {where}: the graph gives no {output!r}; accepted are {', '.join(sizes)}")
-        if len(labels) != sizes[output]:
-            raise InvalidModel(f"labels in {where}: {len(labels)} of {output!r}, of which the graph gives {sizes[output]}")
-    return others
+        if len(names) != sizes[output]:
+            raise InvalidModel(f"labels in {where}: {len(names)} of {output!r}, of which the graph gives {sizes[output]}")
+    same = {output.name: labels if sizes[output.name] == len(labels) else () for output in signature.outputs if _is_vector(output)}
+    return same | others | {signature.outputs[0].name: labels}
 
 
 def depends_on_batch(session: Session, signature: Signature) -> bool:

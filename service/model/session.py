@@ -12,7 +12,10 @@ On a GPU a batch is copied into buffers that stay where they are, one set (a buc
 next size. So cuDNN plans for these sizes only, before the model is ready, and a CUDA graph can launch all kernels at once.
 """
 
+import contextlib
 import functools
+import importlib
+import importlib.util
 import logging
 import threading
 import time
@@ -45,6 +48,9 @@ _IDENTITY = (
     b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r"
 )
 """An ONNX file whose graph is y = Identity(x), of one float32."""
+
+_EXTENSIONS, _EXTENSIONS_DOMAIN = "onnxruntime_extensions", b"ai.onnx.contrib"
+"""A package of further operators, and the domain that a graph has in it."""
 
 _NO_CUDA_GRAPH = -1
 _CUDA_GRAPH_GAIN = 0.95
@@ -136,6 +142,8 @@ def open_session(content: ModelContent, provider: ProviderName, threads: int, cu
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.spin_duration_us", str(_SPIN_MICROSECONDS))
     options.log_severity_level = 4
+    if _EXTENSIONS_DOMAIN in content.graph:
+        _register_extensions(options)
     if provider == "cpu" and _shares_arena():
         options.add_session_config_entry("session.use_env_allocators", "1")
         options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
@@ -150,7 +158,10 @@ def open_session(content: ModelContent, provider: ProviderName, threads: int, cu
         if provider != "cpu":
             open_session(content, "cpu", threads)  # raises InvalidModel if the file is at fault
             raise LoadError(f"provider {provider!r} cannot load it: {first_line(error)}") from None
-        raise InvalidModel(f"ONNX Runtime cannot load the file: {first_line(error)}") from None
+        hint = ""
+        if _EXTENSIONS_DOMAIN in content.graph and importlib.util.find_spec(_EXTENSIONS) is None:
+            hint = " (it has operators of the package onnxruntime-extensions: install that where the server runs)"
+        raise InvalidModel(f"ONNX Runtime cannot load the file: {first_line(error)}{hint}") from None
     if session.get_providers()[0] != ONNX_RUNTIME_NAMES[provider]:
         raise ProviderUnavailable(
             f"provider {provider!r} is in the installed ONNX Runtime, but does not initialise on this machine"
@@ -169,6 +180,12 @@ def _provider_options(provider: ProviderName, threads: int, cuda_graphs: bool) -
         "cpu": [(ONNX_RUNTIME_NAMES["cpu"], {})],
     }
     return providers[provider]
+
+
+def _register_extensions(options: ort.SessionOptions) -> None:
+    """Registers the operators of onnxruntime-extensions, which is no dependency, where it is installed."""
+    with contextlib.suppress(ImportError):
+        options.register_custom_ops_library(importlib.import_module(_EXTENSIONS).get_library_path())
 
 
 class UncapturedSession:

@@ -112,16 +112,17 @@ def select_outputs(answer: Answer, requested: Sequence[RequestedOutput]) -> list
     if not requested:
         return [OutputTensor(name, DATATYPES[array.dtype], array.shape, array) for name, array in outputs.items()]
     served = answer.served
-    specs = {spec.name: spec for spec in served.model.outputs}
     selected = []
     for name, classes, memory in requested:
         array = outputs[name]
         if classes:
-            labels = class_labels(served, specs[name])
-            scores = array.reshape(-1, len(labels))
+            labels = served.model.output_labels[name]
+            scores = array.reshape(len(answer.scores), -1)
+            if labels and scores.shape[1] != len(labels):  # one number for two labels
+                scores = answer.scores
             texts = [
-                [f"{score:f}:{index}:{labels[index]}".encode() for index, score in row]
-                for row in best_labels(scores, min(classes, len(labels)))
+                [f"{score:f}:{index}{f':{labels[index]}' if labels else ''}".encode() for index, score in row]
+                for row in best_labels(scores, min(classes, scores.shape[1]))
             ]
             elements = [text for row in texts for text in row]
             forms = served.forms
@@ -187,13 +188,6 @@ def client_shape(served: ServedVersion, spec: TensorSpec) -> list[int]:
     return forms.shape(forms.input if spec is served.model.input else forms.outputs[spec.name])
 
 
-def class_labels(served: ServedVersion, spec: TensorSpec) -> Sequence[str]:
-    """The labels of an output's numbers: those that it has itself, or those of the scores, if they are as many; else none."""
-    model, classes = served.model, math.prod(spec.shape)
-    own = {**{head.output: head.labels for head in model.heads}, **model.output_labels}
-    return next((labels for labels in (own.get(spec.name, ()), model.labels) if len(labels) == classes), ())
-
-
 def offered_outputs(served: ServedVersion) -> Sequence[TensorSpec]:
     """The outputs that clients may ask for."""
     forms, outputs = served.forms, served.model.outputs
@@ -211,7 +205,7 @@ def _check_requested(served: ServedVersion, requested: Sequence[RequestedOutput]
         if name in names:
             raise InvalidRequest(f"output {name!r} is asked for twice", f"{field}.name")
         names.add(name)
-        if classes and not class_labels(served, spec):
+        if classes and name not in served.model.output_labels:
             raise InvalidRequest(f"output {name!r} has no score for each class: classification is not offered on it", field)
         if memory is not None and not classes and memory.byte_size < items * spec.size_bytes:
             raise InvalidRequest(

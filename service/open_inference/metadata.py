@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from service import convoy_version
+from service.engine.decoding import tensors_only
 from service.engine.repository import Repository
 from service.engine.served_version import ServedVersion
 from service.errors import RequestError
@@ -27,6 +28,9 @@ EXTENSIONS = (
 )
 SHARED_MEMORY = "system_shared_memory"
 PLATFORM = "onnxruntime_onnx"
+
+_PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF", b"II*\0", b"MM\0*", b"P5", b"P6")
+"""What the files of most formats begin with."""
 
 _PHASES = {"queue": "queue", "decode": "compute_input", "inference": "compute_infer", "encode": "compute_output"}
 _KINDS = {"cpu": "KIND_CPU", "openvino": "KIND_CPU", "cuda": "KIND_GPU", "tensorrt": "KIND_GPU"}
@@ -126,13 +130,15 @@ class ServerMetadata:
     def parse_binary_body(self, name: str, version: str, body: bytes) -> InputTensor:
         """The input of a request whose body is the input alone: an image file, or one item's bytes for a model without a contract.
 
-        Raises NotFound, and InvalidRequest if it does not have the bytes of an item.
+        Raises NotFound, and InvalidRequest if it does not have the bytes of an item, or is a picture where none is taken.
         """
         served = self._served(name, version)
         model = served.model
         spec = model.input
         shape = [abs(size) for size in client_shape(served, spec)]  # one item
         datatype, shape = (BYTES, [1]) if model.has_contract else (DATATYPES[spec.dtype], shape)
+        if not model.has_contract and len(body) != spec.size_bytes and _is_picture(body):
+            raise tensors_only(served, "inputs[0]")
         elements = [body] if model.has_contract else elements_from_bytes(datatype, shape, body)
         return InputTensor(spec.name, datatype, shape, elements)
 
@@ -160,6 +166,11 @@ class ServerMetadata:
         served = self._repository.acquire(name, version)
         self._repository.release(served)
         return served
+
+
+def _is_picture(content: bytes) -> bool:
+    """By its first bytes."""
+    return content.startswith(_PICTURES) or content[4:8] == b"ftyp"
 
 
 def _tensor_metadata(served: ServedVersion, spec: TensorSpec) -> dict[str, Any]:

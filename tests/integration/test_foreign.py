@@ -34,6 +34,7 @@ from service.server import Server
 from tests.conftest import Serve, Spawn
 from tests.integration.test_classify import classify_on, refused
 from tests.integration.test_edges import samples
+from tests.unit.model import foreign_graphs
 
 
 @pytest.fixture
@@ -428,3 +429,45 @@ def live(server: Server) -> tuple[int, str]:
             return response.status, response.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
+
+
+def test_classification_is_offered_on_every_output_of_one_number_a_class(tmp_path: Path, serve: Serve) -> None:
+    foreign_graphs.two_heads(tmp_path / "heads" / "1" / "model.onnx")
+    (tmp_path / "heads" / "serving.toml").write_text('[labels]\nshape = ["round", "square"]\n')
+    foreign_graphs.sigmoid_unit(tmp_path / "unit" / "1" / "model.onnx")
+    (tmp_path / "unit" / "labels.txt").write_text("cat\ndog")
+    foreign_graphs.features_first(tmp_path / "features" / "1" / "model.onnx")
+    server = serve(tmp_path)
+    picture = np.ones((1, 3, 8, 8), np.float32)
+
+    def best(model: str, output: str) -> list[str]:
+        """`value:index:label` of each class, without the value."""
+        asked = {"name": output, "parameters": {"classification": 9}}
+        given = {"name": "x", "datatype": "FP32", "shape": [1, 3, 8, 8], "data": picture.ravel().tolist()}
+        body = json.dumps({"inputs": [given], "outputs": [asked]}).encode()
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.http_port}/v2/models/{model}/infer", body, 10) as response:
+            return sorted(text.partition(":")[2] for text in json.load(response)["outputs"][0]["data"])
+
+    assert best("heads", "shape") == ["0:round", "1:square"]
+    assert best("heads", "color") == ["0:0", "1:1", "2:2", "3:3", "4:4"]
+    assert best("unit", "p") == ["0:cat", "1:dog"]
+    assert best("features", "features") == ["0", "1", "2"], "nobody has named these"
+    status, said = post(server, "features", b"\xff\xd8\xff\xe0 a photograph")
+    assert status == 400
+    assert said.startswith(
+        "model 'features' was not exported by Convoy and takes no pictures: nothing says how one becomes its input"
+    )
+    assert "--name NAME --preset torchvision|timm|keras|caffe` (or --resize stretch:8x8 " in said
+    assert "has 5 bytes" in post(server, "features", b"12345")[1]
+
+
+def post(server: Server, model: str, content: bytes) -> tuple[int, str]:
+    """Status and error of a request whose body is the input alone."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.http_port)
+    headers = {"Inference-Header-Content-Length": "0", "Content-Type": "application/octet-stream"}
+    connection.request("POST", f"/v2/models/{model}/infer", content, headers)
+    response = connection.getresponse()
+    try:
+        return response.status, json.loads(response.read())["error"]
+    finally:
+        connection.close()

@@ -1,5 +1,6 @@
 """Classifiers of strangers: the scores that are found in them, what is said where nothing tells, and what helps."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -155,4 +156,15 @@ def test_one_of_ours_that_has_lost_its_contract_is_not_taken_for_a_strangers(tmp
     model.producer_name = PRODUCER
     onnx.save(model, path)
     with pytest.raises(InvalidModel, match="the graph is one of Convoy's, but the file has no"):
+        load_model(path, "cpu", 1)
+
+
+def test_operators_of_a_package_that_is_not_installed_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime_extensions", None)
+    nodes = [*foreign.FEATURES, helper.make_node("NegPos", ["features"], ["neg", "p"], domain="ai.onnx.contrib")]
+    path = foreign.save(tmp_path / "model.onnx", nodes, {"p": foreign.FLOAT})
+    model = onnx.load(path)
+    model.opset_import.append(helper.make_opsetid("ai.onnx.contrib", 1))
+    onnx.save(model, path)
+    with pytest.raises(InvalidModel, match="operators of the package onnxruntime-extensions: install that where the server runs"):
         load_model(path, "cpu", 1)
