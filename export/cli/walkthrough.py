@@ -87,6 +87,8 @@ def _build_page(
         return tutorial_page.build_page(tutorial_steps.compute_steps(encoded, MAX_PIXELS), image.name)
     on_progress("reading the model", 0, 0)
     found = subject.load_subject(model_path, scaling)
+    if found.assumed:
+        click.echo(f"convoy: {model_path}: {found.assumed}", err=True)
     target = _target_class(found, label, learning_rate, image)
     pixels, photo = decode(encoded, found.spec, MAX_PIXELS), tutorial_steps.decode_photo(encoded, MAX_PIXELS)
     return network_page.build_page(found, pixels, photo, image.name, target, learning_rate or _LEARNING_RATE, on_progress)

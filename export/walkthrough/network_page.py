@@ -48,7 +48,8 @@ def build_page(
     on_progress("running the model", 0, 0)
     session = SubjectSession(subject)
     logits = next(session.logits(pixels[np.newaxis]))[0]  # (K,)
-    labels = subject.labels or tuple(f"class {index}" for index in range(len(logits)))
+    labels = subject.labels or (subject.file_labels if len(subject.file_labels) == len(logits) else ())
+    labels = labels or tuple(f"class {index}" for index in range(len(logits)))
     if len(labels) != len(logits):
         raise UserError(f"{subject.name}: the model gives {len(logits)} scores, but there are {len(labels)} labels")
     probabilities = softmax(logits)
@@ -109,6 +110,8 @@ def _notes(subject: Subject, activations: Activations, probabilities: NDArray[np
         f"graph; reading all layers changed no probability by more than {max(difference, 1e-9):.0e}. Of each layer the first "
         f"{SHOWN_MAPS} maps are shown, on one scale. The pictures are also beside this page as PNG files."
     ]
+    if subject.assumed:
+        notes.insert(0, f"{subject.assumed[0].upper()}{subject.assumed[1:]}.")
     if any(node.op_type in QUANTISATION for node in subject.model.graph.node):
         notes.append(
             "Between the layers of this network values are rounded to integers of few bits; the page shows each output before it "

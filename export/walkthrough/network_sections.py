@@ -11,7 +11,6 @@ from export.walkthrough.feature_maps import Scale
 from export.walkthrough.number_format import number, percent
 from export.walkthrough.subject import Subject, SubjectSession
 from export.walkthrough.web_page import Bar, Curve, Figure, Section
-from service.model.contract import LOGITS_NAME
 
 _OVERLAY = "Laid over the picture: red raised the score of the answer, blue lowered it."
 
@@ -21,7 +20,7 @@ def pixels_section(
     labels: tuple[str, ...], on_count: OnCount,
 ) -> Section:  # fmt: skip
     """Which pixels mattered for class `top`: its class activation map if the network has one, else an occlusion map."""
-    scores = LOGITS_NAME if subject.has_contract else next(iter(activations.outputs))
+    scores = subject.scores_name(activations.outputs)
     heat = attribution.class_activation(activations, scores, top)
     heading = f"Which pixels mattered for “{labels[top]}”"
     if heat is not None:

@@ -5,7 +5,7 @@ the user the range of the pixel values (`pixel_scaling`). A run is converted to 
 """
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -21,8 +21,13 @@ from service.errors import InvalidModel, UserError
 from service.model import model_files
 from service.model.contract import INPUT_NAME, LOGITS_NAME, Contract, InputSpec
 from service.model.cpus import cpu_budget
+from service.model.declared import Declared
+from service.model.file_labels import labels_in_metadata
+from service.model.inferred_signature import choose_scores, is_vector
 from service.model.repository_layout import LABELS_FILE, MODEL_FILE, read_labels
+from service.model.scores import is_distribution
 from service.model.session import OpenGraph
+from service.model.signature import TensorSpec
 
 if TYPE_CHECKING:
     from export.training.checkpoint import Checkpoint
@@ -47,6 +52,7 @@ class Subject:
         model: the graph with all its weights.
         spec: the image that it takes.
         labels: names of the K classes; empty if unknown.
+        file_labels: those in the metadata of a file without a contract; used if there are no others and they are K.
         facts: for the page, by name.
         has_contract: whether Convoy exported the graph.
         layout: of the graph's input.
@@ -67,6 +73,22 @@ class Subject:
     scaling: PixelScaling = "0..1"
     one_by_one: bool = False
     checkpoint: "Checkpoint | None" = None
+    file_labels: tuple[str, ...] = ()
+
+    @property
+    def assumed(self) -> str:
+        """What is assumed of a file without a contract; empty for others."""
+        if self.has_contract:
+            return ""
+        spec = self.spec
+        values = "as they are" if self.dtype == np.uint8 else f"scaled to {self.scaling}"
+        colours = "gray" if spec.channels == 1 else "red, green, blue"
+        scaling = "" if self.dtype == np.uint8 else " (--scaling)"
+        return (
+            "nothing in the file says how a picture becomes its input: assumed are a picture stretched to "
+            f"{spec.height}x{spec.width}, {colours}, its values {values}{scaling}. If training did it otherwise, the answer means "
+            "little; `convoy import` makes a file that says it"
+        )
 
     def feed(self, pixels: NDArray[np.uint8]) -> NDArray[np.generic]:
         """The graph's input for pixels uint8[n,H,W,C]."""
@@ -75,21 +97,40 @@ class Subject:
             images = scale_pixels(pixels, self.scaling).astype(self.dtype)
         return np.ascontiguousarray(images if self.layout == "NHWC" else images.transpose(0, 3, 1, 2))
 
-    def logits(self, outputs: dict[str, NDArray[np.generic]]) -> NDArray[np.float32]:
+    def scores_name(self, outputs: Mapping[str, NDArray[np.generic]]) -> str:
+        """Which of the graph's outputs holds the scores, as a server chooses it.
+
+        Raises:
+            UserError: without a contract, nothing tells which it is, or there is none of two classes.
+        """
+        if self.has_contract:
+            return LOGITS_NAME
+        arrays = {name: array for name, array in outputs.items() if isinstance(array, np.ndarray) and array.ndim > 0}
+        specs = [TensorSpec(name, array.dtype, array.shape[1:]) for name, array in arrays.items()]
+        trials = {spec.name: [arrays[spec.name].reshape(len(arrays[spec.name]), -1)] for spec in specs if is_vector(spec)}
+        if not trials:
+            given = ", ".join(f"{spec.name} ({spec})" for spec in specs) or "no tensors of numbers"
+            raise UserError(f"{self.name}: it gives {given}; expected one float output with a score for each class")
+        try:
+            return choose_scores(specs, trials, Declared(), self.labels or self.file_labels).name
+        except InvalidModel as error:
+            raise UserError(f"{self.name}: {error}") from None
+
+    def logits(self, outputs: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
         """Logits float32[n,K] from the graph's outputs; of probabilities, their logarithms.
 
         Raises:
-            UserError: without a contract, the first output is no scores of two classes or more.
+            UserError: without a contract, no output is known to hold scores of two classes or more.
         """
+        name = self.scores_name(outputs)
+        scores = outputs[name].astype(np.float32).reshape(len(outputs[name]), -1)
         if self.has_contract:
-            return outputs[LOGITS_NAME].astype(np.float32)
-        first = next(iter(outputs.values()))
-        if not isinstance(first, np.ndarray) or not np.issubdtype(first.dtype, np.number):
-            raise UserError(f"{self.name}: its first output is not a tensor of numbers, so it has no scores of classes")
-        scores = first.astype(np.float32).reshape(len(first), -1) if first.ndim else first.astype(np.float32).reshape(1, 1)
-        if scores.shape[1] < 2 or max(first.shape[1:]) != scores.shape[1]:
-            raise UserError(f"{self.name}: its first output has shape {first.shape}; expected scores (1, K) of two classes or more")
-        if (scores >= 0).all() and np.allclose(scores.sum(axis=1), 1, atol=1e-3):
+            return scores
+        if scores.shape[1] == 1:  # one number, of the second of two labels
+            within = ((scores >= 0) & (scores <= 1)).all()
+            second = scores if within else 1 / (1 + np.exp(-scores))
+            scores = np.concatenate([1 - second, second], axis=1)
+        if is_distribution(scores):
             scores = np.log(np.maximum(scores, 1e-7)).astype(np.float32)
         return scores
 
@@ -174,6 +215,12 @@ def _with_contract(path: Path, model: onnx.ModelProto, contract: Contract) -> Su
 def _without_contract(path: Path, model: onnx.ModelProto, scaling: PixelScaling) -> Subject:
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
+    if len(inputs) < len(model.graph.input):  # files before IR 4 list the weights, too
+        kept = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in inputs]
+        del model.graph.input[:]
+        model.graph.input.extend(kept)
+        inputs = list(model.graph.input)
+        model.ir_version = max(model.ir_version, 4)
     if len(inputs) != 1:
         raise UserError(f"{path}: the model takes {len(inputs)} inputs; a walkthrough needs a model that takes one image")
     layout, sides = _layout(path, inputs[0])
@@ -191,6 +238,7 @@ def _without_contract(path: Path, model: onnx.ModelProto, scaling: PixelScaling)
     return Subject(
         path.stem, model, spec, _labels(path), facts,
         has_contract=False, layout=layout, dtype=dtype, scaling=scaling, one_by_one=sides[0] == 1,
+        file_labels=labels_in_metadata({entry.key: entry.value for entry in model.metadata_props}),
     )  # fmt: skip
 
 

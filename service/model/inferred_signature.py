@@ -78,7 +78,7 @@ def infer_signature(
     for one, more in (pair for other in others for pair in zip(outputs, other, strict=True)):
         if one != more:
             raise InvalidModel(f"the graph gives {one.name!r} as {one} for one item, and as {more} for several")
-    found = [output for output in outputs if _is_vector(output)]
+    found = [output for output in outputs if is_vector(output)]
     if not found:
         given = ", ".join(f"{output.name} ({output})" for output in outputs)
         given += f", {left_out}" if left_out else ""
@@ -88,7 +88,7 @@ def infer_signature(
     trials = _trials(session, found, taken, fixed_batch_items)
     in_file = labels_in_metadata(metadata or {})
     named = labels or declared.labels.get("")
-    scores = _scores(outputs, found, trials, declared, named or in_file)
+    scores = choose_scores(outputs, trials, declared, named or in_file)
     if left_out:
         log.warning("%s: outputs that are not tensors of numbers are not served: %s", name, left_out[:MAX_REASON_CHARACTERS])
     named = named or declared.labels.get(scores.name)
@@ -165,7 +165,7 @@ def _run_outputs(session: Session, nodes: Sequence[Node], taken: TensorSpec, ite
     return [TensorSpec(node.name, array.dtype, array.shape[1:]) for node, array in zip(nodes, arrays, strict=True)]
 
 
-def _is_vector(output: TensorSpec) -> bool:
+def is_vector(output: TensorSpec) -> bool:
     """Whether an output has one number a class."""
     return output.dtype.kind == "f" and 0 < math.prod(output.shape) == max(output.shape, default=1)
 
@@ -189,11 +189,15 @@ def _trials(
     return found
 
 
-def _scores(
-    outputs: Sequence[TensorSpec], found: Sequence[TensorSpec], trials: Mapping[str, Sequence[NDArray[Any]]], declared: Declared,
-    labels: tuple[str, ...],
-) -> TensorSpec:  # fmt: skip
-    """The output that holds the scores, of those that may. Raises InvalidModel if nothing tells which it is."""
+def choose_scores(
+    outputs: Sequence[TensorSpec], trials: Mapping[str, Sequence[NDArray[Any]]], declared: Declared, labels: tuple[str, ...]
+) -> TensorSpec:
+    """The output that holds the scores, of those that may.
+
+    `trials` has, by the name of each output that may hold them, what the graph gave in it, floating[n,K]. Raises InvalidModel if
+    nothing tells which it is.
+    """
+    found = [output for output in outputs if output.name in trials]
     names = [output.name for output in outputs]
     if declared.output:
         chosen = next((output for output in found if output.name == declared.output), None)
@@ -269,7 +273,7 @@ def _output_labels(signature: Signature, labels: tuple[str, ...], declared: Decl
             raise InvalidModel(f"labels in {where}: the graph gives no {output!r}; accepted are {', '.join(sizes)}")
         if len(names) != sizes[output]:
             raise InvalidModel(f"labels in {where}: {len(names)} of {output!r}, of which the graph gives {sizes[output]}")
-    same = {output.name: labels if sizes[output.name] == len(labels) else () for output in signature.outputs if _is_vector(output)}
+    same = {output.name: labels if sizes[output.name] == len(labels) else () for output in signature.outputs if is_vector(output)}
     return same | others | {signature.outputs[0].name: labels}
 
 
