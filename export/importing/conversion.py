@@ -8,10 +8,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 
 from export.files import temporary_folder
 from service.errors import UserError, first_line
+
+_OPEN_SIDE = 64
 
 
 def from_torch_program(file: Path) -> onnx.ModelProto:
@@ -51,6 +54,8 @@ def keras_to_onnx(model: Any, path: Path, name: str) -> None:
     """Writes a model of Keras as an ONNX file. Raises UserError, with the model's name, if Keras cannot convert it."""
     try:
         with quiet():
+            if isinstance(model.input_shape, tuple):  # Keras exports what was called once
+                model(np.zeros([side or _OPEN_SIDE for side in model.input_shape], np.float32))
             model.export(str(path), format="onnx", verbose=False)
     except Exception as error:  # noqa: BLE001 - of Keras, its backend and its converter
         raise UserError(f"{name}: Keras cannot convert the model to ONNX: {first_line(error)}") from None

@@ -22,6 +22,7 @@ from export.importing.presets import PRESETS, preset
 from export.importing.recipe import Recipe
 from export.importing.recipe_options import RecipeOptions
 from export.importing.reference import Reference, served_pixels
+from export.importing.score_head import Scores as ScoresAsked
 from export.importing.source import Source, read_source
 from export.importing.transform_pixels import pixels_of_transform
 from export.importing.transforms import of_transforms
@@ -47,6 +48,7 @@ def publish(
     data: str | Path | None = None,
     minimum_accuracy: float = 0.0,
     input_shape: tuple[int, int] | None = None,
+    scores: ScoresAsked = "auto",
     say: Callable[[str], None] = print,
 ) -> Path:
     """Publishes a classifier as the next version of a model, if it passes the gates; else nothing is written.
@@ -63,6 +65,8 @@ def publish(
         data: a folder of labelled pictures, `DIR/<class>/*.jpg`, on which the accuracy is measured.
         minimum_accuracy: the fraction of them that must be right.
         input_shape: (height, width) of the network's input, if neither the transforms nor the model say it.
+        scores: what the network's numbers are: `logits`, `probabilities`, `log-probabilities`, `sigmoid` (one of two labels is
+            true) or `multilabel` (each is true or not). `auto` finds it on real pictures, and refuses what is not clear.
         say: called with a line for each thing that was decided and each gate.
 
     Returns:
@@ -74,7 +78,7 @@ def publish(
     preparation = _Preparation(transforms)
     request = Request(
         name=name, repository=Path(repository), labels=_labels(labels, model), input_shape=input_shape,
-        data=None if data is None else Path(data), minimum_accuracy=minimum_accuracy,
+        data=None if data is None else Path(data), minimum_accuracy=minimum_accuracy, scores=scores,
         transform=preparation.pixels if preparation.can_run else None,
         command=f"export.publish({type(model).__name__}, transforms={preparation.name})",
     )  # fmt: skip

@@ -160,6 +160,8 @@ def test_resized_tensors_are_close_and_said_to_be_not_proved(graph: Path, tmp_pa
 def test_an_onnx_model_takes_a_preset_a_file_or_a_recipe(graph: Path, tmp_path: Path) -> None:
     named, _, _ = published(graph, tmp_path, transforms="torchvision", labels=list("abcde"))
     assert named.contract.input.resize == "short:37"
+    with pytest.raises(UserError, match=r"--scores logits: .* those are probabilities already"):
+        published(graph, tmp_path, transforms="torchvision", scores="logits")
     file = tmp_path / "preprocessor_config.json"
     file.write_text('{"image_processor_type": "ViTImageProcessor", "size": 32}')
     of_file, origin, _ = published(onnx.load(graph), tmp_path, transforms=str(file))
@@ -173,13 +175,17 @@ def keras_model(graph: Path) -> Any:
 
     def write(_self: Any, path: str, format: str, verbose: bool) -> None:  # noqa: A002 - as in Keras
         assert format == "onnx"
+        assert called == [(64, 32, 32, 3)]  # Keras converts no model that was never called
         Path(path).write_bytes(graph.read_bytes())
+
+    called: list[Any] = []
 
     def predict_on_batch(_self: Any, inputs: NDArray[np.float32]) -> Any:
         found: Any = ReferenceEvaluator(str(graph)).run(None, {"x": inputs})
         return found[0]
 
     methods = {"export": write, "predict_on_batch": predict_on_batch, "input_shape": (None, 32, 32, 3)}
+    methods["__call__"] = lambda _self, inputs: called.append(inputs.shape)
     return type("Sequential", (), {"__module__": "keras.src.models.sequential", **methods})()
 
 
