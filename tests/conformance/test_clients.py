@@ -23,6 +23,15 @@ FOREIGN = {"floats": (TensorProto.FLOAT, np.float32), "halves": (TensorProto.FLO
            "doubles": (TensorProto.DOUBLE, np.float64), "bytes": (TensorProto.UINT8, np.uint8)}  # fmt: skip
 
 
+BATCHLESS = """
+platform: "onnxruntime_onnx"
+max_batch_size: 0
+input [ { name: "data" data_type: TYPE_FP32 dims: [ 3, 2, 2 ] reshape { shape: [ 1, 3, 2, 2 ] } } ]
+output [ { name: "scores" data_type: TYPE_FP32 dims: [ 3 ] reshape { shape: [ 1, 3 ] } label_filename: "names.txt" } ]
+"""
+"""A `config.pbtxt` by which tensors have no batch dimension."""
+
+
 def run(script: str, *arguments: str, timeout: float = 170, **environment: str) -> str:
     assert PYTHON.exists(), "the clients' environment is missing: make clients"
     done = subprocess.run(
@@ -66,6 +75,9 @@ def everything(tmp_path: Path, model_file: Path, slow_file: Path, digits: Datase
         scores, features = session(path).run(["scores", "features"], {"data": items})
         expected |= {f"{name}_data": items, f"{name}_scores": scores, f"{name}_features": features}
     (repository / "floats" / "labels.txt").write_text("cat\ndog\ncow\n")
+    write(repository / "batchless" / "1" / "model.onnx")
+    (repository / "batchless" / "names.txt").write_text("cat\ndog\ncow\n")
+    (repository / "batchless" / "config.pbtxt").write_text(BATCHLESS)
     np.savez(tmp_path / "expected.npz", **expected)
     return repository, tmp_path / "expected.npz"
 

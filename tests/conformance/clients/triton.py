@@ -218,6 +218,25 @@ def test_classification(kind: Kind, server: Server) -> None:
     )  # fmt: skip
 
 
+def test_a_model_whose_config_has_no_batch_dimension(kind: Kind, server: Server) -> None:
+    metadata, config = (kind.json(call, "batchless") for call in ("get_model_metadata", "get_model_config"))
+    config = config["config"] if kind.is_grpc else config
+    assert [int(size) for size in metadata["inputs"][0]["shape"]] == [3, 2, 2]
+    assert [output["name"] for output in metadata["outputs"]] == ["scores"]
+    assert int(config.get("max_batch_size", 0)) == 0
+    assert [int(size) for size in config["output"][0]["reshape"]["shape"]] == [1, 3]
+    given = [kind.tensor("data", server["floats_data"][0], "FP32")]
+    result = kind.client.infer("batchless", given)
+    np.testing.assert_allclose(result.as_numpy("scores"), server["floats_scores"][0], **CLOSE)
+    texts = kind.client.infer("batchless", given, outputs=[kind.wanted("scores", class_count=2)]).as_numpy("scores")
+    assert texts.shape == (2,)
+    assert texts[0].decode().split(":")[2] == ["cat", "dog", "cow"][server["floats_scores"][0].argmax()]
+    kind.refuses(
+        "INVALID_ARGUMENT", "takes FP32 [3, 2, 2]",
+        lambda: kind.client.infer("batchless", [kind.tensor("data", server["floats_data"][:1], "FP32")]),
+    )  # fmt: skip
+
+
 def test_ids_versions_and_aliases(kind: Kind, server: Server) -> None:
     given = kind.image(server["images"][:1])
     for version, answered in (("", "2"), ("latest", "2"), ("1", "1"), ("stable", "1")):
