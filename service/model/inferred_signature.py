@@ -110,6 +110,11 @@ def _infer_input(session: Session, declared: Declared) -> tuple[TensorSpec, int]
     if dtype is None or not (dtype.kind == "f" or dtype == np.uint8):
         hint = _input_hint(node.type, len(given))
         raise InvalidModel(f"the graph takes {node.type} {node.name!r}; float16, float32, float64 and uint8 are accepted{hint}")
+    if dtype == np.uint8 and len(given) == 1:
+        raise InvalidModel(
+            f"the graph takes uint8 {node.name!r} {node.shape}, such as the bytes of one picture file, and no batch: export it "
+            "without what decodes them, so that it takes pixels, [N, height, width, 3]"
+        )
     if _lacks_batch(given, session.get_outputs()):
         raise InvalidModel(_no_batch(given))
     shape = bound_shape(tuple(given[1:]), declared.input_shape)
@@ -260,7 +265,8 @@ def _labelled(
 
 
 def _said(kind: ScoreKind) -> str:
-    return {"scores": "scores, of which nothing says that they are probabilities,"}.get(kind, f"scores ({kind})")
+    said = {"scores": "scores, of which nothing says that they are probabilities,", "unit": "probability of the second label"}
+    return said.get(kind, f"scores ({kind})")
 
 
 def _output_labels(signature: Signature, labels: tuple[str, ...], declared: Declared) -> dict[str, tuple[str, ...]]:

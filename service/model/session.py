@@ -49,8 +49,9 @@ _IDENTITY = (
 )
 """An ONNX file whose graph is y = Identity(x), of one float32."""
 
-_EXTENSIONS, _EXTENSIONS_DOMAIN = "onnxruntime_extensions", b"ai.onnx.contrib"
-"""A package of further operators, and the domain that a graph has in it."""
+_EXTENSIONS = "onnxruntime_extensions"
+_EXTENSIONS_DOMAINS = (b"ai.onnx.contrib", b"com.microsoft.extensions")
+"""A package of further operators, and the domains of those: DecodeImage is in the second."""
 
 _NO_CUDA_GRAPH = -1
 _CUDA_GRAPH_GAIN = 0.95
@@ -142,7 +143,8 @@ def open_session(content: ModelContent, provider: ProviderName, threads: int, cu
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.spin_duration_us", str(_SPIN_MICROSECONDS))
     options.log_severity_level = 4
-    if _EXTENSIONS_DOMAIN in content.graph:
+    needs_extensions = any(domain in content.graph for domain in _EXTENSIONS_DOMAINS)
+    if needs_extensions:
         _register_extensions(options)
     if provider == "cpu" and _shares_arena():
         options.add_session_config_entry("session.use_env_allocators", "1")
@@ -159,7 +161,7 @@ def open_session(content: ModelContent, provider: ProviderName, threads: int, cu
             open_session(content, "cpu", threads)  # raises InvalidModel if the file is at fault
             raise LoadError(f"provider {provider!r} cannot load it: {first_line(error)}") from None
         hint = ""
-        if _EXTENSIONS_DOMAIN in content.graph and importlib.util.find_spec(_EXTENSIONS) is None:
+        if needs_extensions and importlib.util.find_spec(_EXTENSIONS) is None:
             hint = " (it has operators of the package onnxruntime-extensions: install that where the server runs)"
         raise InvalidModel(f"ONNX Runtime cannot load the file: {first_line(error)}{hint}") from None
     if session.get_providers()[0] != ONNX_RUNTIME_NAMES[provider]:

@@ -113,6 +113,7 @@ def test_open_sizes_are_bound_by_the_policy(shape: tuple[int, ...], tmp_path: Pa
     [
         (foreign.INT64, ("N", 16), r"takes tensor\(int64\) 'x'; float16, .* are accepted\. Such numbers are those of words"),
         (TensorProto.INT32, ("N", 3, 8, 8), r"takes tensor\(int32\) 'x'; .* are accepted\. A Cast in the graph"),
+        (foreign.UINT8, ("bytes",), r"takes uint8 'x' \['bytes'\], such as the bytes of one picture file, and no batch: export it"),
         (foreign.BF16, ("N", 3, 8, 8), r"takes tensor\(bfloat16\) 'x'; .* are accepted\. A Cast in the graph"),
     ],
 )
@@ -159,12 +160,15 @@ def test_one_of_ours_that_has_lost_its_contract_is_not_taken_for_a_strangers(tmp
         load_model(path, "cpu", 1)
 
 
-def test_operators_of_a_package_that_is_not_installed_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("domain", ["ai.onnx.contrib", "com.microsoft.extensions"])
+def test_operators_of_a_package_that_is_not_installed_are_named(
+    domain: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime_extensions", None)
-    nodes = [*foreign.FEATURES, helper.make_node("NegPos", ["features"], ["neg", "p"], domain="ai.onnx.contrib")]
+    nodes = [*foreign.FEATURES, helper.make_node("NegPos", ["features"], ["neg", "p"], domain=domain)]
     path = foreign.save(tmp_path / "model.onnx", nodes, {"p": foreign.FLOAT})
     model = onnx.load(path)
-    model.opset_import.append(helper.make_opsetid("ai.onnx.contrib", 1))
+    model.opset_import.append(helper.make_opsetid(domain, 1))
     onnx.save(model, path)
     with pytest.raises(InvalidModel, match="operators of the package onnxruntime-extensions: install that where the server runs"):
         load_model(path, "cpu", 1)
