@@ -46,7 +46,7 @@ OPTION_GROUPS: dict[str, tuple[click.Option, ...]] = {
         click.Option(["--freeze"], multiple=True, metavar="PREFIX",
                      help="Do not train weights whose names start so; may be repeated."),
         click.Option(["--head-learning-rate"], type=FiniteFloat(0, 10, min_open=True), metavar="RATE",
-                     show_default="--learning-rate; with --weights ten times that",
+                     show_default="--learning-rate; with --weights and without --learning-rate ten times that",
                      help="The highest of the schedule for the last layer."),
         click.Option(["--mean"], type=ChannelValues({"imagenet": recipes.IMAGENET_MEAN}), metavar="R,G,B|imagenet",
                      show_default="that of the training images",

@@ -57,8 +57,12 @@ def test_a_checkpoint_of_before_weights_and_own_networks_is_read(tmp_path: Path,
     for name in ("weights", "freeze", "head_learning_rate", "mean", "std"):
         del content["best"]["settings"][name]
     del content["best"]["code"]
+    content["best"]["input"] = {"height": 28, "width": 28, "channels": 1, "resize": "bilinear", "fit": "crop"}
     torch.save(content, tmp_path / "checkpoint.pt")
-    assert load_checkpoint(tmp_path).settings == best.settings
+    read = load_checkpoint(tmp_path)
+    assert read.settings == best.settings
+    assert read.input == best.input.model_copy(update={"resize": "cover"})
+    assert torch.equal(weights(read), weights(best))
 
 
 def test_the_code_of_an_own_network_is_found_again_and_refused_if_it_is_missing_or_another(
