@@ -58,6 +58,14 @@ class _Remembering(click.Command):
         ctx.meta[_ARGUMENTS] = list(args)
         return super().parse_args(ctx, args)
 
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Lists the presets, which are imported for `--help` alone."""
+        from export.importing.presets import PRESETS
+
+        with formatter.section("Presets"):
+            formatter.write_dl([(name, preset.meaning) for name, preset in PRESETS.items()])
+        super().format_epilog(ctx, formatter)
+
 
 @click.command(name="import", cls=_Remembering)
 @click.argument("source", type=click.Path(path_type=Path))

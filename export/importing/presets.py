@@ -104,9 +104,3 @@ def preset(name: str, height: int, width: int, channels: int) -> Recipe:
     for what, values in (("mean", chosen.scaling.mean), ("std", chosen.scaling.std)):
         of_channels(source, f"its {what}", values, channels)
     return assemble(source, Sizes(height, width, channels), size, chosen.scaling, chosen.bgr, **fields)
-
-
-def describe_presets() -> str:
-    """A line for each preset, for `--help`."""
-    longest = max(map(len, PRESETS))
-    return "\n".join(f"{name:<{longest}}  {preset.meaning}" for name, preset in PRESETS.items())

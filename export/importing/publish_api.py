@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from export.convert.precision import Precision
 from export.files import temporary_folder
 from export.importing import conversion
 from export.importing.file_metadata import FileMetadata
@@ -49,6 +50,7 @@ def publish(
     minimum_accuracy: float = 0.0,
     input_shape: tuple[int, int] | None = None,
     scores: ScoresAsked = "auto",
+    precision: Precision = "fp32",
     say: Callable[[str], None] = print,
 ) -> Path:
     """Publishes a classifier as the next version of a model, if it passes the gates; else nothing is written.
@@ -67,6 +69,8 @@ def publish(
         input_shape: (height, width) of the network's input, if neither the transforms nor the model say it.
         scores: what the network's numbers are: `logits`, `probabilities`, `log-probabilities`, `sigmoid` (one of two labels is
             true) or `multilabel` (each is true or not). `auto` finds it on real pictures, and refuses what is not clear.
+        precision: what the layers compute in; `int8`, for CPUs, is made on the pictures of `data`, and may lose half a point of
+            accuracy on them.
         say: called with a line for each thing that was decided and each gate.
 
     Returns:
@@ -78,7 +82,7 @@ def publish(
     preparation = _Preparation(transforms)
     request = Request(
         name=name, repository=Path(repository), labels=_labels(labels, model), input_shape=input_shape,
-        data=None if data is None else Path(data), minimum_accuracy=minimum_accuracy, scores=scores,
+        data=None if data is None else Path(data), minimum_accuracy=minimum_accuracy, scores=scores, precision=precision,
         transform=preparation.pixels if preparation.can_run else None,
         command=f"export.publish({type(model).__name__}, transforms={preparation.name})",
     )  # fmt: skip

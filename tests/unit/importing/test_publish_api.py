@@ -162,6 +162,8 @@ def test_an_onnx_model_takes_a_preset_a_file_or_a_recipe(graph: Path, tmp_path: 
     assert named.contract.input.resize == "short:37"
     with pytest.raises(UserError, match=r"--scores logits: .* those are probabilities already"):
         published(graph, tmp_path, transforms="torchvision", scores="logits")
+    with pytest.raises(UserError, match="--precision int8"):
+        published(graph, tmp_path, transforms="torchvision", precision="int8")
     file = tmp_path / "preprocessor_config.json"
     file.write_text('{"image_processor_type": "ViTImageProcessor", "size": 32}')
     of_file, origin, _ = published(onnx.load(graph), tmp_path, transforms=str(file))
