@@ -22,10 +22,10 @@ help:  ## show this list
 demo: setup  ## train, export, serve and classify handwritten digits, end to end
 	@$(BIN)/python tests/demo.py
 
-test: setup clients $(WHEELS)/.ready  ## run the tests that need nothing but PyPI
+test: setup clients  ## run the tests that need nothing but PyPI
 	$(BIN)/python -m pytest --numprocesses 3
 
-test-system: setup clients perf-analyzer  ## run what needs Debian packages, the demo and the long manuals
+test-system: setup clients perf-analyzer $(WHEELS)/.ready  ## run what needs Debian packages, the demo and the long manuals
 	$(BIN)/python -m pytest -m system
 
 test-slow: setup  ## run the soak tests, which take minutes

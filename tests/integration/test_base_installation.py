@@ -19,7 +19,7 @@ from tests.conftest import Serve
 
 ROOT = Path(__file__).parents[2]
 WHEELS = ROOT / ".venv" / "wheels"
-"""Where `make test` has put what the test installs, for machines without a network; without it, PyPI is asked."""
+"""Where `make test-system` has put what the test installs, for machines without a network; without it, PyPI is asked."""
 
 
 OUTSIDE = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
@@ -54,6 +54,7 @@ def convoy(program: Path, *arguments: str | Path) -> subprocess.CompletedProcess
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=program.parent, env=OUTSIDE)
 
 
+@pytest.mark.system
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("transport_name", ["fast"])
 def test_without_extras_classify_and_bench_work_and_serve_says_what_it_needs(

@@ -17,7 +17,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from export.data.datasets import Dataset
 from service.client import Client
+from service.config import ServerConfig
 from service.errors import UserError
+from service.lifecycle import check_config
 from service.listeners import url_host
 from service.server import Server
 from tests.conftest import Serve, Spawn, convoy
@@ -235,7 +237,10 @@ def test_workers_share_the_port_on_every_address(repository: Path, spawn: Spawn,
     assert f"ready: gRPC on 127.0.0.1:{server.grpc_port} and [::1]:{server.grpc_port} by 2 workers, HTTP on 127.0.0.1:" in log
     assert server.terminate() == 0
     assert list(folder.iterdir()) == []
-    refused = one_line(convoy("serve", repository, *flags, "--grpc-socket", folder / "grpc.sock"))
-    assert "--grpc-socket cannot be used with --workers" in refused
-    twice: list[str | Path] = ["--grpc-socket", folder / "one", "--http-socket", folder / "one"]
-    assert "--grpc-socket and --http-socket are both" in one_line(convoy("serve", repository, *twice))
+
+
+def test_a_unix_socket_is_of_one_process_and_one_protocol(repository: Path, folder: Path) -> None:
+    with pytest.raises(UserError, match="--grpc-socket cannot be used with --workers"):
+        check_config(ServerConfig(repository=repository, workers=2, grpc_socket=folder / "one"))
+    with pytest.raises(UserError, match="--grpc-socket and --http-socket are both"):
+        check_config(ServerConfig(repository=repository, grpc_socket=folder / "one", http_socket=folder / "one"))

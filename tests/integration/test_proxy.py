@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from export.data.datasets import Dataset
+from service.config import ServerConfig
+from service.errors import UserError
 from service.server import Server
-from tests.conftest import Serve, ServerProcess, Spawn, convoy
+from tests.conftest import Serve, ServerProcess, Spawn
 from tests.integration.test_repository import eventually
 
 CLASSIFY = "/page/classify/digits"
@@ -188,9 +190,9 @@ def test_no_header_of_cors_is_sent_unless_asked_for(server: Server) -> None:
         ("--root-path", "/v2/", "Convoy serves paths of its own that begin so"),
     ],
 )
-def test_a_setting_that_is_not_accepted_ends_the_program_with_one_line(
-    repository: Path, option: str, value: str, message: str
-) -> None:
-    ended = convoy("serve", repository, option, value)
-    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
-    assert message in ended.stderr
+def test_a_setting_that_is_not_accepted_is_one_line(repository: Path, option: str, value: str, message: str) -> None:
+    name = option.removeprefix("--").replace("-", "_")
+    with pytest.raises(UserError) as ended:
+        Server(ServerConfig.model_validate({"repository": repository, name: value if name == "root_path" else (value,)}))
+    assert message in str(ended.value)
+    assert "\n" not in str(ended.value)

@@ -20,6 +20,7 @@ from service.errors import FilesChanged, InvalidModel, UserError
 from service.model.signing import SIGNATURE_FILE, fingerprint, write_signature
 from service.model.trusted_keys import TrustedKeys, read_private_key
 from tests.conftest import convoy
+from tests.program import convoy_here
 
 # model-signing 1.1 imports pyOpenSSL, which it does not require, for the chains of certificates that it verifies.
 sys.modules.setdefault("OpenSSL", types.SimpleNamespace(crypto=None))  # type: ignore[arg-type]
@@ -292,7 +293,7 @@ def test_the_command_signs(alice: Pair, folder: Path, tmp_path: Path) -> None:
         ((folder, "--key", tmp_path / "none"), "No such file"),
         ((tmp_path, "--key", alice.private), "is not a version folder: there is no model.onnx in it"),
     ):
-        refused = convoy("sign", *arguments)
+        refused = convoy_here("sign", *arguments)
         assert (refused.returncode, refused.stderr.count("\n"), message in refused.stderr) == (2, 1, True), refused.stderr
 
 
