@@ -11,7 +11,7 @@ PIXELS_LOCK := .ci/pixels.lock
 WHEELS := $(VENV)/wheels
 PERF_ANALYZER := $(VENV)/perf_analyzer
 
-.PHONY: help demo test test-system test-slow test-image test-cluster setup clients pixels perf-analyzer check check-kit bench format \
+.PHONY: help demo test test-system test-slow test-image test-cluster foreign setup clients pixels perf-analyzer check check-kit bench format \
 	protos sync-client dashboards rules docs version lock clean
 .DEFAULT_GOAL := help
 unexport PYTHONDONTWRITEBYTECODE  # hundreds of the tests' processes start faster when one has compiled the code for all
@@ -98,6 +98,9 @@ check: setup  ## lint of code and protos, types, import contracts, freshness of 
 check-kit: setup  ## checkov on deploy/ (in an environment of its own: its pins are not ours)
 	@test -x $(VENV)/checkov/bin/checkov || { $(PYTHON) -m venv $(VENV)/checkov && $(VENV)/checkov/bin/pip install --quiet 'checkov>=3.3,<4'; }
 	$(BIN)/python -m tests.deploy.checkov $(VENV)/checkov/bin/checkov
+
+foreign: setup  ## import classifiers that others published on PyPI, and compare with their own pipelines
+	$(BIN)/python -m tests.foreign
 
 IMAGE ?= convoy:$(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 ENGINE ?= docker
