@@ -107,19 +107,24 @@ def test_models_that_take_no_pictures_are_told_apart(tmp_path: Path, serve: Serv
         return result.stderr
 
     no, picture = "was not exported by Convoy and takes no", "'data' of uint8 2 x 2 x 3"
+    command, does = "`convoy import FILE --repository DIR --name NAME", "makes a model of it that does"
+    floats = f"{command} --preset torchvision|timm|keras|caffe` (or --resize stretch:2x2 --scale 255 ...) {does}"
     assert says("bench", "--model", "floats") == (
         f"convoy: model 'floats' {no} pictures but tensors, 'data' of float32 3 x 2 x 2. bench does not send them: use a load "
-        "generator for the Open Inference Protocol, such as NVIDIA's perf_analyzer\n"
+        "generator for the Open Inference Protocol, such as NVIDIA's perf_analyzer; "
+        f"{floats}\n"
     )
     for option, value in (("--image", image), ("--encoding", "png")):
         without = option if option == "--image" else f"{option} {value}"
         assert says("bench", "--model", "pictures", option, value) == (
-            f"convoy: model 'pictures' {no} picture files: without {without} bench sends it raw pixels, {picture}\n"
+            f"convoy: model 'pictures' {no} picture files: without {without} bench sends it raw pixels, {picture}; "
+            f"{command} --resize stretch:2x2` {does}\n"
         )
     for files in ([image], [image, image]):
         assert says("classify", *files, "--model", "floats") == (
             f"convoy: INVALID_ARGUMENT: model 'floats' {no} pictures: nothing says how one becomes its input 'data', "
-            "float32 3 x 2 x 2. Send it tensors over the Open Inference Protocol\n"
+            "float32 3 x 2 x 2. Send it tensors over the Open Inference Protocol; "
+            f"{floats}\n"
         )
 
 
