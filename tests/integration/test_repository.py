@@ -333,7 +333,7 @@ def test_a_path_in_any_encoding_is_served_and_logged(
 
 
 def test_what_cannot_be_looked_at_harms_nobody(repository: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_: Path) -> list[tuple[Path, str]]:
+    def refuse(*_: object, **__: object) -> list[tuple[Path, str]]:
         raise PermissionError(13, "Permission denied", "other/1/model.onnx")
 
     monkeypatch.setattr("service.engine.misplaced_files.misplaced", refuse)
