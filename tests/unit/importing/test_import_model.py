@@ -263,6 +263,7 @@ def test_the_search_finds_how_the_pictures_were_prepared(tmp_path: Path) -> None
         run(source, tmp_path / "other", "--search-preprocessing")
 
 
+@pytest.mark.slow
 def test_a_program_of_torch_export_is_imported(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = torch.nn.Sequential(
