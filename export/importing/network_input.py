@@ -91,7 +91,7 @@ def read_input(
     value = inputs[0]
     tensor = value.type.tensor_type
     dtype = _DTYPES.get(tensor.elem_type)
-    sides = [dimension.dim_value for dimension in tensor.shape.dim]
+    sides = [max(dimension.dim_value, 0) for dimension in tensor.shape.dim]  # Paddle writes -1 for one that is open
     shown = (
         f"{value.name!r}, {TensorProto.DataType.Name(tensor.elem_type).lower()} [{','.join(str(side or '?') for side in sides)}]"
     )

@@ -245,7 +245,7 @@ def _without_contract(path: Path, model: onnx.ModelProto, scaling: PixelScaling)
 def _layout(path: Path, value: onnx.ValueInfoProto) -> tuple[Literal["NHWC", "NCHW"], list[int]]:
     """The layout of an input of images and its four sides, 0 for a free one. Raises UserError for any other input."""
     tensor = value.type.tensor_type
-    sides = [dimension.dim_value for dimension in tensor.shape.dim]
+    sides = [max(dimension.dim_value, 0) for dimension in tensor.shape.dim]  # Paddle writes -1 for one that is free
     if tensor.elem_type not in _DTYPES or len(sides) != 4 or not (sides[1] in (1, 3) or sides[3] in (1, 3)):
         kind = TensorProto.DataType.Name(tensor.elem_type).lower()
         raise UserError(

@@ -40,7 +40,7 @@ def _graph_item_bytes(graph: Any, input_shape: tuple[int, ...]) -> int:
     inputs = [taken.type.tensor_type for taken in graph.input if taken.name not in weights]
     if len(inputs) != 1:
         return 0
-    open_sides = tuple(dimension.dim_value for dimension in inputs[0].shape.dim[1:])  # 0 for one that is open
+    open_sides = tuple(max(dimension.dim_value, 0) for dimension in inputs[0].shape.dim[1:])  # 0, or -1, for one that is open
     sides = bound_shape(open_sides, input_shape) or open_sides
     if not 0 < len(sides) <= _MAX_DIMENSIONS or min(sides) <= 0:
         return 0

@@ -127,6 +127,7 @@ def test_layouts_batches_and_old_files(tmp_path: Path) -> None:
         ("weights are inputs", graphs.classifier(tmp_path / "ir3.onnx", opset=9, ir=3, weights_are_inputs=True), "nchw"),
         ("opset 7", graphs.classifier(tmp_path / "opset7.onnx", opset=7, ir=3, weights_are_inputs=True), "nchw"),
         ("open size", graphs.classifier(tmp_path / "open.onnx", shape=("n", 3, "h", "w")), "nchw"),
+        ("open as Paddle says it", graphs.classifier(tmp_path / "paddle.onnx", shape=(-1, 3, -1, -1)), "nchw"),
         ("names like ours", graphs.classifier(tmp_path / "names.onnx", taken="image", output="probabilities"), "nchw"),
         ("batch of one", graphs.fixed_batch(tmp_path / "one.onnx"), "nchw"),
         ("exactly one", graphs.never_more_than_one(tmp_path / "exactly.onnx"), "nchw"),

@@ -134,6 +134,9 @@ def test_what_would_take_long_to_add_up_has_no_size(tmp_path: Path, monkeypatch:
         taken = helper.make_tensor_value_info("x", FLOAT, ["N", *[1] * sides])
         path.write_bytes(field(7, helper.make_graph([], "g", [taken], []).SerializeToString()))
         assert input_item_bytes(path) == expected
+    taken = helper.make_tensor_value_info("x", FLOAT, [-1, 3, -1, -1])
+    path.write_bytes(field(7, helper.make_graph([], "g", [taken], []).SerializeToString()))
+    assert (input_item_bytes(path), input_item_bytes(path, (3, 8, 8))) == (0, 3 * 8 * 8 * 4)
     path.write_bytes(field(14, field(1, b"convoy.contract") + field(2, bytes(1001))))
     with pytest.raises(InvalidModel, match="its contract has more than 0 MiB"):
         input_item_bytes(path)

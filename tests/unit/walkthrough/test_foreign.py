@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 from click.testing import CliRunner
@@ -49,6 +50,14 @@ def test_the_answer_is_that_of_the_scores(
 def test_what_a_top_k_gives_is_not_taken_for_classes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the best 2 scores, 'values', and their classes"):
         network_page.build_page(subject.load_subject(foreign.top_k(tmp_path / "model.onnx")), PHOTO, PHOTO, "photo.png")
+
+
+def test_sides_of_minus_one_are_free(tmp_path: Path) -> None:
+    model = onnx.load(foreign.old_ir(tmp_path / "model.onnx"))
+    for side in (0, 2, 3):
+        next(value for value in model.graph.input if value.name == "x").type.tensor_type.shape.dim[side].dim_value = -1
+    onnx.save(model, tmp_path / "model.onnx")
+    assert subject.load_subject(tmp_path / "model.onnx").spec.height == 224
 
 
 def test_what_is_assumed_is_said_on_stderr_too(tmp_path: Path) -> None:
