@@ -116,10 +116,10 @@ class _Remembering(click.Command):
               help="Pictures, and the pixels, inputs or outputs that the training's own pipeline made of them, which "
                    "must be the same; export/README.md says how it is written.")  # fmt: skip
 @click.option("--precision", type=click.Choice(["fp32", "int8", "fp16"]), default="fp32", show_default=True,
-              help="int8, for CPUs, is made of an fp32 source on the pictures of --data. A source in a lower precision "
-                   "keeps it.")  # fmt: skip
+              help="Of the layers. int8, for CPUs, is made on the pictures of --data; fp16, for GPUs, of any fp32 source. A "
+                   "source in a lower precision keeps it.")  # fmt: skip
 @click.option("--max-accuracy-loss", type=FiniteFloat(0, 100), default=0.5, show_default=True, metavar="POINTS",
-              help="Refuse to import if int8 loses more on --data.")  # fmt: skip
+              help="Refuse to import if int8 or fp16 loses more on --data.")  # fmt: skip
 @click.option("--search-preprocessing", is_flag=True,
               help="Try the usual ways to prepare pictures on --data, print how many are right with each, and write "
                    "nothing.")  # fmt: skip
@@ -153,6 +153,7 @@ def import_model(
     from export.importing import pipeline
     from export.importing.labels import read_labels_file
     from export.importing.recipe_options import RecipeOptions
+    from export.importing.request import Request
     from export.importing.source import read_source
 
     if minimum_accuracy is not None and data is None:
@@ -160,7 +161,7 @@ def import_model(
     options = RecipeOptions(
         preset, preprocessor, resize, filter_name, crop, crop_pct, scale, mean, std, channels, pad_color, pad_align, alpha, exif
     )
-    request = pipeline.Request(
+    request = Request(
         name, repository, None if labels is None else read_labels_file(labels), tuple(map(_output, outputs)),
         scores, threshold, layout, input_shape or ((crop, crop) if crop else None), data, (minimum_accuracy or 0.0) / 100,
         reference, precision=precision, max_accuracy_loss=max_accuracy_loss / 100, dry_run=dry_run,

@@ -17,12 +17,13 @@ from export.importing.file_metadata import FileMetadata
 from export.importing.labels import labels_in, read_labels_file
 from export.importing.network_input import NetworkInput
 from export.importing.pictures import probe_pictures, read_folder
-from export.importing.pipeline import Request, import_model
+from export.importing.pipeline import import_model
 from export.importing.preprocessor_files import read_preprocessor
 from export.importing.presets import PRESETS, preset
 from export.importing.recipe import Recipe
 from export.importing.recipe_options import RecipeOptions
 from export.importing.reference import Reference, served_pixels
+from export.importing.request import Request
 from export.importing.score_head import Scores as ScoresAsked
 from export.importing.source import Source, read_source
 from export.importing.transform_pixels import pixels_of_transform

@@ -21,7 +21,9 @@ from export.importing.score_head import ScoreHead
 from service.errors import UserError, first_line
 from service.model.contract import INPUT_NAME, LOGITS_NAME
 
-_PREFIX = "convoy_"
+PREFIX = "convoy_"
+"""Of the names of nodes and values around the source's graph."""
+
 _MIN_OPSET = 9
 _MIN_IR = 8
 NEW_OPSET = 17
@@ -82,7 +84,7 @@ def wrap(
     wrapped.CopyFrom(model)
     graph = wrapped.graph
     taken = {INPUT_NAME, LOGITS_NAME, *(head.output for head in heads)}
-    names = {name: f"{name}__source" for name in _value_names(wrapped) if name in taken or name.startswith(_PREFIX)}
+    names = {name: f"{name}__source" for name in _value_names(wrapped) if name in taken or name.startswith(PREFIX)}
     onnx_graph.rename_values(wrapped, names)
     nodes = _Nodes(graph)
     source_input = names.get(network.name, network.name)
@@ -191,7 +193,7 @@ class _Nodes:
 
     def _name(self, kind: str) -> str:
         self._made += 1
-        return f"{_PREFIX}{kind.lower()}_{self._made}"
+        return f"{PREFIX}{kind.lower()}_{self._made}"
 
 
 def prepare(pixels: NDArray[np.generic], network: NetworkInput, recipe: Recipe) -> NDArray[np.generic]:

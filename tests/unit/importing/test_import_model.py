@@ -243,12 +243,37 @@ def test_int8_is_chosen_and_gated_on_the_labelled_pictures(tmp_path: Path) -> No
     assert (served.contract.measured.accuracy or 0.0) >= 0.7
     model = onnx.load(tmp_path / "models" / "pets" / "2" / "model.onnx")
     assert "QuantizeLinear" in {node.op_type for node in model.graph.node}
-    for more, message in (
-        (("--precision", "int8"), "--precision int8 needs --data"),
-        (("--precision", "fp16"), "--precision fp16: an imported graph keeps the types of its layers"),
-    ):
-        with pytest.raises(Exception, match=message):
-            run(source, tmp_path / "none", "--scale", 255, *more)
+    with pytest.raises(Exception, match="--precision int8 needs --data"):
+        run(source, tmp_path / "none", "--scale", 255, "--precision", "int8")
+    assert not (tmp_path / "none").exists()
+
+
+def test_fp16_is_made_where_all_values_are_in_its_range(tmp_path: Path) -> None:
+    source = graphs.classifier(tmp_path / "net.onnx", end="Softmax")
+    run(source, tmp_path / "models", "--scale", 255)
+    data = folder_of(tmp_path / "data", load(tmp_path / "models"), pictures=20)
+    printed = run(source, tmp_path / "models", "--scale", 255, "--precision", "fp16", "--data", data, "--max-accuracy-loss", 10)
+    assert re.search(r"fp16 gate: the largest value, of .*; 2 weights are fp16", printed)
+    assert re.search(r"fp16 gate: [\d.]+% of 20 pictures are right in fp16, 100\.00% in fp32", printed)
+    served, fp32 = load(tmp_path / "models", 2), load(tmp_path / "models")
+    assert (served.precision, len(served.contract.golden)) == ("fp16", 3)
+    found, expected = answers(served)["probabilities"], answers(fp32)["probabilities"]
+    assert 0 < np.abs(found - expected).max() < 5e-3
+    graph = onnx.load(tmp_path / "models" / "pets" / "2" / "model.onnx").graph
+    kinds = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    assert kinds["cw"] == onnx.TensorProto.FLOAT16
+    assert {kind for name, kind in kinds.items() if "scale" in name} == {onnx.TensorProto.FLOAT}
+
+
+@pytest.mark.parametrize("name", ["cw", "w"])
+def test_fp16_is_refused_where_a_value_leaves_its_range(name: str, tmp_path: Path) -> None:
+    source = graphs.classifier(tmp_path / "net.onnx", end="Softmax")
+    model = onnx.load(source)
+    [weight] = [tensor for tensor in model.graph.initializer if tensor.name == name]
+    weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * np.float32(3e4), name))
+    onnx.save(model, source)
+    with pytest.raises(Exception, match=r"fp16 gate: '\w+' reaches .* half precision ends at 65504"):
+        run(source, tmp_path / "none", "--scale", 255, "--precision", "fp16", "--scores", "probabilities")
     assert not (tmp_path / "none").exists()
 
 
