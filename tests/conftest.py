@@ -32,7 +32,8 @@ from export.training.recipes import Settings
 from service.client import Client
 from service.config import ServerConfig
 from service.model import cpus
-from service.model.contract import METADATA_KEY, Contract, InputSpec, Training, own_head
+from service.model.contract import METADATA_KEY, Contract, Training, own_head
+from service.model.input_spec import InputSpec
 from service.model.loading import load_model
 from service.server import Server
 from tests.request_states import checked_states as checked_states

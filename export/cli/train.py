@@ -67,7 +67,7 @@ def _prepare(
     from export.networks import architectures
     from export.training.checkpoint import load_interrupted
     from export.training.pretrained import read_weights
-    from service.model.contract import InputSpec
+    from service.model.input_spec import InputSpec
 
     if fit and resize:
         raise UserError(f"--fit {fit} is short for --resize {SHORT_FORMS[fit]}: one of the two is accepted")

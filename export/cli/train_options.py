@@ -10,7 +10,7 @@ from export.cli.parameters import ChannelValues
 from export.data.input_choice import SHORT_FORMS
 from export.training import recipes
 from service.cli.parameters import FiniteFloat, ImageSize
-from service.model.contract import Filter
+from service.model.input_spec import Filter
 
 _LARGEST_SIDE = 4096
 _RECIPE = "the recipe's"

@@ -11,7 +11,8 @@ from export.evaluation.gates import Comparison
 from export.evaluation.scores import Scores
 from export.text import escape_markdown, first_of, markdown_table, percent_or_dash
 from export.training.history import CURVES
-from service.model.contract import Contract, InputSpec, Training
+from service.model.contract import Contract, Training
+from service.model.input_spec import InputSpec
 
 CARD = "README.md"
 

@@ -30,8 +30,9 @@ from export.text import as_text
 from export.training.checkpoint import Checkpoint
 from export.training.history import CURVES
 from service.errors import UserError
-from service.model.contract import Contract, InputSpec
+from service.model.contract import Contract
 from service.model.inference import Model
+from service.model.input_spec import InputSpec
 from service.model.repository_layout import MODEL_FILE, check_model_name
 
 

@@ -23,7 +23,7 @@ from export.files import read_file
 from export.progress import OnProgress, ignore_progress
 from export.text import first_of
 from service.errors import UserError
-from service.model.contract import InputSpec
+from service.model.input_spec import InputSpec
 from service.model.preprocessing import encode_png, resize
 
 DATA = ("digits", "mnist", "cifar10")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from export.progress import OnProgress
 from service.errors import InvalidRequest, UserError
-from service.model.contract import InputSpec
+from service.model.input_spec import InputSpec
 from service.model.preprocessing import open_image, to_pixels
 
 MAX_PIXELS = 1 << 26

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from service.errors import UserError
-from service.model.contract import InputSpec
+from service.model.input_spec import InputSpec
 
 RESIZE = "stretch, pad or cover (each with :N or :HxW, if a crop follows), short:N or none"
 """What `--resize` accepts."""

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from export.data.image_files import MAX_PIXELS
 from export.evaluation.scores import Scores, accuracy_interval
 from export.files import write_file
-from service.model.contract import InputSpec
+from service.model.input_spec import InputSpec
 from service.model.preprocessing import decode
 
 CONFUSION = "confusion.png"

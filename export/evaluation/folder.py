@@ -25,8 +25,9 @@ from export.evaluation.scores import Scores
 from export.progress import OnCount, OnProgress, ignore_progress
 from export.text import first_of
 from service.errors import InvalidRequest, UserError, first_line
-from service.model.contract import Contract, Head, InputSpec
+from service.model.contract import Contract, Head
 from service.model.inference import Model
+from service.model.input_spec import InputSpec
 from service.model.preprocessing import decode
 
 _LISTED = 3

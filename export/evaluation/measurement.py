@@ -12,8 +12,8 @@ from export.data.datasets import Part
 from export.data.image_files import MAX_PIXELS
 from export.text import first_of
 from service.errors import InvalidRequest, UserError
-from service.model.contract import InputSpec
 from service.model.inference import Model
+from service.model.input_spec import InputSpec
 from service.model.preprocessing import decode
 
 _BATCH_ITEMS = 256

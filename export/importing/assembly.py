@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from export.importing.recipe import Recipe
 from service.errors import UserError
-from service.model.contract import InputSpec
+from service.model.input_spec import InputSpec
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -33,7 +33,8 @@ from export.importing.understanding import DecisionLog, Understood, find_heads, 
 from export.importing.wrapping import raise_versions, wrap
 from export.progress import OnProgress, ignore_progress
 from service.errors import UserError
-from service.model.contract import Contract, InputSpec
+from service.model.contract import Contract
+from service.model.input_spec import InputSpec
 from service.model.repository_layout import MODEL_FILE, check_model_name
 
 

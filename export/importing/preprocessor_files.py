@@ -21,7 +21,7 @@ from export.importing.assembly import (
 from export.importing.hf_processor import of_settings
 from export.importing.recipe import Recipe
 from service.errors import UserError, first_line
-from service.model.contract import Pad
+from service.model.input_spec import Pad
 
 ACCEPTED = "accepted are preprocessor_config.json of Hugging Face and config.json of timm"
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from service.model.contract import InputSpec
+from service.model.input_spec import InputSpec
 
 
 @dataclass(frozen=True)

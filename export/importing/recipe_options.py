@@ -17,7 +17,7 @@ from export.importing.file_metadata import FileMetadata
 from export.importing.network_input import NetworkInput
 from export.importing.recipe import Recipe
 from service.errors import UserError
-from service.model.contract import InputSpec
+from service.model.input_spec import InputSpec
 
 RESIZE = "short:N, stretch, pad or cover with :N or :HxW, or none"
 _WAYS = (

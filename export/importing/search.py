@@ -20,7 +20,7 @@ from export.importing.recipe import Recipe
 from export.importing.reference import served_pixels
 from export.importing.source_graph import SourceGraph
 from export.progress import OnProgress, ignore_progress
-from service.model.contract import InputSpec
+from service.model.input_spec import InputSpec
 
 SEARCH_ITEMS = 256
 

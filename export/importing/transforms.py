@@ -13,7 +13,7 @@ from export.importing.assembly import PILLOW_FILTERS, Scaling, Sizes, assemble, 
 from export.importing.preprocessor_files import of_timm_config
 from export.importing.recipe import Recipe
 from service.errors import UserError
-from service.model.contract import Pad
+from service.model.input_spec import Pad
 
 RESIZES_TENSORS = " (it resizes tensors)"
 """In the source of a recipe: PyTorch resizes tensors by rounding otherwise than Pillow, which the server resizes with."""

@@ -22,7 +22,7 @@ from torch.nn import functional
 from export.networks import custom, resnet, tutorial
 from export.networks.speed_net import WIDTHS, SpeedNet
 from service.errors import UserError
-from service.model.contract import InputSpec
+from service.model.input_spec import InputSpec
 
 Head = Literal["softmax", "sigmoid"]
 

@@ -26,7 +26,7 @@ from torch import nn
 
 from export.files import read_file
 from service.errors import UserError, first_line
-from service.model.contract import InputSpec
+from service.model.input_spec import InputSpec
 
 HOW = "FILE.py:NAME or MODULE:NAME"
 """How a network of one's own is named, for messages."""

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from service.errors import UserError
-from service.model.contract import InputSpec
+from service.model.input_spec import InputSpec
 
 OPTIONS = {"stem": ("auto", "3x3", "imagenet"), "zero_init": ("no", "yes")}
 """The values of each option, the default first."""

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from service.errors import UserError
-from service.model.contract import InputSpec
+from service.model.input_spec import InputSpec
 
 WIDTHS = (48, 32, 40, 64)
 """The widths to choose from, the default first."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from torch import nn
 
 from service.errors import UserError
-from service.model.contract import InputSpec
+from service.model.input_spec import InputSpec
 
 Layers = OrderedDict[str, nn.Module]
 

@@ -17,7 +17,7 @@ from export.networks import architectures, custom
 from export.networks.custom import Code
 from export.training.recipes import Settings
 from service.errors import UserError
-from service.model.contract import InputSpec
+from service.model.input_spec import InputSpec
 
 CHECKPOINT = "checkpoint.pt"
 FORMAT = 2

@@ -19,11 +19,12 @@ from export.inspection.model_file import read_contract, read_model
 from export.walkthrough.pixel_scaling import PixelScaling, scale_pixels
 from service.errors import InvalidModel, UserError
 from service.model import model_files
-from service.model.contract import INPUT_NAME, LOGITS_NAME, Contract, InputSpec
+from service.model.contract import INPUT_NAME, LOGITS_NAME, Contract
 from service.model.cpus import cpu_budget
 from service.model.declared import Declared
 from service.model.file_labels import labels_in_metadata
 from service.model.inferred_signature import choose_scores, is_vector
+from service.model.input_spec import InputSpec
 from service.model.repository_layout import LABELS_FILE, MODEL_FILE, read_labels
 from service.model.scores import is_distribution
 from service.model.session import OpenGraph

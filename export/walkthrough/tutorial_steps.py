@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from scipy import signal
 
 from service.errors import InvalidRequest
-from service.model.contract import InputSpec
+from service.model.input_spec import InputSpec
 from service.model.preprocessing import open_image, resize, to_pixels
 
 SIDE = 300

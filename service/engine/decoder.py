@@ -24,7 +24,7 @@ from pathlib import Path
 
 from service.errors import InvalidRequest
 from service.malloc import limit_freed_memory
-from service.model.contract import InputSpec
+from service.model.input_spec import InputSpec
 from service.model.picture_cost import bytes_needed, bytes_to_open
 from service.model.preprocessing import open_image, to_pixels
 

@@ -20,7 +20,7 @@ from service.engine.served_version import ServedVersion
 from service.errors import InvalidRequest, QueueFull
 from service.fair_threads import FairThreads
 from service.import_advice import import_advice
-from service.model.contract import InputSpec
+from service.model.input_spec import InputSpec
 from service.model.picture_cost import DEAR, decoding_steps, resizes_cheaply
 from service.model.preprocessing import open_image, to_pixels
 from service.model.resizing import resized_pixels

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from service.engine.decoder import GO, LENGTH, NEEDS, PIXELS, QUESTION
 from service.errors import InvalidRequest, Unavailable
-from service.model.contract import InputSpec
+from service.model.input_spec import InputSpec
 
 log = logging.getLogger(__name__)
 

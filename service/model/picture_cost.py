@@ -13,7 +13,7 @@ import struct
 
 from PIL import Image, TiffImagePlugin
 
-from service.model.contract import InputSpec
+from service.model.input_spec import InputSpec
 from service.model.png import SIGNATURE
 from service.model.resizing import bytes_to_resize
 from service.model.webp import canvas, is_webp

@@ -14,8 +14,8 @@ from PIL import Image, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from service.errors import InvalidRequest
 from service.model import heif
-from service.model.contract import InputSpec
 from service.model.image_metadata import gif_without_metadata, orient, without_metadata
+from service.model.input_spec import InputSpec
 from service.model.png import SIGNATURE, open_png
 from service.model.resizing import check_size, to_size
 from service.model.webp import is_webp, open_webp

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.errors import InvalidRequest
-from service.model.contract import InputSpec
+from service.model.input_spec import InputSpec
 from service.model.interpolation import SAMPLERS
 
 MAX_RESIZED_PIXELS = 2**24

@@ -22,7 +22,8 @@ from PIL import Image
 
 from service.errors import InvalidRequest, LoadError, UserError
 from service.http.bodies import JSON_LENGTH
-from service.model.contract import Contract, InputSpec
+from service.model.contract import Contract
+from service.model.input_spec import InputSpec
 from service.model.onnx_messages import parse_model
 from service.model.preprocessing import decode
 from service.model.repository_layout import read_labels

@@ -15,7 +15,8 @@ from PIL import Image
 
 from service.client import Classification, Client
 from service.errors import GoldenMismatch
-from service.model.contract import METADATA_KEY, Contract, Golden, Head, InputSpec, Origin
+from service.model.contract import METADATA_KEY, Contract, Golden, Head, Origin
+from service.model.input_spec import InputSpec
 from service.model.loading import load_model
 from service.server import Server
 from tests.conftest import Serve

@@ -20,7 +20,7 @@ import service.engine.decoding
 from service.engine.entry import DECODING, DONE, QUEUED, RECEIVED, RUNNING, State
 from service.engine.query import Item, Query
 from service.errors import Cancelled, RequestError
-from service.model.contract import InputSpec
+from service.model.input_spec import InputSpec
 from service.model.preprocessing import open_image, to_pixels
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.server import Server

@@ -20,7 +20,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from export.data.datasets import Dataset
 from service.errors import InvalidRequest, ModelFailed
-from service.model.contract import METADATA_KEY, Contract, InputSpec, Training, own_head
+from service.model.contract import METADATA_KEY, Contract, Training, own_head
+from service.model.input_spec import InputSpec
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.pb.inference import open_inference_pb2 as oip
 from service.server import Server

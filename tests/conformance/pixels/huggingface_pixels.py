@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from service.model.contract import InputSpec
+from service.model.input_spec import InputSpec
 from service.model.preprocessing import decode
 from tests.conformance.pixels.conftest import FILTERS, PICTURES, TARGETS, Picture, import_torchvision
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.model.contract import InputSpec, Pad
+from service.model.input_spec import InputSpec, Pad
 from service.model.interpolation import cv2_linear
 from service.model.preprocessing import decode
 from tests.conformance.pixels.conftest import CHANNELS, PICTURES, TARGETS, Picture

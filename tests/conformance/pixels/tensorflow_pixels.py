@@ -11,7 +11,7 @@ import tensorflow as tf
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from service.model.contract import InputSpec
+from service.model.input_spec import InputSpec
 from service.model.interpolation import tf_bilinear
 from service.model.preprocessing import decode
 from tests.conformance.pixels.conftest import CHANNELS, FILTERS, PICTURES, TARGETS, Picture

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from service.model.contract import InputSpec, Pad
+from service.model.input_spec import InputSpec, Pad
 from service.model.preprocessing import decode
 from tests.conformance.pixels.conftest import CHANNELS, FILTERS, PICTURES, TARGETS, Picture, import_torchvision
 

@@ -16,7 +16,7 @@ from export.data import datasets
 from export.data.datasets import Part
 from export.training.checkpoint import Checkpoint
 from export.training.recipes import Settings
-from service.model.contract import InputSpec
+from service.model.input_spec import InputSpec
 from service.model.preprocessing import decode, encode_png, pixels_digest
 
 

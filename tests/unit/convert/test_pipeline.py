@@ -16,7 +16,7 @@ from export.evaluation.measurement import predict
 from export.training.checkpoint import load_checkpoint
 from export.training.inference import predict_logits
 from service.errors import UserError
-from service.model.contract import InputSpec
+from service.model.input_spec import InputSpec
 from service.model.loading import load_model
 from tests.unit.convert.networks import last_layer
 

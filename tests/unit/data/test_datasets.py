@@ -11,7 +11,7 @@ from export.data.augmentation import Augmentation
 from export.data.datasets import DatasetOptions
 from export.data.input_choice import InputChoice
 from service.errors import UserError
-from service.model.contract import InputSpec
+from service.model.input_spec import InputSpec
 from service.model.preprocessing import decode
 from tests.unit.data.pictures import draw, pets
 

@@ -6,7 +6,7 @@ import pytest
 
 from export.data.image_files import Header, ImageFile, check_memory, suitable_input
 from service.errors import UserError
-from service.model.contract import InputSpec
+from service.model.input_spec import InputSpec
 
 
 def test_the_input_suits_the_sizes_of_the_pictures() -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from export.data.input_choice import SHORT_FORMS, InputChoice
 from service.errors import UserError
-from service.model.contract import InputSpec
+from service.model.input_spec import InputSpec
 
 DEFAULT = InputSpec(height=32, width=48, channels=1)
 

@@ -9,7 +9,8 @@ import pytest
 from export.data import datasets
 from export.data.labelled_pictures import LabelledPictures, load_pictures
 from service.errors import UserError
-from service.model.contract import Contract, InputSpec, Origin, Training, own_head
+from service.model.contract import Contract, Origin, Training, own_head
+from service.model.input_spec import InputSpec
 from tests.unit.data.pictures import draw, pets
 
 

@@ -13,7 +13,7 @@ from service.engine.decoding import DecodingPool, decode, decode_quickly, decode
 from service.engine.decoding_processes import DecodingProcesses
 from service.engine.query import Item
 from service.errors import QueueFull, Unavailable
-from service.model.contract import InputSpec
+from service.model.input_spec import InputSpec
 from service.model.preprocessing import encode_png
 from service.principal import Principal
 from tests.lack_of_threads import no_more_threads

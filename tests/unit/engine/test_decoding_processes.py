@@ -17,7 +17,7 @@ from PIL import Image
 
 from service.engine.decoding_processes import DecodingProcesses, _Memory
 from service.errors import Cancelled, InvalidRequest, Unavailable
-from service.model.contract import InputSpec
+from service.model.input_spec import InputSpec
 from service.model.picture_cost import bytes_needed, bytes_to_open
 from service.model.preprocessing import decode, open_image
 from tests import hostile_pictures
@@ -158,7 +158,7 @@ def test_decoders_end_with_whoever_started_them(how: str) -> None:
     program = f"""
 import sys, threading, time
 from service.engine.decoding_processes import DecodingProcesses
-from service.model.contract import InputSpec
+from service.model.input_spec import InputSpec
 from tests.hostile_pictures import ppm_scaled
 processes = DecodingProcesses(600, 2**30)
 arguments = (ppm_scaled(), InputSpec(height=28, width=28, channels=3), {LIMIT}, lambda: None)

@@ -9,7 +9,8 @@ import onnx
 from onnx import TensorProto, helper
 from PIL import Image
 
-from service.model.contract import METADATA_KEY, Contract, Head, InputSpec, Origin, Training
+from service.model.contract import METADATA_KEY, Contract, Head, Origin, Training
+from service.model.input_spec import InputSpec
 
 RGB = ("red", "green", "blue")
 _SHADES = {"red": (200, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 200), "yellow": (200, 200, 20)}

@@ -8,7 +8,7 @@ from PIL import Image
 
 from export.evaluation import figures
 from export.evaluation.scores import Scores
-from service.model.contract import InputSpec
+from service.model.input_spec import InputSpec
 from service.model.preprocessing import encode_png
 from tests.unit.evaluation.answers import scores_of
 

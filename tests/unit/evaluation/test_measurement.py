@@ -8,7 +8,7 @@ import pytest
 from export.data import datasets
 from export.evaluation.measurement import batches, decode_images, true_classes
 from service.errors import UserError
-from service.model.contract import InputSpec
+from service.model.input_spec import InputSpec
 
 
 def test_batches_are_small_enough_for_memory() -> None:

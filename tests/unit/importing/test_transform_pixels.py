@@ -8,7 +8,7 @@ from PIL import Image
 from export.importing.recipe import Recipe
 from export.importing.transform_pixels import pixels_of_transform
 from service.errors import UserError
-from service.model.contract import InputSpec
+from service.model.input_spec import InputSpec
 from service.model.preprocessing import encode_png
 
 RANDOM = np.random.default_rng(0)

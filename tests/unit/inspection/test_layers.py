@@ -12,7 +12,8 @@ from onnxruntime import quantization
 
 from export.inspection.model_file import inspect
 from export.networks import architectures
-from service.model.contract import Contract, InputSpec
+from service.model.contract import Contract
+from service.model.input_spec import InputSpec
 from tests.unit.inspection.graphs import ones, save
 
 

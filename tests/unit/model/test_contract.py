@@ -4,7 +4,8 @@ from typing import Any
 import pytest
 
 from service.errors import InvalidModel
-from service.model.contract import Contract, Head, InputSpec, Origin, Resizing
+from service.model.contract import Contract, Head, Origin
+from service.model.input_spec import InputSpec, Resizing
 
 TRAINING = {
     "data": "folder", "data_digest": "1f", "network": "n", "epochs": 1, "seed": 0,

@@ -15,7 +15,7 @@ from PIL import Image, features
 
 from service.errors import InvalidRequest
 from service.model import heif
-from service.model.contract import InputSpec
+from service.model.input_spec import InputSpec
 from service.model.preprocessing import decode, open_image
 from tests.unit.model.metadata_files import ORIENTATION, UPRIGHT_EXIF, file_of, turned
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.errors import InvalidRequest
-from service.model.contract import InputSpec
+from service.model.input_spec import InputSpec
 from service.model.preprocessing import decode, open_image, to_pixels
 from tests.hostile_pictures import gif_comment
 from tests.unit.model.metadata_files import (

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.model.contract import InputSpec
+from service.model.input_spec import InputSpec
 from service.model.picture_cost import CHEAP_BYTES, DEAR, bytes_needed, bytes_to_open, decoding_steps, resizes_cheaply
 from service.model.preprocessing import open_image
 from service.model.resizing import bytes_to_resize

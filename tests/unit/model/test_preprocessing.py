@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
 from service.errors import InvalidRequest
-from service.model.contract import InputSpec
+from service.model.input_spec import InputSpec
 from service.model.preprocessing import decode, encode_png, open_image, resize, to_pixels
 
 LIMIT = 1_000_000

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from service.errors import InvalidRequest
-from service.model.contract import InputSpec
+from service.model.input_spec import InputSpec
 from service.model.preprocessing import decode, open_image, to_pixels
 from service.model.webp import FirstFrame, canvas, is_animation
 from tests.hostile_pictures import file_of, riff, webp_animation, webp_canvas

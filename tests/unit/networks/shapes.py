@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from service.model.contract import InputSpec
+from service.model.input_spec import InputSpec
 
 GRAY28 = InputSpec(height=28, width=28, channels=1)
 COLOR32 = InputSpec(height=32, width=32, channels=3)

@@ -10,7 +10,7 @@ from torch.nn import functional
 from export.networks import architectures
 from export.networks.architectures import Architecture
 from service.errors import UserError
-from service.model.contract import InputSpec
+from service.model.input_spec import InputSpec
 from tests.unit.networks.shapes import COLOR32, GRAY28
 
 

@@ -10,7 +10,7 @@ import torch
 
 from export.networks import architectures, custom
 from service.errors import UserError
-from service.model.contract import InputSpec
+from service.model.input_spec import InputSpec
 
 WIDE = InputSpec(height=8, width=12, channels=3)
 SQUARE = InputSpec(height=8, width=8, channels=1)

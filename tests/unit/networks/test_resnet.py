@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from export.networks import architectures
-from service.model.contract import InputSpec
+from service.model.input_spec import InputSpec
 from tests.unit.networks.shapes import COLOR32, COLOR224, parameters, shapes
 
 

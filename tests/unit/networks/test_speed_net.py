@@ -6,7 +6,7 @@ import torch
 
 from export.networks import speed_net
 from service.errors import UserError
-from service.model.contract import InputSpec
+from service.model.input_spec import InputSpec
 
 
 def test_the_first_layer_whitens_and_small_pictures_are_refused() -> None:

@@ -11,7 +11,7 @@ from export.data import datasets
 from export.networks import architectures
 from export.training import optimization
 from export.training.recipes import Settings
-from service.model.contract import InputSpec
+from service.model.input_spec import InputSpec
 from tests.unit.training.conftest import SETTINGS, trained, weights
 
 

@@ -16,7 +16,7 @@ from export.networks import architectures
 from export.networks.resnet import from_torchvision
 from export.training.pretrained import load_weights, read_weights
 from service.errors import UserError
-from service.model.contract import InputSpec
+from service.model.input_spec import InputSpec
 
 State = dict[str, torch.Tensor]
 

@@ -18,7 +18,7 @@ from export.walkthrough import (
     subject,
     web_page,
 )
-from service.model.contract import InputSpec
+from service.model.input_spec import InputSpec
 
 GRAY, COLOUR = InputSpec(height=28, width=28, channels=1), InputSpec(height=32, width=32, channels=3)
 

@@ -11,7 +11,7 @@ from export.walkthrough import (
     subject,
 )
 from service.errors import UserError
-from service.model.contract import InputSpec
+from service.model.input_spec import InputSpec
 from tests.unit.walkthrough.models import COLOUR, GRAY, added_up, normalised, subject_of, untrained, without_contract
 
 
