@@ -15,6 +15,7 @@ Pillow changes one side first and rounds, then the other; which is first has cha
 some pictures, by one. Here it is always as in 13, so that a model has the same pixels on all versions.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -138,6 +139,14 @@ def _padded(image: Image.Image, spec: InputSpec, size: tuple[int, int]) -> Image
     canvas = Image.new(image.mode, (spec.width, spec.height), color)
     canvas.paste(image, place)
     return canvas
+
+
+@functools.cache
+def pillow_rounds_otherwise() -> bool:
+    """Whether the installed Pillow resizes with other roundings than the server: before 13 it changed the width first."""
+    steps = (np.arange(64 * 16 * 3) * 97 % 251).astype(np.uint8)
+    image, size = Image.fromarray(steps.reshape(64, 16, 3)), (12, 20)
+    return image.resize(size, Image.Resampling.BILINEAR).tobytes() != _resized(image, size, Image.Resampling.BILINEAR).tobytes()
 
 
 def _resized(
