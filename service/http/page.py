@@ -133,6 +133,7 @@ class Page:
             {
                 "model": served.name,
                 "version": str(served.version),
+                "head": heads[0].name if len(heads) > 1 else None,
                 "predictions": _named(labels, best[0], number),
                 "threshold": heads[0].threshold if heads else None,
                 "heads": [

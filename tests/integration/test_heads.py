@@ -97,6 +97,7 @@ def test_every_head_answers(server: Server) -> None:
 def test_the_page_shows_every_head(server: Server) -> None:
     answer = post(server, "/page/classify/two", picture(255, 204, 51))
     [head] = answer["heads"]
+    assert answer["head"] == BRIGHT.name
     assert (head["name"], head["threshold"], [p["label"] for p in head["predictions"]]) == (
         "colors",
         0.75,

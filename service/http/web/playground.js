@@ -101,6 +101,11 @@ function bar(found, threshold) {
   return row;
 }
 
+/** The name of one of several answers, above its bars. */
+function heading(name) {
+  return Object.assign(document.createElement("li"), { className: "head", textContent: name });
+}
+
 function show(answer) {
   element("error").hidden = element("empty").hidden = true;
   element("answer").hidden = false;
@@ -108,11 +113,9 @@ function show(answer) {
   element("best").textContent = first.label;
   element("sure").textContent = shown(first);
   element("bars").replaceChildren(
+    ...(answer.head ? [heading(answer.head)] : []),
     ...answer.predictions.map((found) => bar(found, answer.threshold)),
-    ...answer.heads.flatMap((head) => [
-      Object.assign(document.createElement("li"), { className: "head", textContent: head.name }),
-      ...head.predictions.map((found) => bar(found, head.threshold)),
-    ]),
+    ...answer.heads.flatMap((head) => [heading(head.name), ...head.predictions.map((found) => bar(found, head.threshold))]),
   );
   const [height, width, channels] = answer.shape;
   element("seen").src = answer.seen;
