@@ -37,7 +37,9 @@ def build_contract(
         schema=2,
         name=name,
         input=recipe.input,
-        heads=tuple(wrapped.head.in_contract(_head_name(at, wrapped), wrapped.output) for at, wrapped in enumerate(heads)),
+        heads=tuple(
+            wrapped.head.in_contract(wrapped.head.value if len(heads) > 1 else wrapped.output, wrapped.output) for wrapped in heads
+        ),
         precision=precision,
         batch_items=batch_items,
         origin=Origin(
@@ -69,10 +71,6 @@ def measured(contract: Contract, pixels: str, data: str, data_digest: str, score
             "calibration_error": scores.reliability.error,
         }
     return contract.model_copy(update={"origin": contract.origin.model_copy(update=found)})
-
-
-def _head_name(at: int, wrapped: WrappedHead) -> str:
-    return wrapped.output if at == 0 else wrapped.head.value
 
 
 def _golden_samples(

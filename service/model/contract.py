@@ -85,7 +85,7 @@ class Head(Part):
     """One answer of a model: a probability for each of its labels.
 
     Attributes:
-        name: for answers; that of the first is its output's.
+        name: for answers; that of an only one is its output's.
         output: the graph's output that holds the probabilities, float32[N,K].
         labels: their names.
         activation: what made probabilities of the network's numbers. `softmax`: one label is true. `sigmoid`: one of two labels is,

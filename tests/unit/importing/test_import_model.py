@@ -147,6 +147,7 @@ def test_several_heads_and_values_inside_the_graph(tmp_path: Path) -> None:
     run(source, tmp_path / "models", "--scale", 255, "--output", "color", "--output", f"shape={tmp_path / 'shapes.json'}")
     served, expected = load(tmp_path / "models"), source_answers(source)
     first, second = served.contract.heads
+    assert (first.name, second.name) == ("color", "shape")
     assert (first.labels, second.labels) == (tuple("01234"), ("round", "square", "star"))
     found = answers(served)
     np.testing.assert_allclose(found[first.output], expected["color"], atol=1e-6)
