@@ -22,6 +22,8 @@ DEFAULT_THRESHOLD = 0.5
 
 _SUM_TOLERANCE = 1e-3
 _HALF_SUM_TOLERANCE = 1e-2
+_ROUNDING_STEPS = 16
+"""By so many steps of its type a probability may be above 1: a forest adds up what its trees say."""
 _LINEAR = ("Gemm", "MatMul", "Add", "Conv", "BatchNormalization")
 _TINY = float(np.finfo(np.float32).tiny)
 
@@ -83,7 +85,8 @@ def decide(value: str, raw: NDArray[np.generic], last_operator: str, asked: Scor
         raise UserError(
             f"{value!r} gives numbers that are not finite for some pictures: the pixels are not scaled as it takes them"
         )
-    within = bool(((numbers >= 0) & (numbers <= 1)).all())
+    slack = _ROUNDING_STEPS * float(np.finfo(raw.dtype.name).eps) if raw.dtype.kind == "f" else 0.0
+    within = bool(((numbers >= -slack) & (numbers <= 1 + slack)).all())
     tolerance = _HALF_SUM_TOLERANCE if raw.dtype == np.float16 else _SUM_TOLERANCE
     sums_to_one = within and units > 1 and bool(np.allclose(numbers.sum(axis=1), 1, atol=tolerance))
     logs = units > 1 and bool((numbers <= tolerance).all()) and bool(np.allclose(np.exp(numbers).sum(axis=1), 1, atol=tolerance))

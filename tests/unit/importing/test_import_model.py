@@ -16,6 +16,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from export.cli.import_model import import_model
+from export.importing.score_head import decide
 from service.model.cpus import cpu_budget
 from service.model.inference import Model
 from service.model.loading import load_model
@@ -119,6 +120,15 @@ def test_what_the_scores_are_is_found_on_pictures_and_said(
         np.testing.assert_allclose(softmax(found["logits"]), expected, atol=1e-5)
     else:
         assert served.contract.heads[0].threshold == 0.5
+
+
+def test_what_rounding_puts_above_one_is_a_probability_still() -> None:
+    """As a forest of scikit-learn gives it, which adds up the shares of its trees."""
+    one = np.nextafter(np.float32(1), np.float32(2))
+    found = decide("p", np.array([[one, 0, 0], [0.5, 0.25, 0.25]], np.float32), "TreeEnsembleClassifier", "auto", None)
+    assert (found.form, found.activation) == ("probabilities", "softmax")
+    logits = decide("z", np.array([[1.1, 0, -0.1], [0.5, 0.25, 0.25]], np.float32), "TreeEnsembleClassifier", "auto", None)
+    assert logits.form == "logits"
 
 
 def test_layouts_batches_and_old_files(tmp_path: Path) -> None:
