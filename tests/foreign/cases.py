@@ -122,7 +122,8 @@ CLASSIFIERS = (
            pipelines.stretched(28, 28, "BILINEAR", 255, 0.1307, 0.3081, mode="L"))
       for made in ("any_batch.onnx", "batch_of_one.onnx", "torchscript.onnx", "program.pt2")),
     *_lite("lite0", 224), *_lite("lite1", 240), *_lite("lite2", 260),
-    *(Case("skl2onnx==1.20.0", f"made/{name}.onnx", _SKLEARN, pipelines.digits_row) for name in ("logistic", "forest", "mlp")),
+    *(Case("skl2onnx==1.20.0", f"made/{name}.onnx", _SKLEARN, pipelines.digits_row, "digits")
+      for name in ("logistic", "forest", "mlp")),
 )  # fmt: skip
 
 OTHERS = (

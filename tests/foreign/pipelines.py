@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from sklearn.datasets import load_sample_images
+from sklearn.datasets import load_digits, load_sample_images
 
 Pipeline = Callable[[Image.Image], NDArray[np.float32]]
 
@@ -27,7 +27,10 @@ def pictures(kind: str) -> list[Image.Image]:
     """Photographs to compare answers on: `photos`, two and crops of them at odd sizes; or 12 crops of another kind.
 
     `lines` are at least four times as wide as high, as lines of text; `short256` have a shorter side of 256; `HxW` have that size.
+    `digits` are 12 of scikit-learn's, 8x8 and gray.
     """
+    if kind == "digits":
+        return [Image.fromarray(np.rint(digit * 255 / 16).astype(np.uint8)) for digit in load_digits().images[:12]]
     random, photos = np.random.default_rng(7), [Image.fromarray(photo) for photo in load_sample_images().images]
     found = list(photos) if kind == "photos" else []
     for at in range(_CROPS if kind == "photos" else _CROPS + 2):
