@@ -28,7 +28,9 @@ EXTRAS = {
         ),
         "cpu",
     ),
-    **dict.fromkeys(("jinja2", "matplotlib", "onnx", "onnx_ir", "onnxscript", "pooch", "scipy", "sklearn", "torch"), "export"),
+    **dict.fromkeys(
+        ("jinja2", "matplotlib", "onnx", "onnx_ir", "onnxscript", "pooch", "safetensors", "scipy", "sklearn", "torch"), "export"
+    ),
     "opentelemetry": "tracing",
 }  # fmt: skip
 """The extra that a module comes with, of those that the base installation lacks."""
