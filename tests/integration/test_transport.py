@@ -370,7 +370,11 @@ class Proxy:
             threading.Thread(target=self._carry, args=(near,), daemon=True).start()
 
     def _carry(self, near: socket.socket) -> None:
-        with near, socket.create_connection(("127.0.0.1", self._target)) as far:
+        with near, contextlib.ExitStack() as stack:
+            try:
+                far = stack.enter_context(socket.create_connection(("127.0.0.1", self._target)))
+            except ConnectionRefusedError:  # the server has ended, and a client tries again
+                return
             there = threading.Thread(target=self._copy, args=(near, far, False), daemon=True)
             there.start()
             self._copy(far, near, True)

@@ -5,6 +5,7 @@ The four clients have the same calls; `Blocking` makes those of the asyncio ones
 
 import asyncio
 import inspect
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -318,7 +319,10 @@ def test_statistics_count_what_happened(kind: Kind, server: Server) -> None:
         kind.client.infer("digits", kind.image(server["images"][:items]), "1")
     with pytest.raises(InferenceServerException):
         kind.client.infer("digits", kind.image(server["images"][:1]), "1", outputs=[kind.wanted("nothing")])
-    after = now()
+    after, deadline = now(), time.monotonic() + 20
+    while grown(before, after, "inference_count") < 7 and time.monotonic() < deadline:  # an answer is counted once it is sent
+        time.sleep(0.01)
+        after = now()
     assert (grown(before, after, "inference_count"), grown(before, after, "execution_count")) == (7, 3)
     stats = ("inference_stats",)
     for leg in ("success", "queue", "compute_input", "compute_infer", "compute_output"):
