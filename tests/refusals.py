@@ -34,11 +34,15 @@ RAISING = "raising"
 """Of the models `full` has a full queue, `patient` waits for more requests, and `raising` fails on every input but zeros."""
 
 
+FULL_SECONDS = 60.0
+"""For so long requests wait in the queue of `full`."""
+
+
 def make_repository(repository: Path, digits: Path) -> Path:
     """Models for all kinds: copies of a digits model, and one of numbers."""
     for name, policy in {
         "digits": "",
-        "full": "max_queue_items = 2\nmax_queue_delay_seconds = 60.0\n",
+        "full": f"max_queue_items = 2\nmax_queue_delay_seconds = {FULL_SECONDS}\n",
         "patient": "max_queue_delay_seconds = 60.0\n",
     }.items():
         (repository / name / "1").mkdir(parents=True, exist_ok=True)
@@ -72,17 +76,28 @@ class Clients:
         options = [("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
         self.channel = self._stack.enter_context(grpc.insecure_channel(f"127.0.0.1:{grpc_port}", options))
         self.http = self._stack.enter_context(closing(http.client.HTTPConnection("127.0.0.1", http_port, timeout=60)))
-        # Fills the queue of `full`, until the connection is closed.
-        fills = self.call(CLASSIFY).future(_classify("full", [PIXELS, PIXELS]), timeout=3600)
-        self._stack.callback(fills.cancel)
-        while "full" not in self._waiting():
-            time.sleep(0.01)
+        self._fill()
+        self._stack.callback(lambda: self._fills.cancel())
 
     def __enter__(self) -> "Clients":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def keep_full(self) -> None:
+        """Fills the queue of `full` anew when half the time that a request waits in it is over."""
+        if time.monotonic() - self._filled_at > 0.5 * FULL_SECONDS:
+            self._fills.cancel()
+            while "full" in self._waiting():
+                time.sleep(0.01)
+            self._fill()
+
+    def _fill(self) -> None:
+        self._fills = self.call(CLASSIFY).future(_classify("full", [PIXELS, PIXELS]), timeout=3600)
+        while "full" not in self._waiting():
+            time.sleep(0.01)
+        self._filled_at = time.monotonic()
 
     def call(self, path: str) -> Any:
         """A unary method, of serialised messages."""

@@ -142,6 +142,7 @@ def after_refusals(arguments: argparse.Namespace, folder: Path, table: Table) ->
             kinds = [refusal for refusal in refusals.REFUSALS if refusal.surface == surface]
             for refusal in kinds:
                 for _ in counted(range(arguments.refusals), str(refusal)):
+                    clients.keep_full()
                     refusal.send(clients)
             note(f"{surface}: {len(kinds)} kinds, {arguments.refusals:,} refusals of each")
 
