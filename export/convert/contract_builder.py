@@ -70,11 +70,12 @@ def with_own_golden(served: Model, fp32: Contract) -> Contract:
     """
     precision: Precision = served.contract.precision
     images = np.stack([decode(sample.image, fp32.input, MAX_GOLDEN_PIXELS) for sample in fp32.golden])
-    golden = tuple(
-        sample.model_copy(update={"probabilities": (tuple(row.tolist()),), "tolerance": TOLERANCE[precision]})
-        for sample, row in zip(fp32.golden, served.probabilities(images), strict=True)
-    )
-    return served.contract.model_copy(update={"golden": golden})
+    answers = dict(zip((output.name for output in served.outputs), served.predict(images), strict=True))
+    golden = []
+    for at, sample in enumerate(fp32.golden):
+        rows = tuple(tuple(answers[head.output][at].tolist()) for head in fp32.heads)
+        golden.append(sample.model_copy(update={"probabilities": rows, "tolerance": TOLERANCE[precision]}))
+    return served.contract.model_copy(update={"golden": tuple(golden)})
 
 
 def golden_image(part: Part, index: int) -> bytes:

@@ -41,7 +41,7 @@ class InputChoice:
             raise UserError(f"--crop {_shown(self.crop)} needs --resize ({RESIZE}): what is cut is cut of a resized picture")
         if self.crop and self.size and self.crop != self.size:
             raise UserError(f"--crop {_shown(self.crop)} and --image-size {_shown(self.size)}: the crop gives the network's input")
-        mode, resized = _parsed(self.resize) if self.resize else (default.resize, None)
+        mode, resized = parse_resize(self.resize) if self.resize else (default.resize, None)
         height, width = self.crop or self.size or resized or (default.height, default.width)
         if resized and resized != (height, width):
             mode += f":{resized[0]}x{resized[1]}"
@@ -63,8 +63,11 @@ class InputChoice:
             raise UserError(f"--resize {self.resize}: {said}") from None
 
 
-def _parsed(text: str) -> tuple[str, tuple[int, int] | None]:
-    """The mode, for `short` with its side, and the size (height, width) of the others, if they have one."""
+def parse_resize(text: str) -> tuple[str, tuple[int, int] | None]:
+    """A value of `--resize`: the mode, for `short` with its side, and the size (height, width) of the others, if they have one.
+
+    Raises UserError unless it is as RESIZE says.
+    """
     match = _RESIZE.fullmatch(text.strip().lower())
     if match is None:
         raise UserError(f"--resize {text}: accepted are {RESIZE}")

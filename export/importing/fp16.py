@@ -12,7 +12,6 @@ from onnx import numpy_helper
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 
-from export.evaluation.scores import Scores
 from export.importing.gates import Gate
 from export.importing.wrapping import PREFIX
 from service.errors import UserError, first_line
@@ -52,18 +51,6 @@ def to_fp16(graph: onnx.ModelProto, pixels: NDArray[Any]) -> tuple[onnx.ModelPro
     return converted, Gate(
         "fp16", f"the largest value, of {name!r}, is {value:.3g} of at most {_LARGEST:g}; {halves} weights are fp16"
     )
-
-
-def check_loss(fp32: Scores, fp16: Scores, max_loss: float) -> Gate:
-    """Raises UserError if fp16 is less accurate than fp32 by more than `max_loss`, a fraction of the pictures."""
-    lost = fp32.accuracy - fp16.accuracy
-    seen = (
-        f"{fp16.accuracy:.2%} of {fp16.items:,} pictures are right in fp16, {fp32.accuracy:.2%} in fp32: {100 * lost:.2f} points "
-        f"lost (allowed: {100 * max_loss:g})"
-    )
-    if lost > max_loss + 1e-9:
-        raise UserError(f"fp16 gate: {seen}; nothing was written")
-    return Gate("fp16", seen)
 
 
 def _largest(graph: onnx.ModelProto, pixels: NDArray[Any]) -> tuple[str, float]:

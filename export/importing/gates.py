@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from export.convert.precision import Precision
 from export.evaluation.scores import Scores
 from export.importing import onnx_graph
 from export.importing.outputs import as_rows
@@ -137,3 +138,15 @@ def check_folder(scores: Scores, folder: str, minimum: float) -> Gate:
     if scores.accuracy < minimum:
         raise UserError(f"accuracy gate: {seen}, below the minimum of {minimum:.2%}; nothing was written")
     return Gate("accuracy", seen)
+
+
+def check_loss(precision: Precision, fp32: Scores, lower: Scores, max_loss: float) -> Gate:
+    """Raises UserError if a lower precision is less accurate than fp32 by more than `max_loss`, a fraction of the pictures."""
+    lost = fp32.accuracy - lower.accuracy
+    seen = (
+        f"{lower.accuracy:.2%} of {lower.items:,} pictures are right in {precision}, {fp32.accuracy:.2%} in fp32: "
+        f"{100 * lost:.2f} points lost (allowed: {100 * max_loss:g})"
+    )
+    if lost > max_loss + 1e-9:
+        raise UserError(f"{precision} gate: {seen}; nothing was written")
+    return Gate(precision, seen)

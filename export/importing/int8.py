@@ -13,9 +13,7 @@ from numpy.typing import NDArray
 from export.convert import quantization
 from export.convert.publish import write_model
 from export.convert.quantization import Quantization
-from export.evaluation.scores import Scores
 from export.importing import onnx_graph
-from export.importing.gates import Gate
 from export.importing.pictures import LabelledFolder, require_labels
 from export.importing.recipe import Recipe
 from export.importing.reference import served_pixels
@@ -73,30 +71,10 @@ def to_int8(
     return quantization.quantize(prepared, calibration, validation, truth, run, max_loss / 2, on_progress)
 
 
-def own_golden(served: Model, fp32: Contract, tolerance: dict[Any, float]) -> Contract:
-    """The contract of a loaded int8 model, with the golden pictures of the fp32 one and its own answers."""
-    recipe = Recipe(fp32.input)
-    golden = []
-    for sample in fp32.golden:
-        answers = dict(
-            zip((output.name for output in served.outputs), served.predict(served_pixels([sample.image], recipe)), strict=True)
-        )
-        rows = tuple(tuple(map(float, answers[head.output][0])) for head in fp32.heads)
-        golden.append(sample.model_copy(update={"probabilities": rows, "tolerance": tolerance}))
-    return served.contract.model_copy(update={"golden": tuple(golden)})
-
-
-def check_loss(fp32: Scores, int8: Scores, quantization: Quantization, max_loss: float) -> Gate:
-    """Raises UserError if int8 is less accurate than fp32 by more than `max_loss`, a fraction of the pictures."""
-    lost = fp32.accuracy - int8.accuracy
-    kept = [row.layer for row in quantization.layers if not row.quantized]
-    seen = (
-        f"{int8.accuracy:.2%} of {int8.items:,} pictures are right in int8, {fp32.accuracy:.2%} in fp32: {100 * lost:.2f} points "
-        f"lost (allowed: {100 * max_loss:g}); {len(quantization.layers) - len(kept)} of {len(quantization.layers)} layers are int8"
-    )
-    if lost > max_loss + 1e-9:
-        raise UserError(f"int8 gate: {seen}; nothing was written")
-    return Gate("int8", seen)
+def layers_in_int8(quantization: Quantization) -> str:
+    """How many layers are int8, in words."""
+    quantized = sum(row.quantized for row in quantization.layers)
+    return f"{quantized} of {len(quantization.layers)} layers are int8"
 
 
 def _probabilities(served: Model, pixels: NDArray[Any]) -> NDArray[np.float32]:

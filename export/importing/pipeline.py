@@ -9,28 +9,26 @@ from pathlib import Path
 
 import onnx
 
-from export.convert.contract_builder import source_commit
+from export.convert.contract_builder import source_commit, with_own_golden
 from export.convert.precision import TOLERANCE
 from export.convert.publish import publish, write_model
 from export.evaluation.scores import Scores
 from export.files import temporary_folder, write_file
 from export.importing import card, gates
-from export.importing.file_metadata import read_metadata, strip_zipmap
-from export.importing.fp16 import check_loss as check_half_loss
 from export.importing.fp16 import to_fp16
 from export.importing.gates import Gate
 from export.importing.import_contract import build_contract, measured, precision_of
-from export.importing.int8 import check_loss, own_golden, to_int8
+from export.importing.int8 import layers_in_int8, to_int8
 from export.importing.measurement import measure_folder
-from export.importing.network_input import bind_size, read_input
+from export.importing.network_input import bind_size
 from export.importing.pictures import LabelledFolder, probe_pictures, read_folder
 from export.importing.recipe import Recipe
 from export.importing.reference import check_outputs, check_pixels, read_reference, served_pixels
 from export.importing.request import MakeRecipe, Request, Say
 from export.importing.search import Trial, search
 from export.importing.source import Source
-from export.importing.understanding import DecisionLog, Understood, find_heads, understand
-from export.importing.wrapping import raise_versions, wrap
+from export.importing.understanding import DecisionLog, Understood, find_heads, read_graph, read_network, understand
+from export.importing.wrapping import wrap
 from export.progress import OnProgress, ignore_progress
 from service.errors import UserError
 from service.model.contract import Contract
@@ -96,9 +94,8 @@ def import_model(
         if folder is not None:
             scores = measure_folder(served, folder, partial(on_progress, f"classifying {folder.name}"))
             log.passed(gates.check_folder(scores, folder.name, request.minimum_accuracy))
-        if request.precision != contract.precision and request.precision != "fp32":
-            reduce = _quantized if request.precision == "int8" else _halved
-            graph, contract, scores = reduce(graph, contract, found, folder, scores, request, scratch, log, on_progress)
+        if request.precision not in ("fp32", contract.precision):
+            graph, contract, scores = _lowered(graph, contract, found, folder, scores, request, scratch, log, on_progress)
         contract = measured(
             contract, pixels.seen if pixels.proved else "", folder.name if folder else "", folder.digest if folder else "", scores
         )
@@ -123,14 +120,8 @@ def search_preprocessing(
         raise UserError("--search-preprocessing needs --data, a folder of labelled pictures")
     log = DecisionLog(say)
     folder = read_folder(request.data, on_progress)
-    metadata = read_metadata(source)
-    model = onnx.ModelProto()
-    model.CopyFrom(source.model)
-    zipmap_labels = strip_zipmap(model)
-    model = raise_versions(model)
-    network = read_input(model, request.layout, request.input_shape or metadata.size)
-    size = request.input_shape or metadata.size or (0, 0)
-    network = network.with_size(network.height or size[0], network.width or size[1])
+    model, metadata, zipmap_labels = read_graph(source)
+    network = read_network(model, request, metadata)
     if not network.height or not network.width:
         raise UserError("the graph takes images of any size: --input-shape H,W says which")
     bind_size(model, network)
@@ -142,37 +133,27 @@ def search_preprocessing(
     return search(model, network, head.head.value, head.head.labels, folder, on_progress)
 
 
-def _quantized(
+def _lowered(
     graph: onnx.ModelProto, contract: Contract, found: Understood, folder: LabelledFolder | None, scores: Scores | None,
     request: Request, scratch: Path, log: DecisionLog, on_progress: OnProgress,
 ) -> tuple[onnx.ModelProto, Contract, Scores | None]:  # fmt: skip
-    """The graph and its contract in int8, and their scores on the whole folder, which passed the gate."""
-    lower, quantization = to_int8(graph, contract, found.recipe, folder, request.max_accuracy_loss, scratch, on_progress)
-    assert folder is not None  # noqa: S101 - to_int8 needs it
-    assert scores is not None  # noqa: S101 - likewise
-    without_golden = contract.model_copy(update={"precision": "int8", "golden": ()})
-    served = write_model(lower, without_golden, scratch / "int8.onnx")
-    lower_scores = measure_folder(served, folder, partial(on_progress, f"classifying {folder.name} in int8"))
-    log.passed(check_loss(scores, lower_scores, quantization, request.max_accuracy_loss))
-    log.passed(gates.check_folder(lower_scores, folder.name, request.minimum_accuracy))
-    return lower, own_golden(served, contract, dict(TOLERANCE["int8"])), lower_scores
-
-
-def _halved(
-    graph: onnx.ModelProto, contract: Contract, found: Understood, folder: LabelledFolder | None, scores: Scores | None,
-    request: Request, scratch: Path, log: DecisionLog, on_progress: OnProgress,
-) -> tuple[onnx.ModelProto, Contract, Scores | None]:  # fmt: skip
-    """The graph and its contract in half precision, and their scores on the folder, if there is one."""
-    lower, gate = to_fp16(graph, found.pixels)
-    log.passed(gate)
-    served = write_model(lower, contract.model_copy(update={"precision": "fp16", "golden": ()}), scratch / "fp16.onnx")
-    log.passed(gates.check_parity(served, found.source, found.heads, found.pixels, TOLERANCE["fp16"]["cpu"]))
+    """The graph and its contract in the precision that is asked for, and their scores on the folder, if there is one."""
+    precision = request.precision
+    if precision == "int8":
+        lower, quantization = to_int8(graph, contract, found.recipe, folder, request.max_accuracy_loss, scratch, on_progress)
+        log.decided(layers_in_int8(quantization))
+    else:
+        lower, gate = to_fp16(graph, found.pixels)
+        log.passed(gate)
+    served = write_model(lower, contract.model_copy(update={"precision": precision, "golden": ()}), scratch / f"{precision}.onnx")
+    if precision == "fp16":  # of int8 single answers may be far off; its accuracy is what counts
+        log.passed(gates.check_parity(served, found.source, found.heads, found.pixels, TOLERANCE["fp16"]["cpu"]))
     if folder is not None and scores is not None:
-        lower_scores = measure_folder(served, folder, partial(on_progress, f"classifying {folder.name} in fp16"))
-        log.passed(check_half_loss(scores, lower_scores, request.max_accuracy_loss))
+        lower_scores = measure_folder(served, folder, partial(on_progress, f"classifying {folder.name} in {precision}"))
+        log.passed(gates.check_loss(precision, scores, lower_scores, request.max_accuracy_loss))
         log.passed(gates.check_folder(lower_scores, folder.name, request.minimum_accuracy))
         scores = lower_scores
-    return lower, own_golden(served, contract, dict(TOLERANCE["fp16"])), scores
+    return lower, with_own_golden(served, contract), scores
 
 
 def _check_precision(request: Request, source: Source) -> None:

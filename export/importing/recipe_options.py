@@ -5,13 +5,13 @@ differ in that; the numbers of a preset are its own, and a flag that contradicts
 """
 
 import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from export.data.input_choice import RESIZE, parse_resize
 from export.importing import preprocessor_files, presets
 from export.importing.file_metadata import FileMetadata
 from export.importing.network_input import NetworkInput
@@ -19,13 +19,10 @@ from export.importing.recipe import Recipe
 from service.errors import UserError
 from service.model.input_spec import InputSpec
 
-RESIZE = "short:N, stretch, pad or cover with :N or :HxW, or none"
 _WAYS = (
     "--preset or --preprocessor names a known one; --scale (255, or 1) with --mean and --std says it; "
     "--search-preprocessing --data DIR tries the usual ones"
 )
-
-_RESIZE = re.compile(r"(none)|(short):([1-9]\d{0,3})|(stretch|pad|cover)(?::([1-9]\d{0,3})(?:x([1-9]\d{0,3}))?)?")
 
 
 @dataclass(frozen=True)
@@ -133,13 +130,8 @@ class RecipeOptions:
             return f"short:{math.floor(base.height / self.crop_pct)}"
         if self.resize is None:
             return None
-        match = _RESIZE.fullmatch(self.resize.lower())
-        if match is None:
-            raise UserError(f"--resize {self.resize!r}: accepted are {RESIZE}")
-        if match[1] or match[2]:
-            return match[0]
-        mode, height, width = match[4], match[5], match[6] or match[5]
-        return mode if height is None or (int(height), int(width)) == (base.height, base.width) else f"{mode}:{height}x{width}"
+        mode, size = parse_resize(self.resize)
+        return mode if size in (None, (base.height, base.width)) else f"{mode}:{size[0]}x{size[1]}"
 
     def _crop(self, base: InputSpec) -> str | None:
         if self.crop is not None and (self.crop, self.crop) != (base.height, base.width):

@@ -86,11 +86,7 @@ def understand(
         UserError: something is missing or contradicts something else, or the gate failed.
     """
     on_progress("reading the graph", 0, 0)
-    metadata = read_metadata(source)
-    model = onnx.ModelProto()
-    model.CopyFrom(source.model)
-    zipmap_labels = strip_zipmap(model)
-    model = raise_versions(model)
+    model, metadata, zipmap_labels = read_graph(source)
     network, recipe = _network_and_recipe(model, make_recipe, request, metadata)
     bind_size(model, network)
     for line in metadata.taken:
@@ -117,16 +113,33 @@ def understand(
     return Understood(model, network, recipe, heads, graph, batch_items, pictures, pixels, gate)
 
 
+def read_graph(source: Source) -> tuple[onnx.ModelProto, FileMetadata, tuple[str, ...] | None]:
+    """A copy of the source's graph that can be wrapped, what the file says of itself, and the labels of a ZipMap at its end."""
+    model = onnx.ModelProto()
+    model.CopyFrom(source.model)
+    zipmap_labels = strip_zipmap(model)
+    return raise_versions(model), read_metadata(source), zipmap_labels
+
+
+def read_network(model: onnx.ModelProto, request: Request, metadata: FileMetadata) -> NetworkInput:
+    """What the graph takes, its sides from the request or the metadata where they are open; 0 where nothing says them.
+
+    Raises UserError if the request has another side than the graph.
+    """
+    network = read_input(model, request.layout, request.input_shape or metadata.size)
+    if request.input_shape:
+        for side, asked, name in zip((network.height, network.width), request.input_shape, ("height", "width"), strict=True):
+            if side and side != asked:
+                shown = ",".join(map(str, request.input_shape))
+                raise UserError(f"--input-shape {shown}: the graph takes a {name} of {side}")
+    size = request.input_shape or metadata.size or (0, 0)
+    return network.with_size(network.height or size[0], network.width or size[1])
+
+
 def _network_and_recipe(
     model: onnx.ModelProto, make_recipe: MakeRecipe, request: Request, metadata: FileMetadata
 ) -> tuple[NetworkInput, Recipe]:
-    network = read_input(model, request.layout, request.input_shape or metadata.size)
-    size = request.input_shape
-    for side, asked, name in zip((network.height, network.width), size or (0, 0), ("height", "width"), strict=True):
-        if side and asked and side != asked:
-            raise UserError(f"--input-shape {size[0]},{size[1]}: the graph takes a {name} of {side}" if size else "")  # noqa: RUF100
-    size = size or metadata.size or (0, 0)
-    network = network.with_size(network.height or size[0], network.width or size[1])
+    network = read_network(model, request, metadata)
     recipe = make_recipe(network, metadata)
     if not network.height or not network.width:
         network = network.with_size(recipe.input.height, recipe.input.width)

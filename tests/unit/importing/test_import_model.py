@@ -248,7 +248,8 @@ def test_int8_is_chosen_and_gated_on_the_labelled_pictures(tmp_path: Path) -> No
     data = folder_of(tmp_path / "data", load(tmp_path / "models"), pictures=40)
     arguments = ("--scale", 255, "--data", data, "--precision", "int8", "--max-accuracy-loss", 30)
     printed = run(source, tmp_path / "models", *arguments)
-    assert re.search(r"int8 gate: [\d.]+% of 40 pictures are right in int8, 100\.00% in fp32: .* of 2 layers are int8", printed)
+    assert re.search(r"int8 gate: [\d.]+% of 40 pictures are right in int8, 100\.00% in fp32:", printed)
+    assert re.search(r"^[0-2] of 2 layers are int8", printed, re.MULTILINE)
     served = load(tmp_path / "models", 2)
     assert (served.precision, len(served.contract.golden)) == ("int8", 3)
     assert (served.contract.measured.accuracy or 0.0) >= 0.7
@@ -340,7 +341,7 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
         (graphs.classifier, ("--layout", "nhwc"), r"--layout nhwc: .* which has 32 channels in that layout; 1 and 3 are accepted"),
         (graphs.classifier, ("--mean", "0.5"), r"--mean and --std are in units after --scale"),
         (graphs.classifier, ("--minimum-accuracy", "50"), r"--minimum-accuracy needs --data"),
-        (graphs.classifier, ("--resize", "shortest"), r"--resize 'shortest': accepted are short:N, stretch, pad or cover"),
+        (graphs.classifier, ("--resize", "shortest"), r"--resize shortest: accepted are stretch, pad or cover"),
         (graphs.classifier, ("--resize", "short:40"), r"a crop is needed"),
         (graphs.classifier, ("--resize", "short:40", "--crop", "24"), r"--input-shape 24,24: the graph takes a height of 32"),
         (graphs.classifier, ("--preset", "tensorflow"), r"preset 'tensorflow' is not known; accepted are torchvision, "),
