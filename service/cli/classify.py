@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -95,27 +95,30 @@ def _as_json(path: Path, answer: Classification) -> str:
     content["predictions"] = _fields(answer.results[0])
     if answer.heads:
         content["heads"] = {name: _fields(results[0]) for name, results in answer.heads.items()}
+    if answer.thresholds:
+        content["thresholds"] = answer.thresholds
     return json.dumps(content)
 
 
 def _fields(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
-    return [{name: value for name, value in asdict(found).items() if value is not None} for found in predictions]
+    return [{"label": found.label, "index": found.index, "probability": found.probability} for found in predictions]
 
 
 def _as_text(path: Path, answer: Classification) -> str:
-    lines = [f"{path}  ({answer.model} version {answer.version})", *_bars(answer.results[0])]
+    lines = [f"{path}  ({answer.model} version {answer.version})", *_bars(answer.results[0], answer.thresholds.get(""))]
     for name, results in answer.heads.items():
-        lines += [f" {name}:", *_bars(results[0])]
+        lines += [f" {name}:", *_bars(results[0], answer.thresholds.get(name))]
     return "\n".join(lines)
 
 
-def _bars(predictions: Sequence[Prediction]) -> list[str]:
+def _bars(predictions: Sequence[Prediction], threshold: float | None) -> list[str]:
+    """A line for each label. With a threshold, each label is true or not by itself, and the true ones have a check mark."""
     width = max(len(p.label) for p in predictions)
-    lines = []
-    for p in predictions:
-        value = f"{p.probability:7.2%}  {'█' * round(p.probability * 40)}" if p.score is None else f"score {p.score:.6g}"
-        lines.append(f"  {p.label:<{width}}  {value}")
-    return lines
+    marks = ["" if threshold is None else "✓ " if p.probability >= threshold else "  " for p in predictions]
+    return [
+        f"  {mark}{p.label:<{width}}  {p.probability:7.2%}  {'█' * round(p.probability * 40)}"
+        for mark, p in zip(marks, predictions, strict=True)
+    ]
 
 
 def _because_of_an_image(error: CallFailed | UserError) -> bool:

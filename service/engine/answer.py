@@ -81,8 +81,9 @@ class Answer:
 
     def check_no_nan(self, best: Results) -> None:
         """Raises `not_finite` if a score is NaN, which has no place in the order that `best` gave."""
-        # Softmax makes either all scores of an item NaN or none, so the first tells.
-        if any(item[0][1] != item[0][1] for item in best) or (not self.served.model.has_contract and np.isnan(self.scores).any()):
+        if any(item[0][1] != item[0][1] for item in best) or (
+            not self.served.model.nan_is_in_all_scores and np.isnan(self.scores).any()
+        ):
             raise self.not_finite(f"model {self.served.name!r} gave NaN for this request")
 
     def not_finite(self, message: str) -> RequestError:

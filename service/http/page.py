@@ -127,14 +127,13 @@ class Page:
         shown = np.rint(seen).astype(np.uint8)
         Image.fromarray(shown.squeeze(-1) if shown.shape[-1] == 1 else shown).save(png, "png")
         labels, heads = served.model.labels, served.model.heads
-        number = "probability" if served.model.gives_probabilities else "score"
         others = zip(heads[1:], answer.best_of_other_heads(), strict=True) if len(heads) > 1 else ()
         return json_response(
             {
                 "model": served.name,
                 "version": str(served.version),
                 "head": heads[0].name if len(heads) > 1 else None,
-                "predictions": _named(labels, best[0], number),
+                "predictions": _named(labels, best[0]),
                 "threshold": heads[0].threshold if heads else None,
                 "heads": [
                     {"name": head.name, "threshold": head.threshold, "predictions": _named(head.labels, found[0])}
@@ -151,8 +150,8 @@ class Page:
         )
 
 
-def _named(labels: Sequence[str], found: Sequence[tuple[int, float]], number: str = "probability") -> list[dict[str, Any]]:
-    return [{"label": labels[index], number: value} for index, value in found]
+def _named(labels: Sequence[str], found: Sequence[tuple[int, float]]) -> list[dict[str, Any]]:
+    return [{"label": labels[index], "probability": probability} for index, probability in found]
 
 
 def _version_info(served: ServedVersion) -> dict[str, Any]:

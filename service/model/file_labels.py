@@ -2,7 +2,7 @@
 
 import ast
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 _KEYS = ("names", "labels", "classes", "class_names", "label_names", "id2label")
 _MAX_CHARACTERS = 4 * 2**20
@@ -22,9 +22,18 @@ def labels_in_metadata(metadata: Mapping[str, str]) -> tuple[str, ...]:
     given = {key.lower(): text for key, text in metadata.items()}
     for key in _KEYS:
         labels = _parsed(given.get(key, ""))
-        if len(labels) > 1 and all(labels):
+        if len(labels) > 1 and all(labels) and _can_be_sent(labels):
             return labels
     return ()
+
+
+def _can_be_sent(labels: Iterable[str]) -> bool:
+    """Whether they are text in UTF-8: an escape of Python or JSON may be half of a character."""
+    try:
+        "".join(labels).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _parsed(text: str) -> tuple[str, ...]:

@@ -47,6 +47,7 @@ class Model:
         gives_probabilities: whether the scores are probabilities, or are known to become some by `to_probabilities`.
         to_probabilities: makes floating[n, labels] of the first output as floating[n,K]; None if that is to be taken as it is.
         has_contract: false for a model that Convoy did not write; it is served by tensor.
+        nan_is_in_all_scores: whether either all scores of an item are NaN or none, as a softmax makes them.
         provider: where it runs.
         threads: how many threads ONNX Runtime uses.
         digest: SHA-256 of the ONNX file followed by its files of weights, by name, in hexadecimal.
@@ -75,6 +76,7 @@ class Model:
         self.gives_probabilities = inferred is None or inferred.kind != "scores"
         self.to_probabilities = None if inferred is None else to_probabilities(inferred.kind)
         self.has_contract = contract is not None
+        self.nan_is_in_all_scores = contract is not None and contract.head != "multilabel"
         self.provider = provider
         self.threads = threads
         self.digest = digest

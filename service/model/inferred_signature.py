@@ -27,6 +27,9 @@ _PROBE_BATCHES = (1, 2, 3)
 _PROBE_RANGES = (1, 255)
 """Random items are of 0 to this: what looks like probabilities of small numbers may be none of larger ones."""
 
+_PROBE_SPREAD = 2000
+"""Items on both sides of 0, this far apart: of them hardly a logit lies between 0 and 1, where few others would show it."""
+
 _BATCH_EFFECT = 0.02
 """Share of the largest score. Half precision, and inputs quantised by the range of a whole batch, stay below it."""
 
@@ -183,6 +186,8 @@ def _trials(
     shape = (fixed_batch_items or 2, *taken.shape)
     ranges = _PROBE_RANGES if taken.dtype.kind == "f" else (256,)
     batches = [(random.random(shape) * largest).astype(taken.dtype) for largest in ranges]
+    if taken.dtype.kind == "f":
+        batches.append(((random.random(shape) - 0.5) * _PROBE_SPREAD).astype(taken.dtype))
     found: dict[str, list[NDArray[Any]]] = {output.name: [np.empty((0, math.prod(output.shape)))] for output in outputs}
     for batch in (*batches, np.zeros(shape, taken.dtype)):
         try:

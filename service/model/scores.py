@@ -51,6 +51,8 @@ def score_kind(said: SaidScores, trials: Sequence[NDArray[Any]], labels: int | N
         )
     if said == "multilabel":
         return "multilabel" if _within_0_and_1(rows) else "multilabel logits"
+    if said == "logits" and is_distribution(rows):
+        raise InvalidModel(f'scores = "logits": the graph gives probabilities already in {output!r}, such as {_shown(rows)}')
     is_said = {"probabilities": is_distribution, "log-probabilities": _is_log_distribution}.get(said)
     if is_said is not None and len(rows) and not is_said(rows):
         raise InvalidModel(
@@ -65,6 +67,8 @@ def _unit_kind(said: SaidScores, rows: NDArray[np.float64], output: str) -> Scor
         return "unit logit"
     if said == "log-probabilities":
         raise InvalidModel(f'scores = "log-probabilities" is for one number a label; the graph gives one in all, {output!r}')
+    if not len(rows):
+        raise InvalidModel(f"the graph gives no finite number in {output!r} on trial")
     if _within_0_and_1(rows):
         return "unit"
     if said == "sigmoid":

@@ -107,7 +107,10 @@ def read_from_memory(
 
 
 def select_outputs(answer: Answer, requested: Sequence[RequestedOutput]) -> list[OutputTensor]:
-    """The requested outputs, in their order; all of them, in the model's order, if none is requested."""
+    """The requested outputs, in their order; all of them, in the model's order, if none is requested.
+
+    Raises `Answer.not_finite` if classes are asked for and a score is NaN.
+    """
     outputs = answer.outputs
     if not requested:
         return [OutputTensor(name, DATATYPES[array.dtype], array.shape, array) for name, array in outputs.items()]
@@ -120,6 +123,8 @@ def select_outputs(answer: Answer, requested: Sequence[RequestedOutput]) -> list
             scores = array.reshape(len(answer.scores), -1)
             if labels and scores.shape[1] != len(labels):  # one number for two labels
                 scores = answer.scores
+            if np.isnan(scores).any():  # which has no place in an order
+                raise answer.not_finite(f"model {served.name!r} gave NaN for this request")
             texts = [
                 [f"{score:f}:{index}{f':{labels[index]}' if labels else ''}".encode() for index, score in row]
                 for row in best_labels(scores, min(classes, scores.shape[1]))

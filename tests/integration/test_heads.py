@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from service.client import Classification, Client
+from service.cli.classify import classify
+from service.client import CallFailed, Classification, Client
 from service.errors import GoldenMismatch
 from service.model.contract import METADATA_KEY, Contract, Golden, Head, Origin
 from service.model.input_spec import InputSpec
@@ -71,6 +74,42 @@ def post(server: Server, path: str, body: bytes) -> Any:
         return json.loads(response.read())
 
 
+def test_a_multilabel_model_that_gives_nan_for_one_label_fails(tmp_path: Path, serve: Serve) -> None:
+    """With NaN among them the others are in no order."""
+    nodes = [
+        helper.make_node("ReduceMean", ["image", "sides"], ["means"], keepdims=0),
+        helper.make_node("Sub", ["means", "hundred"], ["above"]),
+        helper.make_node("Sqrt", ["above"], ["logits"]),
+        helper.make_node("Identity", ["logits"], ["probabilities"]),
+    ]
+    graph = helper.make_graph(
+        nodes, "nan", [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 4, 4, 3])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 3]) for name in ("probabilities", "logits")],
+        [numpy_helper.from_array(np.array([1, 2]), "sides"), numpy_helper.from_array(np.array(100, np.float32), "hundred")],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    contract = Contract(
+        schema=2, name="nan", input=InputSpec(height=4, width=4, channels=3, dtype="float32"),
+        heads=(COLORS.model_copy(update={"output": "probabilities"}),), precision="fp32",
+        origin=Origin(source="nan.onnx", digest="ab"), golden=(),
+    )  # fmt: skip
+    model.metadata_props.add(key=METADATA_KEY, value=contract.to_json())
+    path = tmp_path / "models" / "nan" / "1" / "model.onnx"
+    path.parent.mkdir(parents=True)
+    onnx.save_model(model, path)
+    server = serve(tmp_path / "models")
+    pixels = np.full((1, 4, 4, 3), (120, 80, 110), np.uint8)
+    with Client(f"127.0.0.1:{server.grpc_port}") as client, pytest.raises(CallFailed, match=r"INTERNAL.*gave NaN"):
+        client.classify(pixels, "nan", top_k=1)
+    body = {
+        "inputs": [{"name": "image", "datatype": "FP32", "shape": [1, 4, 4, 3], "data": pixels.ravel().tolist()}],
+        "outputs": [{"name": "probabilities", "parameters": {"classification": 1}}],
+    }
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        post(server, "/v2/models/nan/infer", json.dumps(body).encode())
+    assert (refused.value.code, b"NaN" in refused.value.read()) == (500, True)
+
+
 def test_every_head_answers(server: Server) -> None:
     with Client(f"127.0.0.1:{server.grpc_port}") as client:
         answer = client.classify([picture(255, 204, 51), picture(0, 0, 0)], "two")
@@ -92,6 +131,16 @@ def test_every_head_answers(server: Server) -> None:
     assert info.contract is not None
     assert (info.contract["origin"]["source"], info.input.dtype) == ("two.onnx", "float32")
     assert "threshold" not in info.heads[0]
+
+
+def test_convoy_classify_marks_what_is_true(server: Server, tmp_path: Path) -> None:
+    file = tmp_path / "picture.png"
+    file.write_bytes(picture(255, 204, 51))
+    asked = [str(file), "--model", "two", "--server", f"127.0.0.1:{server.grpc_port}"]
+    shown = CliRunner().invoke(classify, asked).stdout
+    assert [line.split()[:2] for line in shown.splitlines()[4:]] == [["✓", "red"], ["✓", "green"], ["blue", "20.00%"]]
+    found = json.loads(CliRunner().invoke(classify, [*asked, "--json"]).stdout)
+    assert (found["thresholds"], found["heads"]["colors"][0]["label"]) == ({"colors": 0.75}, "red")
 
 
 def test_the_page_shows_every_head(server: Server) -> None:

@@ -57,7 +57,7 @@ async function models() {
   const found = JSON.parse(text);
   element("version").textContent = found.convoy;
   element("model-cards").replaceChildren(...(found.models.length ? found.models.map(card) : [make("p", "No model is served. Export one into the repository: convoy export RUN --repository DIR", "faint")]));
-  element("troubles").replaceChildren(...found.troubles.map(({ name, version, state, reason }) => make("p", `${name} version ${version}: ${state.toLowerCase()}${reason ? `: ${reason}` : ""}`, state === "LOADING" ? "faint" : "notice")));
+  element("troubles").replaceChildren(...found.troubles.map(({ name, version, state, reason }) => make("p", `${name}${version && ` version ${version}`}: ${state.toLowerCase()}${reason ? `: ${reason}` : ""}`, state === "LOADING" ? "faint" : "notice")));
   const select = element("live-model");
   const chosen = select.value;
   select.replaceChildren(new Option("all models", ""), ...found.models.map(({ name }) => new Option(name, name)));

@@ -84,16 +84,13 @@ function fail(message) {
   element("empty").hidden = true;
 }
 
-const shown = ({ probability, score }) => (score === undefined ? percent(probability) : score.toPrecision(6));
-
 /** A label with its probability; faint below the threshold of a model whose labels are true or not each by itself. */
-function bar(found, threshold) {
-  const { label, probability = 0 } = found;
+function bar({ label, probability }, threshold) {
   const row = document.createElement("li");
   const [name, track, value] = ["name", "track", "value"].map((kind) => Object.assign(document.createElement("span"), { className: kind }));
   const fill = Object.assign(document.createElement("div"), { className: "fill" });
   name.textContent = label;
-  value.textContent = shown(found);
+  value.textContent = percent(probability);
   fill.style.width = `${100 * probability}%`;
   track.append(fill);
   row.append(name, track, value);
@@ -111,7 +108,7 @@ function show(answer) {
   element("answer").hidden = false;
   const [first] = answer.predictions;
   element("best").textContent = first.label;
-  element("sure").textContent = shown(first);
+  element("sure").textContent = percent(first.probability);
   element("bars").replaceChildren(
     ...(answer.head ? [heading(answer.head)] : []),
     ...answer.predictions.map((found) => bar(found, answer.threshold)),

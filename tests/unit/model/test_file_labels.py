@@ -38,3 +38,8 @@ def test_anything_else_is_no_names(text: str) -> None:
 
 def test_what_belongs_to_another_program_is_no_names() -> None:
     assert labels_in_metadata({"task": "classify", "stride": "1", "author": "a, b"}) == ()
+
+
+def test_half_a_character_is_no_label() -> None:
+    assert labels_in_metadata({"names": r"{0: '\ud800', 1: 'b', 2: 'c'}"}) == ()
+    assert labels_in_metadata({"names": r"{0: '\ud800', 1: 'b'}", "labels": "cat,dog"}) == ("cat", "dog")

@@ -49,6 +49,8 @@ def test_scores_are_what_is_said_or_no_more_than_they_look(
 @pytest.mark.parametrize(
     ("said", "labels", "given", "message"),
     [
+        ("logits", 3, PROBABILITIES, r'scores = "logits": the graph gives probabilities already in \'y\''),
+        ("sigmoid", 2, np.full((2, 1), np.nan), "no finite number in 'y' on trial"),
         ("auto", 2, UNIT_LOGIT, r"two labels; the graph gives one number, 'y', which is no probability: 2\. .*scores = \"logits\""),
         ("probabilities", 3, LOGITS, r'scores = "probabilities": the graph gives other numbers in \'y\', such as 373\.3, -400, 0'),
         ("probabilities", 3, WITHIN, 'scores = "probabilities": the graph gives other numbers'),
