@@ -80,7 +80,7 @@ NETWORKS: dict[str, Architecture] = {
 
 
 def build(text: str, spec: InputSpec, classes: int) -> nn.Module:
-    """Builds a network with fresh weights. Its attribute `head` is the option of that name.
+    """Builds a network with fresh weights.
 
     Args:
         text: `NAME` or `NAME:option=value,...`; or a network of the user's own, as `custom` has it.
@@ -123,9 +123,8 @@ def shown(text: str) -> str:
 
 
 def activation(network: nn.Module) -> Head:
-    """What makes probabilities of a network's logits. Others' networks may have a layer named `head`."""
-    head = getattr(network, "head", None)
-    return "sigmoid" if head == "sigmoid" else "softmax"
+    """What makes probabilities of a network's logits: softmax for a network of the user's own, whatever its `head` is."""
+    return network.head if isinstance(network, Network) else "softmax"
 
 
 def rename(text: str) -> Callable[[str], str]:

@@ -137,7 +137,9 @@ def _load(text: str) -> tuple[Callable[..., Any], Code]:
     if isinstance(loader, _Loader):
         file, content = where, loader.content
     else:
-        defined = sys.modules.get(getattr(factory, "__module__", "") or "", module)
+        # Other things that can be called, such as a `functools.partial`, name the module of their type.
+        owner = factory.__module__ if inspect.isclass(factory) or inspect.isroutine(factory) else ""
+        defined = sys.modules.get(owner or "", module)
         file = getattr(defined, "__file__", None) or getattr(module, "__file__", None) or ""
         if not file:
             raise UserError(f"--network {text}: {where} has no source file")
@@ -227,16 +229,24 @@ def _arguments(text: str, factory: Callable[..., Any], spec: InputSpec, classes:
     known: dict[str, Any] = dict.fromkeys(_SPEC, spec)
     known |= dict.fromkeys(_CLASSES, classes) | dict.fromkeys(_CHANNELS, spec.channels)
     known |= dict.fromkeys(_SIZE, size)
-    by_position, by_name, unknown = [], {}, []
+    by_position: list[Any] = []
+    by_name: dict[str, Any] = {}
+    unknown: list[str] = []
     kinds = inspect.Parameter
     for name, parameter in signature.parameters.items():
-        required = parameter.default is kinds.empty and parameter.kind not in (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD)
+        if parameter.kind in (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD):
+            continue
+        required = parameter.default is kinds.empty
         if name in known and parameter.kind is not kinds.POSITIONAL_ONLY:
             by_name[name] = known[name]
         elif required:
             unknown.append(name)
     if unknown and len(unknown) == 2 and not by_name:
-        by_position = [spec, classes]
+        for name, value in zip(unknown, (spec, classes), strict=True):
+            if signature.parameters[name].kind is kinds.KEYWORD_ONLY:
+                by_name[name] = value
+            else:
+                by_position.append(value)
     elif unknown:
         raise UserError(
             f"--network {text}: what is {unknown[0]!r}? It can take the input as {' or '.join(_SPEC)}, the number of classes as "

@@ -51,6 +51,9 @@ def written(folder: Path, parameters: str, units: str) -> str:
         ("in_channels, num_classes, width=4", "num_classes if (in_channels, width) == (3, 4) else 0"),
         ("*, input, n_classes=1000", "n_classes if input.width == 12 else 0"),
         ("img_size, units", "units if img_size == (8, 12) else 0"),
+        ("*, shape, n", "n if shape.width == 12 else 0"),
+        ("shape, *, n", "n if shape.width == 12 else 0"),
+        ("num_classes, *spec", "num_classes if spec == () else 0"),
         ("pretrained=False, **options", "options['num_classes']"),  # as torchvision's and timm's functions
     ],
 )
@@ -59,6 +62,16 @@ def test_a_class_is_called_by_the_names_of_its_parameters(tmp_path: Path, parame
     assert network.training
     assert network(torch.zeros(3, 3, 8, 12)).shape == (3, 5)
     assert architectures.activation(network) == "softmax", "a layer named `head` is not ours"
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_an_attribute_head_of_anothers_network_says_nothing_of_its_logits(tmp_path: Path, classes: int) -> None:
+    text = written(tmp_path, "classes", "classes")
+    code = (tmp_path / "net.py").read_text().replace("self.head", "self.last") + "\nNet.head = 'sigmoid'\n"
+    (tmp_path / "net.py").write_text(code)
+    network = architectures.build(text, SQUARE, classes)
+    assert network.head == "sigmoid"
+    assert architectures.activation(network) == "softmax"
 
 
 def test_a_file_may_import_its_neighbours_and_name_what_is_inside_a_class(tmp_path: Path) -> None:
@@ -81,6 +94,19 @@ def test_a_module_is_found_in_the_working_folder(tmp_path: Path, monkeypatch: py
     found = custom.find("package_of_mine:Net")
     assert found == ("package_of_mine:Net", str(inner), hashlib.sha256(inner.read_bytes()).hexdigest())
     assert architectures.build("package_of_mine:Net", SQUARE, 4)(torch.zeros(1, 1, 8, 8)).shape == (1, 4)
+
+
+@pytest.mark.parametrize("factory", ["functools.partial(Net, more=2)", "Maker()"])
+def test_the_digest_of_what_is_no_class_or_function_is_of_the_module_that_holds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factory: str
+) -> None:
+    (tmp_path / "makers_of_mine.py").write_text("class Maker:\n    def __call__(self, classes): pass\n")
+    module = tmp_path / "partial_of_mine.py"
+    code = CODE.format(parameters="classes, more", units="classes")
+    module.write_text(f"import functools\nfrom makers_of_mine import Maker\n{code}\nmade = {factory}\n")
+    monkeypatch.chdir(tmp_path)
+    digest = hashlib.sha256(module.read_bytes()).hexdigest()
+    assert custom.find("partial_of_mine:made") == ("partial_of_mine:made", str(module), digest)
 
 
 def test_the_code_has_an_absolute_path_and_the_digest_of_what_was_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
