@@ -21,7 +21,6 @@ from service.engine.version_files import SETTLE_SECONDS, VersionFiles
 from service.errors import (
     MAX_REASON_CHARACTERS,
     FilesChanged,
-    InvalidModel,
     LoadError,
     NotFound,
     PassingFailure,
@@ -31,21 +30,20 @@ from service.errors import (
     short_reason,
 )
 from service.malloc import return_freed_memory
-from service.model.declared import Declared
 from service.model.files import file_state
 from service.model.providers import Provider
-from service.model.repository_layout import LABELS_FILE, labels_path, model_path, read_labels, version_labels_path, version_numbers
+from service.model.repository_layout import MODEL_FILE, labels_path, model_path, version_labels_path, version_numbers
 from service.model.session import ProviderUnavailable, fell_back
 from service.observability.metrics import Metrics
 from service.observability.trace_context import TraceContext
 from service.policy import Policy
 from service.triton.config_file import CONFIG_FILE
+from service.triton.labels import declared_labels, label_paths
 from service.triton.model_config import TritonSettings
-from service.triton.settings import ModelSettings, declare, read_settings, settings_paths
+from service.triton.settings import ModelSettings, read_settings, settings_paths
 from service.triton.warmup import warmup_files
 
 if TYPE_CHECKING:
-    from service.model.signing import SignedFiles
     from service.model.trusted_keys import TrustedKeys
 
 log = logging.getLogger(__name__)
@@ -280,7 +278,7 @@ class ModelLoader:
         labels = (
             version_labels_path(folder, name, version),
             labels_path(folder, name),
-            *_label_files(folder / name, triton).values(),
+            *label_paths(folder / name, triton).values(),
         )
         beside = [*labels, *warmup_files(folder / name, triton.warmup)]
         keys = policy.model_dump(exclude={"versions", "aliases"})
@@ -317,7 +315,7 @@ class ModelLoader:
         path = model_path(shared.folder, name, version, triton.model_file)
         try:
             signed = None if shared.trusted is None else shared.trusted.verify(path.parent)  # before anything of it is parsed
-            labels, declared = self._declared(version, settings, signed)
+            labels, declared = declared_labels(shared.folder, name, version, settings, signed)
             approval = None
             if shared.try_version is not None:
                 trial = Trial(path.absolute(), labels, policy, shared.provider, shared.cpus, self._asked, signed, declared, triton)
@@ -358,29 +356,6 @@ class ModelLoader:
             ", ".join(f"{items}: {1000 * taken:.3g}" for items, taken in loaded.measured.items()),
         )  # fmt: skip
         return ServedVersion(name, version, model, policy, batcher, metrics, fingerprint, triton, loaded.forms)
-
-    def _declared(
-        self, version: int, settings: ModelSettings, signed: "SignedFiles | None"
-    ) -> tuple[tuple[str, ...] | None, Declared]:
-        """The labels of the scores that a file has, and what is said of a model without a contract.
-
-        Labels in the version's folder come before those of the policy, and these before those in the model's folder.
-        """
-        policy, triton, _ = settings
-        folder, name = self._shared.folder, self._name
-        declared = declare(policy, triton)
-        check = None if signed is None else partial(signed.check_read, LABELS_FILE)
-        labels = read_labels(version_labels_path(folder, name, version), check)
-        if labels is not None or policy.labels:
-            return labels, declared
-        if not triton.label_files:
-            return read_labels(labels_path(folder, name)), declared
-        found = {output: read_labels(path) for output, path in _label_files(folder / name, triton).items()}
-        for output, file in triton.label_files:
-            if found[output] is None:
-                raise InvalidModel(f"{CONFIG_FILE}: there is no file {file!r} in the model's folder")
-        named = {output: labels for output, labels in found.items() if labels is not None}
-        return None, declared._replace(labels=named, labels_from=CONFIG_FILE)
 
     def _fail(
         self,
@@ -436,11 +411,6 @@ class ModelLoader:
         """Forgets the failures of all versions, except those to `keep`."""
         if not self.failures.keys() <= set(keep):
             self.failures = {version: failure for version, failure in self.failures.items() if version in keep}
-
-
-def _label_files(model_folder: Path, triton: TritonSettings) -> dict[str, Path]:
-    """The files of labels that the config names, by output."""
-    return {output: model_folder / file for output, file in triton.label_files}
 
 
 def _access_problem(path: Path) -> str:

@@ -284,7 +284,8 @@ def _output_labels(signature: Signature, labels: tuple[str, ...], declared: Decl
             raise InvalidModel(f"labels in {where}: the graph gives no {output!r}; accepted are {', '.join(sizes)}")
         if len(names) != sizes[output]:
             raise InvalidModel(f"labels in {where}: {len(names)} of {output!r}, of which the graph gives {sizes[output]}")
-    same = {output.name: labels if sizes[output.name] == len(labels) else () for output in signature.outputs if is_vector(output)}
+    as_many = {name for name, size in sizes.items() if size == len(labels) and name not in declared.labelled}
+    same = {output.name: labels if output.name in as_many else () for output in signature.outputs if is_vector(output)}
     return same | others | {signature.outputs[0].name: labels}
 
 

@@ -13,7 +13,9 @@ from onnx import TensorProto, helper
 from service.errors import InvalidModel
 from service.model.contract import PRODUCER
 from service.model.declared import Declared
+from service.model.inferred_signature import _output_labels
 from service.model.loading import load_model
+from service.model.signature import Signature, TensorSpec
 from tests.unit.model import foreign_graphs as foreign
 from tests.unit.model.graphs import node
 
@@ -89,6 +91,22 @@ def test_what_cannot_be_known_is_refused_with_what_to_say(
 ) -> None:
     with pytest.raises(InvalidModel, match=said):
         load_model(write(tmp_path / "model.onnx"), "cpu", 1, **how)
+
+
+@pytest.mark.parametrize(
+    ("declared", "of_shape"),
+    [
+        (Declared(), ("a", "b")),
+        (Declared(labelled=("color", "shape")), ()),
+        (Declared(labelled=("color", "shape"), labels={"shape": ("c", "d")}), ("c", "d")),
+    ],
+)
+def test_an_output_of_as_many_numbers_has_the_labels_of_the_scores_unless_it_has_its_own(
+    declared: Declared, of_shape: tuple[str, ...]
+) -> None:
+    outputs = tuple(TensorSpec(name, np.dtype(np.float32), (2,)) for name in ("color", "shape"))
+    signature = Signature(TensorSpec("x", np.dtype(np.float32), (3,)), outputs, 0)
+    assert _output_labels(signature, ("a", "b"), declared) == {"color": ("a", "b"), "shape": of_shape}
 
 
 @pytest.mark.parametrize("shape", [(16, 12), (3, 16, 12)])
