@@ -285,6 +285,9 @@ class ModelLoader:
         fingerprint = (files, *map(file_state, beside), keys, triton._replace(unused=()))
         if files[0] is None:
             problem = _access_problem(path)
+            deleted = current is not None and current.triton.model_file == triton.model_file
+            if not problem and not deleted and triton.model_file != MODEL_FILE and path.parent.is_dir():
+                problem = f"there is no {triton.model_file} in its folder, which {CONFIG_FILE} names as the model file"
             if problem:
                 self._fail(version, fingerprint, "failed", problem)
             elif named_by:

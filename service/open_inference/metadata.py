@@ -137,7 +137,8 @@ class ServerMetadata:
         spec = model.input
         shape = [abs(size) for size in client_shape(served, spec)]  # one item
         datatype, shape = (BYTES, [1]) if model.has_contract else (DATATYPES[spec.dtype], shape)
-        if not model.has_contract and len(body) != spec.size_bytes and _is_picture(body):
+        size = spec.size_bytes * ((served.forms.items if served.forms is not None else 0) or 1)
+        if not model.has_contract and len(body) != size and _is_picture(body):
             raise tensors_only(served, "inputs[0]")
         elements = [body] if model.has_contract else elements_from_bytes(datatype, shape, body)
         return InputTensor(spec.name, datatype, shape, elements)

@@ -3,6 +3,7 @@
 Both files are optional. A key of the policy file (`serving.toml`) counts more than what config.pbtxt says of it.
 """
 
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from service.triton.model_config import MAX_RUNS, NO_TRITON, ConfiguredTensor, T
 from service.triton.support import accelerator, check_supported, unused_fields
 
 _MAX_BATCH_ITEMS = 4096
+_KEY = re.compile(r"\b[a-z]+_[a-z_]+\b")
 _QUEUE_ITEMS: int = Policy.model_fields["max_queue_items"].default
 
 
@@ -57,7 +59,7 @@ def read_settings(repository: Path, name: str, policies: Path | None = None) -> 
         raise UserError(f"{name}/{CONFIG_FILE}: {error}") from None
     keys = read_keys(policy_file)
     named_by = f"{CONFIG_FILE} or {policy_file.name}" if keys else CONFIG_FILE
-    return ModelSettings(make_policy(given | keys, policy_file), triton, named_by)
+    return ModelSettings(_merged(given, keys, config_file, policy_file), triton, named_by)
 
 
 def declare(policy: Policy, triton: TritonSettings) -> Declared:
@@ -83,6 +85,27 @@ def model_file_name(repository: Path, name: str) -> str:
         return _file_name("default_model_filename", config.default_model_filename) or MODEL_FILE
     except ConvoyError:
         return ""
+
+
+def _merged(given: dict[str, Any], keys: dict[str, Any], config_file: Path, policy_file: Path) -> Policy:
+    """The policy of what a config says, and of a policy file's keys, which count more.
+
+    What the config says that a key leaves no room for yields to it, so far as what is left is served: a largest request below the
+    queue's size, a default priority among the levels. Raises UserError that names the file at fault, or both if they disagree.
+    """
+    agreed = given | keys
+    for bounded, bound in (("max_request_items", "max_queue_items"), ("default_priority", "priority_levels")):
+        limit = keys.get(bound)
+        if bounded in given and bounded not in keys and type(limit) is int and given[bounded] > limit >= 1:
+            agreed.pop(bounded)
+    try:
+        return Policy.model_validate(agreed)
+    except ValidationError as error:
+        first = error.errors()[0]
+        message = first["msg"].removeprefix("Value error, ")
+        if first["loc"] or all(key in keys for key in _KEY.findall(message)):
+            return make_policy(agreed, policy_file)  # raises what names this file alone
+        raise UserError(f"{config_file.parent.name}/{config_file.name} and {policy_file.name}: {message}") from None
 
 
 def _policy_keys(config: ModelConfig) -> dict[str, Any]:
@@ -212,4 +235,7 @@ def _wrong_key(error: ValidationError) -> str:
     first = error.errors()[0]
     key = ".".join(str(step) for step in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
-    return f"{_FIELDS.get(key, key)}: {message}" if key else message
+    field = _FIELDS.get(key, key)
+    if field.endswith("_microseconds"):
+        message = f"accepted is 0 to {first['ctx']['le'] * 1e6:.0f}"  # integers without a sign: only too large ones are wrong
+    return f"{field}: {message}" if key else message

@@ -82,6 +82,10 @@ def tensor_forms(
     """
     if not inputs and not outputs:
         return None
+    for what, tensors in (("input", inputs), ("output", outputs)):
+        names = [tensor.name for tensor in tensors]
+        if repeated := next((name for name in names if names.count(name) > 1), ""):
+            raise InvalidModel(f"config.pbtxt: {what} {repeated[:64]!r} is there {names.count(repeated)} times; accepted is once")
     specs = {spec.name: spec for spec in given}
     for tensor in inputs:
         if tensor.name != taken.name:

@@ -44,3 +44,27 @@ def test_a_passing_failure_is_not_the_last_word(
     assert ("m" in models.served) == loaded
     assert caplog.text.count("version 1 is not served") == 1
     models.stop()
+
+
+def test_a_config_that_names_a_file_that_is_not_there_takes_nothing_away(tmp_path: Path) -> None:
+    path = write(tmp_path / "m" / "1" / "net.onnx", [PRODUCT], {"product": FLOAT})
+    config = tmp_path / "m" / "config.pbtxt"
+    config.write_text('default_model_filename: "net.onnx"')
+    models = Repository(tmp_path, "cpu", Metrics(CollectorRegistry()))
+    try:
+        models.load("m")
+        [served] = models.served["m"]
+        config.write_text('default_model_filename: "ent.onnx"')
+        models._loader.scan()
+        assert models.served["m"] == (served,)
+        [entry] = models.index()
+        assert (entry.state, entry.reason) == (
+            "READY",
+            "there is no ent.onnx in its folder, which config.pbtxt names as the model file",
+        )
+        path.unlink()
+        config.write_text('default_model_filename: "net.onnx"')
+        models._loader.scan()
+        assert "m" not in models.served, "deleting the file that is served takes it out of service"
+    finally:
+        models.stop()

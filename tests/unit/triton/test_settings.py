@@ -113,7 +113,11 @@ def test_what_convoy_does_not_do_is_refused_by_name(config: str, reason: str, tm
         ("version_policy { specific { versions: 0 } }", "version_policy: accepted are"),
         ("instance_group [ { count: 99 } ]", "instance_group.count: Input should be less than or equal to 64"),
         ("instance_group [ { kind: KIND_CPU }, { kind: KIND_GPU } ]", "instance_group: .* accepted is one kind for all groups"),
-        ("dynamic_batching { max_queue_delay_microseconds: 61000000 }", "max_queue_delay_microseconds: Input should be less than"),
+        ("dynamic_batching { max_queue_delay_microseconds: 61000000 }", "max_queue_delay_microseconds: accepted is 0 to 60000000$"),
+        (
+            "dynamic_batching { default_queue_policy { timeout_action: REJECT default_timeout_microseconds: 2000000000000000 } }",
+            "default_timeout_microseconds: accepted is 0 to 1000000000000000$",
+        ),
         ("dynamic_batching { priority_levels: 2 default_priority_level: 3 }", r"default_priority \(3\) is above priority_levels"),
         ("max_batch_size: 8 dynamic_batching { preferred_batch_size: 16 }", "preferred_batch_size: accepted are 1 to .* 8"),
         ("default_model_filename: '../other/1/model.onnx'", "default_model_filename '../other/1/model.onnx': accepted is the name"),
@@ -192,6 +196,26 @@ def test_a_key_of_serving_toml_counts_more(tmp_path: Path) -> None:
     assert (policy.provider, policy.max_batch_size, again) == ("tensorrt", 4, triton)
     with pytest.raises(UserError, match=r"^pets/serving.toml: max_queue_items: .*greater than or equal to 1"):
         read(tmp_path, configs.MOBILENET, "max_queue_items = 0")
+
+
+def test_what_the_config_says_leaves_room_for_a_key_of_serving_toml(tmp_path: Path) -> None:
+    policy = read(tmp_path, "max_batch_size: 256", "max_queue_items = 100").policy
+    assert (policy.max_queue_items, policy.max_request_items) == (100, 100)
+    policy = read(tmp_path, configs.MOBILENET, "priority_levels = 1").policy
+    assert (policy.priority_levels, policy.default_priority) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("serving", "said"),
+    [
+        ("max_request_items = 101", r"config.pbtxt and serving.toml: max_request_items \(101\) is above max_queue_items \(100\)"),
+        ("default_priority = 4", r"config.pbtxt and serving.toml: default_priority \(4\) is above priority_levels \(3\)"),
+        ("max_queue_items = 9\nmax_request_items = 10", r"serving.toml: max_request_items \(10\) is above max_queue_items \(9\)"),
+    ],
+)
+def test_files_that_disagree_are_both_named(serving: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"^pets/{said}$"):
+        read(tmp_path, configs.MOBILENET, serving)
 
 
 def test_a_changed_file_is_read_again_and_another_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

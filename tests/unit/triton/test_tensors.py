@@ -88,3 +88,11 @@ def test_names_and_types_are_those_of_the_graph() -> None:
         tensor_forms(True, [ConfiguredTensor("x", "TYPE_UINT8", (3, 2, 2))], [], TAKEN, [SCORES])
     with pytest.raises(InvalidModel, match=r"config.pbtxt: output 'scores' is TYPE_STRING; in the graph it is TYPE_FP32"):
         tensor_forms(True, [], [ConfiguredTensor("scores", "TYPE_STRING", (5, 1, 1))], TAKEN, [SCORES])
+
+
+def test_a_tensor_is_listed_once() -> None:
+    image, scores = ConfiguredTensor("x", "TYPE_FP32", (3, 2, 2)), ConfiguredTensor("scores", "TYPE_FP32", (5, 1, 1))
+    with pytest.raises(InvalidModel, match=r"^config.pbtxt: input 'x' is there 2 times; accepted is once"):
+        tensor_forms(True, [image, image], [scores], TAKEN, [SCORES])
+    with pytest.raises(InvalidModel, match=r"^config.pbtxt: output 'scores' is there 3 times"):
+        tensor_forms(True, [image], [scores, scores, scores], TAKEN, [SCORES])
