@@ -71,7 +71,7 @@ def evaluate(
     if output is not None:
         check_output_folder(output)
     if predictions is not None:
-        check_predictions_file(predictions)
+        check_predictions_file(predictions, output)
     given = None if labels_map is None else read_labels_map(labels_map)
     served = _load(model, data, provider)
     with progress_bar() as on_progress:
@@ -79,6 +79,8 @@ def evaluate(
         found = measure(served, pictures, head, given, partial(on_progress, "measuring"))
     _report_left_out(found)
     files = []
+    if output is not None:
+        create_output_folder(output)
     if predictions is not None:
         write_predictions(predictions, found)
         files = [str(predictions)]
@@ -86,7 +88,6 @@ def evaluate(
     figures_of = summary.as_json(found.scores) if one_label else summary.multilabel_as_json(found.multilabel_scores)
     content = json.dumps({**_heading(served, found), **figures_of}, indent=2, ensure_ascii=False)
     if output is not None:
-        create_output_folder(output)
         write_file(output / EVALUATION, f"{content}\n".encode())
         drawn = figures.draw(found.scores, found.encoded, served.contract.input, output) if one_label else []
         files.append(f"{output}: {', '.join([EVALUATION, *drawn])}")

@@ -25,13 +25,19 @@ def map_labels(
     Args:
         names: of the data's classes. Several may be one label.
         labels: of the model. It may have more than the data.
-        given: the label of a class, by its name; an empty one leaves the class out. Classes that it does not have go by their name.
+        given: the label of a class, by its name; an empty one leaves the class out. Classes that it does not have go by their name;
+            it has no others.
         way_out: what the user can do, for the message.
 
     Raises:
-        UserError: a class is none of the labels, or could be several but for case and spaces.
+        UserError: a class is none of the labels, or could be several but for case and spaces; or `given` has what is no class.
     """
     given = given or {}
+    if strange := [repr(name) for name in given if name not in names]:
+        raise UserError(
+            f"--labels-map has {first_of(strange, _LISTED)}, which the data do not have; their classes are "
+            f"{first_of([repr(name) for name in names], _LISTED)}"
+        )
     exact = {label: index for index, label in enumerate(labels)}
     alike: dict[str, list[int]] = {}
     for index, label in enumerate(labels):

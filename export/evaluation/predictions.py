@@ -2,6 +2,8 @@
 
 import csv
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,16 +16,21 @@ from service.errors import UserError
 _TOP = 5
 
 
-def check_predictions_file(path: Path) -> None:
-    """Raises UserError if `write_predictions` could not write it, or would overwrite it: before work that may take minutes."""
+def check_predictions_file(path: Path, output: Path | None = None) -> None:
+    """Raises UserError if `write_predictions` could not write it, or would overwrite it: before work that may take minutes.
+
+    It may be in `output`, a folder that has been checked, and is made before the file.
+    """
     if path.suffix.lower() != ".csv":
         raise UserError(f"--predictions {str(path)!r}: a file named .csv is written")
     try:
         if os.path.lexists(path):
             raise UserError(f"--predictions {str(path)!r} exists: nothing is overwritten, choose another")
-        partial = _partial(path)
-        partial.touch()
-        partial.unlink()
+        if output is not None and output.absolute().is_relative_to(path.absolute()):
+            raise UserError(f"--predictions {str(path)!r} is where --output makes a folder, choose another")
+        if output is None or path.parent.resolve() != output.resolve():
+            with tempfile.TemporaryFile(dir=path.parent) as file:
+                file.write(bytes(512))  # as in `check_output_folder`
     except OSError as error:
         raise UserError(f"--predictions {str(path)!r}: {error.strerror}") from None
 
@@ -38,16 +45,17 @@ def write_predictions(path: Path, found: Measured) -> None:
     Raises:
         UserError: it cannot be written, as on a full disk.
     """
-    partial = _partial(path)
     with writing(path):
+        folder = Path(tempfile.mkdtemp(prefix=".convoy-", dir=path.parent))
         try:
+            partial = folder / path.name
             with partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
                 csv.writer(file).writerows(_rows(found))
                 file.flush()
                 os.fsync(file.fileno())
             partial.rename(path)
         finally:
-            partial.unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _rows(found: Measured) -> Iterator[list[object]]:
@@ -68,7 +76,3 @@ def _rows(found: Measured) -> Iterator[list[object]]:
             cells.append("|".join(labels[label] for label in order if row[label] >= np.float32(threshold)))
         yield [pictures.path(index), found.label(index), *cells[:2], f"{row[found.classes[index]]:.6g}", *cells[2:], ""]
         answer += 1
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f"{path.name}.partial")

@@ -206,8 +206,7 @@ def _sampled(pixels: NDArray[np.uint8], spec: InputSpec) -> NDArray[Any]:
     left, top = _crop_at(placed.canvas, spec)
     found = np.zeros(spec.shape, spec.dtype)
     if mode == "pad":
-        inside = found if spec.crop else found[max(0, -top) : placed.canvas[1] - top, max(0, -left) : placed.canvas[0] - left]
-        inside[:] = spec.pad.color[: spec.channels]
+        found[:] = spec.pad.color[: spec.channels]
     left, top = left - placed.place[0], top - placed.place[1]  # of the crop, in the picture
     columns = range(max(0, left), min(placed.size[0], left + spec.width))
     rows = range(max(0, top), min(placed.size[1], top + spec.height))

@@ -76,7 +76,7 @@ def test_of_the_data_of_the_training_the_test_part_is_taken(tmp_path: Path) -> N
     moved = root.rename(tmp_path / "moved")
     found = load(moved, of=model)
     expected = datasets.load_dataset(str(moved), 3)
-    assert (found.part, found.of_training, found.digest) == ("test", True, expected.digest)
+    assert (found.part, found.of_training) == ("test", True)
     assert [found.encoded(index) for index in range(len(found))] == [expected.test.encoded(index) for index in range(3)]
     assert counts(load(moved, "training", model)) == {"cat": 16, "dog": 8}
     everything = load(moved, "all", model)

@@ -20,7 +20,11 @@ def test_a_file_says_more_than_a_name() -> None:
     assert map_labels(("cat", "n1", "n2", "n3"), LABELS, {"cat": "owl", "n1": "cat", "n2": "", "n3": "golden_retriever"}) == [
         4, 0, None, 1,
     ]  # fmt: skip
-    assert map_labels(("owl",), LABELS, {"elsewhere": "unheard of"}) == [4], "a file may be of more than these data"
+
+
+def test_a_file_that_names_what_the_data_do_not_have_is_refused() -> None:
+    with pytest.raises(UserError, match=r"--labels-map has 'ow1', which the data do not have; their classes are 'owl', 'cat'$"):
+        map_labels(("owl", "cat"), LABELS, {"cat": "owl", "ow1": ""})
 
 
 def test_names_that_are_no_labels_are_refused() -> None:

@@ -59,6 +59,15 @@ def test_a_model_of_two_labels_has_no_third(tmp_path: Path) -> None:
     assert list(row) == ["path", "label", "predicted", "probability", "label_probability", "predicted_2", "probability_2", "error"]
 
 
+def test_files_beside_it_are_kept(tmp_path: Path) -> None:
+    beside = tmp_path / "rows.csv.partial"
+    beside.write_text("of the user")
+    check_predictions_file(tmp_path / "rows.csv")
+    write_predictions(tmp_path / "rows.csv", measured("1.png", broken={}))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.csv", "rows.csv.partial"]
+    assert beside.read_text() == "of the user"
+
+
 def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").mkdir()
     (tmp_path / "rows.csv" / "inside").touch()

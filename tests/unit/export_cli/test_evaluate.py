@@ -128,6 +128,7 @@ def test_labels_of_which_a_picture_may_have_several_are_measured_each(tmp_path: 
     assert "from a probability of 0.4 on: precision 100.0%, recall 100.0%, F1 100.0%; all labels of an image right: 100.0%" in shown
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["evaluation.json"]
     content = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert (content["precision"], content["micro_precision"]) == ("fp32", 1.0)
     assert content["classes"][1] == {
         "label": "green", "items": 2, "precision": 1.0, "recall": 1.0, "f1": 1.0, "average_precision": 1.0
     }  # fmt: skip
@@ -166,6 +167,18 @@ def test_predictions_are_not_written_over_a_file_nor_left_by_halves(tmp_path: Pa
     (root / "lion").mkdir()
     assert "none of the model's 3 labels" in refused(tmp_path / "new.csv")
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_predictions_may_be_in_the_folder_of_the_output(tmp_path: Path) -> None:
+    model, root, output = (
+        color_model(tmp_path / "model.onnx"),
+        painted(tmp_path / "shapes", {"red": 1, "blue": 1}),
+        tmp_path / "out",
+    )
+    evaluate(model, "--data", root, "--output", output, "--predictions", output / "rows.csv")
+    assert {"evaluation.json", "rows.csv"} < {path.name for path in output.iterdir()}
+    with pytest.raises(UserError, match="is where --output makes a folder"):
+        evaluate(model, "--data", root, "--output", tmp_path / "a.csv" / "b", "--predictions", tmp_path / "a.csv")
 
 
 def test_evaluate_needs_neither_pytorch_nor_onnx(model_file: Path) -> None:
