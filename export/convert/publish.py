@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onnx
 
-from service.errors import LoadError, UserError
+from service.errors import LoadError, UserError, first_line
 from service.model import cpus
 from service.model.contract import METADATA_KEY, PRODUCER, Contract
 from service.model.inference import Model
@@ -20,12 +20,15 @@ def write_model(graph: onnx.ModelProto, contract: Contract, path: Path) -> Model
     Sets the metadata of `graph`.
 
     Raises:
-        UserError: the file cannot be served.
+        UserError: the graph is not valid, or the file cannot be served.
     """
     del graph.metadata_props[:]
     graph.producer_name = PRODUCER
     graph.metadata_props.add(key=METADATA_KEY, value=contract.to_json())
-    onnx.checker.check_model(graph)
+    try:
+        onnx.checker.check_model(graph)
+    except onnx.checker.ValidationError as error:
+        raise UserError(f"{contract.precision}: the graph is not valid ONNX: {first_line(error)}") from None
     onnx.save_model(graph, path, save_as_external_data=False)
     try:
         return load_model(path, "cpu", cpus.cpu_budget())

@@ -265,7 +265,7 @@ def test_fp16_is_made_where_all_values_are_in_its_range(tmp_path: Path) -> None:
     run(source, tmp_path / "models", "--scale", 255)
     data = folder_of(tmp_path / "data", load(tmp_path / "models"), pictures=20)
     printed = run(source, tmp_path / "models", "--scale", 255, "--precision", "fp16", "--data", data, "--max-accuracy-loss", 10)
-    assert re.search(r"fp16 gate: the largest value, of .*; 2 weights are fp16", printed)
+    assert re.search(r"fp16 range gate: the largest value, of .*; 2 weights are fp16", printed)
     assert re.search(r"fp16 gate: [\d.]+% of 20 pictures are right in fp16, 100\.00% in fp32", printed)
     served, fp32 = load(tmp_path / "models", 2), load(tmp_path / "models")
     assert (served.precision, len(served.contract.golden)) == ("fp16", 3)
@@ -284,7 +284,7 @@ def test_fp16_is_refused_where_a_value_leaves_its_range(name: str, tmp_path: Pat
     [weight] = [tensor for tensor in model.graph.initializer if tensor.name == name]
     weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * np.float32(3e4), name))
     onnx.save(model, source)
-    with pytest.raises(Exception, match=r"fp16 gate: '\w+' reaches .* half precision ends at 65504"):
+    with pytest.raises(Exception, match=r"fp16 range gate: '\w+' reaches .* half precision ends at 65504"):
         run(source, tmp_path / "none", "--scale", 255, "--precision", "fp16", "--scores", "probabilities")
     assert not (tmp_path / "none").exists()
 
