@@ -10,6 +10,7 @@ import torch
 from export.convert import pipeline
 from export.data import datasets
 from export.evaluation.gates import PARITY_TOLERANCE, Comparison, Reference, check_accuracy, check_parity, compare
+from export.networks.architectures import Network, ZeroLogit
 from export.training.checkpoint import load_checkpoint
 from service.errors import UserError
 from service.model.loading import load_model
@@ -48,20 +49,14 @@ def test_gates_refuse_with_the_figures(found: Comparison, minimum: float, messag
         check(found, minimum)
 
 
-class SigmoidHead(torch.nn.Module):
+def sigmoid_head(features: int) -> Network:
     """Undecided about everything, but for 1e-5: logits [0, z]."""
-
-    head = "sigmoid"
-
-    def __init__(self, features: int) -> None:
-        super().__init__()
-        self.last = torch.nn.Linear(features, 1)
-        torch.nn.init.zeros_(self.last.weight)
-        torch.nn.init.constant_(self.last.bias, 1e-5)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        z = self.last(x.flatten(1))
-        return torch.cat([torch.zeros_like(z), z], dim=1)
+    unit = torch.nn.Linear(features, 1)
+    torch.nn.init.zeros_(unit.weight)
+    torch.nn.init.constant_(unit.bias, 1e-5)
+    network = Network(torch.nn.Flatten(), unit, ZeroLogit())
+    network.head = "sigmoid"
+    return network
 
 
 def test_a_tie_may_go_either_way_and_a_lead_may_not(run: Path, digits: datasets.Dataset, tmp_path: Path) -> None:
@@ -72,7 +67,7 @@ def test_a_tie_may_go_either_way_and_a_lead_may_not(run: Path, digits: datasets.
             for name in ("training", "validation", "test")
         },
     )  # fmt: skip
-    checkpoint = dataclasses.replace(load_checkpoint(run), network=SigmoidHead(28 * 28).eval(), labels=two.labels)
+    checkpoint = dataclasses.replace(load_checkpoint(run), network=sigmoid_head(28 * 28).eval(), labels=two.labels)
     exported = pipeline.export(checkpoint, two, tmp_path, "parity")
     served = load_model(exported.path, "cpu", 1)
     assert served.contract.head == "sigmoid"
