@@ -8,7 +8,9 @@ import onnx
 import torch
 from torch import nn
 
+from export.networks import architectures
 from export.training.checkpoint import Checkpoint
+from service.errors import UserError, first_line
 from service.model.contract import INPUT_NAME, LOGITS_NAME, PROBABILITIES_NAME
 
 
@@ -38,7 +40,11 @@ class ServedNetwork(nn.Module):
 
 
 def to_onnx(checkpoint: Checkpoint, temperature: float = 1.0, dtype: torch.dtype = torch.float32) -> onnx.ModelProto:
-    """The checked graph, without a contract. Its layers compute in `dtype`; normalisation, temperature and softmax in float32."""
+    """The checked graph, without a contract. Its layers compute in `dtype`; normalisation, temperature and softmax in float32.
+
+    Raises:
+        UserError: a network of the user's own does what cannot be exported, such as a branch on the values of an image.
+    """
     served = ServedNetwork(checkpoint, temperature, dtype).eval()
     example = torch.zeros((2, *checkpoint.input.shape), dtype=torch.uint8)
     # The exporter warns once for each operator of torchvision, which no network here uses.
@@ -59,12 +65,24 @@ def to_onnx(checkpoint: Checkpoint, temperature: float = 1.0, dtype: torch.dtype
         except Exception as error:
             if _caused_by_interrupt(error):  # the exporter wraps Ctrl-C in an error of its own
                 raise KeyboardInterrupt from None
-            raise
+            network = checkpoint.settings.network
+            if not architectures.is_custom(network):
+                raise
+            raise UserError(
+                f"{architectures.shown(network)}: PyTorch's exporter cannot convert the network: {first_line(_first(error))}"
+            ) from None
     if program is None:
         raise RuntimeError("torch.onnx.export returned no program")
     graph = program.model_proto
     onnx.checker.check_model(graph, full_check=True)
     return graph
+
+
+def _first(error: Exception) -> Exception:
+    """The error that the exporter wrapped in pages of its own."""
+    while isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    return error
 
 
 def _caused_by_interrupt(error: BaseException | None) -> bool:

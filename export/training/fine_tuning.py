@@ -46,7 +46,7 @@ def last_layer(network: nn.Module, images: torch.Tensor) -> nn.Module:
         images: float32 (N, C, H, W) that it takes.
 
     Raises:
-        UserError: the network has no layer of weights, as when it computes with parameters of its own.
+        UserError: the network has no layer of weights, as when it computes with parameters of its own; or that layer is frozen.
     """
     called: list[nn.Module] = []
     layers = [layer for layer in network.modules() if not list(layer.children()) and any(True for _ in layer.parameters())]
@@ -58,4 +58,6 @@ def last_layer(network: nn.Module, images: torch.Tensor) -> nn.Module:
             hook.remove()
     if not called:
         raise UserError("--head-learning-rate: the network has no last layer")
+    if not any(parameter.requires_grad for parameter in called[-1].parameters()):
+        raise UserError("--head-learning-rate: the last layer is frozen by --freeze, and has no rate; give --learning-rate alone")
     return called[-1]

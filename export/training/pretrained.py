@@ -51,7 +51,7 @@ class Loaded:
         file: the file's name.
         loaded: names of the network's weights that were loaded.
         fresh: of each one that was not: its name, its shape and the shape in the file, None if the file has none of that name.
-        unused: names of weights in the file that the network has not.
+        unused: names in the file of the weights that the network has not.
     """
 
     file: str
@@ -100,10 +100,11 @@ def load_weights(network: nn.Module, weights: Weights, rename: Callable[[str], s
         rename: the network's name of a weight that the file has under another.
 
     Raises:
-        UserError: nothing fits.
+        UserError: nothing fits, two parts of the file fit equally well, or a tensor that fits is sparse.
     """
     wanted = {name: value for name, value in network.state_dict().items() if isinstance(value, torch.Tensor)}
-    given = _named_as(wanted, weights.tensors, rename)
+    names = _named_as(wanted, weights, rename)
+    given = {name: weights.tensors[source] for name, source in names.items()}
     fits = [name for name, value in wanted.items() if name in given and given[name].shape == value.shape]
     loaded = tuple(name for name in fits if not name.endswith(_COUNTERS))
     if not loaded:
@@ -111,15 +112,18 @@ def load_weights(network: nn.Module, weights: Weights, rename: Callable[[str], s
             f"--weights {weights.file}: nothing in it fits the network: it has {_examples(given)}; "
             f"the network has {_examples(wanted)}"
         )
+    if sparse := [names[name] for name in fits if given[name].layout != torch.strided]:
+        raise UserError(f"--weights {weights.file}: {sparse[0]} is a sparse tensor; dense ones are accepted")
     for name in fits:
         wanted[name].copy_(given[name])  # converts the type of the numbers
     left = [name for name in wanted if name not in fits and not name.endswith(_COUNTERS)]
+    taken = {source for name, source in names.items() if name in wanted}
     shapes = {name: tuple(value.shape) for name, value in given.items()}
     return Loaded(
         weights.file,
         loaded,
         tuple((name, tuple(wanted[name].shape), shapes.get(name)) for name in left),
-        tuple(name for name in given if name not in wanted and not name.endswith(_COUNTERS)),
+        tuple(source for source in weights.tensors if source not in taken and not source.endswith(_COUNTERS)),
     )
 
 
@@ -156,18 +160,26 @@ def _without_prefixes(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
     return tensors
 
 
-def _named_as(
-    wanted: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor], rename: Callable[[str], str]
-) -> dict[str, torch.Tensor]:
-    """The tensors under the network's names, without the first part of their names if the network has that nowhere.
+def _named_as(wanted: Mapping[str, torch.Tensor], weights: Weights, rename: Callable[[str], str]) -> dict[str, str]:
+    """The names in the file by the network's names, without the first part of them if the network has that nowhere.
 
     So `model.conv.weight` of a trainer's file, or `network.conv.weight` of our ONNX files, is the network's `conv.weight`.
     """
-    choices = [{rename(name): value for name, value in tensors.items()}]
-    for first in dict.fromkeys(name.partition(".")[0] for name in tensors):
-        inside = {rename(name.removeprefix(f"{first}.")): value for name, value in tensors.items() if name.startswith(f"{first}.")}
-        choices.append(inside)
-    return max(choices, key=lambda names: sum(name in wanted and names[name].shape == wanted[name].shape for name in names))
+    tensors = weights.tensors
+    firsts = dict.fromkeys(f"{name.partition('.')[0]}." for name in tensors if "." in name)
+    choices = {
+        first: {rename(name.removeprefix(first)): name for name in tensors if name.startswith(first)} for first in ("", *firsts)
+    }
+    fitting = {
+        first: sum(name in wanted and tensors[source].shape == wanted[name].shape for name, source in names.items())
+        for first, names in choices.items()
+    }
+    best = [first for first, count in fitting.items() if count == max(fitting.values())]
+    if fitting[best[0]] and best[0] and len(best) > 1:
+        raise UserError(
+            f"--weights {weights.file}: {best[0]}* and {best[1]}* fit the network equally well; a file with one of them is accepted"
+        )
+    return choices[best[0]]
 
 
 def _examples(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -71,6 +71,13 @@ def test_the_last_layer_has_a_learning_rate_of_its_own() -> None:
     assert groups[2]["params"][0] is head.weight
 
 
+def test_a_last_layer_that_is_frozen_has_no_learning_rate() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Linear(3, 2))
+    freeze(network, ("2.",))
+    with pytest.raises(UserError, match="--head-learning-rate: the last layer is frozen by --freeze"):
+        last_layer(network, torch.zeros(1, 1, 2, 2))
+
+
 def test_weights_from_a_file_are_trained_more_slowly_by_default() -> None:
     plain, tuned = settings("resnet18", 50_000), settings("resnet18", 50_000, weights="resnet18.pth")
     assert (plain.learning_rate, plain.head_learning_rate) == (0.1, 0.0)

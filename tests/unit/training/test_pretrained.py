@@ -57,6 +57,23 @@ def test_weights_are_found_inside_files_that_hold_more(tmp_path: Path, key: str)
     assert target[0].weight.dtype == torch.float32  # type: ignore[index]
 
 
+def test_what_a_file_has_under_another_prefix_is_named_as_not_used(tmp_path: Path) -> None:
+    state = network().state_dict()
+    parts = {f"{'head.' if name.startswith('3.') else 'backbone.'}{name}": value for name, value in state.items()}
+    torch.save(parts, tmp_path / "parts.pth")
+    loaded = load_weights(network(), read_weights(tmp_path / "parts.pth"))
+    assert [name for name, *_ in loaded.fresh] == ["3.weight", "3.bias"]
+    assert loaded.unused == ("head.3.weight", "head.3.bias")
+
+
+def test_two_sets_of_weights_that_fit_are_refused(tmp_path: Path) -> None:
+    state = network().state_dict()
+    both = {f"ema.{name}": torch.zeros_like(value) for name, value in state.items()}
+    torch.save(both | {f"model.{name}": value for name, value in state.items()}, tmp_path / "both.pth")
+    with pytest.raises(UserError, match=r"ema\.\* and model\.\* fit the network equally well; a file with one of them"):
+        load_weights(network(), read_weights(tmp_path / "both.pth"))
+
+
 class Trap:
     def __reduce__(self) -> tuple[Any, ...]:
         return (print, ("this must not run",))
@@ -67,6 +84,7 @@ def test_a_file_that_cannot_be_used_is_refused_in_one_line(tmp_path: Path, capsy
     torch.save(network(), tmp_path / "whole.pth")
     torch.save({"epoch": 3}, tmp_path / "empty.pth")
     torch.save({"other.weight": torch.zeros(5, 4), "0.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    torch.save({"3.weight": torch.ones(3, 4).to_sparse()}, tmp_path / "sparse.pth")
     for name in ("broken.pth", "broken.safetensors", "broken.onnx"):
         (tmp_path / name).write_bytes(b"no such thing")
     (tmp_path / "words.txt").write_text("weights")
@@ -76,6 +94,7 @@ def test_a_file_that_cannot_be_used_is_refused_in_one_line(tmp_path: Path, capsy
         "whole.pth": r"not weights that can be read .*a file of torch\.save\(network\.state_dict\(\), \.\.\.\) is accepted",
         "empty.pth": "holds no tensors by name, as a state dict does",
         "other.pth": "nothing in it fits the network: it has other.weight 5x4, 0.weight 1; the network has 0.weight 4x3x3x3, ",
+        "sparse.pth": "3.weight is a sparse tensor; dense ones are accepted",
         "broken.pth": "not weights that can be read",
         "broken.safetensors": "not weights that can be read",
         "broken.onnx": "not weights that can be read",
