@@ -4,16 +4,13 @@ Exporters write this into an ONNX file's `metadata_props`, each under names of i
 beside the model. What is taken is said, with the name that it had.
 """
 
-import ast
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx
 
 from export.importing import onnx_graph
-from export.importing.labels import labels_in, read_labels_file
+from export.importing.labels import labels_in, read_labels_file, read_literal
 from export.importing.source import Source
 from service.errors import UserError
 
@@ -114,7 +111,7 @@ def _beside(source: Source, name: str) -> list[Path]:
 
 def _size(entries: dict[str, str], taken: list[str]) -> tuple[int, int] | None:
     for key in _SIZES:
-        value = _literal(entries.get(key, ""))
+        value = read_literal(entries.get(key, ""))
         sides = [value, value] if isinstance(value, int) else list(value) if isinstance(value, list | tuple) else []
         if len(sides) == 3 and sides[0] in (1, 3):  # timm: channels, height, width
             sides = sides[1:]
@@ -142,7 +139,7 @@ def _first_numbers(entries: dict[str, str], keys: tuple[str, ...]) -> tuple[str,
 
 
 def _numbers(text: str) -> tuple[float, ...] | None:
-    value = _literal(text if text.strip()[:1] in ("[", "(") else f"[{text}]")
+    value = read_literal(text if text.strip()[:1] in ("[", "(") else f"[{text}]")
     if (
         not isinstance(value, list | tuple)
         or len(value) not in (1, 3)
@@ -150,12 +147,3 @@ def _numbers(text: str) -> tuple[float, ...] | None:
     ):
         return None
     return tuple(map(float, value))
-
-
-def _literal(text: str) -> Any:
-    for read in (json.loads, ast.literal_eval):
-        try:
-            return read(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-    return None

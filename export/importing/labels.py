@@ -52,8 +52,20 @@ def labels_in(content: Any) -> tuple[str, ...] | None:
     for key in ("id2label", "label_names", "labels", "classes", "class_names", "names"):
         if isinstance(content.get(key), Sequence | Mapping) and (found := labels_in(content[key])) is not None:
             return found
-    numbered = _numbered({_number(key): value for key, value in content.items()})
-    return numbered or _numbered({_number(value): key for key, value in content.items()})
+    by_name = {_number(value): key for key, value in content.items()}
+    if all(type(value) is int for value in content.values()) and (numbered := _numbered(by_name)) is not None:
+        return numbered  # names may be numbers too: class_to_idx of torchvision sorts them as texts, {"0": 0, "1": 1, "10": 2}
+    return _numbered({_number(key): value for key, value in content.items()}) or _numbered(by_name)
+
+
+def read_literal(text: str) -> Any:
+    """What a text holds as JSON or as a literal of Python; None if it is neither."""
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text)
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):  # a list as a key is a TypeError
+            continue
+    return None
 
 
 def unique(labels: Sequence[str]) -> tuple[str, ...]:
@@ -73,12 +85,7 @@ def _in_text(text: str) -> tuple[str, ...] | None:
     """Labels in a text: JSON, a literal of Python, one a line, or with commas between them."""
     text = text.strip()
     if text[:1] in ("[", "{", "("):
-        for read in (json.loads, ast.literal_eval):
-            try:
-                return labels_in(read(text))
-            except (ValueError, SyntaxError, RecursionError, MemoryError):
-                continue
-        return None
+        return labels_in(read_literal(text))
     words = text.split("\n") if "\n" in text else text.split(",")
     labels = tuple(word.strip() for word in words)
     return labels if len(labels) > 1 and all(labels) else None

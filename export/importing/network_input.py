@@ -18,6 +18,8 @@ _DTYPES: dict[int, np.dtype[Any]] = {
     TensorProto.UINT8: np.dtype(np.uint8), TensorProto.INT32: np.dtype(np.int32),
 }  # fmt: skip
 _CHANNELS = (1, 3)
+_LONGEST_SIDE = 4096
+"""In pixels, as in the contract."""
 
 
 @dataclass(frozen=True)
@@ -67,16 +69,13 @@ class NetworkInput:
         return np.ascontiguousarray(arranged.reshape(shape).astype(self.dtype))
 
 
-def read_input(
-    model: onnx.ModelProto, layout: str = "auto", size: tuple[int, int] | None = None, channels: int | None = None
-) -> NetworkInput:
+def read_input(model: onnx.ModelProto, layout: str = "auto", size: tuple[int, int] | None = None) -> NetworkInput:
     """The image that a graph takes.
 
     Args:
         model: the graph.
         layout: `nchw`, `nhwc`, or `auto` to find it.
         size: (height, width) where the graph leaves them open.
-        channels: where the graph leaves them open.
 
     Raises:
         UserError: it takes no image, several inputs, or something that is not said.
@@ -98,15 +97,17 @@ def read_input(
     if dtype is None:
         raise UserError(f"the graph takes {shown}; images are float32, float16, float64, uint8 or int32")
     if len(sides) in (1, 2):
-        return _flat(value.name, dtype, sides, size, channels, shown)
+        return _flat(value.name, dtype, sides, size, shown)
     if len(sides) not in (3, 4):
         raise UserError(f"the graph takes {shown}; images are [N,C,H,W] or [N,H,W,C] of 1 or 3 channels")
     batch, image = (sides[0], sides[1:]) if len(sides) == 4 else (0, sides)
     found = _layout(model, value.name, image, layout, shown)
     height, width, depth = (image[1], image[2], image[0]) if found == "nchw" else (image[0], image[1], image[2])
-    depth = depth or channels or _channels_of_first_convolution(model) or 0
+    depth = depth or _channels_of_first_convolution(model) or 0
     if depth not in _CHANNELS:
         raise UserError(f"the graph takes {shown}: {depth or 'any number of'} channels in layout {found}; 1 and 3 are accepted")
+    if max(height, width) > _LONGEST_SIDE:
+        raise UserError(f"the graph takes {shown}; images of at most {_LONGEST_SIDE} pixels a side are accepted")
     return NetworkInput(value.name, dtype, found, height, width, depth, max(batch, 0), has_batch=len(sides) == 4)
 
 
@@ -119,13 +120,13 @@ def bind_size(model: onnx.ModelProto, network: NetworkInput) -> None:
 
 
 def _flat(
-    name: str, dtype: np.dtype[Any], sides: list[int], size: tuple[int, int] | None, channels: int | None, shown: str
+    name: str, dtype: np.dtype[Any], sides: list[int], size: tuple[int, int] | None, shown: str
 ) -> NetworkInput:  # fmt: skip
     """An image as a row of numbers, as scikit-learn takes it. Raises UserError unless its size is said."""
     if size is None:
         raise UserError(f"the graph takes {shown}: rows of numbers; --input-shape H,W says of which image they are")
     numbers = sides[-1]
-    for depth in (channels,) if channels else _CHANNELS:
+    for depth in _CHANNELS:
         if not numbers or numbers == size[0] * size[1] * depth:
             return NetworkInput(
                 name, dtype, "nhwc", *size, depth, sides[0] if len(sides) == 2 else 0, len(sides) == 2, is_flat=True

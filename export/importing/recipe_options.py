@@ -51,8 +51,8 @@ class RecipeOptions:
             UserError: the flags contradict each other or the network, or nothing says how pixels are scaled.
         """
         self._check()
-        base = self._base(network, found)
         try:
+            base = self._base(network, found)
             spec = InputSpec.model_validate(base.input.model_dump() | self._input_changes(base.input))
         except ValidationError as error:
             raise UserError(_first_error(error)) from None
@@ -101,7 +101,9 @@ class RecipeOptions:
             fitting = {"resize": f"short:{max(height, width)}", "crop": "center"}
             return Recipe(InputSpec.model_validate(spec.model_dump() | fitting), scale=255.0, source="Ultralytics' classifiers")
         if self.scale is None and found.scale is not None and found.mean is not None and found.std is not None:
-            return Recipe(spec, found.scale, found.mean, found.std, source="the file's metadata")
+            mean = self._by_channel("the file's mean", found.mean, channels)
+            std = self._by_channel("the file's std", found.std, channels)
+            return Recipe(spec, found.scale, mean, std, source="the file's metadata")
         if self.scale is None and network.dtype.kind == "f":
             raise UserError(f"nothing says how the pixels of a {network.describe()} input are scaled: {_WAYS}")
         return Recipe(spec)
@@ -142,7 +144,8 @@ class RecipeOptions:
 
     def _by_channel(self, flag: str, values: tuple[float, ...], channels: int) -> tuple[float, ...]:
         if len(values) not in (1, channels):
-            raise UserError(f"{flag}: {len(values)} numbers for {channels} channels; one is accepted, or one a channel")
+            counted = f"{channels} channels" if channels > 1 else "1 channel"
+            raise UserError(f"{flag}: {len(values)} numbers for {counted}; one is accepted, or one a channel")
         return values
 
 

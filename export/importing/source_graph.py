@@ -46,7 +46,7 @@ class SourceGraph:
         fixed = self._network.batch_items if self._network.has_batch else 1
         step = fixed or items or _BATCH_ITEMS
         parts = [self._run_batch(pixels[at : at + step], step if fixed else 0) for at in range(0, len(pixels), step)]
-        return {name: np.concatenate([part[name] for part in parts]) for name in self.values}
+        return {name: _joined([part[name] for part in parts]) for name in self.values}
 
     def _run_batch(self, pixels: NDArray[Any], padded_to: int) -> dict[str, NDArray[Any]]:
         count = len(pixels)
@@ -68,3 +68,10 @@ class SourceGraph:
                 return value[None]  # no row an item: seen as one item of more dimensions
             raise UserError(f"the graph gives {name!r} {value.shape} for a batch of {items}; one row an item is accepted")
         return value
+
+
+def _joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
+    """The rows of all batches; [n,0] where their shapes differ, as of boxes that are found in a picture: those are no scores."""
+    if len({part.shape[1:] for part in parts}) > 1:
+        return np.zeros((sum(map(len, parts)), 0))
+    return np.concatenate(parts)
