@@ -156,16 +156,14 @@ def import_model(
     from export.importing.request import Request
     from export.importing.source import read_source
 
-    if minimum_accuracy is not None and data is None:
-        raise UserError("--minimum-accuracy needs --data, a folder of labelled pictures")
     options = RecipeOptions(
         preset, preprocessor, resize, filter_name, crop, crop_pct, scale, mean, std, channels, pad_color, pad_align, alpha, exif
     )
     request = Request(
         name, repository, None if labels is None else read_labels_file(labels), tuple(map(_output, outputs)),
-        scores, threshold, layout, input_shape or ((crop, crop) if crop else None), data, (minimum_accuracy or 0.0) / 100,
+        scores, threshold, layout, input_shape, data, (minimum_accuracy or 0.0) / 100,
         reference, precision=precision, max_accuracy_loss=max_accuracy_loss / 100, dry_run=dry_run,
-        command=shlex.join(["convoy", "import", *ctx.meta[_ARGUMENTS]]),
+        command=shlex.join(["convoy", "import", *ctx.meta[_ARGUMENTS]]), crop=crop,
     )  # fmt: skip
     with progress_bar() as on_progress:
         if search_preprocessing:

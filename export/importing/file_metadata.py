@@ -1,7 +1,7 @@
 """What a model file says of itself: labels, size of the images, and how they are normalised.
 
 Exporters write this into an ONNX file's `metadata_props`, each under names of its own; Hugging Face writes it into JSON files
-beside the model. What is taken is said, with the name that it had.
+beside the model. Where each thing was found is kept, to be said if it is taken: a flag goes before it.
 """
 
 from dataclasses import dataclass
@@ -35,7 +35,9 @@ class FileMetadata:
         std: likewise.
         ultralytics: whether it is a classifier of Ultralytics, whose preprocessing is known.
         preprocessor: a file beside the model that says how pictures are prepared.
-        taken: a line for each thing that was found.
+        labels_from: where they were found, for people.
+        size_from: likewise.
+        normalised_by: where scale, mean and std were found.
     """
 
     labels: tuple[str, ...] | None = None
@@ -45,26 +47,23 @@ class FileMetadata:
     std: tuple[float, ...] | None = None
     ultralytics: bool = False
     preprocessor: Path | None = None
-    taken: tuple[str, ...] = ()
+    labels_from: str = ""
+    size_from: str = ""
+    normalised_by: str = ""
 
 
 def read_metadata(source: Source) -> FileMetadata:
     """What the source says. Raises UserError if it says that it is no classifier."""
     entries = {entry.key.strip().lower(): entry.value for entry in source.model.metadata_props}
-    taken: list[str] = []
-    labels = _labels(entries, source, taken)
-    size = _size(entries, taken)
-    scale, mean, std = _normalisation(entries, taken)
+    labels, labels_from = _labels(entries, source)
+    size, size_from = _size(entries)
+    (scale, mean, std), normalised_by = _normalisation(entries)
     ultralytics = "ultralytics" in f"{entries.get('description', '')} {entries.get('author', '')}".lower()
     task = entries.get("task", "")
     if ultralytics and task not in ("", "classify"):
         raise UserError(f"{source.file}: its metadata say that its task is {task!r}: no classifier")
     preprocessor = next((path for path in _beside(source, "preprocessor_config.json") if path.is_file()), None)
-    if ultralytics:
-        taken.append("preprocessing of Ultralytics' classifiers, from 'description'")
-    elif preprocessor is not None:
-        taken.append(f"preprocessing from {preprocessor.name} beside the file")
-    return FileMetadata(labels, size, scale, mean, std, ultralytics, preprocessor, tuple(taken))
+    return FileMetadata(labels, size, scale, mean, std, ultralytics, preprocessor, labels_from, size_from, normalised_by)
 
 
 def strip_zipmap(model: onnx.ModelProto) -> tuple[str, ...] | None:
@@ -86,11 +85,10 @@ def strip_zipmap(model: onnx.ModelProto) -> tuple[str, ...] | None:
     return found
 
 
-def _labels(entries: dict[str, str], source: Source, taken: list[str]) -> tuple[str, ...] | None:
+def _labels(entries: dict[str, str], source: Source) -> tuple[tuple[str, ...] | None, str]:
     for key in (*_LABELS, "config", "pretrained_cfg"):
         if key in entries and (labels := labels_in(entries[key])) is not None:
-            taken.append(f"{len(labels)} labels from {key!r} in the file")
-            return labels
+            return labels, f"{key!r} in the file"
     for path in _beside(source, "config.json"):
         if not path.is_file():
             continue
@@ -98,9 +96,8 @@ def _labels(entries: dict[str, str], source: Source, taken: list[str]) -> tuple[
             labels = read_labels_file(path)
         except UserError:  # a file of another program
             continue
-        taken.append(f"{len(labels)} labels from {path.name} beside the file")
-        return labels
-    return None
+        return labels, f"{path.name} beside the file"
+    return None, ""
 
 
 def _beside(source: Source, name: str) -> list[Path]:
@@ -109,29 +106,28 @@ def _beside(source: Source, name: str) -> list[Path]:
     return [folder / name, *([folder.parent / name] if folder.name == "onnx" else [])]
 
 
-def _size(entries: dict[str, str], taken: list[str]) -> tuple[int, int] | None:
+def _size(entries: dict[str, str]) -> tuple[tuple[int, int] | None, str]:
     for key in _SIZES:
         value = read_literal(entries.get(key, ""))
         sides = [value, value] if isinstance(value, int) else list(value) if isinstance(value, list | tuple) else []
         if len(sides) == 3 and sides[0] in (1, 3):  # timm: channels, height, width
             sides = sides[1:]
         if len(sides) == 2 and all(isinstance(side, int) and 0 < side <= _LONGEST_SIDE for side in sides):
-            taken.append(f"size {sides[0]}x{sides[1]} from {key!r} in the file")
-            return sides[0], sides[1]
-    return None
+            return (sides[0], sides[1]), f"{key!r} in the file"
+    return None, ""
 
 
 def _normalisation(
-    entries: dict[str, str], taken: list[str]
-) -> tuple[float | None, tuple[float, ...] | None, tuple[float, ...] | None]:
+    entries: dict[str, str],
+) -> tuple[tuple[float | None, tuple[float, ...] | None, tuple[float, ...] | None], str]:
     """Scale, mean and standard deviation. A mean alone, or a deviation alone, is not taken: the other would be guessed."""
     mean_key, mean = _first_numbers(entries, _MEANS)
     std_key, std = _first_numbers(entries, _STDS)
     if mean is None or std is None:
-        return None, None, None
+        return (None, None, None), ""
     scale = 255.0 if max(map(abs, (*mean, *std))) <= _MAX_UNIT else 1.0
-    taken.append(f"mean and std from {mean_key!r} and {std_key!r} in the file, of pixels from 0 to {1 if scale == 255.0 else 255}")
-    return scale, mean, std
+    of_pixels = f"of pixels from 0 to {1 if scale == 255.0 else 255}"
+    return (scale, mean, std), f"{mean_key!r} and {std_key!r} in the file, {of_pixels}"
 
 
 def _first_numbers(entries: dict[str, str], keys: tuple[str, ...]) -> tuple[str, tuple[float, ...] | None]:

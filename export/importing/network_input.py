@@ -18,7 +18,7 @@ _DTYPES: dict[int, np.dtype[Any]] = {
     TensorProto.UINT8: np.dtype(np.uint8), TensorProto.INT32: np.dtype(np.int32),
 }  # fmt: skip
 _CHANNELS = (1, 3)
-_LONGEST_SIDE = 4096
+LONGEST_SIDE = 4096
 """In pixels, as in the contract."""
 
 
@@ -106,8 +106,8 @@ def read_input(model: onnx.ModelProto, layout: str = "auto", size: tuple[int, in
     depth = depth or _channels_of_first_convolution(model) or 0
     if depth not in _CHANNELS:
         raise UserError(f"the graph takes {shown}: {depth or 'any number of'} channels in layout {found}; 1 and 3 are accepted")
-    if max(height, width) > _LONGEST_SIDE:
-        raise UserError(f"the graph takes {shown}; images of at most {_LONGEST_SIDE} pixels a side are accepted")
+    if max(height, width) > LONGEST_SIDE:
+        raise UserError(f"the graph takes {shown}; images of at most {LONGEST_SIDE} pixels a side are accepted")
     return NetworkInput(value.name, dtype, found, height, width, depth, max(batch, 0), has_batch=len(sides) == 4)
 
 

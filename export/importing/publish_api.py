@@ -1,7 +1,7 @@
 """`export.publish`: a model from Python as a new version in a model repository, by what `convoy import` does."""
 
 import importlib.metadata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from export.importing import conversion
 from export.importing.file_metadata import FileMetadata
 from export.importing.labels import labels_in, read_labels_file
 from export.importing.network_input import NetworkInput
-from export.importing.pictures import probe_pictures, read_folder
+from export.importing.pictures import read_folder
 from export.importing.pipeline import import_model
 from export.importing.preprocessor_files import read_preprocessor
 from export.importing.presets import PRESETS, preset
@@ -28,6 +28,7 @@ from export.importing.score_head import Scores as ScoresAsked
 from export.importing.source import Source, read_source
 from export.importing.transform_pixels import pixels_of_transform
 from export.importing.transforms import of_transforms
+from export.importing.understanding import tried_pictures
 from export.importing.wrapping import prepare
 from service.errors import UserError
 
@@ -178,7 +179,7 @@ def _of_keras(model: Any, preparation: _Preparation, request: Request, path: Pat
 
 def _answers(name: str, run: Callable[[Any], NDArray[Any]], network: NetworkInput, recipe: Recipe, request: Request) -> Reference:
     folder = None if request.data is None else read_folder(request.data)
-    pictures, _ = probe_pictures(folder)
+    pictures, _ = tried_pictures(folder, recipe.input)
     outputs = run(prepare(served_pixels(pictures, recipe), network, recipe))
     return Reference(name, tuple(pictures), outputs=outputs)
 
@@ -202,8 +203,7 @@ def _labels(labels: Any, model: Any) -> tuple[str, ...] | None:
         return None if labels is None else labels_in(labels)
     if isinstance(labels, (str, Path)):
         return read_labels_file(Path(labels))
-    names = dict(labels) if isinstance(labels, Mapping) else list(labels) if isinstance(labels, Iterable) else None
-    found = labels_in(names)
+    found = labels_in(labels) if isinstance(labels, (Sequence, Mapping)) else None  # a set has no order
     if found is None:
         raise UserError(
             "labels: a list of names, a table of them by number or of numbers by name, or the path of a file is accepted"

@@ -56,6 +56,7 @@ class RecipeOptions:
             spec = InputSpec.model_validate(base.input.model_dump() | self._input_changes(base.input))
         except ValidationError as error:
             raise UserError(_first_error(error)) from None
+        self._check_use(spec, base)
         numbers = {
             "scale": self.scale if self.scale is not None else base.scale,
             "mean": self._by_channel("--mean", self.mean, network.channels) if self.mean is not None else base.mean,
@@ -86,6 +87,14 @@ class RecipeOptions:
         if self.std is not None and 0 in self.std:
             raise UserError("--std: 0 is not accepted, as it is divided by")
 
+    def _check_use(self, spec: InputSpec, base: Recipe) -> None:
+        """Raises UserError for flags that would change nothing."""
+        if (self.pad_color is not None or self.pad_align is not None) and spec.resizing.mode != "pad":
+            flag = "--pad-align" if self.pad_color is None else "--pad-color"
+            raise UserError(f"{flag} is of the border that --resize pad makes, and the resize is {spec.resize}")
+        if self.channels in ("rgb", "bgr") and base.input.channels == 1:
+            raise UserError(f"--channels {self.channels}: the network takes gray images, of 1 channel")
+
     def _base(self, network: NetworkInput, found: FileMetadata) -> Recipe:
         height, width, channels = network.height, network.width, network.channels
         if self.preset is not None:
@@ -103,7 +112,7 @@ class RecipeOptions:
         if self.scale is None and found.scale is not None and found.mean is not None and found.std is not None:
             mean = self._by_channel("the file's mean", found.mean, channels)
             std = self._by_channel("the file's std", found.std, channels)
-            return Recipe(spec, found.scale, mean, std, source="the file's metadata")
+            return Recipe(spec, found.scale, mean, std, source=found.normalised_by)
         if self.scale is None and network.dtype.kind == "f":
             raise UserError(f"nothing says how the pixels of a {network.describe()} input are scaled: {_WAYS}")
         return Recipe(spec)

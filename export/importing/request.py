@@ -1,20 +1,25 @@
 """What the user asks of an import."""
 
-from collections.abc import Callable
+import numbers
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from export.convert.precision import Precision
 from export.importing.file_metadata import FileMetadata
-from export.importing.network_input import NetworkInput
+from export.importing.network_input import LONGEST_SIDE, NetworkInput
 from export.importing.recipe import Recipe
 from export.importing.reference import Reference, Transform
-from export.importing.score_head import Scores
+from export.importing.score_head import SCORES, Scores
+from service.errors import UserError
 
 MakeRecipe = Callable[[NetworkInput, FileMetadata], Recipe]
 """Says how pictures are prepared for a network, whose sides are 0 where they are open."""
 
 Say = Callable[[str], None]
+
+_LAYOUTS = ("auto", "nchw", "nhwc")
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class Request:
         threshold: of heads whose labels are each true or not.
         layout: `auto`, `nchw` or `nhwc`.
         input_shape: (height, width) where the graph leaves them open.
+        crop: the side of the square that is cut of a picture: both of these, where they are not given.
         data: a folder of labelled pictures.
         minimum_accuracy: the fraction of them that must be right.
         reference: a `.npz` of pictures and what the training made of them, or what is in one.
@@ -56,3 +62,27 @@ class Request:
     max_accuracy_loss: float = 0.005
     dry_run: bool = False
     command: str = ""
+    crop: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raises UserError for what cannot be asked for, from the command line or from Python."""
+        for name, value, accepted in (
+            ("precision", self.precision, get_args(Precision)), ("scores", self.scores, SCORES), ("layout", self.layout, _LAYOUTS),
+        ):  # fmt: skip
+            if value not in accepted:
+                raise UserError(f"{name} {value!r}: {', '.join(accepted)} are accepted")
+        if self.input_shape is not None and not _is_size(self.input_shape):
+            raise UserError(f"input_shape {self.input_shape!r}: (height, width) from 1 to {LONGEST_SIDE} is accepted")
+        for name, value in (("minimum_accuracy", self.minimum_accuracy), ("max_accuracy_loss", self.max_accuracy_loss)):
+            if not isinstance(value, numbers.Real) or not 0 <= value <= 1:
+                raise UserError(f"{name} {value!r}: a fraction from 0 to 1 is accepted")
+        if self.minimum_accuracy > 0 and self.data is None:
+            raise UserError("--minimum-accuracy needs --data (in Python data=), a folder of labelled pictures")
+
+
+def _is_size(value: object) -> bool:
+    return (
+        isinstance(value, Sequence)
+        and len(value) == 2
+        and all(isinstance(side, numbers.Integral) and 1 <= side <= LONGEST_SIDE for side in value)
+    )

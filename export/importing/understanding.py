@@ -3,12 +3,15 @@
 What is decided is said as it is decided, and kept for the model card.
 """
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import onnx
 from numpy.typing import NDArray
+from PIL import Image
 
 from export.importing import gates, onnx_graph, outputs
 from export.importing.batching import with_open_batch
@@ -27,6 +30,8 @@ from export.importing.wrapping import WrappedHead, raise_versions
 from export.progress import OnProgress
 from service.errors import UserError
 from service.model.contract import PROBABILITIES_NAME
+from service.model.input_spec import InputSpec
+from service.model.preprocessing import encode_png
 
 
 @dataclass(frozen=True)
@@ -87,20 +92,19 @@ def understand(
     """
     on_progress("reading the graph", 0, 0)
     model, metadata, zipmap_labels = read_graph(source)
-    network, recipe = _network_and_recipe(model, make_recipe, request, metadata)
+    network, recipe = _network_and_recipe(model, make_recipe, request, metadata, log)
     bind_size(model, network)
-    for line in metadata.taken:
-        log.decided(f"taken from the file: {line}")
     log.decided(f"input {network.name!r}: {network.describe()}, layout {network.layout}")
     log.decided(f"pixels: {describe_recipe(recipe)}")
 
-    pictures, what = probe_pictures(folder)
+    pictures, what = tried_pictures(folder, recipe.input)
     pixels = served_pixels(pictures, recipe)
     log.decided(f"tried on {what}")
     on_progress("running the graph", 0, 0)
     labels = request.labels or metadata.labels or zipmap_labels
-    if zipmap_labels is not None and labels is zipmap_labels:
-        log.decided(f"taken from the file: {len(zipmap_labels)} labels from its ZipMap")
+    has_own = bool(request.outputs) and request.outputs[0][1] is not None
+    if labels is not None and request.labels is None and not has_own:
+        log.decided(f"taken from the file: {len(labels)} labels from {metadata.labels_from or 'its ZipMap'}")
     heads = find_heads(model, network, recipe, request, labels, folder, pixels, log)
 
     values = [wrapped.head.value for wrapped in heads]
@@ -121,25 +125,37 @@ def read_graph(source: Source) -> tuple[onnx.ModelProto, FileMetadata, tuple[str
     return raise_versions(model), read_metadata(source), zipmap_labels
 
 
-def read_network(model: onnx.ModelProto, request: Request, metadata: FileMetadata) -> NetworkInput:
+def tried_pictures(folder: LabelledFolder | None, spec: InputSpec) -> tuple[list[bytes], str]:
+    """As `probe_pictures`; those that are always there have the input's size where pictures are not resized."""
+    pictures, what = probe_pictures(folder)
+    if folder is None and spec.resize == "none" and spec.crop is None:
+        opened = (Image.open(io.BytesIO(picture)).resize((spec.width, spec.height)) for picture in pictures)
+        return [encode_png(np.asarray(picture)) for picture in opened], f"{what}, of {spec.height}x{spec.width}"
+    return pictures, what
+
+
+def read_network(model: onnx.ModelProto, request: Request, metadata: FileMetadata, log: DecisionLog | None = None) -> NetworkInput:
     """What the graph takes, its sides from the request or the metadata where they are open; 0 where nothing says them.
 
     Raises UserError if the request has another side than the graph.
     """
-    network = read_input(model, request.layout, request.input_shape or metadata.size)
-    if request.input_shape:
-        for side, asked, name in zip((network.height, network.width), request.input_shape, ("height", "width"), strict=True):
+    given = request.input_shape or ((request.crop, request.crop) if request.crop else None)
+    network = read_input(model, request.layout, given or metadata.size)
+    if given:
+        for side, asked, name in zip((network.height, network.width), given, ("height", "width"), strict=True):
             if side and side != asked:
-                shown = ",".join(map(str, request.input_shape))
-                raise UserError(f"--input-shape {shown}: the graph takes a {name} of {side}")
-    size = request.input_shape or metadata.size or (0, 0)
+                flag = f"--input-shape {given[0]},{given[1]}" if request.input_shape else f"--crop {request.crop}"
+                raise UserError(f"{flag}: the graph takes a {name} of {side}")
+    elif metadata.size and log is not None and (network.is_flat or not network.height or not network.width):
+        log.decided(f"taken from the file: size {metadata.size[0]}x{metadata.size[1]} from {metadata.size_from}")
+    size = given or metadata.size or (0, 0)
     return network.with_size(network.height or size[0], network.width or size[1])
 
 
 def _network_and_recipe(
-    model: onnx.ModelProto, make_recipe: MakeRecipe, request: Request, metadata: FileMetadata
+    model: onnx.ModelProto, make_recipe: MakeRecipe, request: Request, metadata: FileMetadata, log: DecisionLog
 ) -> tuple[NetworkInput, Recipe]:
-    network = read_network(model, request, metadata)
+    network = read_network(model, request, metadata, log)
     recipe = make_recipe(network, metadata)
     if not network.height or not network.width:
         network = network.with_size(recipe.input.height, recipe.input.width)
@@ -184,6 +200,11 @@ def find_heads(
             f"scores {name!r}: {head.activation} of {head.form} ({'asked for' if asked != 'auto' else 'found'}): {head.reason}"
         )
         heads.append(WrappedHead(head, PROBABILITIES_NAME if at == 0 else f"{name}_probabilities"))
+    if request.threshold is not None and all(wrapped.head.threshold is None for wrapped in heads):
+        raise UserError(
+            f"--threshold {request.threshold:g} is for labels that are each true or not, and those of "
+            f"{', '.join(map(repr, names))} are not: --scores multilabel says so"
+        )
     return tuple(heads)
 
 

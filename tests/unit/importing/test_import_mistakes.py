@@ -2,15 +2,18 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper
 
+import export
 from export.importing.labels import labels_in
 from service.errors import UserError
 from tests.unit.importing import foreign_graphs as graphs
-from tests.unit.importing.test_import_model import run
+from tests.unit.importing.test_import_model import load, run
 
 NAMES = tuple(sorted(map(str, range(12))))  # "0", "1", "10", "11", "2", ...: the folders of digits, as torchvision sorts them
 MEAN_AND_STD = {"mean": "[0.485, 0.456, 0.406]", "std": "[0.229, 0.224, 0.225]"}
@@ -62,3 +65,61 @@ def test_a_file_that_contradicts_itself_or_is_too_large_is_refused_in_one_line(t
         run(sound, tmp_path / "models", "--scale", 255)
     odd = graphs.classifier(tmp_path / "odd.onnx", metadata={"names": "{[1]: 'a'}", "imgsz": "{[1]: 32}"})
     assert "labels of 'scores': numbers from 0 to 4" in run(odd, tmp_path / "models", "--scale", 255, "--dry-run")
+
+
+def test_what_a_flag_says_is_not_said_to_be_taken_from_the_file(tmp_path: Path) -> None:
+    said = {"names": "['a', 'b', 'c', 'd', 'e']", "imgsz": "[32, 32]", **MEAN_AND_STD}
+    source = graphs.classifier(tmp_path / "net.onnx", shape=("n", 3, "h", "w"), metadata=said)
+    (tmp_path / "labels.txt").write_text("v\nw\nx\ny\nz\n")
+    flags = ("--scale", 255, "--input-shape", "40,40", "--labels", tmp_path / "labels.txt")
+    assert "in the file" not in run(source, tmp_path / "models", *flags)
+    assert "in the file" not in (tmp_path / "models" / "pets" / "1" / "README.md").read_text()
+    printed = run(source, tmp_path / "models", "--dry-run")
+    for taken in ("5 labels from 'names' in the file", "size 32x32 from 'imgsz' in the file", "(from 'mean' and 'std' in the file"):
+        assert taken in printed
+    closed = graphs.classifier(tmp_path / "closed.onnx", metadata=said)
+    assert "imgsz" not in run(closed, tmp_path / "models", "--dry-run")
+    own = f"scores={tmp_path / 'labels.txt'}"
+    assert "names" not in run(closed, tmp_path / "models", "--output", own, "--dry-run")
+
+
+@pytest.mark.parametrize(
+    ("channels", "flags", "message"),
+    [
+        (3, ("--threshold", "0.9"), r"--threshold 0.9 is for labels that are each true or not, .* --scores multilabel"),
+        (3, ("--resize", "short:40", "--crop", "24"), r"--crop 24: the graph takes a height of 32"),
+        (3, ("--pad-color", "1,2,3"), r"--pad-color is of the border that --resize pad makes, and the resize is stretch"),
+        (3, ("--pad-align", "start", "--resize", "cover"), r"--pad-align is of the border .* the resize is cover"),
+        (1, ("--channels", "bgr"), r"--channels bgr: the network takes gray images, of 1 channel"),
+    ],
+)
+def test_flags_that_would_change_nothing_are_refused(tmp_path: Path, channels: int, flags: tuple[str, ...], message: str) -> None:
+    source = graphs.classifier(tmp_path / "net.onnx", shape=("n", channels, 32, 32), channels=channels)
+    with pytest.raises(UserError, match=message):
+        run(source, tmp_path / "models", "--scale", 255, *flags)
+    assert not (tmp_path / "models").exists()
+
+
+def test_pictures_that_are_not_resized_are_tried_at_the_size_of_the_input(tmp_path: Path) -> None:
+    source = graphs.classifier(tmp_path / "net.onnx")
+    assert "of 32x32" in run(source, tmp_path / "models", "--scale", 255, "--resize", "none")
+    assert load(tmp_path / "models").contract.input.resize == "none"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"minimum_accuracy": 0.9}, "--minimum-accuracy needs --data"),
+        ({"minimum_accuracy": 90, "data": "pets"}, "minimum_accuracy 90: a fraction from 0 to 1 is accepted"),
+        ({"precision": "fp8"}, "precision 'fp8': fp32, int8, fp16 are accepted"),
+        ({"scores": "softmax"}, "scores 'softmax': auto, logits, .* are accepted"),
+        ({"input_shape": 32}, "input_shape 32: .height, width. from 1 to 4096 is accepted"),
+        ({"input_shape": (0, 32)}, "input_shape .0, 32.: .height, width. from 1 to 4096 is accepted"),
+        ({"labels": {"cat", "dog", "hen", "cow", "fox"}}, "labels: a list of names"),
+    ],
+)
+def test_python_is_told_what_is_accepted_as_the_command_line_is(tmp_path: Path, given: dict[str, Any], message: str) -> None:
+    model = onnx.load(graphs.classifier(tmp_path / "net.onnx"))
+    with pytest.raises(UserError, match=message):
+        export.publish(model, name="pets", repository=tmp_path / "models", transforms="torchvision", **given)
+    assert not (tmp_path / "models").exists()

@@ -175,7 +175,7 @@ def test_the_files_own_metadata_are_taken_and_said(tmp_path: Path) -> None:
     printed = run(source, tmp_path / "models")
     assert "5 labels from 'names'" in printed
     assert "size 32x32 from 'imgsz'" in printed
-    assert "mean and std from 'mean' and 'std' in the file, of pixels from 0 to 1" in printed
+    assert "(from 'mean' and 'std' in the file, of pixels from 0 to 1)" in printed
     assert load(tmp_path / "models").labels == ("cat", "dog", "fish", "bird", "horse")
     assert "/ 255, mean 0.5,0.4,0.3, std 0.25,0.25,0.25" in printed
 
@@ -343,7 +343,7 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
         (graphs.classifier, ("--minimum-accuracy", "50"), r"--minimum-accuracy needs --data"),
         (graphs.classifier, ("--resize", "shortest"), r"--resize shortest: accepted are stretch, pad or cover"),
         (graphs.classifier, ("--resize", "short:40"), r"a crop is needed"),
-        (graphs.classifier, ("--resize", "short:40", "--crop", "24"), r"--input-shape 24,24: the graph takes a height of 32"),
+        (graphs.classifier, ("--resize", "short:40", "--crop", "24"), r"--crop 24: the graph takes a height of 32"),
         (graphs.classifier, ("--preset", "tensorflow"), r"preset 'tensorflow' is not known; accepted are torchvision, "),
         (graphs.classifier, ("--preset", "caffe", "--channels", "rgb"), r"--channels contradicts --preset, which says bgr"),
         (graphs.classifier, (), r"nothing says how the pixels of a float32 \[N,3,32,32\] input are scaled: --preset"),
