@@ -1,10 +1,11 @@
 """What the user asks of an import."""
 
-import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
+
+import numpy as np
 
 from export.convert.precision import Precision
 from export.importing.file_metadata import FileMetadata
@@ -35,7 +36,7 @@ class Request:
         threshold: of heads whose labels are each true or not.
         layout: `auto`, `nchw` or `nhwc`.
         input_shape: (height, width) where the graph leaves them open.
-        crop: the side of the square that is cut of a picture: both of these, where they are not given.
+        crop: the side of the square that is cut out of a picture: the size where neither the graph nor `input_shape` says it.
         data: a folder of labelled pictures.
         minimum_accuracy: the fraction of them that must be right.
         reference: a `.npz` of pictures and what the training made of them, or what is in one.
@@ -73,9 +74,9 @@ class Request:
                 raise UserError(f"{name} {value!r}: {', '.join(accepted)} are accepted")
         if self.input_shape is not None and not _is_size(self.input_shape):
             raise UserError(f"input_shape {self.input_shape!r}: (height, width) from 1 to {LONGEST_SIDE} is accepted")
-        for name, value in (("minimum_accuracy", self.minimum_accuracy), ("max_accuracy_loss", self.max_accuracy_loss)):
-            if not isinstance(value, numbers.Real) or not 0 <= value <= 1:
-                raise UserError(f"{name} {value!r}: a fraction from 0 to 1 is accepted")
+        for name, fraction in (("minimum_accuracy", self.minimum_accuracy), ("max_accuracy_loss", self.max_accuracy_loss)):
+            if not isinstance(fraction, float | int | np.floating) or not 0 <= fraction <= 1:
+                raise UserError(f"{name} {fraction!r}: a fraction from 0 to 1 is accepted")
         if self.minimum_accuracy > 0 and self.data is None:
             raise UserError("--minimum-accuracy needs --data (in Python data=), a folder of labelled pictures")
 
@@ -84,5 +85,5 @@ def _is_size(value: object) -> bool:
     return (
         isinstance(value, Sequence)
         and len(value) == 2
-        and all(isinstance(side, numbers.Integral) and 1 <= side <= LONGEST_SIDE for side in value)
+        and all(isinstance(side, int | np.integer) and 1 <= side <= LONGEST_SIDE for side in value)
     )

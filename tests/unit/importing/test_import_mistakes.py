@@ -28,7 +28,7 @@ def boxes(path: Path) -> Path:
         helper.make_node("Transpose", ["at"], ["rows"], perm=[1, 0]),
         helper.make_node("Cast", ["rows"], ["boxes"], to=TensorProto.FLOAT),
     ]
-    outputs = [("scores", TensorProto.FLOAT, [1, 5]), ("boxes", TensorProto.FLOAT, ["k", 4])]
+    outputs: list[tuple[str, int, list[Any]]] = [("scores", TensorProto.FLOAT, [1, 5]), ("boxes", TensorProto.FLOAT, ["k", 4])]
     return graphs.with_nodes(path, more, outputs, batch=1, middle=np.array(0.1, np.float32))
 
 
