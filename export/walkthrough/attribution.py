@@ -32,14 +32,14 @@ class Occlusion:
         heat: float32[H,W], the mean fall of the answer's log-odds over all patches that hid a pixel.
         patch: side of the patch in pixels.
         tried: number of places of the patch.
-        worst: the image uint8[H,W,C] with the patch where the answer fell most.
+        worst: the image [H,W,C] with the patch where the answer fell most.
         worst_logits: the logits of that image, float32[K].
     """
 
     heat: NDArray[np.float32]
     patch: int
     tried: int
-    worst: NDArray[np.uint8]
+    worst: NDArray[np.generic]
     worst_logits: NDArray[np.float32]
 
 
@@ -70,7 +70,12 @@ def class_activation(activations: Activations, scores: str, index: int) -> NDArr
     if pooling is None or pooling.op_type not in _AVERAGES:
         return None
     maps, means = activations.value(pooling.input[0]), activations.value(pooling.output[0]).ravel()
-    if maps.ndim != 4 or np.prod(maps.shape[2:]) == 1 or not np.allclose(maps.mean((0, 2, 3)), means, rtol=1e-2, atol=1e-3):
+    if (
+        maps.ndim != 4
+        or maps.shape[1] != len(means)
+        or np.prod(maps.shape[2:]) == 1
+        or not np.allclose(maps.mean((0, 2, 3)), means, rtol=1e-2, atol=1e-3)
+    ):
         return None
     if weights is None:
         weights = np.eye(len(means), dtype=np.float32)
@@ -83,24 +88,27 @@ def class_activation(activations: Activations, scores: str, index: int) -> NDArr
 
 
 def occlusion(
-    run: Callable[[NDArray[np.uint8]], Iterable[NDArray[np.float32]]],
-    pixels: NDArray[np.uint8],
+    run: Callable[[NDArray[np.generic]], Iterable[NDArray[np.float32]]],
+    pixels: NDArray[np.generic],
     index: int,
     on_count: OnCount = ignore_progress,
+    *,
+    is_multilabel: bool = False,
 ) -> Occlusion:
     """Moves a patch over an image, a fifth of its side and of its mean colour, and runs the network each time.
 
     Args:
-        run: gives logits float32[n,K] of images uint8[N,H,W,C], batch after batch.
-        pixels: the image, uint8[H,W,C].
+        run: gives logits float32[n,K] of images [N,H,W,C], batch after batch.
+        pixels: the image, [H,W,C] as the model takes it.
         index: the class whose log-odds are measured.
+        is_multilabel: whether each logit is the log-odds of its label, whatever the others.
         on_count: called with the number of images after each batch.
     """
     height, width = pixels.shape[:2]
     patch = max(1, round(min(height, width) / _PATCH_SHARE))
     places = [(top, left) for top in _starts(height, patch) for left in _starts(width, patch)]
     hidden = np.repeat(pixels[np.newaxis], len(places) + 1, axis=0)  # the first is the image itself
-    colour = pixels.mean((0, 1)).round().astype(np.uint8)
+    colour = pixels.mean((0, 1)).round().astype(pixels.dtype)
     for picture, (top, left) in zip(hidden[1:], places, strict=True):
         picture[max(0, top) : top + patch, max(0, left) : left + patch] = colour
     batches = []
@@ -110,7 +118,7 @@ def occlusion(
         done += len(logits)
         on_count(done, len(hidden))
     logits = np.concatenate(batches)
-    odds = log_odds(logits, index)
+    odds = logits[:, index].astype(np.float64) if is_multilabel else log_odds(logits, index)
     falls = odds[0] - odds[1:]
     total, covered = np.zeros((2, height, width))
     for fall, (top, left) in zip(falls, places, strict=True):

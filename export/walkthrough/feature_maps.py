@@ -81,8 +81,9 @@ def png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def picture(pixels: NDArray[np.uint8]) -> bytes:
-    """Pixels uint8[H,W], [H,W,1] or [H,W,3] as PNG: small images are enlarged so that pixels show, large ones reduced."""
+def picture(pixels: NDArray[np.generic]) -> bytes:
+    """Pixels [H,W], [H,W,1] or [H,W,3] from 0 to 255 as PNG: small images are enlarged so that pixels show, large ones reduced."""
+    pixels = _whole_numbers(pixels)
     image = Image.fromarray(pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
     largest = max(image.size)
     if largest > 2 * _PICTURE_PIXELS:
@@ -144,8 +145,9 @@ def bars(values: NDArray[np.floating]) -> bytes:
     return png(image)
 
 
-def overlay(pixels: NDArray[np.uint8], heat: NDArray[np.floating]) -> bytes:
-    """A heat map float[h,w] laid over an image uint8[H,W,C], as PNG: red where it is positive, blue where negative."""
+def overlay(pixels: NDArray[np.generic], heat: NDArray[np.floating]) -> bytes:
+    """A heat map float[h,w] laid over an image [H,W,C] from 0 to 255, as PNG: red where it is positive, blue where negative."""
+    pixels = _whole_numbers(pixels)
     height, width = pixels.shape[:2]
     factor = max(1, round(_PICTURE_PIXELS / max(height, width)))
     size = (width * factor, height * factor)
@@ -157,6 +159,12 @@ def overlay(pixels: NDArray[np.uint8], heat: NDArray[np.floating]) -> bytes:
     colour = np.where(smooth > 0, np.array([215, 25, 28], np.float32), np.array([30, 90, 200], np.float32))
     mixed = ground + (colour - ground) * 0.75 * np.abs(smooth)
     return png(Image.fromarray(np.rint(mixed).astype(np.uint8)))
+
+
+def _whole_numbers(pixels: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """Pixels as an image has them: some filters give fractions, and bicubic ones a little below 0 and above 255."""
+    found: NDArray[np.uint8] = np.rint(np.clip(pixels.astype(np.float32), 0, 255)).astype(np.uint8)
+    return found
 
 
 def _tile(values: NDArray[np.floating], scale: Scale, side: int) -> NDArray[np.uint8]:

@@ -11,7 +11,7 @@ from export.walkthrough import feature_maps
 from export.walkthrough.activations import QUANTISATION, Activations
 from export.walkthrough.feature_maps import SHOWN_MAPS
 from export.walkthrough.layer_steps import layer_step
-from export.walkthrough.network_sections import learning_section, pixels_section, softmax
+from export.walkthrough.network_sections import learning_section, pixels_section
 from export.walkthrough.number_format import percent
 from export.walkthrough.subject import Subject, SubjectSession
 from export.walkthrough.web_page import Bar, Figure, Page, Step
@@ -23,7 +23,7 @@ _SHOWN_ANSWERS = 5
 
 def build_page(
     subject: Subject,
-    pixels: NDArray[np.uint8],
+    pixels: NDArray[np.generic],
     photo: NDArray[np.uint8],
     image_name: str,
     label: int | None = None,
@@ -34,7 +34,7 @@ def build_page(
 
     Args:
         subject: the model.
-        pixels: the image as the model takes it, uint8[H,W,C].
+        pixels: the image as the model takes it, [H,W,C].
         photo: the original image, uint8[h,w,3].
         image_name: name of the image.
         label: for a run, the class that the step of learning takes as right; the network's own answer if not given.
@@ -52,7 +52,7 @@ def build_page(
     labels = labels or tuple(f"class {index}" for index in range(len(logits)))
     if len(labels) != len(logits):
         raise UserError(f"{subject.name}: the model gives {len(logits)} scores, but there are {len(labels)} labels")
-    probabilities = softmax(logits)
+    probabilities = subject.probabilities(logits)
     top = int(logits.argmax())
     on_progress("computing every layer", 0, 0)
     activations = Activations(subject.model, subject.has_contract, subject.feed(pixels[np.newaxis]), cpu_budget())
@@ -64,7 +64,8 @@ def build_page(
     ]  # fmt: skip
     if subject.checkpoint is not None:
         on_progress("taking a step of learning", 0, 0)
-        sections.append(learning_section(subject, pixels, top if label is None else label, label is not None, rate))
+        photo_pixels = pixels.astype(np.uint8)  # as they are: a run's input is uint8
+        sections.append(learning_section(subject, photo_pixels, top if label is None else label, label is not None, rate))
     return Page(
         title=f"What {subject.name} sees in {image_name}",
         lead=f"The answer is “{labels[top]}”, with a probability of {percent(float(probabilities[top]))}. This page shows how the "
@@ -78,10 +79,11 @@ def build_page(
     )
 
 
-def _picture_step(subject: Subject, pixels: NDArray[np.uint8]) -> Step:
+def _picture_step(subject: Subject, pixels: NDArray[np.generic]) -> Step:
     spec = subject.spec
     colour = "gray" if spec.channels == 1 else "red, green and blue"
-    text = f"Decoded, {spec.fitting}, to {spec.height}x{spec.width} pixels of {colour}, each a whole number from 0 to 255."
+    values = "a whole number" if spec.dtype == "uint8" else "a number, whole or not,"
+    text = f"Decoded, {spec.fitting}, to {spec.height}x{spec.width} pixels of {colour}, each {values} from 0 to 255."
     figure = Figure("01 input", feature_maps.picture(pixels), "The input of the network.")
     value: NDArray[np.generic] = pixels[np.newaxis]
     return Step("The picture", "", "", text, value, [figure])
@@ -104,7 +106,7 @@ def _answers(probabilities: NDArray[np.float64], labels: tuple[str, ...]) -> lis
 
 
 def _notes(subject: Subject, activations: Activations, probabilities: NDArray[np.float64]) -> list[str]:
-    difference = float(np.abs(softmax(subject.logits(activations.outputs)[0]) - probabilities).max())
+    difference = float(np.abs(subject.probabilities(subject.logits(activations.outputs)[0]) - probabilities).max())
     notes = [
         "Shapes are (pictures, channels, rows, columns). Every number of a layer was computed by ONNX Runtime on the network's own "
         f"graph; reading all layers changed no probability by more than {max(difference, 1e-9):.0e}. Of each layer the first "

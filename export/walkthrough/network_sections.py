@@ -16,7 +16,7 @@ _OVERLAY = "Laid over the picture: red raised the score of the answer, blue lowe
 
 
 def pixels_section(
-    subject: Subject, activations: Activations, session: SubjectSession, pixels: NDArray[np.uint8], top: int,
+    subject: Subject, activations: Activations, session: SubjectSession, pixels: NDArray[np.generic], top: int,
     labels: tuple[str, ...], on_count: OnCount,
 ) -> Section:  # fmt: skip
     """Which pixels mattered for class `top`: its class activation map if the network has one, else an occlusion map."""
@@ -25,8 +25,8 @@ def pixels_section(
     heading = f"Which pixels mattered for “{labels[top]}”"
     if heat is not None:
         return Section("pixels", heading, [_activation_text(heat)], _activation_figures(heat, pixels))
-    hidden = attribution.occlusion(session.logits, pixels, top, on_count)
-    return Section("pixels", heading, [_occlusion_text(hidden)], _occlusion_figures(hidden, pixels, top, labels))
+    hidden = attribution.occlusion(session.logits, pixels, top, on_count, is_multilabel=subject.activation == "multilabel")
+    return Section("pixels", heading, [_occlusion_text(hidden)], _occlusion_figures(hidden, pixels, top, labels, subject))
 
 
 def learning_section(subject: Subject, pixels: NDArray[np.uint8], label: int, is_given: bool, rate: float) -> Section:
@@ -67,12 +67,6 @@ def learning_section(subject: Subject, pixels: NDArray[np.uint8], label: int, is
     )  # fmt: skip
 
 
-def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Probabilities float64[K] of logits float32[K]."""
-    values = np.exp(logits.astype(np.float64) - logits.max())
-    return np.asarray(values / values.sum())
-
-
 def _activation_text(heat: NDArray[np.float32]) -> str:
     return (
         "The network ends in global average pooling and a linear layer, so the score of a class is the mean of a map: the last "
@@ -81,7 +75,7 @@ def _activation_text(heat: NDArray[np.float32]) -> str:
     )
 
 
-def _activation_figures(heat: NDArray[np.float32], pixels: NDArray[np.uint8]) -> list[Figure]:
+def _activation_figures(heat: NDArray[np.float32], pixels: NDArray[np.generic]) -> list[Figure]:
     scale = Scale.of(heat)
     return [
         Figure("pixels map", feature_maps.maps(heat[np.newaxis], scale), "The class activation map.", scale),
@@ -97,9 +91,11 @@ def _occlusion_text(hidden: Occlusion) -> str:
     )
 
 
-def _occlusion_figures(hidden: Occlusion, pixels: NDArray[np.uint8], top: int, labels: tuple[str, ...]) -> list[Figure]:
+def _occlusion_figures(
+    hidden: Occlusion, pixels: NDArray[np.generic], top: int, labels: tuple[str, ...], subject: Subject
+) -> list[Figure]:
     scale = Scale.of(hidden.heat)
-    probabilities = softmax(hidden.worst_logits)
+    probabilities = subject.probabilities(hidden.worst_logits)
     answer = int(probabilities.argmax())
     left = f"“{labels[top]}” has {percent(float(probabilities[top]))} left"
     left += "" if answer == top else f", and the answer is “{labels[answer]}”"

@@ -61,6 +61,7 @@ class Subject:
         scaling: range of the pixel values if the input is float.
         one_by_one: whether the graph takes batches of exactly one image.
         checkpoint: of a run.
+        activation: of the contract's first head, as there.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Subject:
     scaling: PixelScaling = "0..1"
     one_by_one: bool = False
     checkpoint: "Checkpoint | None" = None
+    activation: Literal["softmax", "sigmoid", "multilabel"] = "softmax"
     file_labels: tuple[str, ...] = ()
 
     @property
@@ -91,11 +93,11 @@ class Subject:
             "little; `convoy import` makes a file that says it"
         )
 
-    def feed(self, pixels: NDArray[np.uint8]) -> NDArray[np.generic]:
-        """The graph's input for pixels uint8[n,H,W,C]."""
+    def feed(self, pixels: NDArray[np.generic]) -> NDArray[np.generic]:
+        """The graph's input for pixels [n,H,W,C], of the dtype of `spec`."""
         images: NDArray[np.generic] = pixels
         if self.dtype != np.uint8:
-            images = scale_pixels(pixels, self.scaling).astype(self.dtype)
+            images = scale_pixels(pixels.astype(np.uint8), self.scaling).astype(self.dtype)
         return np.ascontiguousarray(images if self.layout == "NHWC" else images.transpose(0, 3, 1, 2))
 
     def scores_name(self, outputs: Mapping[str, NDArray[np.generic]]) -> str:
@@ -135,6 +137,14 @@ class Subject:
             scores = np.log(np.maximum(scores, 1e-7)).astype(np.float32)
         return scores
 
+    def probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
+        """float64[K] of logits float32[K]; those of a multilabel head are each for itself."""
+        values = logits.astype(np.float64)
+        if self.activation == "multilabel":
+            return np.asarray(0.5 * (1 + np.tanh(0.5 * values)))  # the sigmoid, without overflow
+        powers = np.exp(values - values.max())
+        return np.asarray(powers / powers.sum())
+
 
 class SubjectSession:
     """An ONNX Runtime session of a subject's graph."""
@@ -143,8 +153,8 @@ class SubjectSession:
         self._subject = subject
         self._graph = OpenGraph(subject.model.SerializeToString(), cpu_budget())
 
-    def logits(self, pixels: NDArray[np.uint8]) -> Iterator[NDArray[np.float32]]:
-        """Logits float32[n,K] of pixels uint8[N,H,W,C], batch after batch. Raises LoadError if the graph fails."""
+    def logits(self, pixels: NDArray[np.generic]) -> Iterator[NDArray[np.float32]]:
+        """Logits float32[n,K] of pixels [N,H,W,C], batch after batch. Raises LoadError if the graph fails."""
         fitting = _BATCH_BYTES // (_ACTIVATION_FACTOR * self._subject.spec.size_bytes)
         items = 1 if self._subject.one_by_one else max(1, min(_MAX_BATCH_ITEMS, fitting))
         for start in range(0, len(pixels), items):
@@ -210,7 +220,7 @@ def _with_contract(path: Path, model: onnx.ModelProto, contract: Contract) -> Su
         facts = {"network": training.network, "trained on": f"{training.data}, {training.epochs} epochs"} | facts
     if origin := contract.origin:
         facts = {"imported from": origin.source} | ({"written by": origin.framework} if origin.framework else {}) | facts
-    return Subject(contract.name, model, contract.input, contract.labels, facts)
+    return Subject(contract.name, model, contract.input, contract.labels, facts, activation=contract.heads[0].activation)
 
 
 def _without_contract(path: Path, model: onnx.ModelProto, scaling: PixelScaling) -> Subject:

@@ -1,8 +1,11 @@
 """The page of a network: every layer down to the probabilities, and a worked example."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
@@ -12,6 +15,7 @@ from export.walkthrough import (
 )
 from service.errors import UserError
 from service.model.input_spec import InputSpec
+from tests.unit.evaluation.colors import color_model
 from tests.unit.walkthrough.models import COLOUR, GRAY, added_up, normalised, subject_of, untrained, without_contract
 
 
@@ -53,6 +57,22 @@ def test_the_worked_example_of_a_network_adds_up(photo: np.ndarray) -> None:
     assert [line[0][0] for line in step.example.lines] == ["red", "+ green", "+ blue"]
     assert added_up(step.example) == step.example.result
     assert float(step.example.result.split()[-1]) == pytest.approx(float(step.value.max()), rel=5e-3)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_pixels_may_be_fractions_and_several_labels_true(tmp_path: Path, dtype: Literal["uint8", "float32"]) -> None:
+    path = color_model(tmp_path / "model.onnx", threshold=0.5)
+    found = subject.load_subject(path)
+    spec = found.spec.model_copy(update={"dtype": dtype})
+    kind = onnx.TensorProto.FLOAT if dtype == "float32" else onnx.TensorProto.UINT8
+    found.model.graph.input[0].type.tensor_type.elem_type = kind
+    pixels = (np.full((4, 4, 3), (200, 100, 20)) + (0.4 if dtype == "float32" else 0)).astype(dtype)
+    page = network_page.build_page(replace(found, spec=spec), pixels, np.zeros((4, 4, 3), np.uint8), "photo.png")
+    expected = 1 / (1 + np.exp(-pixels[0, 0].astype(np.float64) / 50))
+    assert [bar.name for bar in page.answers] == ["red", "green", "blue"]
+    assert [bar.share for bar in page.answers] == pytest.approx(expected.tolist(), abs=1e-5)
+    assert ("each a whole number from 0" in page.steps[0].text) == (dtype == "uint8")
+    assert "“red” has 9" in page.sections[0].figures[-1].caption
 
 
 def test_labels_must_be_as_many_as_scores(tmp_path: Path, photo: np.ndarray) -> None:
