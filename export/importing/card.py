@@ -20,7 +20,9 @@ _MEANING = {
 }
 
 
-def import_card(served: Model, decisions: Sequence[str], passed: Sequence[Gate], scores: Scores | None, commit: str | None) -> str:
+def import_card(
+    served: Model, decisions: Sequence[str], passed: Sequence[Gate], scores: Scores | None, answers: str, commit: str | None
+) -> str:  # fmt: skip
     """The text of the card.
 
     Args:
@@ -28,6 +30,7 @@ def import_card(served: Model, decisions: Sequence[str], passed: Sequence[Gate],
         decisions: a line for each thing that was decided.
         passed: the gates.
         scores: on the user's labelled pictures; None without them.
+        answers: whose the answers of the golden samples are.
         commit: of Convoy's source.
     """
     contract = served.contract
@@ -39,7 +42,7 @@ def import_card(served: Model, decisions: Sequence[str], passed: Sequence[Gate],
         "What was shown": markdown_table(("gate", "", "seen"), [_row(gate) for gate in passed], "lll"),
         **({"Accuracy": _accuracy(scores)} if scores is not None else {}),
         "Limits": _limits(contract, passed, scores),
-        "Provenance": _provenance(served, commit),
+        "Provenance": _provenance(served, answers, commit),
     }
     title = f"# {escape_markdown(contract.name)}"
     return "\n\n".join([title, *(f"## {head}\n\n{body}" if head else body for head, body in sections.items())]) + "\n"
@@ -105,12 +108,12 @@ def _limits(contract: Contract, passed: Sequence[Gate], scores: Scores | None) -
     return "\n".join(f"- {limit}" for limit in limits)
 
 
-def _provenance(served: Model, commit: str | None) -> str:
+def _provenance(served: Model, answers: str, commit: str | None) -> str:
     contract, origin = served.contract, served.contract.origin
     assert origin is not None  # noqa: S101 - an imported model's
     command = f"```\n{origin.command}\n```\n\n" if origin.command else ""
     return (
         f"{command}{markdown_table(('package', 'version'), list(origin.versions.items()), 'll')}\n\n"
         f"Commit {commit or 'unknown'}. The file holds {len(contract.golden)} golden samples, pictures with the pixels that they "
-        "become and the source's own answers; a server replays them before it serves the model."
+        f"become and {answers}; a server replays them before it serves the model."
     )

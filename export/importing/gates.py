@@ -75,12 +75,18 @@ def check_graph(model: onnx.ModelProto, graph: SourceGraph, pixels: NDArray[Any]
     )
 
 
-def check_parity(served: Model, source: SourceGraph, heads: Sequence[WrappedHead], pixels: NDArray[Any], allowed: float) -> Gate:
-    """Raises UserError unless the loaded file gives each head's probabilities as the source does."""
-    raw = source.run(pixels)
-    names = [output.name for output in served.outputs]
+def predict(served: Model, pixels: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    """Each output of a loaded file, [n,K], for pixels [n,H,W,C], in small batches."""
     parts = [served.predict(pixels[at : at + _BATCH_ITEMS]) for at in range(0, len(pixels), _BATCH_ITEMS)]
-    found = {name: np.concatenate([part[at] for part in parts]) for at, name in enumerate(names)}
+    return {output.name: np.concatenate([part[at] for part in parts]) for at, output in enumerate(served.outputs)}
+
+
+def check_parity(
+    served: Model, source: SourceGraph, heads: Sequence[WrappedHead], pixels: NDArray[Any], allowed: float, name: str = "parity"
+) -> Gate:  # fmt: skip
+    """Raises UserError unless the loaded file gives each head's probabilities as the source does. `name` is the gate's."""
+    raw = source.run(pixels)
+    found = predict(served, pixels)
     largest, same = 0.0, len(pixels)
     for wrapped in heads:
         expected = wrapped.head.probabilities(as_rows(raw[wrapped.head.value]))
@@ -88,10 +94,22 @@ def check_parity(served: Model, source: SourceGraph, heads: Sequence[WrappedHead
         same = min(same, int((expected.argmax(axis=1) == found[wrapped.output].argmax(axis=1)).sum()))
     if not largest <= allowed:
         raise UserError(
-            f"parity gate: the wrapped file differs from its source by up to {largest:.2g} (allowed: {allowed:.0e}) and agrees on "
+            f"{name} gate: the wrapped file differs from its source by up to {largest:.2g} (allowed: {allowed:.0e}) and agrees on "
             f"{same} of {len(pixels)} pictures; nothing was written"
         )
-    return Gate("parity", f"largest difference from the source {largest:.1e}, same first label on {same} of {len(pixels)} pictures")
+    return Gate(name, f"largest difference from the source {largest:.1e}, same first label on {same} of {len(pixels)} pictures")
+
+
+def compare_further_heads(
+    served: Model, source: SourceGraph, heads: Sequence[WrappedHead], pixels: NDArray[Any], name: str
+) -> Gate | None:  # fmt: skip
+    """How often the heads after the first, which no labelled picture tests, agree with the source; None without them."""
+    raw, found, seen = source.run(pixels), predict(served, pixels), []
+    for wrapped in heads[1:]:
+        expected = wrapped.head.probabilities(as_rows(raw[wrapped.head.value]))
+        same = int((expected.argmax(axis=1) == found[wrapped.output].argmax(axis=1)).sum())
+        seen.append(f"{wrapped.head.value}: the source's first label on {same} of {len(pixels)} pictures")
+    return Gate(name, f"not measured on labelled pictures; {', '.join(seen)}", proved=False) if seen else None
 
 
 def _check_finite(given: dict[str, NDArray[Any]]) -> None:
@@ -131,13 +149,13 @@ def _training_nodes(model: onnx.ModelProto) -> str:
     return f"; it has {', '.join(sorted(found))} in training mode" if found else ""
 
 
-def check_folder(scores: Scores, folder: str, minimum: float) -> Gate:
-    """Raises UserError if fewer of a folder's pictures are right than `minimum`, a fraction."""
+def check_folder(scores: Scores, folder: str, minimum: float, name: str = "accuracy") -> Gate:
+    """Raises UserError if fewer of a folder's pictures are right than `minimum`, a fraction. `name` is the gate's."""
     low, high = scores.accuracy_interval
     seen = f"{scores.accuracy:.2%} of {scores.items:,} pictures of {folder} are right (95 % interval {low:.1%} to {high:.1%})"
     if scores.accuracy < minimum:
-        raise UserError(f"accuracy gate: {seen}, below the minimum of {minimum:.2%}; nothing was written")
-    return Gate("accuracy", seen)
+        raise UserError(f"{name} gate: {seen}, below the minimum of {minimum:.2%}; nothing was written")
+    return Gate(name, seen)
 
 
 def check_loss(precision: Precision, fp32: Scores, lower: Scores, max_loss: float) -> Gate:

@@ -5,12 +5,14 @@ A `.npz` file (of `numpy.savez`, no pickles) with the pictures and one or more o
 - `paths`: str[n], picture files, relative to the folder of the `.npz`; or `picture_0`, `picture_1`, ...: each a file's bytes,
   uint8[bytes], or a decoded picture, uint8[h,w] or uint8[h,w,3].
 - `pixels`: [n,H,W,C] of 0 to 255, after resize and crop, before scaling. They must be the same, every one.
-- `inputs`: what the network takes, [n,C,H,W] or [n,H,W,C], scaled and normalised. They must be the same to 1e-4, and the pixels
-  that they come from the same, every one.
+- `inputs`: what the network takes, [n,C,H,W], [n,H,W,C] or rows of numbers, scaled and normalised. They must be the same to 1e-4,
+  and the pixels that they come from the same, every one.
 - `outputs`: the scores of the first head, [n,K], as the source's pipeline gives them.
 """
 
+import io
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,18 +24,21 @@ from numpy.typing import NDArray
 
 from export.data.image_files import MAX_PIXELS
 from export.files import read_file
-from export.importing.gates import Gate
+from export.importing.gates import Gate, predict
 from export.importing.network_input import NetworkInput
 from export.importing.recipe import Recipe
 from export.importing.transforms import RESIZES_TENSORS
 from export.importing.wrapping import WrappedHead, prepare
 from service.errors import InvalidRequest, UserError, first_line
+from service.model.contract import PROBABILITIES_NAME
 from service.model.inference import Model
 from service.model.preprocessing import decode, encode_png
 from service.model.resizing import pillow_rounds_otherwise
 
 ACCEPTED = "accepted is a file of numpy.savez with `paths` or `picture_0`, ..., and `pixels`, `inputs` or `outputs`"
 
+_NUMBERS = "biuf"
+"""Kinds of NumPy types: bool, integers, floats."""
 _INPUT_TOLERANCE = 1e-4
 _FLOAT_PIXEL_TOLERANCE = 1e-3
 """Of pixels that are not rounded, 0 to 255, whose sums float32 may take in another order."""
@@ -57,11 +62,11 @@ class Reference:
 
 def read_reference(path: Path) -> Reference:
     """Reads a reference. Raises UserError if it is none."""
-    read_file(path)
+    content = read_file(path)
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
             found: dict[str, NDArray[Any]] = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError, TypeError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, KeyError, TypeError) as error:
         raise UserError(f"--reference {path}: {first_line(error)}; {ACCEPTED}") from None
     if "paths" in found:
         pictures = [read_file(path.parent / str(name)) for name in found["paths"].ravel()]
@@ -75,6 +80,8 @@ def read_reference(path: Path) -> Reference:
     if not pictures or not expected:
         raise UserError(f"--reference {path}: it has {', '.join(sorted(found)) or 'nothing'}; {ACCEPTED}")
     for name, value in expected.items():
+        if value.dtype.kind not in _NUMBERS:
+            raise UserError(f"--reference {path}: {name} is {value.dtype}; numbers are accepted")
         if value.ndim < 2 or len(value) != len(pictures):
             raise UserError(f"--reference {path}: {name} {value.shape} is not one row for each of {len(pictures)} pictures")
     return Reference(path.name, tuple(pictures), **expected)
@@ -117,9 +124,8 @@ def _check_pixels(reference: Reference, recipe: Recipe) -> str:
 def _check_inputs(reference: Reference, network: NetworkInput, recipe: Recipe) -> str:
     expected = np.asarray(reference.inputs).astype(np.float64)
     pixels = served_pixels(reference.pictures, recipe)
-    found = np.stack(
-        [prepare(pixels[at : at + 1], network, recipe).reshape(network.tensor_shape[-3:]) for at in range(len(pixels))]
-    )
+    item = network.tensor_shape[1:] if network.has_batch else network.tensor_shape
+    found = np.stack([prepare(pixels[at : at + 1], network, recipe).reshape(item) for at in range(len(pixels))])
     if found.shape != expected.shape:
         raise UserError(
             f"pixels gate: {reference.name} has inputs {expected.shape}, the graph takes {found.shape}; nothing was written"
@@ -176,7 +182,7 @@ def check_outputs(reference: Reference, served: Model, wrapped: WrappedHead, rec
             f"--reference {reference.name}: outputs of {raw.shape[1]} numbers, and {wrapped.head.value!r} has {wrapped.head.units}"
         )
     expected = wrapped.head.probabilities(raw)
-    found = served.predict(served_pixels(reference.pictures, recipe))[0]
+    found = predict(served, served_pixels(reference.pictures, recipe))[PROBABILITIES_NAME]
     worst = float(np.abs(expected - found).max())
     if not worst <= allowed:
         raise UserError(
