@@ -97,16 +97,19 @@ def load_pictures(
 
 
 def pictures_of_folder(
-    folder: Path, contract: Contract, part: str | None = None, on_progress: OnProgress = ignore_progress
+    folder: Path, contract: Contract | None = None, part: str | None = None, on_progress: OnProgress = ignore_progress
 ) -> LabelledPictures:
-    """As `load_pictures`, of a folder: `FOLDER/<class>/...`, or any of `FOLDER/train/<class>/...`, `val/` and `test/`."""
+    """As `load_pictures`, of a folder: `FOLDER/<class>/...`, or any of `FOLDER/train/<class>/...`, `val/` and `test/`.
+
+    Without a contract no picture was seen in training.
+    """
     try:
         parts = {name: [_Class(path.name, path) for path in subfolders(where)] for name, where in _parts(folder).items()}
         trained = _split_of_training(folder, parts, contract, on_progress)
         if trained is not None and part != ALL:
             return _of_split(folder, part or "test", trained, of_training=True)
         if part in PARTS and part not in parts:
-            return _of_split(folder, part, _split(folder, contract.seed, on_progress))
+            return _of_split(folder, part, _split(folder, contract.seed if contract is not None else 0, on_progress))
         chosen = part or next((name for name in ("test", "validation") if name in parts), ALL)
         classes = [one for name, found in parts.items() if chosen in (ALL, name) for one in found]
         return _of_classes(folder, chosen, classes, of_training=trained is not None)
@@ -130,10 +133,12 @@ def _split(folder: Path, seed: int, on_progress: OnProgress) -> _Split:
     return _Split(listing.labels, parts, listing.skipped, digest)
 
 
-def _split_of_training(folder: Path, parts: dict[str, list[_Class]], contract: Contract, on_progress: OnProgress) -> _Split | None:
+def _split_of_training(
+    folder: Path, parts: dict[str, list[_Class]], contract: Contract | None, on_progress: OnProgress
+) -> _Split | None:
     """The split of the training, if the model was trained on this folder as it is now."""
-    training = contract.training
-    if training is None or {one.label for found in parts.values() for one in found} != set(contract.labels):
+    training = contract.training if contract is not None else None
+    if contract is None or training is None or {one.label for found in parts.values() for one in found} != set(contract.labels):
         return None  # which spares reading the headers of all pictures
     try:
         split = _split(folder, training.seed, on_progress)

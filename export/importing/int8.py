@@ -3,6 +3,7 @@
 The pictures of the folder are split by chance: ranges come from one half, decisions from the other. The gate looks at all of them.
 """
 
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from numpy.typing import NDArray
 from export.convert import quantization
 from export.convert.publish import write_model
 from export.convert.quantization import Quantization
+from export.data.labelled_pictures import LabelledPictures
 from export.importing import onnx_graph
-from export.importing.pictures import LabelledFolder, require_labels
+from export.importing.pictures import intact_pictures, require_labels
 from export.importing.recipe import Recipe
 from export.importing.reference import served_pixels
 from export.importing.wrapping import QUANTIZED_OPSET, raise_versions
@@ -30,7 +32,7 @@ _BATCH_ITEMS = 16
 
 
 def to_int8(
-    graph: onnx.ModelProto, contract: Contract, recipe: Recipe, folder: LabelledFolder | None, max_loss: float, scratch: Path,
+    graph: onnx.ModelProto, contract: Contract, recipe: Recipe, folder: LabelledPictures | None, max_loss: float, scratch: Path,
     on_progress: OnProgress = ignore_progress,
 ) -> tuple[onnx.ModelProto, Quantization]:  # fmt: skip
     """A wrapped fp32 graph in int8, and how it was made.
@@ -63,11 +65,11 @@ def to_int8(
         copy.CopyFrom(candidate)
         return _probabilities(write_model(copy, bare, scratch / "candidate.onnx"), pixels)
 
-    order = np.random.default_rng(0).permutation(len(folder))
-    half = min(quantization.CALIBRATION_ITEMS, len(order) // 2)
-    chosen, checked = order[:half], order[half : half + _VALIDATION_ITEMS]
-    calibration, validation = (served_pixels([folder.encoded(index) for index in part], recipe) for part in (chosen, checked))
-    truth = require_labels(folder, contract.labels)[checked]
+    half = min(quantization.CALIBRATION_ITEMS, len(folder) // 2)
+    intact = intact_pictures(folder, np.random.default_rng(0).permutation(len(folder)))
+    chosen, checked = list(islice(intact, half)), list(islice(intact, _VALIDATION_ITEMS))
+    calibration, validation = (served_pixels([encoded for _, encoded in part], recipe) for part in (chosen, checked))
+    truth = require_labels(folder, contract.labels)[[index for index, _ in checked]]
     return quantization.quantize(prepared, calibration, validation, truth, run, max_loss / 2, on_progress)
 
 

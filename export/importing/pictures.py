@@ -5,77 +5,50 @@ photographs that scikit-learn brings are used, at odd sizes, and beside them pic
 """
 
 import functools
-import hashlib
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from sklearn.datasets import load_sample_images
 
-from export.data.image_folder import list_folder
+from export.data.image_files import MAX_PIXELS
+from export.data.labelled_pictures import LabelledPictures
 from export.evaluation.label_mapping import map_labels
-from export.files import read_file
-from export.progress import OnProgress, ignore_progress
-from service.model.preprocessing import encode_png
+from service.errors import InvalidRequest, UserError
+from service.model.input_spec import InputSpec
+from service.model.preprocessing import decode, encode_png
 
 _CROPS = 12
 _DRAWN = 4
 _NOISE = 2
 _SHORT_SIDES = (96, 320)
+_SMALLEST = InputSpec(height=1, width=1, channels=3, filter="nearest")
 PROBE_ITEMS = 24
 
 
-@dataclass(frozen=True)
-class LabelledFolder:
-    """The labelled pictures of a folder, all parts together.
-
-    Attributes:
-        name: of the folder.
-        labels: names of its classes.
-        paths: of its N pictures.
-        truth: int64[N], indices of `labels`.
-        skipped: a line for each file that was left out.
-        digest: changes when the pictures or their classes do.
-    """
-
-    name: str
-    labels: tuple[str, ...]
-    paths: tuple[Path, ...]
-    truth: NDArray[np.int64]
-    skipped: tuple[str, ...]
-    digest: str
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def encoded(self, index: int) -> bytes:
-        """The bytes of a picture's file."""
-        return read_file(self.paths[index])
+def intact_pictures(folder: LabelledPictures, order: Iterable[int]) -> Iterator[tuple[int, bytes]]:
+    """The index and the bytes of each picture that can be decoded, in this order. The others are named once all are measured."""
+    for index in order:
+        try:
+            encoded = folder.encoded(index)
+            decode(encoded, _SMALLEST, MAX_PIXELS)
+        except (OSError, InvalidRequest, UserError):
+            continue
+        yield index, encoded
 
 
-def read_folder(folder: Path, on_progress: OnProgress = ignore_progress) -> LabelledFolder:
-    """All labelled pictures of a folder. Raises UserError as `image_folder.list_folder`."""
-    listing = list_folder(folder, on_progress)
-    files = [file for part in listing.parts.values() for file in part]
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{listing.labels[file.label]}\0{hashlib.sha256(read_file(file.path)).hexdigest()}\n".encode())
-    truth = np.array([file.label for file in files], np.int64)
-    return LabelledFolder(
-        folder.resolve().name, listing.labels, tuple(file.path for file in files), truth, tuple(listing.skipped), digest.hexdigest()
-    )
-
-
-def probe_pictures(folder: LabelledFolder | None) -> tuple[list[bytes], str]:
-    """Encoded pictures to try a graph on, and what they are, in words."""
-    if folder is not None and len(folder):
+def probe_pictures(folder: LabelledPictures | None) -> tuple[list[bytes], str]:
+    """Encoded pictures to try a graph on, and what they are, in words. Raises UserError if none of the folder can be decoded."""
+    if folder is not None:
         order = np.random.default_rng(0).permutation(len(folder))
-        chosen = sorted(_one_of_each_class_first(folder.truth[order], order)[:PROBE_ITEMS])
-        return [folder.encoded(index) for index in chosen], f"{len(chosen)} pictures of {folder.name}"
+        found = intact_pictures(folder, _one_of_each_class_first(folder.classes[order], order))
+        chosen = sorted(itertools.islice(found, PROBE_ITEMS))
+        if not chosen:
+            raise UserError(f"{folder.name}: none of its {len(folder)} pictures can be decoded")
+        return [encoded for _, encoded in chosen], f"{len(chosen)} pictures of {folder.name}"
     return list(generated_pictures()), f"{_CROPS} crops of photographs, {_DRAWN} drawn pictures and {_NOISE} of noise"
 
 
@@ -123,6 +96,6 @@ def _drawn(random: np.random.Generator) -> Image.Image:
     return picture
 
 
-def require_labels(folder: LabelledFolder, labels: Sequence[str]) -> NDArray[np.int64]:
+def require_labels(folder: LabelledPictures, labels: Sequence[str]) -> NDArray[np.int64]:
     """The classes of the pictures as indices of a model's labels, int64[N]. Raises UserError if the model lacks one."""
-    return np.array(map_labels(folder.labels, labels, way_out="class folders are named as labels are"), np.int64)[folder.truth]
+    return np.array(map_labels(folder.labels, labels, way_out="class folders are named as labels are"), np.int64)[folder.classes]

@@ -12,6 +12,7 @@ import onnx
 from export.convert.contract_builder import source_commit, with_own_golden
 from export.convert.precision import TOLERANCE
 from export.convert.publish import publish, write_model
+from export.data.labelled_pictures import ALL, LabelledPictures, pictures_of_folder
 from export.evaluation.scores import Scores
 from export.files import temporary_folder, write_file
 from export.importing import card, gates
@@ -21,7 +22,7 @@ from export.importing.import_contract import build_contract, measured, precision
 from export.importing.int8 import layers_in_int8, to_int8
 from export.importing.measurement import measure_folder
 from export.importing.network_input import bind_size
-from export.importing.pictures import LabelledFolder, probe_pictures, read_folder
+from export.importing.pictures import probe_pictures
 from export.importing.recipe import Recipe
 from export.importing.reference import check_outputs, check_pixels, read_reference, served_pixels
 from export.importing.request import MakeRecipe, Request, Say
@@ -30,10 +31,13 @@ from export.importing.source import Source
 from export.importing.understanding import DecisionLog, Understood, find_heads, read_graph, read_network, understand
 from export.importing.wrapping import wrap
 from export.progress import OnProgress, ignore_progress
+from export.text import first_of
 from service.errors import UserError
 from service.model.contract import Contract
 from service.model.input_spec import InputSpec
 from service.model.repository_layout import MODEL_FILE, check_model_name
+
+_LISTED = 5
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ def import_model(
         raise UserError(f"{str(request.repository)!r} is not a folder")
     log = DecisionLog(say)
     _check_precision(request, source)
-    folder = None if request.data is None else read_folder(request.data, on_progress)
+    folder = None if request.data is None else _read_folder(request.data, log)
     reference = read_reference(request.reference) if isinstance(request.reference, Path) else request.reference
     found = understand(source, make_recipe, request, folder, log, on_progress)
     with temporary_folder() as scratch:
@@ -92,7 +96,10 @@ def import_model(
             log.passed(check_outputs(reference, served, found.heads[0], found.recipe, TOLERANCE[contract.precision]["cpu"]))
         scores = None
         if folder is not None:
-            scores = measure_folder(served, folder, partial(on_progress, f"classifying {folder.name}"))
+            answers = measure_folder(served, folder, partial(on_progress, f"classifying {folder.name}"))
+            if answers.broken:
+                log.decided(f"left out: {first_of([f'{folder.path(at)}: {why}' for at, why in answers.broken.items()], _LISTED)}")
+            scores = answers.scores
             log.passed(gates.check_folder(scores, folder.name, request.minimum_accuracy))
         answers = "the source's own answers"
         if request.precision != "fp32" and contract.precision != "fp32":
@@ -125,7 +132,7 @@ def search_preprocessing(
     if request.data is None:
         raise UserError("--search-preprocessing needs --data, a folder of labelled pictures")
     log = DecisionLog(say)
-    folder = read_folder(request.data, on_progress)
+    folder = _read_folder(request.data, log)
     model, metadata, zipmap_labels = read_graph(source)
     network = read_network(model, request, metadata)
     if not network.height or not network.width:
@@ -139,8 +146,17 @@ def search_preprocessing(
     return search(model, network, head.head.value, head.head.labels, folder, on_progress)
 
 
+def _read_folder(path: Path, log: DecisionLog) -> LabelledPictures:
+    """The labelled pictures of a folder, and said which: those of `test/` or `val/` where it has such parts."""
+    folder = pictures_of_folder(path)
+    log.decided(f"labelled pictures: {len(folder):,} of {folder.name}{f', its {folder.part} part' if folder.part != ALL else ''}")
+    if folder.skipped:
+        log.decided(f"left out: {first_of(folder.skipped, _LISTED)}")
+    return folder
+
+
 def _lowered(
-    graph: onnx.ModelProto, contract: Contract, found: Understood, folder: LabelledFolder | None, scores: Scores | None,
+    graph: onnx.ModelProto, contract: Contract, found: Understood, folder: LabelledPictures | None, scores: Scores | None,
     request: Request, scratch: Path, log: DecisionLog, on_progress: OnProgress,
 ) -> tuple[onnx.ModelProto, Contract, Scores | None]:  # fmt: skip
     """The graph and its contract in the precision that is asked for, and their scores on the folder, if there is one."""
@@ -160,7 +176,7 @@ def _lowered(
         if further is not None:
             log.passed(further)
     if folder is not None and scores is not None:
-        lower_scores = measure_folder(served, folder, partial(on_progress, f"classifying {folder.name} in {precision}"))
+        lower_scores = measure_folder(served, folder, partial(on_progress, f"classifying {folder.name} in {precision}")).scores
         log.passed(gates.check_loss(precision, scores, lower_scores, request.max_accuracy_loss))
         log.passed(gates.check_folder(lower_scores, folder.name, request.minimum_accuracy, f"{precision} accuracy"))
         scores = lower_scores

@@ -11,12 +11,12 @@ import onnx
 from numpy.typing import NDArray
 
 from export.convert.precision import Precision
+from export.data.labelled_pictures import pictures_of_folder
 from export.files import temporary_folder
 from export.importing import conversion
 from export.importing.file_metadata import FileMetadata
 from export.importing.labels import labels_in, read_labels_file
 from export.importing.network_input import NetworkInput
-from export.importing.pictures import read_folder
 from export.importing.pipeline import import_model
 from export.importing.preprocessor_files import read_preprocessor
 from export.importing.presets import PRESETS, preset
@@ -178,7 +178,7 @@ def _of_keras(model: Any, preparation: _Preparation, request: Request, path: Pat
 
 
 def _answers(name: str, run: Callable[[Any], NDArray[Any]], network: NetworkInput, recipe: Recipe, request: Request) -> Reference:
-    folder = None if request.data is None else read_folder(request.data)
+    folder = None if request.data is None else pictures_of_folder(request.data)
     pictures, _ = tried_pictures(folder, recipe.input)
     outputs = run(prepare(served_pixels(pictures, recipe), network, recipe))
     return Reference(name, tuple(pictures), outputs=outputs)

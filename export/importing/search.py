@@ -5,17 +5,18 @@ way that the training took is usually ahead of the others; where it is not clear
 """
 
 from dataclasses import dataclass
-from itertools import product
+from itertools import islice, product
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from export.data.labelled_pictures import LabelledPictures
 from export.evaluation.scores import accuracy_interval
 from export.importing import outputs
 from export.importing.network_input import NetworkInput
-from export.importing.pictures import LabelledFolder, require_labels
+from export.importing.pictures import intact_pictures, require_labels
 from export.importing.recipe import Recipe
 from export.importing.reference import served_pixels
 from export.importing.source_graph import SourceGraph
@@ -66,12 +67,13 @@ class Trial:
 
 
 def search(
-    model: onnx.ModelProto, network: NetworkInput, value: str, labels: tuple[str, ...], folder: LabelledFolder,
+    model: onnx.ModelProto, network: NetworkInput, value: str, labels: tuple[str, ...], folder: LabelledPictures,
     on_progress: OnProgress = ignore_progress,
 ) -> list[Trial]:  # fmt: skip
     """Every way, the best first. `value` is the output that holds the scores. Raises UserError as `require_labels`."""
-    order = np.random.default_rng(0).permutation(len(folder))[:SEARCH_ITEMS]
-    truth, encoded = require_labels(folder, labels)[order], [folder.encoded(index) for index in order]
+    intact = intact_pictures(folder, np.random.default_rng(0).permutation(len(folder)))
+    chosen, encoded = zip(*islice(intact, SEARCH_ITEMS), strict=True)
+    truth = require_labels(folder, labels)[list(chosen)]
     ways = list(product(_fits(network), _FILTERS))
     numbers = [
         scaling

@@ -13,13 +13,14 @@ import onnx
 from numpy.typing import NDArray
 from PIL import Image
 
+from export.data.labelled_pictures import LabelledPictures
 from export.importing import gates, onnx_graph, outputs
 from export.importing.batching import with_open_batch
 from export.importing.file_metadata import FileMetadata, read_metadata, strip_zipmap
 from export.importing.gates import Gate
 from export.importing.labels import unique
 from export.importing.network_input import NetworkInput, bind_size, read_input
-from export.importing.pictures import LabelledFolder, probe_pictures
+from export.importing.pictures import probe_pictures
 from export.importing.recipe import Recipe
 from export.importing.reference import served_pixels
 from export.importing.request import MakeRecipe, Request, Say
@@ -73,7 +74,7 @@ def understand(
     source: Source,
     make_recipe: MakeRecipe,
     request: Request,
-    folder: LabelledFolder | None,
+    folder: LabelledPictures | None,
     log: DecisionLog,
     on_progress: OnProgress,
 ) -> Understood:
@@ -125,7 +126,7 @@ def read_graph(source: Source) -> tuple[onnx.ModelProto, FileMetadata, tuple[str
     return raise_versions(model), read_metadata(source), zipmap_labels
 
 
-def tried_pictures(folder: LabelledFolder | None, spec: InputSpec) -> tuple[list[bytes], str]:
+def tried_pictures(folder: LabelledPictures | None, spec: InputSpec) -> tuple[list[bytes], str]:
     """As `probe_pictures`; those that are always there have the input's size where pictures are not resized."""
     pictures, what = probe_pictures(folder)
     if folder is None and spec.resize == "none" and spec.crop is None:
@@ -168,7 +169,7 @@ def _network_and_recipe(
 
 def find_heads(
     model: onnx.ModelProto, network: NetworkInput, recipe: Recipe, request: Request, labels: tuple[str, ...] | None,
-    folder: LabelledFolder | None, pixels: NDArray[Any], log: DecisionLog,
+    folder: LabelledPictures | None, pixels: NDArray[Any], log: DecisionLog,
 ) -> tuple[WrappedHead, ...]:  # fmt: skip
     """The heads that were asked for, or the one that is found; what its numbers are is decided on `pixels`."""
     names = [name for name, _ in request.outputs]
@@ -209,7 +210,7 @@ def find_heads(
 
 
 def _labels(
-    units: int, activation: str, labels: Sequence[str] | None, folder: LabelledFolder | None, value: str, log: DecisionLog
+    units: int, activation: str, labels: Sequence[str] | None, folder: LabelledPictures | None, value: str, log: DecisionLog
 ) -> tuple[str, ...]:
     """The labels of a head: those that are known, the classes of the data if there are as many, or numbers."""
     classes = 2 if activation == "sigmoid" else units
