@@ -37,6 +37,7 @@ class LabelledPictures:
         path: where a picture is, by its index; in a data set with a name, its part and number.
         encoded: the bytes of a picture by its index. Raises OSError or UserError if it cannot be read.
         skipped: a line for each file and folder that was left out.
+        digest: of the files, as `splits.files_digest`, or of the data set.
         of_training: whether these are, unchanged, the data that the model was trained on.
     """
 
@@ -47,6 +48,7 @@ class LabelledPictures:
     path: Callable[[int], str]
     encoded: Callable[[int], bytes]
     skipped: tuple[str, ...] = ()
+    digest: str = ""
     of_training: bool = False
 
     def __len__(self) -> int:
@@ -150,7 +152,7 @@ def _split_of_training(
 def _of_split(folder: Path, part: str, split: _Split, *, of_training: bool = False) -> LabelledPictures:
     files = split.parts[part]
     paths, classes = [file.path for file in files], [file.label for file in files]
-    return _of_files(folder, part, split.labels, paths, classes, split.skipped, of_training)
+    return _of_files(folder, part, split.labels, paths, classes, split.skipped, split.digest, of_training)
 
 
 def _of_classes(folder: Path, part: str, classes: Sequence[_Class], *, of_training: bool) -> LabelledPictures:
@@ -171,17 +173,18 @@ def _of_classes(folder: Path, part: str, classes: Sequence[_Class], *, of_traini
             skipped.append(f"{where}: a class folder without a picture")
     if not paths:
         raise UserError(f"{folder}: no picture in its class folders; pictures are files named {', '.join(SUFFIXES)}")
-    return _of_files(folder, part, labels, paths, found, skipped, of_training)
+    digest = files_digest(folder, {part: [path for path in paths if path.exists()]})
+    return _of_files(folder, part, labels, paths, found, skipped, digest, of_training)
 
 
 def _of_files(
     folder: Path, part: str, labels: tuple[str, ...], paths: Sequence[Path], classes: Sequence[int], skipped: Sequence[str],
-    of_training: bool,
+    digest: str, of_training: bool,
 ) -> LabelledPictures:  # fmt: skip
     return LabelledPictures(
         folder_name(folder.absolute()), part, labels, np.array(classes, np.int64),
         path=lambda index: str(paths[index]), encoded=lambda index: read_file(paths[index]),
-        skipped=tuple(skipped), of_training=of_training,
+        skipped=tuple(skipped), digest=digest, of_training=of_training,
     )  # fmt: skip
 
 
@@ -191,5 +194,5 @@ def _of_dataset(dataset: Dataset, part: str, contract: Contract) -> LabelledPict
     return LabelledPictures(
         dataset.name, part, dataset.labels, np.concatenate([pictures.labels for pictures in chosen.values()]),
         path=lambda index: "{}/{}".format(*places[index]), encoded=lambda index: chosen[places[index][0]].encoded(places[index][1]),
-        of_training=contract.training is not None and contract.training.data_digest == dataset.digest,
+        digest=dataset.digest, of_training=contract.training is not None and contract.training.data_digest == dataset.digest,
     )  # fmt: skip
