@@ -13,6 +13,7 @@ from export.convert.contract_builder import source_commit, with_own_golden
 from export.convert.precision import TOLERANCE
 from export.convert.publish import publish, write_model
 from export.data.labelled_pictures import ALL, LabelledPictures, pictures_of_folder
+from export.evaluation.folder import measure
 from export.evaluation.scores import Scores
 from export.files import temporary_folder, write_file
 from export.importing import card, gates
@@ -20,9 +21,8 @@ from export.importing.fp16 import to_fp16
 from export.importing.gates import Gate
 from export.importing.import_contract import build_contract, measured, precision_of
 from export.importing.int8 import layers_in_int8, to_int8
-from export.importing.measurement import measure_folder
 from export.importing.network_input import bind_size
-from export.importing.pictures import probe_pictures
+from export.importing.pictures import probe_pictures, require_labels
 from export.importing.recipe import Recipe
 from export.importing.reference import check_outputs, check_pixels, read_reference, served_pixels
 from export.importing.request import MakeRecipe, Request, Say
@@ -34,6 +34,7 @@ from export.progress import OnProgress, ignore_progress
 from export.text import first_of
 from service.errors import UserError
 from service.model.contract import Contract
+from service.model.inference import Model
 from service.model.input_spec import InputSpec
 from service.model.repository_layout import MODEL_FILE, check_model_name
 
@@ -94,13 +95,7 @@ def import_model(
         pixels = log.passed(check_pixels(reference, request.transform, found.pictures, found.network, found.recipe))
         if reference is not None and reference.outputs is not None:
             log.passed(check_outputs(reference, served, found.heads[0], found.recipe, TOLERANCE[contract.precision]["cpu"]))
-        scores = None
-        if folder is not None:
-            answers = measure_folder(served, folder, partial(on_progress, f"classifying {folder.name}"))
-            if answers.broken:
-                log.decided(f"left out: {first_of([f'{folder.path(at)}: {why}' for at, why in answers.broken.items()], _LISTED)}")
-            scores = answers.scores
-            log.passed(gates.check_folder(scores, folder.name, request.minimum_accuracy))
+        scores = None if folder is None else _measured_on(folder, served, request, log, on_progress)
         answers = "the source's own answers"
         if request.precision != "fp32" and contract.precision != "fp32":
             log.decided(f"--precision {request.precision}: the source is {contract.precision}, and keeps it")
@@ -155,6 +150,18 @@ def _read_folder(path: Path, log: DecisionLog) -> LabelledPictures:
     return folder
 
 
+def _measured_on(
+    folder: LabelledPictures, served: Model, request: Request, log: DecisionLog, on_progress: OnProgress
+) -> Scores:  # fmt: skip
+    """The first head's scores. Raises UserError for too few right answers, or for a class that is none of its labels."""
+    require_labels(folder, served.contract.labels)
+    answers = measure(served, folder, on_count=partial(on_progress, f"classifying {folder.name}"))
+    if answers.broken:
+        log.decided(f"left out: {first_of([f'{folder.path(at)}: {why}' for at, why in answers.broken.items()], _LISTED)}")
+    log.passed(gates.check_folder(answers.scores, folder.name, request.minimum_accuracy))
+    return answers.scores
+
+
 def _lowered(
     graph: onnx.ModelProto, contract: Contract, found: Understood, folder: LabelledPictures | None, scores: Scores | None,
     request: Request, scratch: Path, log: DecisionLog, on_progress: OnProgress,
@@ -176,7 +183,7 @@ def _lowered(
         if further is not None:
             log.passed(further)
     if folder is not None and scores is not None:
-        lower_scores = measure_folder(served, folder, partial(on_progress, f"classifying {folder.name} in {precision}")).scores
+        lower_scores = measure(served, folder, on_count=partial(on_progress, f"classifying {folder.name} in {precision}")).scores
         log.passed(gates.check_loss(precision, scores, lower_scores, request.max_accuracy_loss))
         log.passed(gates.check_folder(lower_scores, folder.name, request.minimum_accuracy, f"{precision} accuracy"))
         scores = lower_scores
