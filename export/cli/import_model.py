@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 
 from export.cli.progress_bar import progress_bar
@@ -20,6 +21,9 @@ _Scores = Literal["auto", "logits", "probabilities", "log-probabilities", "sigmo
 _LONGEST_SIDE = 4096
 _SHOWN_TRIALS = 20
 _ARGUMENTS = "convoy.arguments"
+_TAKEN_BY_SEARCH = (
+    "source", "repository", "name", "labels", "outputs", "layout", "input_shape", "data", "dry_run", "search_preprocessing",
+)  # fmt: skip
 
 console = Console(highlight=False)
 
@@ -150,6 +154,8 @@ def import_model(
       convoy import resnet50.onnx --repository models --name resnet50 --preset torchvision --labels imagenet.txt
       convoy import model.onnx --repository models --name pets --resize stretch --scale 255 --data pets/test
     """  # noqa: D301 - \b keeps click from re-wrapping the lines
+    if search_preprocessing:
+        _refuse_beside_search(ctx)
     from export.importing import pipeline
     from export.importing.labels import read_labels_file
     from export.importing.recipe_options import RecipeOptions
@@ -171,6 +177,20 @@ def import_model(
             return
         imported = pipeline.import_model(read_source(source), options.recipe, request, _say, on_progress)
     _show(imported, repository)
+
+
+def _refuse_beside_search(ctx: click.Context) -> None:
+    """Raises UserError for flags that the search would ignore: it tries the ways to prepare pictures, and imports nothing."""
+    given = [
+        parameter.opts[0]
+        for parameter in ctx.command.params
+        if parameter.name not in _TAKEN_BY_SEARCH and ctx.get_parameter_source(parameter.name or "") == ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise UserError(
+            f"--search-preprocessing tries ways to prepare pictures by itself and imports nothing: leave out {', '.join(given)}; "
+            "beside it accepted are --data, --labels, --output, --layout and --input-shape"
+        )
 
 
 def _output(text: str) -> tuple[str, tuple[str, ...] | None]:

@@ -28,7 +28,7 @@ from export.importing.reference import check_outputs, check_pixels, read_referen
 from export.importing.request import MakeRecipe, Request, Say
 from export.importing.search import Trial, search
 from export.importing.source import Source
-from export.importing.understanding import DecisionLog, Understood, find_heads, read_graph, read_network, understand
+from export.importing.understanding import DecisionLog, Understood, find_outputs, head_labels, read_graph, read_network, understand
 from export.importing.wrapping import wrap
 from export.progress import OnProgress, ignore_progress
 from export.text import first_of
@@ -137,8 +137,13 @@ def search_preprocessing(
     recipe = Recipe(spec, scale=255.0 if network.dtype.kind == "f" else 1.0)
     pixels = served_pixels(probe_pictures(folder)[0], recipe)
     labels = request.labels or metadata.labels or zipmap_labels
-    [head, *_] = find_heads(model, network, recipe, replace(request, outputs=request.outputs[:1]), labels, folder, pixels, log)
-    return search(model, network, head.head.value, head.head.labels, folder, on_progress)
+    first = replace(request, outputs=request.outputs[:1])
+    [(value, rows)] = find_outputs(model, network, recipe, first, labels, pixels, log).items()
+    if first.outputs:
+        labels = first.outputs[0][1] or labels
+    # What the numbers are is left open: it may be clear with the right scaling alone, and the best class is the same.
+    labels = head_labels(rows.shape[1], "sigmoid" if rows.shape[1] == 1 else "softmax", labels, folder, value, log)
+    return search(model, network, value, labels, folder, on_progress)
 
 
 def _read_folder(path: Path, log: DecisionLog) -> LabelledPictures:

@@ -24,7 +24,8 @@ _SUM_TOLERANCE = 1e-3
 _HALF_SUM_TOLERANCE = 1e-2
 _ROUNDING_STEPS = 16
 """By so many steps of its type a probability may be above 1: a forest adds up what its trees say."""
-_LINEAR = ("Gemm", "MatMul", "Add", "Conv", "BatchNormalization")
+LINEAR = ("Gemm", "MatMul", "Add", "Conv", "BatchNormalization")
+"""Operators that give logits, whatever their numbers are."""
 _TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -93,7 +94,7 @@ def decide(value: str, raw: NDArray[np.generic], last_operator: str, asked: Scor
     facts = _facts(numbers, last_operator)
     if asked == "auto":
         asked = _found(value, units, within, sums_to_one, logs, last_operator, facts)
-    form: Form = "probabilities" if within and last_operator not in _LINEAR else "logits"
+    form: Form = "probabilities" if within and last_operator not in LINEAR else "logits"
     if units == 1 and asked in ("logits", "probabilities"):
         form, asked = ("logits" if asked == "logits" else "probabilities"), "sigmoid"
         if form == "probabilities" and not within:
@@ -119,7 +120,7 @@ def decide(value: str, raw: NDArray[np.generic], last_operator: str, asked: Scor
 
 def _found(value: str, units: int, within: bool, sums_to_one: bool, logs: bool, last_operator: str, facts: str) -> Scores:
     if units == 1:
-        if within and last_operator in _LINEAR:
+        if within and last_operator in LINEAR:
             raise UserError(f"{value!r} {facts}: it is not clear what one unit is; --scores logits or probabilities says it")
         return "sigmoid"
     if sums_to_one:

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from export.data.labelled_pictures import LabelledPictures
 from export.evaluation.scores import accuracy_interval
-from export.importing import outputs
+from export.importing import onnx_graph, outputs
 from export.importing.network_input import NetworkInput
 from export.importing.pictures import intact_pictures, require_labels
 from export.importing.recipe import Recipe
 from export.importing.reference import served_pixels
+from export.importing.score_head import LINEAR
 from export.importing.source_graph import SourceGraph
 from export.progress import OnProgress, ignore_progress
 from service.model.input_spec import InputSpec
@@ -71,6 +72,8 @@ def search(
     on_progress: OnProgress = ignore_progress,
 ) -> list[Trial]:  # fmt: skip
     """Every way, the best first. `value` is the output that holds the scores. Raises UserError as `require_labels`."""
+    node = onnx_graph.deciding_node(model, value)
+    may_be_probability = node is None or node.op_type not in LINEAR
     intact = intact_pictures(folder, np.random.default_rng(0).permutation(len(folder)))
     chosen, encoded = zip(*islice(intact, SEARCH_ITEMS), strict=True)
     truth = require_labels(folder, labels)[list(chosen)]
@@ -81,21 +84,25 @@ def search(
         if network.dtype.kind == "f" or scaling.scale == 1.0
     ]
     orders: tuple[Any, ...] = ("rgb", "bgr") if network.channels == 3 else ("rgb",)
+    graph = SourceGraph(model, network, Recipe(_spec(network)), [value])
     trials, done, total = [], 0, len(ways) * len(numbers) * len(orders)
     for (fit_flags, fields), filter_name in ways:
-        spec = InputSpec(
-            height=network.height, width=network.width, channels=1 if network.channels == 1 else 3, filter=filter_name, **fields
-        )
+        spec = _spec(network, filter=filter_name, **fields)
         pixels = served_pixels(encoded, Recipe(spec))
         for scaling, channels in product(numbers, orders):
             recipe = Recipe(spec, scaling.scale, scaling.mean, scaling.std, channels)
-            found = outputs.as_rows(SourceGraph(model, network, recipe, [value]).run(pixels)[value])
+            found = outputs.as_rows(graph.with_recipe(recipe).run(pixels)[value])
             flags = f"--channels {channels} " if len(orders) > 1 else ""
             flags += f"{scaling.flags} {fit_flags} --filter {filter_name}"
-            trials.append(Trial(flags, int((_answers(found) == truth).sum()), len(truth)))
+            trials.append(Trial(flags, int((_answers(found, may_be_probability) == truth).sum()), len(truth)))
             done += 1
             on_progress("trying ways to prepare pictures", done, total)
     return sorted(trials, key=lambda trial: -trial.correct)
+
+
+def _spec(network: NetworkInput, **fields: Any) -> InputSpec:
+    """An input of the network's size; the contract's defaults where `fields` do not say it otherwise."""
+    return InputSpec(height=network.height, width=network.width, channels=1 if network.channels == 1 else 3, **fields)
 
 
 def _fits(network: NetworkInput) -> list[tuple[str, dict[str, Any]]]:
@@ -110,10 +117,11 @@ def _fits(network: NetworkInput) -> list[tuple[str, dict[str, Any]]]:
     return fits
 
 
-def _answers(raw: NDArray[Any]) -> NDArray[np.int64]:
-    """The best class of each row; of one unit, which is a probability or a logit, the second from the middle on."""
+def _answers(raw: NDArray[Any], may_be_probability: bool) -> NDArray[np.int64]:
+    """The best class of each row, -1 where there is none; of one unit, a probability or a logit, the second from the middle on."""
     if raw.shape[1] > 1:
-        best: NDArray[np.int64] = raw.argmax(axis=1)
-        return best
-    middle = 0.5 if ((raw >= 0) & (raw <= 1)).all() else 0.0
-    return (raw[:, 0] > middle).astype(np.int64)
+        found = raw.argmax(axis=1)
+    else:
+        middle = 0.5 if may_be_probability and ((raw >= 0) & (raw <= 1)).all() else 0.0
+        found = raw[:, 0] > middle
+    return np.where(np.isnan(raw).any(axis=1), -1, found.astype(np.int64))

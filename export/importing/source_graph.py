@@ -1,5 +1,6 @@
 """Runs a source's own graph on pictures: what its outputs are is seen so, and what the wrapped graph must give."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,6 +38,12 @@ class SourceGraph:
             self._session = OpenGraph(probed.SerializeToString(), cpu_budget())
         except LoadError as error:
             raise UserError(f"{error}") from None
+
+    def with_recipe(self, recipe: Recipe) -> "SourceGraph":
+        """The same session with another recipe before it."""
+        other = copy.copy(self)
+        other._recipe = recipe
+        return other
 
     def run(self, pixels: NDArray[Any], items: int = 0) -> dict[str, NDArray[Any]]:
         """Each value, [n, ...], for pixels [n,H,W,C]; `items` at a time, or as many as the graph takes.

@@ -172,6 +172,34 @@ def find_heads(
     folder: LabelledPictures | None, pixels: NDArray[Any], log: DecisionLog,
 ) -> tuple[WrappedHead, ...]:  # fmt: skip
     """The heads that were asked for, or the one that is found; what its numbers are is decided on `pixels`."""
+    given = find_outputs(model, network, recipe, request, labels, pixels, log)
+    names = list(given)
+    heads = []
+    for at, name in enumerate(names):
+        node = onnx_graph.deciding_node(model, name)
+        asked = request.scores if at == 0 else "auto"
+        head = decide(name, given[name], node.op_type if node is not None else "", asked, request.threshold)
+        chosen = next(
+            (found for named, found in request.outputs if named == name and found is not None), labels if at == 0 else None
+        )
+        head = replace(head, labels=head_labels(head.units, head.activation, chosen, folder if at == 0 else None, name, log))
+        log.decided(
+            f"scores {name!r}: {head.activation} of {head.form} ({'asked for' if asked != 'auto' else 'found'}): {head.reason}"
+        )
+        heads.append(WrappedHead(head, PROBABILITIES_NAME if at == 0 else f"{name}_probabilities"))
+    if request.threshold is not None and all(wrapped.head.threshold is None for wrapped in heads):
+        raise UserError(
+            f"--threshold {request.threshold:g} is for labels that are each true or not, and those of "
+            f"{', '.join(map(repr, names))} are not: --scores multilabel says so"
+        )
+    return tuple(heads)
+
+
+def find_outputs(
+    model: onnx.ModelProto, network: NetworkInput, recipe: Recipe, request: Request, labels: tuple[str, ...] | None,
+    pixels: NDArray[Any], log: DecisionLog,
+) -> dict[str, NDArray[Any]]:  # fmt: skip
+    """The outputs that hold scores, as asked for or the one that is found, and what each gives for `pixels`, [n,K]."""
     names = [name for name, _ in request.outputs]
     known = outputs.known_values(model)
     for name in names:
@@ -188,28 +216,10 @@ def find_heads(
         names = [name]
         if why:
             log.decided(f"output {name!r}: {why}")
-    heads = []
-    for at, name in enumerate(names):
-        node = onnx_graph.deciding_node(model, name)
-        asked = request.scores if at == 0 else "auto"
-        head = decide(name, outputs.as_rows(given[name]), node.op_type if node is not None else "", asked, request.threshold)
-        chosen = next(
-            (found for named, found in request.outputs if named == name and found is not None), labels if at == 0 else None
-        )
-        head = replace(head, labels=_labels(head.units, head.activation, chosen, folder if at == 0 else None, name, log))
-        log.decided(
-            f"scores {name!r}: {head.activation} of {head.form} ({'asked for' if asked != 'auto' else 'found'}): {head.reason}"
-        )
-        heads.append(WrappedHead(head, PROBABILITIES_NAME if at == 0 else f"{name}_probabilities"))
-    if request.threshold is not None and all(wrapped.head.threshold is None for wrapped in heads):
-        raise UserError(
-            f"--threshold {request.threshold:g} is for labels that are each true or not, and those of "
-            f"{', '.join(map(repr, names))} are not: --scores multilabel says so"
-        )
-    return tuple(heads)
+    return {name: outputs.as_rows(given[name]) for name in names}
 
 
-def _labels(
+def head_labels(
     units: int, activation: str, labels: Sequence[str] | None, folder: LabelledPictures | None, value: str, log: DecisionLog
 ) -> tuple[str, ...]:
     """The labels of a head: those that are known, the classes of the data if there are as many, or numbers."""
