@@ -154,7 +154,7 @@ def bench(**options: Any) -> None:
 
 def _describe(options: Options) -> tuple[str, ModelInfo]:
     """The gRPC target of the server, and the model. Raises UserError if it does not take what is to be sent."""
-    tls = {"tls_ca": options.tls_ca, "tls_cert": options.tls_cert, "tls_key": options.tls_key}
+    tls: dict[str, Any] = {"tls_ca": options.tls_ca, "tls_cert": options.tls_cert, "tls_key": options.tls_key}
     token = read_token(options.token_file)
     with Client(options.server, timeout_seconds=options.timeout, token=token, insecure=options.insecure, **tls) as client:
         try:

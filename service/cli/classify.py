@@ -38,7 +38,7 @@ def classify(
     as_json: bool,
     token_file: Path | None,
     insecure: bool,
-    **tls: Path | None,
+    **tls: Any,
 ) -> None:
     """Classify image files with a model of a running server.
 

@@ -8,13 +8,23 @@ the block that it opens.
 # sync: import time
 # sync: from collections.abc import Generator, Iterable, Iterator, Sequence
 import asyncio  # asyncio only
+import itertools
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Sequence  # asyncio only
 from pathlib import Path
 from typing import Any
 
 import grpc
 
-from service.client.connection import ChannelSettings, Connection, Stubs, Token, checked_timeout, client_closed, deadline_seconds
+from service.client.connection import (
+    ChannelSettings,
+    Connection,
+    Stubs,
+    Token,
+    checked_connections,
+    checked_timeout,
+    client_closed,
+    deadline_seconds,
+)
 from service.client.images import Images, needs_reading
 from service.client.messages import (
     CallFailed,
@@ -46,6 +56,7 @@ class AsyncClient:
         tls_key: Path | None = None,
         token: Token | None = None,
         insecure: bool = False,
+        connections: int = 1,
     ) -> None:
         """Connects with the first call.
 
@@ -58,14 +69,19 @@ class AsyncClient:
             tls_key: PEM file of its private key.
             token: says who calls, to a server with `--auth`: a token, or a function that returns the one to send, for each call.
             insecure: send the token over connections without TLS to other machines too.
+            connections: how many to each server; calls take them in turn. A server with several workers answers each connection
+                with one of them.
 
         Raises:
-            UserError: an invalid address, timeout or token, a PEM file that is missing or invalid, or a token without TLS.
+            UserError: an invalid address, timeout, token or number of connections, a PEM file that is missing or invalid, or a
+                token without TLS.
         """
         self._settings = ChannelSettings(server, tls_ca, tls_cert, tls_key, token, insecure=insecure)
         self.server = self._settings.target
         self._timeout_seconds = checked_timeout(timeout_seconds)
-        self._connection = Connection(self._settings, grpc.aio)
+        shared = checked_connections(connections) == 1
+        self._connections = [Connection(self._settings, grpc.aio, shared=shared) for _ in range(connections)]
+        self._turns = itertools.cycle(self._connections)
 
     async def __aenter__(self) -> "AsyncClient":
         return self
@@ -74,11 +90,12 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Closes the connection; calls in flight are cancelled."""
-        # sync: channel = self._connection.close()
-        channel = self._connection.close(_running_loop())  # asyncio only
-        if channel is not None:
-            await channel.close()
+        """Closes the connections; calls in flight are cancelled."""
+        for connection in self._connections:
+            # sync: channel = connection.close()
+            channel = connection.close(_running_loop())  # asyncio only
+            if channel is not None:
+                await channel.close()
 
     async def classify(
         self,
@@ -199,8 +216,8 @@ class AsyncClient:
         return model_statuses(await self._call(self._stubs().list_models, pb.ListModelsRequest()))
 
     def _stubs(self) -> Stubs:
-        # sync: return self._connection.stubs()
-        return self._connection.stubs(_running_loop())  # asyncio only
+        # sync: return next(self._turns).stubs()
+        return next(self._turns).stubs(_running_loop())  # asyncio only
 
     async def _call(self, stub: Any, request: Any, server_seconds: float = 0.0) -> Any:
         try:
@@ -214,7 +231,7 @@ class AsyncClient:
     def _check_open(self) -> None:  # asyncio only
         """Raises CallFailed if a call was cancelled by `close` and not with its task: gRPC raises CancelledError for both."""
         task = asyncio.current_task()
-        if self._connection.closed and (task is None or not task.cancelling()):
+        if self._connections[0].closed and (task is None or not task.cancelling()):
             raise client_closed() from None
 
 

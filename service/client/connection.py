@@ -38,6 +38,9 @@ behind an upload over a slow line a ping waits for its answer."""
 MARGIN_SECONDS = 1.0
 """How much later the client's deadline is than the server's, so that the server's own error arrives first."""
 
+MAX_CONNECTIONS = 100
+"""Of one client to a server: a server has far fewer workers."""
+
 _FOREVER_SECONDS = 1e9
 
 _IMPORTED_BY = os.getpid()
@@ -129,10 +132,11 @@ class ChannelSettings:
         token = self._token() if callable(self._token) else self._token
         return None if token is None else [("authorization", f"Bearer {checked_token(token)}")]
 
-    def channel(self, library: Any) -> Any:
-        """A new channel of `library`: grpc, or grpc.aio."""
+    def channel(self, library: Any, *, own_connection: bool = False) -> Any:
+        """A new channel of `library`: grpc, or grpc.aio. Channels to one address share a connection, unless it is to be its own."""
         # In a forked process, channels would share the connections of the process before.
-        options = [*self._options, ("grpc.use_local_subchannel_pool", int(os.getpid() != _IMPORTED_BY))]
+        own_connection = own_connection or os.getpid() != _IMPORTED_BY
+        options = [*self._options, ("grpc.use_local_subchannel_pool", int(own_connection))]
         if self._credentials is None:
             return library.insecure_channel(self.target, options)
         return library.secure_channel(self.target, self._credentials, options)
@@ -174,9 +178,13 @@ class Connection:
     has a channel: it would wait for a thread that is not there.
     """
 
-    def __init__(self, settings: ChannelSettings, library: Any) -> None:
-        """`library`: grpc, or grpc.aio. No channel is made before the first call."""
+    def __init__(self, settings: ChannelSettings, library: Any, *, shared: bool = True) -> None:
+        """`library`: grpc, or grpc.aio; `shared`: with other channels to the same address.
+
+        No channel is made before the first call.
+        """
         self._settings = settings
+        self._shared = shared
         self._library = library
         self._lock = threading.Lock()
         self._channel: Any = None
@@ -204,7 +212,7 @@ class Connection:
                     )
                 if self._process not in (0, os.getpid()):
                     _OF_ANOTHER_PROCESS.append(self._channel)
-                self._channel = self._settings.channel(self._library)
+                self._channel = self._settings.channel(self._library, own_connection=not self._shared)
                 if loop is not None:
                     _ASYNCIO_CHANNELS[self._channel] = os.getpid()
                 stubs = Stubs(self._channel, self._settings.metadata)
@@ -339,6 +347,13 @@ def checked_token(token: str) -> str:
     if not isinstance(token, str) or not _TOKEN.fullmatch(token):
         raise UserError("the token is not one: it is empty, or has spaces or characters that are not ASCII")
     return token
+
+
+def checked_connections(connections: int) -> int:
+    """A client's number of connections. Raises UserError if it is not between 1 and MAX_CONNECTIONS."""
+    if isinstance(connections, int) and 1 <= connections <= MAX_CONNECTIONS:
+        return connections
+    raise UserError(f"invalid value for connections: {connections!r} (give a number from 1 to {MAX_CONNECTIONS})")
 
 
 def checked_timeout(seconds: float | None) -> float:

@@ -2,14 +2,14 @@
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import grpc
 from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import BadRequest
 from google.rpc.status_pb2 import Status
 
-from service.client.images import MAX_MESSAGE_BYTES, Images, items
+from service.client.images import MAX_MESSAGE_BYTES, Image, Images, items
 from service.errors import ConvoyError, UserError
 from service.pb.convoy.v1 import classifier_pb2 as pb
 
@@ -120,6 +120,18 @@ class RequestTooLarge(CallFailed):
         self.args = size_bytes, limit_bytes  # so that it can be pickled
         self.size_bytes = size_bytes
         self.limit_bytes = limit_bytes
+
+
+class Outcome(NamedTuple):
+    """What became of one input of `classify_many`: the `index`-th, from 0, which was `image`.
+
+    `answer` is a Classification with one row in `results`, and in each of `heads`; or why there is none: CallFailed of the
+    server, or UserError of an image that cannot be read or sent.
+    """
+
+    index: int  # type: ignore[assignment]  # hides the method of tuples
+    image: Image
+    answer: Classification | ConvoyError
 
 
 def classify_request(images: Images, **fields: Any) -> pb.ClassifyRequest:

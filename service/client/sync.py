@@ -1,5 +1,6 @@
 """The synchronous client. Generated from aio.py by `make sync-client`: edit that."""
 
+import itertools
 import threading
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -8,7 +9,15 @@ from typing import Any
 
 import grpc
 
-from service.client.connection import ChannelSettings, Connection, Stubs, Token, checked_timeout, deadline_seconds
+from service.client.connection import (
+    ChannelSettings,
+    Connection,
+    Stubs,
+    Token,
+    checked_connections,
+    checked_timeout,
+    deadline_seconds,
+)
 from service.client.images import Images
 from service.client.messages import (
     CallFailed,
@@ -39,6 +48,7 @@ class Client:
         tls_key: Path | None = None,
         token: Token | None = None,
         insecure: bool = False,
+        connections: int = 1,
     ) -> None:
         """Connects with the first call.
 
@@ -51,14 +61,19 @@ class Client:
             tls_key: PEM file of its private key.
             token: says who calls, to a server with `--auth`: a token, or a function that returns the one to send, for each call.
             insecure: send the token over connections without TLS to other machines too.
+            connections: how many to each server; calls take them in turn. A server with several workers answers each connection
+                with one of them.
 
         Raises:
-            UserError: an invalid address, timeout or token, a PEM file that is missing or invalid, or a token without TLS.
+            UserError: an invalid address, timeout, token or number of connections, a PEM file that is missing or invalid, or a
+                token without TLS.
         """
         self._settings = ChannelSettings(server, tls_ca, tls_cert, tls_key, token, insecure=insecure)
         self.server = self._settings.target
         self._timeout_seconds = checked_timeout(timeout_seconds)
-        self._connection = Connection(self._settings, grpc)
+        shared = checked_connections(connections) == 1
+        self._connections = [Connection(self._settings, grpc, shared=shared) for _ in range(connections)]
+        self._turns = itertools.cycle(self._connections)
 
     def __enter__(self) -> "Client":
         return self
@@ -67,10 +82,11 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Closes the connection; calls in flight are cancelled."""
-        channel = self._connection.close()
-        if channel is not None:
-            channel.close()
+        """Closes the connections; calls in flight are cancelled."""
+        for connection in self._connections:
+            channel = connection.close()
+            if channel is not None:
+                channel.close()
 
     def classify(
         self,
@@ -168,7 +184,7 @@ class Client:
         return model_statuses(self._call(self._stubs().list_models, pb.ListModelsRequest()))
 
     def _stubs(self) -> Stubs:
-        return self._connection.stubs()
+        return next(self._turns).stubs()
 
     def _call(self, stub: Any, request: Any, server_seconds: float = 0.0) -> Any:
         try:

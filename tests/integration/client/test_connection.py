@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,25 @@ from tests.integration.client.test_stream import best
 from tests.integration.test_edges import samples
 from tests.integration.test_rolling_restart import free_port, wait_until_not_serving
 from tests.integration.test_transport import Proxy
+
+
+@pytest.mark.parametrize("connections", [1, 3])
+def test_a_client_has_as_many_connections_as_asked_for(connections: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(20)
+        client = Client(f"127.0.0.1:{server.getsockname()[1]}", connections=connections, timeout_seconds=60)
+        with ThreadPoolExecutor(6) as pool:
+            calls = [pool.submit(client.models) for _ in range(6)]
+            accepted = [server.accept()[0] for _ in range(connections)]
+            server.settimeout(0.2)
+            with pytest.raises(TimeoutError):
+                server.accept()
+            client.close()
+            for call in calls:
+                with pytest.raises(CallFailed, match="CANCELLED"):
+                    call.result()
+        for connection in accepted:
+            connection.close()
 
 
 def test_calls_of_a_client_that_is_closed_fail() -> None:

@@ -40,6 +40,12 @@ def test_the_earlier_deadline_counts() -> None:
     assert deadline_seconds(infinite, 5.0) == 6.0
 
 
+@pytest.mark.parametrize("connections", [0, -1, 101, 1.5, "2", None])
+def test_an_invalid_number_of_connections_is_refused(connections: Any) -> None:
+    with pytest.raises(UserError, match=f"invalid value for connections: {connections!r} \\(give a number from 1 to 100\\)"):
+        Client(connections=connections)
+
+
 def test_files_that_are_not_for_tls_are_refused(tmp_path: Path) -> None:
     ca, empty, garbage = tmp_path / "ca.pem", tmp_path / "empty.pem", tmp_path / "garbage.pem"
     authority = trustme.CA()
