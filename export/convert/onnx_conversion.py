@@ -1,14 +1,13 @@
 """Converts a checkpoint to an ONNX graph from pixels to probabilities, with PyTorch's exporter."""
 
 import copy
-import logging
-import warnings
 
 import onnx
 import torch
 from torch import nn
 
 from export.networks import architectures
+from export.networks.tracing import quiet
 from export.training.checkpoint import Checkpoint
 from service.errors import UserError, first_line
 from service.model.contract import INPUT_NAME, LOGITS_NAME, PROBABILITIES_NAME
@@ -47,10 +46,7 @@ def to_onnx(checkpoint: Checkpoint, temperature: float = 1.0, dtype: torch.dtype
     """
     served = ServedNetwork(checkpoint, temperature, dtype).eval()
     example = torch.zeros((2, *checkpoint.input.shape), dtype=torch.uint8)
-    # The exporter warns once for each operator of torchvision, which no network here uses.
-    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter itself uses deprecated parts of PyTorch
+    with quiet():  # the exporter warns of its own deprecated parts, and of torchvision, which no network here uses
         try:
             program = torch.onnx.export(
                 served,

@@ -26,6 +26,7 @@ from export.data.datasets import Dataset, Part
 from export.data.image_files import check_memory
 from export.networks import architectures
 from export.networks.speed_net import SpeedNet
+from export.networks.tracing import check_traceable
 from export.training import fine_tuning, optimization
 from export.training.checkpoint import Checkpoint, load_interrupted, save_checkpoint
 from export.training.distributed import ProcessGroup
@@ -81,8 +82,9 @@ def train(
         The checkpoint of the epoch with the lowest validation loss.
 
     Raises:
-        UserError: the network does not fit the data, the settings contradict each other or name weights that the network has not,
-            no weight fits, the training diverged, the run cannot be written, or it cannot be resumed with these settings and data.
+        UserError: the network does not fit the data or cannot be exported, the settings contradict each other or name weights that
+            the network has not, no weight fits, the training diverged, the run cannot be written, or it cannot be resumed with
+            these settings and data.
     """
     group = group or ProcessGroup(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     keep_freed_memory()
@@ -162,6 +164,8 @@ class _Trainer:
         spec = self._dataset.input
         torch.manual_seed(self._settings.seed)
         network = architectures.build(self._settings.network, spec, len(self._dataset.labels))
+        if self._code is not None:  # Convoy's own can be exported
+            check_traceable(architectures.shown(self._settings.network), network, spec)
         if isinstance(network, SpeedNet):
             sample = evenly_spaced(self._images, max(1, _WHITENING_PIXELS // (spec.height * spec.width)))
             network.whiten(self._normalize(sample).cpu())

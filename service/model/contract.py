@@ -105,6 +105,8 @@ class Head(Part):
             raise ValueError("labels are not unique")
         if len(self.labels) < 2 and self.activation != "multilabel":
             raise ValueError(f"{self.activation} needs two labels or more")
+        if self.activation == "sigmoid" and len(self.labels) != 2:
+            raise ValueError(f"sigmoid is of two labels, and there are {len(self.labels)}")
         if (self.activation == "multilabel") != (self.threshold is not None):
             raise ValueError("a threshold belongs to multilabel, and only there")
         return self
