@@ -64,7 +64,7 @@ def read_weights(path: Path) -> Weights:
     """Reads a file of weights.
 
     Raises:
-        UserError: the file cannot be read, is of another kind, or holds no tensors by name.
+        UserError: the file cannot be read, is of another kind, or holds no tensors by name, or such as no network here has.
     """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES or path.is_dir():
@@ -87,6 +87,9 @@ def read_weights(path: Path) -> Weights:
     tensors = _without_prefixes(_unnested(found))
     if not tensors:
         raise UserError(f"--weights {path}: holds no tensors by name, as a state dict does")
+    for name, value in tensors.items():
+        if kind := _odd_kind(value):
+            raise UserError(f"--weights {path}: {name} is a {kind} tensor; dense ones of real numbers are accepted")
     return Weights(path.name, hashlib.sha256(content).hexdigest(), tensors)
 
 
@@ -100,7 +103,7 @@ def load_weights(network: nn.Module, weights: Weights, rename: Callable[[str], s
         rename: the network's name of a weight that the file has under another.
 
     Raises:
-        UserError: nothing fits, two parts of the file fit equally well, or a tensor that fits is sparse.
+        UserError: nothing fits, or two parts of the file fit equally well.
     """
     wanted = {name: value for name, value in network.state_dict().items() if isinstance(value, torch.Tensor)}
     names = _named_as(wanted, weights, rename)
@@ -112,8 +115,6 @@ def load_weights(network: nn.Module, weights: Weights, rename: Callable[[str], s
             f"--weights {weights.file}: nothing in it fits the network: it has {_examples(given)}; "
             f"the network has {_examples(wanted)}"
         )
-    if sparse := [names[name] for name in fits if given[name].layout != torch.strided]:
-        raise UserError(f"--weights {weights.file}: {sparse[0]} is a sparse tensor; dense ones are accepted")
     for name in fits:
         wanted[name].copy_(given[name])  # converts the type of the numbers
     left = [name for name in wanted if name not in fits and not name.endswith(_COUNTERS)]
@@ -152,6 +153,15 @@ def _unnested(found: Any) -> dict[str, torch.Tensor]:
             return {str(name): value for name, value in found.items() if isinstance(value, torch.Tensor)}
         found = inner
     return {}
+
+
+def _odd_kind(tensor: torch.Tensor) -> str:
+    """What a tensor is that cannot be copied into a weight; empty for one that can."""
+    kinds = {
+        "nested": tensor.is_nested, "quantised": tensor.is_quantized, "complex": tensor.is_complex(), "meta": tensor.is_meta,
+        "sparse": tensor.layout != torch.strided,
+    }  # fmt: skip
+    return next((kind for kind, is_so in kinds.items() if is_so), "")
 
 
 def _without_prefixes(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

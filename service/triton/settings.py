@@ -238,4 +238,4 @@ def _wrong_key(error: ValidationError) -> str:
     field = _FIELDS.get(key, key)
     if field.endswith("_microseconds"):
         message = f"accepted is 0 to {first['ctx']['le'] * 1e6:.0f}"  # integers without a sign: only too large ones are wrong
-    return f"{field}: {message}" if key else message
+    return f"{field}: {message}" if key else _KEY.sub(lambda found: _FIELDS.get(found[0], found[0]), message)

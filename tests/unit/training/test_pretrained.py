@@ -1,5 +1,6 @@
 """Weights from files: what fits by name and shape is loaded, the rest is named, and nothing in the file is run."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,14 @@ def test_a_file_that_cannot_be_used_is_refused_in_one_line(tmp_path: Path, capsy
     torch.save(network(), tmp_path / "whole.pth")
     torch.save({"epoch": 3}, tmp_path / "empty.pth")
     torch.save({"other.weight": torch.zeros(5, 4), "0.weight": torch.zeros(1)}, tmp_path / "other.pth")
-    torch.save({"3.weight": torch.ones(3, 4).to_sparse()}, tmp_path / "sparse.pth")
+    ones = torch.ones(3, 4)
+    odd = {"sparse": ones.to_sparse(), "complex": ones.to(torch.complex64), "meta": ones.to("meta")}
+    odd["nested"] = torch.nested.nested_tensor([ones], layout=torch.jagged)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch will drop them one day
+        odd["quantised"] = torch.quantize_per_tensor(ones, 0.1, 0, torch.qint8)
+    for kind, tensor in odd.items():
+        torch.save({"3.weight": tensor}, tmp_path / f"{kind}.pth")
     for name in ("broken.pth", "broken.safetensors", "broken.onnx"):
         (tmp_path / name).write_bytes(b"no such thing")
     (tmp_path / "words.txt").write_text("weights")
@@ -94,7 +102,7 @@ def test_a_file_that_cannot_be_used_is_refused_in_one_line(tmp_path: Path, capsy
         "whole.pth": r"not weights that can be read .*a file of torch\.save\(network\.state_dict\(\), \.\.\.\) is accepted",
         "empty.pth": "holds no tensors by name, as a state dict does",
         "other.pth": "nothing in it fits the network: it has other.weight 5x4, 0.weight 1; the network has 0.weight 4x3x3x3, ",
-        "sparse.pth": "3.weight is a sparse tensor; dense ones are accepted",
+        **{f"{kind}.pth": f"3.weight is a {kind} tensor; dense ones of real numbers are accepted" for kind in odd},
         "broken.pth": "not weights that can be read",
         "broken.safetensors": "not weights that can be read",
         "broken.onnx": "not weights that can be read",

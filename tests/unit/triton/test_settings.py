@@ -118,7 +118,10 @@ def test_what_convoy_does_not_do_is_refused_by_name(config: str, reason: str, tm
             "dynamic_batching { default_queue_policy { timeout_action: REJECT default_timeout_microseconds: 2000000000000000 } }",
             "default_timeout_microseconds: accepted is 0 to 1000000000000000$",
         ),
-        ("dynamic_batching { priority_levels: 2 default_priority_level: 3 }", r"default_priority \(3\) is above priority_levels"),
+        (
+            "dynamic_batching { priority_levels: 2 default_priority_level: 3 }",
+            r"default_priority_level \(3\) is above priority_levels",
+        ),
         ("max_batch_size: 8 dynamic_batching { preferred_batch_size: 16 }", "preferred_batch_size: accepted are 1 to .* 8"),
         ("default_model_filename: '../other/1/model.onnx'", "default_model_filename '../other/1/model.onnx': accepted is the name"),
         ("output [ { name: 'x' dims: 3 label_filename: '/etc/passwd' } ]", "label_filename '/etc/passwd': accepted is the name"),
