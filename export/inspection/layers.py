@@ -34,6 +34,8 @@ _PRODUCTS = {
     "DynamicQuantizeMatMul": (0, 1), "MatMulIntegerToFloat": (0, 1),
 }  # fmt: skip
 _RECURRENT = ("LSTM", "GRU", "RNN")
+_INVENTED = "unk__"
+"""So shape inference calls a free dimension that has no name in the file."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Layer:
         name: as `layer_names.layer_name` gives it; within a branch or loop body, after the name of that node.
         operator: ONNX operator.
         precision: what it computes in: `fp32`, `fp16`, `int8` and so on; None if unknown.
-        shape: of the first output, None if unknown. A free dimension is its name in the graph.
+        shape: of the first output, None if unknown. A free dimension is its name in the graph, `?` if it has none.
         parameters: elements of its weights that no earlier layer has.
         statistics: how many of them are running means and variances.
         macs: multiply-accumulates for one image, None if they depend on an unknown shape.
@@ -68,6 +70,7 @@ def layer_table(model: onnx.ModelProto, has_contract: bool) -> list[Layer]:
         model: the model.
         has_contract: whether Convoy exported it; then the constants of its normalisation are no parameters.
     """
+    model = _without_negative_sides(model)
     single, batch = _with_one_image(model)
     shown, counted = onnx.shape_inference.infer_shapes(model), onnx.shape_inference.infer_shapes(single, data_prop=True)
     return list(_LayerWalk(batch, _NORMALISATION if has_contract else ()).layers(shown.graph, counted.graph))
@@ -82,6 +85,24 @@ def subgraphs(node: onnx.NodeProto) -> list[tuple[str, onnx.GraphProto]]:
             name = f"{attribute.name}{f'.{index}' if attribute.graphs else ''}".removesuffix("_branch")
             found.append((name, body))
     return found
+
+
+def _without_negative_sides(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with free dimensions that are written as -1, as Paddle and Keras do, written as ONNX has them: without a value."""
+    if not any(dimension.dim_value < 0 for dimension in _sides(model)):
+        return model
+    opened = onnx.ModelProto()
+    opened.CopyFrom(model)
+    for dimension in _sides(opened):
+        if dimension.dim_value < 0:
+            dimension.ClearField("dim_value")
+    return opened
+
+
+def _sides(model: onnx.ModelProto) -> Iterator[onnx.TensorShapeProto.Dimension]:
+    graph = model.graph
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        yield from value.type.tensor_type.shape.dim
 
 
 def _with_one_image(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
@@ -249,6 +270,10 @@ def _shape(value: onnx.ValueInfoProto) -> Shape | None:
     if not value.type.tensor_type.HasField("shape"):
         return None
     return tuple(
-        dimension.dim_value if dimension.HasField("dim_value") else dimension.dim_param or "?"
+        dimension.dim_value if dimension.HasField("dim_value") else _name(dimension.dim_param)
         for dimension in value.type.tensor_type.shape.dim
     )
+
+
+def _name(parameter: str) -> str:
+    return "?" if not parameter or parameter.startswith(_INVENTED) else parameter

@@ -11,6 +11,7 @@ from onnx import inliner
 
 from export.files import read_file
 from export.inspection.layers import Layer, layer_table
+from export.inspection.outputs import Output, outputs
 from service.errors import InvalidModel, LoadError, UserError, first_line
 from service.model import model_files
 from service.model.contract import METADATA_KEY, Contract
@@ -35,6 +36,7 @@ class Inspection:
         size_bytes: size of the file, without external weights.
         external: names of the files beside it that hold weights.
         problem: why the external weights cannot be read; empty if they can.
+        outputs: what the graph gives; of a file without a contract, which says that itself.
     """
 
     layers: list[Layer]
@@ -46,6 +48,7 @@ class Inspection:
     size_bytes: int
     external: tuple[str, ...] = ()
     problem: str = ""
+    outputs: tuple[Output, ...] = ()
 
 
 def inspect(path: Path) -> Inspection:
@@ -63,7 +66,8 @@ def inspect(path: Path) -> Inspection:
     except LoadError as error:
         problem = str(error)
     with _invalid_is_user_error(path):
-        layers = layer_table(inliner.inline_local_functions(model), has_contract=contract is not None)
+        inlined = inliner.inline_local_functions(model)
+        layers = layer_table(inlined, has_contract=contract is not None)
     return Inspection(
         layers=layers,
         parameters=sum(layer.parameters for layer in layers),
@@ -74,6 +78,7 @@ def inspect(path: Path) -> Inspection:
         size_bytes=len(content),
         external=tuple(str(file.relative_to(path.parent)) for file in model_files.weights_files(path)),
         problem=problem,
+        outputs=() if contract is not None else outputs(inlined),
     )
 
 

@@ -30,6 +30,7 @@ from service.errors import InvalidRequest
 from service.http.principals import principal_of
 from service.http.responses import json_response, response_to_error
 from service.http.server import PAGE_CLASSIFY, PAGE_CLASSIFY_VERSION, match_route
+from service.model.scores import described
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -166,9 +167,13 @@ def _version_info(served: ServedVersion) -> dict[str, Any]:
         "input": str(model.input),
         "labels": list(model.labels[:MAX_LABELS]),
         "label_count": len(model.labels),
+        "labels_are_numbers": model.labels_are_numbers,
         "max_batch_items": served.batcher.max_batch_items,
         "takes_pictures": model.has_contract,
     }
+    if model.score_kind is not None:
+        activation, scores = described(model.score_kind)
+        info |= {"scores": scores, "activation": activation}
     if model.has_contract:
         contract = model.contract
         info |= {

@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,7 @@ class Model:
         labels: the names of the K classes; of two, K may be 1.
         output_labels: by the name of each output that has one number a class: the labels, empty where nobody has named them.
         gives_probabilities: whether the scores are probabilities, or are known to become some by `to_probabilities`.
+        score_kind: what the scores are, without a contract; None with one.
         to_probabilities: makes floating[n, labels] of the first output as floating[n,K]; None if that is to be taken as it is.
         has_contract: false for a model that Convoy did not write; it is served by tensor.
         nan_is_in_all_scores: whether either all scores of an item are NaN or none, as a softmax makes them.
@@ -73,8 +75,9 @@ class Model:
         self.outputs = signature.outputs
         self.labels = labels
         self.output_labels = _output_labels(contract) if inferred is None else inferred.output_labels
-        self.gives_probabilities = inferred is None or inferred.kind != "scores"
-        self.to_probabilities = None if inferred is None else to_probabilities(inferred.kind)
+        self.score_kind = None if inferred is None else inferred.kind
+        self.gives_probabilities = self.score_kind != "scores"
+        self.to_probabilities = None if self.score_kind is None else to_probabilities(self.score_kind)
         self.has_contract = contract is not None
         self.nan_is_in_all_scores = contract is not None and contract.head != "multilabel"
         self.provider = provider
@@ -104,6 +107,11 @@ class Model:
     def heads(self) -> tuple[Head, ...]:
         """The answers that it gives, as the contract says; none without one."""
         return () if self._contract is None else self._contract.heads
+
+    @cached_property
+    def labels_are_numbers(self) -> bool:
+        """Whether the labels are 0 to K-1, in this order, as where nobody has named the classes."""
+        return all(label == str(index) for index, label in enumerate(self.labels))
 
     @property
     def precision(self) -> str:

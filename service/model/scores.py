@@ -98,6 +98,16 @@ def _shown(rows: NDArray[np.float64]) -> str:
     return ", ".join(f"{value:.4g}" for value in rows[-1][:3]) + (" ..." if rows.shape[1] > 3 else "") if len(rows) else "NaN"
 
 
+def described(kind: ScoreKind) -> tuple[str, str]:
+    """For clients: the activation, as of a contract's head, and what the output holds, `unknown` if nothing says it."""
+    activation = "multilabel" if kind.startswith("multilabel") else "sigmoid" if kind.startswith("unit") else "softmax"
+    if kind == "scores":
+        return "", "unknown"
+    if kind == "log-probabilities":
+        return activation, kind
+    return activation, "logits" if kind.endswith(("logits", "logit")) else "probabilities"
+
+
 def class_count(kind: ScoreKind, numbers: int) -> int:
     """How many labels there are to so many numbers an item."""
     return 2 if kind in ("unit", "unit logit") else numbers

@@ -5,6 +5,7 @@ import math
 from service.engine.repository import Repository
 from service.engine.served_version import ServedVersion
 from service.model.inference import Model
+from service.model.scores import described
 from service.model.signature import TensorSpec
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.policy import Policy
@@ -55,7 +56,7 @@ class ModelInfoServicer:
             signer=model.signer,
             preferred_batch_items=preferred_batch_items(served.batcher.measured(), served.batcher.max_batch_items),
             limits=_limits(served.policy),
-            heads=_heads(model) if model.has_contract else [],
+            heads=_heads(model),
         )
 
     def _list(self, _: pb.ListModelsRequest, call: UnaryCall) -> None:
@@ -109,7 +110,11 @@ def _contract(model: Model) -> pb.Contract:
 
 
 def _heads(model: Model) -> list[pb.Head]:
-    return [pb.Head(**head.model_dump()) for head in model.contract.heads]
+    if model.score_kind is None:
+        return [pb.Head(**head.model_dump(), scores="probabilities") for head in model.heads]
+    output = model.outputs[0].name
+    activation, scores = described(model.score_kind)
+    return [pb.Head(name=output, output=output, labels=model.labels, activation=activation, scores=scores)]
 
 
 def _limits(policy: Policy) -> pb.Limits:

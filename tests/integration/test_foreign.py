@@ -471,3 +471,31 @@ def post(server: Server, model: str, content: bytes) -> tuple[int, str]:
         return response.status, json.loads(response.read())["error"]
     finally:
         connection.close()
+
+
+def test_what_the_scores_are_is_said(tmp_path: Path, serve: Serve) -> None:
+    said = {
+        "unknown": (foreign_graphs.uint8_logits, "", ("", "unknown")),
+        "logits": (foreign_graphs.uint8_logits, 'scores = "logits"', ("softmax", "logits")),
+        "each": (foreign_graphs.uint8_logits, 'scores = "multilabel"', ("multilabel", "logits")),
+        "unit": (foreign_graphs.sigmoid_unit, 'scores = "sigmoid"', ("sigmoid", "probabilities")),
+        "found": (foreign_graphs.old_ir, "", ("softmax", "probabilities")),
+    }
+    for name, (write_graph, policy, _) in said.items():
+        write_graph(tmp_path / name / "1" / "model.onnx")
+        (tmp_path / name / "serving.toml").write_text(policy)
+    server = serve(tmp_path)
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.http_port}/page/models", timeout=10) as response:
+        on_page = {model["name"]: model["versions"][0] for model in json.load(response)["models"]}
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        get: Any = channel.unary_unary(
+            "/convoy.v1.Classifier/GetModel", pb.GetModelRequest.SerializeToString, pb.GetModelResponse.FromString
+        )
+        infos = {name: get(pb.GetModelRequest(model=name), timeout=20) for name in said}
+    for name, (_, _, expected) in said.items():
+        info = infos[name]
+        [head] = info.heads
+        assert (head.activation, head.scores) == expected, name
+        assert (head.output, list(head.labels)) == (info.outputs[0].name, list(info.labels)), name
+        assert (on_page[name]["activation"], on_page[name]["scores"]) == expected, name
+        assert on_page[name]["labels_are_numbers"] == (info.labels[0] == "0"), name

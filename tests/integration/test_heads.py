@@ -125,6 +125,7 @@ def test_every_head_answers(server: Server) -> None:
     assert [(p.label, round(p.probability, 4)) for p in raw] == [("dark", 0.8), ("bright", 0.2)]
     assert isinstance(streamed, Classification)
     assert streamed.heads["colors"][0][0].label == "green"
+    assert {head["scores"] for head in info.heads} == {"probabilities"}
     assert [(head["name"], head["labels"]) for head in info.heads] == [
         ("brightness", ["dark", "bright"]), ("colors", ["red", "green", "blue"])
     ]  # fmt: skip

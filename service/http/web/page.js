@@ -14,12 +14,18 @@ function make(tag, text, kind) {
   return made;
 }
 
+const SCORES = { unknown: "scores of unknown kind: nothing says that they are probabilities" };
+const EACH = { sigmoid: ", of the second label", multilabel: ", of each label by itself" };
+
+const gives = ({ scores, activation }) => scores && (SCORES[scores] || scores + (EACH[activation] || ""));
+
 function facts(version) {
   const list = make("dl");
   const rows = [
     ["version", version.version],
     ["takes", version.input],
     ["labels", version.label_count],
+    ["gives", gives(version)],
     ["runs on", `${version.provider}, ${version.precision}, ${version.threads} thread${version.threads === 1 ? "" : "s"}`],
     ["batches", `up to ${version.max_batch_items} images`],
     ["pictures", version.fitting],
@@ -44,8 +50,8 @@ function card(model) {
     box.append(facts(version));
   });
   const [latest] = model.versions;
-  const names = latest.labels.join(", ");
-  box.append(make("p", latest.labels.length < latest.label_count ? `${names}, …` : names, "labels"));
+  const names = latest.labels_are_numbers ? `numbered 0 to ${latest.label_count - 1}` : latest.labels.join(", ");
+  box.append(make("p", latest.labels_are_numbers || latest.labels.length === latest.label_count ? names : `${names}, …`, "labels"));
   return box;
 }
 

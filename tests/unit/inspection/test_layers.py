@@ -192,6 +192,19 @@ def test_unknown_shapes_and_operators_give_unknown_counts(tmp_path: Path) -> Non
     assert (layer.parameters, layer.macs) == (54, None)
 
 
+def test_open_sides_written_as_minus_one_are_open(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Conv", ["x", "w"], ["y"])]
+    whole = save(tmp_path / "whole.onnx", nodes, [-1, 3, 8, 8], {"w": ones(2, 3, 3, 3)})
+    [layer] = inspect(whole).layers
+    assert (layer.shape, layer.macs) == (("?", 2, 6, 6), 2 * 27 * 36)
+    model = onnx.load(whole)
+    for name, sides in ((model.graph.input[0], [-1, 3, -1, -1]), (model.graph.output[0], [-1, 2, -1, -1])):
+        name.CopyFrom(helper.make_tensor_value_info(name.name, 1, sides))
+    onnx.save(model, whole)
+    [layer] = inspect(whole).layers
+    assert (layer.shape, layer.macs) == (("?", 2, "?", "?"), None)
+
+
 def test_local_functions_are_inlined(tmp_path: Path) -> None:
     function = helper.make_function(
         "own", "Dense", ["a", "k"], ["o"], [helper.make_node("MatMul", ["a", "k"], ["o"])], [helper.make_opsetid("", 18)]

@@ -7,6 +7,7 @@ import pytest
 from onnx import helper
 
 from export.inspection.model_file import inspect
+from export.inspection.outputs import UNKNOWN
 from service.errors import InvalidModel, UserError
 from service.model.loading import load_model
 from tests.conftest import convoy
@@ -45,3 +46,31 @@ def test_a_file_that_is_no_onnx_model_is_refused(tmp_path: Path, model_file: Pat
     onnx.save(model, text)
     with pytest.raises(InvalidModel, match="contract"):
         inspect(text)
+
+
+@pytest.mark.parametrize(
+    ("last", "numbers"),
+    [
+        (["Softmax"], "probabilities of which one is true (by Softmax)"),
+        (["LogSoftmax", "Identity"], "logarithms of probabilities (by LogSoftmax)"),
+        (["Sigmoid", "Flatten"], "probabilities, each by itself (by Sigmoid)"),
+        (["Relu"], UNKNOWN),
+        ([], UNKNOWN),
+        (["ArgMax"], "no scores"),
+    ],
+)
+def test_a_file_without_contract_says_what_its_numbers_are(tmp_path: Path, last: list[str], numbers: str) -> None:
+    names = [*(f"v{at}" for at in range(len(last))), "y"]
+    nodes = [helper.make_node("MatMul", ["x", "w"], [names[0]])]
+    nodes += [helper.make_node(kind, [names[at]], [names[at + 1]]) for at, kind in enumerate(last)]
+    path = save(tmp_path / "m.onnx", nodes, ["N", 4], {"w": ones(4, 3)})
+    model = onnx.load(path)
+    kind = onnx.TensorProto.INT64 if last == ["ArgMax"] else onnx.TensorProto.FLOAT
+    model.graph.output[0].type.tensor_type.elem_type = kind
+    onnx.save(model, path)
+    [output] = inspect(path).outputs
+    assert (output.name, output.numbers) == ("y", numbers)
+
+
+def test_a_file_with_a_contract_says_it_there(model_file: Path) -> None:
+    assert inspect(model_file).outputs == ()

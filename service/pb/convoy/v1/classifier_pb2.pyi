@@ -169,18 +169,20 @@ class GetModelResponse(_message.Message):
     def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., versions: _Optional[_Iterable[str]] = ..., aliases: _Optional[_Mapping[str, str]] = ..., input: _Optional[_Union[TensorSpec, _Mapping]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., labels: _Optional[_Iterable[str]] = ..., contract: _Optional[_Union[Contract, _Mapping]] = ..., provider: _Optional[str] = ..., precision: _Optional[str] = ..., digest: _Optional[str] = ..., preferred_batch_items: _Optional[_Iterable[int]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., signer: _Optional[str] = ..., heads: _Optional[_Iterable[_Union[Head, _Mapping]]] = ...) -> None: ...
 
 class Head(_message.Message):
-    __slots__ = ("name", "output", "labels", "activation", "threshold")
+    __slots__ = ("name", "output", "labels", "activation", "threshold", "scores")
     NAME_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     ACTIVATION_FIELD_NUMBER: _ClassVar[int]
     THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
     name: str
     output: str
     labels: _containers.RepeatedScalarFieldContainer[str]
     activation: str
     threshold: float
-    def __init__(self, name: _Optional[str] = ..., output: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., activation: _Optional[str] = ..., threshold: _Optional[float] = ...) -> None: ...
+    scores: str
+    def __init__(self, name: _Optional[str] = ..., output: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., activation: _Optional[str] = ..., threshold: _Optional[float] = ..., scores: _Optional[str] = ...) -> None: ...
 
 class TensorSpec(_message.Message):
     __slots__ = ("name", "dtype", "shape")
