@@ -51,6 +51,7 @@ class Batcher:
         self,
         *instances: Predict,
         name: str,
+        version: int,
         max_batch_items: int,
         max_queue_items: int,
         measured: dict[int, float],
@@ -59,11 +60,12 @@ class Batcher:
         trace_batch: TraceBatch | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`measured` is seconds a batch by items, from warm-up.
+        """`name` and `version` are the model's; `measured` is seconds a batch by items, from warm-up.
 
         `on_batch` is called with items and seconds of each batch that ran, `trace_batch` likewise, before any outcome is delivered.
         """
         self._name = name
+        self._logged = f"model {name} version {version}"
         self._instances = instances
         self._on_batch = on_batch
         self._trace_batch = trace_batch
@@ -200,7 +202,7 @@ class Batcher:
             timer.daemon = True
             timer.start()
         except (RuntimeError, MemoryError) as error:
-            log.error("model %s: no thread for a timer can be started: %s", self._name, error)
+            log.error("%s: no thread for a timer can be started: %s", self._logged, error)
             self._timer_at = math.inf
             return max(due, now)
         return None
@@ -239,7 +241,7 @@ class Batcher:
             self._compute(self._instances[batch.instance], batch.parts)
         except Exception:
             # Nothing here should raise. If it does, as for lack of memory, every request gets an outcome, and the thread goes on.
-            log.exception("model %s: a batch of %d requests could not be answered", self._name, len(batch.parts))
+            log.exception("%s: a batch of %d requests could not be answered", self._logged, len(batch.parts))
             self._drop([part.entry for part in batch.parts], ModelFailed("the request failed inside the server"))
         finally:
             with self._lock:
@@ -255,7 +257,7 @@ class Batcher:
         except Exception as error:
             # A client may send such requests for hours: a line for each, the traceback for debugging.
             debug = log.isEnabledFor(logging.DEBUG)
-            log.error("model %s failed on a batch of %d requests: %s", self._name, len(parts), first_line(error), exc_info=debug)
+            log.error("%s failed on a batch of %d requests: %s", self._logged, len(parts), first_line(error), exc_info=debug)
             outputs = None
         if outputs is None:
             self._isolate(predict, parts)
@@ -284,7 +286,7 @@ class Batcher:
             if self._trace_batch is not None:
                 self._trace_batch(items, [part.entry.trace for part in parts if part.entry.trace is not None], start, end)
         except Exception:
-            log.exception("model %s: a batch could not be counted or traced", self._name)
+            log.exception("%s: a batch could not be counted or traced", self._logged)
 
     def _isolate(self, predict: Predict, parts: list[Part]) -> None:
         """After a batch that raised: runs its requests one by one, and fails a request that is alone in its batch."""
@@ -334,7 +336,7 @@ class Batcher:
                 on_done(error)
             except Exception:
                 # A reply that cannot be sent must not harm other requests of the batch.
-                log.exception("model %s: the outcome of a request could not be delivered", self._name)
+                log.exception("%s: the outcome of a request could not be delivered", self._logged)
 
 
 def _predict(predict: Predict, parts: list[Part]) -> Sequence[NDArray[Any]]:

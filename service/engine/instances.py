@@ -12,6 +12,7 @@ from service.model.inference import Model
 from service.model.loading import load_model
 from service.model.model_files import read_model
 from service.model.providers import Provider
+from service.model.repository_layout import logged_version
 from service.model.session import sessions_are_few
 from service.policy import Policy
 from service.triton.model_config import NO_TRITON, TritonSettings
@@ -69,7 +70,7 @@ def load_instances(
     expected = None if approval is None else approval.files
     content = read_model(path, signed=signed, expected=expected)  # once: the files may be replaced between two instances
     max_batch_items = policy.max_batch_size if approval is None else min(policy.max_batch_size, approval.max_batch_items)
-    name = f"model {path.parent.parent.name} version {path.parent.name}"
+    name = logged_version(path)
 
     def load(threads: int) -> Model:
         return load_model(content, policy.provider or provider, threads, labels, max_batch_items, name, declared)
@@ -99,12 +100,13 @@ def _is_small(model: Model, seconds: float) -> bool:
 
 
 def start_batcher(
-    name: str, loaded: Loaded, policy: Policy, on_batch: Callable[[int, float], None], trace_batch: TraceBatch | None
+    name: str, version: int, loaded: Loaded, policy: Policy, on_batch: Callable[[int, float], None], trace_batch: TraceBatch | None
 ) -> Batcher:
     """The batcher of a loaded model. For `on_batch` and `trace_batch` see `Batcher`."""
     return Batcher(
         *(instance.predict for instance in loaded.instances),
         name=name,
+        version=version,
         max_batch_items=max(loaded.measured),
         max_queue_items=policy.max_queue_items,
         measured=loaded.measured,

@@ -327,7 +327,7 @@ class ModelLoader:
             model = loaded.instances[0]
             metrics = shared.metrics.model_loaded(name, str(version), model.labels, model.gives_probabilities)
             trace_batch = None if shared.trace_batch is None else partial(shared.trace_batch, name, version)
-            batcher = start_batcher(name, loaded, policy, metrics.batch, trace_batch)
+            batcher = start_batcher(name, version, loaded, policy, metrics.batch, trace_batch)
             fallen = fell_back(policy.provider or shared.provider, model.provider)
             metrics.serving(policy.max_queue_items, batcher.max_batch_items, lambda: batcher.queued_items, fell_back=fallen)
         except TrialsClosed:

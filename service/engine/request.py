@@ -115,7 +115,7 @@ class Request:
         except Exception as error:
             served.batcher.release(entry)
             if not isinstance(error, RequestError):
-                log.exception("model %s: a request failed while it was decoded", served.name)
+                log.exception("model %s version %d: a request failed while it was decoded", served.name, served.version)
                 error = ModelFailed("the request failed inside the server")
             self._fail(error)
             return

@@ -18,6 +18,7 @@ from service.errors import LoadError, short_reason
 from service.model.cpus import cpu_budget
 from service.model.loading import load_model
 from service.model.model_files import Expected, ModelContent, read_model
+from service.model.repository_layout import logged_version
 from service.model.session import is_installed, open_session
 from service.triton.warmup import warm_up
 
@@ -113,8 +114,9 @@ def _approve(trial: Trial, until: float) -> dict[str, object]:
         with contextlib.suppress(LoadError):
             open_session(content, "cpu", threads)
         return _approval(content, policy.max_batch_size)
+    name = logged_version(trial.path)
     models = [
-        load_model(content, "cpu", threads, trial.labels, policy.max_batch_size, declared=trial.declared)
+        load_model(content, "cpu", threads, trial.labels, policy.max_batch_size, name, trial.declared)
         for _ in range(policy.instances)
     ]
     for model in models:

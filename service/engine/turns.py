@@ -109,7 +109,7 @@ class Turns:
                 task = tasks.popleft() if tasks else None
                 self._since[name] = time.monotonic()
             if task is not None and task.future.set_running_or_notify_cancel():
-                _carry_out(*task)
+                _carry_out(name, *task)
             task = None
             with self._lock:
                 name = self._next(name)
@@ -129,11 +129,11 @@ class Turns:
         return following
 
 
-def _carry_out(run: Callable[[], Any], future: Future[Any]) -> None:
+def _carry_out(name: str, run: Callable[[], Any], future: Future[Any]) -> None:
     try:
         result = run()
     except Exception as error:
-        log.exception("a task on a model failed")
+        log.exception("model %s: a task on it failed", name)
         forget_traceback(error)  # which has this future, which has the error
         future.set_exception(error)
     else:

@@ -32,7 +32,7 @@ def load_model(
     threads: int,
     labels: tuple[str, ...] | None = None,
     max_batch_items: int = 0,
-    name: str = "model",
+    name: str = "",
     declared: Declared = Declared(),  # noqa: B008 - it cannot change
 ) -> Model:
     """Loads a model and checks it on the provider in use.
@@ -43,7 +43,7 @@ def load_model(
         threads: how many threads ONNX Runtime uses on the CPU, at least 1.
         labels: names of the classes of a model without a contract; those in its metadata, or their numbers, if not given.
         max_batch_items: on a GPU, the largest batch to allocate buffers for; 0 allocates none.
-        name: the model's name in log lines, such as "model digits version 1".
+        name: the model's name in log lines, such as "model digits version 1"; the path of the file if not given.
         declared: what is said of a model without a contract.
 
     Raises:
@@ -54,6 +54,7 @@ def load_model(
         LoadError: the provider is not available.
     """
     content = read_model(source) if isinstance(source, Path) else source
+    name = name or (str(source) if isinstance(source, Path) else f"model of digest {content.digest[:16]}")
     if provider == "auto":
         if is_installed("cuda"):
             try:

@@ -45,6 +45,11 @@ def check_model_name(name: str) -> str:
     return name
 
 
+def logged_version(path: Path) -> str:
+    """What log lines call the version whose model file is `path`: "model digits version 1"."""
+    return f"model {path.parent.parent.name} version {path.parent.name}"
+
+
 def model_names(repository: Path) -> list[str]:
     """The models that have a folder in `repository`, sorted. Folders whose name is not a model's are ignored."""
     return sorted(path.name for path in repository.iterdir() if _is_model(path))

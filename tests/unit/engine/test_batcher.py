@@ -114,7 +114,7 @@ def make(gate: Gate) -> Iterator[Make]:
         measured: dict[int, float], max_batch_items: int = 8, max_queue_items: int = 64, instances: int = 1, **more: object
     ) -> Batcher:
         batcher = Batcher(
-            *[gate] * instances, name="m", max_batch_items=max_batch_items, max_queue_items=max_queue_items,
+            *[gate] * instances, name="m", version=3, max_batch_items=max_batch_items, max_queue_items=max_queue_items,
             measured=measured, **more,  # type: ignore[arg-type]
         )  # fmt: skip
         made.append(batcher)
@@ -321,7 +321,9 @@ def test_a_poisonous_request_fails_alone_and_without_the_models_words(make: Make
 
 
 def test_a_model_that_gives_too_few_answers_fails_the_request_and_goes_on(done: Outcomes) -> None:
-    batcher = Batcher(lambda images: [np.zeros((1, 2), np.float32)], name="m", max_batch_items=8, max_queue_items=8, measured=FAST)
+    batcher = Batcher(
+        lambda images: [np.zeros((1, 2), np.float32)], name="m", version=3, max_batch_items=8, max_queue_items=8, measured=FAST
+    )
     wrong, right = Asked(images(1, 2), done), Asked(images(3), done)
     for work in (wrong, right):
         submit(batcher, work)
@@ -351,17 +353,18 @@ def test_whatever_fails_round_a_batch_everybody_is_told_and_the_next_is_answered
     assert small.outputs[0][:, 0].tolist() == [4.0]
 
 
-def test_a_batch_that_cannot_be_counted_is_answered_all_the_same(done: Outcomes) -> None:
+def test_a_batch_that_cannot_be_counted_is_answered_all_the_same(done: Outcomes, caplog: pytest.LogCaptureFixture) -> None:
     def cannot_count(items: int, seconds: float) -> None:
         raise RuntimeError("no room for more figures")
 
-    batcher = Batcher(Gate(), name="m", max_batch_items=8, max_queue_items=8, measured=FAST, on_batch=cannot_count)
+    batcher = Batcher(Gate(), name="m", version=3, max_batch_items=8, max_queue_items=8, measured=FAST, on_batch=cannot_count)
     submit(batcher, Asked(np.ones((2, 1, 1, 1), np.uint8), done))
     batcher.pump()
     batcher.close()
     [work] = done.works
     assert work.error is None
     assert work.outputs[0][:, 0].tolist() == [1.0, 1.0]
+    assert [record.message for record in caplog.records] == ["model m version 3: a batch could not be counted or traced"]
 
 
 def test_an_answer_that_cannot_be_delivered_harms_no_other_request(make: Make, done: Outcomes) -> None:

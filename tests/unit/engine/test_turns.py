@@ -91,7 +91,7 @@ def test_a_task_that_fails_is_an_error_for_who_asked_and_nobody_else(caplog: pyt
     with pytest.raises(RuntimeError, match="on purpose"):
         failed.result(LONG)
     assert after.result(LONG) == "after"
-    assert "a task on a model failed" in caplog.text
+    assert "model a: a task on it failed" in caplog.text
     assert turns.close(LONG)
 
 
