@@ -1,5 +1,6 @@
 """Puts a recipe together from what a preset, a file or a transform says, and checks it against what the network takes."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -15,6 +16,11 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 PILLOW_FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 """In the order of Pillow's numbers, 0 to 5."""
+
+
+_SMALLEST_CROP = 0.01
+_LONGEST_SIDE = 1 << 16
+_SHOWN_CHARACTERS = 80
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,8 @@ def assemble(
         raise UserError(f"{source}: it gives pictures of {size[0]}x{size[1]}, and the network takes {height}x{width}")
     if not all(scaling.std) or not scaling.scale:
         raise UserError(f"{source}: it divides by 0")
+    if not all(map(math.isfinite, (scaling.scale, *scaling.mean, *scaling.std))):
+        raise UserError(f"{source}: its scale, mean and std give numbers that are not finite")
     fields: dict[str, Any] = {**input_fields, "height": height, "width": width, "channels": 1 if gray else network.channels}
     try:
         spec = InputSpec(**fields)
@@ -88,14 +96,14 @@ def assemble(
 
 
 def numbers(source: str, name: str, value: object) -> tuple[float, ...]:
-    """A number, or a sequence of numbers such as a list or a tensor. Raises UserError if it is something else."""
+    """A finite number, or a sequence of such as a list or a tensor. Raises UserError if it is something else."""
     items = value if isinstance(value, Iterable) and not isinstance(value, (str, bytes, dict)) else [value]
     try:
         found = tuple(float(cast("Any", item)) for item in items)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         found = ()
-    if not found:
-        raise UserError(f"{source}: {name} is {value!r}; a number or a list of numbers is accepted")
+    if not found or not all(map(math.isfinite, found)):
+        raise UserError(f"{source}: {name} is {shown(value)}; a number or a list of numbers is accepted")
     return found
 
 
@@ -107,10 +115,29 @@ def of_channels(source: str, name: str, value: object, channels: int) -> tuple[f
     return found
 
 
+def crop_fraction(source: str, value: object) -> float:
+    """Of the resized picture, what a crop leaves of its shorter side. Raises UserError if it is none."""
+    (fraction,) = numbers(source, "crop_pct", value)[:1]
+    if not _SMALLEST_CROP <= fraction <= 1:
+        raise UserError(f"{source}: crop_pct is {fraction:g}; {_SMALLEST_CROP} to 1 is accepted")
+    return fraction
+
+
+def is_side(value: object) -> bool:
+    """Whether it is a length in pixels; the contract's own limit is said where an input is made of it."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _LONGEST_SIDE
+
+
+def shown(value: object) -> str:
+    """A value of a file, for a message of one line."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
+
+
 def whole_scale(factor: float) -> float:
     """What pixels are divided by if they are multiplied by `factor`: 255.0 for 1/255 as files round it."""
     scale = 1 / factor
-    return float(round(scale)) if abs(scale - round(scale)) < 1e-5 * scale else scale
+    return float(round(scale)) if math.isfinite(scale) and abs(scale - round(scale)) < 1e-5 * scale else scale
 
 
 def spread(values: tuple[float, ...], count: int) -> tuple[float, ...]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx
 
 from export.importing import onnx_graph
+from export.importing.assembly import numbers
 from export.importing.labels import labels_in, read_labels_file, read_literal
 from export.importing.source import Source
 from service.errors import UserError
@@ -131,15 +132,14 @@ def _normalisation(
 
 
 def _first_numbers(entries: dict[str, str], keys: tuple[str, ...]) -> tuple[str, tuple[float, ...] | None]:
-    return next(((key, numbers) for key in keys if (numbers := _numbers(entries.get(key, "")))), ("", None))
+    return next(((key, found) for key in keys if (found := _numbers(entries.get(key, "")))), ("", None))
 
 
 def _numbers(text: str) -> tuple[float, ...] | None:
     value = read_literal(text if text.strip()[:1] in ("[", "(") else f"[{text}]")
-    if (
-        not isinstance(value, list | tuple)
-        or len(value) not in (1, 3)
-        or not all(isinstance(number, int | float) for number in value)
-    ):
+    if not isinstance(value, list | tuple) or len(value) not in (1, 3):
         return None
-    return tuple(map(float, value))
+    try:
+        return numbers("the file", "normalisation", value)
+    except UserError:  # no numbers that a network takes
+        return None

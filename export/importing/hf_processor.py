@@ -13,8 +13,11 @@ from export.importing.assembly import (
     Scaling,
     Sizes,
     assemble,
+    crop_fraction,
+    is_side,
     numbers,
     of_channels,
+    shown,
     whole_scale,
 )
 from export.importing.recipe import Recipe
@@ -72,6 +75,7 @@ _PROCESSORS: dict[str, _Processor] = {
     "Levit": _Processor(224, _CROP_224, mean=IMAGENET_MEAN, std=IMAGENET_STD, size_is_short_side=True, steps="larger by 256/224"),
     "EfficientNet": _Processor(346, {"include_top": True}, steps="normalized twice"),
 }
+_SHOWN_CHARACTERS = 80
 _NAME = re.compile(r"(\w+?)(ImageProcessor|FeatureExtractor)(Fast|Pil)?")
 _KNOWN = ("resize", "center_crop", "rescale", "normalize", "convert_rgb", "flip_channel_order", "reduce_labels")
 """After `do_`; labels are those of segmentation maps."""
@@ -90,7 +94,7 @@ def of_settings(source: str, settings: Mapping[str, Any], network: Sizes) -> Rec
     processor = _PROCESSORS.get(match[1]) if match else None
     if processor is None:
         known = ", ".join(f"{kind}ImageProcessor" for kind in _PROCESSORS)
-        raise UserError(f"{source}: what {name} does cannot be expressed; accepted are {known}")
+        raise UserError(f"{source}: what {name[:_SHOWN_CHARACTERS]} does cannot be expressed; accepted are {known}")
     values: dict[str, Any] = {
         "do_resize": True, "do_rescale": True, "do_normalize": True, "rescale_factor": 1 / 255, "size": processor.size,
         "resample": processor.resample, "image_mean": processor.mean, "image_std": processor.std, "crop_pct": 0.875,
@@ -114,7 +118,8 @@ def of_settings(source: str, settings: Mapping[str, Any], network: Sizes) -> Rec
 def _filter(source: str, values: Mapping[str, Any]) -> str:
     number = values["resample"]
     if not isinstance(number, int) or not 0 <= number < len(PILLOW_FILTERS):
-        raise UserError(f"{source}: resample is {number!r}; one of Pillow's filters, 0 to {len(PILLOW_FILTERS) - 1}, is accepted")
+        accepted = f"one of Pillow's filters, 0 to {len(PILLOW_FILTERS) - 1}, is accepted"
+        raise UserError(f"{source}: resample is {shown(number)}; {accepted}")
     return PILLOW_FILTERS[number]
 
 
@@ -129,18 +134,18 @@ def _sizes(
     short, edges = _resized(source, values["size"], processor.size_is_short_side)
     if processor.steps == "crop_pct":
         if short is None:
-            raise UserError(f"{source}: size is {values['size']!r}; {name} has a shortest_edge")
+            raise UserError(f"{source}: size is {shown(values['size'])}; {name} has a shortest_edge")
         if short >= 384:
             return ("stretch", (short, short), None) if cropped is None else (f"stretch:{short}x{short}", cropped, crop)
         if cropped not in (None, (short, short)):
             raise UserError(f"{source}: two crops, to {short} and to {cropped}, cannot be expressed")
-        return f"short:{int(short / _fraction(source, values))}", (short, short), "center-floor"
+        return f"short:{int(short / crop_fraction(source, values['crop_pct']))}", (short, short), "center-floor"
     if processor.steps == "larger by crop_pct" and values.get("crop_pct"):
         if short is None and edges is not None and edges[0] == edges[1]:
             short = edges[0]
         if short is None:
-            raise UserError(f"{source}: size is {values['size']!r}, which with crop_pct cannot be expressed")
-        short = int(short / _fraction(source, values))
+            raise UserError(f"{source}: size is {shown(values['size'])}, which with crop_pct cannot be expressed")
+        short = int(short / crop_fraction(source, values["crop_pct"]))
     if processor.steps == "larger by 256/224" and short is not None:
         short = int(256 / 224 * short)
     if short is not None:
@@ -153,11 +158,11 @@ def _sizes(
 
 def _resized(source: str, size: Any, size_is_short_side: bool) -> tuple[int | None, tuple[int, int] | None]:
     """The short side, or (height, width)."""
-    if isinstance(size, int) and size_is_short_side:
+    if is_side(size) and size_is_short_side:
         return size, None
     if isinstance(size, Mapping):
         given = {key: value for key, value in size.items() if value is not None}
-        if set(given) == {"shortest_edge"} and isinstance(given["shortest_edge"], int):
+        if set(given) == {"shortest_edge"} and is_side(given["shortest_edge"]):
             return given["shortest_edge"], None
         if other := set(given) - {"shortest_edge", "height", "width"}:
             raise UserError(f"{source}: {min(other)} of size cannot be expressed; accepted are shortest_edge, or height and width")
@@ -168,16 +173,9 @@ def _edges(source: str, key: str, value: Any) -> tuple[int, int]:
     """(height, width) of a number, a list or a mapping."""
     sides: Any = (value.get("height"), value.get("width")) if isinstance(value, Mapping) else value
     sides = (sides, sides) if isinstance(sides, int) else sides
-    if isinstance(sides, (list, tuple)) and len(sides) == 2 and all(isinstance(side, int) and side > 0 for side in sides):
+    if isinstance(sides, (list, tuple)) and len(sides) == 2 and all(map(is_side, sides)):
         return sides[0], sides[1]
-    raise UserError(f"{source}: {key} is {value!r}; height and width are accepted")
-
-
-def _fraction(source: str, values: Mapping[str, Any]) -> float:
-    (fraction,) = numbers(source, "crop_pct", values["crop_pct"])[:1]
-    if not 0 < fraction <= 1:
-        raise UserError(f"{source}: crop_pct is {fraction:g}; above 0 and at most 1 is accepted")
-    return fraction
+    raise UserError(f"{source}: {key} is {shown(value)}; height and width are accepted")
 
 
 def _scaling(source: str, values: Mapping[str, Any], processor: _Processor, channels: int) -> Scaling:

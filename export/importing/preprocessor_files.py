@@ -14,8 +14,10 @@ from export.importing.assembly import (
     Scaling,
     Sizes,
     assemble,
-    numbers,
+    crop_fraction,
+    is_side,
     of_channels,
+    shown,
     spread,
 )
 from export.importing.hf_processor import of_settings
@@ -70,16 +72,14 @@ def of_timm_config(source: str, config: Mapping[str, Any], network: Sizes) -> Re
     crop = config.get("crop_pct") or 0.875
     if tested is not None and (height, width) == tested[1:] != size[1:]:
         crop = config.get("test_crop_pct") or crop
-    (crop,) = numbers(source, "crop_pct", crop)[:1]
+    crop = crop_fraction(source, crop)
     mean = of_channels(source, "mean", config.get("mean") or IMAGENET_MEAN, network.channels)
     std = of_channels(source, "std", config.get("std") or IMAGENET_STD, network.channels)
     name = config.get("interpolation") or "bicubic"
     if name not in PILLOW_FILTERS:
-        raise UserError(f"{source}: interpolation is {name!r}; accepted are {', '.join(PILLOW_FILTERS)}")
+        raise UserError(f"{source}: interpolation is {shown(name)}; accepted are {', '.join(PILLOW_FILTERS)}")
     fields: dict[str, Any] = {"filter": name, "crop": "center", "alpha": "drop", "exif": "ignore"}
     mode = config.get("crop_mode") or "center"
-    if not 0 < crop <= 1:
-        raise UserError(f"{source}: crop_pct is {crop:g}; above 0 and at most 1 is accepted")
     if mode == "squash":
         fields["resize"] = f"stretch:{math.floor(height / crop)}x{math.floor(width / crop)}"
     elif mode == "border":
@@ -90,7 +90,7 @@ def of_timm_config(source: str, config: Mapping[str, Any], network: Sizes) -> Re
     elif mode == "center":
         raise UserError(f"{source}: timm's ResizeKeepRatio to {height}x{width}, which is not square, cannot be expressed")
     else:
-        raise UserError(f"{source}: crop_mode {mode!r} cannot be expressed; accepted are center, squash and border")
+        raise UserError(f"{source}: crop_mode {shown(mode)} cannot be expressed; accepted are center, squash and border")
     return assemble(source, network, (height, width), Scaling(255.0, mean, std), **fields)
 
 
@@ -114,6 +114,6 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 def _side_lengths(source: str, config: Mapping[str, Any], key: str) -> tuple[int, int, int]:
     value = config.get(key)
-    if not isinstance(value, (list, tuple)) or len(value) != 3 or not all(isinstance(side, int) and side > 0 for side in value):
-        raise UserError(f"{source}: {key} is {value!r}; [channels, height, width] is accepted")
+    if not isinstance(value, (list, tuple)) or len(value) != 3 or not all(map(is_side, value)):
+        raise UserError(f"{source}: {key} is {shown(value)}; [channels, height, width] is accepted")
     return value[0], value[1], value[2]

@@ -67,6 +67,13 @@ def test_a_file_that_contradicts_itself_or_is_too_large_is_refused_in_one_line(t
     assert "labels of 'scores': numbers from 0 to 4" in run(odd, tmp_path / "models", "--scale", 255, "--dry-run")
 
 
+@pytest.mark.parametrize("mean", ["[1e999, 0, 0]", f"[{10**400}, 0, 0]", "[nan, 0, 0]", "[]", "{}", "['red', 0, 0]"])
+def test_a_mean_that_is_none_is_not_taken(tmp_path: Path, mean: str) -> None:
+    source = graphs.classifier(tmp_path / "net.onnx", metadata={"mean": mean, "std": "[0.2, 0.2, 0.2]"})
+    with pytest.raises(UserError, match=r"nothing says how the pixels of .* are scaled"):
+        run(source, tmp_path / "models")
+
+
 def test_what_a_flag_says_is_not_said_to_be_taken_from_the_file(tmp_path: Path) -> None:
     said = {"names": "['a', 'b', 'c', 'd', 'e']", "imgsz": "[32, 32]", **MEAN_AND_STD}
     source = graphs.classifier(tmp_path / "net.onnx", shape=("n", 3, "h", "w"), metadata=said)

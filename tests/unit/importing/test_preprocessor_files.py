@@ -129,6 +129,13 @@ def test_timm_crops_as_its_own_transform_does(tmp_path: Path, changes: Any, heig
         (TIMM | {"input_size": [1, 224, 224]}, "input_size has 1 channels, and the network takes 3"),
         (TIMM | {"crop_pct": 2}, "crop_pct is 2"),
         (TIMM | {"crop_pct": "all"}, "crop_pct is 'all'"),
+        (TIMM | {"crop_pct": 5e-324}, "crop_pct is 4.94066e-324; 0.01 to 1 is accepted"),
+        (TIMM | {"mean": [10**400] * 3}, "...; a number or a list of numbers is accepted"),
+        (TIMM | {"std": [float("inf")] * 3}, "std is [inf, inf, inf]; a number"),
+        (TIMM | {"input_size": [3, 10**400, 224]}, "...; [channels, height, width] is accepted"),
+        (hugging_face("Levit", size=10**400), "...; height and width are accepted"),
+        (hugging_face("ConvNext", size={"shortest_edge": True}), "size is {'shortest_edge': True}"),
+        (hugging_face("ViT", rescale_factor=5e-324), "numbers that are not finite"),
     ],
 )
 def test_what_a_recipe_cannot_express_is_refused_by_name(tmp_path: Path, content: Any, message: str) -> None:
