@@ -8,6 +8,7 @@ import click
 from click.core import ParameterSource
 from rich.console import Console
 
+from export.cli.options import CROP_PCT
 from export.cli.progress_bar import progress_bar
 from service.cli.parameters import FiniteFloat
 from service.errors import UserError
@@ -87,8 +88,7 @@ class _Remembering(click.Command):
               help="short:256 (the shorter side), stretch:224x224, pad:224, cover:224, or none. By default stretched.")  # fmt: skip
 @click.option("--filter", "filter_name", type=click.Choice(_FILTERS), help="Of the resize. By default bilinear.")
 @click.option("--crop", type=click.IntRange(1, _LONGEST_SIDE), metavar="N", help="Cut the middle NxN of the resized picture.")
-@click.option("--crop-pct", type=FiniteFloat(0.01, 1), metavar="P",
-              help="Resize so that the input is this share of the shorter side, and cut the middle, as timm does.")  # fmt: skip
+@click.option("--crop-pct", **CROP_PCT)
 @click.option("--scale", type=FiniteFloat(0, 1e9, min_open=True), metavar="S",
               help="What pixels, 0 to 255, are divided by: 255, 127.5 or 1.")  # fmt: skip
 @click.option("--mean", type=Numbers((1, 3)), metavar="R,G,B",

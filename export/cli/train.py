@@ -58,8 +58,9 @@ def train(output: Path, resume: bool, tensorboard: bool, **chosen: Any) -> None:
 
 def _prepare(
     console: Console, group: "ProcessGroup", output: Path, resume: bool, data: str, data_dir: Path | None, network: str,
-    image_size: tuple[int, int] | None, resize: str | None, crop: tuple[int, int] | None, filter_name: str | None, fit: str | None,
-    channels: str | None, flip: bool | None, shift_pixels: int | None, weights: Path | None, **chosen: Any,
+    image_size: tuple[int, int] | None, resize: str | None, crop: tuple[int, int] | None, crop_pct: float | None,
+    filter_name: str | None, fit: str | None, channels: str | None, flip: bool | None, shift_pixels: int | None,
+    weights: Path | None, **chosen: Any,
 ) -> "tuple[Dataset, recipes.Settings, Weights | None]":  # fmt: skip
     """Checks what can be checked at once, loads the data, which can take minutes, and takes the output folder."""
     from export.data.datasets import DatasetOptions, load_dataset
@@ -72,7 +73,7 @@ def _prepare(
     if fit and resize:
         raise UserError(f"--fit {fit} is short for --resize {SHORT_FORMS[fit]}: one of the two is accepted")
     colours = {"gray": 1, "rgb": 3}[channels] if channels else None
-    wanted = InputChoice(image_size, colours, resize or (SHORT_FORMS[fit] if fit else None), filter_name, crop)
+    wanted = InputChoice(image_size, colours, resize or (SHORT_FORMS[fit] if fit else None), filter_name, crop, crop_pct)
     wanted.of(InputSpec(height=32, width=32, channels=3))  # contradictions are said before the data are read
     code = architectures.code(network)
     read = read_weights(weights) if weights is not None else None

@@ -5,7 +5,7 @@ from typing import get_args
 
 import click
 
-from export.cli.options import DATA, DATA_DIR
+from export.cli.options import CROP_PCT, DATA, DATA_DIR
 from export.cli.parameters import ChannelValues
 from export.data.input_choice import SHORT_FORMS
 from export.training import recipes
@@ -32,6 +32,7 @@ OPTION_GROUPS: dict[str, tuple[click.Option, ...]] = {
                           "cover, with what is too much cut off; short:N, the shorter side to N pixels; or none."),
         click.Option(["--crop"], type=ImageSize(_LARGEST_SIDE), metavar="N|HxW",
                      help="What is cut from the middle of the resized image, such as 224 after --resize short:256."),
+        click.Option(["--crop-pct"], **CROP_PCT),
         click.Option(["--filter", "filter_name"], type=click.Choice(get_args(Filter)), show_default="bilinear",
                      help="Of the resize."),
         click.Option(["--fit"], type=click.Choice(list(SHORT_FORMS)),

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from export.data.input_choice import RESIZE, parse_resize
+from export.data.input_choice import RESIZE, check_crop_pct, crop_pct_resize, parse_resize
 from export.importing import preprocessor_files, presets
 from export.importing.file_metadata import FileMetadata
 from export.importing.network_input import NetworkInput
@@ -74,10 +74,7 @@ class RecipeOptions:
     def _check(self) -> None:
         if self.preset is not None and self.preprocessor is not None:
             raise UserError("--preset and --preprocessor both say how pictures are prepared: one of them is accepted")
-        if self.crop is not None and self.crop_pct is not None:
-            raise UserError("--crop and --crop-pct both say what is cut: one of them is accepted")
-        if self.crop_pct is not None and self.resize is not None:
-            raise UserError("--crop-pct says the resize too: it is accepted without --resize")
+        check_crop_pct(self.crop_pct, self.crop, self.resize)
         if (self.crop is not None) and self.resize is None and not self._named():
             raise UserError(f"--crop {self.crop} needs --resize ({RESIZE}): what is cut is cut of a resized picture")
         if (self.mean is not None or self.std is not None) and self.scale is None and not self._named():
@@ -134,11 +131,7 @@ class RecipeOptions:
     def _resize(self, base: InputSpec) -> str | None:
         """In the contract's words; None if it is not changed."""
         if self.crop_pct is not None:
-            if base.height != base.width:
-                raise UserError(
-                    f"--crop-pct is for a square input, and this one is {base.height}x{base.width}: --resize and --crop say it"
-                )
-            return f"short:{math.floor(base.height / self.crop_pct)}"
+            return crop_pct_resize(self.crop_pct, base.height, base.width)
         if self.resize is None:
             return None
         mode, size = parse_resize(self.resize)

@@ -23,6 +23,7 @@ DEFAULT = InputSpec(height=32, width=48, channels=1)
             {"height": 224, "width": 224, "resize": "stretch:256x256", "crop": "center"},
         ),
         (InputChoice(resize="none", crop=(20, 20)), {"height": 20, "width": 20, "resize": "none", "crop": "center"}),
+        (InputChoice((224, 224), crop_pct=0.875), {"height": 224, "width": 224, "resize": "short:256", "crop": "center"}),
         *((InputChoice(resize=long), {"resize": long}) for long in SHORT_FORMS.values()),
     ],
 )
@@ -40,6 +41,10 @@ def test_what_is_not_said_is_the_datas_own(choice: InputChoice, expected: dict[s
         (InputChoice((20, 24), resize="none", crop=(20, 20)), "--crop 20 and --image-size 20x24: the crop gives the network's"),
         (InputChoice(resize="short:256"), "--resize short:256: what it gives is cropped .*: --crop N is needed"),
         (InputChoice((224, 224), resize="stretch:256"), "--resize stretch:256: what it gives is cropped .*: --crop 224 is needed"),
+        (InputChoice(crop_pct=0.9), "--crop-pct is for a square input, and this one is 32x48"),
+        (InputChoice(crop_pct=0.9, crop=(20, 20)), "--crop and --crop-pct both say what is cut"),
+        (InputChoice(crop_pct=0.9, resize="stretch"), "--crop-pct says the resize too: it is accepted without --resize"),
+        (InputChoice((4096, 4096), crop_pct=0.01), "--crop-pct 0.01: the shorter side .* 409600 pixels; at most 8192 are"),
         (
             InputChoice(resize="stretch:9000", crop=(20, 20)),
             "--resize stretch:9000: resize: at most 8192 pixels a side",

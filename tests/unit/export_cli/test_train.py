@@ -30,6 +30,9 @@ def test_options_that_contradict_each_other_or_the_data_are_one_line_and_nothing
     for given, message in {
         "--fit pad --resize stretch": "--fit pad is short for --resize pad: one of the two is accepted",
         "--crop 224": "--crop 224 needs --resize (stretch, pad or cover",
+        "--crop-pct 0.9 --fit pad": "--crop-pct says the resize too: it is accepted without --resize",
+        "--crop-pct 0.9 --image-size 20x24": "--crop-pct is for a square input, and this one is 20x24",
+        "--crop-pct 2": "2.0 is not in the range 0.01<=x<=1",
         "--network nowhere.py:Net": "--network nowhere.py:Net: no such file: ",
         f"--weights {tmp_path}/other.pth": "not weights that can be read",
         "--mean imagenet": "--mean: 3 numbers for an input of 1 channels, gray; --channels changes it",
