@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from service.engine.misplaced_files import MisplacedFiles
-from service.engine.model_loader import ModelLoader, Surroundings, TraceModelBatch, VersionState
+from service.engine.model_loader import ModelLoader, Only, Surroundings, TraceModelBatch, VersionState
 from service.engine.registry import Registry
 from service.engine.served_version import ServedVersion
 from service.engine.trial import TryVersion
@@ -51,17 +51,18 @@ class Loader:
         load_seconds: float,
         try_version: TryVersion | None = None,
         trusted: "TrustedKeys | None" = None,
+        only: Only | None = None,
     ) -> None:
         """A model computes with at most `cpus` threads. `<model>.toml` in the folder `policies` replaces the model's own policy.
 
         Nobody waits longer than `load_seconds` for a model. `try_version` is called before a version is loaded. With `trusted`,
-        only versions that one of these keys signed are loaded.
+        only versions that one of these keys signed are loaded. With `only`, no other version of a model is.
         """
         self._folder = folder
         self._registry = registry
         self._load_seconds = load_seconds
         self._surroundings = Surroundings(
-            folder, provider, metrics, registry, cpus, trace_batch, policies, self._publish, try_version, trusted
+            folder, provider, metrics, registry, cpus, trace_batch, policies, self._publish, try_version, trusted, only,
         )  # fmt: skip
         self._lock = threading.Lock()  # of what follows; no file is looked at while it is held
         self._models: dict[str, ModelLoader] = {}  # replaced, never changed: the gRPC thread reads it and must not wait

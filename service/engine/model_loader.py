@@ -87,6 +87,19 @@ class Failure(NamedTuple):
     again_at: float
 
 
+class Only(NamedTuple):
+    """The one version of a model that is served, whatever its policy says; and the name of its model file, if given."""
+
+    version: int
+    file: str = ""
+
+    def applied(self, settings: ModelSettings) -> ModelSettings:
+        """The settings of a model, with this version in place of those that they choose."""
+        policy = settings.policy.model_copy(update={"versions": str(self.version), "aliases": {}})
+        triton = settings.triton._replace(model_file=self.file) if self.file else settings.triton
+        return settings._replace(policy=policy, triton=triton)
+
+
 class Surroundings(NamedTuple):
     """What all models of a server share.
 
@@ -98,6 +111,7 @@ class Surroundings(NamedTuple):
         publish: serves the versions of a model, as `Registry.publish`; False if the server has stopped.
         try_version: tries a version in a process of its own, as `Trials.try_version`; None loads what is there.
         trusted: only versions that one of these keys has signed are loaded.
+        only: of each model, this version alone.
     """
 
     folder: Path
@@ -110,6 +124,7 @@ class Surroundings(NamedTuple):
     publish: Callable[[str, tuple[ServedVersion, ...], dict[str, int]], bool]
     try_version: TryVersion | None = None
     trusted: "TrustedKeys | None" = None
+    only: Only | None = None
 
 
 class ModelLoader:
@@ -225,6 +240,8 @@ class ModelLoader:
                 self._fail(found[-1], states, "invalid", reason, what="policy")
             return
         self._set_problem("")
+        if self._shared.only is not None:
+            settings = self._shared.only.applied(settings)
         if settings[:2] != self._settings[:2]:
             self._note(settings)
         policy, triton, files_named = settings

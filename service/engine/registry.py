@@ -47,6 +47,7 @@ class Registry:
         self._retiring: tuple[ServedVersion, ...] = ()  # retired, with requests still running
         self._active: tuple[ServedVersion, ...] = ()  # served or retiring
         self._unclosed: list[ServedVersion] = []  # that no thread could be started for
+        self._closing: tuple[threading.Thread, ...] = ()
 
     def acquire(self, name: str, version: str) -> ServedVersion:
         """The version to answer a request with. Call `release` when the request is done.
@@ -111,6 +112,11 @@ class Registry:
         for served in unclosed:
             self._close(served)
 
+    def wait_until_closed(self) -> None:
+        """Waits until the versions that are retired and idle are closed. Not on one of their threads."""
+        for thread in self._closing:
+            thread.join()
+
     def wait_until_idle(self, seconds: float) -> bool:
         """Waits up to `seconds` until no request is running; False if some still are."""
         with self._lock:
@@ -158,8 +164,10 @@ class Registry:
 
     def _close(self, served: ServedVersion) -> None:
         # On another thread: the last release may come from a thread of the batcher, which `close` waits for.
+        closing = threading.Thread(target=served.close, name=f"close-{served.name}")
         try:
-            threading.Thread(target=served.close, name=f"close-{served.name}").start()
+            closing.start()
+            self._closing = (*(thread for thread in self._closing if thread.is_alive()), closing)
         except (RuntimeError, MemoryError) as error:  # not the fault of whoever releases it
             log.error("model %s version %d holds its memory until a thread can be started: %s", served.name, served.version, error)
             self._unclosed.append(served)

@@ -1,17 +1,17 @@
 """The models of one folder: loaded at the start, served, and loaded again when the folder changes."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from service.engine.loader import Loader
-from service.engine.model_loader import TraceModelBatch
+from service.engine.model_loader import Only, TraceModelBatch
 from service.engine.registry import Registry
 from service.engine.served_version import ServedVersion
 from service.engine.trial import TryVersion
 from service.engine.watcher import Watcher
-from service.errors import NotFound, RequestError, Unavailable
+from service.errors import LoadError, NotFound, RequestError, Unavailable
 from service.model.cpus import cpu_budget
 from service.model.providers import Provider
 from service.model.repository_layout import MODEL_FILE
@@ -45,6 +45,7 @@ class Repository:
         load_seconds: float = 60.0,
         try_version: TryVersion | None = None,
         trusted: "TrustedKeys | None" = None,
+        only: Only | None = None,
     ) -> None:
         """Loads nothing yet.
 
@@ -57,6 +58,7 @@ class Repository:
             trace_batch: called for each batch that ran.
             policies: a folder; `<model>.toml` in it replaces the model's own policy.
             trusted: load only versions that one of these keys has signed.
+            only: of each model, this version alone.
             load_seconds: how long to wait at most for a model to be loaded; the others do not wait for it at all.
             try_version: called before a version is loaded, which it may refuse; see `trials.py`.
         """
@@ -65,7 +67,8 @@ class Repository:
         self._on_change = on_change
         self._registry = registry = Registry(metrics, self._changed, self._not_served)
         self._loader = loader = Loader(
-            folder, provider, metrics, registry, cpus or cpu_budget(), trace_batch, policies, load_seconds, try_version, trusted
+            folder, provider, metrics, registry, cpus or cpu_budget(), trace_batch, policies, load_seconds, try_version, trusted,
+            only,
         )  # fmt: skip
         self._watcher = Watcher(folder, loader.scan_soon)
         # Callers reach the parts without a frame of this class: every request goes through `acquire` and `release`.
@@ -75,6 +78,7 @@ class Repository:
         self.pump = registry.pump
         self.flush = registry.flush
         self.wait_until_idle = registry.wait_until_idle
+        self.wait_until_closed = registry.wait_until_closed
         self.stuck_reason = registry.stuck_reason
         self.scan = loader.scan
         self.load = loader.load
@@ -89,6 +93,18 @@ class Repository:
         self._watcher.start(scan_soon=scan_soon)
         if not self.served:
             log.warning("no model is served yet; watching for %s", self._folder / "<model>" / "<version>" / MODEL_FILE)
+
+    def load_once(self, names: Iterable[str]) -> dict[str, str]:
+        """In place of `start`: loads these models, and watches nothing. Returns why some of them could not be loaded."""
+        reasons = {}
+        for name in names:
+            try:
+                self.load(name)
+            except (LoadError, RequestError) as error:
+                reasons[name] = str(error)
+        self.scanned = True
+        self._on_change()
+        return reasons
 
     def stop(self) -> bool:
         """Stops watching and closes every model. Only when no request is running. Returns whether nothing was being loaded."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Protocol
 
 from service.engine.answer import Answer
 from service.engine.classifier import Classifier
@@ -9,8 +10,10 @@ from service.engine.query import MANY_ITEMS, Item, Query
 from service.engine.reply import send_reply
 from service.engine.top_k import Results
 from service.errors import InvalidRequest, QueueFull, Unavailable
+from service.observability.trace_context import TraceContext
 from service.pb.convoy.v1 import classifier_pb2 as pb
-from service.rpc.call import Call, Method, Receiver, Stream, StreamCall, Unary, UnaryCall
+from service.principal import Principal
+from service.rpc.call import Method, Receiver, Stream, StreamCall, Unary, UnaryCall
 from service.rpc.message_cost import max_fields
 from service.rpc.open_streams import OpenStreams
 from service.rpc.request_stream import RequestStream, StreamRequest
@@ -19,6 +22,22 @@ from service.rpc.wire import ClassifyResponseWriter, classify_stream_response
 
 SERVICE = "convoy.v1.Classifier"
 MAX_ID_CHARACTERS = 256
+
+
+class Caller(Protocol):
+    """What a query takes from the call that brings it."""
+
+    @property
+    def deadline(self) -> float:
+        """In `time.monotonic` seconds, infinite for none."""
+
+    @property
+    def trace(self) -> TraceContext | None:
+        """The client's, if it sent one."""
+
+    @property
+    def principal(self) -> Principal:
+        """Who calls."""
 
 
 class ClassifyServicer:
@@ -44,9 +63,9 @@ class ClassifyServicer:
         self._streams.finish_all()
 
     def _classify(self, request: pb.ClassifyRequest, call: UnaryCall) -> None:
-        query = _query(request, self._classifier, call)
+        query = query_of(request, self._classifier, call)
         # Of the request, which holds the images, only the id is kept.
-        respond = partial(send_reply, self._classifier, call, _write, request.id)
+        respond = partial(send_reply, self._classifier, call, write_response, request.id)
         call.on_cancelled(self._classifier.classify(query, respond))
 
     def _open(self, call: StreamCall) -> Receiver:
@@ -55,7 +74,7 @@ class ClassifyServicer:
             stream_request.id = request.id[:MAX_ID_CHARACTERS]
             if call.grant is not None:
                 call.grant.require_message(call.method.path, message)
-            query = _query(request, self._classifier, call)
+            query = query_of(request, self._classifier, call)
             respond = partial(send_reply, self._classifier, stream_request, _write_in_stream, stream_request)
             return self._classifier.classify(query, respond)
 
@@ -64,7 +83,8 @@ class ClassifyServicer:
         return stream
 
 
-def _query(request: pb.ClassifyRequest, classifier: Classifier, call: Call) -> Query:
+def query_of(request: pb.ClassifyRequest, classifier: Classifier, call: Caller) -> Query:
+    """The query of a request. Raises RequestError for one that has no form."""
     request_id = request.id
     if len(request_id) > MAX_ID_CHARACTERS:
         raise InvalidRequest(f"the id has more than {MAX_ID_CHARACTERS} characters", "id")
@@ -91,7 +111,8 @@ def _query(request: pb.ClassifyRequest, classifier: Classifier, call: Call) -> Q
     )  # fmt: skip
 
 
-def _write(answer: Answer, best: Results, request_id: str) -> bytes:
+def write_response(answer: Answer, best: Results, request_id: str) -> bytes:
+    """The serialised `ClassifyResponse` of an answer. Raises RequestError if it is not finite."""
     answer.check_no_nan(best)
     served = answer.served
     writer: ClassifyResponseWriter | None = served.cache.get(ClassifyResponseWriter)
@@ -104,7 +125,7 @@ def _write(answer: Answer, best: Results, request_id: str) -> bytes:
 
 
 def _write_in_stream(answer: Answer, best: Results, request: StreamRequest) -> bytes:
-    return classify_stream_response(request.id, request.index, _write(answer, best, request.id))
+    return classify_stream_response(request.id, request.index, write_response(answer, best, request.id))
 
 
 def _error_response(request_id: str, index: int, error: BaseException) -> bytes:

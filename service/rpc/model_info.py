@@ -32,12 +32,28 @@ class ModelInfoServicer:
             Unary(f"/{SERVICE}/ListModels", pb.ListModelsRequest, self._list),
         ]
 
-    def _get(self, request: pb.GetModelRequest, call: UnaryCall) -> None:
+    def get_model(self, request: pb.GetModelRequest) -> pb.GetModelResponse:
+        """The metadata of a version. Raises RequestError if it is not served."""
         served = self._repository.acquire(request.model, request.version)
         try:
-            call.reply(self._model_info(served).SerializeToString())
+            return self._model_info(served)
         finally:
             self._repository.release(served)
+
+    def list_models(self) -> pb.ListModelsResponse:
+        """The state of every version."""
+        return pb.ListModelsResponse(
+            models=[
+                pb.ModelStatus(model=entry.name, version=entry.number, state=_STATES[entry.state], reason=entry.reason)
+                for entry in self._repository.index()
+            ]
+        )
+
+    def _get(self, request: pb.GetModelRequest, call: UnaryCall) -> None:
+        call.reply(self.get_model(request).SerializeToString())
+
+    def _list(self, _: pb.ListModelsRequest, call: UnaryCall) -> None:
+        call.reply(self.list_models().SerializeToString())
 
     def _model_info(self, served: ServedVersion) -> pb.GetModelResponse:
         model = served.model
@@ -58,15 +74,6 @@ class ModelInfoServicer:
             limits=_limits(served.policy),
             heads=_heads(model),
         )
-
-    def _list(self, _: pb.ListModelsRequest, call: UnaryCall) -> None:
-        response = pb.ListModelsResponse(
-            models=[
-                pb.ModelStatus(model=entry.name, version=entry.number, state=_STATES[entry.state], reason=entry.reason)
-                for entry in self._repository.index()
-            ]
-        )
-        call.reply(response.SerializeToString())
 
 
 def preferred_batch_items(measured: dict[int, float], max_batch_items: int) -> list[int]:

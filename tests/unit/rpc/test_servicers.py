@@ -10,7 +10,7 @@ from service.errors import InvalidRequest
 from service.open_inference.shared_memory import SharedMemory
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.pb.inference import open_inference_pb2 as oip
-from service.rpc.classify import _query
+from service.rpc.classify import query_of
 from service.rpc.open_inference import InferServicer
 
 
@@ -24,7 +24,7 @@ def test_many_items_are_counted_before_anything_is_made_of_them() -> None:
     tracemalloc.start()
     try:
         with pytest.raises(InvalidRequest, match="too many"):
-            _query(many, classifier, Mock())
+            query_of(many, classifier, Mock())
         with pytest.raises(InvalidRequest, match="too many"):
             servicer.start(lengths, Mock(), Mock(), Mock())
         assert tracemalloc.get_traced_memory()[1] < 500_000  # the bytes themselves are copied, once

@@ -1,0 +1,252 @@
+"""`Local` answers as a `Client` of a server with the same models does, and leaves nothing behind."""
+
+import gc
+import io
+import multiprocessing
+import pickle
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from service import Local
+from service.client import CallFailed, Classification, Client
+from service.config import ServerConfig
+from service.errors import UserError
+from service.server import Server
+from tests.conftest import put
+from tests.integration.test_foreign import write
+from tests.integration.test_heads import write_model
+
+Ask = Callable[[Client | Local], Any]
+
+
+def picture(mode: str = "L", size: tuple[int, int] = (28, 28)) -> bytes:
+    content = io.BytesIO()
+    Image.radial_gradient("L").resize(size).convert(mode).save(content, "PNG")
+    return content.getvalue()
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory, model_file: Path) -> Path:
+    """A repository: digits in two versions, a model with two heads, one of another origin, and one that does not load."""
+    folder = tmp_path_factory.mktemp("local") / "models"
+    for version in (1, 2):
+        put(model_file, folder, "digits", version)
+    (folder / "digits" / "serving.toml").write_text("versions = 'all'\nmax_request_items = 8\naliases = {stable = 1}\n")
+    write_model(folder / "two" / "1" / "model.onnx")
+    write(folder / "foreign" / "1" / "model.onnx")
+    (folder / "broken" / "1").mkdir(parents=True)
+    (folder / "broken" / "1" / "model.onnx").write_bytes(b"no model")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def both(models: Path) -> Iterator[tuple[Client, Local]]:
+    settings = {"repository": models, "grpc_port": 0, "http_port": 0, "provider": "cpu"}
+    server = Server(ServerConfig.model_validate(settings))
+    server.start()
+    try:
+        with Client(f"127.0.0.1:{server.grpc_port}") as client, Local(models, provider="cpu") as local:
+            yield client, local
+    finally:
+        server.stop()
+
+
+PIXELS = np.arange(4 * 28 * 28, dtype=np.uint8).reshape(4, 28, 28, 1)
+REQUESTS: dict[str, Ask] = {
+    "a picture": lambda asked: asked.classify([picture()], "digits"),
+    "a large picture": lambda asked: asked.classify([picture("RGB", (900, 700))], "digits", top_k=3),
+    "pixels": lambda asked: asked.classify(PIXELS, "digits", top_k=10),
+    "a PIL image and pixels": lambda asked: asked.classify([Image.new("L", (30, 20), 90), PIXELS[0]], "digits"),
+    "a version": lambda asked: asked.classify(PIXELS, "digits", version="1"),
+    "an alias": lambda asked: asked.classify(PIXELS, "digits", version="stable"),
+    "heads": lambda asked: asked.classify([picture("RGB", (4, 4))], "two"),
+    "many labels": lambda asked: asked.classify(PIXELS, "digits", top_k=1000),
+    "the metadata": lambda asked: replace(asked.model("digits"), preferred_batch_items=[]),  # which are measured
+    "the metadata of heads": lambda asked: replace(asked.model("two", "1"), preferred_batch_items=[]),
+    "the metadata of a foreign model": lambda asked: replace(asked.model("foreign"), preferred_batch_items=[]),
+    "the models": lambda asked: asked.models(),
+    "a stream": lambda asked: sorted(asked.classify_stream([[picture()], [b"none"], PIXELS, [], [PIXELS[0]] * 9], "digits")),
+    "no picture": lambda asked: asked.classify([picture(), b"no picture"], "digits"),
+    "a broken picture": lambda asked: asked.classify([picture()[:90]], "digits"),
+    "no items": lambda asked: asked.classify([], "digits"),
+    "too many items": lambda asked: asked.classify([PIXELS[0]] * 9, "digits"),
+    "far too many items": lambda asked: asked.classify([PIXELS[0]] * 600, "digits"),
+    "pixels of another size": lambda asked: asked.classify(PIXELS[:, :20], "digits"),
+    "a picture for a foreign model": lambda asked: asked.classify([picture()], "foreign"),
+    "no such model": lambda asked: asked.classify([picture()], "cats"),
+    "a model that did not load": lambda asked: asked.classify([picture()], "broken"),
+    "no such version": lambda asked: asked.classify([picture()], "digits", version="3"),
+    "the metadata of no model": lambda asked: asked.model("cats"),
+    "no such priority": lambda asked: asked.classify([picture()], "digits", priority=9),
+    "a priority that is none": lambda asked: asked.classify([picture()], "digits", priority=-1),
+    "a timeout that is none": lambda asked: asked.classify([picture()], "digits", timeout_seconds=-1.0),
+    "no time": lambda asked: asked.classify([picture("RGB", (900, 700))], "digits", timeout_seconds=1e-9),
+    "a file that is not there": lambda asked: asked.classify(["none.png"], "digits"),
+    "floats": lambda asked: asked.classify([np.zeros((28, 28, 1))], "digits"),
+    "a string": lambda asked: asked.classify("digit.png", "digits"),
+    "no room in flight": lambda asked: list(asked.classify_stream([], "digits", in_flight=0)),
+}
+
+
+def outcome(ask: Ask, asked: Client | Local) -> Any:
+    """What is returned or raised, comparable, without what is measured."""
+    try:
+        return comparable(ask(asked))
+    except (CallFailed, UserError) as error:
+        return comparable(error)
+
+
+def comparable(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [comparable(each) for each in value]
+    if isinstance(value, Classification):
+        return replace(value, phases=dict.fromkeys(value.phases, 0.0))
+    if isinstance(value, CallFailed):
+        return type(value), value.code, value.message, value.field, value.retry_after_seconds
+    return (type(value), str(value)) if isinstance(value, UserError) else value
+
+
+@pytest.mark.parametrize("request_", REQUESTS)
+def test_every_request_has_the_same_outcome_as_over_grpc(both: tuple[Client, Local], request_: str) -> None:
+    client, local = both
+    expected = outcome(REQUESTS[request_], client)
+    assert outcome(REQUESTS[request_], local) == expected
+
+
+def test_the_model_may_be_left_out_where_there_is_one(both: tuple[Client, Local], models: Path) -> None:
+    _, repository = both
+    with pytest.raises(UserError, match="which model\\? There are digits, foreign, two"):
+        repository.classify(PIXELS)
+    with Local(models / "digits", cpus=1) as local:
+        assert comparable(local.classify(PIXELS)) == comparable(repository.classify(PIXELS, "digits"))
+
+
+def served(path: Path) -> list[str]:
+    with Local(path, cpus=1) as local:
+        local.classify(np.zeros((1, *local.model().input.shape), np.uint8))
+        return [f"{each.model} {each.version}" for each in local.models()]
+
+
+def test_a_path_is_a_file_a_version_a_model_or_a_repository(models: Path, tmp_path: Path) -> None:
+    assert served(models / "digits") == ["digits 1", "digits 2"]  # as its serving.toml says
+    assert served(models / "digits" / "1") == ["digits 1"]
+    assert served(models / "digits" / "2" / "model.onnx") == ["digits 2"]
+    shutil.copy(models / "digits" / "1" / "model.onnx", tmp_path / "best model.onnx")
+    assert served(tmp_path / "best model.onnx") == ["digits 1"]  # as its contract says
+
+
+def test_a_file_has_what_is_beside_it(tmp_path: Path) -> None:
+    file = write(tmp_path / "export" / "my cat.onnx", 2)  # uint8
+    (file.parent / "labels.txt").write_text("red\ngreen\nblue\n")
+    (file.parent / "serving.toml").write_text("max_request_items = 3\n")
+    with Local(file, cpus=1) as local:
+        info = local.model()
+    assert (info.model, info.labels, info.limits["max_request_items"]) == ("my-cat", ["red", "green", "blue"], 3)
+
+
+def test_a_path_without_a_model_is_refused_in_a_line(models: Path, tmp_path: Path) -> None:
+    for path, message in {
+        tmp_path / "none": "there is no such file or folder; accepted are a model file",
+        tmp_path: "there is no model in it; accepted are a model file",
+        models / "broken": "broken: model 'broken' could not be loaded: version 1: ",
+        models / "digits" / "serving.toml": "could not be loaded: version 1: ",
+    }.items():
+        with pytest.raises(UserError, match=f"^{path}: ") as caught:
+            Local(path)
+        assert message in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_arguments_that_mean_nothing_are_refused(models: Path) -> None:
+    with pytest.raises(UserError, match="invalid value for provider: 'gpu' \\(accepted are auto, cuda"):
+        Local(models, provider="gpu")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="invalid value for cpus: 0"):
+        Local(models, cpus=0)
+
+
+def test_nothing_is_left_of_one_that_is_closed_or_forgotten(models: Path) -> None:
+    before = set(threading.enumerate())
+    with Local(models / "digits", cpus=1) as local:
+        local.classify([picture()])
+        assert set(threading.enumerate()) > before
+    assert set(threading.enumerate()) == before
+    with pytest.raises(CallFailed, match="CANCELLED: the client is closed"):
+        local.classify([picture()])
+    local = Local(models / "digits", cpus=1)
+    stream = local.classify_stream([[picture()]] * 9)
+    next(stream)
+    del local, stream
+    gc.collect()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(30)
+    assert set(threading.enumerate()) == before
+
+
+def test_a_stream_takes_no_more_than_it_may_and_loses_nothing_to_a_full_queue(models: Path) -> None:
+    taken = []
+
+    def requests() -> Iterator[Any]:
+        for number in range(500):
+            taken.append(number)
+            yield PIXELS[[0] * 8]
+
+    with Local(models / "digits", cpus=1) as local:
+        answers = local.classify_stream(requests(), in_flight=400)  # 3,200 items, and the queue takes 1,024
+        next(answers)
+        assert len(taken) <= 402
+        rest = list(answers)
+    assert len(rest) == 499
+    assert all(isinstance(answer, Classification) for _, answer in rest)
+
+
+def test_closing_cancels_what_others_wait_for(slow_file: Path, tmp_path: Path) -> None:
+    shutil.copy(slow_file, tmp_path)
+    (tmp_path / "serving.toml").write_text("max_batch_size = 1\n")
+    local = Local(tmp_path / slow_file.name)
+    codes = set()
+    for number, answer in local.classify_stream([np.zeros((1, 2, 2, 1), np.uint8)] * 99, in_flight=64):
+        if number == 0:
+            threading.Thread(target=local.close).start()
+        codes.add(answer.code if isinstance(answer, CallFailed) else "OK")
+    assert codes == {"OK", "CANCELLED"}
+
+
+def test_it_cannot_be_pickled_and_says_what_to_do(both: tuple[Client, Local]) -> None:
+    with pytest.raises(TypeError, match="Make one in each worker"):
+        pickle.dumps(both[1])
+
+
+def in_child(models: Path, local: Local, found: Any) -> None:
+    try:
+        local.classify(PIXELS)
+    except UserError as error:
+        found.put(str(error))
+    local.close()
+    found.put(served(models / "digits" / "1"))
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_a_forked_process_makes_one_of_its_own(models: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    with Local(models / "digits", cpus=1) as local:
+        local.classify(PIXELS)
+        found = fork.Queue()
+        child = fork.Process(target=in_child, args=(models, local, found))
+        child.start()
+        try:
+            assert "make one in each process" in found.get(timeout=60)
+            assert found.get(timeout=60) == ["digits 1"]
+            child.join(60)
+            assert child.exitcode == 0
+        finally:
+            child.kill()
+            child.join()
+        assert local.classify(PIXELS).results
