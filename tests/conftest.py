@@ -7,6 +7,7 @@ os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")  # as `convo
 
 import contextlib
 import fcntl
+import functools
 import json
 import resource
 import signal
@@ -68,7 +69,18 @@ def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callabl
 
 
 @pytest.fixture(scope="session")
-def run(tmp_path_factory: pytest.TempPathFactory, digits: datasets.Dataset) -> Path:
+def known_operators() -> Iterator[None]:
+    """PyTorch's exporter makes its table of operators, always the same, at each export: here once. That is a third of an export."""
+    from torch.onnx._internal.exporter import _registration
+
+    with pytest.MonkeyPatch.context() as patch:
+        made = functools.cache(_registration.ONNXRegistry.from_torchlib)
+        patch.setattr(_registration.ONNXRegistry, "from_torchlib", staticmethod(made))
+        yield
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory, digits: datasets.Dataset, known_operators: None) -> Path:
     """The run folder of a short real training."""
     settings = Settings("article-cnn", epochs=6, seed=SEED)
     return made_once(tmp_path_factory, "run", lambda folder: loop.train(digits, settings, folder))
@@ -145,7 +157,7 @@ def _slow_model(path: Path, products: int) -> None:
     onnx.save_model(slow, path)
 
 
-SLOW_SECONDS = 0.25
+SLOW_SECONDS = 0.12
 
 
 @pytest.fixture(scope="session")
@@ -240,10 +252,10 @@ def convoy(*arguments: str | Path, timeout: float = 120, **environment: str) -> 
 
 
 @contextlib.contextmanager
-def full_disk() -> Iterator[None]:
-    """No file can grow beyond 10 bytes in this process, nor in those that it starts."""
+def full_disk(most_bytes: int = 10) -> Iterator[None]:
+    """No file can grow beyond so many bytes in this process, nor in those that it starts."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, limits[1]))
     try:
         yield
     finally:

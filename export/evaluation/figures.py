@@ -127,7 +127,7 @@ def draw_mistakes(scores: Scores, encoded: Encoded, spec: InputSpec, path: Path)
     columns = min(len(chosen), math.ceil(math.sqrt(1.5 * len(chosen))))
     rows = math.ceil(len(chosen) / columns)
     figure = Figure(figsize=(max(1.9 * columns, 2.4), 2.35 * rows + 0.5), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
+    grid = figure.subplots(rows, columns, squeeze=False, subplot_kw={"xticks": [], "yticks": []})
     for axes in grid.flat:
         axes.axis("off")
     for axes, index in zip(grid.flat, chosen, strict=False):

@@ -13,7 +13,7 @@ from service.model.preprocessing import encode_png
 from tests.unit.evaluation.answers import scores_of
 
 
-@pytest.mark.parametrize("classes", [2, 100, 130])
+@pytest.mark.parametrize("classes", [2, 30, 130])
 def test_figures_of_few_and_many_classes(classes: int, tmp_path: Path) -> None:
     labels = ("$x$ < $y", "猫", *(f"class {index} with a name that is long" for index in range(2, classes)))
     random = np.random.default_rng(0)

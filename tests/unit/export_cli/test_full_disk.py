@@ -1,50 +1,33 @@
 """Commands whose files cannot be written: a limit on the size of files (RLIMIT_FSIZE) stands for a full disk."""
 
-import resource
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from export.convert import pipeline
 from export.data import datasets
-from export.training.checkpoint import load_checkpoint, load_interrupted
+from export.training import loop
+from export.training.checkpoint import Checkpoint, load_checkpoint, load_interrupted, save_checkpoint
 from service.errors import UserError
 from tests.conftest import full_disk
-
-TRAIN = """
-import resource
-from export.training import loop
-from service.cli import main
-
-save = loop.save_checkpoint
-
-def saved(checkpoint, run, state):
-    if len(state["history"]) == 2:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
-    save(checkpoint, run, state)
-
-loop.save_checkpoint = saved
-main()
-"""
+from tests.program import convoy_here, one_line
 
 
-def limited(most_bytes: int, *command: str | Path) -> tuple[int, str]:
-    """The exit code, and the last line of stderr, of a command that can write no file larger than this."""
-    result = subprocess.run(
-        [sys.executable, "-m", "service.cli", *map(str, command)],
-        capture_output=True, text=True, timeout=120, check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, resource.RLIM_INFINITY)),
-    )  # fmt: skip
-    assert "Traceback" not in result.stderr
-    return result.returncode, result.stderr.splitlines()[-1]
-
-
-def test_a_disk_that_fills_up_while_training_is_one_line_and_the_run_can_be_resumed(tmp_path: Path) -> None:
+def test_a_disk_that_fills_up_while_training_is_one_line_and_the_run_can_be_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = tmp_path / "run"
-    command = ["train", "--data", "digits", "--network", "article-cnn", "--epochs", "9", "--output", str(run)]
-    result = subprocess.run([sys.executable, "-c", TRAIN, *command], capture_output=True, text=True, timeout=120, check=False)
+
+    def saved(checkpoint: Checkpoint, run: Path, state: Any) -> None:
+        with full_disk(1000) if len(state["history"]) == 2 else contextlib.nullcontext():
+            save_checkpoint(checkpoint, run, state)
+
+    monkeypatch.setattr(loop, "save_checkpoint", saved)
+    result = convoy_here("train", "--data", "digits", "--network", "twelve-filters", "--epochs", "9", "--output", run)
     assert (result.returncode, result.stderr) == (2, f"convoy: cannot write {run / 'checkpoint.pt'}: File too large\n")
     assert sorted(path.name for path in run.iterdir()) == ["checkpoint.pt", "metrics.jsonl"]
     _, state = load_interrupted(run)
@@ -54,10 +37,12 @@ def test_a_disk_that_fills_up_while_training_is_one_line_and_the_run_can_be_resu
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, model_file: Path, digits: datasets.Dataset) -> None:
     image = tmp_path / "digit.png"
     image.write_bytes(digits.test.encoded(0))
-    evaluate = ("evaluate", model_file, "--data", "digits", "--output", tmp_path / "output")
-    assert limited(20_000, *evaluate) == (2, f"convoy: cannot write {tmp_path / 'output' / 'confusion.png'}: File too large")
-    walkthrough = ("walkthrough", image, "--output", tmp_path / "tour")
-    assert limited(1000, *walkthrough) == (2, f"convoy: cannot write to '{tmp_path / 'tour'}': File too large")
+    with full_disk(20_000):
+        evaluated = convoy_here("evaluate", model_file, "--data", "digits", "--output", tmp_path / "output")
+    with full_disk(1000):
+        toured = convoy_here("walkthrough", image, "--output", tmp_path / "tour")
+    assert one_line(evaluated) == f"convoy: cannot write {tmp_path / 'output' / 'confusion.png'}: File too large"
+    assert one_line(toured) == f"convoy: cannot write to '{tmp_path / 'tour'}': File too large"
 
 
 def test_an_export_to_a_full_disk_names_the_folder(tmp_path: Path, run: Path, digits: datasets.Dataset) -> None:

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from export.cli.output_folder import lock_run
 from export.cli.train import train
 from export.networks.architectures import NETWORKS
+from export.training.checkpoint import load_checkpoint
 from export.training.recipes import RECIPES
 
 
@@ -20,7 +21,8 @@ def test_help_shows_every_option_once_and_the_recipes_and_networks() -> None:
     shown = CliRunner().invoke(train, ["--help"]).output
     for option in train.params:
         assert len(re.findall(rf"^  {option.opts[0]}(?![\w-])", shown, re.MULTILINE)) == 1, option.name
-    assert re.search(r"^  --help(?![\w-])", shown, re.MULTILINE)
+    # `-h` comes from the whole program, which another test may have run before.
+    assert re.search(r"^  (?:-h, )?--help(?![\w-])", shown, re.MULTILINE)
     for name in (*RECIPES, *NETWORKS):
         assert f"\n  {name} " in shown
 
@@ -57,7 +59,7 @@ def test_a_run_has_one_training_at_a_time(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", holding, tmp_path / ".."], timeout=60, check=True)
 
 
-def test_ctrl_c_prints_a_command_that_resumes(tmp_path: Path) -> None:
+def test_ctrl_c_leaves_a_checkpoint_and_prints_a_command_that_resumes(tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = ["train", "--data", "digits", "--epochs", "6", "--output", str(run)]
     process = subprocess.Popen(
@@ -69,10 +71,13 @@ def test_ctrl_c_prints_a_command_that_resumes(tmp_path: Path) -> None:
             assert time.monotonic() < deadline
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=30)
+        output, errors = process.communicate(timeout=30)
     finally:
         process.kill()
     assert process.returncode == 130
+    assert "holds the best epoch so far" in output
+    assert errors.split("\n") == ["", "convoy: interrupted", ""]  # the first ends the line that ^C was typed on
+    assert load_checkpoint(run).epoch >= 1
     said = next(line for line in output.splitlines() if line.startswith("  convoy train "))
     assert said.endswith("--resume")
     resumed = CliRunner().invoke(train, said.split()[2:])

@@ -15,6 +15,8 @@ from export.cli.train import train
 from export.training.checkpoint import load_checkpoint
 from tests.unit.training.conftest import metrics, weights
 
+pytestmark = pytest.mark.system  # seven programs that import PyTorch
+
 
 def torchrun(*arguments: str, **options: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(
