@@ -62,6 +62,8 @@ class Request:
         if query.principal.first_priority > 1:
             priority = _allowed_priority(query.priority, policy, query.principal.first_priority)
         timeout = query.timeout_seconds or policy.default_timeout_seconds
+        if served.triton.level_timeouts and not query.timeout_seconds:
+            timeout = served.triton.level_timeouts.get(priority, timeout)
         deadline = _deadline(query.deadline, timeout) if timeout else query.deadline
         self._entry = Entry(count, priority, deadline, query.trace, query.principal)
         if context.quotas is not None:

@@ -119,6 +119,7 @@ class ServerMetadata:
                     "allow_timeout_override": True,
                     "max_queue_size": policy.max_queue_items,
                 },
+                **_level_policies(served),
             },
             "parameters": {key: {"string_value": value} for key, value in parameters.items()},
         }
@@ -186,6 +187,15 @@ def _tensor_config(served: ServedVersion, spec: TensorSpec) -> dict[str, Any]:
     graph = [forms.items, *spec.shape] if forms is not None and whole else list(spec.shape)
     reshape = {"reshape": {"shape": graph}} if dims != graph else {}
     return {"name": spec.name, "data_type": f"TYPE_{DATATYPES[spec.dtype]}", "dims": dims} | reshape
+
+
+def _level_policies(served: ServedVersion) -> dict[str, Any]:
+    """Priority levels with a timeout of their own; the queue that they share is that of `default_queue_policy`."""
+    found = {
+        str(level): {"default_timeout_microseconds": round(1e6 * seconds), "allow_timeout_override": True}
+        for level, seconds in served.triton.level_timeouts.items()
+    }
+    return {"priority_queue_policy": found} if found else {}
 
 
 def _version_policy(versions: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What a `config.pbtxt` says of a model beside its policy, as data: its files, its tensors, its warm-up."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from service.model.repository_layout import MODEL_FILE
@@ -51,6 +52,7 @@ class TritonSettings(NamedTuple):
         outputs: the tensors that clients get.
         warmup: what the model is run on before it serves.
         accelerator: the provider that it names as an accelerator; empty if none.
+        level_timeouts: by the priority levels that have a policy of their own: seconds of requests that set none, 0 for no limit.
         unused: fields of the file that are not used.
     """
 
@@ -61,6 +63,7 @@ class TritonSettings(NamedTuple):
     outputs: tuple[ConfiguredTensor, ...] = ()
     warmup: tuple[WarmupSample, ...] = ()
     accelerator: str = ""
+    level_timeouts: Mapping[int, float] = {}
     unused: tuple[str, ...] = ()
 
 

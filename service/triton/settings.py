@@ -13,7 +13,7 @@ from service.errors import ConvoyError, UserError
 from service.model.declared import Declared
 from service.model.repository_layout import MODEL_FILE, policy_path
 from service.pb.inference.open_inference_pb2 import DataType, ModelConfig, ModelInstanceGroup, ModelQueuePolicy
-from service.policy import Policy, make_policy, read_keys
+from service.policy import MAX_TIMEOUT_SECONDS, Policy, make_policy, read_keys
 from service.triton.config_file import CONFIG_FILE, config_path, read_config
 from service.triton.model_config import MAX_RUNS, NO_TRITON, ConfiguredTensor, TritonSettings, WarmupSample
 from service.triton.support import accelerator, check_supported, unused_fields
@@ -58,6 +58,8 @@ def read_settings(repository: Path, name: str, policies: Path | None = None) -> 
     except UserError as error:
         raise UserError(f"{name}/{CONFIG_FILE}: {error}") from None
     keys = read_keys(policy_file)
+    if "default_timeout_seconds" in keys:
+        triton = triton._replace(level_timeouts={})
     named_by = f"{CONFIG_FILE} or {policy_file.name}" if keys else CONFIG_FILE
     return ModelSettings(_merged(given, keys, config_file, policy_file), triton, named_by)
 
@@ -164,12 +166,30 @@ def _batching(config: ModelConfig, given: dict[str, Any]) -> dict[str, Any]:
             keys["default_priority"] = batching.default_priority_level
     queue = batching.default_queue_policy
     if queue.timeout_action == ModelQueuePolicy.REJECT:
-        keys["default_timeout_seconds"] = queue.default_timeout_microseconds / 1e6
+        keys["default_timeout_seconds"] = _timeout_seconds(queue)
     if queue.max_queue_size:
         keys["max_queue_items"] = max(queue.max_queue_size, given.get("max_request_items", 0))
         if "max_request_items" not in given:
             keys["max_request_items"] = min(512, keys["max_queue_items"])
     return keys
+
+
+def _timeout_seconds(queue: ModelQueuePolicy) -> float:
+    """Of requests that set none; 0 for no limit, as where late ones are only delayed."""
+    return queue.default_timeout_microseconds / 1e6 if queue.timeout_action == ModelQueuePolicy.REJECT else 0.0
+
+
+def _level_timeouts(config: ModelConfig) -> dict[int, float]:
+    found = {level: _timeout_seconds(queue) for level, queue in sorted(config.dynamic_batching.priority_queue_policy.items())}
+    for level, seconds in found.items():
+        if not 1 <= level <= config.dynamic_batching.priority_levels:
+            raise UserError(
+                f"priority_queue_policy: level {level}; accepted is 1 to priority_levels, {config.dynamic_batching.priority_levels}"
+            )
+        if seconds > MAX_TIMEOUT_SECONDS:
+            most = f"{MAX_TIMEOUT_SECONDS * 1e6:.0f}"
+            raise UserError(f"priority_queue_policy of level {level}: default_timeout_microseconds: accepted is 0 to {most}")
+    return found
 
 
 def _settings(config: ModelConfig, name: str) -> TritonSettings:
@@ -183,6 +203,7 @@ def _settings(config: ModelConfig, name: str) -> TritonSettings:
         outputs=tuple(map(_tensor, config.output)),
         warmup=_warmup(config),
         accelerator=accelerator(config) or "",
+        level_timeouts=_level_timeouts(config),
         unused=unused_fields(config, name),
     )
 

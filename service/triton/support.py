@@ -34,6 +34,9 @@ _USED = {
     "dynamic_batching.default_queue_policy.default_timeout_microseconds",
     "dynamic_batching.default_queue_policy.allow_timeout_override",  # a request may always
     "dynamic_batching.default_queue_policy.max_queue_size",
+    "dynamic_batching.priority_queue_policy.timeout_action",
+    "dynamic_batching.priority_queue_policy.default_timeout_microseconds",
+    "dynamic_batching.priority_queue_policy.allow_timeout_override",
     "optimization.execution_accelerators.gpu_execution_accelerator.name",  # unless `_unused_accelerators`
     "optimization.execution_accelerators.cpu_execution_accelerator.name",
     "model_warmup",
@@ -100,5 +103,5 @@ def _unused(message: Any, prefix: str) -> Iterator[str]:
         elif hasattr(value, "ListFields"):
             yield from _unused(value, f"{path}.")
         else:
-            for each in value:
+            for each in value.values() if hasattr(value, "values") else value:
                 yield from _unused(each, f"{path}.")

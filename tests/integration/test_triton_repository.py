@@ -212,3 +212,24 @@ def test_a_changed_config_is_noticed_and_a_broken_one_takes_nothing_away(models:
     path.write_text(shrunk(configs.RESNET).replace("dims: 3 dims", "dims: 1 dims"))
     eventually(lambda: "config.pbtxt: input 'input' has dims [1, 4, 4]; in the graph it is [3, 4, 4] an item" in reasons())
     assert infer(channel, "resnet", "input", items)[0] == [2, CLASSES]
+
+
+def test_a_priority_level_has_the_timeout_of_its_queue_policy(tmp_path: Path, serve: Serve) -> None:
+    write(tmp_path / "levels" / "1" / "model.onnx", "input", "output")
+    (tmp_path / "levels" / "config.pbtxt").write_text(
+        "max_batch_size: 8 dynamic_batching { priority_levels: 2 "
+        "priority_queue_policy { key: 1 value { default_timeout_microseconds: 1 } } }"
+    )
+    server = serve(tmp_path)
+    request = pb.ModelInferRequest(model_name="levels", raw_input_contents=[np.ones((1, 3, SIDE, SIDE), np.float32).tobytes()])
+    request.inputs.add(name="input", datatype="FP32", shape=[1, 3, SIDE, SIDE])
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        assert call(channel, "ModelInfer", request, pb.ModelInferResponse).model_version == "1", "the lowest level is the default"
+        request.parameters["priority"].int64_param = 1
+        with pytest.raises(grpc.RpcError) as late:
+            call(channel, "ModelInfer", request, pb.ModelInferResponse)
+        assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        request.parameters["timeout"].int64_param = 20_000_000
+        assert call(channel, "ModelInfer", request, pb.ModelInferResponse).model_version == "1", "a request may set its own"
+        config = call(channel, "ModelConfig", pb.ModelConfigRequest(name="levels"), pb.ModelConfigResponse).config
+    assert config.dynamic_batching.priority_queue_policy[1].default_timeout_microseconds == 1

@@ -53,7 +53,7 @@ def test_mobilenet_with_all_that_a_dynamic_batcher_has(tmp_path: Path) -> None:
     )  # fmt: skip
     assert triton.warmup == (WarmupSample("zeros", "input", "TYPE_FP32", (3, 224, 224), 8, 2, "zero_data"),)
     assert triton.unused == (
-        "dynamic_batching.preserve_ordering", "dynamic_batching.priority_queue_policy.1", "name (the folder's counts)",
+        "dynamic_batching.preserve_ordering", "dynamic_batching.priority_queue_policy.max_queue_size", "name (the folder's counts)",
         "optimization.execution_accelerators.gpu_execution_accelerator.parameters.precision_mode", "optimization.graph",
         "response_cache",
     )  # fmt: skip
@@ -173,6 +173,22 @@ def test_groups_and_accelerators_say_where_it_computes(config: str, provider: st
     assert triton.accelerator == ("" if provider == "cpu" else provider or "")
     accelerators = {name for name in ("openvino", "tensorrt", "gpu_io") if name in config}
     assert set(triton.unused) == {f"accelerator {name}" for name in accelerators - {provider}}
+
+
+def test_a_priority_level_may_have_a_timeout_of_its_own(tmp_path: Path) -> None:
+    batching = "priority_levels: 3 default_queue_policy { default_timeout_microseconds: 500000 } priority_queue_policy %s"
+    own = "[ { key: 1 value { default_timeout_microseconds: 20000 } }, { key: 3 value { timeout_action: DELAY } } ]"
+    config = f"dynamic_batching {{ {batching % own} }}"
+    policy, triton, _ = read(tmp_path, config)
+    assert (policy.default_timeout_seconds, triton.level_timeouts, triton.unused) == (0.5, {1: 0.02, 3: 0.0}, ())
+    policy, triton, _ = read(tmp_path, config, "default_timeout_seconds = 2.0")
+    assert (policy.default_timeout_seconds, triton.level_timeouts) == (2.0, {})
+    for wrong, said in (
+        ("{ key: 4 value { } }", "priority_queue_policy: level 4; accepted is 1 to priority_levels, 3$"),
+        ("{ key: 2 value { default_timeout_microseconds: 2000000000000000 } }", "of level 2: .*accepted is 0 to 1000000000000000$"),
+    ):
+        with pytest.raises(UserError, match=said):
+            read(tmp_path, f"dynamic_batching {{ {batching % wrong} }}")
 
 
 def test_requests_that_are_to_be_delayed_get_no_timeout_after_which_they_are_refused(tmp_path: Path) -> None:
