@@ -24,7 +24,7 @@ from export.importing.int8 import layers_in_int8, to_int8
 from export.importing.network_input import bind_size
 from export.importing.pictures import probe_pictures, require_labels
 from export.importing.recipe import Recipe
-from export.importing.reference import check_outputs, check_pixels, read_reference, served_pixels
+from export.importing.reference import Reference, check_outputs, check_pixels, read_reference, served_pixels
 from export.importing.request import MakeRecipe, Request, Say
 from export.importing.search import Trial, search
 from export.importing.source import Source
@@ -58,6 +58,23 @@ class Imported:
     scores: Scores | None
 
 
+@dataclass(frozen=True)
+class _Candidate:
+    """A file that has not passed all its gates yet.
+
+    Attributes:
+        graph: the wrapped graph.
+        contract: with golden samples, not measured yet.
+        scores: on the labelled pictures; None without them.
+        answers: whose the answers of the golden samples are, for people.
+    """
+
+    graph: onnx.ModelProto
+    contract: Contract
+    scores: Scores | None
+    answers: str
+
+
 def import_model(
     source: Source, make_recipe: MakeRecipe, request: Request, say: Say = ignore_progress, on_progress: OnProgress = ignore_progress
 ) -> Imported:
@@ -85,35 +102,22 @@ def import_model(
         version = scratch / "version"
         version.mkdir()
         file = version / MODEL_FILE
-        on_progress("wrapping the graph", 0, 0)
-        graph = wrap(found.model, found.network, found.recipe, found.heads, found.batch_items)
-        contract = build_contract(
-            request.name, source, found.recipe, found.heads, found.source, found.pictures, found.batch_items, request.command
-        )
-        served = write_model(graph, contract, file)
-        log.passed(gates.check_parity(served, found.source, found.heads, found.pixels, TOLERANCE[contract.precision]["cpu"]))
-        pixels = log.passed(check_pixels(reference, request.transform, found.pictures, found.network, found.recipe))
-        if reference is not None and reference.outputs is not None:
-            log.passed(check_outputs(reference, served, found.heads[0], found.recipe, TOLERANCE[contract.precision]["cpu"]))
-        scores = None if folder is None else _measured_on(folder, served, request, log, on_progress)
-        answers = "the source's own answers"
-        if request.precision != "fp32" and contract.precision != "fp32":
-            log.decided(f"--precision {request.precision}: the source is {contract.precision}, and keeps it")
+        candidate, pixels = _wrapped(source, found, reference, folder, request, file, log, on_progress)
+        if request.precision != "fp32" and candidate.contract.precision != "fp32":
+            log.decided(f"--precision {request.precision}: the source is {candidate.contract.precision}, and keeps it")
         elif request.precision != "fp32":
-            answers = f"this {request.precision} file's own answers"
-            graph, contract, scores = _lowered(graph, contract, found, folder, scores, request, scratch, log, on_progress)
-        contract = measured(
-            contract, pixels.seen if pixels.proved else "", folder.name if folder else "", folder.digest if folder else "", scores
-        )
-        served = write_model(graph, contract, file)
-        log.passed(Gate("golden", f"{len(contract.golden)} pictures give {answers} through the code that serves them"))
-        write_file(
-            version / card.CARD, card.import_card(served, log.decisions, log.gates, scores, answers, source_commit()).encode()
-        )
-        if request.dry_run:
-            return Imported(None, tuple(log.decisions), tuple(log.gates), scores)
-        on_progress("publishing", 0, 0)
-        return Imported(publish(version, request.repository, request.name), tuple(log.decisions), tuple(log.gates), scores)
+            candidate = _lowered(candidate, found, folder, request, scratch, log, on_progress)
+        data = ("", "") if folder is None else (folder.name, folder.digest)
+        contract = measured(candidate.contract, pixels.seen if pixels.proved else "", *data, candidate.scores)
+        served = write_model(candidate.graph, contract, file)
+        log.passed(Gate("golden", f"{len(contract.golden)} pictures give {candidate.answers} through the code that serves them"))
+        text = card.import_card(served, log.decisions, log.gates, candidate.scores, candidate.answers, source_commit())
+        write_file(version / card.CARD, text.encode())
+        path = None
+        if not request.dry_run:
+            on_progress("publishing", 0, 0)
+            path = publish(version, request.repository, request.name)
+        return Imported(path, tuple(log.decisions), tuple(log.gates), candidate.scores)
 
 
 def search_preprocessing(
@@ -167,12 +171,32 @@ def _measured_on(
     return answers.scores
 
 
+def _wrapped(
+    source: Source, found: Understood, reference: Reference | None, folder: LabelledPictures | None, request: Request, file: Path,
+    log: DecisionLog, on_progress: OnProgress,
+) -> tuple[_Candidate, Gate]:  # fmt: skip
+    """The wrapped graph in the source's own precision, which answers as the source does, and the gate of its pixels."""
+    on_progress("wrapping the graph", 0, 0)
+    graph = wrap(found.model, found.network, found.recipe, found.heads, found.batch_items)
+    contract = build_contract(
+        request.name, source, found.recipe, found.heads, found.source, found.pictures, found.batch_items, request.command
+    )
+    served = write_model(graph, contract, file)
+    allowed = TOLERANCE[contract.precision]["cpu"]
+    log.passed(gates.check_parity(served, found.source, found.heads, found.pixels, allowed))
+    pixels = log.passed(check_pixels(reference, request.transform, found.pictures, found.network, found.recipe))
+    if reference is not None and reference.outputs is not None:
+        log.passed(check_outputs(reference, served, found.heads[0], found.recipe, allowed))
+    scores = None if folder is None else _measured_on(folder, served, request, log, on_progress)
+    return _Candidate(graph, contract, scores, "the source's own answers"), pixels
+
+
 def _lowered(
-    graph: onnx.ModelProto, contract: Contract, found: Understood, folder: LabelledPictures | None, scores: Scores | None,
-    request: Request, scratch: Path, log: DecisionLog, on_progress: OnProgress,
-) -> tuple[onnx.ModelProto, Contract, Scores | None]:  # fmt: skip
-    """The graph and its contract in the precision that is asked for, and their scores on the folder, if there is one."""
-    precision = request.precision
+    candidate: _Candidate, found: Understood, folder: LabelledPictures | None, request: Request, scratch: Path, log: DecisionLog,
+    on_progress: OnProgress,
+) -> _Candidate:  # fmt: skip
+    """An fp32 candidate in the precision that is asked for, which answers as well as it."""
+    graph, contract, precision = candidate.graph, candidate.contract, request.precision
     if precision == "int8":
         lower, quantization = to_int8(graph, contract, found.recipe, folder, request.max_accuracy_loss, scratch, on_progress)
         log.decided(layers_in_int8(quantization))
@@ -187,12 +211,13 @@ def _lowered(
         further = gates.compare_further_heads(served, found.source, found.heads, found.pixels, "int8 further heads")
         if further is not None:
             log.passed(further)
+    scores = candidate.scores
     if folder is not None and scores is not None:
         lower_scores = measure(served, folder, on_count=partial(on_progress, f"classifying {folder.name} in {precision}")).scores
         log.passed(gates.check_loss(precision, scores, lower_scores, request.max_accuracy_loss))
         log.passed(gates.check_folder(lower_scores, folder.name, request.minimum_accuracy, f"{precision} accuracy"))
         scores = lower_scores
-    return lower, with_own_golden(served, contract), scores
+    return _Candidate(lower, with_own_golden(served, contract), scores, f"this {precision} file's own answers")
 
 
 def _check_precision(request: Request, source: Source) -> None:
