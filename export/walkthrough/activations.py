@@ -7,7 +7,7 @@ a division) form one layer with it.
 
 import copy
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,6 +92,17 @@ class Activations:
         if name in self._values:
             return _as_float(self._values[name])
         return _as_float(numpy_helper.to_array(self._weights[name]))
+
+    def sources(self, names: Iterable[str]) -> set[str]:
+        """These values, and all that they are computed from."""
+        found: set[str] = set()
+        waiting = list(names)
+        while waiting:
+            name = waiting.pop()
+            if name and name not in found:
+                found.add(name)
+                waiting += self._producers[name].input if name in self._producers else ()
+        return found
 
     def computed_inputs(self, node: onnx.NodeProto) -> list[str]:
         """The inputs of a node that depend on the image."""

@@ -1,5 +1,6 @@
 """The walkthrough of a model: every layer's output for one image, which pixels mattered, and, for a run, one gradient step."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -10,6 +11,7 @@ from export.progress import OnProgress, ignore_progress
 from export.walkthrough import feature_maps
 from export.walkthrough.activations import QUANTISATION, Activations
 from export.walkthrough.feature_maps import SHOWN_MAPS
+from export.walkthrough.head_layers import HeadLayer, by_head
 from export.walkthrough.layer_steps import layer_step
 from export.walkthrough.network_sections import learning_section, pixels_section
 from export.walkthrough.number_format import percent
@@ -56,7 +58,8 @@ def build_page(
     top = int(logits.argmax())
     on_progress("computing every layer", 0, 0)
     activations = Activations(subject.model, subject.has_contract, subject.feed(pixels[np.newaxis]), cpu_budget())
-    steps = [_picture_step(subject, pixels), *_layer_steps(activations, labels, on_progress)]
+    layers = by_head(activations, subject.heads)
+    steps = [_picture_step(subject, pixels), *_layer_steps(layers, labels, on_progress)]
     sections = [
         pixels_section(
             subject, activations, session, pixels, top, labels, partial(on_progress, "hiding parts of the picture")
@@ -75,7 +78,7 @@ def build_page(
         facts={**subject.facts, "weights": f"{sum(step.parameters for step in steps):,}"},
         answers=_answers(probabilities, labels),
         sections=sections,
-        notes=_notes(subject, activations, probabilities),
+        notes=[*_head_note(subject, activations, layers), *_notes(subject, activations, probabilities)],
     )
 
 
@@ -89,14 +92,27 @@ def _picture_step(subject: Subject, pixels: NDArray[np.generic]) -> Step:
     return Step("The picture", "", "", text, value, [figure])
 
 
-def _layer_steps(activations: Activations, labels: tuple[str, ...], on_progress: OnProgress) -> list[Step]:
+def _layer_steps(layers: Sequence[HeadLayer], labels: tuple[str, ...], on_progress: OnProgress) -> list[Step]:
     steps = []
     operators = set()
-    for done, layer in enumerate(activations.layers, start=1):
-        on_progress("drawing the layers", done, len(activations.layers))
-        steps.append(layer_step(layer, done + 1, layer.last.op_type not in operators, labels))
+    for done, (layer, head) in enumerate(layers, start=1):
+        on_progress("drawing the layers", done, len(layers))
+        step = layer_step(layer, done + 1, layer.last.op_type not in operators, labels if head is None else head.labels or labels)
+        steps.append(step if head is None else replace(step, title=f"{step.title} (head {head.name})"))
         operators.add(layer.last.op_type)
     return steps
+
+
+def _head_note(subject: Subject, activations: Activations, layers: Sequence[HeadLayer]) -> list[str]:
+    names = list(dict.fromkeys(head.name for _, head in layers if head is not None))
+    if not names:
+        return []
+    shown = subject.scores_name(activations.outputs)
+    answer = next(head.name for head in subject.heads if shown in head.outputs)
+    return [
+        f"The network gives several answers: {', '.join(names)}. The answer above is that of {answer}. Steps that are of one head "
+        "alone have its name."
+    ]
 
 
 def _answers(probabilities: NDArray[np.float64], labels: tuple[str, ...]) -> list[Bar]:

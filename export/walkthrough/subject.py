@@ -8,7 +8,7 @@ import importlib.util
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import onnx
@@ -44,6 +44,14 @@ _DTYPES: dict[int, type[np.generic]] = {
 }  # fmt: skip
 
 
+class SubjectHead(NamedTuple):
+    """One of several answers of a model: its name, the graph's outputs that hold it, and its labels, empty if unknown."""
+
+    name: str
+    outputs: tuple[str, ...]
+    labels: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class Subject:
     """A model to walk through. `layout`, `dtype`, `scaling` and `one_by_one` differ from the defaults only without a contract.
@@ -62,6 +70,7 @@ class Subject:
         one_by_one: whether the graph takes batches of exactly one image.
         checkpoint: of a run.
         activation: of the contract's first head, as there.
+        heads: its answers; of a file without a contract each output.
     """
 
     name: str
@@ -77,6 +86,7 @@ class Subject:
     checkpoint: "Checkpoint | None" = None
     activation: Literal["softmax", "sigmoid", "multilabel"] = "softmax"
     file_labels: tuple[str, ...] = ()
+    heads: tuple[SubjectHead, ...] = ()
 
     @property
     def assumed(self) -> str:
@@ -220,7 +230,14 @@ def _with_contract(path: Path, model: onnx.ModelProto, contract: Contract) -> Su
         facts = {"network": training.network, "trained on": f"{training.data}, {training.epochs} epochs"} | facts
     if origin := contract.origin:
         facts = {"imported from": origin.source} | ({"written by": origin.framework} if origin.framework else {}) | facts
-    return Subject(contract.name, model, contract.input, contract.labels, facts, activation=contract.heads[0].activation)
+    first = contract.heads[0].output
+    heads = [
+        SubjectHead(head.name, (head.output, LOGITS_NAME)[: 1 + (head.output == first)], head.labels) for head in contract.heads
+    ]
+    return Subject(
+        contract.name, model, contract.input, contract.labels, facts,
+        activation=contract.heads[0].activation, heads=tuple(heads),
+    )  # fmt: skip
 
 
 def _without_contract(path: Path, model: onnx.ModelProto, scaling: PixelScaling) -> Subject:
@@ -250,6 +267,7 @@ def _without_contract(path: Path, model: onnx.ModelProto, scaling: PixelScaling)
         path.stem, model, spec, _labels(path), facts,
         has_contract=False, layout=layout, dtype=dtype, scaling=scaling, one_by_one=sides[0] == 1,
         file_labels=labels_in_metadata({entry.key: entry.value for entry in model.metadata_props}),
+        heads=tuple(SubjectHead(output.name, (output.name,)) for output in model.graph.output),
     )  # fmt: skip
 
 

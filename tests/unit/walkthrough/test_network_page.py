@@ -14,8 +14,10 @@ from export.walkthrough import (
     subject,
 )
 from service.errors import UserError
+from service.model.contract import Head
 from service.model.input_spec import InputSpec
 from tests.unit.evaluation.colors import color_model
+from tests.unit.model import foreign_graphs
 from tests.unit.walkthrough.models import COLOUR, GRAY, added_up, normalised, subject_of, untrained, without_contract
 
 
@@ -80,3 +82,29 @@ def test_labels_must_be_as_many_as_scores(tmp_path: Path, photo: np.ndarray) -> 
     (tmp_path / "labels.txt").write_text("a\nb\n")
     with pytest.raises(UserError, match="5 scores, but there are 2 labels"):
         network_page.build_page(subject.load_subject(path), photo, photo, "photo.png")
+
+
+def test_steps_of_one_head_alone_have_its_name(tmp_path: Path) -> None:
+    further = [Head(name=name, output=f"{name}_p", labels=(f"{name}-r", f"{name}-g"), activation="softmax") for name in ("a", "b")]
+    found = subject.load_subject(color_model(tmp_path / "model.onnx", further=further))
+    pixels = np.full((4, 4, 3), (200, 100, 20), np.uint8)
+    page = network_page.build_page(found, pixels, pixels, "photo.png")
+    titles = [step.title for step in page.steps]
+    assert titles[-3:] == ["Softmax (head probabilities)", "Softmax (head a)", "Softmax (head b)"]
+    assert not any("head" in title for title in titles[:-3]), "the slice is of both"
+    assert [bar.name for bar in page.steps[-1].bars] == ["b-r", "b-g"]
+    assert "several answers: probabilities, a, b. The answer above is that of probabilities." in page.notes[0]
+
+
+def test_outputs_of_a_file_without_contract_are_heads_unless_one_is_made_of_another(tmp_path: Path) -> None:
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    for write, titles in (
+        (
+            foreign_graphs.two_heads,
+            ["Dense layer (head color)", "Softmax (head color)", "Dense layer (head shape)", "Softmax (head shape)"],
+        ),
+        (foreign_graphs.features_first, ["Dense layer", "Softmax"]),
+    ):
+        found = subject.load_subject(write(tmp_path / write.__name__ / "model.onnx"))
+        page = network_page.build_page(found, pixels, pixels, "photo.png")
+        assert [step.title for step in page.steps][-len(titles) :] == titles
