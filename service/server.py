@@ -330,7 +330,7 @@ class Server:
         level = logging.WARNING if self._config.max_message_bytes is None else logging.INFO  # a limit that was set is meant
         needs = {
             (served.name, served.version): message_limits.largest_request_bytes(
-                served.policy, served.model.input.size_bytes, images=served.model.has_contract
+                served.policy, served.model.input.size_bytes, images=served.model.takes_pictures
             )
             for versions in self._repository.served.values()
             for served in versions

@@ -34,7 +34,10 @@ from service.observability.trace_context import TraceContext
 log = logging.getLogger(__name__)
 
 Predict = Callable[[NDArray[Any]], Sequence[NDArray[Any]]]
-"""One array [n, *shape] of n items to one array [n, *shape] an output; called by one thread at a time."""
+"""One array [n, *shape] of n items to one array [n, *shape] an output; called by one thread at a time.
+
+It may raise RequestError for items that it does not take.
+"""
 
 TraceBatch = Callable[[int, list[TraceContext], float, float], None]
 """Takes a batch's items, the traces of its requests that have one, and its start and end on the clock."""
@@ -59,9 +62,11 @@ class Batcher:
         on_batch: Callable[[int, float], None] = _ignore,
         trace_batch: TraceBatch | None = None,
         clock: Callable[[], float] = time.monotonic,
+        may_run_inline: bool = True,
     ) -> None:
         """`name` and `version` are the model's; `measured` is seconds a batch by items, from warm-up.
 
+        `may_run_inline` is as in `Scheduler`.
         `on_batch` is called with items and seconds of each batch that ran, `trace_batch` likewise, before any outcome is delivered.
         """
         self._name = name
@@ -72,7 +77,7 @@ class Batcher:
         self._clock = clock
         self._lock = threading.Lock()
         self._scheduler = Scheduler(
-            name, len(instances), max_batch_items, max_queue_items, measured, max_delay_seconds, now=clock()
+            name, len(instances), max_batch_items, max_queue_items, measured, max_delay_seconds, clock(), may_run_inline
         )  # fmt: skip
         self.max_batch_items = self._scheduler.max_batch_items
         self._inline_since = math.inf  # while the transport's thread runs a batch
@@ -252,15 +257,18 @@ class Batcher:
         if not parts:
             return
         start = self._clock()
+        refusal: RequestError | None = None
         try:
             outputs = _predict(predict, parts)
+        except RequestError as error:
+            outputs, refusal = None, error
         except Exception as error:
             # A client may send such requests for hours: a line for each, the traceback for debugging.
             debug = log.isEnabledFor(logging.DEBUG)
             log.error("%s failed on a batch of %d requests: %s", self._logged, len(parts), first_line(error), exc_info=debug)
             outputs = None
         if outputs is None:
-            self._isolate(predict, parts)
+            self._isolate(predict, parts, refusal)
             return
         end = self._clock()
         self._observe(parts, len(outputs[0]), start, end)
@@ -288,13 +296,16 @@ class Batcher:
         except Exception:
             log.exception("%s: a batch could not be counted or traced", self._logged)
 
-    def _isolate(self, predict: Predict, parts: list[Part]) -> None:
-        """After a batch that raised: runs its requests one by one, and fails a request that is alone in its batch."""
+    def _isolate(self, predict: Predict, parts: list[Part], refusal: RequestError | None) -> None:
+        """After a batch that raised: runs its requests one by one, and fails a request that is alone in its batch.
+
+        With `refusal`, if the model raised that: an item is not what it takes.
+        """
         if len(parts) > 1:
             for part in parts:
                 self._compute(predict, [part])
         else:
-            self._drop([parts[0].entry], ModelFailed(f"model {self._name!r} failed on this request"))
+            self._drop([parts[0].entry], refusal or ModelFailed(f"model {self._name!r} failed on this request"))
 
     def _add_part(self, part: Part, rows: Sequence[NDArray[Any]], end: float) -> bool:
         """Copies the outputs for a part of an entry; True if the entry is complete. Other instances may run other parts of it."""

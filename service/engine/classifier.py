@@ -81,9 +81,11 @@ class Classifier:
             if self._draining:
                 raise Unavailable("the server is draining")
             if query.validate is not None:
-                tensor = query.validate(served)
-                if tensor is not None:
-                    query = query._replace(tensor=tensor)
+                found = query.validate(served)
+                if isinstance(found, np.ndarray):
+                    query = query._replace(tensor=found)
+                elif found is not None:
+                    query = query._replace(tensor=None, items=found)
             if self.quotas is not None:
                 self.quotas.take(query.principal, query.size_bytes)
             request = Request(self, served, query, respond)

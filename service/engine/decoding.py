@@ -21,10 +21,10 @@ from service.errors import InvalidRequest, QueueFull
 from service.fair_threads import FairThreads
 from service.import_advice import import_advice
 from service.model.input_spec import InputSpec
-from service.model.picture_cost import DEAR, decoding_steps, resizes_cheaply
+from service.model.picture_cost import CHEAP_BYTES, DEAR, decoding_steps, resizes_cheaply
 from service.model.preprocessing import open_image, to_pixels
 from service.model.resizing import resized_pixels
-from service.model.signature import TensorSpec
+from service.model.signature import TensorSpec, picture_files
 from service.principal import UNKNOWN, Principal
 
 INLINE_DECODE_ITEMS = 32
@@ -112,7 +112,7 @@ def raw_images(served: ServedVersion, items: Sequence[Item], tensor: NDArray[Any
         return tensor
     for index, item in enumerate(items):
         if item.encoded:
-            if not served.model.has_contract:
+            if not served.model.takes_pictures:
                 raise tensors_only(served, f"items[{index}].encoded")
             return None
     if spec.dtype != np.uint8 and served.model.has_contract:
@@ -147,10 +147,14 @@ def decode(
 ) -> NDArray[Any]:
     """[n,H,W,C] of the input's dtype, of all items, the dear ones decoded by `processes`.
 
+    For a graph that decodes it is the files themselves, object[n], after a look at their headers.
+
     Calls `check_wanted`, which may raise, before each image.
 
     Raises InvalidRequest for an item that cannot be decoded, and Unavailable if there are no processes.
     """
+    if served.model.input.is_picture_file:
+        return _to_files(served, items, check_wanted)
     return _to_pixels(served, items, [None] * len(items), processes, check_wanted)
 
 
@@ -180,6 +184,20 @@ def _to_pixels(
         except InvalidRequest as error:
             raise _undecodable(index, error) from None
     return images
+
+
+def _to_files(served: ServedVersion, items: Sequence[Item], check_wanted: Callable[[], None]) -> NDArray[Any]:
+    """object[n] of the files, for a graph that decodes. By their headers they may be decoded on an instance's thread."""
+    for index, item in enumerate(items):
+        if not item.encoded:
+            raise tensors_only(served, f"items[{index}].pixels")
+        check_wanted()
+        image, steps = _open(served, index, item), decoding_steps(item.data)
+        if steps == DEAR or image.width * image.height > steps:
+            found = f"the picture is {image.format} of {image.width} x {image.height} pixels"
+            accepted = f"PNG and JPEG that need at most {CHEAP_BYTES // 2**20} MiB to be decoded are accepted"
+            raise _undecodable(index, InvalidRequest(f"{found}; by this model, whose graph decodes, {accepted}"))
+    return picture_files([item.data for item in items])
 
 
 def _decode_one(
@@ -223,6 +241,8 @@ def _undecodable(index: int, error: InvalidRequest) -> InvalidRequest:
 def tensors_only(served: ServedVersion, field: str) -> InvalidRequest:
     """The error for pictures that are sent to a model without a contract."""
     spec = served.model.input
+    if spec.is_picture_file:
+        return InvalidRequest(f"model {served.name!r} takes no raw pixels: its graph decodes picture files; send those", field)
     no, instead = ("picture files", "raw pixels of exactly that shape, or ") if spec.is_image else ("pictures", "")
     return InvalidRequest(
         f"model {served.name!r} was not exported by Convoy and takes no {no}: nothing says how one becomes its input "

@@ -113,4 +113,5 @@ def start_batcher(
         max_delay_seconds=policy.max_queue_delay_seconds,
         on_batch=on_batch,
         trace_batch=trace_batch,
+        may_run_inline=not loaded.instances[0].input.is_picture_file,  # a large one would hold up all other calls
     )

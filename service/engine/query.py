@@ -26,8 +26,8 @@ class Query(NamedTuple):
 
     `version` is a number, an alias or empty; `top_k`, `priority` and `timeout_seconds` are 0 for the model's default. `deadline` is
     in `time.monotonic` seconds, infinite if there is none. `validate` is called with the model before it computes, and may raise
-    RequestError, or return the tensor in the shape that the graph has for it. `trace` is the client's trace, if it sent one; `id`
-    is the client's name for the request; `principal` is who sent it.
+    RequestError, or return the tensor in the shape that the graph has for it, or the items that it stands for. `trace` is the
+    client's trace, if it sent one; `id` is the client's name for the request; `principal` is who sent it.
     """
 
     model: str
@@ -38,7 +38,7 @@ class Query(NamedTuple):
     timeout_seconds: float = 0.0
     deadline: float = math.inf
     tensor: NDArray[Any] | None = None
-    validate: Callable[[ServedVersion], NDArray[Any] | None] | None = None
+    validate: Callable[[ServedVersion], NDArray[Any] | Sequence[Item] | None] | None = None
     trace: TraceContext | None = None
     id: str = ""
     principal: Principal = UNKNOWN

@@ -99,8 +99,12 @@ class Scheduler:
         measured: dict[int, float],
         max_delay_seconds: float,
         now: float,
+        may_run_inline: bool = True,
     ) -> None:
-        """`name` is the model's, for errors; `measured` is seconds a batch by items, from warm-up, empty if nothing is known."""
+        """`name` is the model's, for errors; `measured` is seconds a batch by items, from warm-up, empty if nothing is known.
+
+        `may_run_inline` is False if the measured times say nothing of how long the next item takes.
+        """
         self._name = name
         self.latencies = BatchLatencies(measured)
         self.max_batch_items = self.latencies.most_worthwhile(max_batch_items)
@@ -111,7 +115,7 @@ class Scheduler:
         self._idle = list(range(instances))
         self._running: list[Batch] = []
         self._measured_at = now
-        self._inline_from = -math.inf
+        self._inline_from = -math.inf if may_run_inline else math.inf
         self._last_principal: Principal | None = None
         self._shared_until = -math.inf
         self._overdue_items = 0  # due for the last batch, which had no room for them

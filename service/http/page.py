@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import werkzeug.exceptions
+from numpy.typing import NDArray
 from PIL import Image
 from werkzeug.http import generate_etag
 from werkzeug.routing import Map, Rule
@@ -111,7 +112,10 @@ class Page:
         )
 
     def _classify(self, request: Request, model: str, version: str = "") -> Response:
-        """The body is an image file. The reply has labels, milliseconds of the phases, and the image as the model's input."""
+        """The body is an image file. The reply has labels, milliseconds of the phases, and the image as the model's input.
+
+        That is null for a model whose graph decodes.
+        """
         body = request.get_data()
         if not body:
             raise InvalidRequest("the body must be an image file")
@@ -123,10 +127,7 @@ class Page:
     def _write(self, answer: Answer, best: Results, image_file: bytes) -> Response:
         answer.check_no_nan(best)
         served = answer.served
-        seen = self._classifier.decode(served, image_file)
-        png = io.BytesIO()
-        shown = np.rint(seen).astype(np.uint8)
-        Image.fromarray(shown.squeeze(-1) if shown.shape[-1] == 1 else shown).save(png, "png")
+        seen = self._classifier.decode(served, image_file) if served.model.has_contract else None
         labels, heads = served.model.labels, served.model.heads
         others = zip(heads[1:], answer.best_of_other_heads(), strict=True) if len(heads) > 1 else ()
         return json_response(
@@ -145,10 +146,18 @@ class Page:
                     for name, seconds in answer.phases._asdict().items()
                     if seconds is not None
                 },
-                "seen": "data:image/png;base64," + base64.b64encode(png.getvalue()).decode(),
-                "shape": list(seen.shape),
+                "seen": None if seen is None else _data_url(seen),
+                "shape": None if seen is None else list(seen.shape),
             }
         )
+
+
+def _data_url(seen: NDArray[Any]) -> str:
+    """The picture, [H,W,C], in the form that a page shows."""
+    png = io.BytesIO()
+    shown = np.rint(seen).astype(np.uint8)
+    Image.fromarray(shown.squeeze(-1) if shown.shape[-1] == 1 else shown).save(png, "png")
+    return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
 
 
 def _named(labels: Sequence[str], found: Sequence[tuple[int, float]]) -> list[dict[str, Any]]:
@@ -169,7 +178,7 @@ def _version_info(served: ServedVersion) -> dict[str, Any]:
         "label_count": len(model.labels),
         "labels_are_numbers": model.labels_are_numbers,
         "max_batch_items": served.batcher.max_batch_items,
-        "takes_pictures": model.has_contract,
+        "takes_pictures": model.takes_pictures,
     }
     if model.score_kind is not None:
         activation, scores = described(model.score_kind)

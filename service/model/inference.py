@@ -49,6 +49,7 @@ class Model:
         score_kind: what the scores are, without a contract; None with one.
         to_probabilities: makes floating[n, labels] of the first output as floating[n,K]; None if that is to be taken as it is.
         has_contract: false for a model that Convoy did not write; it is served by tensor.
+        takes_pictures: whether it takes picture files: by its contract, or because its graph decodes them.
         nan_is_in_all_scores: whether either all scores of an item are NaN or none, as a softmax makes them.
         provider: where it runs.
         threads: how many threads ONNX Runtime uses.
@@ -79,6 +80,7 @@ class Model:
         self.gives_probabilities = self.score_kind != "scores"
         self.to_probabilities = None if self.score_kind is None else to_probabilities(self.score_kind)
         self.has_contract = contract is not None
+        self.takes_pictures = contract is not None or signature.input.is_picture_file
         self.nan_is_in_all_scores = contract is not None and contract.head != "multilabel"
         self.provider = provider
         self.threads = threads
@@ -180,7 +182,7 @@ class Model:
             LoadError: a batch of one item fails.
         """
         sizes, _ = self.working_batches(max_batch_items)
-        images = np.zeros((sizes[-1], *self.input.shape), self.input.dtype)
+        images = self.input.zeros(sizes[-1])
         seconds = dict.fromkeys(sizes, math.inf)
         spent = dict.fromkeys(sizes, 0.0)
         passes = 1
@@ -209,7 +211,7 @@ class Model:
         for items in batch_sizes(min(max_batch_items, self._fixed_batch_items or max_batch_items)):
             start = time.perf_counter()
             try:
-                self.predict(np.zeros((items, *self.input.shape), self.input.dtype))
+                self.predict(self.input.zeros(items))
             except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors share no base class
                 if not sizes:
                     raise LoadError(f"the model fails on a batch of {items}, all zeros: {first_line(error)}") from None

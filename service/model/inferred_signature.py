@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from service.errors import MAX_REASON_CHARACTERS, InvalidModel, first_line
 from service.model.declared import Declared, bound_shape
 from service.model.file_labels import labels_in_metadata
+from service.model.graph_decoding import DecodingGraph
+from service.model.png import write_png
 from service.model.scores import ScoreKind, class_count, is_distribution, score_kind
-from service.model.signature import DTYPES, Node, Session, Signature, TensorSpec
+from service.model.signature import DTYPES, OPEN, Node, Session, Signature, TensorSpec, picture_files
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +31,9 @@ _PROBE_RANGES = (1, 255)
 
 _PROBE_SPREAD = 2000
 """Items on both sides of 0, this far apart: of them hardly a logit lies between 0 and 1, where few others would show it."""
+
+_PROBE_PICTURES = ((48, 64, 3), (300, 200, 3))
+"""[H,W,C] of the random pictures that a graph is tried on which decodes files."""
 
 _BATCH_EFFECT = 0.02
 """Share of the largest score. Half precision, and inputs quantised by the range of a whole batch, stay below it."""
@@ -113,11 +118,8 @@ def _infer_input(session: Session, declared: Declared) -> tuple[TensorSpec, int]
     if dtype is None or not (dtype.kind == "f" or dtype == np.uint8):
         hint = _input_hint(node.type, len(given))
         raise InvalidModel(f"the graph takes {node.type} {node.name!r}; float16, float32, float64 and uint8 are accepted{hint}")
-    if dtype == np.uint8 and len(given) == 1:
-        raise InvalidModel(
-            f"the graph takes uint8 {node.name!r} {node.shape}, such as the bytes of one picture file, and no batch: export it "
-            "without what decodes them, so that it takes pixels, [N, height, width, 3]"
-        )
+    if isinstance(session, DecodingGraph):
+        return TensorSpec(node.name, dtype, OPEN), 1
     if _lacks_batch(given, session.get_outputs()):
         raise InvalidModel(_no_batch(given))
     shape = bound_shape(tuple(given[1:]), declared.input_shape)
@@ -162,9 +164,10 @@ def _no_batch(given: Sequence[int]) -> str:
 
 def _run_outputs(session: Session, nodes: Sequence[Node], taken: TensorSpec, items: int) -> list[TensorSpec]:
     try:
-        arrays = session.run([node.name for node in nodes], {taken.name: np.zeros((items, *taken.shape), taken.dtype)})
+        arrays = session.run([node.name for node in nodes], {taken.name: taken.zeros(items)})
     except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors share no base class
-        raise InvalidModel(f"the graph fails on a batch of {items}, all zeros: {first_line(error)}") from None
+        tried = "a black picture" if taken.is_picture_file else f"a batch of {items}, all zeros"
+        raise InvalidModel(f"the graph fails on {tried}: {first_line(error)}") from None
     for node, array in zip(nodes, arrays, strict=True):
         if array.ndim < 1 or len(array) != items:
             if items in _CHANNELS and len(taken.shape) == 2:
@@ -184,12 +187,15 @@ def _trials(
     """What the graph gives in each output, floating[n,K], for random items and zeros; without batches that it rejects."""
     random = np.random.default_rng(1)
     shape = (fixed_batch_items or 2, *taken.shape)
-    ranges = _PROBE_RANGES if taken.dtype.kind == "f" else (256,)
-    batches = [(random.random(shape) * largest).astype(taken.dtype) for largest in ranges]
+    if taken.is_picture_file:
+        batches = [picture_files([write_png(random.integers(0, 256, size, np.uint8))]) for size in _PROBE_PICTURES]
+    else:
+        ranges = _PROBE_RANGES if taken.dtype.kind == "f" else (256,)
+        batches = [(random.random(shape) * largest).astype(taken.dtype) for largest in ranges]
     if taken.dtype.kind == "f":
         batches.append(((random.random(shape) - 0.5) * _PROBE_SPREAD).astype(taken.dtype))
     found: dict[str, list[NDArray[Any]]] = {output.name: [np.empty((0, math.prod(output.shape)))] for output in outputs}
-    for batch in (*batches, np.zeros(shape, taken.dtype)):
+    for batch in (*batches, taken.zeros(shape[0])):
         try:
             arrays = session.run(list(found), {taken.name: batch})
         except Exception:  # noqa: BLE001, S112 - such as an index out of range; zeros have worked before
@@ -291,6 +297,8 @@ def _output_labels(signature: Signature, labels: tuple[str, ...], declared: Decl
 
 def depends_on_batch(session: Session, signature: Signature) -> bool:
     """Whether an item's scores change with the rest of its batch. Tried on random items; False if the graph rejects them."""
+    if signature.input.is_picture_file:
+        return False  # each is a batch of its own
     random = np.random.default_rng(0)
     shape = (signature.fixed_batch_items or 2, *signature.input.shape)
     items = random.integers(0, 256, shape, np.uint8) if signature.input.dtype == np.uint8 else random.random(shape)

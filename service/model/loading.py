@@ -12,6 +12,7 @@ import numpy as np
 from service.errors import GoldenMismatch, InvalidModel, InvalidRequest, LoadError, first_line
 from service.model.contract import MAX_GOLDEN_PIXELS, METADATA_KEY, PRODUCER, Contract
 from service.model.declared import Declared
+from service.model.graph_decoding import DecodingGraph, takes_a_file
 from service.model.inference import Model, batch_sizes
 from service.model.inferred_signature import depends_on_batch, infer_signature
 from service.model.model_files import ModelContent, read_model
@@ -106,6 +107,8 @@ def _load(
     else:
         if about.producer_name == PRODUCER:
             raise InvalidModel(f"no contract: the graph is one of Convoy's, but the file has no {METADATA_KEY!r} in its metadata")
+        if takes_a_file(session):
+            session = DecodingGraph(session)
         inferred = infer_signature(session, labels, name, declared, metadata)
         signature, labels = inferred.signature, inferred.labels
         if depends_on_batch(session, signature):

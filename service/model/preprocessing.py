@@ -105,6 +105,23 @@ def to_pixels(image: Image.Image, spec: InputSpec) -> NDArray[Any]:
         raise InvalidRequest(f"the image's data are broken or cut short ({type(error).__name__})") from None
 
 
+def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """uint8[h,w,3] of an opened image, of its own size, as plain decoders make them: not turned, its alpha dropped.
+
+    Raises InvalidRequest if the image's data are broken or cut short.
+    """
+    try:
+        image.load()
+        if image.has_transparency_data:
+            image.info.pop("transparency", None)
+            image = image.convert("RGB")
+        return np.asarray(_to_mode(image, "RGB"))
+    except InvalidRequest:
+        raise
+    except Exception as error:  # noqa: BLE001 - as in open_image
+        raise InvalidRequest(f"the image's data are broken or cut short ({type(error).__name__})") from None
+
+
 def decode(encoded: bytes, spec: InputSpec, max_pixels: int) -> NDArray[Any]:
     """`open_image`, then `to_pixels`."""
     return to_pixels(open_image(encoded, max_pixels), spec)

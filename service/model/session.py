@@ -12,9 +12,8 @@ On a GPU a batch is copied into buffers that stay where they are, one set (a buc
 next size. So cuDNN plans for these sizes only, before the model is ready, and a CUDA graph can launch all kernels at once.
 """
 
-import contextlib
 import functools
-import importlib
+import importlib.machinery
 import importlib.util
 import logging
 import threading
@@ -185,9 +184,15 @@ def _provider_options(provider: ProviderName, threads: int, cuda_graphs: bool) -
 
 
 def _register_extensions(options: ort.SessionOptions) -> None:
-    """Registers the operators of onnxruntime-extensions, which is no dependency, where it is installed."""
-    with contextlib.suppress(ImportError):
-        options.register_custom_ops_library(importlib.import_module(_EXTENSIONS).get_library_path())
+    """Registers the operators of onnxruntime-extensions, which is no dependency, where it is installed.
+
+    Its library is found without importing the package, which imports torch where that is installed, and that takes seconds.
+    """
+    package = importlib.util.find_spec(_EXTENSIONS)
+    if package is not None:
+        library = importlib.machinery.PathFinder.find_spec("_extensions_pydll", package.submodule_search_locations)
+        if library is not None and library.origin is not None:
+            options.register_custom_ops_library(library.origin)
 
 
 class UncapturedSession:

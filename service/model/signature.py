@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from service.errors import InvalidModel
 from service.model.contract import INPUT_NAME, LOGITS_NAME, Contract
+from service.model.png import write_png
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16), "tensor(double)": np.dtype(np.float64),
@@ -22,6 +23,12 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "tensor(uint64)": np.dtype(np.uint64), "tensor(int64)": np.dtype(np.int64), "tensor(bool)": np.dtype(np.bool_),
 }  # fmt: skip
 
+
+OPEN = (0,)
+"""The shape of a picture file: any number of bytes."""
+
+_SAMPLE_SHAPE = (480, 640, 3)
+"""Of the picture by which it is measured how long an item takes."""
 
 _ELEMENTS = {"uint8": "tensor(uint8)", "float32": "tensor(float)"}
 
@@ -56,8 +63,13 @@ class TensorSpec:
     shape: tuple[int, ...]
 
     @cached_property
+    def is_picture_file(self) -> bool:
+        """Whether an item is the bytes of a picture file, which the graph decodes. An array of n items is object[n], of bytes."""
+        return self.dtype == np.uint8 and self.shape == OPEN
+
+    @cached_property
     def size_bytes(self) -> int:
-        """Bytes of one item."""
+        """Bytes of one item; 0 for picture files, which have any number."""
         return self.dtype.itemsize * math.prod(self.shape)
 
     @cached_property
@@ -70,8 +82,23 @@ class TensorSpec:
         """Whether an item can be a decoded image, uint8[H,W,C]."""
         return self.dtype == np.uint8 and len(self.shape) == 3 and self.shape[2] in (1, 3, 4)
 
+    def zeros(self, items: int) -> NDArray[Any]:
+        """A batch of zeros, [n, *shape]; of picture files, one and the same black picture."""
+        if not self.is_picture_file:
+            return np.zeros((items, *self.shape), self.dtype)
+        return picture_files([write_png(np.zeros(_SAMPLE_SHAPE, np.uint8))] * items)
+
     def __str__(self) -> str:
+        if self.is_picture_file:
+            return "the bytes of a picture file"
         return f"{self.dtype} {' x '.join(map(str, self.shape))}"
+
+
+def picture_files(files: Sequence[bytes]) -> NDArray[Any]:
+    """object[n] of n picture files: the batch of a model that takes them."""
+    found = np.empty(len(files), object)
+    found[:] = files
+    return found
 
 
 class Signature(NamedTuple):

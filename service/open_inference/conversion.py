@@ -87,13 +87,15 @@ def read_from_memory(
             raise _wrong_name(served, name)
         items = count_items(datatype, shape)
         forms = served.forms
-        if not served.model.has_contract if datatype == BYTES else not _fits(served, DTYPES[datatype], shape):
+        if not served.model.takes_pictures if datatype == BYTES else not _fits(served, DTYPES[datatype], shape):
             raise _wrong_type(served, datatype, shape)
+        if spec.is_picture_file and datatype != BYTES:
+            items = 1
         if forms is not None and forms.items and datatype != BYTES:
             items = forms.items
         if not 0 < items <= limit:
             raise wrong_count(items, limit)
-        most = largest_request_bytes(served.policy, spec.size_bytes, images=served.model.has_contract)
+        most = largest_request_bytes(served.policy, spec.size_bytes, images=served.model.takes_pictures)
         if memory.byte_size > most:
             raise InvalidRequest(
                 f"the input has {memory.byte_size} bytes in shared memory; model {served.name!r} takes at most {most}", "inputs[0]"
@@ -138,10 +140,12 @@ def select_outputs(answer: Answer, requested: Sequence[RequestedOutput]) -> list
     return selected
 
 
-def _check_against_model(tensor: InputTensor, requested: Sequence[RequestedOutput], served: ServedVersion) -> NDArray[Any] | None:
+def _check_against_model(
+    tensor: InputTensor, requested: Sequence[RequestedOutput], served: ServedVersion
+) -> NDArray[Any] | Sequence[Item] | None:
     """Raises InvalidRequest if the model does not take the tensor or does not have a requested output.
 
-    Returns the tensor in the graph's shape, if that is not the client's.
+    Returns the tensor in the graph's shape, if that is not the client's; of the bytes of one picture file, UINT8 [n], that item.
     """
     model = served.model
     spec = model.input
@@ -149,8 +153,13 @@ def _check_against_model(tensor: InputTensor, requested: Sequence[RequestedOutpu
         raise _wrong_name(served, tensor.name)
     elements = tensor.elements
     if isinstance(elements, list):
-        if not model.has_contract:
+        if not model.takes_pictures:
             raise _wrong_type(served, tensor.datatype, tensor.shape)
+    elif spec.is_picture_file:
+        if not _fits(served, elements.dtype, elements.shape):
+            raise _wrong_type(served, tensor.datatype, tensor.shape)
+        _check_requested(served, requested, 1)
+        return [Item(elements.tobytes(), True)]
     elif served.forms is not None:
         if not _fits(served, elements.dtype, elements.shape):
             raise _wrong_type(served, tensor.datatype, tensor.shape)
@@ -167,6 +176,8 @@ def _check_against_model(tensor: InputTensor, requested: Sequence[RequestedOutpu
 def _fits(served: ServedVersion, dtype: np.dtype[Any], shape: Sequence[int]) -> bool:
     """Whether a tensor of numbers is what clients of the model send."""
     spec, forms = served.model.input, served.forms
+    if spec.is_picture_file:
+        return dtype == spec.dtype and len(shape) == 1
     return dtype == spec.dtype and (tuple(shape[1:]) == spec.shape if forms is None else forms.fits_input(shape))
 
 
@@ -178,7 +189,7 @@ def _wrong_name(served: ServedVersion, name: str) -> InvalidRequest:
 def _wrong_type(served: ServedVersion, datatype: str, shape: Sequence[int]) -> InvalidRequest:
     spec = served.model.input
     takes = describe_tensor(DATATYPES[spec.dtype], client_shape(served, spec))
-    if served.model.has_contract:
+    if served.model.takes_pictures:
         takes += " or BYTES [-1] of encoded images"
     field = "shape" if datatype == DATATYPES[spec.dtype] else "datatype"
     given = describe_tensor(datatype, shape)
@@ -188,6 +199,8 @@ def _wrong_type(served: ServedVersion, datatype: str, shape: Sequence[int]) -> I
 def client_shape(served: ServedVersion, spec: TensorSpec) -> list[int]:
     """The shape of the input or an output for clients; -1 for a batch dimension."""
     forms = served.forms
+    if spec.is_picture_file:
+        return [-1]
     if forms is None:
         return [-1, *spec.shape]
     return forms.shape(forms.input if spec is served.model.input else forms.outputs[spec.name])

@@ -101,7 +101,7 @@ class ServerMetadata:
             "backend": "onnxruntime",
             "default_model_filename": served.triton.model_file,
             "version_policy": _version_policy(policy.versions),
-            "max_batch_size": 0 if served.forms is not None and served.forms.items else policy.max_request_items,
+            "max_batch_size": 0 if _is_whole(served) else policy.max_request_items,
             "input": [_tensor_config(served, model.input) | image_format],
             "output": [
                 each | ({"label_filename": label_files[each["name"]]} if each["name"] in label_files else {}) for each in outputs
@@ -137,11 +137,11 @@ class ServerMetadata:
         model = served.model
         spec = model.input
         shape = [abs(size) for size in client_shape(served, spec)]  # one item
-        datatype, shape = (BYTES, [1]) if model.has_contract else (DATATYPES[spec.dtype], shape)
+        datatype, shape = (BYTES, [1]) if model.takes_pictures else (DATATYPES[spec.dtype], shape)
         size = spec.size_bytes * ((served.forms.items if served.forms is not None else 0) or 1)
-        if not model.has_contract and len(body) != size and _is_picture(body):
+        if not model.takes_pictures and len(body) != size and _is_picture(body):
             raise tensors_only(served, "inputs[0]")
-        elements = [body] if model.has_contract else elements_from_bytes(datatype, shape, body)
+        elements = [body] if model.takes_pictures else elements_from_bytes(datatype, shape, body)
         return InputTensor(spec.name, datatype, shape, elements)
 
     def model_statistics(self, name: str, version: str) -> dict[str, Any]:
@@ -182,8 +182,10 @@ def _tensor_metadata(served: ServedVersion, spec: TensorSpec) -> dict[str, Any]:
 def _tensor_config(served: ServedVersion, spec: TensorSpec) -> dict[str, Any]:
     """`dims`, and `reshape` if the graph has another shape; whole shapes if clients send none with a batch dimension."""
     forms = served.forms
-    whole = forms is not None and bool(forms.items)
+    whole = _is_whole(served)
     dims = client_shape(served, spec)[0 if whole else 1 :]
+    if served.model.input.is_picture_file:
+        return {"name": spec.name, "data_type": f"TYPE_{DATATYPES[spec.dtype]}", "dims": dims}
     graph = [forms.items, *spec.shape] if forms is not None and whole else list(spec.shape)
     reshape = {"reshape": {"shape": graph}} if dims != graph else {}
     return {"name": spec.name, "data_type": f"TYPE_{DATATYPES[spec.dtype]}", "dims": dims} | reshape
@@ -196,6 +198,11 @@ def _level_policies(served: ServedVersion) -> dict[str, Any]:
         for level, seconds in served.triton.level_timeouts.items()
     }
     return {"priority_queue_policy": found} if found else {}
+
+
+def _is_whole(served: ServedVersion) -> bool:
+    """Whether clients send one tensor of the whole shape that the config has, and no batch."""
+    return served.model.input.is_picture_file or (served.forms is not None and bool(served.forms.items))
 
 
 def _version_policy(versions: str) -> dict[str, Any]:

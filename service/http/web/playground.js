@@ -42,7 +42,7 @@ function chosenModel() {
 
 function hint() {
   const facts = chosenModel();
-  element("hint").textContent = facts ? `Takes ${facts.input}; any picture is brought to that. It knows ${facts.label_count} labels, and gives one of them to everything.` : "";
+  element("hint").textContent = facts ? `Takes ${facts.input}${facts.shape ? "; any picture is brought to that" : ", PNG or JPEG"}. It knows ${facts.label_count} labels, and gives one of them to everything.` : "";
 }
 
 /** Asks about the picture of the tab that is open; without one nothing is left of the answer to another. */
@@ -114,10 +114,11 @@ function show(answer) {
     ...answer.predictions.map((found) => bar(found, answer.threshold)),
     ...answer.heads.flatMap((head) => [heading(head.name), ...head.predictions.map((found) => bar(found, head.threshold))]),
   );
-  const [height, width, channels] = answer.shape;
-  element("seen").src = answer.seen;
+  const [height, width, channels] = answer.shape || [0, 0, 0];
+  element("seen").hidden = !answer.seen;
+  if (answer.seen) element("seen").src = answer.seen;
   element("seen").classList.toggle("large", width >= 140);
-  element("seen-shape").textContent = `${height} x ${width} pixels, ${channels === 1 ? "gray" : "color"}`;
+  element("seen-shape").textContent = answer.seen ? `${height} x ${width} pixels, ${channels === 1 ? "gray" : "color"}` : "what its graph makes of the picture";
   element("phases").replaceChildren(...Object.entries(answer.phases_ms).map(([phase, ms]) => {
     const row = document.createElement("div");
     const [name, value] = [document.createElement("span"), document.createElement("span")];

@@ -15,6 +15,7 @@ from service.engine.query import Item
 from service.errors import QueueFull, Unavailable
 from service.model.input_spec import InputSpec
 from service.model.preprocessing import encode_png
+from service.model.signature import TensorSpec
 from service.principal import Principal
 from tests.lack_of_threads import no_more_threads
 
@@ -41,7 +42,8 @@ def test_a_tiff_or_avif_is_not_even_opened_on_the_transports_thread(file_format:
 def served(**how: Any) -> Any:
     """What decoding asks of a version: how its pictures are made, and how large they may be."""
     contract = SimpleNamespace(input=InputSpec(height=20, width=20, channels=3, **how))
-    return SimpleNamespace(model=SimpleNamespace(contract=contract), policy=SimpleNamespace(max_image_pixels=10**6))
+    spec = TensorSpec("image", np.dtype(contract.input.dtype), contract.input.shape)
+    return SimpleNamespace(model=SimpleNamespace(contract=contract, input=spec), policy=SimpleNamespace(max_image_pixels=10**6))
 
 
 def test_a_small_picture_that_becomes_a_large_one_is_not_resized_on_the_transports_thread() -> None:

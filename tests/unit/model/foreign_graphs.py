@@ -55,6 +55,16 @@ def save(
     return path
 
 
+def save_picture_file_classifier(path: Path, *, row: bool = True) -> Path:
+    """A graph that takes a PNG, and reads of it the width and the height, below 256: two scores, in proportion to them."""
+    nodes = [
+        node("Constant", "", "places", value_ints=[19, 23]), node("Constant", "", "zero", value_ints=[0]),
+        node("Gather", "x places", "sides"), node("Cast", "sides", "floats", to=FLOAT), node("ReduceSum", "floats", "sum"),
+        node("Div", "floats sum", "shares"), node("Unsqueeze" if row else "Identity", "shares zero" if row else "shares", "scores"),
+    ]  # fmt: skip
+    return save(path, nodes, {"scores": FLOAT}, kind=UINT8, shape=("bytes",))
+
+
 def probabilities(weight: str, output: str) -> list[onnx.NodeProto]:
     return [node("MatMul", f"features {weight}", f"{output}_z"), node("Softmax", f"{output}_z", output, axis=1)]
 

@@ -131,7 +131,11 @@ def test_open_sizes_are_bound_by_the_policy(shape: tuple[int, ...], tmp_path: Pa
     [
         (foreign.INT64, ("N", 16), r"takes tensor\(int64\) 'x'; float16, .* are accepted\. Such numbers are those of words"),
         (TensorProto.INT32, ("N", 3, 8, 8), r"takes tensor\(int32\) 'x'; .* are accepted\. A Cast in the graph"),
-        (foreign.UINT8, ("bytes",), r"takes uint8 'x' \['bytes'\], such as the bytes of one picture file, and no batch: export it"),
+        (
+            foreign.UINT8,
+            ("bytes",),
+            r"takes uint8 'x' \['bytes'\], and no batch: .* picture file that it decodes, but two files of the",
+        ),
         (foreign.BF16, ("N", 3, 8, 8), r"takes tensor\(bfloat16\) 'x'; .* are accepted\. A Cast in the graph"),
     ],
 )
