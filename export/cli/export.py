@@ -9,7 +9,7 @@ import click
 from rich.console import Console
 
 from export.cli.dataset_loading import load_with_progress
-from export.cli.options import DATA, data_dir_option
+from export.cli.options import DATA, data_dir_option, embeddings_option, explainable_option
 from export.cli.progress_bar import progress_bar
 from service.cli.parameters import FiniteFloat
 
@@ -38,9 +38,12 @@ console = Console(highlight=False)
 @click.option("--max-accuracy-loss", type=FiniteFloat(0, 100), default=0.5, show_default=True, metavar="POINTS",
               help="Refuse to export if more accuracy is lost on the test part: from PyTorch to fp32, or from fp32 to int8 or "
                    "fp16.")  # fmt: skip
+@explainable_option
+@embeddings_option
 def export(
     run: Path, repository: Path, name: str | None, minimum_accuracy: float, data: str | None, data_dir: Path | None,
     network: str | None, calibration: bool, precision: Literal["fp32", "int8", "fp16"], max_accuracy_loss: float,
+    explainable: bool, embeddings: bool,
 ) -> None:  # fmt: skip
     """Export the checkpoint in the folder RUN as the next version of a model: REPOSITORY/NAME/<version>/model.onnx.
 
@@ -51,6 +54,7 @@ def export(
     The table of layers is printed and is in the model card.
     """
     from export.convert import pipeline
+    from export.convert.hidden_outputs import HiddenOutputs
     from export.data.datasets import reload_dataset
     from export.training.checkpoint import load_checkpoint
 
@@ -60,7 +64,7 @@ def export(
     with progress_bar() as on_progress:
         exported = pipeline.export(
             checkpoint, dataset, repository, name or dataset.name, minimum_accuracy / 100, calibration, run, on_progress,
-            precision, max_accuracy_loss / 100,
+            precision, max_accuracy_loss / 100, HiddenOutputs(explainable, embeddings),
         )  # fmt: skip
     _show(exported, repository)
 

@@ -8,7 +8,7 @@ import click
 from click.core import ParameterSource
 from rich.console import Console
 
-from export.cli.options import CROP_PCT
+from export.cli.options import CROP_PCT, embeddings_option, explainable_option
 from export.cli.progress_bar import progress_bar
 from service.cli.parameters import FiniteFloat
 from service.errors import UserError
@@ -124,6 +124,8 @@ class _Remembering(click.Command):
                    "source in a lower precision keeps it.")  # fmt: skip
 @click.option("--max-accuracy-loss", type=FiniteFloat(0, 100), default=0.5, show_default=True, metavar="POINTS",
               help="Refuse to import if int8 or fp16 loses more on --data.")  # fmt: skip
+@explainable_option
+@embeddings_option
 @click.option("--search-preprocessing", is_flag=True,
               help="Try the usual ways to prepare pictures on --data, print how many are right with each, and write "
                    "nothing.")  # fmt: skip
@@ -137,7 +139,7 @@ def import_model(
     pad_color: tuple[int, int, int] | None, pad_align: str | None, alpha: str | None, exif: str | None,
     input_shape: tuple[int, int] | None, scores: _Scores, threshold: float | None, outputs: tuple[str, ...], data: Path | None,
     minimum_accuracy: float | None, reference: Path | None, precision: Literal["fp32", "int8", "fp16"],
-    max_accuracy_loss: float, search_preprocessing: bool, dry_run: bool,
+    max_accuracy_loss: float, explainable: bool, embeddings: bool, search_preprocessing: bool, dry_run: bool,
 ) -> None:  # fmt: skip
     """Import a classifier that was trained elsewhere as the next version of a model: REPOSITORY/NAME/<version>/model.onnx.
 
@@ -156,6 +158,7 @@ def import_model(
     """  # noqa: D301 - \b keeps click from re-wrapping the lines
     if search_preprocessing:
         _refuse_beside_search(ctx)
+    from export.convert.hidden_outputs import HiddenOutputs
     from export.importing import pipeline
     from export.importing.labels import read_labels_file
     from export.importing.recipe_options import RecipeOptions
@@ -170,6 +173,7 @@ def import_model(
         scores, threshold, layout, input_shape, data, (minimum_accuracy or 0.0) / 100,
         reference, precision=precision, max_accuracy_loss=max_accuracy_loss / 100, dry_run=dry_run,
         command=shlex.join(["convoy", "import", *ctx.meta[_ARGUMENTS]]), crop=crop,
+        hidden=HiddenOutputs(explainable, embeddings),
     )  # fmt: skip
     with progress_bar() as on_progress:
         if search_preprocessing:

@@ -25,3 +25,15 @@ CROP_PCT: dict[str, Any] = {
 """The option `--crop-pct`: for a square input, in place of `--resize` and `--crop`."""
 
 data_dir_option = click.option("--data-dir", **DATA_DIR)
+
+explainable_option = click.option(
+    "--explainable", is_flag=True,
+    help="Have the file give the activations before global average pooling to those who ask, so that a server explains its answers "
+         "by class activation maps, in one run of the network. Without it a server hides parts of the picture, in a hundred.",
+)  # fmt: skip
+
+embeddings_option = click.option(
+    "--embeddings", is_flag=True,
+    help="Have the file give what its last linear layer takes to those who ask: pictures that look alike have embeddings that are "
+         "close.",
+)  # fmt: skip

@@ -12,6 +12,7 @@ from pathlib import Path
 import onnx
 
 from export.convert.contract_builder import build_contract, with_own_golden, with_scores
+from export.convert.hidden_outputs import HiddenOutputs
 from export.convert.model_card import CARD, model_card
 from export.convert.onnx_conversion import to_onnx
 from export.convert.precision import Precision, to_fp16, to_int8
@@ -73,6 +74,7 @@ def export(
     on_progress: OnProgress = ignore_progress,
     precision: Precision = "fp32",
     max_accuracy_loss: float = MAX_ACCURACY_LOSS,
+    hidden: HiddenOutputs = HiddenOutputs(),  # noqa: B008 - it cannot change
 ) -> Exported:
     """Exports a checkpoint as the next version of model `name`. If a gate fails, nothing is written to the repository.
 
@@ -87,10 +89,11 @@ def export(
         on_progress: called with each step.
         precision: what the layers compute in; int8 is for CPUs, fp16 for GPUs.
         max_accuracy_loss: fraction of the test part that may be lost from PyTorch to fp32, and from fp32 to a lower precision.
+        hidden: further outputs.
 
     Raises:
-        UserError: the name is invalid, the data are not those of the run, the repository cannot be written, or a gate failed;
-            the message has the figures.
+        UserError: the name is invalid, the data are not those of the run, the repository cannot be written, the network does not
+            have a hidden output, or a gate failed; the message has the figures.
     """
     check_model_name(name)
     if repository.exists() and not repository.is_dir():
@@ -103,6 +106,7 @@ def export(
         fp32_file, file = drafts / "fp32.onnx", version / MODEL_FILE
 
         candidate = fp32 = _convert(checkpoint, dataset, name, calibrate, fp32_file, on_progress)
+        hidden.add_to(fp32.graph, fp32.contract)  # what the network does not have is refused before the long steps
         comparison = parity = compare_with_pytorch(fp32.served, checkpoint, dataset, partial(on_progress, "comparing with PyTorch"))
         check_parity(parity)
         check_accuracy(parity, minimum_accuracy, max_accuracy_loss)
@@ -119,7 +123,7 @@ def export(
             check_accuracy(comparison, minimum_accuracy, max_accuracy_loss, "fp32")
 
         on_progress("writing the model card", 0, 0)
-        served = write_model(candidate.graph, with_scores(candidate.contract, comparison.scores), file)
+        served = write_model(*hidden.add_to(candidate.graph, with_scores(candidate.contract, comparison.scores)), file)
         cost = None
         if precision != "fp32":
             cost = measure_cost(precision, fp32_file, file, comparison, quantization)

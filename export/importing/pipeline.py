@@ -109,7 +109,7 @@ def import_model(
             candidate = _lowered(candidate, found, folder, request, scratch, log, on_progress)
         data = ("", "") if folder is None else (folder.name, folder.digest)
         contract = measured(candidate.contract, pixels.seen if pixels.proved else "", *data, candidate.scores)
-        served = write_model(candidate.graph, contract, file)
+        served = write_model(*request.hidden.add_to(candidate.graph, contract), file)
         log.passed(Gate("golden", f"{len(contract.golden)} pictures give {candidate.answers} through the code that serves them"))
         text = card.import_card(served, log.decisions, log.gates, candidate.scores, candidate.answers, source_commit())
         write_file(version / card.CARD, text.encode())
@@ -181,6 +181,7 @@ def _wrapped(
     contract = build_contract(
         request.name, source, found.recipe, found.heads, found.source, found.pictures, found.batch_items, request.command
     )
+    request.hidden.add_to(graph, contract)  # what the network does not have is refused before the long steps
     served = write_model(graph, contract, file)
     allowed = TOLERANCE[contract.precision]["cpu"]
     log.passed(gates.check_parity(served, found.source, found.heads, found.pixels, allowed))

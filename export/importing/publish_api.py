@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from export.convert.hidden_outputs import HiddenOutputs
 from export.convert.precision import Precision
 from export.data.labelled_pictures import pictures_of_folder
 from export.files import temporary_folder
@@ -53,6 +54,8 @@ def publish(
     input_shape: tuple[int, int] | None = None,
     scores: ScoresAsked = "auto",
     precision: Precision = "fp32",
+    explainable: bool = False,
+    embeddings: bool = False,
     say: Callable[[str], None] = print,
 ) -> Path:
     """Publishes a classifier as the next version of a model, if it passes the gates; else nothing is written.
@@ -73,6 +76,8 @@ def publish(
             true) or `multilabel` (each is true or not). `auto` finds it on real pictures, and refuses what is not clear.
         precision: what the layers compute in; `int8`, for CPUs, is made on the pictures of `data`, and may lose half a point of
             accuracy on them.
+        explainable: add what a server needs for class activation maps, to a network that ends in global average pooling.
+        embeddings: add what the last linear layer takes, as the output `embedding`.
         say: called with a line for each thing that was decided and each gate.
 
     Returns:
@@ -87,6 +92,7 @@ def publish(
         data=None if data is None else Path(data), minimum_accuracy=minimum_accuracy, scores=scores, precision=precision,
         transform=preparation.pixels if preparation.can_run else None,
         command=f"export.publish({type(model).__name__}, transforms={preparation.name})",
+        hidden=HiddenOutputs(explainable, embeddings),
     )  # fmt: skip
     with temporary_folder() as scratch:
         if _is_of(model, "keras"):

@@ -7,6 +7,7 @@ from typing import get_args
 
 import numpy as np
 
+from export.convert.hidden_outputs import HiddenOutputs
 from export.convert.precision import Precision
 from export.importing.file_metadata import FileMetadata
 from export.importing.network_input import LONGEST_SIDE, NetworkInput
@@ -36,6 +37,7 @@ class Request:
         threshold: of heads whose labels are each true or not.
         layout: `auto`, `nchw` or `nhwc`.
         input_shape: (height, width) where the graph leaves them open.
+        hidden: further outputs.
         crop: the side of the square that is cut out of a picture: the size where neither the graph nor `input_shape` says it.
         data: a folder of labelled pictures.
         minimum_accuracy: the fraction of them that must be right.
@@ -64,6 +66,7 @@ class Request:
     dry_run: bool = False
     command: str = ""
     crop: int | None = None
+    hidden: HiddenOutputs = HiddenOutputs()  # noqa: RUF009 - it cannot change
 
     def __post_init__(self) -> None:
         """Raises UserError for what cannot be asked for, from the command line or from Python."""

@@ -145,22 +145,6 @@ def bars(values: NDArray[np.floating]) -> bytes:
     return png(image)
 
 
-def overlay(pixels: NDArray[np.generic], heat: NDArray[np.floating]) -> bytes:
-    """A heat map float[h,w] laid over an image [H,W,C] from 0 to 255, as PNG: red where it is positive, blue where negative."""
-    pixels = _whole_numbers(pixels)
-    height, width = pixels.shape[:2]
-    factor = max(1, round(_PICTURE_PIXELS / max(height, width)))
-    size = (width * factor, height * factor)
-    gray = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).convert("L").resize(size, Image.Resampling.NEAREST)
-    # Half the contrast, so that the colours show on black and on white.
-    ground = (64 + np.asarray(gray, np.float32)[:, :, None] / 2).repeat(3, axis=2)
-    smooth = np.asarray(Image.fromarray(heat.astype(np.float32)).resize(size, Image.Resampling.BICUBIC))
-    smooth = np.clip(smooth / (float(np.abs(heat).max()) or 1.0), -1, 1)[:, :, None]
-    colour = np.where(smooth > 0, np.array([215, 25, 28], np.float32), np.array([30, 90, 200], np.float32))
-    mixed = ground + (colour - ground) * 0.75 * np.abs(smooth)
-    return png(Image.fromarray(np.rint(mixed).astype(np.uint8)))
-
-
 def _whole_numbers(pixels: NDArray[np.generic]) -> NDArray[np.uint8]:
     """Pixels as an image has them: some filters give fractions, and bicubic ones a little below 0 and above 255."""
     found: NDArray[np.uint8] = np.rint(np.clip(pixels.astype(np.float32), 0, 255)).astype(np.uint8)

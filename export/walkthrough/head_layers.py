@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from export.walkthrough.activations import Activations, LayerActivation
+from export.inspection.activations import Activations, LayerActivation
 from export.walkthrough.subject import SubjectHead
 
 

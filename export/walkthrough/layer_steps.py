@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from export.inspection.activations import LayerActivation
 from export.walkthrough import feature_maps
-from export.walkthrough.activations import LayerActivation
 from export.walkthrough.feature_maps import SHOWN_MAPS, Scale
 from export.walkthrough.layer_text import attributes, describe_layer, layer_title
 from export.walkthrough.number_format import number

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from export.walkthrough.activations import LayerActivation
+from export.inspection.activations import LayerActivation
 from service.model.contract import LOGITS_NAME
 
 _DESCRIPTIONS = {

@@ -7,9 +7,9 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from export.inspection.activations import QUANTISATION, Activations
 from export.progress import OnProgress, ignore_progress
 from export.walkthrough import feature_maps
-from export.walkthrough.activations import QUANTISATION, Activations
 from export.walkthrough.feature_maps import SHOWN_MAPS
 from export.walkthrough.head_layers import HeadLayer, by_head
 from export.walkthrough.layer_steps import layer_step

@@ -3,14 +3,15 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from export.inspection.activations import Activations
 from export.progress import OnCount
 from export.walkthrough import attribution, feature_maps
-from export.walkthrough.activations import Activations
 from export.walkthrough.attribution import Occlusion
 from export.walkthrough.feature_maps import Scale
 from export.walkthrough.number_format import number, percent
 from export.walkthrough.subject import Subject, SubjectSession
 from export.walkthrough.web_page import Bar, Curve, Figure, Section
+from service.model.overlay import overlay
 
 _OVERLAY = "Laid over the picture: red raised the score of the answer, blue lowered it."
 
@@ -79,7 +80,7 @@ def _activation_figures(heat: NDArray[np.float32], pixels: NDArray[np.generic]) 
     scale = Scale.of(heat)
     return [
         Figure("pixels map", feature_maps.maps(heat[np.newaxis], scale), "The class activation map.", scale),
-        Figure("pixels overlay", feature_maps.overlay(pixels, heat - max(float(heat.min()), 0.0)), _OVERLAY),
+        Figure("pixels overlay", overlay(pixels, heat - max(float(heat.min()), 0.0), optimize=True), _OVERLAY),
     ]
 
 
@@ -104,6 +105,6 @@ def _occlusion_figures(
             "pixels map", feature_maps.maps(hidden.heat[np.newaxis], scale),
             "How much the log-odds of the answer fell, on average, when the pixel was hidden.", scale,
         ),
-        Figure("pixels overlay", feature_maps.overlay(pixels, hidden.heat), _OVERLAY),
+        Figure("pixels overlay", overlay(pixels, hidden.heat, optimize=True), _OVERLAY),
         Figure("pixels hidden", feature_maps.picture(hidden.worst), f"The patch where the answer fell most: {left}."),
     ]  # fmt: skip

@@ -7,7 +7,7 @@ golden samples that prove that a provider computes what training computed.
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Base64Bytes, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Base64Bytes, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 from pydantic_core import from_json
 
 from service.errors import InvalidModel, first_line
@@ -21,6 +21,9 @@ PRODUCER = "convoy"
 INPUT_NAME = "image"
 PROBABILITIES_NAME = "probabilities"
 LOGITS_NAME = "logits"
+ACTIVATIONS_NAME = "activations"
+CLASS_WEIGHTS_NAME = "class_weights"
+EMBEDDING_NAME = "embedding"
 
 MAX_GOLDEN_PIXELS = 1 << 24
 """Limit for a golden sample's image, which is decoded whenever the model is loaded."""
@@ -136,6 +139,10 @@ class Contract(Part):
 
     The graph gives the probabilities of each head, and `logits` float32[N,K] for the first one, whose output is `probabilities`.
     `batch_items` is 0 unless the graph takes batches of exactly so many items. Of `training` and `origin` there is one.
+
+    If there are `activations`, the network ends in global average pooling, and the graph gives also the `activations`
+    float32[N,C,h,w] before it, here as (C, h, w), and the `class_weights` float32[K,C] after it; without these the C channels are
+    the K classes. If there is an `embedding`, the graph gives what its last linear layer takes, float32[N,embedding].
     """
 
     # `schema` in the JSON, which is the name of a method of BaseModel.
@@ -147,6 +154,8 @@ class Contract(Part):
     batch_items: int = Field(default=0, ge=0, le=4096)
     training: Training | None = None
     origin: Origin | None = None
+    activations: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
+    embedding: PositiveInt | None = None
     golden: tuple[Golden, ...] = Field(max_length=4)
 
     @model_validator(mode="after")
@@ -159,6 +168,8 @@ class Contract(Part):
                 raise ValueError(f"two heads have the same {what}")
         if LOGITS_NAME in [head.output for head in self.heads]:
             raise ValueError(f"a head's output is named {LOGITS_NAME!r}, as the logits of the first are")
+        if self.hidden_outputs & {head.output for head in self.heads}:
+            raise ValueError("a head's output has the name of a hidden output")
         if (self.training is None) == (self.origin is None):
             raise ValueError("one of training and origin is needed")
         for sample in self.golden:
@@ -176,6 +187,12 @@ class Contract(Part):
     def head(self) -> str:
         """The activation of the first head."""
         return self.heads[0].activation
+
+    @property
+    def hidden_outputs(self) -> set[str]:
+        """The outputs that the graph gives only to those who ask for them."""
+        given = {ACTIVATIONS_NAME, CLASS_WEIGHTS_NAME} if self.activations else set()
+        return given | ({EMBEDDING_NAME} if self.embedding else set())
 
     @property
     def measured(self) -> "Training | Origin":
@@ -196,7 +213,8 @@ class Contract(Part):
 
     def to_json(self) -> str:
         """The text that goes into the ONNX file."""
-        return self.model_dump_json(by_alias=True)
+        unset = {name for name in ("activations", "embedding") if getattr(self, name) is None}  # older servers do not know them
+        return self.model_dump_json(by_alias=True, exclude=unset)
 
     @classmethod
     def of_model(cls, model: Any) -> "Contract | None":

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from service.errors import InvalidModel, LoadError, first_line
 from service.import_advice import import_advice
-from service.model.contract import LOGITS_NAME, METADATA_KEY, Contract, Head
+from service.model.contract import CLASS_WEIGHTS_NAME, LOGITS_NAME, METADATA_KEY, Contract, Head
 from service.model.inferred_signature import Inferred
 from service.model.providers import ProviderName
 from service.model.scores import to_probabilities
@@ -55,6 +55,8 @@ class Model:
         threads: how many threads ONNX Runtime uses.
         digest: SHA-256 of the ONNX file followed by its files of weights, by name, in hexadecimal.
         name: its name in log lines.
+        hidden: outputs that are computed for those who ask for them, by name; see `Contract`.
+        class_weights: of the last layer of a network that gives its activations, float32[K,C]; None if the C are the classes.
         signer: who signed the version, as in `SignedFiles`; empty if no signature was asked for.
     """
 
@@ -87,10 +89,15 @@ class Model:
         self.digest = digest
         self.name = name
         self.signer = signer
+        self.hidden = {spec.name: spec for spec in signature.hidden}
+        self.class_weights: NDArray[np.float32] | None = None
         self._contract = contract
         self._fixed_batch_items = signature.fixed_batch_items
         self._names = [output.name for output in signature.outputs]
         self._shapes = [output.shape for output in signature.outputs]
+        if signature.has_class_weights:
+            blank = np.zeros((signature.fixed_batch_items or 1, *self.input.shape), self.input.dtype)
+            self.class_weights = session.run([CLASS_WEIGHTS_NAME], {self.input.name: blank})[0]
         self._run = session.run
         self._buckets = sorted(buckets, key=lambda bucket: bucket.items)
 
@@ -120,15 +127,17 @@ class Model:
         """Of the weights, as the contract says; `unknown` without one."""
         return "unknown" if self._contract is None else self._contract.precision
 
-    def predict(self, images: NDArray[Any]) -> Sequence[NDArray[Any]]:
-        """For [n, *input.shape] of the input's dtype, one array [n, *shape] for each of `outputs`.
+    def predict(self, images: NDArray[Any], with_hidden: bool = False) -> Sequence[NDArray[Any]]:
+        """For [n, *input.shape] of the input's dtype, one array [n, *shape] for each of `outputs`; asked for, then of `hidden`.
 
         Raises:
             ValueError: an output has another shape than when the model was loaded.
         """
         outputs: Sequence[NDArray[Any]]
+        if with_hidden:
+            return self._with_hidden(images)
         if self._fixed_batch_items:
-            outputs = self._in_fixed_batches(images, self._fixed_batch_items)
+            outputs = self._in_fixed_batches(images, self._fixed_batch_items, self._names)
         elif self._buckets:
             outputs = self._in_buckets(images)
         else:
@@ -149,16 +158,20 @@ class Model:
         del self._run
         self._buckets = []
 
-    def _in_fixed_batches(self, images: NDArray[Any], batch_items: int) -> Sequence[NDArray[Any]]:
+    def _in_fixed_batches(self, images: NDArray[Any], batch_items: int, names: list[str]) -> Sequence[NDArray[Any]]:
         """For a graph that takes batches of exactly `batch_items`; the last is padded."""
         count = len(images)
         padding = -count % batch_items
         if padding:
             images = np.concatenate([images, np.zeros((padding, *images.shape[1:]), images.dtype)])
-        batches = [
-            self._run(self._names, {self.input.name: images[at : at + batch_items]}) for at in range(0, len(images), batch_items)
-        ]
+        batches = [self._run(names, {self.input.name: images[at : at + batch_items]}) for at in range(0, len(images), batch_items)]
         return [np.concatenate(parts)[:count] for parts in zip(*batches, strict=True)]
+
+    def _with_hidden(self, images: NDArray[Any]) -> Sequence[NDArray[Any]]:
+        names = [*self._names, *self.hidden]
+        if self._fixed_batch_items:
+            return self._in_fixed_batches(images, self._fixed_batch_items, names)
+        return self._run(names, {self.input.name: images})
 
     def _in_buckets(self, images: NDArray[Any]) -> Sequence[NDArray[Any]]:
         """In the smallest bucket that holds them; in several batches if none does."""

@@ -4,7 +4,7 @@ A contract states it, and the graph is checked against that. Without a contract 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
@@ -13,7 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import InvalidModel
-from service.model.contract import INPUT_NAME, LOGITS_NAME, Contract
+from service.model.contract import (
+    ACTIVATIONS_NAME,
+    CLASS_WEIGHTS_NAME,
+    EMBEDDING_NAME,
+    INPUT_NAME,
+    LOGITS_NAME,
+    Contract,
+)
 from service.model.png import write_png
 
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -102,11 +109,17 @@ def picture_files(files: Sequence[bytes]) -> NDArray[Any]:
 
 
 class Signature(NamedTuple):
-    """The input, and the outputs with the scores first. `fixed_batch_items` is 0 if a batch may have any number of items."""
+    """The input, and the outputs with the scores first. `fixed_batch_items` is 0 if a batch may have any number of items.
+
+    `hidden` are outputs, one row an item, that are computed for those who ask for them; `has_class_weights` says that the graph
+    also gives the weights of its last layer.
+    """
 
     input: TensorSpec
     outputs: tuple[TensorSpec, ...]
     fixed_batch_items: int = 0
+    hidden: tuple[TensorSpec, ...] = ()
+    has_class_weights: bool = False
 
 
 def contract_signature(session: Session, contract: Contract) -> Signature:
@@ -136,4 +149,41 @@ def contract_signature(session: Session, contract: Contract) -> Signature:
         if given[1] != classes:
             raise InvalidModel(f"the graph gives {given[1]} {name}, the contract has {classes} labels")
     scores = tuple(TensorSpec(name, np.dtype(np.float32), (classes,)) for name, classes in labels.items())
-    return Signature(TensorSpec(INPUT_NAME, dtype, contract.input.shape), scores, contract.batch_items)
+    hidden, has_class_weights = _hidden_outputs(outputs, contract)
+    taken = TensorSpec(INPUT_NAME, dtype, contract.input.shape)
+    return Signature(taken, scores, contract.batch_items, hidden, has_class_weights)
+
+
+def _hidden_outputs(
+    outputs: Mapping[str, tuple[str, Sequence[int | str | None]]], contract: Contract
+) -> tuple[tuple[TensorSpec, ...], bool]:
+    """The hidden outputs that the contract states, and whether there are class weights. Raises InvalidModel if some are missing."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    if contract.activations:
+        shapes[ACTIVATIONS_NAME] = contract.activations
+    if contract.embedding:
+        shapes[EMBEDDING_NAME] = (contract.embedding,)
+    for name, shape in shapes.items():
+        kind, given = outputs.get(name, ("nothing", []))
+        if kind != "tensor(float)" or tuple(given[1:]) != shape:
+            raise InvalidModel(
+                f"the contract says that the graph gives {name} as tensor(float) [N, {_listed(shape)}]; it gives {given}"
+            )
+    classes = len(contract.labels)
+    if contract.activations and CLASS_WEIGHTS_NAME in outputs:
+        kind, given = outputs[CLASS_WEIGHTS_NAME]
+        wanted = (classes, contract.activations[0])
+        if kind != "tensor(float)" or tuple(given) != wanted:
+            raise InvalidModel(
+                f"the graph gives {CLASS_WEIGHTS_NAME} as {kind} {given}; tensor(float) [{_listed(wanted)}] is needed"
+            )
+    elif contract.activations and contract.activations[0] != classes:
+        raise InvalidModel(
+            f"the graph gives no {CLASS_WEIGHTS_NAME}, and {contract.activations[0]} activations for {classes} labels"
+        )
+    specs = tuple(TensorSpec(name, np.dtype(np.float32), shape) for name, shape in shapes.items())
+    return specs, bool(contract.activations) and CLASS_WEIGHTS_NAME in outputs
+
+
+def _listed(shape: Sequence[int]) -> str:
+    return ", ".join(map(str, shape))

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 
 from export.data import datasets
+from export.inspection.activations import Activations
 from export.training.checkpoint import load_checkpoint
 from export.training.inference import predict_logits
 from export.walkthrough import (
     network_page,
 )
-from export.walkthrough.activations import Activations
 from tests.unit.walkthrough.models import (
     COLOUR,
     normalised,

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from export.inspection.activations import Activations
 from export.walkthrough import (
     attribution,
 )
-from export.walkthrough.activations import Activations
 from tests.unit.walkthrough.models import COLOUR, normalised, subject_of, untrained
 
 
@@ -65,19 +65,3 @@ def test_occlusion_finds_the_one_pixel_that_counts() -> None:
     assert not found.heat[np.broadcast_to(far, found.heat.shape)].any()
     assert found.worst[5, 22, 0] == 10
     np.testing.assert_allclose(found.worst_logits, [0, 0.2])
-
-
-@pytest.mark.parametrize(("length", "patch"), [(28, 6), (32, 6), (224, 45), (1, 1), (2, 1), (3, 1), (9, 2)])
-def test_patches_hide_every_pixel(length: int, patch: int) -> None:
-    starts = attribution._starts(length, patch)
-    hidden = {pixel for start in starts for pixel in range(start, start + patch)}
-    assert hidden >= set(range(length))
-    assert all(start < length and start + patch > 0 for start in starts)
-    assert len(starts) <= 18
-
-
-def test_log_odds_survive_certainty() -> None:
-    assert attribution.log_odds(np.array([[200.0, 0.0], [0.0, 0.0]], np.float32), 0).tolist() == [200.0, 0.0]
-    three = attribution.log_odds(np.array([[1.0, 0.0, 0.0]], np.float32), 0)[0]
-    p = np.e / (np.e + 2)
-    assert three == pytest.approx(np.log(p / (1 - p)))
