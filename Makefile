@@ -125,7 +125,7 @@ format: setup  ## format the code and fix what lint can fix
 protos: setup  ## generate service/pb/ from protos/
 	$(BIN)/python .ci/protos.py
 
-sync-client: setup  ## generate service/client/sync.py from aio.py
+sync-client: setup  ## generate service/client/sync.py and sync_many.py
 	$(BIN)/python .ci/unasync.py
 
 dashboards: setup  ## generate deploy/dashboards/convoy.json

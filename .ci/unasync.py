@@ -1,4 +1,4 @@
-"""Generates service/client/sync.py from aio.py, or with --check says whether it is fresh (exit code 1 if not)."""
+"""Generates sync.py and sync_many.py of service/client from aio.py and aio_many.py, or with --check says whether they are fresh."""
 
 import re
 import subprocess
@@ -7,10 +7,11 @@ from pathlib import Path
 
 CLIENT = Path(__file__).resolve().parent.parent / "service" / "client"
 SUBSTITUTIONS = (
-    (r'\A""".*?"""', '"""The synchronous client. Generated from aio.py by `make sync-client`: edit that."""'),
-    (r"\bIterable\[Images\] \| AsyncIterable\[Images\]", "Iterable[Images]"),
+    (r"\bIterable\[(\w+)\] \| AsyncIterable\[\1\]", r"Iterable[\1]"),
+    (r"\bIterable \| AsyncIterable\b", "Iterable"),
+    (r"\bclient\.aio_many\b", "client.sync_many"),
     (r"\bAsyncGenerator\[(.+), None\]", r"Generator[\1, None, None]"),
-    (r"_asynchronous\((\w+)\)", r"\1"),
+    (r"\basynchronous\((\w+)\)", r"\1"),
     (r"\bgrpc\.aio\b", "grpc"),
     ("an `async with`", "a `with`"),
     (r"\basync (?=def|with|for)", ""),
@@ -21,7 +22,15 @@ SUBSTITUTIONS = (
 )
 
 
-def synchronous(source: str) -> str:
+FILES = {
+    "aio.py": ("sync.py", "The synchronous client"),
+    "aio_many.py": ("sync_many.py", "The I/O of `classify_many`, with threads"),
+}
+
+
+def synchronous(name: str) -> str:
+    target, title = FILES[name]
+    source = (CLIENT / name).read_text()
     lines: list[str] = []
     dropped: int | None = None  # indentation of the line whose block is being left out
     for line in source.splitlines(keepends=True):
@@ -32,23 +41,26 @@ def synchronous(source: str) -> str:
         if dropped is None:
             lines.append(line)
     text = "".join(lines)
+    text = re.sub(r'\A""".*?"""', f'"""{title}. Generated from {name} by `make sync-client`: edit that."""', text, flags=re.DOTALL)
     for pattern, replacement in SUBSTITUTIONS:
-        text, count = re.subn(pattern, replacement, text, flags=re.DOTALL if pattern.startswith(r"\A") else 0)
-        if not count:
-            sys.exit(f".ci/unasync.py: {pattern!r} is not in aio.py any more")
+        text = re.sub(pattern, replacement, text)
     for command in (["check", "--quiet", "--select", "I,F401", "--fix"], ["format", "--quiet"]):
-        arguments = [sys.executable, "-m", "ruff", *command, "--stdin-filename", str(CLIENT / "sync.py"), "-"]
+        arguments = [sys.executable, "-m", "ruff", *command, "--stdin-filename", str(CLIENT / target), "-"]
         text = subprocess.run(arguments, input=text, capture_output=True, text=True, check=True).stdout  # noqa: S603 - ruff, of this environment
     return text
 
 
 def main() -> None:
-    target = CLIENT / "sync.py"
-    fresh = synchronous((CLIENT / "aio.py").read_text())
-    if "--check" not in sys.argv:
-        target.write_text(fresh)
-    elif target.read_text() != fresh:
-        sys.exit("stale, run `make sync-client`: service/client/sync.py")
+    everything = "".join((CLIENT / name).read_text() for name in FILES)
+    for pattern, _ in SUBSTITUTIONS:
+        if not re.search(pattern, everything):
+            sys.exit(f".ci/unasync.py: {pattern!r} is in no source any more")
+    for name, (target, _) in FILES.items():
+        fresh = synchronous(name)
+        if "--check" not in sys.argv:
+            (CLIENT / target).write_text(fresh)
+        elif (CLIENT / target).read_text() != fresh:
+            sys.exit(f"stale, run `make sync-client`: service/client/{target}")
 
 
 main()

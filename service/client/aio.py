@@ -15,6 +15,7 @@ from typing import Any
 
 import grpc
 
+from service.client.aio_many import AsyncManyImages, asynchronous, write
 from service.client.connection import (
     ChannelSettings,
     Connection,
@@ -25,12 +26,13 @@ from service.client.connection import (
     client_closed,
     deadline_seconds,
 )
-from service.client.images import Images, needs_reading
+from service.client.images import Image, Images, needs_reading
 from service.client.messages import (
     CallFailed,
     Classification,
     ModelInfo,
     ModelStatus,
+    Outcome,
     classification,
     classify_request,
     filled,
@@ -82,6 +84,11 @@ class AsyncClient:
         shared = checked_connections(connections) == 1
         self._connections = [Connection(self._settings, grpc.aio, shared=shared) for _ in range(connections)]
         self._turns = itertools.cycle(self._connections)
+        # A stream stays with one server: so that each of a list gets one, it is connected to by itself.
+        each = self._settings.each()
+        self._to_each = [(settings, Connection(settings, grpc.aio, shared=shared)) for settings in each for _ in range(connections)]
+        if len(each) == 1:
+            self._to_each = [(self._settings, connection) for connection in self._connections]
 
     async def __aenter__(self) -> "AsyncClient":
         return self
@@ -91,7 +98,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Closes the connections; calls in flight are cancelled."""
-        for connection in self._connections:
+        for connection in [*self._connections, *(connection for _, connection in self._to_each)]:
             # sync: channel = connection.close()
             channel = connection.close(_running_loop())  # asyncio only
             if channel is not None:
@@ -135,7 +142,10 @@ class AsyncClient:
         timeout_seconds: float = 0.0,
         in_flight: int = IN_FLIGHT,
     ) -> AsyncGenerator[tuple[int, Classification | CallFailed], None]:
-        """Classifies any number of requests over one stream: the highest throughput.
+        """Classifies any number of requests over one stream, and reports what became of each: the lower layer of `classify_many`.
+
+        It does not adapt to the server. A request that is refused because the queue is full (RESOURCE_EXHAUSTED), or because the
+        server is still loading (UNAVAILABLE), is not sent again, and a queue of 1,024 images is full with 16 requests of 64.
 
         Requests are taken from the iterable in the background, as soon as there is room for them. When the stream breaks because
         its server drains or its connection has reached its maximum age, unanswered requests are sent again on a new one, for about
@@ -165,7 +175,7 @@ class AsyncClient:
                 messages = await feed.messages()
                 # sync: call = self._stubs().classify_stream(messages)
                 call = self._stubs().classify_stream()  # asyncio only
-                writing = asyncio.create_task(_write(call, messages))  # asyncio only
+                writing = asyncio.create_task(write(call, messages))  # asyncio only
                 try:
                     async for response in call:
                         number = int(response.id)
@@ -197,6 +207,53 @@ class AsyncClient:
             feed.check_complete()
         finally:
             await feed.close()
+
+    async def classify_many(
+        self,
+        images: Iterable[Image] | AsyncIterable[Image],
+        model: str,
+        *,
+        version: str = "",
+        top_k: int = 0,
+        priority: int = 0,
+        ordered: bool = True,
+        wait_seconds: float = 60.0,
+    ) -> AsyncGenerator[Outcome, None]:
+        """Classifies any number of images, each of which gets exactly one outcome, as fast as the servers can.
+
+        Images are taken as fast as they are answered, and no more of them are held than the servers have in hand. They are packed
+        in requests, and sent over one stream a connection, to each server. What is in flight adapts to the servers, and takes at
+        most half of a model's queue: a request that is refused because the queue or a quota is full is sent again, and so is what
+        a server leaves that drains or dies. Of a request that fails, the images that are not at fault are sent again.
+
+        Args:
+            images: any iterable, which need not end.
+            model: the model's name.
+            version: as for `classify`.
+            top_k: as for `classify`.
+            priority: as for `classify`.
+            ordered: in the order of the images; otherwise as they are ready, which holds back nothing behind a slow one.
+            wait_seconds: how long to wait for a server that loads, restarts or cannot be reached.
+
+        Yields:
+            The outcome of each image: an answer, or the error of this image alone.
+
+        Raises:
+            UserError: an argument has an invalid value.
+            CallFailed: what concerns all images: no such model, no permission, an invalid field, no server within `wait_seconds`.
+            BaseException: what `images` raised; those before it are answered first.
+        """
+        request = filled(pb.ClassifyRequest(), model=model, version=version, top_k=top_k, priority=priority)
+        many = AsyncManyImages(
+            images, request, self._to_each, ordered=ordered, wait_seconds=wait_seconds, timeout_seconds=self._timeout_seconds
+        )  # fmt: skip
+        try:
+            while outcomes := await many.next_outcomes():
+                # sync: yield from outcomes
+                for each in outcomes:  # asyncio only
+                    yield each
+        finally:
+            await many.close()
 
     async def _outcome(self, request: pb.ClassifyRequest, timeout_seconds: float) -> Classification | CallFailed:  # asyncio only
         """As for a request of a stream. Raises CallFailed if no server answers, after gRPC's retries."""
@@ -247,7 +304,7 @@ class AsyncFeed(Window):
 
     async def _take(self, requests: Iterable[Images] | AsyncIterable[Images], fields: dict[str, Any]) -> None:
         try:
-            async for images in _asynchronous(requests):
+            async for images in asynchronous(requests):
                 request = await _request(images, fields)
                 async with self._changed:
                     await self._changed.wait_for(self.has_room)
@@ -310,22 +367,3 @@ async def _request(images: Images, fields: dict[str, Any]) -> pb.ClassifyRequest
     if needs_reading(images):  # asyncio only
         return await asyncio.to_thread(classify_request, images, **fields)
     return classify_request(images, **fields)
-
-
-async def _write(call: Any, messages: AsyncIterator[pb.ClassifyStreamRequest]) -> None:  # asyncio only
-    """Sends the messages of an RPC. gRPC would do it itself, but cancel the RPC, and so lose its status, if that fails."""
-    try:
-        async for message in messages:
-            await call.write(message)
-        await call.done_writing()
-    except (grpc.RpcError, asyncio.InvalidStateError):
-        return  # the RPC has ended; reading from it says why
-
-
-async def _asynchronous(requests: Iterable[Images] | AsyncIterable[Images]) -> AsyncIterator[Images]:  # asyncio only
-    if isinstance(requests, AsyncIterable):
-        async for images in requests:
-            yield images
-    else:
-        for images in requests:
-            yield images

@@ -1,6 +1,7 @@
 """How a client connects: the server's address, channel options, TLS, the RPCs as callables, deadlines."""
 
 import codecs
+import copy
 import json
 import os
 import re
@@ -93,6 +94,7 @@ class ChannelSettings:
     ) -> None:
         """Raises UserError for an invalid address or PEM file, and for a token that would be sent unencrypted."""
         self.target, hosts, several = _address(server)
+        self._targets = _targets(self.target) if several else []
         self._token = token
         config = _SERVICE_CONFIG
         if several:
@@ -126,6 +128,14 @@ class ChannelSettings:
                 "(insecure=True, --insecure)"
             )
         self.metadata()  # raises for a token that cannot be sent
+
+    def each(self) -> "list[ChannelSettings]":
+        """The settings for each server of a list by itself; these for one server, or a name."""
+        found = []
+        for target in self._targets:
+            found.append(copy.copy(self))
+            found[-1].target = target
+        return found or [self]
 
     def metadata(self) -> list[tuple[str, str]] | None:
         """The metadata of a call. Raises UserError for a token that cannot be sent."""
@@ -290,6 +300,12 @@ def _address(server: str | Sequence[str]) -> tuple[str, list[str], bool]:
         as_ipv6 = [host if host.startswith("[") else f"[::ffff:{host}]" for host in hosts]
         given = "ipv6:" + ",".join(f"{host}:{port}" for host, port in zip(as_ipv6, ports, strict=True))
     return given, hosts, by_name or len(addresses) > 1
+
+
+def _targets(target: str) -> list[str]:
+    """Each server of a list as a target; none for a name."""
+    scheme, _, rest = target.partition(":")
+    return [f"{scheme}:{address}" for address in rest.split(",")] if f"{scheme}:" in (_UNIX, "ipv4:", "ipv6:") else []
 
 
 def _is_here(host: str) -> bool:

@@ -175,6 +175,23 @@ def classification(response: pb.ClassifyResponse) -> Classification:
     return answer
 
 
+def rows(response: pb.ClassifyResponse) -> list[Classification]:
+    """The answer in a response for each of its images, as if it had been alone in the request."""
+    phases = _fields(response.phases)
+    thresholds = {"": response.threshold} if response.HasField("threshold") else {}
+    return [
+        Classification(
+            model=response.model,
+            version=response.version,
+            results=[_predictions(result)],
+            phases=phases.copy(),
+            heads={head.name: [_predictions(head)] for head in result.heads},
+            thresholds=thresholds | {head.name: head.threshold for head in result.heads if head.HasField("threshold")},
+        )
+        for result in response.results
+    ]
+
+
 def _predictions(result: pb.ItemResult | pb.HeadResult) -> list[Prediction]:
     return [
         Prediction(found.label, found.index, found.probability, found.score if found.HasField("score") else None)
@@ -186,7 +203,11 @@ def outcome(response: pb.ClassifyStreamResponse) -> Classification | CallFailed:
     """The answer to one request of a stream, or the error it was refused with."""
     if response.HasField("response"):
         return classification(response.response)
-    error = response.error
+    return refusal(response.error)
+
+
+def refusal(error: pb.Error) -> CallFailed:
+    """Why a request of a stream was refused."""
     return CallFailed(_CODES.get(error.code, "UNKNOWN"), error.message, error.field, error.retry_after_seconds)
 
 

@@ -22,6 +22,11 @@ _STATUS_LOST = "Internal error from Core"
 """All that gRPC's asyncio client reports of an RPC that the server ended while it was written to (grpc/grpc issue 36066)."""
 
 
+def status_lost(failed: CallFailed) -> bool:
+    """Whether gRPC has lost why an RPC broke."""
+    return failed.message == _STATUS_LOST
+
+
 class Window:
     """The unanswered requests, by number, and those of them that the current RPC has yet to send. At most `in_flight`."""
 
@@ -90,7 +95,7 @@ class Window:
 
         It is the largest one, since a request that is too large would break every RPC. None if the status is known.
         """
-        if failed.message != _STATUS_LOST or not self._unanswered:
+        if not status_lost(failed) or not self._unanswered:
             return None
         return max(self._unanswered.values(), key=pb.ClassifyStreamRequest.ByteSize).request
 

@@ -18,12 +18,13 @@ from service.client.connection import (
     checked_timeout,
     deadline_seconds,
 )
-from service.client.images import Images
+from service.client.images import Image, Images
 from service.client.messages import (
     CallFailed,
     Classification,
     ModelInfo,
     ModelStatus,
+    Outcome,
     classification,
     classify_request,
     filled,
@@ -32,6 +33,7 @@ from service.client.messages import (
     outcome,
 )
 from service.client.stream import IN_FLIGHT, Window
+from service.client.sync_many import ManyImages
 from service.pb.convoy.v1 import classifier_pb2 as pb
 
 
@@ -74,6 +76,11 @@ class Client:
         shared = checked_connections(connections) == 1
         self._connections = [Connection(self._settings, grpc, shared=shared) for _ in range(connections)]
         self._turns = itertools.cycle(self._connections)
+        # A stream stays with one server: so that each of a list gets one, it is connected to by itself.
+        each = self._settings.each()
+        self._to_each = [(settings, Connection(settings, grpc, shared=shared)) for settings in each for _ in range(connections)]
+        if len(each) == 1:
+            self._to_each = [(self._settings, connection) for connection in self._connections]
 
     def __enter__(self) -> "Client":
         return self
@@ -83,7 +90,7 @@ class Client:
 
     def close(self) -> None:
         """Closes the connections; calls in flight are cancelled."""
-        for connection in self._connections:
+        for connection in [*self._connections, *(connection for _, connection in self._to_each)]:
             channel = connection.close()
             if channel is not None:
                 channel.close()
@@ -126,7 +133,10 @@ class Client:
         timeout_seconds: float = 0.0,
         in_flight: int = IN_FLIGHT,
     ) -> Generator[tuple[int, Classification | CallFailed], None, None]:
-        """Classifies any number of requests over one stream: the highest throughput.
+        """Classifies any number of requests over one stream, and reports what became of each: the lower layer of `classify_many`.
+
+        It does not adapt to the server. A request that is refused because the queue is full (RESOURCE_EXHAUSTED), or because the
+        server is still loading (UNAVAILABLE), is not sent again, and a queue of 1,024 images is full with 16 requests of 64.
 
         Requests are taken from the iterable in the background, as soon as there is room for them. When the stream breaks because
         its server drains or its connection has reached its maximum age, unanswered requests are sent again on a new one, for about
@@ -174,6 +184,51 @@ class Client:
             feed.check_complete()
         finally:
             feed.close()
+
+    def classify_many(
+        self,
+        images: Iterable[Image],
+        model: str,
+        *,
+        version: str = "",
+        top_k: int = 0,
+        priority: int = 0,
+        ordered: bool = True,
+        wait_seconds: float = 60.0,
+    ) -> Generator[Outcome, None, None]:
+        """Classifies any number of images, each of which gets exactly one outcome, as fast as the servers can.
+
+        Images are taken as fast as they are answered, and no more of them are held than the servers have in hand. They are packed
+        in requests, and sent over one stream a connection, to each server. What is in flight adapts to the servers, and takes at
+        most half of a model's queue: a request that is refused because the queue or a quota is full is sent again, and so is what
+        a server leaves that drains or dies. Of a request that fails, the images that are not at fault are sent again.
+
+        Args:
+            images: any iterable, which need not end.
+            model: the model's name.
+            version: as for `classify`.
+            top_k: as for `classify`.
+            priority: as for `classify`.
+            ordered: in the order of the images; otherwise as they are ready, which holds back nothing behind a slow one.
+            wait_seconds: how long to wait for a server that loads, restarts or cannot be reached.
+
+        Yields:
+            The outcome of each image: an answer, or the error of this image alone.
+
+        Raises:
+            UserError: an argument has an invalid value.
+            CallFailed: what concerns all images: no such model, no permission, an invalid field, no server within `wait_seconds`.
+            BaseException: what `images` raised; those before it are answered first.
+        """
+        request = filled(pb.ClassifyRequest(), model=model, version=version, top_k=top_k, priority=priority)
+        many = ManyImages(
+            images, request, self._to_each, ordered=ordered, wait_seconds=wait_seconds, timeout_seconds=self._timeout_seconds
+        )  # fmt: skip
+        try:
+            while outcomes := many.next_outcomes():
+                yield from outcomes
+        finally:
+            many.close()
 
     def model(self, model: str, version: str = "") -> ModelInfo:
         """What a served model takes and gives. Raises UserError, or CallFailed: NOT_FOUND if it is not served."""

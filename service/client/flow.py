@@ -1,0 +1,442 @@
+"""State of `classify_many`: which images wait, which are unanswered on which stream, what is sent next. Pure.
+
+The I/O is in aio_many.py.
+
+Images come in from one source and go out packed in requests, over one stream a connection. All streams take from the same queue,
+and what has to be sent again goes back to the front of it: a slow or broken connection holds up no more than it was given last.
+
+    source -> unread -> waiting -> in flight on a stream -> done -> caller
+                 file read   packed       | refused: `again`, and from there in flight once more
+
+What becomes of a request that is not answered:
+
+- RESOURCE_EXHAUSTED with a time to retry: it is sent again, and the stream's window shrinks (congestion.py).
+- UNAVAILABLE, CANCELLED, a stream that breaks: it is sent again, until no server has answered for `wait_seconds`.
+- INVALID_ARGUMENT of one item: that image gets the error, the others are sent again, in halves.
+- Anything else that may be one image's fault (too large, INTERNAL, DEADLINE_EXCEEDED): halves, and an image alone gets the error.
+- What concerns all images (no such model, no permission, an invalid field) ends everything.
+"""
+
+import math
+import re
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from service.client.congestion import MAX_REQUEST_IMAGES, CongestionWindow
+from service.client.images import Image
+from service.client.messages import CallFailed, Classification, Outcome, RequestTooLarge
+from service.errors import ConvoyError, UserError
+from service.pb.convoy.v1 import classifier_pb2 as pb
+
+REQUEST_BYTES = 1024 * 1024
+"""About what a request of several images has at most."""
+
+STREAM_BYTES, STREAM_REQUESTS = 16 * 1024 * 1024, 64
+"""What a server reads of a stream before it has answered any of it."""
+
+HELD_BYTES = 2 * STREAM_BYTES
+"""Of images that were taken from the source and not given back yet, for each stream."""
+
+QUEUE_IMAGES = 1024
+"""The room of a model's queue, of a server that does not say."""
+
+BACKOFF_SECONDS = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6)
+"""Before a stream that follows one without an answer; the last is repeated."""
+
+_CONCERN_ALL = {"NOT_FOUND", "UNAUTHENTICATED", "PERMISSION_DENIED", "UNIMPLEMENTED"}
+_PASSING = {"UNAVAILABLE", "CANCELLED"}
+_ITEM = re.compile(r"items\[(\d+)\]")
+
+
+class Limits(NamedTuple):
+    """What a server accepts of a model."""
+
+    max_request_items: int
+    max_queue_items: int
+
+
+class Input:
+    """An image on its way, with its item as it is sent. `kept_bytes`: what the caller's own image holds in memory."""
+
+    __slots__ = ("image", "index", "item", "kept_bytes", "size_bytes")
+
+    def __init__(self, index: int, image: Image) -> None:
+        self.index = index
+        self.image = image
+        self.item: dict[str, bytes] = {}
+        self.size_bytes = 0
+        self.kept_bytes = 0
+
+    def read(self, item: dict[str, bytes], *, kept: bool) -> None:
+        """Takes the item. `kept`: the image is of this size itself, unlike a path."""
+        self.item = item
+        self.size_bytes = sum(map(len, item.values()))
+        self.kept_bytes = self.size_bytes if kept else 0
+
+
+class Pack(NamedTuple):
+    """The images of one request, and its number in its stream's CongestionWindow."""
+
+    inputs: Sequence[Input]
+    sent: int
+
+
+class Stream:
+    """One connection's stream, which outlives its RPCs."""
+
+    def __init__(self) -> None:
+        self.rpc = 0  # number of the current one
+        self.in_flight: dict[int, Pack] = {}  # by their place in the RPC
+        self.images = 0
+        self.bytes = 0
+        self.placed = 0
+        self.answers = 0  # of the current RPC
+        self.paused_until = 0.0
+        self.failures = 0  # since the last answer
+        self.max_items = MAX_REQUEST_IMAGES
+        self.largest_request = MAX_REQUEST_IMAGES
+        self.largest_window = 1
+        self.window = CongestionWindow(1)
+
+    def limit(self, limits: Limits) -> None:
+        """Keeps to what the server accepts: half of its queue is left to other callers."""
+        self.max_items = max(1, min(MAX_REQUEST_IMAGES, limits.max_request_items or MAX_REQUEST_IMAGES))
+        largest = min((limits.max_queue_items or QUEUE_IMAGES) // 2, STREAM_REQUESTS * self.max_items)
+        if largest != self.largest_window:
+            self.largest_window = largest
+            self.window = CongestionWindow(largest)
+        self.largest_request = self.max_items
+
+    def request_images(self) -> int:
+        """How many images the next request may have."""
+        return min(self.window.request_images, self.max_items)
+
+    def place(self, inputs: Sequence[Input]) -> None:
+        """Counts a request that is sent."""
+        self.in_flight[self.placed] = Pack(inputs, self.window.sent())
+        self.placed += 1
+        self.images += len(inputs)
+        self.bytes += sum(each.size_bytes for each in inputs)
+
+    def remove(self, place: int) -> Pack | None:
+        """Takes a request out that has an answer; None if it has had one."""
+        pack = self.in_flight.pop(place, None)
+        if pack is not None:
+            self.images -= len(pack.inputs)
+            self.bytes -= sum(each.size_bytes for each in pack.inputs)
+        return pack
+
+
+class Flow:
+    """All of one `classify_many`. Times are seconds of any clock that only goes forward."""
+
+    def __init__(self, request: pb.ClassifyRequest, streams: int, *, ordered: bool, wait_seconds: float) -> None:
+        """`request`: what all requests have, without items. Raises UserError."""
+        if not isinstance(wait_seconds, int | float) or not wait_seconds >= 0:
+            raise UserError(f"invalid value for wait_seconds: {wait_seconds!r} (give 0 or a positive number)")
+        self.streams = [Stream() for _ in range(streams)]
+        self.closed = False
+        self.exhausted = False  # the source has no more
+        self.error: BaseException | None = None
+        """Raised once all that came before is answered: of the source."""
+        self.fatal: BaseException | None = None
+        """Raised at once: it concerns all images."""
+        self._request = request
+        self._ordered = ordered
+        self._wait_seconds = wait_seconds
+        self._failing_since = math.inf
+        self._unread: deque[Input] = deque()
+        self._waiting: deque[Input] = deque()
+        self._waiting_bytes = 0
+        self._again: deque[Sequence[Input]] = deque()
+        self._request_bytes = REQUEST_BYTES
+        self._taken = 0  # from the source
+        self._reading = 0
+        self._held = 0  # taken, and not given back
+        self._held_bytes = 0
+        self._answered = 0
+        self._done: dict[int, tuple[Outcome, int]] = {}  # by index, with the bytes it holds
+        self._given = 0  # back to the caller
+
+    # The source.
+
+    def has_room(self) -> bool:
+        """Whether another image may be added; yes at the end, so that nobody waits for room."""
+        if self.over():
+            return True
+        room = sum(2 * stream.largest_window + 2 * MAX_REQUEST_IMAGES for stream in self.streams)
+        return self._held < room and self._held_bytes < HELD_BYTES * len(self.streams)
+
+    def add(self, image: Image, item: dict[str, bytes] | None) -> bool:
+        """Takes the next image, with its item, or to be read. Whether anybody waits for it."""
+        each = Input(self._taken, image)
+        self._taken += 1
+        self._held += 1
+        if item is None:
+            self._unread.append(each)
+            return len(self._unread) == 1
+        each.read(item, kept=True)
+        self._wait(each)
+        return any(self.can_send(stream) for stream in self.streams)
+
+    def unreadable(self, image: Image, error: ConvoyError) -> None:
+        """Takes the next image, which cannot be sent."""
+        self._taken += 1
+        self._held += 1
+        self._finish(Input(self._taken - 1, image), error)
+
+    def end(self, error: BaseException | None = None) -> None:
+        """The source has no more, or has raised."""
+        self.exhausted = True
+        self.error = error
+
+    # Readers of files.
+
+    def can_read(self) -> bool:
+        """Whether `to_read` has something, or there will be nothing more."""
+        if self.over() or (self.exhausted and not self._unread):
+            return True
+        idle = not self._waiting and not self._again and not self._reading and not any(each.in_flight for each in self.streams)
+        return bool(self._unread) and (idle or self._held_bytes < HELD_BYTES * len(self.streams))
+
+    def to_read(self, most: int) -> list[Input]:
+        """The next images to read, at most so many; none at the end. To be called once `can_read`."""
+        if self.over():
+            return []
+        found = [self._unread.popleft() for _ in range(min(most, len(self._unread)))]
+        self._reading += len(found)
+        return found
+
+    def read(self, each: Input, item: dict[str, bytes] | ConvoyError) -> None:
+        """What came of reading an image."""
+        self._reading -= 1
+        if isinstance(item, ConvoyError):
+            self._finish(each, item)
+        else:
+            each.read(item, kept=False)
+            self._wait(each)
+
+    def _wait(self, each: Input) -> None:
+        self._held_bytes += each.size_bytes
+        self._waiting_bytes += each.size_bytes
+        self._waiting.append(each)
+
+    # Streams.
+
+    def finished(self) -> bool:
+        """Whether all is answered."""
+        return self.exhausted and self._answered == self._taken
+
+    def over(self) -> bool:
+        """Whether there is nothing more to do."""
+        return self.closed or self.fatal is not None or self.finished()
+
+    def has_work(self) -> bool:
+        """Whether there is anything to open a stream for."""
+        return bool(self._waiting or self._again)
+
+    def begin(self, stream: Stream, limits: Limits) -> int:
+        """Starts an RPC; returns its number. Those before it have ended."""
+        stream.limit(limits)
+        stream.rpc += 1
+        stream.placed = stream.answers = 0
+        return stream.rpc
+
+    def ended(self, stream: Stream, rpc: int) -> bool:
+        """Whether an RPC has nothing more to send."""
+        return rpc != stream.rpc or self.over()
+
+    def can_send(self, stream: Stream) -> bool:
+        """Whether a request is ready for the stream, and has room on it, pauses aside.
+
+        While something is unanswered, images are waited for until a request is full: like Nagle's algorithm, it delays nothing by
+        more than a round trip, and a source that is slow is still sent image by image.
+        """
+        if not self._waiting and not self._again:
+            return False
+        if not stream.in_flight:
+            return True
+        images = stream.request_images()
+        full = self._again or self.exhausted or len(self._waiting) >= images or self._waiting_bytes >= self._request_bytes
+        return bool(
+            full
+            and stream.images + images <= stream.window.images
+            and len(stream.in_flight) < STREAM_REQUESTS
+            and stream.bytes < STREAM_BYTES - self._request_bytes
+        )
+
+    def pause_seconds(self, stream: Stream, now: float) -> float:
+        """How long the stream must not send yet."""
+        return max(0.0, stream.paused_until - now)
+
+    def next_message(self, stream: Stream) -> pb.ClassifyStreamRequest:
+        """What the stream is to send. To be called once `can_send`."""
+        inputs = self._next_inputs(stream.request_images())
+        stream.place(inputs)
+        return self._message(inputs)
+
+    def _next_inputs(self, most: int) -> Sequence[Input]:
+        if self._again:
+            inputs = self._again.popleft()
+            if len(inputs) > most:
+                self._again.appendleft(inputs[most:])
+            return inputs[:most]
+        found: list[Input] = []
+        size_bytes = 0
+        while self._waiting and len(found) < most:
+            size_bytes += self._waiting[0].size_bytes
+            if found and size_bytes > self._request_bytes:
+                break
+            found.append(self._waiting.popleft())
+            self._waiting_bytes -= found[-1].size_bytes
+        return found
+
+    def _message(self, inputs: Iterable[Input]) -> pb.ClassifyStreamRequest:
+        message = pb.ClassifyStreamRequest(request=self._request)
+        items = message.request.items
+        for each in inputs:
+            items.add(**each.item)
+        return message
+
+    def answered(self, stream: Stream, place: int, rows: Sequence[Classification]) -> None:
+        """A request was answered, with one row an image."""
+        unanswered, pack = stream.images, stream.remove(place)
+        if pack is None:
+            return
+        self._heard(stream)
+        if len(rows) != len(pack.inputs):
+            self._halve(pack.inputs, CallFailed("INTERNAL", f"{len(rows)} results for {len(pack.inputs)} images"))
+            return
+        stream.window.answered(len(rows), unanswered)
+        stream.max_items = min(stream.max_items + 1, stream.largest_request)
+        for each, row in zip(pack.inputs, rows, strict=True):
+            self._finish(each, row)
+
+    def refused(self, stream: Stream, place: int, failed: CallFailed, now: float) -> None:
+        """A request was answered with an error."""
+        pack = stream.remove(place)
+        if pack is None:
+            return
+        inputs, code = pack.inputs, failed.code
+        if code in _CONCERN_ALL or (code == "INVALID_ARGUMENT" and failed.field and not failed.field.startswith("items")):
+            self.fatal = failed
+            return
+        if code in _PASSING:
+            self._again.appendleft(inputs)
+            self._fail(stream, failed, now)
+            return
+        self._heard(stream)
+        item = _ITEM.match(failed.field)
+        if code == "RESOURCE_EXHAUSTED" and failed.retry_after_seconds > 0:
+            stream.window.pushed_back(pack.sent)
+            stream.paused_until = now + failed.retry_after_seconds
+            self._again.appendleft(inputs)
+        elif item is not None and int(item[1]) < len(inputs):
+            at = int(item[1])
+            self._finish(inputs[at], _of_one_item(failed))
+            self._send_halves([*inputs[:at], *inputs[at + 1 :]])
+        else:
+            if code == "DEADLINE_EXCEEDED":
+                stream.window.pushed_back(pack.sent)
+            if failed.field == "items":  # there may be too many
+                stream.max_items = max(1, min(stream.max_items, len(inputs) // 2))
+            self._halve(inputs, failed)
+
+    def broken(self, stream: Stream, failed: CallFailed, now: float) -> None:
+        """The stream's RPC has ended, or could not begin, with requests unanswered or not."""
+        too_large = self._too_large(stream, failed)
+        pack = stream.remove(too_large) if too_large is not None else None
+        for place in sorted(stream.in_flight, reverse=True):
+            self._again.appendleft(stream.in_flight[place].inputs)
+        stream.in_flight.clear()
+        stream.images = stream.bytes = 0
+        stream.rpc += 1  # nothing more is sent on the one that broke
+        if pack is not None:
+            self._heard(stream)
+            self._halve(pack.inputs, failed)
+        elif failed.code == "UNAUTHENTICATED" and stream.answers:
+            pass  # the token has expired, and the next RPC may have another
+        elif failed.code in _CONCERN_ALL or failed.code == "INVALID_ARGUMENT":
+            self.fatal = failed
+        elif not self.over():
+            self._fail(stream, failed, now)
+
+    def largest(self, stream: Stream) -> tuple[int, pb.ClassifyRequest] | None:
+        """The largest request in flight, and its place: the one to suspect if an RPC broke and it is not known why."""
+        if not stream.in_flight:
+            return None
+        place = max(stream.in_flight, key=lambda place: sum(each.size_bytes for each in stream.in_flight[place].inputs))
+        return place, self._message(stream.in_flight[place].inputs).request
+
+    def _too_large(self, stream: Stream, failed: CallFailed) -> int | None:
+        """The place of the request that broke an RPC because it is too large for the server; None if something else did."""
+        if not isinstance(failed, RequestTooLarge):
+            return None
+        sizes = {self._message(pack.inputs).ByteSize(): place for place, pack in stream.in_flight.items()}
+        return sizes.get(failed.size_bytes)
+
+    def _heard(self, stream: Stream) -> None:
+        stream.answers += 1
+        stream.failures = 0
+        self._failing_since = math.inf
+
+    def _fail(self, stream: Stream, failed: CallFailed, now: float) -> None:
+        """Waits with the stream; gives up if it is as long as that since any server answered."""
+        self._failing_since = min(self._failing_since, now)
+        give_up_at = self._failing_since + self._wait_seconds
+        backoff_seconds = BACKOFF_SECONDS[min(stream.failures, len(BACKOFF_SECONDS) - 1)]
+        stream.failures += 1
+        stream.paused_until = max(stream.paused_until, min(now + max(backoff_seconds, failed.retry_after_seconds), give_up_at))
+        if now >= give_up_at and all(each.failures for each in self.streams):
+            self.fatal = failed
+
+    def _halve(self, inputs: Sequence[Input], failed: CallFailed) -> None:
+        """Of several images, finds those at fault; one gets the error."""
+        if isinstance(failed, RequestTooLarge):
+            self._request_bytes = min(self._request_bytes, failed.limit_bytes * 3 // 4)
+        if len(inputs) > 1:
+            self._send_halves(inputs)
+        else:
+            self._finish(inputs[0], failed)
+
+    def _send_halves(self, inputs: Sequence[Input]) -> None:
+        half = (len(inputs) + 1) // 2
+        self._again.extendleft(part for part in (inputs[half:], inputs[:half]) if part)
+
+    def _finish(self, each: Input, answer: Classification | ConvoyError) -> None:
+        self._answered += 1
+        self._held_bytes -= each.size_bytes - each.kept_bytes
+        self._done[each.index] = Outcome(each.index, each.image, answer), each.kept_bytes
+
+    # The caller.
+
+    def has_outcomes(self) -> bool:
+        """Whether `outcomes` has something, or there will be nothing more."""
+        return (self._given in self._done if self._ordered else bool(self._done)) or self.over()
+
+    def outcomes(self) -> list[Outcome]:
+        """What is ready to be given back. None at the end; raises what has ended it."""
+        found: list[tuple[Outcome, int]] = []
+        if self._ordered:
+            while (done := self._done.pop(self._given, None)) is not None:
+                self._given += 1
+                found.append(done)
+        else:
+            found, self._done = list(self._done.values()), {}
+        self._held -= len(found)
+        self._held_bytes -= sum(kept_bytes for _, kept_bytes in found)
+        if not found and self.over():
+            for error in (self.fatal, self.error):
+                if error is not None:
+                    raise error
+        return [outcome for outcome, _ in found]
+
+
+def _of_one_item(failed: CallFailed) -> CallFailed:
+    """The error of an image as if it had been alone in its request."""
+    number = _ITEM.match(failed.field)
+    if number is None or number[1] == "0":
+        return failed
+    message = failed.message.replace(f"item {number[1]}:", "item 0:", 1)
+    return CallFailed(failed.code, message, _ITEM.sub("items[0]", failed.field), failed.retry_after_seconds)
