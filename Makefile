@@ -38,7 +38,7 @@ $(VENV)/.ready: pyproject.toml $(LOCK)
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Convoy needs Python >= 3.11; this is %d.%d. Try: make PYTHON=python3.12" % sys.version_info[:2])'
 	@echo "building $(VENV) from $(LOCK): a few minutes the first time, nothing after that"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(LOCK) --editable '.[cpu,export,heic,tracing,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(LOCK) --editable '.[cpu,export,heic,parquet,remote,tracing,dev]'
 	@touch $@
 
 clients: $(CLIENTS)/.ready  ## build the environment of the inference clients that the tests drive us with
@@ -142,7 +142,7 @@ docs: setup  ## generate service/CONFIGURATION.md
 
 lock:  ## renew the pins: the newest versions that pyproject.toml admits, and the lowest
 	rm -rf $(VENV)/lock && $(PYTHON) -m venv $(VENV)/lock
-	$(VENV)/lock/bin/python -m pip install --quiet torch==2.13.0 --editable '.[cpu,export,heic,tracing,dev]'
+	$(VENV)/lock/bin/python -m pip install --quiet torch==2.13.0 --editable '.[cpu,export,heic,parquet,remote,tracing,dev]'
 	.ci/freeze $(VENV)/lock/bin/python > $(LOCK)
 	rm -rf $(VENV)/lock && $(PYTHON) -m venv $(VENV)/lock
 	$(VENV)/lock/bin/python -m pip install --quiet 'tritonclient[grpc,http]' kserve pytest pytest-timeout

@@ -31,7 +31,10 @@ EXTRAS = {
     **dict.fromkeys(
         ("jinja2", "matplotlib", "onnx", "onnx_ir", "onnxscript", "pooch", "safetensors", "scipy", "sklearn", "torch"), "export"
     ),
+    "aiohttp": "remote",
+    "fsspec": "remote",
     "opentelemetry": "tracing",
+    "pyarrow": "parquet",
 }  # fmt: skip
 """The extra that a module comes with, of those that the base installation lacks."""
 

@@ -11,6 +11,7 @@ from packaging.version import Version
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
+OPTIONAL = ("export", "heic", "parquet", "remote", "tracing")
 
 
 def pins(name: str) -> dict[str, Version]:
@@ -19,7 +20,7 @@ def pins(name: str) -> dict[str, Version]:
 
 
 @pytest.mark.parametrize(
-    "text", [*PROJECT["dependencies"], *(line for name in ("server", "cpu", "export", "heic", "tracing") for line in EXTRAS[name])]
+    "text", [*PROJECT["dependencies"], *(line for name in ("server", "cpu", *OPTIONAL) for line in EXTRAS[name])]
 )
 def test_a_lower_bound_is_a_version_that_is_tested(text: str) -> None:
     requirement = Requirement(text)
@@ -33,6 +34,6 @@ def test_a_lower_bound_is_a_version_that_is_tested(text: str) -> None:
 
 def test_the_newest_versions_are_within_the_bounds() -> None:
     newest = pins("requirements.lock")
-    for text in [*PROJECT["dependencies"], *EXTRAS["server"], *EXTRAS["export"], *EXTRAS["heic"], *EXTRAS["tracing"]]:
+    for text in [*PROJECT["dependencies"], *(line for name in ("server", *OPTIONAL) for line in EXTRAS[name])]:
         requirement = Requirement(text)
         assert newest[canonicalize_name(requirement.name)] in requirement.specifier, text

@@ -1,0 +1,154 @@
+"""Tar and zip archives: their pictures one by one, as `photos.zip/cat.jpg`.
+
+An archive may be a stranger's. Nothing of it is written, so its names lead nowhere. No member and no header of more than
+`MAX_PICTURE_BYTES` is read, whatever a few bytes of the archive unfold to.
+"""
+
+import bz2
+import gzip
+import lzma
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from typing import IO, Any, cast
+
+from service.bulk.pictures import MAX_PICTURE_BYTES, LeftOut, Picture, name_of
+
+TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
+ZIP = (".zip",)
+SUFFIXES = (*TAR, *ZIP)
+
+_ENCRYPTED = 1
+_SKIP_BYTES = 1 << 20
+_BROKEN = (
+    OSError, EOFError, ValueError, RuntimeError, LookupError, OverflowError, struct.error, zlib.error, lzma.LZMAError,
+    tarfile.TarError, zipfile.BadZipFile,
+)  # fmt: skip
+"""What the standard library raises for an archive that is broken, cut off, or of a kind that it does not know."""
+
+
+def is_archive(name: str) -> bool:
+    """By its name."""
+    return name.lower().endswith(SUFFIXES)
+
+
+def members(file: IO[bytes], name: str, left_out: LeftOut) -> Iterator[Picture]:
+    """The pictures in an archive that is open for reading, in its order; a zip's file must be seekable. Closes the file.
+
+    Where the archive breaks off, an error in its own name comes last.
+    """
+    try:
+        with file:
+            yield from _zip_members(file, name, left_out) if name.lower().endswith(ZIP) else _tar_members(file, name, left_out)
+    except _BROKEN as error:
+        yield Picture(name_of(name), None, f"the archive cannot be read to its end: {_reason(error)}")
+
+
+def _zip_members(file: IO[bytes], name: str, left_out: LeftOut) -> Iterator[Picture]:
+    with zipfile.ZipFile(file) as archive:
+        for member in archive.infolist():
+            if member.is_dir() or not _takes(member.filename, left_out):
+                continue
+            picture = name_of(f"{name}/{member.filename}")
+            if member.flag_bits & _ENCRYPTED:
+                yield Picture(picture, None, "encrypted: unpack the archive with its password first")
+            elif member.file_size > MAX_PICTURE_BYTES:
+                yield _too_large(picture, member.file_size)
+            else:
+                try:
+                    content = archive.read(member)
+                except _BROKEN as error:
+                    yield Picture(picture, None, f"cannot be read from the archive: {_reason(error)}")
+                else:
+                    yield Picture(picture, content)
+
+
+def _tar_members(file: IO[bytes], name: str, left_out: LeftOut) -> Iterator[Picture]:
+    with _decompressed(file, name) as content, tarfile.TarFile(fileobj=cast(IO[bytes], _Forward(content))) as archive:
+        while (member := archive.next()) is not None:
+            archive.members.clear()  # type: ignore[attr-defined]  # it would keep them all
+            if member.isdir() or not _takes(member.name, left_out):
+                continue
+            picture = name_of(f"{name}/{member.name}")
+            if not member.isfile():
+                left_out.counts["links in archives"] += 1
+            elif member.size > MAX_PICTURE_BYTES:
+                yield _too_large(picture, member.size)
+            else:
+                yield Picture(picture, cast(IO[bytes], archive.extractfile(member)).read())
+
+
+def _takes(name: str, left_out: LeftOut) -> bool:
+    folder, _, last = name.rpartition("/")
+    if folder and any((part.startswith(".") and part.strip(".")) or part == "__MACOSX" for part in folder.split("/")):
+        left_out.counts["hidden"] += 1
+        return False
+    return left_out.takes(last)
+
+
+def _too_large(picture: str, size: int) -> Picture:
+    return Picture(picture, None, f"too large: {size} bytes; a picture in an archive has at most {MAX_PICTURE_BYTES}")
+
+
+def _decompressed(file: IO[bytes], name: str) -> Any:
+    kind = name.lower().rpartition(".")[2]
+    if kind in ("gz", "tgz"):
+        return gzip.open(file)
+    if kind in ("bz2", "tbz2"):
+        return bz2.open(file)
+    if kind in ("xz", "txz"):
+        return lzma.open(file)
+    if kind in ("zst", "tzst"):
+        try:
+            from compression import zstd  # type: ignore[import-not-found]
+        except ModuleNotFoundError:
+            raise ValueError("Zstandard needs Python 3.14 or newer: unpack it with `zstd -d` first") from None
+        return zstd.open(file)
+    return file
+
+
+class _Forward:
+    """A file that is read forward, for tarfile: seeks read on, and one byte back, as tarfile does after each member.
+
+    Refuses to read more at once than a picture may have: names and attributes in headers have lengths that the archive chose.
+    """
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._at = 0
+        self._last = b""
+        self._back = 0
+
+    def tell(self) -> int:
+        return self._at - self._back
+
+    def seek(self, at: int) -> None:
+        if at == self._at - 1 and self._last:
+            self._back = 1
+            return
+        if at < self._at:
+            raise ValueError("the archive goes backwards")
+        self._back = 0
+        while self._at < at:
+            if not self._read(min(_SKIP_BYTES, at - self._at)):
+                return
+
+    def read(self, size: int) -> bytes:
+        if size > MAX_PICTURE_BYTES:
+            raise ValueError(f"a header says that it has {size} bytes")
+        if self._back and size:
+            self._back = 0
+            return self._last + self._read(size - 1)
+        return self._read(size)
+
+    def _read(self, size: int) -> bytes:
+        content: bytes = self._file.read(size)
+        self._at += len(content)
+        self._last = content[-1:] or self._last
+        return content
+
+
+def _reason(error: BaseException) -> str:
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0][:300]

@@ -1,0 +1,84 @@
+"""Parquet output. A Parquet file can be read only once its end is written, so rows are JSON lines beside it until the run ends.
+
+`FILE.parquet.partial` has the rows so far; when the run ends, also by Ctrl-C, it becomes FILE.parquet and is removed. After a
+kill it is what `--resume` continues. A FILE.parquet that is continued becomes JSON lines again first.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from service.bulk.columns import Columns
+from service.bulk.row_file import JsonLines
+from service.errors import UserError, first_line
+
+_GROUP_ROWS = 50_000
+
+
+def pyarrow() -> Any:
+    """The modules pyarrow and pyarrow.parquet. Raises UserError that says what to install."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet
+    except ModuleNotFoundError:
+        raise UserError(
+            "--output FILE.parquet needs pyarrow: install Convoy's extra 'parquet' (pip install 'convoy-serving[parquet]')"
+        ) from None
+    return pa
+
+
+def partial_of(path: Path) -> Path:
+    """Where the rows of a Parquet file are until it is whole."""
+    return path.with_name(f"{path.name}.partial")
+
+
+def finish(path: Path, columns: Columns) -> None:
+    """Makes the Parquet file of its partial rows. Raises UserError; the rows then stay where they are."""
+    arrow = pyarrow()
+    kinds = {str: arrow.string(), float: arrow.float64(), list: arrow.list_(arrow.string())}
+    schema = arrow.schema([(name, kinds[kind]) for name, kind in zip(columns.names, columns.types, strict=True)])
+    partial, beside = partial_of(path), path.with_name(f"{path.name}.unfinished")
+    try:
+        with partial.open("rb") as lines, arrow.parquet.ParquetWriter(beside, schema) as writer:
+            while rows := [json.loads(line) for line in islice(lines, _GROUP_ROWS)]:
+                writer.write_table(arrow.Table.from_pylist(rows, schema))
+        with beside.open("rb+") as file:
+            os.fsync(file.fileno())
+        beside.replace(path)
+        partial.unlink()
+    except (OSError, arrow.ArrowException) as error:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        raise UserError(f"{path}: {_reason(error)}; its rows are in {partial}, --resume goes on from there") from None
+
+
+def unpack(path: Path) -> None:
+    """Makes partial rows of a Parquet file, to be continued. Raises UserError for a file that cannot be read."""
+    arrow = pyarrow()
+    partial = partial_of(path)
+    beside = partial.with_name(f"{partial.name}.unfinished")
+    try:
+        with arrow.parquet.ParquetFile(path) as file, beside.open("wb") as lines:
+            encode = JsonLines(file.schema_arrow.names).encoded
+            for rows in _rows(file):
+                lines.write(encode([list(row.values()) for row in rows]))
+            lines.flush()
+            os.fsync(lines.fileno())
+        beside.replace(partial)
+    except (OSError, arrow.ArrowException) as error:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        raise UserError(f"--resume: {path}: {_reason(error)}") from None
+
+
+def _rows(file: Any) -> Iterator[list[dict[str, Any]]]:
+    for batch in file.iter_batches():
+        yield batch.to_pylist()
+
+
+def _reason(error: Exception) -> str:
+    return error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)

@@ -1,0 +1,178 @@
+"""`--resume`: what an earlier run has written, made ready to be continued.
+
+Rows with an error are taken away, so that their pictures are tried again and end as one row; so is a row that a kill cut off. What
+is kept is written to a file beside it, which then takes its place: a kill here loses nothing.
+"""
+
+import contextlib
+import csv
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from service.bulk.columns import ERROR, MODEL, PATH, SORTED_TO, VERSION, Columns
+from service.bulk.path_set import PathSet
+from service.bulk.row_file import Format, cell, lock
+from service.errors import UserError
+
+OnDone = Callable[[str, str | None], None]
+"""Called with the path and the `sorted_to` of a picture that is done."""
+
+Lines = Iterator[tuple[int, dict[str, Any] | None]]
+"""Rows and their lines' numbers; None for one that is cut off, or a line that holds no row of these columns."""
+
+Read = Callable[[IO[bytes]], Lines]
+"""`read_csv` or `read_json_lines` of the run's columns."""
+
+
+def reopen(path: Path, columns: Columns, rows_format: Format, read: Read, on_done: OnDone) -> tuple[int, PathSet]:
+    """The file, locked and ready for rows, and the pictures that are done. Raises UserError if it is of another run."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | getattr(os, "O_CLOEXEC", 0))
+    except OSError as error:
+        raise UserError(f"--output {path}: {error.strerror}") from None
+    try:
+        lock(descriptor, path)
+        if not os.path.samestat(os.fstat(descriptor), path.stat()):
+            raise UserError(f"--output {path}: another `convoy classify` is writing it")
+        done, repair = PathSet(), False
+        for row in _rows(path, columns, read):
+            if row is not None and not row[ERROR] and done.add(row[PATH]):
+                on_done(row[PATH], row.get(SORTED_TO))
+            else:
+                repair = True
+        repaired = _repaired(path, columns, rows_format, read) if repair else descriptor
+    except BaseException:
+        os.close(descriptor)
+        raise
+    if repaired != descriptor:
+        os.close(descriptor)  # with its lock, which kept others away until the new file had its own
+    return repaired, done
+
+
+def _rows(path: Path, columns: Columns, read: Read) -> Iterator[dict[str, Any] | None]:
+    """Raises UserError for a row that is not of this run."""
+    with path.open("rb") as file:
+        for number, row in read(file):
+            if row is not None:
+                _check(path, number, row, columns)
+            yield row
+
+
+def _check(path: Path, number: int, row: dict[str, Any], columns: Columns) -> None:
+    if list(row) != columns.names:
+        raise _other_columns(list(row), columns)
+    if (row[MODEL], row[VERSION]) != (columns.model, columns.version):
+        raise UserError(
+            f"--resume: {path}, row {number}, is of {row[MODEL]} version {row[VERSION]}; this run is of {columns.model} version "
+            f"{columns.version}: choose that with --version, or another --output"
+        )
+    if not isinstance(row[PATH], str):
+        raise UserError(f"--resume: {path}, row {number}, has no path")
+
+
+def _other_columns(names: list[str], columns: Columns) -> UserError:
+    return UserError(
+        f"--resume: the output has other columns than this run: {', '.join(names)} instead of {', '.join(columns.names)}: "
+        "give the same options, or choose another --output"
+    )
+
+
+def _repaired(path: Path, columns: Columns, rows_format: Format, read: Read) -> int:
+    """The file anew, locked, without rows of errors, repeated rows, and what is cut off."""
+    beside = path.with_name(f"{path.name}.repaired")
+    repaired = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0), 0o666)
+    try:
+        lock(repaired, path)
+        done = PathSet()
+        with open(repaired, "wb", closefd=False) as file:
+            file.write(rows_format.header())
+            for row in _rows(path, columns, read):
+                if row is not None and not row[ERROR] and done.add(row[PATH]):
+                    file.write(rows_format.encoded([list(row.values())]))
+        os.fsync(repaired)
+        os.replace(beside, path)  # noqa: PTH105
+    except BaseException as error:
+        os.close(repaired)
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        if isinstance(error, OSError):
+            raise UserError(f"--resume: {beside}: {error.strerror}") from None
+        raise
+    return repaired
+
+
+def read_csv(file: IO[bytes], columns: Columns | None = None) -> Lines:
+    """The rows of a CSV file; without `columns` all values are strings."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 1))
+    whole = file.read() in (b"\n", b"")
+    file.seek(0)
+    reader = csv.reader((line.decode("utf-8", "surrogateescape") for line in file), strict=True)
+    names: list[str] = []
+    kinds: dict[str, type] = {}
+    number, last = 0, None
+    try:
+        for number, values in enumerate(reader, 1):
+            if number == 1:
+                names = values
+                if columns is not None and names == [cell(name) for name in columns.names]:
+                    names, kinds = columns.names, dict(zip(columns.names, columns.types, strict=True))
+                elif columns is not None and whole:
+                    raise _other_columns(names, columns)
+            if last is not None:
+                yield number - 1, _typed(names, last, kinds)
+            last = values if number > 1 else None
+    except csv.Error:  # the file ends within quotes
+        if last is not None:
+            yield number, _typed(names, last, kinds)
+        yield number + 1, None
+        return
+    if not whole:
+        yield number, None
+    elif last is not None:
+        yield number, _typed(names, last, kinds)
+
+
+def _typed(names: list[str], values: list[str], kinds: dict[str, type]) -> dict[str, Any]:
+    if len(values) != len(names):
+        raise UserError(f"--resume: a row has {len(values)} values instead of {len(names)}: {','.join(values)[:200]}")
+    row: dict[str, Any] = {}
+    for name, value in zip(names, values, strict=True):
+        kind = kinds.get(name, str)
+        if kind is list:
+            row[name] = value.split("|") if value else []
+        elif not value:
+            row[name] = None
+        else:
+            row[name] = float(value) if kind is float else value
+    return row
+
+
+def read_json_lines(file: IO[bytes], columns: Columns | None = None) -> Lines:  # noqa: ARG001 - as read_csv
+    """The rows of a file of JSON lines."""
+    for number, line in enumerate(file, 1):
+        if not line.endswith(b"\n"):
+            yield number, None
+            return
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or not {PATH, MODEL, VERSION, ERROR} <= row.keys():
+            raise UserError(f"--resume: line {number} of the output is no row: {line[:100].decode(errors='replace')!r}")
+        yield number, row
+
+
+def model_of(path: Path, read: Read) -> tuple[str, str] | None:
+    """The model and the version of an earlier run's rows; None without a row. Raises UserError if the file cannot be read."""
+    try:
+        with path.open("rb") as file:
+            for _, row in read(file):
+                if row is not None and row.get(MODEL) and row.get(VERSION):
+                    return row[MODEL], row[VERSION]
+    except OSError as error:
+        raise UserError(f"--output {path}: {error.strerror}") from None
+    return None

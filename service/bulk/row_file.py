@@ -1,0 +1,178 @@
+"""A file of rows, CSV or JSON lines, that is written as the answers come.
+
+Rows are appended a block at a time, and a block is written whole. So whatever ends the process, the file holds whole rows and at
+most one that is cut off at its end, which `resume.py` takes away.
+"""
+
+import csv
+import io
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from service.bulk.columns import Row
+from service.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_BLOCK_ROWS = 1000
+_BLOCK_SECONDS = 1.0
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+class Format(Protocol):
+    """How rows are bytes."""
+
+    def header(self) -> bytes:
+        """What a file begins with."""
+
+    def encoded(self, rows: Sequence[Row]) -> bytes:
+        """Whole lines."""
+
+
+class Csv:
+    """Comma-separated, quoted where needed, with a line of names; true labels of one picture with | between them."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+
+    def header(self) -> bytes:
+        """The names."""
+        return self.encoded([list(self.names)])
+
+    def encoded(self, rows: Sequence[Row]) -> bytes:
+        """A line for each row, unless a value has line ends in it."""
+        text = _csv(rows, csv.QUOTE_MINIMAL)
+        if "\r" in text:  # Python up to 3.12 leaves it without quotes
+            text = _csv(rows, csv.QUOTE_NONNUMERIC)
+        return text.encode("utf-8", "backslashreplace")
+
+
+def _csv(rows: Sequence[Row], quoting: Literal[0, 2]) -> str:
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer, lineterminator="\n", quoting=quoting).writerows([cell(value) for value in row] for row in rows)
+    return buffer.getvalue()
+
+
+def cell(value: Any) -> Any:
+    """A spreadsheet takes what begins with = + - @ for a formula, and runs it: the ' makes it text. Paths have ./ instead."""
+    if isinstance(value, list):
+        value = "|".join(value)
+    if isinstance(value, str) and value.startswith(_FORMULA) and not _is_number(value):
+        return f"'{value}"
+    return value
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+class JsonLines:
+    """An object a line, with every column."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+        self._encode = json.JSONEncoder(ensure_ascii=False).encode
+
+    def header(self) -> bytes:
+        """Nothing."""
+        return b""
+
+    def encoded(self, rows: Sequence[Row]) -> bytes:
+        """A line for each row."""
+        lines = [self._encode(dict(zip(self.names, row, strict=True))) + "\n" for row in rows]
+        return "".join(lines).encode("utf-8", "backslashreplace")
+
+
+class RowFile:
+    """Appends rows to a file that is open and locked (`create`, or `resume.reopen`).
+
+    `on_written` is called after rows have been written, when nothing but a failing disk can lose them.
+    """
+
+    def __init__(self, path: Path, descriptor: int, rows_format: Format, on_written: Callable[[], None] = lambda: None) -> None:
+        self._path = path
+        self._descriptor = descriptor
+        self._format = rows_format
+        self._on_written = on_written
+        self._rows: list[Row] = []
+        self._size = os.lseek(descriptor, 0, os.SEEK_END)
+        self._due = time.monotonic() + _BLOCK_SECONDS
+        if self._size == 0:
+            self._append(rows_format.header())
+
+    def write(self, row: Row) -> None:
+        """Adds a row; a block is written when it is full, or a second after the last."""
+        self._rows.append(row)
+        if len(self._rows) >= _BLOCK_ROWS or time.monotonic() >= self._due:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what there is. Raises UserError if the disk is full, or fails; the file then ends with a whole row."""
+        rows, self._rows = self._rows, []
+        if rows:
+            self._append(self._format.encoded(rows))
+        self._due = time.monotonic() + _BLOCK_SECONDS
+        self._on_written()
+
+    def _append(self, content: bytes) -> None:
+        view = memoryview(content)
+        try:
+            while view:
+                view = view[os.write(self._descriptor, view) :]
+        except OSError as error:
+            os.ftruncate(self._descriptor, self._size)
+            raise UserError(f"{self._path}: {error.strerror}; --resume goes on from here") from None
+        self._size += len(content)
+
+    def close(self) -> None:
+        """Writes the rest; also after an interruption, which may have come in the middle of anything here."""
+        if self._descriptor < 0:
+            return
+        try:
+            os.ftruncate(self._descriptor, self._size)
+            os.lseek(self._descriptor, 0, os.SEEK_END)
+            self.flush()
+            os.fsync(self._descriptor)
+        finally:
+            descriptor, self._descriptor = self._descriptor, -1
+            os.close(descriptor)
+
+
+def create(path: Path) -> int:
+    """A new file, locked. Raises UserError if it is there or cannot be made."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
+    except FileExistsError:
+        raise exists(path) from None
+    except OSError as error:
+        raise UserError(f"--output {path}: {error.strerror}") from None
+    lock(descriptor, path)
+    return descriptor
+
+
+def exists(path: Path) -> UserError:
+    """What to say of an output that is there already."""
+    return UserError(f"--output {path} exists: nothing is overwritten, choose another (or --resume, to continue it)")
+
+
+def lock(descriptor: int, path: Path) -> None:
+    """Raises UserError if another process writes this file."""
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"--output {path}: another `convoy classify` is writing it") from None
+    except OSError:
+        return  # a file system without locks

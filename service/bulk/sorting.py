@@ -1,0 +1,174 @@
+"""`--sort-into DIR`: each picture in the folder of its label.
+
+No file is ever overwritten, and none is written outside of DIR. A name that another picture has gets a part of the digest of the
+picture's path. A file that is there with the same content is taken for what an interrupted run has made, unless another row has it.
+A picture that is moved is removed from its old place when its row is written, so that a kill at any moment loses neither.
+"""
+
+import contextlib
+import filecmp
+import os
+import secrets
+import shutil
+from collections.abc import Sequence
+from enum import StrEnum
+from hashlib import blake2b
+from pathlib import Path
+from typing import cast
+
+from service.bulk.path_set import PathSet
+from service.bulk.pictures import Picture, name_of, path_of, scheme
+from service.bulk.safe_names import folder_names, safe_name
+from service.errors import UserError
+
+UNSURE = "unsure"
+"""The folder of pictures whose best label is less probable than is asked for."""
+
+
+class How(StrEnum):
+    """How a picture comes into its folder; from an archive or a URL it is always copied."""
+
+    COPY = "copy"
+    LINK = "link"
+    MOVE = "move"
+
+
+class Sorter:
+    """Puts pictures into folders. `folder` is DIR; with a `min_probability`, less probable pictures go to `unsure`."""
+
+    def __init__(self, folder: Path, how: How, min_probability: float) -> None:
+        self.folder = folder
+        self._how = how
+        self._min_probability = min_probability
+        self._folders: dict[str, str] = {}
+        self._made: set[str] = set()
+        self._claimed = PathSet()
+        self._to_remove: list[tuple[str, str]] = []
+
+    def open(self, labels: Sequence[str]) -> None:
+        """Makes DIR. Raises UserError if that cannot be."""
+        self._folders = folder_names(labels, UNSURE)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--sort-into {self.folder}: {error.strerror}") from None
+
+    def is_target(self, folder: str) -> bool:
+        """Whether this is DIR, whose pictures are results and no sources."""
+        try:
+            return os.path.samefile(folder, self.folder)  # noqa: PTH121
+        except OSError:
+            return False
+
+    def claim(self, path: str, sorted_to: str | None) -> None:
+        """Takes note of an earlier run's row, and removes a picture that the run was stopped before removing."""
+        if sorted_to is None:
+            return
+        self._claimed.add(sorted_to)
+        source = path_of(path)
+        if self._how is How.MOVE and not scheme(source) and os.path.isfile(source):  # noqa: PTH113
+            self._to_remove.append((source, path_of(sorted_to)))
+            self.written()
+
+    def place(self, picture: Picture, label: str, probability: float) -> str:
+        """Puts a picture into its folder; its path there, as in the output. Raises UserError if that cannot be."""
+        folder = UNSURE if probability < self._min_probability else self._folders.get(label) or safe_name(label)
+        try:
+            self._make(folder)
+            return self._place(picture, folder)
+        except OSError as error:
+            raise UserError(f"cannot be put into {self.folder / folder}: {error.strerror or error}") from None
+
+    def _make(self, folder: str) -> None:
+        if folder in self._made:
+            return
+        path = self.folder / folder
+        path.mkdir(exist_ok=True)
+        if path.is_symlink():
+            raise UserError(f"{path} is a link: pictures are sorted into folders of {self.folder} alone")
+        self._made.add(folder)
+
+    def _place(self, picture: Picture, folder: str) -> str:
+        source = picture.path
+        name = os.path.basename(source) if source is not None else safe_name(picture.name.partition("?")[0].rpartition("/")[2])  # noqa: PTH119
+        stem, suffix = os.path.splitext(name)  # noqa: PTH122
+        digest = blake2b(picture.name.encode(), digest_size=6).hexdigest()
+        stem = os.fsdecode(os.fsencode(stem)[:200])
+        for candidate in (name, f"{stem}-{digest}{suffix}", f"{stem}-{digest}-{secrets.token_hex(4)}{suffix}"):
+            target = self.folder / folder / candidate
+            placed = name_of(str(target))
+            if placed in self._claimed or not (self._is_same(picture, target) or self._put(picture, target)):
+                continue
+            self._claimed.add(placed)
+            if self._how is How.MOVE and source is not None:
+                self._to_remove.append((source, str(target)))
+            return placed
+        raise FileExistsError(None, "every name is taken")
+
+    def _put(self, picture: Picture, target: Path) -> bool:
+        """False if another file has the name."""
+        if picture.path is not None and self._how is How.LINK:
+            with contextlib.suppress(FileExistsError):
+                target.symlink_to(os.path.abspath(picture.path))  # noqa: PTH100 - resolve() follows links
+                return True
+            return False
+        if os.path.lexists(target):
+            return False
+        if picture.path is not None and self._how is How.MOVE:
+            with contextlib.suppress(OSError):  # another file system, or one without hard links: it is copied
+                os.link(picture.path, target)
+                return True
+        beside = target.with_name(f".{secrets.token_hex(8)}.part")
+        try:
+            if picture.path is None:
+                with beside.open("xb") as file:
+                    file.write(cast(bytes, picture.image))
+                    file.flush()
+                    os.fsync(file.fileno())
+            else:
+                shutil.copy2(picture.path, beside)
+                if self._how is How.MOVE:
+                    with beside.open("rb+") as file:
+                        os.fsync(file.fileno())
+            return _renamed(beside, target)
+        finally:
+            with contextlib.suppress(OSError):
+                beside.unlink()
+
+    def _is_same(self, picture: Picture, target: Path) -> bool:
+        """Whether the target is what this would make."""
+        try:
+            if picture.path is None:
+                return target.stat().st_size == len(picture.image or b"") and target.read_bytes() == picture.image
+            if self._how is How.LINK:
+                return target.is_symlink() and os.readlink(target) == os.path.abspath(picture.path)  # noqa: PTH100, PTH115
+            return not target.is_symlink() and filecmp.cmp(picture.path, target, shallow=False)
+        except OSError:
+            return False
+
+    def written(self) -> None:
+        """The rows of all pictures so far are written: those that are moved are removed from their old place."""
+        pairs, self._to_remove = self._to_remove, []
+        for source, target in pairs:
+            with contextlib.suppress(OSError):
+                if not _is_same_entry(source, target) and filecmp.cmp(source, target, shallow=False):
+                    os.unlink(source)  # noqa: PTH108
+
+
+def _is_same_entry(source: str, target: str) -> bool:
+    """Whether two paths are one name of a file, by whatever links, and not two names of it."""
+    (folder, name), (target_folder, target_name) = os.path.split(source), os.path.split(target)
+    return name == target_name and os.path.samefile(folder or ".", target_folder or ".")  # noqa: PTH121
+
+
+def _renamed(beside: Path, target: Path) -> bool:
+    """Gives a whole file its name, unless another has it."""
+    try:
+        os.link(beside, target)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links
+        with target.open("xb"):
+            pass
+        beside.replace(target)
+    return True

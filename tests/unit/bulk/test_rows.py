@@ -1,0 +1,271 @@
+"""The rows of the output: their columns, their three formats, and how an earlier run's are continued."""
+
+import csv
+import json
+import os
+import random
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+
+from service.bulk import row_file
+from service.bulk.columns import Columns, reason
+from service.bulk.output import Output
+from service.bulk.path_set import PathSet
+from service.bulk.pictures import LeftOut, path_of
+from service.bulk.run import Rows, run
+from service.bulk.sorting import How, Sorter
+from service.bulk.sources import pictures
+from service.client import CallFailed, Classification, Outcome, Prediction, RequestTooLarge
+from service.errors import FileUnreadable, UserError
+from tests.unit.bulk.answers import LABELS, ask, columns, content, info
+
+KINDS = pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+
+
+def read(path: Path) -> list[dict]:
+    if path.suffix == ".parquet":
+        return list(pyarrow.parquet.read_table(path).to_pylist())
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_bytes().splitlines()]
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{name: value or None for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def classify(folder: Path, path: Path, *, resume: bool = False, of: Columns | None = None, sorter: Sorter | None = None) -> Rows:
+    output = Output(path, resume=resume)
+    rows = Rows(output, sorter, of or columns(sorting=sorter is not None))
+    try:
+        run(pictures([str(folder)], LeftOut()), ask, rows, rows.open())
+    finally:
+        rows.close()
+    return rows
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name, picture in {
+        "1.png": content("ann"), "2.png": content("bob", 0.4), "3.png": b"not a picture", "ü,\"\r\n.png": content("ann"),
+    }.items():  # fmt: skip
+        (folder / name).write_bytes(picture)
+    (folder / os.fsdecode(b"caf\xe9.png")).write_bytes(content("../eve"))
+    (folder / "gone.png").symlink_to("nowhere")
+    return folder
+
+
+@KINDS
+def test_every_picture_has_one_row_in_every_format(kind: str, photos: Path, tmp_path: Path) -> None:
+    path = tmp_path / f"rows.{kind}"
+    rows = classify(photos, path, of=columns(top_k=2))
+    assert (rows.classified, rows.errors, rows.labels) == (4, 2, Counter(ann=2, bob=1, **{"../eve": 1}))
+    found = {Path(path_of(row["path"])).name: row for row in read(path)}
+    assert found.keys() == {each.name for each in photos.iterdir()}
+    first = found["2.png"]
+    assert list(first) == ["path", "label", "probability", "label_2", "probability_2", "model", "version", "error"]
+    assert [float(value) if name.startswith("prob") else value for name, value in first.items()] == [
+        str(photos / "2.png"), "bob", 0.4, "ann", 0.05, "people", "1", None,
+    ]  # fmt: skip
+    assert found["3.png"]["error"] == "not an image"
+    assert found["gone.png"]["error"] == "No such file or directory"
+    assert found["gone.png"]["label"] is None
+    assert [each.name for each in tmp_path.iterdir() if each.name.startswith("rows")] == [path.name], "nothing is left beside it"
+
+
+@KINDS
+def test_an_output_that_is_there_is_refused_and_continued_with_resume(kind: str, photos: Path, tmp_path: Path) -> None:
+    path = tmp_path / f"rows.{kind}"
+    classify(photos, path, resume=True)
+    before = path.read_bytes()
+    with pytest.raises(UserError, match=r"exists: nothing is overwritten, choose another \(or --resume, to continue it\)"):
+        classify(photos, path)
+    assert path.read_bytes() == before
+    (photos / "3.png").write_bytes(content("bob"))
+    (photos / "4.png").write_bytes(content("bob"))
+    rows = classify(photos, path, resume=True)
+    assert (rows.classified, rows.errors) == (2, 1), "the new one and the one that had an error; one is an error again"
+    assert Counter(row["path"] for row in read(path)) == Counter(dict.fromkeys((row["path"] for row in read(path)), 1))
+    assert sum(row["error"] is not None for row in read(path)) == 1
+    assert len(read(path)) == 7
+
+
+@KINDS
+def test_what_a_kill_cut_off_is_taken_away(kind: str, photos: Path, tmp_path: Path) -> None:
+    whole = tmp_path / f"whole.{kind}"
+    (photos / "3.png").unlink()
+    (photos / "gone.png").unlink()
+    classify(photos, whole)
+    rows = tmp_path / "rows.parquet.partial" if kind == "parquet" else tmp_path / f"rows.{kind}"
+    if kind == "parquet":
+        classify(photos, tmp_path / "lines.jsonl")
+    written = (tmp_path / "lines.jsonl" if kind == "parquet" else whole).read_bytes()
+    path = tmp_path / f"rows.{kind}"
+    expected = sorted(read(whole), key=str)
+    for end in range(0, len(written), 60 if kind == "parquet" else 5):
+        path.unlink(missing_ok=True)
+        rows.write_bytes(written[:end])
+        classify(photos, path, resume=True)
+        assert sorted(read(path), key=str) == expected, end
+
+
+@KINDS
+def test_a_run_of_something_else_is_not_continued(kind: str, photos: Path, tmp_path: Path) -> None:
+    path = tmp_path / f"rows.{kind}"
+    classify(photos, path)
+    before = read(path)
+    with pytest.raises(UserError, match="has other columns than this run"):
+        classify(photos, path, resume=True, of=columns(top_k=2))
+    with pytest.raises(UserError, match="is of people version 1; this run is of people version 2"):
+        classify(photos, path, resume=True, of=Columns(info(version="2"), 1))
+    assert Output(path, resume=True).earlier == ("people", "1")
+    assert not path.exists() or read(path) == before
+    with pytest.raises(UserError, match=r"give a name that ends in \.csv, \.jsonl, \.parquet"):
+        Output(tmp_path / "rows.txt", resume=False)
+    with pytest.raises(UserError, match="no such folder"):
+        Output(tmp_path / "none" / f"rows.{kind}", resume=False)
+    other = tmp_path / f"other.{kind}"
+    other.write_bytes(b"something,else\n1,2\n")
+    with pytest.raises(UserError, match="--resume"):
+        classify(photos, other, resume=True)
+    assert other.read_bytes() == b"something,else\n1,2\n"
+
+
+def test_two_at_a_time_do_not_write_the_same_output(photos: Path, tmp_path: Path) -> None:
+    first = Output(tmp_path / "rows.csv", resume=False)
+    first.open(columns(), lambda *_: None, lambda: None)
+    with pytest.raises(UserError, match="another `convoy classify` is writing it"):
+        Output(tmp_path / "rows.csv", resume=True).open(columns(), lambda *_: None, lambda: None)
+    first.close()
+
+
+def test_a_full_disk_leaves_whole_rows(photos: Path, tmp_path: Path) -> None:
+    script = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300)); "
+        "from pathlib import Path; from tests.unit.bulk.test_rows import classify; classify(Path(sys.argv[1]), Path(sys.argv[2]))"
+    )
+    path = tmp_path / "rows.jsonl"
+    ended = subprocess.run([sys.executable, "-c", script, photos, path], capture_output=True, text=True, check=False)
+    assert "File too large; --resume goes on from here" in ended.stderr
+    assert path.stat().st_size <= 300
+    classify(photos, path, resume=True)
+    assert len(read(path)) == 6
+
+
+def test_true_labels_and_further_heads_have_columns_of_their_own() -> None:
+    tags = {"name": "tags", "labels": ["cap", "=glasses", "beard"], "activation": "multilabel", "threshold": 0.5}
+    made = Columns(info({"name": "person", "labels": LABELS, "activation": "softmax"}, tags), 1)
+    assert made.names == [
+        "path",
+        "label",
+        "probability",
+        "tags_label",
+        "tags_probability",
+        "tags_labels",
+        "model",
+        "version",
+        "error",
+    ]
+    assert made.asked_top_k == 3
+    found = [Prediction("=glasses", 1, 0.9), Prediction("cap", 0, 0.5), Prediction("beard", 2, 0.1)]
+    answer = Classification("people", "1", [[Prediction("ann", 0, 0.25)]], {}, {"tags": [found]}, {"tags": 0.5})
+    assert made.answered("x", answer)[1:6] == ["ann", 0.25, "=glasses", 0.9, ["=glasses", "cap"]]
+    assert len(made.failed("x", "wrong")) == len(made.names) == len(made.answered("x", answer))
+
+
+def test_no_cell_of_a_csv_is_a_formula(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = Columns(info({"name": "person", "labels": ["=1+1", "-1", "@x"], "activation": "softmax"}), 3)
+    output = Output(Path("rows.csv"), resume=False)
+    output.open(made, lambda *_: None, lambda: None)
+    best = [[Prediction("=1+1", 0, 0.5), Prediction("-1", 1, 0.4), Prediction("@x", 2, 0.1)]]
+    output.write(made.answered("./=x.png", Classification("people", "1", best, {})))
+    output.close()
+    [row] = read(Path("rows.csv"))
+    assert [row["path"], row["label"], row["label_2"], row["label_3"]] == ["./=x.png", "'=1+1", "-1", "'@x"]
+
+
+def test_the_reason_stands_without_the_name_that_the_row_has() -> None:
+    assert reason(FileUnreadable("a.png: Is a directory"), "a.png") == "Is a directory"
+    assert reason(CallFailed("INVALID_ARGUMENT", "item 3: not an image", "items[3].encoded")) == "not an image"
+    assert reason(CallFailed("INTERNAL", "the model failed")) == "INTERNAL: the model failed"
+    assert "the server takes at most 5" in reason(RequestTooLarge(9, 5))
+
+
+def test_a_set_of_paths_holds_what_was_added_and_nothing_else() -> None:
+    paths, expected = PathSet(), set()
+    numbers = random.Random(0)
+    for _ in range(20_000):
+        name = f"{numbers.randrange(10_000)}\udcff"
+        assert paths.add(name) == (name not in expected)
+        expected.add(name)
+    assert len(paths) == len(expected)
+    assert all((f"{number}\udcff" in paths) == (f"{number}\udcff" in expected) for number in range(11_000))
+
+
+def test_a_name_given_twice_is_one_row(photos: Path, tmp_path: Path) -> None:
+    output = Output(tmp_path / "rows.csv", resume=False)
+    rows = Rows(output, None, columns())
+    run(pictures([str(photos), str(photos / "1.png"), str(photos)], LeftOut()), ask, rows, rows.open())
+    rows.close()
+    assert len(read(tmp_path / "rows.csv")) == 6
+
+
+COUNT = 280
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_run_that_is_killed_again_and_again_ends_with_one_row_a_picture(kind: str, tmp_path: Path) -> None:
+    photos, into, path = tmp_path / "photos", tmp_path / "sorted", tmp_path / f"rows.{kind}"
+    contents = {}
+    for index in range(COUNT):
+        folder = photos / str(index % 7)
+        folder.mkdir(parents=True, exist_ok=True)
+        contents[folder / f"{index // 7}.png"] = content(LABELS[index % 3], 0.3 + index % 2 / 2, str(index % 2 and index))
+    for name, picture in contents.items():
+        name.write_bytes(picture)
+    for stop in (1, COUNT // 3, COUNT):
+        program: list[str | Path] = [sys.executable, "-m", "tests.unit.bulk.test_rows", photos, path, into]
+        with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as running:
+            assert running.stdout is not None
+            for line in running.stdout:
+                if stop < COUNT and int(line) >= stop:
+                    running.kill()
+                    break
+            running.stdout.read()
+        assert running.returncode == (-9 if stop < COUNT else 0)
+    found = read(path)
+    assert Counter(row["path"] for row in found) == Counter({str(name): 1 for name in contents})
+    assert all(row["error"] is None for row in found)
+    assert not any(name.exists() for name in contents), "all are moved"
+    assert {Path(row["path"]): Path(row["sorted_to"]).read_bytes() for row in found} == contents
+    assert len({row["sorted_to"] for row in found}) == COUNT == sum(each.is_file() for each in into.rglob("*"))
+
+
+def slowly(images: Iterator[str | bytes]) -> Iterator[Outcome]:
+    for outcome in ask(images):
+        yield outcome
+        sys.stdout.write(f"{outcome.index}\n")
+        sys.stdout.flush()
+
+
+def main(photos: str, path: str, into: str) -> None:
+    """What is killed: it says on stdout how far it is."""
+    row_file._BLOCK_ROWS = 20
+    rows = Rows(Output(Path(path), resume=True), Sorter(Path(into), How.MOVE, 0.5), columns(sorting=True))
+    done = rows.open()
+    try:
+        run(pictures([photos], LeftOut()), partial(slowly), rows, done)
+    finally:
+        rows.close()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

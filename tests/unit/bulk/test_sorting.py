@@ -1,0 +1,153 @@
+"""Pictures in the folders of their labels: names that strangers chose, names that clash, other file systems, interruptions."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from service.bulk.pictures import LeftOut, Picture
+from service.bulk.run import Rows, run
+from service.bulk.safe_names import folder_names, safe_name
+from service.bulk.sorting import How, Sorter
+from service.bulk.sources import pictures
+from service.errors import UserError
+from tests.unit.bulk.answers import LABELS, ask, columns, content
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name, picture in {
+        "a/1.png": content("ann"), "a/2.png": content("../eve"), "b/1.png": content("ann"), "c/1.png": content("ann", 0.9, "other"),
+        "c/3.png": content("bob", 0.4), "c/4.png": b"not a picture",
+    }.items():  # fmt: skip
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture)
+    return tmp_path / "photos"
+
+
+def sort(*sources: str | Path, how: How = How.COPY, into: Path = Path("into")) -> list[str]:
+    sorter = Sorter(into, how, 0.5)
+    rows = Rows(None, sorter, columns())
+    run(pictures(map(str, sources), LeftOut(), sorter.is_target), ask, rows, rows.open())
+    rows.close()
+    return sorted(str(path.relative_to(into)) for path in into.rglob("*") if not path.is_dir())
+
+
+def without_digests(names: list[str]) -> list[str]:
+    return sorted(name[:-17] + name[-4:] if "-" in name else name for name in names)
+
+
+@pytest.mark.parametrize("how", list(How))
+def test_each_picture_is_in_the_folder_of_its_label_and_none_is_lost(how: How, photos: Path) -> None:
+    contents = sorted(path.read_bytes() for path in photos.rglob("*.png"))
+    names = sort("photos", how=how)
+    assert without_digests(names) == [".._eve/2.png".replace("..", "_..", 1), "ann/1.png", "ann/1.png", "ann/1.png", "unsure/3.png"]
+    assert sorted([*((Path("into") / name).read_bytes() for name in names), b"not a picture"]) == contents
+    left = sorted(str(path.relative_to(photos)) for path in photos.rglob("*.png"))
+    assert left == (["c/4.png"] if how == How.MOVE else ["a/1.png", "a/2.png", "b/1.png", "c/1.png", "c/3.png", "c/4.png"])
+    assert all((Path("into") / name).is_symlink() == (how == How.LINK) for name in names)
+
+
+@pytest.mark.parametrize("how", [How.COPY, How.LINK])
+def test_what_is_sorted_already_stays_as_it_is(how: How, photos: Path) -> None:
+    assert sort("photos", how=how) == sort("photos", how=how)
+
+
+def test_a_move_to_another_file_system_copies_first(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(source: str | Path, target: str | Path) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    contents = sorted(path.read_bytes() for path in photos.rglob("*.png"))
+    monkeypatch.setattr(os, "link", link)
+    names = sort("photos", how=How.MOVE)
+    assert sorted([*((Path("into") / name).read_bytes() for name in names), b"not a picture"]) == contents
+    assert [path.name for path in photos.rglob("*.png")] == ["4.png"]
+
+
+def test_a_picture_is_removed_only_when_its_row_is_written(photos: Path) -> None:
+    sorter = Sorter(Path("into"), How.MOVE, 0.0)
+    sorter.open(LABELS)
+    placed = sorter.place(Picture("photos/a/1.png", "photos/a/1.png"), "ann", 0.9)
+    assert Path("photos/a/1.png").exists()
+    assert Path(placed).exists()
+    again = Sorter(Path("into"), How.MOVE, 0.0)  # as after a kill, here or there
+    again.open(LABELS)
+    assert again.place(Picture("photos/a/1.png", "photos/a/1.png"), "ann", 0.9) == placed
+    again.written()
+    assert not Path("photos/a/1.png").exists()
+    Path("photos/a/1.png").write_bytes(Path(placed).read_bytes())
+    last = Sorter(Path("into"), How.MOVE, 0.0)
+    last.claim("photos/a/1.png", placed)
+    assert not Path("photos/a/1.png").exists()
+    assert Path(placed).exists()
+    Path("photos/a/1.png").write_bytes(b"something new")
+    last.claim("photos/a/1.png", placed)
+    assert Path("photos/a/1.png").exists()
+
+
+def test_the_folder_of_results_is_no_source(photos: Path) -> None:
+    into = photos / "sorted"
+    first = sort("photos", into=into)
+    assert sort("photos", "photos/*", into=into) == first
+    assert without_digests(first).count("ann/1.png") == 3
+
+
+def test_nothing_is_written_outside_of_the_folder(photos: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    Path("into").mkdir()
+    Path("into/ann").symlink_to(elsewhere)
+    names = sort("photos")
+    assert not any(name.startswith("ann/") for name in names)
+    assert list(elsewhere.iterdir()) == []
+    sorter = Sorter(Path("into"), How.COPY, 0.0)
+    sorter.open(LABELS)
+    with pytest.raises(UserError, match=r"into/ann is a link: pictures are sorted into folders of into alone"):
+        sorter.place(Picture("x", b"x"), "ann", 0.9)
+    member = Picture("photos.zip/../../evil.png", b"x")
+    assert sorter.place(member, "bob", 0.9) == "into/bob/evil.png"
+    assert sorter.place(Picture("https://host/a%2F..%2Fb.png?size=1/../2", b"y"), "bob", 0.9) == "into/bob/a%2F..%2Fb.png"
+    assert sorter.place(Picture("https://host/..", b"z"), "bob", 0.9) == "into/bob/_"
+
+
+def test_a_file_that_cannot_be_written_is_an_error_of_its_picture(photos: Path) -> None:
+    Path("into").mkdir()
+    Path("into/ann").write_text("a file where the folder should be")
+    sorter = Sorter(Path("into"), How.COPY, 0.0)
+    sorter.open(LABELS)
+    with pytest.raises(UserError, match="cannot be put into into/ann: File exists"):
+        sorter.place(Picture("x", b"x"), "ann", 0.9)
+    with pytest.raises(UserError, match="--sort-into into/ann: File exists"):
+        Sorter(Path("into/ann"), How.COPY, 0.0).open(LABELS)
+
+
+def test_a_part_that_a_full_disk_cut_off_does_not_stay(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(source: str, target: Path) -> None:
+        target.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copy2", full)
+    assert sort("photos") == []
+
+
+@pytest.mark.parametrize(
+    ("label", "folder"),
+    [
+        ("cat", "cat"), ("", "_"), (".", "_"), ("..", "_"), ("../../etc", "_.._.._etc"), ("a/b\\c", "a_b_c"), ("x. ", "x"),
+        ("con", "_con"), ("NUL.txt", "_NUL.txt"), (".git", "_.git"), ("a\0b\n", "a_b_"), ("é" * 300, "é" * 100), ("\udcff", "?"),
+    ],
+)  # fmt: skip
+def test_any_label_is_a_name_of_a_folder(label: str, folder: str) -> None:
+    assert safe_name(label) == folder.replace("?", "_")
+
+
+def test_no_two_labels_share_a_folder() -> None:
+    labels = ["a", "A", "a/", "a_", "unsure", "é", "e\u0301", "a_2", "", ".", *("x" * 300 + str(n) for n in range(3))]
+    folders = folder_names(labels, "unsure")
+    assert folders.keys() == set(labels)
+    assert len({folder.casefold() for folder in folders.values()} | {"unsure"}) == len(labels) + 1
+    assert folders["a"] == "a"
+    assert safe_name("x" * 300 + ".jpeg").endswith("x.jpeg")
