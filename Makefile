@@ -148,7 +148,8 @@ lock:  ## renew the pins: the newest versions that pyproject.toml admits, and th
 	$(VENV)/lock/bin/python -m pip install --quiet 'tritonclient[grpc,http]' kserve pytest pytest-timeout
 	.ci/freeze $(VENV)/lock/bin/python > $(CLIENTS_LOCK)
 	rm -rf $(VENV)/lock && $(PYTHON) -m venv $(VENV)/lock
-	$(VENV)/lock/bin/python -m pip install --quiet --constraint $(LOCK) torchvision timm transformers tensorflow-cpu keras opencv-python-headless
+	$(VENV)/lock/bin/python -m pip install --quiet --constraint $(LOCK) torchvision timm transformers tensorflow-cpu keras opencv-python-headless \
+		onnxruntime-extensions
 	.ci/freeze $(VENV)/lock/bin/python $(LOCK) > $(PIXELS_LOCK)
 	rm -rf $(VENV)/lock && $(PYTHON) -m venv $(VENV)/lock
 	$(VENV)/lock/bin/python -m pip install --quiet uv

@@ -30,6 +30,8 @@ def inspect(model: Path) -> None:
         console.print(f"weights are outside the file, in {', '.join(found.external)}", soft_wrap=True, markup=False)
     if found.contract is None:
         console.print("no contract: this file was not written by Convoy")
+        if found.decodes:
+            console.print("input       the bytes of a picture file, which the graph decodes")
         for output in found.outputs:
             console.print(f"{'output':<11} {output.kind} {output.name}: {output.numbers}", soft_wrap=True, markup=False)
         return

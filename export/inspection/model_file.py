@@ -36,6 +36,7 @@ class Inspection:
         size_bytes: size of the file, without external weights.
         external: names of the files beside it that hold weights.
         problem: why the external weights cannot be read; empty if they can.
+        decodes: whether the graph takes uint8[n], of any length: the bytes of a picture file.
         outputs: what the graph gives; of a file without a contract, which says that itself.
     """
 
@@ -48,6 +49,7 @@ class Inspection:
     size_bytes: int
     external: tuple[str, ...] = ()
     problem: str = ""
+    decodes: bool = False
     outputs: tuple[Output, ...] = ()
 
 
@@ -78,8 +80,17 @@ def inspect(path: Path) -> Inspection:
         size_bytes=len(content),
         external=tuple(str(file.relative_to(path.parent)) for file in model_files.weights_files(path)),
         problem=problem,
+        decodes=_takes_a_file(inlined),
         outputs=() if contract is not None else outputs(inlined),
     )
+
+
+def _takes_a_file(model: onnx.ModelProto) -> bool:
+    weights = {tensor.name for tensor in model.graph.initializer}
+    taken = [value.type.tensor_type for value in model.graph.input if value.name not in weights]
+    if len(taken) != 1 or taken[0].elem_type != onnx.TensorProto.UINT8 or len(taken[0].shape.dim) != 1:
+        return False
+    return not taken[0].shape.dim[0].HasField("dim_value")
 
 
 def read_model(path: Path) -> tuple[bytes, onnx.ModelProto]:

@@ -12,6 +12,7 @@ from service.errors import InvalidModel, UserError
 from service.model.loading import load_model
 from tests.conftest import convoy
 from tests.unit.inspection.graphs import ones, save
+from tests.unit.model import foreign_graphs as foreign
 
 
 def test_external_weights_may_be_missing(tmp_path: Path) -> None:
@@ -70,6 +71,11 @@ def test_a_file_without_contract_says_what_its_numbers_are(tmp_path: Path, last:
     onnx.save(model, path)
     [output] = inspect(path).outputs
     assert (output.name, output.numbers) == ("y", numbers)
+
+
+def test_a_graph_that_decodes_a_picture_file_is_known_by_its_input(tmp_path: Path, model_file: Path) -> None:
+    assert inspect(foreign.save_picture_file_classifier(tmp_path / "model.onnx")).decodes
+    assert not inspect(model_file).decodes
 
 
 def test_a_file_with_a_contract_says_it_there(model_file: Path) -> None:
