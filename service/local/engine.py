@@ -6,6 +6,7 @@ watch on its folder: whoever calls this chose the files, and a new `Local` sees 
 
 import atexit
 import contextlib
+import logging
 import math
 import os
 import threading
@@ -49,7 +50,11 @@ _CALLER = _Caller()
 
 
 class Engine:
-    """Loaded models. Thread-safe, for the process that made it. Close it in the end."""
+    """Loaded models. Thread-safe, for the process that made it. Close it in the end.
+
+    Attributes:
+        cpus: threads that decode, and threads that a model may compute with.
+    """
 
     def __init__(self, path: Path, provider: Provider, cpus: int | None) -> None:
         """Loads the models of a path.
@@ -58,15 +63,16 @@ class Engine:
         """
         check_provider(provider)
         self._process = os.getpid()
+        self.cpus = cpus or cpu_budget()
         self._lock = threading.Lock()
         self._running: set[Reply] = set()
         self._closed = threading.Event()
         with source(path) as models:
             metrics = Metrics(CollectorRegistry())
             self.repository = Repository(
-                models.repository, provider, metrics, cpus=cpus, load_seconds=threading.TIMEOUT_MAX, only=models.only
+                models.repository, provider, metrics, cpus=self.cpus, load_seconds=threading.TIMEOUT_MAX, only=models.only
             )
-            self._classifier = Classifier(self.repository, metrics, cpus or cpu_budget())
+            self._classifier = Classifier(self.repository, metrics, self.cpus)
             self._info = ModelInfoServicer(self.repository)
             _engines.add(self)
             try:
@@ -76,6 +82,11 @@ class Engine:
             except BaseException:
                 self.close()
                 raise
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` has been called."""
+        return self._closed.is_set()
 
     def default_model(self) -> str:
         """The name of the one model. Raises UserError if there are several."""
@@ -201,4 +212,5 @@ def _close_all() -> None:
 
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+logging.getLogger("service").addHandler(logging.NullHandler())  # as a library: what is raised is not printed, too
 atexit.register(_close_all)  # a process that ends while ONNX Runtime computes may abort

@@ -8,12 +8,13 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, NoReturn
 
-from service.client.images import Images
+from service.client.images import Image, Images
 from service.client.messages import (
     CallFailed,
     Classification,
     ModelInfo,
     ModelStatus,
+    Outcome,
     classification,
     classify_request,
     filled,
@@ -23,6 +24,7 @@ from service.client.messages import (
 from service.client.stream import IN_FLIGHT
 from service.errors import QueueFull, RequestError, UserError
 from service.local.engine import Engine, Reply, call_failed, close_later
+from service.local.many import Many
 from service.local.stream import Stream
 from service.model.providers import ONNX_RUNTIME_NAMES, Provider
 from service.pb.convoy.v1 import classifier_pb2 as pb
@@ -130,6 +132,28 @@ class Local:
             yield from stream.answers()
         finally:
             stream.close()
+
+    def classify_many(
+        self,
+        images: Iterable[Image],
+        model: str = "",
+        *,
+        version: str = "",
+        top_k: int = 0,
+        priority: int = 0,
+        ordered: bool = True,
+        wait_seconds: float = 60.0,  # noqa: ARG002 - as `Client`; there is no server to wait for
+    ) -> Generator[Outcome, None, None]:
+        """Classifies any number of images, each with one outcome. Arguments and what it yields are those of `Client`.
+
+        Images are taken, files read and decoded ahead of the model, so far as memory for some hundred images allows.
+        """
+        fields = {"model": self._name(model), "version": version, "top_k": top_k, "priority": priority}
+        many = Many(self._engine, images, fields, ordered=ordered)
+        try:
+            yield from many.outcomes()
+        finally:
+            many.close()
 
     def model(self, model: str = "", version: str = "") -> ModelInfo:
         """What a model takes and gives. Raises UserError, or CallFailed: NOT_FOUND if there is no such model."""

@@ -6,7 +6,7 @@ import multiprocessing
 import pickle
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,11 @@ import pytest
 from PIL import Image
 
 from service import Local
-from service.client import CallFailed, Classification, Client
+from service.client import CallFailed, Classification, Client, Outcome
 from service.config import ServerConfig
 from service.errors import UserError
+from service.local import many
+from service.local.many import WINDOW
 from service.server import Server
 from tests.conftest import put
 from tests.integration.test_foreign import write
@@ -250,3 +252,109 @@ def test_a_forked_process_makes_one_of_its_own(models: Path) -> None:
             child.kill()
             child.join()
         assert local.classify(PIXELS).results
+
+
+def answers(found: Iterable[Outcome]) -> list[str]:
+    """For each outcome the label, or what the error says."""
+    return [each.answer.results[0][0].label if isinstance(each.answer, Classification) else str(each.answer) for each in found]
+
+
+def test_each_of_many_images_has_one_outcome_in_order(both: tuple[Client, Local], tmp_path: Path) -> None:
+    client, local = both
+    (tmp_path / "digit.png").write_bytes(picture())
+    kinds: list[Any] = [tmp_path / "digit.png", str(tmp_path / "digit.png"), picture(), PIXELS[0], Image.new("L", (30, 20), 90)]
+    broken: list[Any] = [b"broken", "none.png", np.zeros((28, 28, 1)), PIXELS[0, :9], picture("RGB", (6000, 5000)), 7]
+    expected = [local.classify([image], "digits").results[0][0].label for image in kinds]
+    images = [*kinds, *broken, *kinds * 60]
+    found = list(local.classify_many(iter(images), "digits"))
+    assert [(each.index, each.image) for each in found] == list(enumerate(images))
+    labels = answers(found)
+    assert labels[:5] == expected
+    assert labels[11:] == expected * 60
+    for each, image in zip(found[5:11], broken, strict=True):
+        with pytest.raises((CallFailed, UserError)) as alone:
+            local.classify([image], "digits")
+        assert comparable(each.answer) == comparable(alone.value)  # as if it had been alone
+    over_grpc = list(client.classify_many(iter(images), "digits"))
+    assert answers(over_grpc) == labels
+    assert [comparable(each.answer) for each in over_grpc[5:11]] == [comparable(each.answer) for each in found[5:11]]
+    assert sorted(each.index for each in local.classify_many(images, "digits", ordered=False)) == list(range(len(images)))
+
+
+def test_many_images_have_a_row_in_each_head(both: tuple[Client, Local]) -> None:
+    _, local = both
+    pictures = [picture("RGB", (4, 4)), picture("RGB", (90, 7))] * 40
+    found = [each.answer for each in local.classify_many(pictures, "two", top_k=1)]
+    assert [comparable(each) for each in found] == [comparable(local.classify([each], "two", top_k=1)) for each in pictures]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": "cats"}, "NOT_FOUND: no model named 'cats'"),
+        ({"model": "digits", "version": "9"}, "NOT_FOUND: "),
+        ({"model": "digits", "priority": 9}, "INVALID_ARGUMENT: priority 9"),
+        ({"model": "digits", "top_k": -1}, "invalid value for top_k"),
+    ],
+)
+def test_what_concerns_every_image_ends_it(both: tuple[Client, Local], arguments: dict[str, Any], message: str) -> None:
+    for asked in both:
+        with pytest.raises((CallFailed, UserError), match=message):
+            list(asked.classify_many([picture()] * 3, **arguments))
+
+
+def test_an_error_of_the_images_comes_after_their_outcomes(both: tuple[Client, Local]) -> None:
+    _, local = both
+
+    def images() -> Iterator[bytes]:
+        yield from [picture()] * 3
+        raise OSError("the disk is gone")
+
+    found = local.classify_many(images(), "digits")
+    assert [next(found).index for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(found)
+
+
+def test_an_image_is_answered_before_the_next_one_comes(both: tuple[Client, Local]) -> None:
+    _, local = both
+    answered = threading.Semaphore(0)
+
+    def images() -> Iterator[bytes]:
+        for _ in range(5):
+            yield picture()
+            assert answered.acquire(timeout=60)
+
+    for _ in local.classify_many(images(), "digits"):
+        answered.release()
+
+
+def test_memory_is_bounded_whoever_is_slow(both: tuple[Client, Local]) -> None:
+    _, local = both
+    taken = 0
+
+    def images() -> Iterator[Any]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield PIXELS[0]
+
+    before = set(threading.enumerate())
+    found = local.classify_many(images(), "digits")
+    for index in range(2000):
+        assert next(found).index == index
+        assert taken <= index + 2 * WINDOW
+    found.close()
+    assert not [thread for thread in set(threading.enumerate()) - before if thread.name == "classify-many"]
+    assert local.classify([picture()], "digits").results
+
+
+def test_files_that_are_slow_to_read_are_read_by_more_threads(
+    both: tuple[Client, Local], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(many, "SLOW_SECONDS", 0.0)
+    (tmp_path / "digit.png").write_bytes(picture())
+    names = set()
+    paths = (names.add(threading.current_thread()) or tmp_path / "digit.png" for _ in range(300))  # type: ignore[func-returns-value]
+    assert len(list(both[1].classify_many(paths, "digits"))) == 300
+    assert 1 < len(names) <= many.READERS

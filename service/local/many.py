@@ -1,0 +1,287 @@
+"""Any number of images, each with one outcome, in bounded memory: what is behind `Local.classify_many`.
+
+    images -> taken and read by threads -> packed into requests -> engine: decoded, batched -> answered -> caller, in order
+
+The engine is kept busy and the requests are large: what is read goes on at once while the engine has fewer requests than threads
+to work on them, else when a request is full. At most WINDOW images are taken and not given back to the caller yet, fewer if they
+are large.
+
+A request that fails is asked for again image by image, so that the one at fault gets the error alone. What concerns every image,
+such as an unknown model, ends it all.
+"""
+
+import math
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from service.client.connection import client_closed
+from service.client.images import Image
+from service.client.images import item as as_item
+from service.client.messages import CallFailed, Classification, Outcome, filled, rows
+from service.errors import ConvoyError, QueueFull, UserError
+from service.local.engine import Engine, Reply, call_failed
+from service.pb.convoy.v1 import classifier_pb2 as pb
+from service.policy import MAX_TIMEOUT_SECONDS
+
+WINDOW = 512
+"""Or half of the model's queue, if that is less: the rest is left to others."""
+
+OPEN_BYTES = 64 * 2**20
+"""Of files or pixels that are taken and not given back; decoded, of those that are taken."""
+
+REQUEST_ITEMS, REQUEST_BYTES = 64, 2**20
+"""A request is full."""
+
+READERS = 16
+SLOW_SECONDS = 0.002
+"""Files are read, and PIL images encoded, by one thread more whenever that has taken so long: each thread has its price."""
+
+_JOIN_SECONDS = 1.0
+_CONCERN_ALL = {"NOT_FOUND", "UNAUTHENTICATED", "PERMISSION_DENIED", "UNIMPLEMENTED", "CANCELLED"}
+
+
+class _Input(NamedTuple):
+    number: int
+    image: Image
+    item: dict[str, bytes]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(map(len, self.item.values()))
+
+
+class Many:
+    """One `classify_many`. Begins with the first outcome that is asked for; `close` it."""
+
+    def __init__(self, engine: Engine, images: Iterable[Image], fields: dict[str, Any], *, ordered: bool) -> None:
+        """Raises UserError for an invalid value, and CallFailed if there is no such model."""
+        self._engine = engine
+        self._images = iter(images)
+        # Where the policy has a time limit for those who wait, nobody waits here.
+        self._request = filled(pb.ClassifyRequest(), **fields, timeout_seconds=MAX_TIMEOUT_SECONDS)
+        info = engine.get_model(filled(pb.GetModelRequest(), model=fields["model"], version=fields["version"]))
+        self._window = max(1, min(WINDOW, info.limits.max_queue_items // 2, OPEN_BYTES // _item_bytes(info.input)))
+        self._full = max(1, min(REQUEST_ITEMS, info.limits.max_request_items, self._window // 4))
+        self._ordered = ordered
+        self._taking = threading.Lock()
+        self._lock = threading.Lock()  # of what follows
+        self._outcome = threading.Condition(self._lock)
+        self._room = threading.Condition(self._lock)
+        self._readers: list[threading.Thread] = []
+        self._reading = 0  # threads
+        self._taken = 0
+        self._given = 0  # back to the caller
+        self._open_bytes = 0
+        self._pack: list[_Input] = []
+        self._pack_bytes = 0
+        self._requests = 0  # in the engine
+        self._replies: set[Reply] = set()
+        self._answered: list[tuple[Sequence[_Input], bytes | BaseException]] = []
+        self._early: dict[int, tuple[Outcome, int]] = {}  # answered before those in front of them, with their bytes
+        self._ended = False
+        self._error: BaseException | None = None
+        self._closed = False
+
+    def outcomes(self) -> Iterator[Outcome]:
+        """The outcome of each image. Raises CallFailed for what concerns all, and at the end what the images' iterable raised."""
+        self._start_reader()
+        while True:
+            with self._outcome:
+                self._outcome.wait_for(lambda: self._answered or self._is_due() or self._is_finished())
+                answered, self._answered = self._answered, []
+                pack = self._take_pack() if self._is_due() else None
+                if not answered and pack is None:
+                    break
+            if pack is not None:
+                self._submit(pack)
+            found = [each for inputs, answer in answered for each in self._settled(inputs, answer)]
+            yield from self._give_back(found)
+        if self._error is not None:
+            raise self._error
+
+    def close(self) -> None:
+        """Takes no more images and cancels what is not computed."""
+        with self._lock:
+            self._closed = True
+            self._room.notify_all()
+            replies = list(self._replies)
+        for reply in replies:
+            reply.cancel()
+        until = time.monotonic() + _JOIN_SECONDS
+        for reader in self._readers:
+            reader.join(max(0.0, until - time.monotonic()))  # the caller's iterable may keep it
+
+    # The readers' side.
+
+    def _start_reader(self) -> None:
+        reader = threading.Thread(target=self._read, name="classify-many", daemon=True)
+        with self._lock:
+            self._readers.append(reader)
+            self._reading += 1
+        reader.start()
+
+    def _read(self) -> None:
+        try:
+            while (taken := self._take()) is not None:
+                number, image = taken
+                start = time.monotonic()
+                try:
+                    item = as_item(image)
+                except UserError as error:
+                    self._done([_Input(number, image, {})], error)
+                else:
+                    slow = time.monotonic() - start > SLOW_SECONDS and len(self._readers) < READERS
+                    self._add(_Input(number, image, item))
+                    if slow:
+                        self._start_reader()
+        except BaseException as error:  # noqa: BLE001 - the caller gets it, once what came before is answered
+            with self._lock:
+                self._ended, self._error = True, self._error or error
+        finally:
+            with self._lock:
+                self._reading -= 1
+                self._outcome.notify_all()
+
+    def _take(self) -> tuple[int, Image] | None:
+        """The next image, once there is room for it; None at the end."""
+        with self._taking:
+            with self._lock:
+                self._room.wait_for(lambda: self._closed or self._has_room())
+                if self._closed or self._ended:
+                    return None
+            try:
+                image = next(self._images)
+            except StopIteration:
+                with self._lock:
+                    self._ended = True
+                return None
+            with self._lock:
+                number = self._taken
+                self._taken += 1
+        return number, image
+
+    def _has_room(self) -> bool:
+        return self._taken - self._given < self._window and self._open_bytes < OPEN_BYTES
+
+    def _add(self, read: _Input) -> None:
+        size_bytes = read.size_bytes
+        with self._lock:
+            self._pack.append(read)
+            self._pack_bytes += size_bytes
+            self._open_bytes += size_bytes
+            pack = self._take_pack() if self._is_due() else None
+        if pack is not None:
+            self._submit(pack)
+
+    # Requests. These are called with the lock held.
+
+    def _is_due(self) -> bool:
+        """Whether what is read goes on: the request is full, there will be nothing more, or the engine has little to do."""
+        if not self._pack:
+            return False
+        full = len(self._pack) >= self._full or self._pack_bytes >= REQUEST_BYTES
+        return full or self._requests <= self._engine.cpus or not self._reading
+
+    def _is_finished(self) -> bool:
+        return not self._reading and self._taken == self._given
+
+    def _take_pack(self) -> list[_Input]:
+        pack, self._pack, self._pack_bytes = self._pack, [], 0
+        self._requests += 1
+        return pack
+
+    # And these without it.
+
+    def _submit(self, inputs: Sequence[_Input]) -> None:
+        """Has images answered in one request, which waits for room in the queue. It is counted already."""
+        request = pb.ClassifyRequest()
+        request.CopyFrom(self._request)
+        for each in inputs:
+            request.items.add(**each.item)
+        reply = Reply(lambda outcome: self._computed(reply, inputs, outcome))
+        with self._lock:
+            self._replies.add(reply)
+        while not self._closed:
+            try:
+                self._engine.submit(request, reply)
+            except QueueFull as full:
+                self._engine.wait(full.retry_after_seconds)
+                continue
+            except ConvoyError as refused:
+                self._computed(reply, inputs, refused)
+            return
+
+    def _computed(self, reply: Reply, inputs: Sequence[_Input], outcome: bytes | BaseException) -> None:
+        with self._lock:
+            self._replies.discard(reply)
+            self._requests -= 1
+        self._done(inputs, outcome)
+
+    def _done(self, inputs: Sequence[_Input], outcome: bytes | BaseException) -> None:
+        with self._lock:
+            self._answered.append((inputs, outcome))
+            self._outcome.notify_all()
+
+    # The caller's side.
+
+    def _settled(
+        self, inputs: Sequence[_Input], answer: bytes | BaseException
+    ) -> Iterator[tuple[_Input, Classification | ConvoyError]]:
+        """The outcomes of a request; none if its images are asked for again. Raises CallFailed for what concerns all."""
+        if isinstance(answer, bytes):
+            yield from zip(inputs, rows(pb.ClassifyResponse.FromString(answer)), strict=True)
+            return
+        error = answer if isinstance(answer, UserError) else call_failed(answer)
+        if isinstance(error, CallFailed):
+            self._check_of_one(error)
+            if isinstance(answer, QueueFull):
+                self._engine.wait(answer.retry_after_seconds)
+                self._submit_again(inputs)
+                return
+        if len(inputs) == 1:
+            yield inputs[0], error
+        else:
+            for each in inputs:
+                self._submit_again([each])
+
+    def _check_of_one(self, error: CallFailed) -> None:
+        """Raises an error that every image would have."""
+        if self._engine.closed:
+            raise client_closed()
+        if error.code in _CONCERN_ALL or (error.code == "INVALID_ARGUMENT" and not error.field.startswith("items")):
+            raise error
+
+    def _submit_again(self, inputs: Sequence[_Input]) -> None:
+        with self._lock:
+            self._requests += 1
+        self._submit(inputs)
+
+    def _give_back(self, found: Iterable[tuple[_Input, Classification | ConvoyError]]) -> list[Outcome]:
+        """The outcomes that the caller gets now, for which there is room again."""
+        ready: list[Outcome] = []
+        size_bytes = 0
+        for each, answer in found:
+            outcome = Outcome(each.number, each.image, answer)
+            if not self._ordered:
+                ready.append(outcome)
+                size_bytes += each.size_bytes
+            else:
+                self._early[each.number] = outcome, each.size_bytes
+        while self._given + len(ready) in self._early:
+            outcome, freed = self._early.pop(self._given + len(ready))
+            ready.append(outcome)
+            size_bytes += freed
+        if ready:
+            with self._lock:
+                self._given += len(ready)
+                self._open_bytes -= size_bytes
+                self._room.notify_all()
+        return ready
+
+
+def _item_bytes(spec: pb.TensorSpec) -> int:
+    return max(1, math.prod(spec.shape) * np.dtype(spec.dtype).itemsize)
