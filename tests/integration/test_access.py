@@ -381,7 +381,7 @@ def test_tokens_do_not_cross_a_network_unencrypted(repository: Path, auth: Path)
         assert line.startswith(f"convoy: --auth {str(auth)!r} has tokens, which would cross the network unencrypted")
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize(("workers", "transport_name"), [("1", "public"), ("2", "fast")])
 def test_beyond_this_machine_control_has_to_be_asked_for(repository: Path, spawn: Spawn, workers: str) -> None:
     path = "/v2/repository/models/digits/load"
     server = spawn(repository, "--host", "0.0.0.0", "--workers", workers)

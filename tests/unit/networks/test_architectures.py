@@ -89,6 +89,7 @@ def test_the_smallest_picture(name: str, side: int, message: str) -> None:
     assert architectures.build(name, spec, 2).train()(torch.zeros(1, 1, side + 1, 28)).shape == (1, 2)
 
 
+@pytest.mark.usefixtures("known_operators")
 @pytest.mark.parametrize("text", ["twelve-filters:head=sigmoid", "step-by-step:pool=average", "resnet18"])
 def test_networks_are_exported_for_any_batch(text: str) -> None:
     network = architectures.build(text, COLOR32, 2).eval()

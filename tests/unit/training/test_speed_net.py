@@ -19,7 +19,7 @@ def test_the_speed_net_learns(tmp_path: Path, few: datasets.Dataset) -> None:
     assert count_correct(checkpoint, few.test) / len(few.test) > 0.8
 
 
-def test_an_exported_speed_net_gives_the_same_probabilities(tmp_path: Path, few: datasets.Dataset) -> None:
+def test_an_exported_speed_net_gives_the_same_probabilities(tmp_path: Path, few: datasets.Dataset, known_operators: None) -> None:
     checkpoint = trained(tmp_path / "run", few, recipes.settings("speed-net:width=32", 384, epochs=1))
     path = pipeline.export(checkpoint, few, tmp_path / "models", "fast", calibrate=False).path
     served = load_model(path, "cpu", 1)

@@ -20,3 +20,8 @@ def flower(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def photo() -> np.ndarray:
     """A part of a real photo as uint8[32,32,3]."""
     return np.asarray(Image.fromarray(load_sample_image("china.jpg")).resize((32, 32)))
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _known_operators(known_operators: None) -> None:
+    """Nearly each of these tests converts a network."""
