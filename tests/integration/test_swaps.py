@@ -59,7 +59,7 @@ def test_twenty_swaps_under_load_with_broken_versions_between_them_fail_no_reque
     def load(pixels: bool) -> None:
         image = digits.test.pixels[0] if pixels else digits.test.encoded(0)
         with Client(f"127.0.0.1:{server.grpc_port}") as client:
-            while not stop.is_set():
+            while not stop.wait(0.002):
                 try:
                     answer = client.classify([image] * 3, "digits")
                 except CallFailed as error:

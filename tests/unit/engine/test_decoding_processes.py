@@ -40,6 +40,14 @@ def processes() -> Iterator[DecodingProcesses]:
     made.close()
 
 
+@pytest.fixture(scope="module")
+def shared() -> Iterator[DecodingProcesses]:
+    """For tests of what comes back, and not of the processes."""
+    made = DecodingProcesses(30, 2**30)
+    yield made
+    made.close()
+
+
 def children(pid: int) -> list[int]:
     """The processes that a process has started and that have not ended."""
     return [int(each) for task in Path(f"/proc/{pid}/task").iterdir() for each in (task / "children").read_text().split()]
@@ -58,11 +66,11 @@ def wait_until(state: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "PPM", "TIFF", "AVIF"])
-def test_the_pixels_are_those_of_this_process(processes: DecodingProcesses, file_format: str) -> None:
+def test_the_pixels_are_those_of_this_process(shared: DecodingProcesses, file_format: str) -> None:
     encoded = file_of(PICTURE, file_format)
     for fit, channels in (("stretch", 1), ("cover", 3), ("pad", 3)):
         spec = InputSpec.model_validate({"height": 21, "width": 28, "channels": channels, "resize": fit})
-        assert np.array_equal(processes.decode(encoded, spec, LIMIT, wanted), decode(encoded, spec, LIMIT))
+        assert np.array_equal(shared.decode(encoded, spec, LIMIT, wanted), decode(encoded, spec, LIMIT))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -71,10 +79,10 @@ def test_the_pixels_are_those_of_this_process(processes: DecodingProcesses, file
     [{"filter": "tf-bilinear", "dtype": "float32"}, {"filter": "cv2-linear", "resize": "short:30", "crop": "center"},
      {"filter": "lanczos", "dtype": "float32", "alpha": "drop", "exif": "ignore", "resize": "pad", "pad": {"color": (1, 2, 3)}}],
 )  # fmt: skip
-def test_every_field_of_the_input_is_heeded(processes: DecodingProcesses, how: dict[str, Any], channels: int) -> None:
+def test_every_field_of_the_input_is_heeded(shared: DecodingProcesses, how: dict[str, Any], channels: int) -> None:
     encoded = file_of(PICTURE, "TIFF")
     spec = InputSpec.model_validate({"height": 21, "width": 28, "channels": channels, **how})
-    found, expected = processes.decode(encoded, spec, LIMIT, wanted), decode(encoded, spec, LIMIT)
+    found, expected = shared.decode(encoded, spec, LIMIT, wanted), decode(encoded, spec, LIMIT)
     assert found.dtype == expected.dtype == np.dtype(spec.dtype)
     assert np.array_equal(found, expected)
 
