@@ -123,7 +123,7 @@ def test_new_versions_are_swapped_in_under_load_and_bad_ones_are_not(
 
     def load() -> None:
         with Client(f"127.0.0.1:{server.grpc_port}") as client:
-            while not stop.is_set():
+            while not stop.wait(0.002):
                 try:
                     versions.append(client.classify([digits.test.encoded(0)], "digits").version)
                 except CallFailed as error:

@@ -201,7 +201,7 @@ def test_weights_overwritten_in_place_under_load_are_answered_from_one_version_a
     failures: list[grpc.RpcError] = []
 
     def load(channel: grpc.Channel) -> None:
-        while not stop.is_set():
+        while not stop.wait(0.002):
             try:
                 answers.append(scores_of(channel, len(answers) * 4999 % ROWS))
             except grpc.RpcError as error:
