@@ -168,13 +168,14 @@ class AsyncClient:
             CallFailed: the stream could not be opened, or broke for another reason.
         """
         fields = {"model": model, "version": version, "top_k": top_k, "priority": priority, "timeout_seconds": timeout_seconds}
-        self._stubs()  # raises before anything is taken from `requests`
+        connection = next(self._turns)
+        self._stubs(connection)  # raises before anything is taken from `requests`
         feed = AsyncFeed(requests, fields, in_flight)
         try:
             while await feed.wait_for_unanswered():
                 messages = await feed.messages()
-                # sync: call = self._stubs().classify_stream(messages)
-                call = self._stubs().classify_stream()  # asyncio only
+                # sync: call = self._stubs(connection).classify_stream(messages)
+                call = self._stubs(connection).classify_stream()  # asyncio only
                 writing = asyncio.create_task(write(call, messages))  # asyncio only
                 try:
                     async for response in call:
@@ -183,23 +184,14 @@ class AsyncClient:
                             yield number, outcome(response)
                     break
                 except grpc.RpcError as error:
-                    failed = self._settings.call_failed(error)
-                    refused = feed.too_large(failed)
-                    if refused is not None:
-                        if await feed.answered(refused):
-                            yield refused, failed
-                    elif (suspect := feed.suspect(failed)) is not None:  # asyncio only
-                        answer = await self._outcome(suspect, timeout_seconds)
-                        if await feed.answered(int(suspect.id)):
-                            yield int(suspect.id), answer
-                    else:
-                        # sync: time.sleep(feed.backoff_seconds(failed))
-                        await asyncio.sleep(feed.backoff_seconds(failed))  # asyncio only
+                    at_fault = await self._at_fault(feed, self._settings.call_failed(error))
+                    if at_fault is not None and await feed.answered(at_fault[0]):
+                        yield at_fault
                 except asyncio.CancelledError:  # asyncio only
                     self._check_open()
                     raise
                 except RuntimeError:  # asyncio only
-                    self._stubs()  # raises UserError if the stream is continued in another loop
+                    self._stubs(connection)  # raises UserError if the stream is continued in another loop
                     raise
                 finally:
                     writing.cancel()  # asyncio only
@@ -207,6 +199,29 @@ class AsyncClient:
             feed.check_complete()
         finally:
             await feed.close()
+
+    async def _at_fault(self, feed: "AsyncFeed", failed: CallFailed) -> tuple[int, Classification | CallFailed] | None:
+        """The request that broke an RPC, and its outcome; None if none did, and the time to wait before the next RPC is over.
+
+        Raises CallFailed if another RPC would not help.
+        """
+        refused = feed.too_large(failed)
+        if refused is not None:
+            return refused, failed
+        if (suspect := feed.suspect(failed)) is not None:  # asyncio only
+            return int(suspect.id), await self._outcome(suspect)
+        # sync: time.sleep(feed.backoff_seconds(failed))
+        await asyncio.sleep(feed.backoff_seconds(failed))  # asyncio only
+        return None
+
+    async def _outcome(self, request: pb.ClassifyRequest) -> Classification | CallFailed:  # asyncio only
+        """As for a request of a stream. Raises CallFailed if no server answers, after gRPC's retries."""
+        try:
+            return classification(await self._call(self._stubs().classify, request, request.timeout_seconds))
+        except CallFailed as failed:
+            if failed.code in ("UNAVAILABLE", "CANCELLED"):
+                raise
+            return failed
 
     async def classify_many(
         self,
@@ -255,15 +270,6 @@ class AsyncClient:
         finally:
             await many.close()
 
-    async def _outcome(self, request: pb.ClassifyRequest, timeout_seconds: float) -> Classification | CallFailed:  # asyncio only
-        """As for a request of a stream. Raises CallFailed if no server answers, after gRPC's retries."""
-        try:
-            return classification(await self._call(self._stubs().classify, request, timeout_seconds))
-        except CallFailed as failed:
-            if failed.code in ("UNAVAILABLE", "CANCELLED"):
-                raise
-            return failed
-
     async def model(self, model: str, version: str = "") -> ModelInfo:
         """What a served model takes and gives. Raises UserError, or CallFailed: NOT_FOUND if it is not served."""
         return model_info(await self._call(self._stubs().get_model, filled(pb.GetModelRequest(), model=model, version=version)))
@@ -272,9 +278,11 @@ class AsyncClient:
         """Every version in the server's repository and its state. Raises CallFailed."""
         return model_statuses(await self._call(self._stubs().list_models, pb.ListModelsRequest()))
 
-    def _stubs(self) -> Stubs:
-        # sync: return next(self._turns).stubs()
-        return next(self._turns).stubs(_running_loop())  # asyncio only
+    def _stubs(self, connection: Connection | None = None) -> Stubs:
+        """The RPCs of a connection; without one, of that whose turn it is."""
+        connection = next(self._turns) if connection is None else connection
+        # sync: return connection.stubs()
+        return connection.stubs(_running_loop())  # asyncio only
 
     async def _call(self, stub: Any, request: Any, server_seconds: float = 0.0) -> Any:
         try:

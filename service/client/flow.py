@@ -169,7 +169,7 @@ class Flow:
         return self._held < room and self._held_bytes < HELD_BYTES * len(self.streams)
 
     def add(self, image: Image, item: dict[str, bytes] | None) -> bool:
-        """Takes the next image, with its item, or to be read. Whether anybody waits for it."""
+        """Takes the next image, with its item, or to be read. Whether anybody waits for it: not if only a request grows."""
         each = Input(self._taken, image)
         self._taken += 1
         self._held += 1
@@ -177,8 +177,14 @@ class Flow:
             self._unread.append(each)
             return len(self._unread) == 1
         each.read(item, kept=True)
+        bytes_before = self._waiting_bytes
         self._wait(each)
-        return any(self.can_send(stream) for stream in self.streams)
+        images = len(self._waiting)
+        return (
+            images == 1
+            or bytes_before < self._request_bytes <= self._waiting_bytes
+            or images in [stream.request_images() for stream in self.streams]
+        )
 
     def unreadable(self, image: Image, error: ConvoyError) -> None:
         """Takes the next image, which cannot be sent."""

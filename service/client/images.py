@@ -4,7 +4,6 @@ import io
 import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from service.errors import FileUnreadable, UserError
@@ -151,10 +150,11 @@ def _exif(picture: Picture) -> bytes:
 def read_file(path: str | os.PathLike[str]) -> bytes:
     """A file's bytes. Raises FileUnreadable, also for a file larger than a request can be."""
     try:
-        size = Path(path).stat().st_size
-        if size > MAX_MESSAGE_BYTES:
-            raise FileUnreadable(f"{os.fspath(path)}: {size} bytes; a request holds at most {MAX_MESSAGE_BYTES}")
-        return Path(path).read_bytes()
+        with io.FileIO(path) as file:  # without a Path and a buffer, half the time of a small picture
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_MESSAGE_BYTES:
+                raise FileUnreadable(f"{os.fspath(path)}: {size} bytes; a request holds at most {MAX_MESSAGE_BYTES}")
+            return file.readall()
     except OSError as error:
         raise FileUnreadable(f"{os.fspath(path)}: {error.strerror}") from None
     except ValueError as error:  # a name with a zero byte

@@ -159,12 +159,13 @@ class Client:
             CallFailed: the stream could not be opened, or broke for another reason.
         """
         fields = {"model": model, "version": version, "top_k": top_k, "priority": priority, "timeout_seconds": timeout_seconds}
-        self._stubs()  # raises before anything is taken from `requests`
+        connection = next(self._turns)
+        self._stubs(connection)  # raises before anything is taken from `requests`
         feed = Feed(requests, fields, in_flight)
         try:
             while feed.wait_for_unanswered():
                 messages = feed.messages()
-                call = self._stubs().classify_stream(messages)
+                call = self._stubs(connection).classify_stream(messages)
                 try:
                     for response in call:
                         number = int(response.id)
@@ -172,18 +173,25 @@ class Client:
                             yield number, outcome(response)
                     break
                 except grpc.RpcError as error:
-                    failed = self._settings.call_failed(error)
-                    refused = feed.too_large(failed)
-                    if refused is not None:
-                        if feed.answered(refused):
-                            yield refused, failed
-                    else:
-                        time.sleep(feed.backoff_seconds(failed))
+                    at_fault = self._at_fault(feed, self._settings.call_failed(error))
+                    if at_fault is not None and feed.answered(at_fault[0]):
+                        yield at_fault
                 finally:
                     call.cancel()
             feed.check_complete()
         finally:
             feed.close()
+
+    def _at_fault(self, feed: "Feed", failed: CallFailed) -> tuple[int, Classification | CallFailed] | None:
+        """The request that broke an RPC, and its outcome; None if none did, and the time to wait before the next RPC is over.
+
+        Raises CallFailed if another RPC would not help.
+        """
+        refused = feed.too_large(failed)
+        if refused is not None:
+            return refused, failed
+        time.sleep(feed.backoff_seconds(failed))
+        return None
 
     def classify_many(
         self,
@@ -238,8 +246,10 @@ class Client:
         """Every version in the server's repository and its state. Raises CallFailed."""
         return model_statuses(self._call(self._stubs().list_models, pb.ListModelsRequest()))
 
-    def _stubs(self) -> Stubs:
-        return next(self._turns).stubs()
+    def _stubs(self, connection: Connection | None = None) -> Stubs:
+        """The RPCs of a connection; without one, of that whose turn it is."""
+        connection = next(self._turns) if connection is None else connection
+        return connection.stubs()
 
     def _call(self, stub: Any, request: Any, server_seconds: float = 0.0) -> Any:
         try:

@@ -47,6 +47,20 @@ def test_a_client_has_as_many_connections_as_asked_for(connections: int) -> None
             connection.close()
 
 
+def test_streams_take_the_connections_in_turn() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(2) as pool:
+        server.settimeout(20)
+        client = Client(f"127.0.0.1:{server.getsockname()[1]}", connections=2)
+        streams = [pool.submit(list, client.classify_stream([[b""]], "digits")) for _ in range(2)]
+        accepted = [server.accept()[0] for _ in range(2)]
+        client.close()
+        for stream in streams:
+            with pytest.raises(CallFailed, match="CANCELLED"):
+                stream.result()
+        for connection in accepted:
+            connection.close()
+
+
 def test_calls_of_a_client_that_is_closed_fail() -> None:
     def closed() -> Any:
         return pytest.raises(CallFailed, match="CANCELLED")
