@@ -41,7 +41,8 @@ def models(tmp_path_factory: pytest.TempPathFactory, model_file: Path) -> Path:
     folder = tmp_path_factory.mktemp("local") / "models"
     for version in (1, 2):
         put(model_file, folder, "digits", version)
-    (folder / "digits" / "serving.toml").write_text("versions = 'all'\nmax_request_items = 8\naliases = {stable = 1}\n")
+    policy = ("versions = 'all'", "max_request_items = 8", "max_image_pixels = 1_000_000", "aliases = {stable = 1}")
+    (folder / "digits" / "serving.toml").write_text("\n".join(policy))
     write_model(folder / "two" / "1" / "model.onnx")
     write(folder / "foreign" / "1" / "model.onnx")
     (folder / "broken" / "1").mkdir(parents=True)
@@ -263,7 +264,7 @@ def test_each_of_many_images_has_one_outcome_in_order(both: tuple[Client, Local]
     client, local = both
     (tmp_path / "digit.png").write_bytes(picture())
     kinds: list[Any] = [tmp_path / "digit.png", str(tmp_path / "digit.png"), picture(), PIXELS[0], Image.new("L", (30, 20), 90)]
-    broken: list[Any] = [b"broken", "none.png", np.zeros((28, 28, 1)), PIXELS[0, :9], picture("RGB", (6000, 5000)), 7]
+    broken: list[Any] = [b"broken", "none.png", np.zeros((28, 28, 1)), PIXELS[0, :9], picture("RGB", (1200, 1000)), 7]
     expected = [local.classify([image], "digits").results[0][0].label for image in kinds]
     images = [*kinds, *broken, *kinds * 60]
     found = list(local.classify_many(iter(images), "digits"))
