@@ -13,17 +13,19 @@ from typing import Any, TypeVar
 import grpc
 
 from service.client.connection import ChannelSettings, Connection, Stubs, client_closed, deadline_seconds
-from service.client.flow import Flow, Input, Limits, Stream
+from service.client.flow import Flow
 from service.client.images import Image, item, takes_time
+from service.client.in_flight import Limits, Stream
 from service.client.messages import CallFailed, Outcome, filled, refusal, rows
+from service.client.packing import Input
 from service.client.stream import status_lost
 from service.errors import UserError
 from service.pb.convoy.v1 import classifier_pb2 as pb
 
 T = TypeVar("T")  # asyncio only
 
-READERS, READ_AT_ONCE = 4, 8
-"""How many files are read at the same time, and how many of them one after the other."""
+READERS = 4
+"""How many files are read at the same time."""
 
 END_SECONDS = 0.5
 """How long it waits for streams to end by themselves."""
@@ -109,7 +111,7 @@ class AsyncManyImages(Flow):
         while True:
             async with self._changed:
                 await self._changed.wait_for(self.can_read)
-                inputs = self.to_read(READ_AT_ONCE)
+                inputs = self.to_read()
             if not inputs:
                 return
             # sync: contents = _contents(inputs)
@@ -154,7 +156,7 @@ class AsyncManyImages(Flow):
                 pass
 
     async def _limits(self, stubs: Stubs) -> Limits:
-        request = filled(pb.GetModelRequest(), model=self._request.model, version=self._request.version)
+        request = filled(pb.GetModelRequest(), model=self.request.model, version=self.request.version)
         found = (await stubs.get_model(request, timeout=deadline_seconds(self._timeout_seconds))).limits
         return Limits(found.max_request_items, found.max_queue_items)
 

@@ -20,112 +20,28 @@ What becomes of a request that is not answered:
 import math
 import re
 from collections import deque
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
-from service.client.congestion import MAX_REQUEST_IMAGES, CongestionWindow
+from service.client.congestion import MAX_REQUEST_IMAGES
 from service.client.images import Image
+from service.client.in_flight import STREAM_BYTES, STREAM_REQUESTS, Limits, Stream
 from service.client.messages import CallFailed, Classification, Outcome, RequestTooLarge
+from service.client.packing import Input, Packing
 from service.errors import ConvoyError, UserError
 from service.pb.convoy.v1 import classifier_pb2 as pb
-
-REQUEST_BYTES = 1024 * 1024
-"""About what a request of several images has at most."""
-
-STREAM_BYTES, STREAM_REQUESTS = 16 * 1024 * 1024, 64
-"""What a server reads of a stream before it has answered any of it."""
 
 HELD_BYTES = 2 * STREAM_BYTES
 """Of images that were taken from the source and not given back yet, for each stream."""
 
-QUEUE_IMAGES = 1024
-"""The room of a model's queue, of a server that does not say."""
-
 BACKOFF_SECONDS = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6)
 """Before a stream that follows one without an answer; the last is repeated."""
+
+READ_AT_ONCE = 8
+"""How many files a reader reads one after the other."""
 
 _CONCERN_ALL = {"NOT_FOUND", "UNAUTHENTICATED", "PERMISSION_DENIED", "UNIMPLEMENTED"}
 _PASSING = {"UNAVAILABLE", "CANCELLED"}
 _ITEM = re.compile(r"items\[(\d+)\]")
-
-
-class Limits(NamedTuple):
-    """What a server accepts of a model."""
-
-    max_request_items: int
-    max_queue_items: int
-
-
-class Input:
-    """An image on its way, with its item as it is sent. `kept_bytes`: what the caller's own image holds in memory."""
-
-    __slots__ = ("image", "index", "item", "kept_bytes", "size_bytes")
-
-    def __init__(self, index: int, image: Image) -> None:
-        self.index = index
-        self.image = image
-        self.item: dict[str, bytes] = {}
-        self.size_bytes = 0
-        self.kept_bytes = 0
-
-    def read(self, item: dict[str, bytes], *, kept: bool) -> None:
-        """Takes the item. `kept`: the image is of this size itself, unlike a path."""
-        self.item = item
-        self.size_bytes = sum(map(len, item.values()))
-        self.kept_bytes = self.size_bytes if kept else 0
-
-
-class Pack(NamedTuple):
-    """The images of one request, and its number in its stream's CongestionWindow."""
-
-    inputs: Sequence[Input]
-    sent: int
-
-
-class Stream:
-    """One connection's stream, which outlives its RPCs."""
-
-    def __init__(self) -> None:
-        self.rpc = 0  # number of the current one
-        self.in_flight: dict[int, Pack] = {}  # by their place in the RPC
-        self.images = 0
-        self.bytes = 0
-        self.placed = 0
-        self.answers = 0  # of the current RPC
-        self.paused_until = 0.0
-        self.failures = 0  # since the last answer
-        self.max_items = MAX_REQUEST_IMAGES
-        self.largest_request = MAX_REQUEST_IMAGES
-        self.largest_window = 1
-        self.window = CongestionWindow(1)
-
-    def limit(self, limits: Limits) -> None:
-        """Keeps to what the server accepts: half of its queue is left to other callers."""
-        self.max_items = max(1, min(MAX_REQUEST_IMAGES, limits.max_request_items or MAX_REQUEST_IMAGES))
-        largest = min((limits.max_queue_items or QUEUE_IMAGES) // 2, STREAM_REQUESTS * self.max_items)
-        if largest != self.largest_window:
-            self.largest_window = largest
-            self.window = CongestionWindow(largest)
-        self.largest_request = self.max_items
-
-    def request_images(self) -> int:
-        """How many images the next request may have."""
-        return min(self.window.request_images, self.max_items)
-
-    def place(self, inputs: Sequence[Input]) -> None:
-        """Counts a request that is sent."""
-        self.in_flight[self.placed] = Pack(inputs, self.window.sent())
-        self.placed += 1
-        self.images += len(inputs)
-        self.bytes += sum(each.size_bytes for each in inputs)
-
-    def remove(self, place: int) -> Pack | None:
-        """Takes a request out that has an answer; None if it has had one."""
-        pack = self.in_flight.pop(place, None)
-        if pack is not None:
-            self.images -= len(pack.inputs)
-            self.bytes -= sum(each.size_bytes for each in pack.inputs)
-        return pack
 
 
 class Flow:
@@ -142,15 +58,12 @@ class Flow:
         """Raised once all that came before is answered: of the source."""
         self.fatal: BaseException | None = None
         """Raised at once: it concerns all images."""
-        self._request = request
+        self.request = request
         self._ordered = ordered
         self._wait_seconds = wait_seconds
         self._failing_since = math.inf
         self._unread: deque[Input] = deque()
-        self._waiting: deque[Input] = deque()
-        self._waiting_bytes = 0
-        self._again: deque[Sequence[Input]] = deque()
-        self._request_bytes = REQUEST_BYTES
+        self._packing = Packing(request)
         self._taken = 0  # from the source
         self._reading = 0
         self._held = 0  # taken, and not given back
@@ -175,14 +88,14 @@ class Flow:
         self._held += 1
         if item is None:
             self._unread.append(each)
-            return len(self._unread) == 1
+            return len(self._unread) % READ_AT_ONCE == 1  # each reader takes as many
         each.read(item, kept=True)
-        bytes_before = self._waiting_bytes
-        self._wait(each)
-        images = len(self._waiting)
+        bytes_before = self._packing.waiting_bytes
+        self._ready(each)
+        images = self._packing.waiting_images()
         return (
             images == 1
-            or bytes_before < self._request_bytes <= self._waiting_bytes
+            or bytes_before < self._packing.request_bytes <= self._packing.waiting_bytes
             or images in [stream.request_images() for stream in self.streams]
         )
 
@@ -203,14 +116,14 @@ class Flow:
         """Whether `to_read` has something, or there will be nothing more."""
         if self.over() or (self.exhausted and not self._unread):
             return True
-        idle = not self._waiting and not self._again and not self._reading and not any(each.in_flight for each in self.streams)
+        idle = not self._packing and not self._reading and not any(each.in_flight for each in self.streams)
         return bool(self._unread) and (idle or self._held_bytes < HELD_BYTES * len(self.streams))
 
-    def to_read(self, most: int) -> list[Input]:
-        """The next images to read, at most so many; none at the end. To be called once `can_read`."""
+    def to_read(self) -> list[Input]:
+        """The next images for one reader; none at the end. To be called once `can_read`."""
         if self.over():
             return []
-        found = [self._unread.popleft() for _ in range(min(most, len(self._unread)))]
+        found = [self._unread.popleft() for _ in range(min(READ_AT_ONCE, len(self._unread)))]
         self._reading += len(found)
         return found
 
@@ -221,12 +134,11 @@ class Flow:
             self._finish(each, item)
         else:
             each.read(item, kept=False)
-            self._wait(each)
+            self._ready(each)
 
-    def _wait(self, each: Input) -> None:
+    def _ready(self, each: Input) -> None:
         self._held_bytes += each.size_bytes
-        self._waiting_bytes += each.size_bytes
-        self._waiting.append(each)
+        self._packing.add(each)
 
     # Streams.
 
@@ -240,7 +152,7 @@ class Flow:
 
     def has_work(self) -> bool:
         """Whether there is anything to open a stream for."""
-        return bool(self._waiting or self._again)
+        return bool(self._packing)
 
     def begin(self, stream: Stream, limits: Limits) -> int:
         """Starts an RPC; returns its number. Those before it have ended."""
@@ -259,17 +171,17 @@ class Flow:
         While something is unanswered, images are waited for until a request is full: like Nagle's algorithm, it delays nothing by
         more than a round trip, and a source that is slow is still sent image by image.
         """
-        if not self._waiting and not self._again:
+        if not self._packing:
             return False
         if not stream.in_flight:
             return True
         images = stream.request_images()
-        full = self._again or self.exhausted or len(self._waiting) >= images or self._waiting_bytes >= self._request_bytes
+        full = self.exhausted or self._packing.has_full(images)
         return bool(
             full
             and stream.images + images <= stream.window.images
             and len(stream.in_flight) < STREAM_REQUESTS
-            and stream.bytes < STREAM_BYTES - self._request_bytes
+            and stream.bytes < STREAM_BYTES - self._packing.request_bytes
         )
 
     def pause_seconds(self, stream: Stream, now: float) -> float:
@@ -278,32 +190,9 @@ class Flow:
 
     def next_message(self, stream: Stream) -> pb.ClassifyStreamRequest:
         """What the stream is to send. To be called once `can_send`."""
-        inputs = self._next_inputs(stream.request_images())
+        inputs = self._packing.next_inputs(stream.request_images())
         stream.place(inputs)
-        return self._message(inputs)
-
-    def _next_inputs(self, most: int) -> Sequence[Input]:
-        if self._again:
-            inputs = self._again.popleft()
-            if len(inputs) > most:
-                self._again.appendleft(inputs[most:])
-            return inputs[:most]
-        found: list[Input] = []
-        size_bytes = 0
-        while self._waiting and len(found) < most:
-            size_bytes += self._waiting[0].size_bytes
-            if found and size_bytes > self._request_bytes:
-                break
-            found.append(self._waiting.popleft())
-            self._waiting_bytes -= found[-1].size_bytes
-        return found
-
-    def _message(self, inputs: Iterable[Input]) -> pb.ClassifyStreamRequest:
-        message = pb.ClassifyStreamRequest(request=self._request)
-        items = message.request.items
-        for each in inputs:
-            items.add(**each.item)
-        return message
+        return self._packing.message(inputs)
 
     def answered(self, stream: Stream, place: int, rows: Sequence[Classification]) -> None:
         """A request was answered, with one row an image."""
@@ -329,7 +218,7 @@ class Flow:
             self.fatal = failed
             return
         if code in _PASSING:
-            self._again.appendleft(inputs)
+            self._packing.send_again(inputs)
             self._fail(stream, failed, now)
             return
         self._heard(stream)
@@ -337,11 +226,11 @@ class Flow:
         if code == "RESOURCE_EXHAUSTED" and failed.retry_after_seconds > 0:
             stream.window.pushed_back(pack.sent)
             stream.paused_until = now + failed.retry_after_seconds
-            self._again.appendleft(inputs)
+            self._packing.send_again(inputs)
         elif item is not None and int(item[1]) < len(inputs):
             at = int(item[1])
             self._finish(inputs[at], _of_one_item(failed))
-            self._send_halves([*inputs[:at], *inputs[at + 1 :]])
+            self._packing.send_halves([*inputs[:at], *inputs[at + 1 :]])
         else:
             if code == "DEADLINE_EXCEEDED":
                 stream.window.pushed_back(pack.sent)
@@ -354,7 +243,7 @@ class Flow:
         too_large = self._too_large(stream, failed)
         pack = stream.remove(too_large) if too_large is not None else None
         for place in sorted(stream.in_flight, reverse=True):
-            self._again.appendleft(stream.in_flight[place].inputs)
+            self._packing.send_again(stream.in_flight[place].inputs)
         stream.in_flight.clear()
         stream.images = stream.bytes = 0
         stream.rpc += 1  # nothing more is sent on the one that broke
@@ -373,13 +262,13 @@ class Flow:
         if not stream.in_flight:
             return None
         place = max(stream.in_flight, key=lambda place: sum(each.size_bytes for each in stream.in_flight[place].inputs))
-        return place, self._message(stream.in_flight[place].inputs).request
+        return place, self._packing.message(stream.in_flight[place].inputs).request
 
     def _too_large(self, stream: Stream, failed: CallFailed) -> int | None:
         """The place of the request that broke an RPC because it is too large for the server; None if something else did."""
         if not isinstance(failed, RequestTooLarge):
             return None
-        sizes = {self._message(pack.inputs).ByteSize(): place for place, pack in stream.in_flight.items()}
+        sizes = {self._packing.message(pack.inputs).ByteSize(): place for place, pack in stream.in_flight.items()}
         return sizes.get(failed.size_bytes)
 
     def _heard(self, stream: Stream) -> None:
@@ -400,15 +289,11 @@ class Flow:
     def _halve(self, inputs: Sequence[Input], failed: CallFailed) -> None:
         """Of several images, finds those at fault; one gets the error."""
         if isinstance(failed, RequestTooLarge):
-            self._request_bytes = min(self._request_bytes, failed.limit_bytes * 3 // 4)
+            self._packing.refused(failed)
         if len(inputs) > 1:
-            self._send_halves(inputs)
+            self._packing.send_halves(inputs)
         else:
             self._finish(inputs[0], failed)
-
-    def _send_halves(self, inputs: Sequence[Input]) -> None:
-        half = (len(inputs) + 1) // 2
-        self._again.extendleft(part for part in (inputs[half:], inputs[:half]) if part)
 
     def _finish(self, each: Input, answer: Classification | ConvoyError) -> None:
         self._answered += 1

@@ -8,14 +8,16 @@ from typing import Any
 import grpc
 
 from service.client.connection import ChannelSettings, Connection, Stubs, deadline_seconds
-from service.client.flow import Flow, Input, Limits, Stream
+from service.client.flow import Flow
 from service.client.images import Image, item, takes_time
+from service.client.in_flight import Limits, Stream
 from service.client.messages import CallFailed, Outcome, filled, refusal, rows
+from service.client.packing import Input
 from service.errors import UserError
 from service.pb.convoy.v1 import classifier_pb2 as pb
 
-READERS, READ_AT_ONCE = 4, 8
-"""How many files are read at the same time, and how many of them one after the other."""
+READERS = 4
+"""How many files are read at the same time."""
 
 END_SECONDS = 0.5
 """How long it waits for streams to end by themselves."""
@@ -96,7 +98,7 @@ class ManyImages(Flow):
         while True:
             with self._changed:
                 self._changed.wait_for(self.can_read)
-                inputs = self.to_read(READ_AT_ONCE)
+                inputs = self.to_read()
             if not inputs:
                 return
             contents = _contents(inputs)
@@ -132,7 +134,7 @@ class ManyImages(Flow):
             self._changed.wait(seconds)
 
     def _limits(self, stubs: Stubs) -> Limits:
-        request = filled(pb.GetModelRequest(), model=self._request.model, version=self._request.version)
+        request = filled(pb.GetModelRequest(), model=self.request.model, version=self.request.version)
         found = (stubs.get_model(request, timeout=deadline_seconds(self._timeout_seconds))).limits
         return Limits(found.max_request_items, found.max_queue_items)
 

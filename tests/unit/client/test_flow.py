@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.client import CallFailed, Classification, Outcome, Prediction, RequestTooLarge
-from service.client.flow import BACKOFF_SECONDS, HELD_BYTES, REQUEST_BYTES, STREAM_BYTES, Flow, Limits, Stream
+from service.client.flow import BACKOFF_SECONDS, HELD_BYTES, Flow
+from service.client.in_flight import STREAM_BYTES, Limits, Stream
+from service.client.packing import REQUEST_BYTES
 from service.errors import ConvoyError, UserError
 from service.pb.convoy.v1 import classifier_pb2 as pb
 
@@ -181,11 +183,12 @@ def test_an_image_larger_than_everything_is_sent_alone() -> None:
 
 def test_files_are_read_as_there_is_room_and_those_that_cannot_be_are_outcomes() -> None:
     flow = Server().flow
-    for name in ("a", "b", "c"):
+    for name in ("a", "b"):
         flow.add(name, None)
     assert flow.can_read()
-    inputs = flow.to_read(2)
+    inputs = flow.to_read()
     assert [each.image for each in inputs] == ["a", "b"]
+    flow.add("c", None)
     flow.read(inputs[1], {"encoded": bytes(HELD_BYTES)})
     flow.read(inputs[0], UserError("a: none"))
     assert not flow.can_read(), "until what is read is answered"
@@ -194,11 +197,11 @@ def test_files_are_read_as_there_is_room_and_those_that_cannot_be_are_outcomes()
     flow.next_message(stream)
     flow.answered(stream, 0, [row(b"b")])
     assert flow.can_read()
-    flow.read(flow.to_read(5)[0], UserError("c: none"))
+    flow.read(flow.to_read()[0], UserError("c: none"))
     flow.end()
     assert flow.finished()
     assert flow.can_read()
-    assert flow.to_read(5) == []
+    assert flow.to_read() == []
 
 
 @pytest.mark.parametrize("ordered", [True, False])
@@ -245,11 +248,11 @@ def test_a_request_that_breaks_the_stream_by_its_size_is_halved_and_the_others_a
     server.flow.end()
     stream = server.flow.streams[0]
     server.send()
-    message = server.flow._message(stream.in_flight[0].inputs)
+    message = server.flow._packing.message(stream.in_flight[0].inputs)
     server.break_stream(stream, RequestTooLarge(message.ByteSize(), 10_000))
     assert server.send() == [[b"0", b"1"], [b"2", b"3"], [b"4", b"5"]]
     assert not server.flow.pause_seconds(stream, server.now)
-    assert server.flow._request_bytes == 7_500
+    assert server.flow._packing.request_bytes == 7_500
     assert len(server.finish()) == 6
 
 
@@ -399,4 +402,4 @@ def test_each_image_gets_exactly_one_outcome(
     assert (indices if ordered else sorted(indices)) == list(range(added))
     for each in found:
         assert said(each.answer) == ("INVALID_ARGUMENT: item 0: no picture" if each.index in at_fault else str(each.index))
-    assert (server.flow._held, server.flow._held_bytes, server.flow._waiting_bytes) == (0, 0, 0)
+    assert (server.flow._held, server.flow._held_bytes, server.flow._packing.waiting_bytes) == (0, 0, 0)
