@@ -22,6 +22,10 @@ MAX_TIMEOUT_SECONDS = 1e9
 """Longest timeout of a request, set by the request or by the policy of its model."""
 
 
+FEWEST_EXPLAIN_ITEMS = 50
+"""Items that the explanation of one picture takes: itself, and with a patch hidden on at least seven by seven places."""
+
+
 class Policy(BaseModel):
     """How one model is served. Counts are of items (images), never of requests.
 
@@ -78,6 +82,14 @@ class Policy(BaseModel):
         ge=1,
         description="Most pixels of an encoded image, checked from its header before it is decoded.",
     )
+    max_explain_items: int = Field(
+        default=200,
+        ge=0,
+        le=10_000,
+        description="Most items computed for one Explain request: a picture is 50 or more, itself and its copies with a patch "
+        "hidden; 0 refuses Explain.",
+        json_schema_extra={"accepted": "0, or 50 to 10000"},
+    )
     versions: str = Field(
         default="latest:1",
         description="Versions to serve: the N highest that load, all, or those listed.",
@@ -128,6 +140,13 @@ class Policy(BaseModel):
         by_output = self.labels if isinstance(self.labels, dict) else {"": self.labels} if self.labels else {}
         labels = {output: tuple(names) for output, names in by_output.items()}
         return Declared(self.output, self.scores, tuple(self.input_shape), labels)
+
+    @field_validator("max_explain_items")
+    @classmethod
+    def _one_picture(cls, items: int) -> int:
+        if 0 < items < FEWEST_EXPLAIN_ITEMS:
+            raise ValueError(f"accepted are 0, and {FEWEST_EXPLAIN_ITEMS} or more, as one picture takes")
+        return items
 
     @field_validator("versions")
     @classmethod

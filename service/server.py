@@ -28,6 +28,7 @@ from service.config import ServerConfig
 from service.control import Control, ControlPlaces, ForbiddenControl
 from service.engine.classifier import Classifier
 from service.engine.decoding_processes import DecodingProcesses
+from service.engine.explain import Explainer
 from service.engine.observer import RequestObserver
 from service.engine.quotas import Quotas
 from service.engine.repository import Repository
@@ -47,7 +48,7 @@ from service.open_inference.metadata import ServerMetadata
 from service.open_inference.shared_memory import SharedMemory
 from service.process_exit import before_exit, exit_at_once
 from service.ready_file import ReadyFile
-from service.rpc import channelz, classify, health, model_info, open_inference, open_inference_admin, reflection
+from service.rpc import channelz, classify, explain, health, model_info, open_inference, open_inference_admin, reflection
 from service.rpc import gate as rpc_gate
 from service.rpc.call import Method
 
@@ -152,12 +153,14 @@ class Server:
         with_channelz = self._config.channelz
         services = [classify.SERVICE, open_inference.SERVICE, health.SERVICE, *([channelz.SERVICE] if with_channelz else [])]
         self._classify = classify.ClassifyServicer(self._classifier)
+        self._explainer = Explainer(self._classifier)
         self._infer = open_inference.InferServicer(self._classifier, memory, self._config.ignore_unknown_parameters)
         self._admin = open_inference_admin.AdminServicer(metadata, control, memory, self._places)
         self._health = health.HealthServicer(self._health_statuses, [*services, *reflection.SERVICES], self._live)
         self._reflection = reflection.ReflectionServicer(services)
         return [
             *self._classify.methods(),
+            *explain.ExplainServicer(self._classifier, self._explainer).methods(),
             *model_info.ModelInfoServicer(self._repository).methods(),
             *self._infer.methods(),
             *self._admin.methods(),
@@ -182,7 +185,7 @@ class Server:
             self._budget,
             self._config.max_json_bytes,
         )
-        return Page(self._classifier, self._repository, rest) if self._config.page_offered else rest
+        return Page(self._classifier, self._explainer, self._repository, rest) if self._config.page_offered else rest
 
     @property
     def grpc_port(self) -> int:

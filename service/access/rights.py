@@ -39,6 +39,7 @@ _CHANNELZ = "/grpc.channelz.v1.Channelz"
 GRPC: Mapping[str, Need] = {
     f"{_CLASSIFIER}/Classify": Need("infer", "model"),
     f"{_CLASSIFIER}/ClassifyStream": Need("infer", "request.model"),
+    f"{_CLASSIFIER}/Explain": Need("infer", "model"),
     f"{_CLASSIFIER}/GetModel": Need("describe", "model"),
     f"{_CLASSIFIER}/ListModels": Need("read"),
     f"{_OIP}/ModelInfer": Need("infer", "model_name"),
@@ -93,6 +94,8 @@ HTTP: Mapping[str, Right] = {
     "/page/models": "read",
     "/page/classify/<model>": "infer",
     "/page/classify/<model>/<version>": "infer",
+    "/page/explain/<model>": "infer",
+    "/page/explain/<model>/<version>": "infer",
     "/v2": "describe",
     "/v2/health/live": "open",
     "/v2/health/ready": "open",

@@ -11,10 +11,19 @@ three times within about a second if no server could take it, or after the time 
 
 from service.client.aio import AsyncClient
 from service.client.images import Image, Images, Pixels
-from service.client.messages import CallFailed, Classification, ModelInfo, ModelStatus, Outcome, Prediction, RequestTooLarge
+from service.client.messages import (
+    CallFailed,
+    Classification,
+    Explanation,
+    ModelInfo,
+    ModelStatus,
+    Outcome,
+    Prediction,
+    RequestTooLarge,
+)
 from service.client.sync import Client
 
 __all__ = [
-    "AsyncClient", "CallFailed", "Classification", "Client", "Image", "Images", "ModelInfo", "ModelStatus", "Outcome", "Pixels",
-    "Prediction", "RequestTooLarge",
+    "AsyncClient", "CallFailed", "Classification", "Client", "Explanation", "Image", "Images", "ModelInfo", "ModelStatus",
+    "Outcome", "Pixels", "Prediction", "RequestTooLarge",
 ]  # fmt: skip

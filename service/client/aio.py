@@ -6,12 +6,12 @@ the block that it opens.
 
 # sync: import threading
 # sync: import time
-# sync: from collections.abc import Generator, Iterable, Iterator, Sequence
+# sync: from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 import asyncio  # asyncio only
 import itertools
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Sequence  # asyncio only
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Sequence  # asyncio only
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 
@@ -30,11 +30,14 @@ from service.client.images import Image, Images, needs_reading
 from service.client.messages import (
     CallFailed,
     Classification,
+    Explanation,
     ModelInfo,
     ModelStatus,
     Outcome,
     classification,
     classify_request,
+    explain_request,
+    explanations,
     filled,
     model_info,
     model_statuses,
@@ -43,6 +46,8 @@ from service.client.messages import (
 from service.client.stream import IN_FLIGHT, Window
 from service.errors import UserError
 from service.pb.convoy.v1 import classifier_pb2 as pb
+
+_Request = TypeVar("_Request", pb.ClassifyRequest, pb.ExplainRequest)
 
 
 class AsyncClient:
@@ -113,6 +118,7 @@ class AsyncClient:
         top_k: int = 0,
         priority: int = 0,
         timeout_seconds: float = 0.0,
+        embeddings: bool = False,
     ) -> Classification:
         """Classifies images with one model, in one request.
 
@@ -123,13 +129,37 @@ class AsyncClient:
             top_k: how many labels an image gets; 0 means 5.
             priority: 1 is served first; 0 means the model's default level.
             timeout_seconds: the server's time limit; the call's deadline is a second later. 0: the client's deadline alone.
+            embeddings: return those too, of a model that was exported with `--embeddings`.
 
         Raises:
             UserError: a file cannot be read, an array is not uint8, or an argument has an invalid value.
             CallFailed: the server refused or failed, or cannot be reached.
         """
         fields = {"model": model, "version": version, "top_k": top_k, "priority": priority, "timeout_seconds": timeout_seconds}
-        return classification(await self._call(self._stubs().classify, await _request(images, fields), timeout_seconds))
+        fields |= {"embeddings": True} if embeddings else {}
+        return classification(
+            await self._call(self._stubs().classify, await _request(images, fields, classify_request), timeout_seconds)
+        )
+
+    async def explain(
+        self, images: Images, model: str, label: str | None = None, *, version: str = "", timeout_seconds: float = 0.0
+    ) -> list[Explanation]:
+        """Says which pixels of each image spoke for a label.
+
+        Args:
+            images: a few: at most 4, unless the model's policy says otherwise (`max_explain_items`).
+            model: the model's name.
+            label: what to explain; None for the best label of each image.
+            version: as for `classify`.
+            timeout_seconds: as for `classify`.
+
+        Raises:
+            UserError: as `classify`.
+            CallFailed: as `classify`; also for too many images, and for a model that was not exported or imported by Convoy.
+        """
+        fields = {"model": model, "label": label or "", "version": version, "timeout_seconds": timeout_seconds}
+        request = await _request(images, fields, explain_request)
+        return explanations(await self._call(self._stubs().explain, request, timeout_seconds))
 
     async def classify_stream(
         self,
@@ -313,7 +343,7 @@ class AsyncFeed(Window):
     async def _take(self, requests: Iterable[Images] | AsyncIterable[Images], fields: dict[str, Any]) -> None:
         try:
             async for images in asynchronous(requests):
-                request = await _request(images, fields)
+                request = await _request(images, fields, classify_request)
                 async with self._changed:
                     await self._changed.wait_for(self.has_room)
                     if self.closed:
@@ -371,7 +401,7 @@ def _running_loop() -> asyncio.AbstractEventLoop:  # asyncio only
         raise UserError("an AsyncClient is used in a running asyncio event loop; without one, use Client") from None
 
 
-async def _request(images: Images, fields: dict[str, Any]) -> pb.ClassifyRequest:
+async def _request(images: Images, fields: dict[str, Any], build: Callable[..., _Request]) -> _Request:
     if needs_reading(images):  # asyncio only
-        return await asyncio.to_thread(classify_request, images, **fields)
-    return classify_request(images, **fields)
+        return await asyncio.to_thread(build, images, **fields)
+    return build(images, **fields)

@@ -168,6 +168,7 @@ class Stubs:
             return _unless_closed(method, metadata)
 
         self.classify = unary("Classify", pb.ClassifyRequest, pb.ClassifyResponse)
+        self.explain = unary("Explain", pb.ExplainRequest, pb.ExplainResponse)
         self.get_model = unary("GetModel", pb.GetModelRequest, pb.GetModelResponse)
         self.list_models = unary("ListModels", pb.ListModelsRequest, pb.ListModelsResponse)
         self.classify_stream = _unless_closed(

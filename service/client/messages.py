@@ -1,6 +1,7 @@
 """The client's requests, answers and errors: plain values on one side, protobuf messages and gRPC statuses on the other."""
 
 import re
+from array import array
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -18,7 +19,8 @@ _OVERHEAD_BYTES = 16
 
 _TOO_LARGE = re.compile(r"larger than max \((\d+) vs\. (\d+)\)")
 _CODES = {code.value[0]: code.name for code in grpc.StatusCode}
-_Request = TypeVar("_Request", pb.ClassifyRequest, pb.GetModelRequest)
+_Request = TypeVar("_Request", pb.ClassifyRequest, pb.ExplainRequest, pb.GetModelRequest)
+_WithItems = TypeVar("_WithItems", pb.ClassifyRequest, pb.ExplainRequest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ class Classification:
 
     `heads` has the same as `results` from each further head of the model, by its name. `thresholds` has the probability from which
     on a label is taken as true, by the name of the head, "" for the first; of heads whose labels are true or not each by itself.
+    `embeddings` has float32[D] for each image, if they were asked for; `numpy.stack` makes float32[N,D] of it.
     """
 
     model: str
@@ -48,6 +51,7 @@ class Classification:
     phases: dict[str, float]
     heads: dict[str, list[list[Prediction]]] = field(default_factory=dict)
     thresholds: dict[str, float] = field(default_factory=dict)
+    embeddings: "list[array[float]]" = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,24 @@ class ModelStatus:
     version: str
     state: Literal["READY", "LOADING", "UNAVAILABLE"]
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Which pixels spoke for a label of an image.
+
+    Attributes:
+        prediction: the label that is explained.
+        method: `class_activation` (what each place contributed to the label's score) or `occlusion` (how much its log-odds fell
+            when a patch hid the pixel).
+        heat: float32[height,width] of the model's input, above zero where pixels spoke for the label; `numpy.asarray(heat)`.
+        overlay: a PNG of the picture as the model saw it under the heat map.
+    """
+
+    prediction: Prediction
+    method: str
+    heat: "memoryview[float]"
+    overlay: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +96,7 @@ class ModelInfo:
     """What one version of a served model takes and gives. `contract`, `limits` and `heads` have the fields of the API's messages.
 
     `contract` is None for a model that Convoy did not export. `preferred_batch_items` are the most efficient batch sizes.
+    `embedding_size` is 0 for a model that gives no embeddings, `explanation` the method of `explain`, empty if there is none.
     """
 
     model: str
@@ -91,6 +114,8 @@ class ModelInfo:
     limits: dict[str, float]
     signer: str = ""
     heads: list[dict[str, Any]] = field(default_factory=list)
+    embedding_size: int = 0
+    explanation: str = ""
 
 
 class CallFailed(ConvoyError):
@@ -136,7 +161,16 @@ class Outcome(NamedTuple):
 
 def classify_request(images: Images, **fields: Any) -> pb.ClassifyRequest:
     """Builds a request. Raises UserError for an image or a field value that cannot be sent."""
-    request = filled(pb.ClassifyRequest(), **fields)
+    return _with_items(filled(pb.ClassifyRequest(), **fields), images)
+
+
+def explain_request(images: Images, **fields: Any) -> pb.ExplainRequest:
+    """As `classify_request`."""
+    return _with_items(filled(pb.ExplainRequest(), **fields), images)
+
+
+def _with_items(request: _WithItems, images: Images) -> _WithItems:
+    """Adds the images to a request and returns it. Raises UserError for an image that cannot be sent."""
     # Added up here: ByteSize() of the whole would make protobuf serialise the images once more.
     size_bytes = request.ByteSize() + 2 * _OVERHEAD_BYTES
     for item in items(images):
@@ -168,6 +202,8 @@ def classification(response: pb.ClassifyResponse) -> Classification:
     if response.HasField("threshold"):
         answer.thresholds[""] = response.threshold
     for result in response.results:
+        if result.embedding:
+            answer.embeddings.append(array("f", result.embedding))
         for head in result.heads:
             answer.heads.setdefault(head.name, []).append(_predictions(head))
             if head.HasField("threshold"):
@@ -187,16 +223,35 @@ def rows(response: pb.ClassifyResponse) -> list[Classification]:
             phases=phases.copy(),
             heads={head.name: [_predictions(head)] for head in result.heads},
             thresholds=thresholds | {head.name: head.threshold for head in result.heads if head.HasField("threshold")},
+            embeddings=[array("f", result.embedding)] if result.embedding else [],
         )
         for result in response.results
     ]
 
 
-def _predictions(result: pb.ItemResult | pb.HeadResult) -> list[Prediction]:
+def explanations(response: pb.ExplainResponse) -> list[Explanation]:
+    """The explanations in a response."""
     return [
-        Prediction(found.label, found.index, found.probability, found.score if found.HasField("score") else None)
-        for found in result.predictions
+        Explanation(
+            _prediction(each.prediction),
+            _method(each.method),
+            memoryview(each.heat).cast("f", (each.height, each.width)),
+            each.overlay,
+        )
+        for each in response.explanations
     ]
+
+
+def _method(method: pb.Explanation.Method) -> str:
+    return pb.Explanation.Method.Name(method).removeprefix("METHOD_").lower() if method else ""
+
+
+def _predictions(result: pb.ItemResult | pb.HeadResult) -> list[Prediction]:
+    return [_prediction(found) for found in result.predictions]
+
+
+def _prediction(found: pb.Prediction) -> Prediction:
+    return Prediction(found.label, found.index, found.probability, found.score if found.HasField("score") else None)
 
 
 def outcome(response: pb.ClassifyStreamResponse) -> Classification | CallFailed:
@@ -229,6 +284,8 @@ def model_info(response: pb.GetModelResponse) -> ModelInfo:
         limits=_fields(response.limits),
         signer=response.signer,
         heads=[_fields(head) for head in response.heads],
+        embedding_size=response.embedding_size,
+        explanation=_method(response.explanation),
     )
 
 

@@ -3,9 +3,9 @@
 import itertools
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 
@@ -22,11 +22,14 @@ from service.client.images import Image, Images
 from service.client.messages import (
     CallFailed,
     Classification,
+    Explanation,
     ModelInfo,
     ModelStatus,
     Outcome,
     classification,
     classify_request,
+    explain_request,
+    explanations,
     filled,
     model_info,
     model_statuses,
@@ -35,6 +38,8 @@ from service.client.messages import (
 from service.client.stream import IN_FLIGHT, Window
 from service.client.sync_many import ManyImages
 from service.pb.convoy.v1 import classifier_pb2 as pb
+
+_Request = TypeVar("_Request", pb.ClassifyRequest, pb.ExplainRequest)
 
 
 class Client:
@@ -104,6 +109,7 @@ class Client:
         top_k: int = 0,
         priority: int = 0,
         timeout_seconds: float = 0.0,
+        embeddings: bool = False,
     ) -> Classification:
         """Classifies images with one model, in one request.
 
@@ -114,13 +120,35 @@ class Client:
             top_k: how many labels an image gets; 0 means 5.
             priority: 1 is served first; 0 means the model's default level.
             timeout_seconds: the server's time limit; the call's deadline is a second later. 0: the client's deadline alone.
+            embeddings: return those too, of a model that was exported with `--embeddings`.
 
         Raises:
             UserError: a file cannot be read, an array is not uint8, or an argument has an invalid value.
             CallFailed: the server refused or failed, or cannot be reached.
         """
         fields = {"model": model, "version": version, "top_k": top_k, "priority": priority, "timeout_seconds": timeout_seconds}
-        return classification(self._call(self._stubs().classify, _request(images, fields), timeout_seconds))
+        fields |= {"embeddings": True} if embeddings else {}
+        return classification(self._call(self._stubs().classify, _request(images, fields, classify_request), timeout_seconds))
+
+    def explain(
+        self, images: Images, model: str, label: str | None = None, *, version: str = "", timeout_seconds: float = 0.0
+    ) -> list[Explanation]:
+        """Says which pixels of each image spoke for a label.
+
+        Args:
+            images: a few: at most 4, unless the model's policy says otherwise (`max_explain_items`).
+            model: the model's name.
+            label: what to explain; None for the best label of each image.
+            version: as for `classify`.
+            timeout_seconds: as for `classify`.
+
+        Raises:
+            UserError: as `classify`.
+            CallFailed: as `classify`; also for too many images, and for a model that was not exported or imported by Convoy.
+        """
+        fields = {"model": model, "label": label or "", "version": version, "timeout_seconds": timeout_seconds}
+        request = _request(images, fields, explain_request)
+        return explanations(self._call(self._stubs().explain, request, timeout_seconds))
 
     def classify_stream(
         self,
@@ -269,7 +297,7 @@ class Feed(Window):
     def _take(self, requests: Iterable[Images], fields: dict[str, Any]) -> None:
         try:
             for images in requests:
-                request = _request(images, fields)
+                request = _request(images, fields, classify_request)
                 with self._changed:
                     self._changed.wait_for(self.has_room)
                     if self.closed:
@@ -319,5 +347,5 @@ class Feed(Window):
             self._changed.notify_all()
 
 
-def _request(images: Images, fields: dict[str, Any]) -> pb.ClassifyRequest:
-    return classify_request(images, **fields)
+def _request(images: Images, fields: dict[str, Any], build: Callable[..., _Request]) -> _Request:
+    return build(images, **fields)

@@ -63,8 +63,14 @@ class Answer:
     def outputs(self) -> dict[str, NDArray[Any]]:
         """The outputs by name, each [n, *shape]; those that config.pbtxt lists, in its shapes, if it has others than the graph."""
         served = self.served
-        outputs = {spec.name: output for spec, output in zip(served.model.outputs, self._outputs, strict=True)}
+        outputs = {spec.name: output for spec, output in zip(served.model.outputs, self._outputs, strict=False)}  # hidden follow
         return outputs if served.forms is None else served.forms.from_items(outputs)
+
+    @property
+    def hidden(self) -> dict[str, NDArray[Any]]:
+        """The hidden outputs by name, each [n, *shape], of a query that asked for them."""
+        model = self.served.model
+        return dict(zip(model.hidden, self._outputs[len(model.outputs) :], strict=True))
 
     def best(self) -> Results:
         """For each item its `top_k` labels as (index, score), best first, equal scores by index."""
@@ -73,7 +79,7 @@ class Answer:
     def best_of_other_heads(self) -> list[Results]:
         """The best labels of each head but the first. Raises `not_finite` if a probability is NaN."""
         model = self.served.model
-        outputs = {spec.name: output for spec, output in zip(model.outputs, self._outputs, strict=True)}
+        outputs = {spec.name: output for spec, output in zip(model.outputs, self._outputs, strict=False)}
         scores = [outputs[head.output] for head in model.heads[1:]]
         if any(np.isnan(each).any() for each in scores):
             raise self.not_finite(f"model {self.served.name!r} gave NaN for this request")

@@ -33,10 +33,11 @@ from service.observability.trace_context import TraceContext
 
 log = logging.getLogger(__name__)
 
-Predict = Callable[[NDArray[Any]], Sequence[NDArray[Any]]]
+Predict = Callable[..., Sequence[NDArray[Any]]]
 """One array [n, *shape] of n items to one array [n, *shape] an output; called by one thread at a time.
 
-It may raise RequestError for items that it does not take.
+A second argument, True, is given if an entry wants the hidden outputs, too: they come after the others. It may raise RequestError
+for items that it does not take.
 """
 
 TraceBatch = Callable[[int, list[TraceContext], float, float], None]
@@ -313,7 +314,7 @@ class Batcher:
         with self._lock:
             if not entry.outputs:
                 entry.outputs = [np.empty((entry.items, *output.shape[1:]), output.dtype) for output in rows]
-            for output, values in zip(entry.outputs, rows, strict=True):
+            for output, values in zip(entry.outputs, rows, strict=False):  # hidden ones, in a batch with others that want them
                 output[first:last] = values
             entry.remaining -= last - first
             entry.finished = max(entry.finished, end)
@@ -355,9 +356,11 @@ def _predict(predict: Predict, parts: list[Part]) -> Sequence[NDArray[Any]]:
     if len(parts) == 1:
         entry, start, stop = parts[0]
         images = entry.images[start:stop]
+        hidden = entry.hidden
     else:
         images = np.concatenate([entry.images[start:stop] for entry, start, stop in parts])
-    outputs = predict(images)
+        hidden = any(part.entry.hidden for part in parts)
+    outputs = predict(images, True) if hidden else predict(images)
     for output in outputs:
         if len(output) != len(images):
             raise ValueError(f"the model gave {output.shape} for {len(images)} items")

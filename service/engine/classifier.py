@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from service.engine.answer import Answer
 from service.engine.decoding import DecodingPool, decode
 from service.engine.decoding_processes import DecodingProcesses
-from service.engine.observer import RequestObserver
+from service.engine.observer import Observation, RequestObserver
 from service.engine.query import Item, Query
 from service.engine.quotas import Quotas
 from service.engine.repository import Repository
@@ -41,6 +41,7 @@ class Classifier:
         self._draining = False
         self.pool = DecodingPool(cpus or cpu_budget(), processes or DecodingProcesses())
         # `Registry.release` and `Registry.pump`: every request goes through them, without a frame of this class.
+        self.acquire = repository.acquire
         self.release: Callable[[ServedVersion], None] = repository.release
         self.pump = repository.pump
 
@@ -99,6 +100,15 @@ class Classifier:
                 observation.refused(error)
             raise
         return request.cancel
+
+    def observation(self, query: Query) -> Observation | None:
+        """The observation of a query that is answered elsewhere; None if it is not observed."""
+        return None if self._observer is None else self._observer.begin(query)
+
+    def check_not_draining(self) -> None:
+        """Raises Unavailable once the server drains."""
+        if self._draining:
+            raise Unavailable("the server is draining")
 
     def classify_blocking(self, query: Query) -> Answer:
         """Answers a query on a thread that may block, never the transport's. Raises RequestError."""

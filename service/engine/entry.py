@@ -71,12 +71,14 @@ class Entry:
         trace: the client's trace, if it sent one.
         principal: who sent it.
         most_held: items that its principal may have in the queue; 0 is no limit.
+        hidden: whether its outputs are to have the model's hidden ones at their end. They may have them if not.
     """
 
     __slots__ = (
         "arrival", "deadline", "finished", "images", "items", "most_held", "on_done", "outputs", "principal", "priority",
         "queued_at", "remaining", "started", "state", "taken", "trace", "turn",
     )  # fmt: skip
+    hidden = False
     arrival: int
     images: NDArray[Any]
     on_done: OnDone
@@ -99,3 +101,10 @@ class Entry:
         self.taken = 0
         self.outputs: Sequence[NDArray[Any]] = ()
         self.queued_at = self.started = self.finished = 0.0
+
+
+class HiddenEntry(Entry):
+    """A request for hidden outputs, too. A class of its own, so that others have no field for it."""
+
+    __slots__ = ()
+    hidden = True

@@ -27,7 +27,8 @@ class Query(NamedTuple):
     `version` is a number, an alias or empty; `top_k`, `priority` and `timeout_seconds` are 0 for the model's default. `deadline` is
     in `time.monotonic` seconds, infinite if there is none. `validate` is called with the model before it computes, and may raise
     RequestError, or return the tensor in the shape that the graph has for it, or the items that it stands for. `trace` is the
-    client's trace, if it sent one; `id` is the client's name for the request; `principal` is who sent it.
+    client's trace, if it sent one; `id` is the client's name for the request; `principal` is who sent it. `hidden` asks
+    for the model's hidden outputs, too.
     """
 
     model: str
@@ -42,6 +43,7 @@ class Query(NamedTuple):
     trace: TraceContext | None = None
     id: str = ""
     principal: Principal = UNKNOWN
+    hidden: bool = False
 
     @property
     def size_bytes(self) -> int:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from service.engine.answer import Answer, at_fault
 from service.engine.decoding import DecodingPool, decode, decode_quickly, raw_images
-from service.engine.entry import DECODING, DONE, QUEUED, RUNNING, Entry
+from service.engine.entry import DECODING, DONE, QUEUED, RUNNING, Entry, HiddenEntry
 from service.engine.query import Query
 from service.engine.quotas import Quotas
 from service.engine.served_version import ServedVersion
@@ -64,8 +64,9 @@ class Request:
         timeout = query.timeout_seconds or policy.default_timeout_seconds
         if served.triton.level_timeouts and not query.timeout_seconds:
             timeout = served.triton.level_timeouts.get(priority, timeout)
-        deadline = _deadline(query.deadline, timeout) if timeout else query.deadline
-        self._entry = Entry(count, priority, deadline, query.trace, query.principal)
+        deadline = deadline_after(query.deadline, timeout) if timeout else query.deadline
+        kind = HiddenEntry if query.hidden else Entry
+        self._entry = kind(count, priority, deadline, query.trace, query.principal)
         if context.quotas is not None:
             most = self._entry.most_held = context.quotas.queue_items(query.principal)
             if 0 < most < count:
@@ -194,7 +195,7 @@ def _allowed_priority(asked: int, policy: Policy, first: int) -> int:
     return max(asked or policy.default_priority, first)
 
 
-def _deadline(deadline: float, timeout: float) -> float:
+def deadline_after(deadline: float, timeout: float) -> float:
     """The earlier of the call's deadline and now plus the timeout, in seconds."""
     if not 0 <= timeout <= MAX_TIMEOUT_SECONDS:  # refuses NaN too
         raise InvalidRequest(f"timeout_seconds {timeout} is not between 0 and {MAX_TIMEOUT_SECONDS:.0e}", "timeout_seconds")

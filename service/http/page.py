@@ -7,6 +7,7 @@ with the image as the model got it. Versions are texts in its JSON: a number of 
 import base64
 import io
 import mimetypes
+import time
 from collections.abc import Callable, Iterable, Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from werkzeug.wrappers import Request, Response
 from service import convoy_version
 from service.engine.answer import Answer
 from service.engine.classifier import Classifier
+from service.engine.explain import Explainer, method_of
 from service.engine.query import Item, Query
 from service.engine.reply import reply_to
 from service.engine.repository import Repository
@@ -30,7 +32,7 @@ from service.engine.top_k import Results
 from service.errors import InvalidRequest
 from service.http.principals import principal_of
 from service.http.responses import json_response, response_to_error
-from service.http.server import PAGE_CLASSIFY, PAGE_CLASSIFY_VERSION, match_route
+from service.http.server import PAGE_CLASSIFY, PAGE_CLASSIFY_VERSION, PAGE_EXPLAIN, PAGE_EXPLAIN_VERSION, match_route
 from service.model.scores import described
 
 if TYPE_CHECKING:
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 
 TOP_K = 10
 MAX_LABELS = 100
+EXPLAIN_SECONDS = 60.0
+"""How long the page waits for an explanation: nobody can cancel it there."""
 
 _FILES = (
     "index.html", "page.css", "page.js", "ask.js", "live.js", "metrics.js", "playground.js", "uPlot.iife.min.js", "uPlot.min.css",
@@ -52,8 +56,9 @@ _HEADERS = {
 class Page:
     """The WSGI application of `/` and `/page/...`; all other paths go to `app`."""
 
-    def __init__(self, classifier: Classifier, repository: Repository, app: "WSGIApplication") -> None:
+    def __init__(self, classifier: Classifier, explainer: Explainer, repository: Repository, app: "WSGIApplication") -> None:
         self._classifier = classifier
+        self._explainer = explainer
         self._repository = repository
         self._app = app
         self._files = {name: files("service.http").joinpath("web", name).read_bytes() for name in _FILES}
@@ -62,6 +67,8 @@ class Page:
             "/page/models": ("GET", self._models),
             PAGE_CLASSIFY: ("POST", self._classify),
             PAGE_CLASSIFY_VERSION: ("POST", self._classify),
+            PAGE_EXPLAIN: ("POST", self._explain),
+            PAGE_EXPLAIN_VERSION: ("POST", self._explain),
             "/page/<name>": ("GET", self._file),
         }
         rules = [Rule(path, methods=[method], endpoint=handler) for path, (method, handler) in handlers.items()]
@@ -116,13 +123,21 @@ class Page:
 
         That is null for a model whose graph decodes.
         """
-        body = request.get_data()
-        if not body:
-            raise InvalidRequest("the body must be an image file")
-        query = Query(
-            model=model, version=version, items=[Item(body, encoded=True)], top_k=TOP_K, principal=principal_of(request.environ)
+        query = _query(request, model, version)
+        return reply_to(self._classifier, query, self._write, query.items[0].data)
+
+    def _explain(self, request: Request, model: str, version: str = "") -> Response:
+        """The body is an image file. The reply has a picture of what spoke for the best label."""
+        query = _query(request, model, version)._replace(deadline=time.monotonic() + EXPLAIN_SECONDS)
+        answer, [found] = self._explainer.explain_blocking(query, "")
+        answer.delivered(answer.best(), 0.0)
+        return json_response(
+            {
+                "label": answer.served.model.labels[found.label_index],
+                "method": found.method,
+                "overlay": _data_url(found.overlay),
+            }
         )
-        return reply_to(self._classifier, query, self._write, body)
 
     def _write(self, answer: Answer, best: Results, image_file: bytes) -> Response:
         answer.check_no_nan(best)
@@ -146,18 +161,31 @@ class Page:
                     for name, seconds in answer.phases._asdict().items()
                     if seconds is not None
                 },
-                "seen": None if seen is None else _data_url(seen),
+                "seen": None if seen is None else _data_url(_png(seen)),
                 "shape": None if seen is None else list(seen.shape),
             }
         )
 
 
-def _data_url(seen: NDArray[Any]) -> str:
-    """The picture, [H,W,C], in the form that a page shows."""
+def _png(seen: NDArray[Any]) -> bytes:
+    """The picture, [H,W,C]."""
     png = io.BytesIO()
     shown = np.rint(seen).astype(np.uint8)
     Image.fromarray(shown.squeeze(-1) if shown.shape[-1] == 1 else shown).save(png, "png")
-    return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
+    return png.getvalue()
+
+
+def _query(request: Request, model: str, version: str) -> Query:
+    body = request.get_data()
+    if not body:
+        raise InvalidRequest("the body must be an image file")
+    return Query(
+        model=model, version=version, items=[Item(body, encoded=True)], top_k=TOP_K, principal=principal_of(request.environ)
+    )
+
+
+def _data_url(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def _named(labels: Sequence[str], found: Sequence[tuple[int, float]]) -> list[dict[str, Any]]:
@@ -179,6 +207,7 @@ def _version_info(served: ServedVersion) -> dict[str, Any]:
         "labels_are_numbers": model.labels_are_numbers,
         "max_batch_items": served.batcher.max_batch_items,
         "takes_pictures": model.takes_pictures,
+        "explains": method_of(served),
     }
     if model.score_kind is not None:
         activation, scores = described(model.score_kind)

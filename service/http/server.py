@@ -54,6 +54,8 @@ INFER = "/v2/models/<model>/infer"
 INFER_VERSION = "/v2/models/<model>/versions/<version>/infer"
 PAGE_CLASSIFY = "/page/classify/<model>"
 PAGE_CLASSIFY_VERSION = "/page/classify/<model>/<version>"
+PAGE_EXPLAIN = "/page/explain/<model>"
+PAGE_EXPLAIN_VERSION = "/page/explain/<model>/<version>"
 
 _PROBES = ("metrics", "livez", "readyz")
 
@@ -62,7 +64,7 @@ _PROBES = ("metrics", "livez", "readyz")
 _ROUTES = Map(
     [Rule(f"/{name}", endpoint=name) for name in _PROBES]
     + [Rule(path, endpoint="infer") for path in (INFER, INFER_VERSION)]
-    + [Rule(path, endpoint="page") for path in (PAGE_CLASSIFY, PAGE_CLASSIFY_VERSION)],
+    + [Rule(path, endpoint="page") for path in (PAGE_CLASSIFY, PAGE_CLASSIFY_VERSION, PAGE_EXPLAIN, PAGE_EXPLAIN_VERSION)],
     merge_slashes=False,
 )
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")

@@ -32,7 +32,7 @@ from service.observability.metrics import Metrics
 from service.observability.trace_context import TraceContext
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.principal import UNKNOWN, Principal
-from service.rpc.classify import query_of, write_response
+from service.rpc.classify import query_of, write_response, write_with_embeddings
 from service.rpc.model_info import ModelInfoServicer
 from service.rpc.status import status_of
 
@@ -107,7 +107,8 @@ class Engine:
             self._running.add(reply)
         try:
             query = query_of(request, self._classifier, _CALLER)
-            respond = partial(send_reply, self._classifier, reply, write_response, "")
+            write = write_with_embeddings if query.hidden else write_response
+            respond = partial(send_reply, self._classifier, reply, write, "")
             reply.cancel = self._classifier.classify(query, respond, on_transport=False)
         except BaseException:
             self._ended(reply)

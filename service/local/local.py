@@ -83,14 +83,16 @@ class Local:
         top_k: int = 0,
         priority: int = 0,
         timeout_seconds: float = 0.0,
+        embeddings: bool = False,
     ) -> Classification:
         """Classifies images with one model, in one request. Arguments and errors are those of `Client.classify`.
 
         `model` may be left out where there is one. `timeout_seconds` is the only limit of time.
         """
         request = classify_request(
-            images, model=self._name(model), version=version, top_k=top_k, priority=priority, timeout_seconds=timeout_seconds
-        )
+            images, model=self._name(model), version=version, top_k=top_k, priority=priority, timeout_seconds=timeout_seconds,
+            embeddings=embeddings,
+        )  # fmt: skip
         outcomes: SimpleQueue[bytes | BaseException] = SimpleQueue()
         outcome: bytes | BaseException
         for attempt in range(1, _ATTEMPTS + 1):

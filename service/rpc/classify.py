@@ -4,12 +4,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
+import numpy as np
+
 from service.engine.answer import Answer
 from service.engine.classifier import Classifier
 from service.engine.query import MANY_ITEMS, Item, Query
 from service.engine.reply import send_reply
+from service.engine.served_version import ServedVersion
 from service.engine.top_k import Results
 from service.errors import InvalidRequest, QueueFull, Unavailable
+from service.model.contract import EMBEDDING_NAME
 from service.observability.trace_context import TraceContext
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.principal import Principal
@@ -18,7 +22,7 @@ from service.rpc.message_cost import max_fields
 from service.rpc.open_streams import OpenStreams
 from service.rpc.request_stream import RequestStream, StreamRequest
 from service.rpc.status import status_of
-from service.rpc.wire import ClassifyResponseWriter, classify_stream_response
+from service.rpc.wire import ClassifyResponseWriter, classify_stream_response, with_embeddings
 
 SERVICE = "convoy.v1.Classifier"
 MAX_ID_CHARACTERS = 256
@@ -65,7 +69,8 @@ class ClassifyServicer:
     def _classify(self, request: pb.ClassifyRequest, call: UnaryCall) -> None:
         query = query_of(request, self._classifier, call)
         # Of the request, which holds the images, only the id is kept.
-        respond = partial(send_reply, self._classifier, call, write_response, request.id)
+        write = write_with_embeddings if query.hidden else write_response
+        respond = partial(send_reply, self._classifier, call, write, request.id)
         call.on_cancelled(self._classifier.classify(query, respond))
 
     def _open(self, call: StreamCall) -> Receiver:
@@ -75,7 +80,8 @@ class ClassifyServicer:
             if call.grant is not None:
                 call.grant.require_message(call.method.path, message)
             query = query_of(request, self._classifier, call)
-            respond = partial(send_reply, self._classifier, stream_request, _write_in_stream, stream_request)
+            write = _write_embeddings_in_stream if query.hidden else _write_in_stream
+            respond = partial(send_reply, self._classifier, stream_request, write, stream_request)
             return self._classifier.classify(query, respond)
 
         stream = RequestStream(call, start, _error_response)
@@ -104,11 +110,20 @@ def query_of(request: pb.ClassifyRequest, classifier: Classifier, call: Caller) 
             items.append(Item(item.encoded, True))
         else:
             raise InvalidRequest(f"item {len(items)} has neither encoded nor pixels", f"items[{len(items)}]")
+    embeddings = request.embeddings
     # By position: twice as fast as by name.
     return Query(
         request.model, items, request.version, request.top_k, request.priority, request.timeout_seconds, call.deadline,
-        None, None, call.trace, request_id, call.principal,
+        None, _require_embeddings if embeddings else None, call.trace, request_id, call.principal, embeddings,
     )  # fmt: skip
+
+
+def _require_embeddings(served: ServedVersion) -> None:
+    if EMBEDDING_NAME not in served.model.hidden:
+        raise InvalidRequest(
+            f"model {served.name!r} version {served.version} gives no embeddings: export or import it with --embeddings",
+            "embeddings",
+        )
 
 
 def write_response(answer: Answer, best: Results, request_id: str) -> bytes:
@@ -124,8 +139,20 @@ def write_response(answer: Answer, best: Results, request_id: str) -> bytes:
     return writer.write(request_id, answer.phases, best, others)
 
 
+def write_with_embeddings(answer: Answer, best: Results, request_id: str) -> bytes:
+    """The same with the embedding of each item."""
+    rows = answer.hidden[EMBEDDING_NAME]
+    if not np.isfinite(rows).all():
+        raise answer.not_finite(f"model {answer.served.name!r} gave an embedding that is not finite for this request")
+    return with_embeddings(write_response(answer, best, request_id), rows)
+
+
 def _write_in_stream(answer: Answer, best: Results, request: StreamRequest) -> bytes:
     return classify_stream_response(request.id, request.index, write_response(answer, best, request.id))
+
+
+def _write_embeddings_in_stream(answer: Answer, best: Results, request: StreamRequest) -> bytes:
+    return classify_stream_response(request.id, request.index, write_with_embeddings(answer, best, request.id))
 
 
 def _error_response(request_id: str, index: int, error: BaseException) -> bytes:

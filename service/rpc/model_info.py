@@ -2,8 +2,10 @@
 
 import math
 
+from service.engine.explain import method_of
 from service.engine.repository import Repository
 from service.engine.served_version import ServedVersion
+from service.model.contract import EMBEDDING_NAME
 from service.model.inference import Model
 from service.model.scores import described
 from service.model.signature import TensorSpec
@@ -11,6 +13,7 @@ from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.policy import Policy
 from service.rpc.call import Method, Unary, UnaryCall
 from service.rpc.classify import SERVICE
+from service.rpc.explain import METHODS
 
 _STATES = {
     "READY": pb.ModelStatus.STATE_READY,
@@ -73,6 +76,8 @@ class ModelInfoServicer:
             preferred_batch_items=preferred_batch_items(served.batcher.measured(), served.batcher.max_batch_items),
             limits=_limits(served.policy),
             heads=_heads(model),
+            embedding_size=model.hidden[EMBEDDING_NAME].shape[0] if EMBEDDING_NAME in model.hidden else 0,
+            explanation=METHODS[method_of(served)],
         )
 
 

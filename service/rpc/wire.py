@@ -108,6 +108,15 @@ class ClassifyResponseWriter:
         return response.SerializeToString()
 
 
+def with_embeddings(response: bytes, rows: NDArray[Any]) -> bytes:
+    """A serialised `ClassifyResponse` with a row float32[n,D] in each result."""
+    message = classifier_pb2.ClassifyResponse.FromString(response)
+    for result, row in zip(message.results, rows.astype("<f4"), strict=True):
+        content = row.tobytes()
+        result.MergeFromString(b"\x1a" + varint(len(content)) + content)  # ItemResult.embedding
+    return message.SerializeToString()
+
+
 def classify_stream_response(request_id: str, index: int, response: bytes) -> bytes:
     """A serialised `ClassifyStreamResponse` with a serialised `ClassifyResponse` in it."""
     parts: list[bytes] = []

@@ -77,4 +77,4 @@ class Forwarder:
 def _infers(request: Mapping[str, Any]) -> bool:
     """Whether it changes nothing: a load, or shared memory, is for every worker, the stopped one as well."""
     path: str = request.get("PATH_INFO", "")
-    return path.endswith("/infer") or path.startswith("/page/classify/")
+    return path.endswith("/infer") or path.startswith(("/page/classify/", "/page/explain/"))

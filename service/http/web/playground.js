@@ -5,6 +5,7 @@ import { ask as request } from "./ask.js";
 const element = (id) => document.getElementById(id);
 const SIDE = 280; // of the drawing area, in pixels
 const MARGIN = 0.12; // round a drawing, as a share of it
+const METHODS = { class_activation: "what each place added to its score", occlusion: "how the answer changed when a patch hid the place" };
 const percent = (share) => `${(100 * share).toFixed(share > 0.9995 || share < 0.1 ? 2 : 1)} %`;
 
 let models = [];
@@ -53,18 +54,50 @@ async function ask() {
     forget();
     return;
   }
-  let answer;
-  try {
-    const path = element("model").value.split("/").map(encodeURIComponent).join("/");
-    const response = await request(`page/classify/${path}`, { method: "POST", body: picture });
-    const told = (response.headers.get("content-type") || "").startsWith("application/json");
-    answer = told ? await response.json() : { error: refusal(response) };
-  } catch {
-    answer = { error: "The server does not answer." };
-  }
+  const answer = await send("classify", chosenPath(), picture);
   if (turn !== asked) return;
   if (answer.error) fail(answer.error);
-  else show(answer);
+  else {
+    show(answer);
+    offerExplanation(turn, picture);
+  }
+}
+
+/** The server's answer, or an object with `error` alone. */
+async function send(what, path, picture) {
+  try {
+    const response = await request(`page/${what}/${path}`, { method: "POST", body: picture });
+    const told = (response.headers.get("content-type") || "").startsWith("application/json");
+    return told ? await response.json() : { error: refusal(response) };
+  } catch {
+    return { error: "The server does not answer." };
+  }
+}
+
+function chosenPath() {
+  return element("model").value.split("/").map(encodeURIComponent).join("/");
+}
+
+/** The button beside the answer that is shown, to the request of this turn. */
+function offerExplanation(turn, picture) {
+  const button = element("explain"), path = chosenPath();
+  button.hidden = !chosenModel()?.explains;
+  button.disabled = false;
+  button.textContent = "Show why";
+  element("why").hidden = true;
+  button.onclick = async () => {
+    button.disabled = true;
+    button.textContent = "Looking ...";
+    const found = await send("explain", path, picture);
+    if (turn !== asked) return;
+    button.disabled = false;
+    button.hidden = !found.error;
+    button.textContent = "Show why";
+    element("overlay").hidden = Boolean(found.error);
+    if (!found.error) element("overlay").src = found.overlay;
+    element("why-text").textContent = found.error ?? `Red spoke for “${found.label}”, blue against it: ${METHODS[found.method]}.`;
+    element("why").hidden = false;
+  };
 }
 
 /** What an answer says that is not the server's own: some proxy before it gave it. */

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from service.engine.batcher import Batcher
-from service.engine.entry import Entry
+from service.engine.entry import Entry, HiddenEntry
 from service.engine.scheduling import INLINE_BACKOFF_SECONDS, STALL_SECONDS
 from service.errors import Cancelled, DeadlineExceeded, ModelFailed, RequestError
 from tests.lack_of_threads import no_more_threads
@@ -448,3 +448,27 @@ def test_what_other_threads_submit_waits_for_others_too(make: Make, gate: Gate, 
     done.wait_for(3)
     assert gate.batches == [3]
     assert gate.threads == ["batcher-m-1"]
+
+
+def test_hidden_outputs_are_for_those_who_ask_also_in_one_batch_with_others(done: Outcomes) -> None:
+    """Batches of four for three requests, of which the second asks, and shares both batches with the others."""
+    asked: list[bool] = []
+
+    def predict(images: NDArray[np.uint8], with_hidden: bool = False) -> list[NDArray[np.uint8]]:
+        asked.append(with_hidden)
+        return [images, images + 100, *([images + 200] if with_hidden else [])]
+
+    batcher = Batcher(predict, name="m", version=3, max_batch_items=4, max_queue_items=64, measured=FAST)
+    works = [Asked(images(*values), done) for values in ((1, 2, 3), (4, 5, 6), (7, 8, 9, 10))]
+    works[1].entry = HiddenEntry(3)
+    for work in works:
+        submit(batcher, work)
+    while batcher.queued_items:
+        batcher.pump()
+    done.wait_for(3)
+    batcher.close()
+    assert asked == [True, True, False]
+    for work in works:
+        np.testing.assert_array_equal(work.outputs[0], work.images)
+        np.testing.assert_array_equal(work.outputs[1], work.images + 100)
+    np.testing.assert_array_equal(works[1].outputs[2], works[1].images + 200)

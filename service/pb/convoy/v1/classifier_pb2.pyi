@@ -16,7 +16,7 @@ class Item(_message.Message):
     def __init__(self, encoded: _Optional[bytes] = ..., pixels: _Optional[bytes] = ...) -> None: ...
 
 class ClassifyRequest(_message.Message):
-    __slots__ = ("model", "version", "items", "top_k", "priority", "timeout_seconds", "id")
+    __slots__ = ("model", "version", "items", "top_k", "priority", "timeout_seconds", "id", "embeddings")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ITEMS_FIELD_NUMBER: _ClassVar[int]
@@ -24,6 +24,7 @@ class ClassifyRequest(_message.Message):
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDINGS_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     items: _containers.RepeatedCompositeFieldContainer[Item]
@@ -31,7 +32,8 @@ class ClassifyRequest(_message.Message):
     priority: int
     timeout_seconds: float
     id: str
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ..., top_k: _Optional[int] = ..., priority: _Optional[int] = ..., timeout_seconds: _Optional[float] = ..., id: _Optional[str] = ...) -> None: ...
+    embeddings: bool
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ..., top_k: _Optional[int] = ..., priority: _Optional[int] = ..., timeout_seconds: _Optional[float] = ..., id: _Optional[str] = ..., embeddings: _Optional[bool] = ...) -> None: ...
 
 class Prediction(_message.Message):
     __slots__ = ("label", "index", "probability", "score")
@@ -46,12 +48,14 @@ class Prediction(_message.Message):
     def __init__(self, label: _Optional[str] = ..., index: _Optional[int] = ..., probability: _Optional[float] = ..., score: _Optional[float] = ...) -> None: ...
 
 class ItemResult(_message.Message):
-    __slots__ = ("predictions", "heads")
+    __slots__ = ("predictions", "heads", "embedding")
     PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
     HEADS_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDING_FIELD_NUMBER: _ClassVar[int]
     predictions: _containers.RepeatedCompositeFieldContainer[Prediction]
     heads: _containers.RepeatedCompositeFieldContainer[HeadResult]
-    def __init__(self, predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., heads: _Optional[_Iterable[_Union[HeadResult, _Mapping]]] = ...) -> None: ...
+    embedding: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., heads: _Optional[_Iterable[_Union[HeadResult, _Mapping]]] = ..., embedding: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class HeadResult(_message.Message):
     __slots__ = ("name", "predictions", "threshold")
@@ -88,6 +92,58 @@ class ClassifyResponse(_message.Message):
     phases: Phases
     threshold: float
     def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., id: _Optional[str] = ..., results: _Optional[_Iterable[_Union[ItemResult, _Mapping]]] = ..., phases: _Optional[_Union[Phases, _Mapping]] = ..., threshold: _Optional[float] = ...) -> None: ...
+
+class ExplainRequest(_message.Message):
+    __slots__ = ("model", "version", "items", "label", "timeout_seconds", "id")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: str
+    items: _containers.RepeatedCompositeFieldContainer[Item]
+    label: str
+    timeout_seconds: float
+    id: str
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ..., label: _Optional[str] = ..., timeout_seconds: _Optional[float] = ..., id: _Optional[str] = ...) -> None: ...
+
+class Explanation(_message.Message):
+    __slots__ = ("prediction", "method", "height", "width", "heat", "overlay")
+    class Method(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        METHOD_UNSPECIFIED: _ClassVar[Explanation.Method]
+        METHOD_CLASS_ACTIVATION: _ClassVar[Explanation.Method]
+        METHOD_OCCLUSION: _ClassVar[Explanation.Method]
+    METHOD_UNSPECIFIED: Explanation.Method
+    METHOD_CLASS_ACTIVATION: Explanation.Method
+    METHOD_OCCLUSION: Explanation.Method
+    PREDICTION_FIELD_NUMBER: _ClassVar[int]
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    HEAT_FIELD_NUMBER: _ClassVar[int]
+    OVERLAY_FIELD_NUMBER: _ClassVar[int]
+    prediction: Prediction
+    method: Explanation.Method
+    height: int
+    width: int
+    heat: bytes
+    overlay: bytes
+    def __init__(self, prediction: _Optional[_Union[Prediction, _Mapping]] = ..., method: _Optional[_Union[Explanation.Method, str]] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., heat: _Optional[bytes] = ..., overlay: _Optional[bytes] = ...) -> None: ...
+
+class ExplainResponse(_message.Message):
+    __slots__ = ("model", "version", "id", "explanations")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    EXPLANATIONS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: str
+    id: str
+    explanations: _containers.RepeatedCompositeFieldContainer[Explanation]
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., id: _Optional[str] = ..., explanations: _Optional[_Iterable[_Union[Explanation, _Mapping]]] = ...) -> None: ...
 
 class ClassifyStreamRequest(_message.Message):
     __slots__ = ("request",)
@@ -128,7 +184,7 @@ class GetModelRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
 
 class GetModelResponse(_message.Message):
-    __slots__ = ("model", "version", "versions", "aliases", "input", "outputs", "labels", "contract", "provider", "precision", "digest", "preferred_batch_items", "limits", "signer", "heads")
+    __slots__ = ("model", "version", "versions", "aliases", "input", "outputs", "labels", "contract", "provider", "precision", "digest", "preferred_batch_items", "limits", "signer", "heads", "embedding_size", "explanation")
     class AliasesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -151,6 +207,8 @@ class GetModelResponse(_message.Message):
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     SIGNER_FIELD_NUMBER: _ClassVar[int]
     HEADS_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDING_SIZE_FIELD_NUMBER: _ClassVar[int]
+    EXPLANATION_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     versions: _containers.RepeatedScalarFieldContainer[str]
@@ -166,7 +224,9 @@ class GetModelResponse(_message.Message):
     limits: Limits
     signer: str
     heads: _containers.RepeatedCompositeFieldContainer[Head]
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., versions: _Optional[_Iterable[str]] = ..., aliases: _Optional[_Mapping[str, str]] = ..., input: _Optional[_Union[TensorSpec, _Mapping]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., labels: _Optional[_Iterable[str]] = ..., contract: _Optional[_Union[Contract, _Mapping]] = ..., provider: _Optional[str] = ..., precision: _Optional[str] = ..., digest: _Optional[str] = ..., preferred_batch_items: _Optional[_Iterable[int]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., signer: _Optional[str] = ..., heads: _Optional[_Iterable[_Union[Head, _Mapping]]] = ...) -> None: ...
+    embedding_size: int
+    explanation: Explanation.Method
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., versions: _Optional[_Iterable[str]] = ..., aliases: _Optional[_Mapping[str, str]] = ..., input: _Optional[_Union[TensorSpec, _Mapping]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., labels: _Optional[_Iterable[str]] = ..., contract: _Optional[_Union[Contract, _Mapping]] = ..., provider: _Optional[str] = ..., precision: _Optional[str] = ..., digest: _Optional[str] = ..., preferred_batch_items: _Optional[_Iterable[int]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., signer: _Optional[str] = ..., heads: _Optional[_Iterable[_Union[Head, _Mapping]]] = ..., embedding_size: _Optional[int] = ..., explanation: _Optional[_Union[Explanation.Method, str]] = ...) -> None: ...
 
 class Head(_message.Message):
     __slots__ = ("name", "output", "labels", "activation", "threshold", "scores")

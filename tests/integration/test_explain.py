@@ -1,0 +1,229 @@
+"""Explanations and embeddings on every surface: what they show, what is refused, and that others' requests do not notice them."""
+
+import asyncio
+import io
+import json
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from service.client import AsyncClient, CallFailed, Client, Explanation
+from service.config import ServerConfig
+from service.model.contract import METADATA_KEY, Contract, Origin, own_head
+from service.model.input_spec import InputSpec
+from service.pb.convoy.v1 import classifier_pb2 as pb
+from service.server import Server
+from tests.integration.test_foreign import write as write_foreign
+
+SIDE, PLACES = 32, 8
+WEIGHTS = np.array([[4, -1, 0], [0, 3, 0], [-1, 0, 5]], np.float32)
+"""Of the labels red, green and blue, by the mean of each colour."""
+
+
+def write_model(path: Path, *, hidden: bool) -> None:
+    """Averages of 4x4 places of each colour, 0 to 1, then global average pooling and a linear layer."""
+    nodes = [
+        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["float"], ["nchw"], perm=[0, 3, 1, 2]),
+        helper.make_node("Div", ["nchw", "full"], ["scaled"]),
+        helper.make_node("AveragePool", ["scaled"], ["activations"], kernel_shape=[4, 4], strides=[4, 4]),
+        helper.make_node("GlobalAveragePool", ["activations"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["embedding"]),
+        helper.make_node("Gemm", ["embedding", "weights"], ["logits"], transB=1),
+        helper.make_node("Softmax", ["logits"], ["probabilities"]),
+        helper.make_node("Identity", ["weights"], ["class_weights"]),
+    ]
+    outputs: dict[str, list[Any]] = {"probabilities": ["N", 3], "logits": ["N", 3]}
+    if hidden:
+        outputs |= {"activations": ["N", 3, PLACES, PLACES], "embedding": ["N", 3], "class_weights": [3, 3]}
+    graph = helper.make_graph(
+        nodes, "colors", [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", SIDE, SIDE, 3])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs.items()],
+        [numpy_helper.from_array(np.array(255, np.float32), "full"), numpy_helper.from_array(WEIGHTS, "weights")],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    contract = Contract(
+        schema=2, name="colors", input=InputSpec(height=SIDE, width=SIDE, channels=3), heads=(own_head(("red", "green", "blue")),),
+        precision="fp32", origin=Origin(source="colors.onnx", digest="ab"), golden=(),
+        activations=(3, PLACES, PLACES) if hidden else None, embedding=3 if hidden else None,
+    )  # fmt: skip
+    model.metadata_props.add(key=METADATA_KEY, value=contract.to_json())
+    path.parent.mkdir(parents=True)
+    onnx.save_model(model, path)
+
+
+def pixels() -> np.ndarray:
+    """Black, with a red square at the top left and a green one, smaller, at the bottom right."""
+    found = np.zeros((SIDE, SIDE, 3), np.uint8)
+    found[:12, :12, 0] = 255
+    found[-8:, -8:, 1] = 255
+    return found
+
+
+def photo() -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(pixels()).save(content, "PNG")
+    return content.getvalue()
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("explain") / "models"
+    for name in ("open", "many"):
+        write_model(folder / name / "1" / "model.onnx", hidden=True)
+    for name in ("closed", "dear", "off"):
+        write_model(folder / name / "1" / "model.onnx", hidden=False)
+    (folder / "many" / "serving.toml").write_text("max_explain_items = 400\n")
+    (folder / "dear" / "serving.toml").write_text("max_explain_items = 10000\nmax_batch_size = 1\n")
+    (folder / "off" / "serving.toml").write_text("max_explain_items = 0\n")
+    write_foreign(folder / "foreign" / "1" / "model.onnx")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(models: Path) -> Iterator[Server]:
+    """One for all: nothing here depends on the transport."""
+    settings = {"repository": models, "grpc_port": 0, "http_port": 0, "provider": "cpu"}
+    started = Server(ServerConfig.model_validate(settings))
+    started.start()
+    yield started
+    started.stop()
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[Client]:
+    with Client(f"127.0.0.1:{server.grpc_port}") as opened:
+        yield opened
+
+
+def count(server: Server, name: str, **labels: str) -> float:
+    """A counter, or the sum of a histogram, by its sample's name; 0 if there is none."""
+    return sum(
+        sample.value
+        for metric in server.metrics()
+        for sample in metric.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    )
+
+
+@pytest.mark.parametrize(("model", "method"), [("open", "class_activation"), ("closed", "occlusion")])
+def test_the_heat_map_shows_where_the_label_is(server: Server, client: Client, model: str, method: str) -> None:
+    before = count(server, "grpc_server_handled_total", grpc_method="Explain", grpc_code="OK")
+    [found] = client.explain([photo()], model)
+    [[best, *_]] = client.classify([photo()], model).results
+    assert found.prediction == best
+    assert found.prediction.label == "red"
+    assert found.method == method == client.model(model).explanation
+    heat = np.asarray(found.heat)
+    assert heat.shape == (SIDE, SIDE)
+    assert heat.dtype == np.float32
+    assert heat[3:9, 3:9].min() > 5 * np.abs(heat[16:, :8]).max(), "red is at the top left alone"
+    assert heat[-6:-2, -6:-2].max() < 0, "green speaks against red"
+    [other] = client.explain([photo()], model, "green")
+    assert other.prediction.label == "green"
+    assert np.asarray(other.heat)[-6:-2, -6:-2].min() > 0
+    overlay = np.asarray(Image.open(io.BytesIO(found.overlay)).convert("RGB")).astype(int)
+    scale = len(overlay) // SIDE
+    red_shown, green_shown = overlay[6 * scale, 6 * scale], overlay[-4 * scale, -4 * scale]
+    assert red_shown[0] > red_shown[2] + 50
+    assert green_shown[2] > green_shown[0] + 10
+    assert count(server, "convoy_items_total", model=model) == 3, "the explained pictures; no hidden copies"
+    assert count(server, "convoy_predictions_total", model=model, label="red") == 3
+    batched = count(server, "convoy_batch_items_sum", model=model)
+    assert batched == 3 if method == "class_activation" else 2 * 50 < batched <= 2 * 200 + 1
+    assert count(server, "grpc_server_handled_total", grpc_method="Explain", grpc_code="OK") == before + 2
+
+
+def test_an_asyncio_client_explains_several_at_a_time(server: Server) -> None:
+    async def explain() -> list[Explanation]:
+        async with AsyncClient(f"127.0.0.1:{server.grpc_port}") as client:
+            return await client.explain([photo(), pixels()[:, ::-1].copy()], "many")
+
+    found = asyncio.run(explain())
+    assert [each.prediction.label for each in found] == ["red", "red"]
+    np.testing.assert_allclose(np.asarray(found[0].heat), np.asarray(found[1].heat)[:, ::-1], atol=1e-5)
+
+
+def test_what_cannot_be_explained_is_refused(client: Client) -> None:
+    for model, label, pictures, code, field, message in (
+        ("open", None, 5, "INVALID_ARGUMENT", "items", "1 to 4 are explained at a time"),
+        ("open", None, 0, "INVALID_ARGUMENT", "items", "0 items"),
+        ("open", "purple", 1, "INVALID_ARGUMENT", "label", "its labels are red, green, blue"),
+        ("foreign", None, 1, "INVALID_ARGUMENT", "items[0]", "was not exported by Convoy"),
+        ("off", None, 1, "UNIMPLEMENTED", "", "max_explain_items = 0"),
+        ("none", None, 1, "NOT_FOUND", "", "none"),
+    ):
+        with pytest.raises(CallFailed, match=message) as refused:
+            client.explain([photo()] * pictures, model, label)
+        assert (refused.value.code, refused.value.field) == (code, field)
+    with pytest.raises(CallFailed, match="item 1") as refused:
+        client.explain([photo(), b"no picture"], "closed")
+    assert (refused.value.code, refused.value.field) == ("INVALID_ARGUMENT", "items[1].encoded")
+    with pytest.raises(CallFailed) as refused:
+        client.explain([photo()], "dear", timeout_seconds=0.01)
+    assert refused.value.code == "DEADLINE_EXCEEDED"
+
+
+def test_an_explanation_ends_with_its_call(server: Server, channel: grpc.Channel) -> None:
+    explain = channel.unary_unary(
+        "/convoy.v1.Classifier/Explain", pb.ExplainRequest.SerializeToString, pb.ExplainResponse.FromString
+    )
+    request = pb.ExplainRequest(model="dear", items=[pb.Item(encoded=photo())])
+    call = explain.future(request)
+    wait_until(lambda: count(server, "convoy_batch_items_sum", model="dear") > 2)
+    call.cancel()
+    wait_until(lambda: not server._explainer._running)
+    assert count(server, "convoy_batch_items_sum", model="dear") < 9_000
+    wait_until(lambda: count(server, "convoy_rejections_total", model="dear", reason="cancelled") == 1)
+    assert count(server, "convoy_inflight_requests", model="dear") == 0
+
+
+@pytest.fixture
+def channel(server: Server) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as opened:
+        yield opened
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    waiting = threading.Event()
+    for _ in range(3000):
+        if true():
+            return
+        waiting.wait(0.01)
+    raise AssertionError("it did not come")
+
+
+def test_the_page_gets_the_picture(server: Server) -> None:
+    url = f"http://127.0.0.1:{server.http_port}"
+    with urllib.request.urlopen(f"{url}/page/explain/open", photo(), timeout=20) as response:
+        found = json.loads(response.read())
+    assert (found["label"], found["method"]) == ("red", "class_activation")
+    assert found["overlay"].startswith("data:image/png;base64,")
+    with urllib.request.urlopen(f"{url}/page/models", timeout=20) as response:
+        listed = {each["name"]: each["versions"][0]["explains"] for each in json.loads(response.read())["models"]}
+    assert listed == {
+        "open": "class_activation", "many": "class_activation", "closed": "occlusion", "dear": "occlusion", "off": None,
+        "foreign": None,
+    }  # fmt: skip
+
+
+def test_embeddings_are_for_those_who_ask(client: Client) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (20, SIDE, SIDE, 3)).astype(np.uint8)
+    plain, asked = client.classify(images, "open"), client.classify(images, "open", embeddings=True)
+    assert plain.embeddings == []
+    assert plain.results == asked.results
+    np.testing.assert_allclose(np.stack(asked.embeddings), images.mean((1, 2)) / 255, rtol=1e-5)
+    assert client.model("open").embedding_size == 3
+    assert client.model("closed").embedding_size == 0
+    with pytest.raises(CallFailed, match="gives no embeddings: export or import it with --embeddings") as refused:
+        client.classify(images, "closed", embeddings=True)
+    assert (refused.value.code, refused.value.field) == ("INVALID_ARGUMENT", "embeddings")
