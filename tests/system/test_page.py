@@ -81,6 +81,20 @@ def test_a_chosen_picture_is_classified(page: Page, digits: Dataset) -> None:
     assert page.evaluate("document.getElementById('seen').naturalWidth") == 28
 
 
+def test_an_answer_is_explained_until_the_next_one(page: Page, digits: Dataset) -> None:
+    send(page, "digit.png", digits.test.encoded(0))
+    page.get_by_role("button", name="Show why").click()
+    expect(page.locator("#why-text")).to_contain_text(f"Red spoke for “{digits.labels[digits.test.labels[0]]}”")
+    assert (
+        page.evaluate("document.getElementById('overlay').decode().then(() => document.getElementById('overlay').naturalWidth)")
+        == 476
+    )
+    expect(page.locator("#explain")).to_be_hidden()
+    send(page, "other.png", digits.test.encoded(1))
+    expect(page.locator("#why")).to_be_hidden()
+    expect(page.locator("#explain")).to_be_visible()
+
+
 def test_a_broken_picture_is_said_to_be_one_and_the_next_is_answered(page: Page, digits: Dataset) -> None:
     send(page, "broken.png", b"nonsense")
     expect(page.locator("#error")).to_contain_text("image")
