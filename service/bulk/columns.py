@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from service.client import CallFailed, Classification, ModelInfo, Prediction
+from service.client import CallFailed, Classification, ModelInfo, Prediction, RequestTooLarge
 from service.errors import ConvoyError
 
 MOST_LABELS = 100
@@ -84,6 +84,8 @@ def number_of(prediction: Prediction) -> float:
 
 def reason(error: ConvoyError, *names: str) -> str:
     """What is wrong with a picture, without its name in front and without the item's number."""
+    if isinstance(error, RequestTooLarge):
+        return f"too large: {error.message}"
     text = _ITEM.sub("", error.message) if isinstance(error, CallFailed) else str(error)
     for name in names:
         text = text.removeprefix(f"{name}: ")

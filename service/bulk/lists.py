@@ -14,13 +14,21 @@ _MAX_PATH_BYTES = 1 << 16
 def read_list(path: str) -> Iterator[str]:
     """The sources in a list, or in stdin for `-`, as they come. Raises UserError if it cannot be read, or is no list."""
     if path == "-":
-        yield from _sources(sys.stdin.buffer, "stdin")
+        yield from _sources(_stdin(), "stdin")
         return
     try:
         with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - unbuffered: lines of a pipe come as they are written
             yield from _sources(file, path)
     except OSError as error:
         raise FileUnreadable(f"--from-file {path}: {error.strerror}") from None
+
+
+def _stdin() -> IO[bytes]:
+    """Unbuffered: Python's own stdin has a lock, and a thread that waits with it for more would abort the program at its end."""
+    try:
+        return open(sys.stdin.fileno(), "rb", buffering=0, closefd=False)
+    except (OSError, ValueError):  # it is no file
+        return sys.stdin.buffer
 
 
 def _sources(file: IO[bytes], name: str) -> Iterator[str]:

@@ -27,8 +27,17 @@ class Recorder(Protocol):
         """Of a picture that cannot be read or classified."""
 
 
-def run(pictures: Iterator[Picture], ask: Ask, recorder: Recorder, done: PathSet | None = None) -> None:
-    """Classifies the pictures that are not `done`, each name once; with None all of them. Raises what `classify_many` raises."""
+def run(
+    pictures: Iterator[Picture],
+    ask: Ask,
+    recorder: Recorder,
+    done: PathSet | None = None,
+    on_picture: Callable[[], None] = lambda: None,
+) -> None:
+    """Classifies the pictures that are not `done`, each name once; with None all of them. Raises what `classify_many` raises.
+
+    `on_picture` is called for each answer.
+    """
     waiting: dict[int, Picture] = {}
 
     def images() -> Iterator[str | bytes]:
@@ -47,6 +56,7 @@ def run(pictures: Iterator[Picture], ask: Ask, recorder: Recorder, done: PathSet
     try:
         for index, _, answer in outcomes:
             picture = waiting.pop(index)
+            on_picture()
             if isinstance(answer, ConvoyError):
                 recorder.failed(picture, reason(answer, picture.name, picture.path or picture.name))
             else:

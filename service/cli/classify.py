@@ -1,146 +1,266 @@
-"""`convoy classify`: classifies image files with a model of a running server."""
+"""`convoy classify`: classifies pictures, one or millions, with a model of running servers or of a file."""
 
-import json
+import contextlib
+import importlib
+import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
+from service.bulk.columns import Columns
+from service.bulk.counting import count
+from service.bulk.lists import read_list
+from service.bulk.output import Output
+from service.bulk.pictures import LeftOut
+from service.bulk.run import Ask, Rows, run
+from service.bulk.sorting import How, Sorter
+from service.bulk.sources import check, is_one_file, pictures
+from service.cli.answer_text import Printed, bar_text, json_text
+from service.cli.bulk_progress import progress, summary
 from service.cli.connection import read_token, server_options, unreachable
 from service.cli.parameters import FiniteFloat
-from service.client import CallFailed, Classification, Client, Prediction, RequestTooLarge
-from service.errors import FileUnreadable, UserError
+from service.client import CallFailed, Client, ModelInfo, RequestTooLarge
+from service.errors import UserError
 
-IMAGES_PER_REQUEST = 64
-
+TOP_K_PRINTED, TOP_K_ROWS = 5, 1
+_LOADING_SECONDS = 0.5
 _ITEM = re.compile(r"items\[(\d+)\]")
 
 
-@click.command()
-@click.argument("images", nargs=-1, required=True, metavar="IMAGE...", type=click.Path(path_type=Path))
-@server_options
-@click.option(
-    "--top-k", type=click.IntRange(1, 2**31 - 1), default=5, show_default=True, help="How many labels to show for an image."
-)
-@click.option("--timeout", type=FiniteFloat(0, 1e6, min_open=True), default=30.0, show_default=True, help="Seconds to wait.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line and image.")
-def classify(
-    images: tuple[Path, ...],
-    model: str,
-    version: str,
-    server: str,
-    top_k: int,
-    timeout: float,
-    as_json: bool,
-    token_file: Path | None,
-    insecure: bool,
-    **tls: Any,
-) -> None:
-    """Classify image files with a model of a running server.
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The command line; for units and defaults see the options of `classify`."""
 
-    An image that cannot be classified is reported on stderr and the others are still classified; the exit code is then 2.
-    """
-    failed = 0
-    token = read_token(token_file)
-    with Client(server, timeout_seconds=timeout, token=token, insecure=insecure, **tls) as client:
-        size = 1 if len(images) == 1 else _batch_size(client, server, model, version)
-        batches = [images[start : start + size] for start in range(0, len(images), size)]
-        send = partial(client.classify, model=model, version=version, top_k=top_k)
-        for path, answer in _answers(send, server, batches):
-            if not isinstance(answer, UserError):
-                click.echo(_as_json(path, answer) if as_json else _as_text(path, answer))
-            elif len(images) == 1:
-                raise answer
-            else:
-                failed += 1
-                click.echo(f"convoy: {answer}", err=True)
-    if failed:
-        raise UserError(f"{failed} of {len(images)} images could not be classified")
+    paths: tuple[str, ...]
+    from_file: str | None
+    model: str
+    model_file: Path | None
+    version: str
+    server: str
+    top_k: int | None
+    timeout: float
+    as_json: bool
+    output: Path | None
+    resume: bool
+    sort_into: Path | None
+    sort_mode: str
+    min_probability: float | None
+    token_file: Path | None
+    insecure: bool
+    tls_ca: Path | None
+    tls_cert: Path | None
+    tls_key: Path | None
+
+    def check(self, ctx: click.Context) -> None:
+        """Raises UserError for options that contradict each other, or lack another."""
+        if not self.paths and self.from_file is None:
+            raise click.UsageError("give a PATH, or --from-file LIST", ctx)
+        if self.model_file is None and not self.model:
+            raise click.UsageError("Missing option '--model' (or '--model-file FILE', without a server)", ctx)
+        if self.model_file is not None:
+            given = [name for name in ("server", "tls_ca", "tls_cert", "tls_key", "token_file", "insecure") if _is_given(ctx, name)]
+            if given:
+                raise UserError(f"--model-file asks no server: leave out --{given[0].replace('_', '-')}")
+        if self.resume and self.output is None:
+            raise UserError("--resume continues the rows of --output: give their file")
+        if self.as_json and self.output is not None:
+            raise UserError("--json prints, --output FILE.jsonl writes: give one of them")
+        if self.sort_into is None and (self.min_probability is not None or _is_given(ctx, "sort_mode")):
+            raise UserError("--sort-mode and --min-probability say how pictures are sorted: give --sort-into DIR")
+        for path in self.paths:
+            check(path)
+            if self.sort_into is not None and _is_same(path, self.sort_into):
+                raise UserError(
+                    f"--sort-into {self.sort_into} is to be classified itself: choose another folder, which may be in it"
+                )
+
+    @property
+    def one_file(self) -> str | None:
+        """The path of the only picture that is asked about, if so little is asked."""
+        if len(self.paths) == 1 and self.from_file is None and not self.writes and is_one_file(self.paths[0]):
+            return self.paths[0]
+        return None
+
+    @property
+    def writes(self) -> bool:
+        """Whether something else than printing is to be done."""
+        return self.output is not None or self.sort_into is not None
 
 
-def _batch_size(client: Client, server: str, model: str, version: str) -> int:
+def _is_given(ctx: click.Context, name: str) -> bool:
+    return ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+
+
+def _is_same(path: str, folder: Path) -> bool:
     try:
-        return min(IMAGES_PER_REQUEST, int(client.model(model, version).limits["max_request_items"]))
-    except CallFailed as error:
-        raise _explained(error, server, ()) from None
+        return folder.samefile(path)
+    except (OSError, ValueError):
+        return False
 
 
-def _answers(
-    send: Callable[[Sequence[Path]], Classification], server: str, batches: Sequence[tuple[Path, ...]]
-) -> Iterator[tuple[Path, Classification | UserError]]:
-    """The answer or error of each image, in order. A batch that fails because of an image is sent again image by image."""
-    pending = list(batches)
-    while pending:
-        batch = pending.pop(0)
-        try:
-            answer = send(batch)
-        except (CallFailed, UserError) as error:
-            if not _because_of_an_image(error):
-                raise _explained(error, server, batch) from None
-            if len(batch) > 1:
-                pending[:0] = [(path,) for path in batch]
-            else:
-                yield batch[0], _explained(error, server, batch)
+@click.command()
+@click.argument("paths", nargs=-1, metavar="PATH...")
+@partial(server_options, model_required=False)
+@click.option("--model-file", type=click.Path(path_type=Path), metavar="FILE",
+              help="Classify in this process, without a server: a model.onnx, a model's folder, or a repository.")  # fmt: skip
+@click.option("--from-file", metavar="LIST", help="File with more paths, one a line or with zero bytes between them; - is stdin.")
+@click.option("--output", type=click.Path(path_type=Path), metavar="FILE",
+              help="Write a row for each picture: .csv, .jsonl or .parquet (extra `parquet`).")  # fmt: skip
+@click.option("--resume", is_flag=True, help="Continue an output that is there: rows without an error stay.")
+@click.option("--sort-into", type=click.Path(path_type=Path), metavar="DIR", help="Put each picture into DIR/<its label>.")
+@click.option("--sort-mode", type=click.Choice([how.value for how in How]), default=How.COPY.value, show_default=True,
+              help="How; what is in an archive or at a URL is copied.")  # fmt: skip
+@click.option("--min-probability", type=FiniteFloat(0, 1), help="Put a picture whose label is less probable into DIR/unsure.")
+@click.option("--top-k", type=click.IntRange(1, 2**31 - 1), show_default=f"{TOP_K_PRINTED}; with --output {TOP_K_ROWS}",
+              help="How many labels an image gets.")  # fmt: skip
+@click.option("--timeout", type=FiniteFloat(0, 1e6, min_open=True), default=30.0, show_default=True,
+              help="Seconds to wait for the answer to one picture; of several, for a server that loads or restarts.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line and image.")
+@click.pass_context
+def classify(ctx: click.Context, /, **options: Any) -> None:
+    """Classify pictures with a model of a running server, or of a file.
+
+    A PATH is a picture, a folder, a glob in quotes ('**' is any number of folders), a tar or zip archive, or a URL (https://;
+    s3://, gs:// and others of fsspec: extra `remote`). In folders and archives files with the suffix of a picture are taken. A
+    picture that cannot be classified is an error of its own: the others are, and the exit code is 2.
+
+    \b
+    Examples:
+      convoy classify cat.jpg --model pets
+      convoy classify photos backup.zip 'cards/**/*.jpg' --model pets --output pets.csv
+      find /photos -name '*.jpg' -print0 | convoy classify --from-file - --model pets --output pets.parquet
+
+    \b
+    The photos of a marathon in a folder for each runner, from three servers, and again after an interruption:
+      convoy classify marathon --model runners --server 10.0.0.1:8001 --server 10.0.0.2:8001 --server 10.0.0.3:8001 \\
+          --output marathon.csv --sort-into by-runner --sort-mode link --min-probability 0.8 --resume
+    """  # noqa: D301 - \b keeps click from re-wrapping the lines
+    chosen = Options(**options)
+    chosen.check(ctx)
+    output = Output(chosen.output, resume=chosen.resume) if chosen.output is not None else None
+    with _client(chosen) as client:
+        if chosen.one_file is not None:
+            _classify_one(client, chosen, chosen.one_file)
+        elif chosen.writes:
+            _classify_into(client, chosen, output)
         else:
-            for path, predictions in zip(batch, answer.results, strict=True):
-                yield path, replace(answer, results=[predictions])
+            _print_all(client, chosen)
 
 
-def _as_json(path: Path, answer: Classification) -> str:
-    content: dict[str, Any] = {"image": str(path), "model": answer.model, "version": answer.version}
-    content["predictions"] = _fields(answer.results[0])
-    if answer.heads:
-        content["heads"] = {name: _fields(results[0]) for name, results in answer.heads.items()}
-    if answer.thresholds:
-        content["thresholds"] = answer.thresholds
-    return json.dumps(content)
+def _client(options: Options) -> Any:
+    if options.model_file is not None:
+        return importlib.import_module("service").Local(options.model_file)  # needs the packages of a server: imported when used
+    tls: dict[str, Any] = {"tls_ca": options.tls_ca, "tls_cert": options.tls_cert, "tls_key": options.tls_key}
+    token = read_token(options.token_file)
+    return Client(options.server, timeout_seconds=options.timeout, token=token, insecure=options.insecure, **tls)
 
 
-def _fields(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
-    return [{"label": found.label, "index": found.index, "probability": found.probability} for found in predictions]
+def _classify_one(client: Any, options: Options, path: str) -> None:
+    top_k = options.top_k or TOP_K_PRINTED
+    try:
+        answer = client.classify([path], model=options.model, version=options.version, top_k=top_k)
+    except CallFailed as error:
+        raise _explained(error, options, path) from None
+    click.echo((json_text if options.as_json else bar_text)(path, answer))
 
 
-def _as_text(path: Path, answer: Classification) -> str:
-    lines = [f"{path}  ({answer.model} version {answer.version})", *_bars(answer.results[0], answer.thresholds.get(""))]
-    for name, results in answer.heads.items():
-        lines += [f" {name}:", *_bars(results[0], answer.thresholds.get(name))]
-    return "\n".join(lines)
+def _print_all(client: Any, options: Options) -> None:
+    info = _described(client, options, options.version)
+    printed = Printed(as_json=options.as_json)
+    run(pictures(_sources(options), LeftOut()), _ask(client, options, info, options.top_k or TOP_K_PRINTED), printed)
+    _check(printed.classified, printed.errors)
 
 
-def _bars(predictions: Sequence[Prediction], threshold: float | None) -> list[str]:
-    """A line for each label. With a threshold, each label is true or not by itself, and the true ones have a check mark."""
-    width = max(len(p.label) for p in predictions)
-    marks = ["" if threshold is None else "✓ " if p.probability >= threshold else "  " for p in predictions]
-    return [
-        f"  {mark}{p.label:<{width}}  {p.probability:7.2%}  {'█' * round(p.probability * 40)}"
-        for mark, p in zip(marks, predictions, strict=True)
-    ]
+def _classify_into(client: Any, options: Options, output: Output | None) -> None:
+    """All answers are of one version, that of an earlier run's rows if there are some and no other was asked for."""
+    earlier = output.earlier if output is not None and not options.version else None
+    info = _described(client, options, earlier[1] if earlier is not None else options.version)
+    columns = Columns(info, options.top_k or TOP_K_ROWS, sorting=options.sort_into is not None)
+    sorter = Sorter(options.sort_into, How(options.sort_mode), options.min_probability or 0.0) if options.sort_into else None
+    skip = sorter.is_target if sorter is not None else lambda _: False
+    rows, left_out, started = Rows(output, sorter, columns), LeftOut(), time.monotonic()
+    done = rows.open()
+    before, where = len(done), f"; rows in {options.output}" if output is not None else ""
+    total = partial(count, options.paths, skip) if options.from_file is None else lambda: None
+    try:
+        with _terminated_as_interrupted(), progress(before, total) as advance:
+            found = pictures(_sources(options), left_out, skip)
+            run(found, _ask(client, options, info, columns.asked_top_k), rows, done, advance)
+    except BaseException:
+        where += "; --resume continues them" if output is not None else ""
+        raise
+    finally:
+        rows.close()
+        summary(rows, before, time.monotonic() - started, left_out, where)
+    _check(rows.classified, rows.errors)
 
 
-def _because_of_an_image(error: CallFailed | UserError) -> bool:
-    """Whether one image made a request fail, here when it was read or in the server, so that the others can still be classified."""
-    if isinstance(error, UserError):
-        return isinstance(error, FileUnreadable)
-    return isinstance(error, RequestTooLarge) or _item(error) is not None
+def _sources(options: Options) -> Iterator[str]:
+    return itertools.chain(options.paths, read_list(options.from_file) if options.from_file is not None else ())
 
 
-def _item(error: CallFailed) -> int | None:
-    """The number of the item that the server says is at fault. An error of the model alone names a field, too."""
-    item = _ITEM.match(error.field) if error.message.startswith("item ") else None
-    return None if item is None else int(item[1])
+def _described(client: Any, options: Options, version: str) -> ModelInfo:
+    """The model. Waits for a server that is loading; raises UserError if there is none."""
+    until = time.monotonic() + options.timeout
+    while True:
+        try:
+            info: ModelInfo = client.model(options.model, version)
+        except CallFailed as error:
+            explained = unreachable(options.server, error)
+            if explained is not None or error.code != "UNAVAILABLE" or time.monotonic() >= until:
+                raise explained or UserError(str(error)) from None
+            time.sleep(_LOADING_SECONDS)
+        else:
+            return info
 
 
-def _explained(error: CallFailed | UserError, server: str, batch: Sequence[Path]) -> UserError:
+def _ask(client: Any, options: Options, info: ModelInfo, top_k: int) -> Ask:
+    def ask(images: Iterator[str | bytes]) -> Any:
+        try:
+            yield from client.classify_many(
+                images, model=info.model, version=info.version, top_k=top_k, wait_seconds=options.timeout
+            )
+        except CallFailed as error:
+            raise unreachable(options.server, error) or UserError(str(error)) from None
+
+    return ask
+
+
+def _check(classified: int, errors: int) -> None:
+    if errors:
+        raise UserError(f"{errors} of {classified + errors} images could not be classified")
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM, as from Kubernetes, ends as Ctrl-C does: what there is is written."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(*_: object) -> None:
+        sys.exit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _explained(error: CallFailed, options: Options, path: str) -> UserError:
     """The error as the user sees it: with the file's path where the server named the item."""
-    if isinstance(error, UserError):
-        return error
     if isinstance(error, RequestTooLarge):
-        return UserError(f"{batch[0]}: too large: {error.message}")
-    item = _item(error)
-    if item is not None and item < len(batch):
-        return UserError(f"{batch[item]}: {re.sub(r'^item [0-9]+: ', '', error.message)}")
-    return unreachable(server, error) or UserError(str(error))
+        return UserError(f"{path}: too large: {error.message}")
+    if error.message.startswith("item ") and _ITEM.match(error.field):  # an error of the model alone names a field, too
+        return UserError(f"{path}: {re.sub(r'^item [0-9]+: ', '', error.message)}")
+    return unreachable(options.server, error) or UserError(str(error))

@@ -16,14 +16,29 @@ from service.errors import FileUnreadable, UserError
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
-def server_options(command: _Command) -> _Command:
+class _Servers(click.ParamType[str]):
+    """An address; several stand one after the other, or with commas. In a variable a path may have spaces."""
+
+    name = "server"
+
+    def split_envvar_value(self, rv: str) -> list[str]:
+        """The whole value."""
+        return [rv]
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ARG002 - click's
+        """As it is: the client checks it."""
+        return value
+
+
+def server_options(command: _Command, *, model_required: bool = True) -> _Command:
     """Adds the options that say which server, which model and who calls, as arguments of the same names."""
     for option in reversed(
         (
-            click.option("--model", required=True, help="Name of the model."),
+            click.option("--model", required=model_required, default=None if model_required else "", help="Name of the model."),
             click.option("--version", default="", show_default="the server's", help="Version of the model, or an alias."),
-            click.option("--server", default="127.0.0.1:8001", show_default=True, envvar="CONVOY_SERVER", metavar="HOST:PORT",
-                         help="Address of the server, or unix:PATH; several IP addresses or several unix:PATH by commas."),
+            click.option("--server", default=["127.0.0.1:8001"], show_default="127.0.0.1:8001", envvar="CONVOY_SERVER",
+                         metavar="HOST:PORT", type=_Servers(), multiple=True, callback=lambda _, __, value: ",".join(value),
+                         help="Address of the server, or unix:PATH; repeated, several IP addresses or several unix:PATH."),
             click.option("--tls-ca", type=click.Path(path_type=Path),
                          help="CA (PEM) that signed the server's certificate; turns TLS on."),
             click.option("--tls-cert", type=click.Path(path_type=Path), help="Client certificate (PEM), for mutual TLS."),
