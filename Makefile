@@ -8,11 +8,13 @@ CLIENTS := $(VENV)/clients
 CLIENTS_LOCK := .ci/clients.lock
 PIXELS := $(VENV)/pixels
 PIXELS_LOCK := .ci/pixels.lock
+ENGINES := $(VENV)/engines
+ENGINES_LOCK := .ci/engines.lock
 WHEELS := $(VENV)/wheels
 PERF_ANALYZER := $(VENV)/perf_analyzer
 
-.PHONY: help demo test test-system test-slow test-image test-cluster foreign setup clients pixels perf-analyzer check check-kit bench format \
-	protos sync-client dashboards rules docs version lock clean
+.PHONY: help demo test test-system test-slow test-image test-cluster foreign setup clients pixels engines perf-analyzer check check-kit bench \
+	format protos sync-client dashboards rules docs version lock clean
 .DEFAULT_GOAL := help
 unexport PYTHONDONTWRITEBYTECODE  # hundreds of the tests' processes start faster when one has compiled the code for all
 
@@ -53,13 +55,16 @@ $(CLIENTS)/.ready: $(CLIENTS_LOCK) | $(VENV)/.ready
 pixels: $(PIXELS)/.ready  ## compare pictures, value by value, with torchvision, timm, Hugging Face, TensorFlow, Keras and OpenCV
 	$(PIXELS)/bin/python -m pytest -c tests/conformance/pixels/pytest.ini tests/conformance/pixels
 
-# It sees the packages of .venv, so that Pillow, numpy and PyTorch are those that serve and train; the lock has what they need beside.
-$(PIXELS)/.ready: $(PIXELS_LOCK) | $(VENV)/.ready
-	@echo "building $(PIXELS) from $(PIXELS_LOCK): it takes 2 GB"
-	@test -x $(PIXELS)/bin/python || $(PYTHON) -m venv $(PIXELS)
-	@$(PIXELS)/bin/python -c 'import sys, sysconfig, pathlib; pathlib.Path(sysconfig.get_path("purelib"), "venv.pth").write_text(sys.argv[1])' \
+engines: $(ENGINES)/.ready  ## classify with Ray, Spark and Dask, of which workers are killed (needs Debian's openjdk-17-jre-headless)
+	$(ENGINES)/bin/python -m pytest -c tests/engines/pytest.ini tests/engines
+
+# They see the packages of .venv, so that Pillow, numpy and PyTorch are those that serve and train; the locks have what is beside.
+$(PIXELS)/.ready $(ENGINES)/.ready: $(VENV)/%/.ready: .ci/%.lock | $(VENV)/.ready
+	@echo "building $(@D) from $<: it takes 1 or 2 GB"
+	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -c 'import sys, sysconfig, pathlib; pathlib.Path(sysconfig.get_path("purelib"), "venv.pth").write_text(sys.argv[1])' \
 		"$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
-	@$(PIXELS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement $(PIXELS_LOCK)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement $<
 	@touch $@
 
 # What tests/integration/test_base_installation.py installs, so that it works offline.
@@ -151,6 +156,9 @@ lock:  ## renew the pins: the newest versions that pyproject.toml admits, and th
 	$(VENV)/lock/bin/python -m pip install --quiet --constraint $(LOCK) torchvision timm transformers tensorflow-cpu keras opencv-python-headless \
 		onnxruntime-extensions
 	.ci/freeze $(VENV)/lock/bin/python $(LOCK) > $(PIXELS_LOCK)
+	rm -rf $(VENV)/lock && $(PYTHON) -m venv $(VENV)/lock
+	$(VENV)/lock/bin/python -m pip install --quiet --constraint $(LOCK) 'ray[data]' pyspark 'dask[dataframe,distributed]'
+	.ci/freeze $(VENV)/lock/bin/python $(LOCK) > $(ENGINES_LOCK)
 	rm -rf $(VENV)/lock && $(PYTHON) -m venv $(VENV)/lock
 	$(VENV)/lock/bin/python -m pip install --quiet uv
 	.ci/lowest $(VENV)/lock/bin/uv > $(LOWEST_LOCK)

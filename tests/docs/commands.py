@@ -188,6 +188,8 @@ def grpcurl(arguments: list[str]) -> int:
 
 
 def python(arguments: list[str]) -> int:
+    if arguments[0].startswith("deploy/jobs/"):
+        return engine(arguments)
     if arguments[0] != "-m":
         return run([sys.executable, *arguments])
     module, *rest = arguments[1:]
@@ -199,6 +201,13 @@ def python(arguments: list[str]) -> int:
     program = file / "__main__.py" if file.is_dir() else file.with_suffix(".py")
     options = re.findall(r'add_argument\("(--[a-z-]+)"', program.read_text())
     return _known({argument for argument in rest if argument.startswith("--")}, set(options))
+
+
+def engine(arguments: list[str]) -> int:
+    """Of an example that is given to Ray, Spark or Dask."""
+    at = next(number for number, word in enumerate(arguments) if word.endswith(".py"))
+    _known({arguments[at]}, {str(path) for path in Path("deploy/jobs").glob("*/classify.py")})
+    return 0 if len(arguments) == at + 4 else 1
 
 
 def make(arguments: list[str]) -> int:
@@ -297,7 +306,7 @@ def _known(words: set[str], known: set[str]) -> int:
 
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "convoy": ("runs; serve in the background, train for 2 epochs (or, of data to download, parsed), bench for a moment", convoy),
-    "python": ("runs; of pytest the files exist, of benchmarks the options", python),
+    "python": ("runs; of pytest the files exist, of benchmarks the options; those of deploy/jobs in `make engines`", python),
     "curl": ("runs; with urllib if there is no curl", curl),
     "grpcurl": ("the same call with the same JSON, through reflection, with grpcio", grpcurl),
     "node": ("syntax, if there is a node; runs in `make test-system`", node),
@@ -311,6 +320,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "kubectl": ("flags, by kubectl's help; -k is rendered; port-forward starts a server", kubectl),
     "kustomize": ("the image, or the component, is in the kit", kustomize),
     "helm": ("the chart and the values exist", helm),
+    "spark-submit": ("the file exists; runs in `make engines`", engine),
     "torchrun": ("convoy's part is parsed", torchrun),
     "sleep": ("waits until the server is ready", sleep),
 }
