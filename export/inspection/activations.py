@@ -78,6 +78,9 @@ class Activations:
         self._table = {layer.output: layer for layer in table if layer.output in self._producers}
         self._computed = {name for output in self._table for name in self._producers[output].output}
         self._computed |= {value.name for value in graph.input if value.name not in self._weights}
+        for node in graph.node:  # which are in order; the table has no layers of them
+            if node.op_type in QUANTISATION and node.input[0] in self._computed:
+                self._computed |= set(node.output)
         self._values = self._run(image, threads)
         self.outputs = {output.name: self._values[output.name] for output in graph.output}
         self.layers = list(self._layers())
