@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, inliner, numpy_helper
 from export.inspection.activations import Activations
 from export.inspection.average_pooling import average_pooling, last_product
 from service.errors import UserError
-from service.model.contract import ACTIVATIONS_NAME, CLASS_WEIGHTS_NAME, EMBEDDING_NAME, LOGITS_NAME, Contract
+from service.model.contract import ACTIVATIONS_NAME, CLASS_WEIGHTS_NAME, EMBEDDING_NAME, LOGITS_NAME, PROBABILITIES_NAME, Contract
 from service.model.cpus import cpu_budget
 
 _EXAMPLE_SEED = 0
@@ -57,7 +57,7 @@ class HiddenOutputs:
 
 def _add_activations(model: onnx.ModelProto, found: Activations, rows: int | str) -> tuple[int, ...]:
     """Adds the activations before global average pooling, and the class weights after it. Returns the shape of an item's."""
-    pooling = average_pooling(found, LOGITS_NAME)
+    pooling = average_pooling(found, LOGITS_NAME) or average_pooling(found, PROBABILITIES_NAME)
     if pooling is None:
         raise UserError(
             "--explainable: the network does not end in global average pooling and a linear layer, as resnet18 does; without the "
@@ -75,7 +75,7 @@ def _add_activations(model: onnx.ModelProto, found: Activations, rows: int | str
 
 def _add_embedding(model: onnx.ModelProto, found: Activations, rows: int | str) -> int:
     """Adds what the last linear layer takes. Returns how many numbers an item has."""
-    product = last_product(found, LOGITS_NAME)
+    product = last_product(found, LOGITS_NAME) or last_product(found, PROBABILITIES_NAME)
     value = None if product is None else found.value(product.input[0])
     if product is None or value is None or value.size != np.prod(value.shape[1:]):
         raise UserError("--embeddings: the network does not end in a linear layer, whose input is the embedding")

@@ -5,7 +5,7 @@ become probabilities and logits. The nodes are of operator versions that old gra
 ones only where it must be.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,13 +88,16 @@ def wrap(
     onnx_graph.rename_values(wrapped, names)
     nodes = _Nodes(graph)
     source_input = names.get(network.name, network.name)
-    before = list(nodes.input_side(network, recipe, source_input))
+    into = list(nodes.input_side(network, recipe, source_input))
     after: list[onnx.NodeProto] = []
     for at, head in enumerate(heads):
-        after += nodes.output_side(names.get(head.head.value, head.head.value), head, with_logits=at == 0)
+        value = names.get(head.head.value, head.head.value)
+        last = onnx_graph.deciding_node(wrapped, value)
+        before = last.input[0] if last is not None and last.op_type == "Sigmoid" else ""
+        after += nodes.output_side(value, before, head, with_logits=at == 0)
     kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in graph.node]
     del graph.node[:]
-    graph.node.extend([*before, *kept, *after])
+    graph.node.extend([*into, *kept, *after])
 
     rows = batch_items or "N"
     outputs = [(head.output, len(head.head.labels)) for head in heads]
@@ -146,16 +149,22 @@ class _Nodes:
         if network.dtype != held:
             yield "Cast", [], {"to": helper.np_dtype_to_tensor_dtype(network.dtype)}
 
-    def output_side(self, value: str, wrapped: WrappedHead, with_logits: bool) -> Iterator[onnx.NodeProto]:
-        """From a value of the source's graph to the probabilities of a head, and to the logits if they are wanted."""
+    def output_side(self, value: str, before: str, wrapped: WrappedHead, with_logits: bool) -> Iterator[onnx.NodeProto]:
+        """From a value of the source's graph to the probabilities of a head, and to the logits if they are wanted.
+
+        Args:
+            value: the scores.
+            before: what the source's sigmoid makes probabilities of; empty if it ends in another operator.
+            wrapped: the head.
+            with_logits: whether its logits are an output: their softmax, of `multilabel` their sigmoid, is the probabilities.
+        """
         head, output = wrapped.head, wrapped.output
-        rows = self._name("Scores")
-        yield self._node("Reshape", [value, self._weight("rows", np.array([-1, head.units], np.int64))], rows)
-        scores = self._name("Cast")
-        yield self._node("Cast", [rows], scores, {"to": TensorProto.FLOAT})
+        scores = yield from self._rows(value, head.units)
         logits = ""
         if head.form == "probabilities":
             units = scores
+            if with_logits and before and head.activation != "softmax":  # exact where a probability is rounded to 1
+                logits = yield from self._rows(before, head.units)
         elif head.activation == "softmax":
             units, logits = output, scores
             yield self._node("Softmax", [scores], output, {"axis": 1})
@@ -171,6 +180,14 @@ class _Nodes:
         if with_logits:
             yield from self._logits(logits, head, output)
 
+    def _rows(self, value: str, units: int) -> Generator[onnx.NodeProto, None, str]:
+        """A value as float32[N,units]; returns its name."""
+        rows = self._name("Scores")
+        yield self._node("Reshape", [value, self._weight("rows", np.array([-1, units], np.int64))], rows)
+        scores = self._name("Cast")
+        yield self._node("Cast", [rows], scores, {"to": TensorProto.FLOAT})
+        return scores
+
     def _logits(self, logits: str, head: ScoreHead, output: str) -> Iterator[onnx.NodeProto]:
         if logits and head.activation == "sigmoid":  # [0, z]: its softmax is [1 - sigmoid(z), sigmoid(z)]
             zero = self._name("Mul")
@@ -178,10 +195,22 @@ class _Nodes:
             yield self._node("Concat", [zero, logits], LOGITS_NAME, {"axis": 1})
         elif logits:
             yield self._node("Identity", [logits], LOGITS_NAME)
+        elif head.activation == "multilabel":  # log(p / (1 - p)), each by itself
+            complement = self._name("Sub")
+            yield self._node("Sub", [self._weight("one", np.array(1.0, np.float32)), output], complement)
+            positive = yield from self._log(output, float(np.finfo(np.float32).tiny))
+            negative = yield from self._log(complement, float(np.finfo(np.float32).epsneg) / 2)
+            yield self._node("Sub", [positive, negative], LOGITS_NAME)
         else:
-            least, positive = self._weight("least", np.array(np.finfo(np.float32).tiny, np.float32)), self._name("Max")
-            yield self._node("Max", [output, least], positive)
-            yield self._node("Log", [positive], LOGITS_NAME)
+            positive = yield from self._log(output, float(np.finfo(np.float32).tiny))
+            yield self._node("Identity", [positive], LOGITS_NAME)
+
+    def _log(self, value: str, least: float) -> Generator[onnx.NodeProto, None, str]:
+        """The logarithm of a value, or of `least` where it is less; returns its name."""
+        positive, logarithm = self._name("Max"), self._name("Log")
+        yield self._node("Max", [value, self._weight("least", np.array(least, np.float32))], positive)
+        yield self._node("Log", [positive], logarithm)
+        return logarithm
 
     def _node(self, operator: str, inputs: list[str], output: str, attributes: dict[str, Any] | None = None) -> onnx.NodeProto:
         return helper.make_node(operator, inputs, [output], name=self._name(operator), **(attributes or {}))

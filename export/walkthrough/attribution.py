@@ -25,14 +25,12 @@ class Occlusion:
         patch: side of the patch in pixels.
         tried: number of places of the patch.
         worst: the image [H,W,C] with the patch where the answer fell most.
-        worst_logits: the logits of that image, float32[K].
     """
 
     heat: NDArray[np.float32]
     patch: int
     tried: int
     worst: NDArray[np.generic]
-    worst_logits: NDArray[np.float32]
 
 
 def class_activation(activations: Activations, scores: str, index: int) -> NDArray[np.float32] | None:
@@ -78,4 +76,4 @@ def occlusion(
     falls = odds[0] - odds[1:]
     heat = mean_falls(falls, places, height, width)
     worst = int(falls.argmax()) + 1
-    return Occlusion(heat, patch_side(height, width), len(places), hidden[worst], logits[worst])
+    return Occlusion(heat, patch_side(height, width), len(places), hidden[worst])

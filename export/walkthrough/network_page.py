@@ -49,13 +49,13 @@ def build_page(
     """
     on_progress("running the model", 0, 0)
     session = SubjectSession(subject)
-    logits = next(session.logits(pixels[np.newaxis]))[0]  # (K,)
-    labels = subject.labels or (subject.file_labels if len(subject.file_labels) == len(logits) else ())
-    labels = labels or tuple(f"class {index}" for index in range(len(logits)))
-    if len(labels) != len(logits):
-        raise UserError(f"{subject.name}: the model gives {len(logits)} scores, but there are {len(labels)} labels")
-    probabilities = subject.probabilities(logits)
-    top = int(logits.argmax())
+    probabilities = session.probabilities(pixels)  # (K,)
+    classes = len(probabilities)
+    labels = subject.labels or (subject.file_labels if len(subject.file_labels) == classes else ())
+    labels = labels or tuple(f"class {index}" for index in range(classes))
+    if len(labels) != classes:
+        raise UserError(f"{subject.name}: the model gives {classes} scores, but there are {len(labels)} labels")
+    top = int(probabilities.argmax())
     on_progress("computing every layer", 0, 0)
     activations = Activations(subject.model, subject.has_contract, subject.feed(pixels[np.newaxis]), cpu_budget())
     layers = by_head(activations, subject.heads)
@@ -122,7 +122,7 @@ def _answers(probabilities: NDArray[np.float64], labels: tuple[str, ...]) -> lis
 
 
 def _notes(subject: Subject, activations: Activations, probabilities: NDArray[np.float64]) -> list[str]:
-    difference = float(np.abs(subject.probabilities(subject.logits(activations.outputs)[0]) - probabilities).max())
+    difference = float(np.abs(subject.probabilities(activations.outputs)[0] - probabilities).max())
     notes = [
         "Shapes are (pictures, channels, rows, columns). Every number of a layer was computed by ONNX Runtime on the network's own "
         f"graph; reading all layers changed no probability by more than {max(difference, 1e-9):.0e}. Of each layer the first "

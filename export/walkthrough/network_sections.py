@@ -11,6 +11,7 @@ from export.walkthrough.feature_maps import Scale
 from export.walkthrough.number_format import number, percent
 from export.walkthrough.subject import Subject, SubjectSession
 from export.walkthrough.web_page import Bar, Curve, Figure, Section
+from service.model.contract import PROBABILITIES_NAME
 from service.model.overlay import overlay
 
 _OVERLAY = "Laid over the picture: red raised the score of the answer, blue lowered it."
@@ -21,13 +22,14 @@ def pixels_section(
     labels: tuple[str, ...], on_count: OnCount,
 ) -> Section:  # fmt: skip
     """Which pixels mattered for class `top`: its class activation map if the network has one, else an occlusion map."""
-    scores = subject.scores_name(activations.outputs)
-    heat = attribution.class_activation(activations, scores, top)
+    heat = attribution.class_activation(activations, subject.scores_name(activations.outputs), top)
+    if heat is None and subject.has_contract:  # where the logits are computed from the probabilities
+        heat = attribution.class_activation(activations, PROBABILITIES_NAME, top)
     heading = f"Which pixels mattered for “{labels[top]}”"
     if heat is not None:
         return Section("pixels", heading, [_activation_text(heat)], _activation_figures(heat, pixels))
     hidden = attribution.occlusion(session.logits, pixels, top, on_count, is_multilabel=subject.activation == "multilabel")
-    return Section("pixels", heading, [_occlusion_text(hidden)], _occlusion_figures(hidden, pixels, top, labels, subject))
+    return Section("pixels", heading, [_occlusion_text(hidden)], _occlusion_figures(hidden, pixels, top, labels, session))
 
 
 def learning_section(subject: Subject, pixels: NDArray[np.uint8], label: int, is_given: bool, rate: float) -> Section:
@@ -93,10 +95,10 @@ def _occlusion_text(hidden: Occlusion) -> str:
 
 
 def _occlusion_figures(
-    hidden: Occlusion, pixels: NDArray[np.generic], top: int, labels: tuple[str, ...], subject: Subject
+    hidden: Occlusion, pixels: NDArray[np.generic], top: int, labels: tuple[str, ...], session: SubjectSession
 ) -> list[Figure]:
     scale = Scale.of(hidden.heat)
-    probabilities = subject.probabilities(hidden.worst_logits)
+    probabilities = session.probabilities(hidden.worst)
     answer = int(probabilities.argmax())
     left = f"“{labels[top]}” has {percent(float(probabilities[top]))} left"
     left += "" if answer == top else f", and the answer is “{labels[answer]}”"

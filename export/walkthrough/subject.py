@@ -19,7 +19,7 @@ from export.inspection.model_file import read_contract, read_model
 from export.walkthrough.pixel_scaling import PixelScaling, scale_pixels
 from service.errors import InvalidModel, UserError
 from service.model import model_files
-from service.model.contract import INPUT_NAME, LOGITS_NAME, Contract
+from service.model.contract import INPUT_NAME, LOGITS_NAME, PROBABILITIES_NAME, Contract
 from service.model.cpus import cpu_budget
 from service.model.declared import Declared
 from service.model.file_labels import labels_in_metadata
@@ -147,13 +147,17 @@ class Subject:
             scores = np.log(np.maximum(scores, 1e-7)).astype(np.float32)
         return scores
 
-    def probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
-        """float64[K] of logits float32[K]; those of a multilabel head are each for itself."""
-        values = logits.astype(np.float64)
-        if self.activation == "multilabel":
-            return np.asarray(0.5 * (1 + np.tanh(0.5 * values)))  # the sigmoid, without overflow
-        powers = np.exp(values - values.max())
-        return np.asarray(powers / powers.sum())
+    def probabilities(self, outputs: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float64]:
+        """Probabilities float64[n,K]: the file's own, which are served; without a contract, the softmax of the logits.
+
+        Raises:
+            UserError: as `logits`.
+        """
+        if self.has_contract:
+            return np.asarray(outputs[PROBABILITIES_NAME], np.float64)
+        values = self.logits(outputs).astype(np.float64)
+        powers = np.exp(values - values.max(axis=1, keepdims=True))
+        return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 
 
 class SubjectSession:
@@ -168,7 +172,14 @@ class SubjectSession:
         fitting = _BATCH_BYTES // (_ACTIVATION_FACTOR * self._subject.spec.size_bytes)
         items = 1 if self._subject.one_by_one else max(1, min(_MAX_BATCH_ITEMS, fitting))
         for start in range(0, len(pixels), items):
-            yield self._subject.logits(self._graph.run(self._subject.feed(pixels[start : start + items])))
+            yield self._subject.logits(self._run(pixels[start : start + items]))
+
+    def probabilities(self, image: NDArray[np.generic]) -> NDArray[np.float64]:
+        """Probabilities float64[K] of one image [H,W,C]. Raises LoadError if the graph fails."""
+        return np.asarray(self._subject.probabilities(self._run(image[np.newaxis]))[0])
+
+    def _run(self, pixels: NDArray[np.generic]) -> dict[str, NDArray[np.generic]]:
+        return self._graph.run(self._subject.feed(pixels))
 
 
 def load_subject(path: Path, scaling: PixelScaling | None = None) -> Subject:
@@ -219,8 +230,12 @@ def _from_run(run: Path) -> Subject:
 
 
 def _with_contract(path: Path, model: onnx.ModelProto, contract: Contract) -> Subject:
-    if [value.name for value in model.graph.input] != [INPUT_NAME] or LOGITS_NAME not in {out.name for out in model.graph.output}:
-        raise UserError(f"{path}: the graph does not match its contract: it must take {INPUT_NAME!r} and give {LOGITS_NAME!r}")
+    given, needed = {output.name for output in model.graph.output}, {PROBABILITIES_NAME, LOGITS_NAME}
+    if [value.name for value in model.graph.input] != [INPUT_NAME] or not needed <= given:
+        raise UserError(
+            f"{path}: the graph does not match its contract: it must take {INPUT_NAME!r} and give {PROBABILITIES_NAME!r} and "
+            f"{LOGITS_NAME!r}"
+        )
     measured = contract.measured
     facts = {
         "accuracy": "not measured" if measured.accuracy is None else f"{measured.accuracy:.2%} of the test pictures",
