@@ -16,7 +16,7 @@ from service.bulk.columns import Columns
 from service.bulk.row_file import JsonLines
 from service.errors import UserError, first_line
 
-_GROUP_ROWS = 50_000
+_GROUP_ROWS = 16_384
 
 
 def pyarrow() -> Any:
@@ -76,7 +76,7 @@ def unpack(path: Path) -> None:
 
 
 def _rows(file: Any) -> Iterator[list[dict[str, Any]]]:
-    for batch in file.iter_batches():
+    for batch in file.iter_batches(_GROUP_ROWS):
         yield batch.to_pylist()
 
 

@@ -23,7 +23,7 @@ except ImportError:  # Windows
 
 _BLOCK_ROWS = 1000
 _BLOCK_SECONDS = 1.0
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA = frozenset("=+-@\t\r")
 
 
 class Format(Protocol):
@@ -64,7 +64,7 @@ def cell(value: Any) -> Any:
     """A spreadsheet takes what begins with = + - @ for a formula, and runs it: the ' makes it text. Paths have ./ instead."""
     if isinstance(value, list):
         value = "|".join(value)
-    if isinstance(value, str) and value.startswith(_FORMULA) and not _is_number(value):
+    if isinstance(value, str) and value[:1] in _FORMULA and not _is_number(value):
         return f"'{value}"
     return value
 

@@ -97,7 +97,7 @@ class Sorter:
         for candidate in (name, f"{stem}-{digest}{suffix}", f"{stem}-{digest}-{secrets.token_hex(4)}{suffix}"):
             target = self.folder / folder / candidate
             placed = name_of(str(target))
-            if placed in self._claimed or not (self._is_same(picture, target) or self._put(picture, target)):
+            if placed in self._claimed or not (self._is_same(picture, target) or self._put(picture, target, digest)):
                 continue
             self._claimed.add(placed)
             if self._how is How.MOVE and source is not None:
@@ -105,8 +105,8 @@ class Sorter:
             return placed
         raise FileExistsError(None, "every name is taken")
 
-    def _put(self, picture: Picture, target: Path) -> bool:
-        """False if another file has the name."""
+    def _put(self, picture: Picture, target: Path, digest: str) -> bool:
+        """False if another file has the name. What a kill leaves half copied, the next run overwrites and removes."""
         if picture.path is not None and self._how is How.LINK:
             with contextlib.suppress(FileExistsError):
                 target.symlink_to(os.path.abspath(picture.path))  # noqa: PTH100 - resolve() follows links
@@ -118,10 +118,10 @@ class Sorter:
             with contextlib.suppress(OSError):  # another file system, or one without hard links: it is copied
                 os.link(picture.path, target)
                 return True
-        beside = target.with_name(f".{secrets.token_hex(8)}.part")
+        beside = target.with_name(f".{digest}.part")
         try:
             if picture.path is None:
-                with beside.open("xb") as file:
+                with beside.open("wb") as file:
                     file.write(cast(bytes, picture.image))
                     file.flush()
                     os.fsync(file.fileno())

@@ -51,7 +51,7 @@ def progress(done: int, total: Callable[[], int | None]) -> Iterator[Callable[[]
 def summary(rows: Rows, done: int, seconds: float, left_out: LeftOut, where: str) -> None:
     """Prints what came of a run: counts, speed, the most frequent labels, what was left out."""
     count = rows.classified + rows.errors
-    text = f"{count:,} pictures in {seconds:,.1f} s ({count / max(seconds, 1e-9):,.0f} images/s): "
+    text = f"{count:,} picture{'s' if count != 1 else ''} in {seconds:,.1f} s ({count / max(seconds, 1e-9):,.0f} images/s): "
     text += f"{rows.classified:,} classified, {rows.errors:,} errors"
     if done:
         text += f"; {done:,} were done before"

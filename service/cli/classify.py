@@ -115,7 +115,11 @@ def _is_same(path: str, folder: Path) -> bool:
 @click.option("--from-file", metavar="LIST", help="File with more paths, one a line or with zero bytes between them; - is stdin.")
 @click.option("--output", type=click.Path(path_type=Path), metavar="FILE",
               help="Write a row for each picture: .csv, .jsonl or .parquet (extra `parquet`).")  # fmt: skip
-@click.option("--resume", is_flag=True, help="Continue an output that is there: rows without an error stay.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Continue an output that is there: pictures with a row are left out, those with an error tried again.",
+)
 @click.option("--sort-into", type=click.Path(path_type=Path), metavar="DIR", help="Put each picture into DIR/<its label>.")
 @click.option("--sort-mode", type=click.Choice([how.value for how in How]), default=How.COPY.value, show_default=True,
               help="How; what is in an archive or at a URL is copied.")  # fmt: skip
@@ -131,7 +135,7 @@ def classify(ctx: click.Context, /, **options: Any) -> None:
 
     A PATH is a picture, a folder, a glob in quotes ('**' is any number of folders), a tar or zip archive, or a URL (https://;
     s3://, gs:// and others of fsspec: extra `remote`). In folders and archives files with the suffix of a picture are taken. A
-    picture that cannot be classified is an error of its own: the others are, and the exit code is 2.
+    picture that cannot be classified is reported, the others are still classified, and the exit code is then 2.
 
     \b
     Examples:

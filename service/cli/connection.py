@@ -36,7 +36,7 @@ def server_options(command: _Command, *, model_required: bool = True) -> _Comman
         (
             click.option("--model", required=model_required, default=None if model_required else "", help="Name of the model."),
             click.option("--version", default="", show_default="the server's", help="Version of the model, or an alias."),
-            click.option("--server", default=["127.0.0.1:8001"], show_default="127.0.0.1:8001", envvar="CONVOY_SERVER",
+            click.option("--server", default=["127.0.0.1:8001"], show_default=True, envvar="CONVOY_SERVER",
                          metavar="HOST:PORT", type=_Servers(), multiple=True, callback=lambda _, __, value: ",".join(value),
                          help="Address of the server, or unix:PATH; repeated, several IP addresses or several unix:PATH."),
             click.option("--tls-ca", type=click.Path(path_type=Path),

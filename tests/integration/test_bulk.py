@@ -74,7 +74,7 @@ def test_a_folder_becomes_rows_and_folders_of_labels(photos: Path, repository: P
     again = convoy_here(
         "classify", "photos", *at(servers[0]), "--output", "rows.csv", "--top-k", "2", "--sort-into", "sorted", "--resume"
     )
-    assert again.stderr.startswith("1 pictures in "), again.stderr
+    assert again.stderr.startswith("1 picture in "), again.stderr
     assert f"{COUNT + 1} were done before" in again.stderr
 
 

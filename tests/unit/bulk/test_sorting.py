@@ -129,8 +129,13 @@ def test_a_part_that_a_full_disk_cut_off_does_not_stay(photos: Path, monkeypatch
         target.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(shutil, "copy2", full)
-    assert sort("photos") == []
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copy2", full)
+        assert sort("photos") == []
+        patch.setattr(Path, "unlink", lambda _: None)  # as after a kill
+        sort("photos")
+    assert any(path.suffix == ".part" for path in Path("into").rglob("*"))
+    assert not any(name.endswith(".part") for name in sort("photos"))
 
 
 @pytest.mark.parametrize(
