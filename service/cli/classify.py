@@ -18,6 +18,7 @@ import click
 
 from service.bulk.columns import Columns
 from service.bulk.counting import count
+from service.bulk.explaining import explain_into
 from service.bulk.lists import read_list
 from service.bulk.output import Output
 from service.bulk.pictures import LeftOut
@@ -54,6 +55,7 @@ class Options:
     sort_into: Path | None
     sort_mode: str
     min_probability: float | None
+    explain: Path | None
     token_file: Path | None
     insecure: bool
     tls_ca: Path | None
@@ -70,6 +72,12 @@ class Options:
             given = [name for name in ("server", "tls_ca", "tls_cert", "tls_key", "token_file", "insecure") if _is_given(ctx, name)]
             if given:
                 raise UserError(f"--model-file asks no server: leave out --{given[0].replace('_', '-')}")
+        if self.explain is not None:
+            others = ("model_file", "output", "resume", "sort_into", "as_json", "top_k")
+            given = [name for name in others if _is_given(ctx, name)]
+            if given:
+                name = given[0].removeprefix("as_").replace("_", "-")
+                raise UserError(f"--explain asks a server for pictures of its own and writes those alone: leave out --{name}")
         if self.resume and self.output is None:
             raise UserError("--resume continues the rows of --output: give their file")
         if self.as_json and self.output is not None:
@@ -86,7 +94,13 @@ class Options:
     @property
     def one_file(self) -> str | None:
         """The path of the only picture that is asked about, if so little is asked."""
-        if len(self.paths) == 1 and self.from_file is None and not self.writes and is_one_file(self.paths[0]):
+        if (
+            len(self.paths) == 1
+            and self.from_file is None
+            and not self.writes
+            and self.explain is None
+            and is_one_file(self.paths[0])
+        ):
             return self.paths[0]
         return None
 
@@ -124,6 +138,8 @@ def _is_same(path: str, folder: Path) -> bool:
 @click.option("--sort-mode", type=click.Choice([how.value for how in How]), default=How.COPY.value, show_default=True,
               help="How; what is in an archive or at a URL is copied.")  # fmt: skip
 @click.option("--min-probability", type=FiniteFloat(0, 1), help="Put a picture whose label is less probable into DIR/unsure.")
+@click.option("--explain", type=click.Path(path_type=Path), metavar="DIR",
+              help="Write a picture of what spoke for the answer to each: DIR/NAME.png, red for it, blue against it.")  # fmt: skip
 @click.option("--top-k", type=click.IntRange(1, 2**31 - 1), show_default=f"{TOP_K_PRINTED}; with --output {TOP_K_ROWS}",
               help="How many labels an image gets.")  # fmt: skip
 @click.option("--timeout", type=FiniteFloat(0, 1e6, min_open=True), default=30.0, show_default=True,
@@ -152,7 +168,9 @@ def classify(ctx: click.Context, /, **options: Any) -> None:
     chosen.check(ctx)
     output = Output(chosen.output, resume=chosen.resume) if chosen.output is not None else None
     with _client(chosen) as client:
-        if chosen.one_file is not None:
+        if chosen.explain is not None:
+            _explain_all(client, chosen, chosen.explain)
+        elif chosen.one_file is not None:
             _classify_one(client, chosen, chosen.one_file)
         elif chosen.writes:
             _classify_into(client, chosen, output)
@@ -182,6 +200,24 @@ def _print_all(client: Any, options: Options) -> None:
     printed = Printed(as_json=options.as_json)
     run(pictures(_sources(options), LeftOut()), _ask(client, options, info, options.top_k or TOP_K_PRINTED), printed)
     _check(printed.classified, printed.errors)
+
+
+def _explain_all(client: Any, options: Options, folder: Path) -> None:
+    explained = errors = 0
+    try:
+        for picture, found, path in explain_into(
+            folder, client, pictures(_sources(options), LeftOut()), options.model, options.version
+        ):
+            name = picture.path or picture.name
+            if isinstance(found, str):
+                errors += 1
+                click.echo(f"convoy: {name}: {found}", err=True)
+            else:
+                explained += 1
+                click.echo(f"{name}  {found.prediction.label}  {found.prediction.probability:.1%}  {path}")
+    except CallFailed as error:
+        raise unreachable(options.server, error) or UserError(str(error)) from None
+    _check(explained, errors)
 
 
 def _classify_into(client: Any, options: Options, output: Output | None) -> None:

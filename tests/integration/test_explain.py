@@ -13,11 +13,14 @@ import grpc
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
+from service.cli.classify import classify
 from service.client import AsyncClient, CallFailed, Client, Explanation
 from service.config import ServerConfig
+from service.errors import UserError
 from service.model.contract import METADATA_KEY, Contract, Origin, own_head
 from service.model.input_spec import InputSpec
 from service.pb.convoy.v1 import classifier_pb2 as pb
@@ -227,3 +230,27 @@ def test_embeddings_are_for_those_who_ask(client: Client) -> None:
     with pytest.raises(CallFailed, match="gives no embeddings: export or import it with --embeddings") as refused:
         client.classify(images, "closed", embeddings=True)
     assert (refused.value.code, refused.value.field) == ("INVALID_ARGUMENT", "embeddings")
+
+
+def test_the_command_writes_a_picture_for_each(server: Server, tmp_path: Path) -> None:
+    folder, out = tmp_path / "photos", tmp_path / "why"
+    for name in ("a/1.png", "b/1.png", "b/broken.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"no picture" if "broken" in name else photo())
+    words = [str(folder), "--model", "open", "--server", f"127.0.0.1:{server.grpc_port}", "--explain", str(out)]
+    done = CliRunner().invoke(classify, words, standalone_mode=False)
+    assert isinstance(done.exception, UserError)
+    assert str(done.exception) == "1 of 3 images could not be classified"
+    assert "broken.png: " in done.stderr
+    assert done.stdout.count("  red  ") == 2
+    written = sorted(out.iterdir())
+    assert len(written) == 2
+    assert [str(each) in done.stdout for each in written] == [True, True]
+    assert all(each.read_bytes().startswith(b"\x89PNG") for each in written)
+    CliRunner().invoke(classify, words)
+    assert len(list(out.iterdir())) == 4, "nothing is written over"
+    refused = CliRunner().invoke(classify, [*words, "--top-k", "2"], standalone_mode=False)
+    assert "leave out --top-k" in str(refused.exception)
+    absent = CliRunner().invoke(classify, [*words[:2], "absent", *words[3:]], standalone_mode=False)
+    assert isinstance(absent.exception, UserError)
+    assert "NOT_FOUND" in str(absent.exception)
