@@ -17,6 +17,7 @@ import grpc
 
 from service.client.aio_many import AsyncManyImages, asynchronous, write
 from service.client.connection import (
+    FOREVER_SECONDS,
     ChannelSettings,
     Connection,
     Stubs,
@@ -77,7 +78,7 @@ class AsyncClient:
             token: says who calls, to a server with `--auth`: a token, or a function that returns the one to send, for each call.
             insecure: send the token over connections without TLS to other machines too.
             connections: how many to each server; calls take them in turn. A server with several workers answers each connection
-                with one of them.
+                with one of them. A stream stays with one server: of a name (dns:///) as many are used as there are connections.
 
         Raises:
             UserError: an invalid address, timeout, token or number of connections, a PEM file that is missing or invalid, or a
@@ -267,9 +268,10 @@ class AsyncClient:
         """Classifies any number of images, each of which gets exactly one outcome, as fast as the servers can.
 
         Images are taken as fast as they are answered, and no more of them are held than the servers have in hand. They are packed
-        in requests, and sent over one stream a connection, to each server. What is in flight adapts to the servers, and takes at
-        most half of a model's queue: a request that is refused because the queue or a quota is full is sent again, and so is what
-        a server leaves that drains or dies. Of a request that fails, the images that are not at fault are sent again.
+        in requests, and sent over one stream a connection: to each server of a list; of a name (dns:///), each connection to one of
+        its servers, whichever it is. What is in flight adapts to the servers, and takes half of a model's queue at most: a request
+        that is refused because the queue or a quota is full is sent again, and so is what a server leaves that drains or dies. Of a
+        request that fails, the images that are not at fault are sent again.
 
         Args:
             images: any iterable, which need not end.
@@ -278,7 +280,7 @@ class AsyncClient:
             top_k: as for `classify`.
             priority: as for `classify`.
             ordered: in the order of the images; otherwise as they are ready, which holds back nothing behind a slow one.
-            wait_seconds: how long to wait for a server that loads, restarts or cannot be reached.
+            wait_seconds: how long to wait for a server that loads, restarts or cannot be reached, while there is something to send.
 
         Yields:
             The outcome of each image: an answer, or the error of this image alone.
@@ -288,7 +290,9 @@ class AsyncClient:
             CallFailed: what concerns all images: no such model, no permission, an invalid field, no server within `wait_seconds`.
             BaseException: what `images` raised; those before it are answered first.
         """
-        request = filled(pb.ClassifyRequest(), model=model, version=version, top_k=top_k, priority=priority)
+        # Where the model has a time limit for those who wait, nobody waits here: how long an image is in the queue is our choice.
+        fields = {"top_k": top_k, "priority": priority, "timeout_seconds": FOREVER_SECONDS}
+        request = filled(pb.ClassifyRequest(), model=model, version=version, **fields)
         many = AsyncManyImages(
             images, request, self._to_each, ordered=ordered, wait_seconds=wait_seconds, timeout_seconds=self._timeout_seconds
         )  # fmt: skip

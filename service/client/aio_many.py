@@ -130,6 +130,8 @@ class AsyncManyImages(Flow):
                 limits = await self._limits(stubs)
                 await self._exchange(stream, stubs, limits)
                 failed = CallFailed("UNAVAILABLE", "the server ended the stream")
+            except CallFailed as error:
+                failed = error
             except grpc.RpcError as error:
                 failed = settings.call_failed(error)
             if status_lost(failed):  # asyncio only
@@ -156,8 +158,15 @@ class AsyncManyImages(Flow):
                 pass
 
     async def _limits(self, stubs: Stubs) -> Limits:
+        """What the server accepts. Raises grpc.RpcError, and CallFailed for one that does not answer while it is waited for."""
         request = filled(pb.GetModelRequest(), model=self.request.model, version=self.request.version)
-        found = (await stubs.get_model(request, timeout=deadline_seconds(self._timeout_seconds))).limits
+        seconds = min(self._timeout_seconds, self.answer_seconds(time.monotonic()))
+        try:
+            found = (await stubs.get_model(request, timeout=deadline_seconds(seconds))).limits
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise
+            raise CallFailed("UNAVAILABLE", f"no server has answered within {seconds:.3g} s") from None
         return Limits(found.max_request_items, found.max_queue_items)
 
     async def _exchange(self, stream: Stream, stubs: Stubs, limits: Limits) -> None:
@@ -205,7 +214,7 @@ class AsyncManyImages(Flow):
             return
         place, request = suspect
         try:
-            answer = await stubs.classify(request, timeout=deadline_seconds(self._timeout_seconds))
+            answer = await stubs.classify(request)  # as long as on a stream
         except grpc.RpcError as error:
             failed = settings.call_failed(error)
             async with self._changed:

@@ -42,7 +42,8 @@ MARGIN_SECONDS = 1.0
 MAX_CONNECTIONS = 100
 """Of one client to a server: a server has far fewer workers."""
 
-_FOREVER_SECONDS = 1e9
+FOREVER_SECONDS = 1e9
+"""The longest time limit that a request may have."""
 
 _IMPORTED_BY = os.getpid()
 
@@ -385,4 +386,4 @@ def checked_timeout(seconds: float | None) -> float:
 def deadline_seconds(client_seconds: float, server_seconds: float = 0.0) -> float | None:
     """A call's deadline as gRPC takes it, from the client's timeout and the server's, which is 0 if not set."""
     seconds = min(client_seconds, server_seconds + MARGIN_SECONDS) if server_seconds > 0 else client_seconds
-    return seconds if seconds < _FOREVER_SECONDS else None
+    return seconds if seconds < FOREVER_SECONDS else None

@@ -36,6 +36,9 @@ HELD_BYTES = 2 * STREAM_BYTES
 BACKOFF_SECONDS = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6)
 """Before a stream that follows one without an answer; the last is repeated."""
 
+MIN_ANSWER_SECONDS = 1.0
+"""Of the call that begins a stream, however short `wait_seconds`: gRPC tries it again, for most of a second."""
+
 READ_AT_ONCE = 8
 """How many files a reader reads one after the other."""
 
@@ -137,6 +140,8 @@ class Flow:
             self._ready(each)
 
     def _ready(self, each: Input) -> None:
+        if not self._has_unanswered():
+            self._failing_since = math.inf  # nobody was asked meanwhile
         self._held_bytes += each.size_bytes
         self._packing.add(each)
 
@@ -158,7 +163,8 @@ class Flow:
         """Starts an RPC; returns its number. Those before it have ended."""
         stream.limit(limits)
         stream.rpc += 1
-        stream.placed = stream.answers = 0
+        stream.placed = 0
+        stream.expired = False
         return stream.rpc
 
     def ended(self, stream: Stream, rpc: int) -> bool:
@@ -214,6 +220,11 @@ class Flow:
         if pack is None:
             return
         inputs, code = pack.inputs, failed.code
+        if code == "UNAUTHENTICATED" and (stream.expired or self._may_have_expired(stream)):
+            stream.expired = True
+            stream.rpc += 1  # the next RPC may have another token
+            self._packing.send_again(inputs)
+            return
         if code in _CONCERN_ALL or (code == "INVALID_ARGUMENT" and failed.field and not failed.field.startswith("items")):
             self.fatal = failed
             return
@@ -240,6 +251,7 @@ class Flow:
 
     def broken(self, stream: Stream, failed: CallFailed, now: float) -> None:
         """The stream's RPC has ended, or could not begin, with requests unanswered or not."""
+        expired, stream.expired = stream.expired, False
         too_large = self._too_large(stream, failed)
         pack = stream.remove(too_large) if too_large is not None else None
         for place in sorted(stream.in_flight, reverse=True):
@@ -250,8 +262,8 @@ class Flow:
         if pack is not None:
             self._heard(stream)
             self._halve(pack.inputs, failed)
-        elif failed.code == "UNAUTHENTICATED" and stream.answers:
-            pass  # the token has expired, and the next RPC may have another
+        elif failed.code == "UNAUTHENTICATED" and (expired or self._may_have_expired(stream)):
+            pass  # the next RPC may have another token
         elif failed.code in _CONCERN_ALL or failed.code == "INVALID_ARGUMENT":
             self.fatal = failed
         elif not self.over():
@@ -276,9 +288,23 @@ class Flow:
         stream.failures = 0
         self._failing_since = math.inf
 
+    def _may_have_expired(self, stream: Stream) -> bool:
+        """Whether a token that is refused was accepted before. A second one in a row is refused for good."""
+        answers, stream.answers = stream.answers, 0
+        return answers > 0
+
+    def _has_unanswered(self) -> bool:
+        """Whether a server is needed: something is in flight, or ready to be sent."""
+        return bool(self._packing) or any(stream.in_flight for stream in self.streams)
+
+    def answer_seconds(self, now: float) -> float:
+        """How long a server that is asked now may take to answer."""
+        return max(MIN_ANSWER_SECONDS, min(self._failing_since, now) + self._wait_seconds - now)
+
     def _fail(self, stream: Stream, failed: CallFailed, now: float) -> None:
-        """Waits with the stream; gives up if it is as long as that since any server answered."""
-        self._failing_since = min(self._failing_since, now)
+        """Waits with the stream; gives up if it is as long as that since any server answered one who has something to send."""
+        if self._has_unanswered():
+            self._failing_since = min(self._failing_since, now)
         give_up_at = self._failing_since + self._wait_seconds
         backoff_seconds = BACKOFF_SECONDS[min(stream.failures, len(BACKOFF_SECONDS) - 1)]
         stream.failures += 1

@@ -36,7 +36,8 @@ class Stream:
         self.images = 0
         self.bytes = 0
         self.placed = 0
-        self.answers = 0  # of the current RPC
+        self.answers = 0  # since a token was refused
+        self.expired = False  # the token of the current RPC
         self.paused_until = 0.0
         self.failures = 0  # since the last answer
         self.max_items = MAX_REQUEST_IMAGES

@@ -115,6 +115,8 @@ class ManyImages(Flow):
                 limits = self._limits(stubs)
                 self._exchange(stream, stubs, limits)
                 failed = CallFailed("UNAVAILABLE", "the server ended the stream")
+            except CallFailed as error:
+                failed = error
             except grpc.RpcError as error:
                 failed = settings.call_failed(error)
             with self._changed:
@@ -134,8 +136,15 @@ class ManyImages(Flow):
             self._changed.wait(seconds)
 
     def _limits(self, stubs: Stubs) -> Limits:
+        """What the server accepts. Raises grpc.RpcError, and CallFailed for one that does not answer while it is waited for."""
         request = filled(pb.GetModelRequest(), model=self.request.model, version=self.request.version)
-        found = (stubs.get_model(request, timeout=deadline_seconds(self._timeout_seconds))).limits
+        seconds = min(self._timeout_seconds, self.answer_seconds(time.monotonic()))
+        try:
+            found = (stubs.get_model(request, timeout=deadline_seconds(seconds))).limits
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise
+            raise CallFailed("UNAVAILABLE", f"no server has answered within {seconds:.3g} s") from None
         return Limits(found.max_request_items, found.max_queue_items)
 
     def _exchange(self, stream: Stream, stubs: Stubs, limits: Limits) -> None:

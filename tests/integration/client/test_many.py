@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import socket
 import threading
 import time
 from collections import Counter
@@ -16,8 +17,10 @@ from PIL import Image
 
 from export.data.datasets import Dataset
 from service.client import AsyncClient, CallFailed, Classification, Client, Outcome
+from service.client.connection import FOREVER_SECONDS
 from service.config import ServerConfig
 from service.errors import FileUnreadable, UserError
+from service.policy import MAX_TIMEOUT_SECONDS
 from service.server import Server
 from tests.conftest import Serve, Spawn
 from tests.integration.test_rolling_restart import free_port
@@ -196,6 +199,22 @@ def test_a_server_that_never_comes_is_given_up(many: Many) -> None:
         many(f"127.0.0.1:{free_port()}", [b""], wait_seconds=0)
     with away():
         many(f"127.0.0.1:{free_port()}", itertools.repeat(b""), wait_seconds=0.5, connections=2)
+
+
+def test_a_server_that_takes_connections_and_does_not_answer_is_given_up_in_time(many: Many) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(CallFailed, match="UNAVAILABLE: no server has answered"):
+        many(f"127.0.0.1:{silent.getsockname()[1]}", [b""], wait_seconds=0)
+
+
+def test_the_time_limit_of_a_model_is_not_for_images_that_wait_by_our_choice(
+    many: Many, repository: Path, serve: Serve, pictures: list[np.ndarray]
+) -> None:
+    (repository / "digits" / "serving.toml").write_text("default_timeout_seconds = 1e-6\n")
+    server = serve(repository)
+    with Client(at(server)) as client, pytest.raises(CallFailed, match="DEADLINE_EXCEEDED"):
+        client.classify(pictures[:1], "digits")
+    assert all(map(label, many(at(server), pictures)))
+    assert FOREVER_SECONDS == MAX_TIMEOUT_SECONDS
 
 
 @pytest.mark.parametrize("listed", [True, False])

@@ -308,6 +308,27 @@ def test_a_server_that_is_away_is_not_given_up_while_another_answers() -> None:
     assert pauses == pytest.approx([*BACKOFF_SECONDS, BACKOFF_SECONDS[-1]])
 
 
+def test_only_time_with_something_to_send_counts_towards_giving_up() -> None:
+    server = Server(2, wait_seconds=60).add(b"0")
+    first, second = server.flow.streams
+    server.send(first)
+    server.answer()
+    for server.now in (100, 1000):  # servers close connections that are idle
+        for stream in server.flow.streams:
+            server.break_stream(stream, CallFailed("UNAVAILABLE", "idle"))
+    assert not server.flow.over()
+    server.now = 2000
+    server.add(b"1")
+    server.break_stream(first, LOADING)
+    server.break_stream(second, LOADING)
+    assert not server.flow.over()
+    assert server.flow.answer_seconds(2010) == 50
+    assert server.flow.answer_seconds(2070) == 1
+    server.now = 2060
+    server.break_stream(first, LOADING)
+    assert server.flow.over()
+
+
 @pytest.mark.parametrize(
     "failed",
     [
@@ -339,6 +360,37 @@ def test_a_token_that_expires_is_asked_for_again() -> None:
     assert not server.flow.over()
     server.break_stream(server.flow.streams[0], CallFailed("UNAUTHENTICATED", "expired"))
     assert server.flow.over()
+
+
+def test_a_token_that_is_refused_after_it_has_expired_ends_everything() -> None:
+    server = Server().add(*names(12))
+    server.send()
+    server.answer()
+    expired = CallFailed("UNAUTHENTICATED", "expired")
+    stream = server.flow.streams[0]
+    server.flow.broken(stream, expired, server.now)
+    assert not server.flow.over()
+    server.flow.broken(stream, expired, server.now)  # no RPC has begun: the server was asked for its limits
+    assert server.flow.outcomes()
+    with pytest.raises(CallFailed, match="expired"):
+        server.flow.outcomes()
+
+
+def test_requests_that_an_expired_token_has_refused_are_sent_again_on_another_stream() -> None:
+    server = Server().add(*names(16))
+    expired = CallFailed("UNAUTHENTICATED", "expired")
+    sent = server.send()
+    stream = server.flow.streams[0]
+    rpc = stream.rpc
+    server.answer()
+    for _ in sent[1:]:
+        server.answer(0, expired)
+    assert not server.flow.over()
+    assert server.flow.ended(stream, rpc), "which sends the same token"
+    server.break_stream(stream, CallFailed("UNAVAILABLE", "the server ended the stream"))
+    assert sorted(server.send()) == sorted(sent[1:])
+    server.answer(0, expired)
+    assert server.flow.over(), "the next token is refused too"
 
 
 def test_a_source_that_raises_is_answered_up_to_there() -> None:
