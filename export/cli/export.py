@@ -10,6 +10,7 @@ from rich.console import Console
 
 from export.cli.dataset_loading import load_with_progress
 from export.cli.options import DATA, data_dir_option, embeddings_option, explainable_option
+from export.cli.parameters import MinimumAccuracy
 from export.cli.progress_bar import progress_bar
 from service.cli.parameters import FiniteFloat
 
@@ -24,7 +25,7 @@ console = Console(highlight=False)
 @click.option("--repository", type=click.Path(path_type=Path), required=True,
               help="Folder of models, created if it does not exist.")  # fmt: skip
 @click.option("--name", show_default="the data's name", help="Name of the model.")
-@click.option("--minimum-accuracy", type=FiniteFloat(0, 100), default=0.0, metavar="PERCENT",
+@click.option("--minimum-accuracy", type=MinimumAccuracy(), default=0.0, metavar="PERCENT",
               help="Refuse to export below this accuracy on the test part.")  # fmt: skip
 @click.option("--data", metavar=DATA, help="Where the data of the run are now, if they have moved.")
 @data_dir_option

@@ -9,6 +9,7 @@ from click.core import ParameterSource
 from rich.console import Console
 
 from export.cli.options import CROP_PCT, embeddings_option, explainable_option
+from export.cli.parameters import MinimumAccuracy
 from export.cli.progress_bar import progress_bar
 from service.cli.parameters import FiniteFloat
 from service.errors import UserError
@@ -113,8 +114,9 @@ class _Remembering(click.Command):
               help="The output, or any value inside the graph, that holds the scores. Given again, further heads, each "
                    "with a file of labels of its own.")  # fmt: skip
 @click.option("--data", type=click.Path(path_type=Path), metavar="DIR",
-              help="Labelled pictures, DIR/<class>/*.jpg: the accuracy on all of them is measured.")  # fmt: skip
-@click.option("--minimum-accuracy", type=FiniteFloat(0, 100), metavar="PERCENT",
+              help="Labelled pictures, DIR/<class>/*.jpg: the accuracy on all of them is measured; of a folder with parts, on "
+                   "DIR/test, else DIR/val.")  # fmt: skip
+@click.option("--minimum-accuracy", type=MinimumAccuracy(), metavar="PERCENT",
               help="Refuse to import below this; needs --data.")  # fmt: skip
 @click.option("--reference", type=click.Path(path_type=Path), metavar="FILE.npz",
               help="Pictures, and the pixels, inputs or outputs that the training's own pipeline made of them, which "

@@ -1,10 +1,28 @@
-"""Types of parameters for networks' inputs, for all commands of `export/`."""
+"""Types of parameters that click does not have, for all commands of `export/`."""
 
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import click
+
+from service.cli.parameters import FiniteFloat
+
+
+class MinimumAccuracy(FiniteFloat):
+    """A percentage, 0 or above 1: below that a fraction is meant, with which next to nothing would be refused."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 100)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Reads a percentage, or says what is accepted."""
+        percent = super().convert(value, param, ctx)
+        if 0 < percent <= 1:
+            self.fail(
+                f"{value} would be {percent:g} %: a percentage is accepted, 0 or above 1, such as {100 * percent:g}.", param, ctx
+            )
+        return percent
 
 
 class ChannelValues(click.ParamType[tuple[float, ...]]):

@@ -28,6 +28,9 @@ _COARSE_EFFECT = 0.02
 """Share of the largest score. Half precision, and ranges that are taken of a whole batch, are coarse."""
 
 _BATCH_ITEMS = 8
+_SURE = 1e-6
+_BLIND = 0.1
+"""Standard deviation over pictures, in log-odds. Of networks that see them it is 1 and more."""
 _RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")
 _EVAL = "export it in inference mode: model.eval() in PyTorch, training=False in Keras"
 
@@ -72,6 +75,26 @@ def check_graph(model: onnx.ModelProto, graph: SourceGraph, pixels: NDArray[Any]
         )
     return Gate(
         "graph", f"the same twice, alone and in a batch, on {len(pixels)} pictures; largest change {changed:.1e} of the scores"
+    )
+
+
+def check_effect(heads: Sequence[WrappedHead], source: SourceGraph, pixels: NDArray[Any]) -> Gate | None:
+    """What is seen if the answers are all but the same for all pictures, as of pixels in other units; else None.
+
+    Scores that are almost 0 or 1 tell little, so their log-odds are compared.
+    """
+    raw = source.run(pixels)
+    spreads = []
+    for wrapped in heads:
+        likely = np.clip(wrapped.head.probabilities(as_rows(raw[wrapped.head.value])), _SURE, 1 - _SURE)
+        spreads.append(float(np.log(likely / (1 - likely)).std(axis=0).max()))
+    if max(spreads) >= _BLIND:
+        return None
+    return Gate(
+        "pictures",
+        f"WARNING: {len(pixels)} different pictures get all but the same scores (log-odds differ by {max(spreads):.2g}), as "
+        "happens with pixels scaled otherwise than in the training: compare --scale, --mean and --std with it, or give --data",
+        proved=False,
     )
 
 
@@ -155,7 +178,7 @@ def check_folder(scores: Scores, folder: str, minimum: float, name: str = "accur
     seen = f"{scores.accuracy:.2%} of {scores.items:,} pictures of {folder} are right (95 % interval {low:.1%} to {high:.1%})"
     if scores.accuracy < minimum:
         raise UserError(f"{name} gate: {seen}, below the minimum of {minimum:.2%}; nothing was written")
-    return Gate(name, seen)
+    return Gate(name, f"{seen}; {f'the minimum is {minimum:.2%}' if minimum else 'no minimum is set (--minimum-accuracy)'}")
 
 
 def check_loss(precision: Precision, fp32: Scores, lower: Scores, max_loss: float) -> Gate:

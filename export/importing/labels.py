@@ -12,6 +12,7 @@ from service.model.text_files import read_text
 
 ACCEPTED = 'one label a line is accepted, and JSON: a list, {"0": "cat", ...}, {"cat": 0, ...} or the config.json of Hugging Face'
 
+_SAID_OF_LINES = "; one label a line is accepted"
 _MAX_LABELS = 1_000_000
 
 
@@ -21,14 +22,17 @@ def read_labels_file(path: Path) -> tuple[str, ...]:
         try:
             labels = read_labels(path)
         except InvalidModel as error:
-            raise UserError(f"{path.parent / str(error)}; {ACCEPTED}") from None
+            raise UserError(f"{path.parent / str(error).removesuffix(_SAID_OF_LINES)}; {ACCEPTED}") from None
         if labels is None:
-            raise UserError(f"{path}: No such file or directory")
+            raise UserError(f"{path}: No such file or directory; a file of labels is meant: {ACCEPTED}")
         return labels
     try:
-        content = json.loads(read_text(path))
+        text = read_text(path)
+        if not text.strip():
+            raise UserError(f"{path} is empty; {ACCEPTED}")
+        content = json.loads(text)
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
+        raise UserError(f"{path}: {error.strerror}; a file of labels is meant: {ACCEPTED}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON: {first_line(error)}; {ACCEPTED}") from None
     labels = labels_in(content)

@@ -19,6 +19,9 @@ from export.importing.recipe import Recipe
 from service.errors import UserError
 from service.model.input_spec import InputSpec
 
+_WHITE = 255
+_UNIT_SLACK = 1.5
+"""Some divide by 256, or by a little more than there can be."""
 _WAYS = (
     "--preset or --preprocessor names a known one; --scale (255, or 1) with --mean and --std says it; "
     "--search-preprocessing --data DIR tries the usual ones"
@@ -65,6 +68,8 @@ class RecipeOptions:
         }
         if self._named():
             _refuse_contradictions(base, numbers, self)
+        elif self.scale is not None:
+            _refuse_other_units(self.scale, self.mean or (), self.std or ())
         changed = " and flags" if spec != base.input and base.source else ""
         return Recipe(input=spec, source=(base.source or "flags") + changed, **numbers)  # type: ignore[arg-type]
 
@@ -162,6 +167,26 @@ def _refuse_contradictions(base: Recipe, numbers: dict[str, Any], options: Recip
                 f"{given} contradicts {flag}, which says {shown}: leave one of them out; beside {flag} accepted are --resize, "
                 "--filter, --crop, --crop-pct, --pad-color, --pad-align, --alpha and --exif"
             )
+
+
+def _refuse_other_units(scale: float, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """Raises UserError for a mean or std that no pixels can have after `scale`.
+
+    Those of pixels from 0 to 255 and of pixels from 0 to 1 are easily taken for each other. The network would then see next to
+    nothing, or numbers far beyond its own.
+    """
+    white = _WHITE / scale
+    values = f"after --scale {scale:g} pixels are 0 to {white:g}"
+    for flag, numbers in (("--mean", mean), ("--std", std)):
+        shown = f"{flag} {','.join(f'{number:g}' for number in numbers)}"
+        if any(number > white * _UNIT_SLACK for number in numbers):
+            if scale != 1 and max(numbers) <= _WHITE * _UNIT_SLACK:
+                fitting = f"for numbers of pixels from 0 to {_WHITE} give --scale 1, or divide them by {_WHITE}"
+            else:
+                fitting = f"numbers up to {white:g} are accepted"
+            raise UserError(f"{shown}: {values}; {fitting}")
+        if flag == "--std" and numbers and white >= _WHITE and max(numbers) < 1:
+            raise UserError(f"{shown}: {values}, and become up to {white / min(map(abs, numbers)):,.0f}; give --scale {_WHITE}")
 
 
 def _equal(one: Any, other: Any) -> bool:

@@ -37,6 +37,9 @@ from service.model.resizing import pillow_rounds_otherwise
 
 ACCEPTED = "accepted is a file of numpy.savez with `paths` or `picture_0`, ..., and `pixels`, `inputs` or `outputs`"
 
+_ZIP = b"PK"
+_OBJECTS = "Object arrays"
+"""In numpy's message, which advises to allow pickles: they run any code."""
 _NUMBERS = "biuf"
 """Kinds of NumPy types: bool, integers, floats."""
 _INPUT_TOLERANCE = 1e-4
@@ -63,12 +66,24 @@ class Reference:
 def read_reference(path: Path) -> Reference:
     """Reads a reference. Raises UserError if it is none."""
     content = read_file(path)
+    if not content.startswith(_ZIP):
+        raise UserError(f"--reference {path}: it is no .npz file; {ACCEPTED}")
+    found: dict[str, NDArray[Any]] = {}
+    name = ""
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            found: dict[str, NDArray[Any]] = {name: archive[name] for name in archive.files}
+            for name in archive.files:
+                found[name] = archive[name]
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, KeyError, TypeError) as error:
+        if _OBJECTS in str(error):
+            fitting = "np.array(names, dtype=str)" if name == "paths" else "an array of numbers"
+            raise UserError(
+                f"--reference {path}: {name} holds objects of Python, which are not read; {fitting} is accepted"
+            ) from None
         raise UserError(f"--reference {path}: {first_line(error)}; {ACCEPTED}") from None
     if "paths" in found:
+        if found["paths"].dtype.kind != "U":
+            raise UserError(f"--reference {path}: paths is {found['paths'].dtype}; np.array(names, dtype=str) is accepted")
         pictures = [read_file(path.parent / str(name)) for name in found["paths"].ravel()]
     else:
         pictures = []
@@ -101,7 +116,10 @@ def check_pixels(
         return Gate("pixels", "; ".join(seen))
     if transform is not None:
         return _check_transform(transform, pictures, recipe)
-    return Gate("pixels", "not proved: no --reference says what pixels the training saw", proved=False)
+    why = "no --reference says what pixels the training saw"
+    if reference is not None:
+        why = f"{reference.name} has outputs, and neither pixels nor inputs that the training saw"
+    return Gate("pixels", f"not proved: {why}", proved=False)
 
 
 def served_pixels(pictures: tuple[bytes, ...] | list[bytes], recipe: Recipe) -> NDArray[Any]:

@@ -26,7 +26,9 @@ _ROUNDING_STEPS = 16
 """By so many steps of its type a probability may be above 1: a forest adds up what its trees say."""
 LINEAR = ("Gemm", "MatMul", "Add", "Conv", "BatchNormalization")
 """Operators that give logits, whatever their numbers are."""
-_TINY = float(np.finfo(np.float32).tiny)
+_TO_PROBABILITIES = ("Sigmoid", "HardSigmoid", "Softmax")
+_TO_LOGARITHMS = ("LogSoftmax", "Log")
+"""Operators after which numbers are no logits any more."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,14 @@ def decide(value: str, raw: NDArray[np.generic], last_operator: str, asked: Scor
     sums_to_one = within and units > 1 and bool(np.allclose(numbers.sum(axis=1), 1, atol=tolerance))
     logs = units > 1 and bool((numbers <= tolerance).all()) and bool(np.allclose(np.exp(numbers).sum(axis=1), 1, atol=tolerance))
     facts = _facts(numbers, last_operator)
+    if not logs and (last_operator == "LogSoftmax" or (last_operator == "Log" and (asked != "logits" or units == 1))):
+        raise UserError(
+            f"{value!r} {facts}: logarithms, whose exponentials do not sum to 1 over the classes: export the network without the "
+            f"{last_operator}"
+        )
     if asked == "auto":
         asked = _found(value, units, within, sums_to_one, logs, last_operator, facts)
+    _refuse_as_logits(value, asked, units, sums_to_one, logs, last_operator, facts)
     form: Form = "probabilities" if within and last_operator not in LINEAR else "logits"
     if units == 1 and asked in ("logits", "probabilities"):
         form, asked = ("logits" if asked == "logits" else "probabilities"), "sigmoid"
@@ -112,10 +120,23 @@ def decide(value: str, raw: NDArray[np.generic], last_operator: str, asked: Scor
         raise UserError(f"--scores probabilities: {value!r} {facts}: they do not sum to 1; logits or multilabel may be right")
     if asked == "log-probabilities" and not logs:
         raise UserError(f"--scores log-probabilities: {value!r} {facts}: those are none; logits or probabilities may be right")
-    if asked == "logits" and sums_to_one:
-        raise UserError(f"--scores logits: {value!r} {facts}: those are probabilities already; auto or probabilities is right")
     form = "logits" if asked == "logits" else "probabilities" if asked == "probabilities" else "log-probabilities"
     return ScoreHead(value, units, "softmax", form, reason=facts)
+
+
+def _refuse_as_logits(
+    value: str, asked: Scores, units: int, sums_to_one: bool, logs: bool, last_operator: str, facts: str
+) -> None:  # fmt: skip
+    """Raises UserError if a second softmax or sigmoid would go over what is a probability, or its logarithm, already."""
+    if asked == "multilabel" and logs:
+        raise UserError(f"--scores multilabel: {value!r} {facts}: logarithms of probabilities of which one is true; auto is right")
+    if asked != "logits":
+        return
+    if logs and last_operator in _TO_LOGARITHMS:
+        raise UserError(f"--scores logits: {value!r} {facts}: those are log-probabilities; auto or log-probabilities is right")
+    if sums_to_one or last_operator in _TO_PROBABILITIES:
+        right = "probabilities" if sums_to_one or units == 1 or last_operator == "Softmax" else "multilabel"
+        raise UserError(f"--scores logits: {value!r} {facts}: those are probabilities already; auto or {right} is right")
 
 
 def _found(value: str, units: int, within: bool, sums_to_one: bool, logs: bool, last_operator: str, facts: str) -> Scores:
@@ -127,7 +148,7 @@ def _found(value: str, units: int, within: bool, sums_to_one: bool, logs: bool, 
         return "probabilities"
     if logs:
         return "log-probabilities"
-    if last_operator == "Sigmoid":
+    if last_operator in ("Sigmoid", "HardSigmoid"):
         return "multilabel"
     if last_operator == "Softmax":
         raise UserError(f"{value!r} {facts}: a Softmax over something else than the classes; export the network without it")

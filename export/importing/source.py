@@ -130,7 +130,10 @@ def _kind_of_archive(file: Path) -> str:
 
 
 def _read_onnx(path: Path, file: Path) -> Source:
-    _, model = parse_model_file(file)
+    try:
+        _, model = parse_model_file(file)
+    except UserError as error:
+        raise UserError(f"{error}; {ACCEPTED}") from None
     if read_contract(file, model) is not None:
         raise UserError(
             f"{file}: a model of Convoy already: copy it into the repository as <model>/<version>/{MODEL_FILE}; nothing was written"

@@ -115,6 +115,8 @@ def understand(
         model, network, batch_items = _open_batch(model, network, recipe, values, pixels, batch_items, log)
     probed = graph if batch_items else SourceGraph(model, network, recipe, values)
     gate = log.passed(gates.check_graph(model, probed, pixels, batch_items))
+    if (blind := gates.check_effect(heads, probed, pixels)) is not None:
+        log.passed(blind)
     return Understood(model, network, recipe, heads, graph, batch_items, pictures, pixels, gate)
 
 

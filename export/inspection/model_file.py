@@ -16,6 +16,9 @@ from service.errors import InvalidModel, LoadError, UserError, first_line
 from service.model import model_files
 from service.model.contract import METADATA_KEY, Contract
 
+_FIRST_FIELD = b"\x08"  # ir_version
+_WHOLE_NUMBER, _BYTES = 0, 2
+_MODEL_FIELDS = {field.number for field in onnx.ModelProto.DESCRIPTOR.fields}
 _INVALID = (
     DecodeError, ValueError, IndexError, RuntimeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError
 )  # fmt: skip
@@ -98,7 +101,7 @@ def read_model(path: Path) -> tuple[bytes, onnx.ModelProto]:
     if path.is_dir():
         raise UserError(f"{path} is a folder; expected an ONNX file, such as `convoy export` makes from a run")
     content = read_file(path)
-    with _invalid_is_user_error(path):
+    with _invalid_is_user_error(path, content):
         model = onnx.load_model_from_string(content)
         if not model.ir_version or not model.graph.node:
             raise ValueError("it has no layers")
@@ -115,8 +118,35 @@ def read_contract(path: Path, model: onnx.ModelProto) -> Contract | None:
 
 
 @contextmanager
-def _invalid_is_user_error(path: Path) -> Iterator[None]:
+def _invalid_is_user_error(path: Path, content: bytes = b"") -> Iterator[None]:
     try:
         yield
     except _INVALID as error:
-        raise UserError(f"{path}: not a valid ONNX model ({first_line(error)})") from None
+        hint = ": the file is cut short, copy or download it again" if _ends_within_a_field(content) else ""
+        raise UserError(f"{path}: not a valid ONNX model ({first_line(error)}){hint}") from None
+
+
+def _ends_within_a_field(content: bytes) -> bool:
+    """Whether a file begins as a ModelProto does, with its version, and ends before the end of one of its fields."""
+    at = 0
+    if not content.startswith(_FIRST_FIELD):
+        return False
+    while at < len(content):
+        tag, at = _varint(content, at)
+        kind = tag & 7
+        if tag >> 3 not in _MODEL_FIELDS or kind not in (_WHOLE_NUMBER, _BYTES):
+            return False
+        length, at = _varint(content, at)
+        at += length if kind == _BYTES else 0
+    return at > len(content)
+
+
+def _varint(content: bytes, at: int) -> tuple[int, int]:
+    """A number of protobuf's wire format, and where the next begins: beyond the content if that ends within it."""
+    value = shift = 0
+    while at < len(content) and content[at] & 0x80:
+        value |= (content[at] & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+    if at >= len(content):
+        return _FIRST_FIELD[0] | _BYTES, len(content) + 1
+    return value | content[at] << shift, at + 1

@@ -183,6 +183,8 @@ def read_labels(path: Path, check: Callable[[bytes], None] | None = None) -> tup
         raise InvalidModel(f"{path.name}: {error.strerror}") from None
     except ValueError as error:
         raise InvalidModel(f"{path.name}: {error}") from None
+    if labels == ("",):
+        raise InvalidModel(f"{path.name} is empty; one label a line is accepted")
     if "" in labels:
         raise InvalidModel(f"{path.name}: line {labels.index('') + 1} is empty; one label a line is accepted")
     return labels
