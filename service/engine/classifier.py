@@ -60,12 +60,14 @@ class Classifier:
         """Ends the decoding threads and processes. Only after `drain`."""
         self.pool.close()
 
-    def classify(self, query: Query, respond: Respond, *, on_transport: bool = True) -> Callable[[], None]:
+    def classify(
+        self, query: Query, respond: Respond, *, on_transport: bool = True, may_decode: bool = False
+    ) -> Callable[[], None]:
         """Answers a query: calls `respond` exactly once, maybe before this returns, maybe from another thread.
 
         `on_transport` says that this is the transport's thread, which must not block and which runs short batches itself. On any
         other thread images are decoded in the pool, because decoded images are large and such threads are many, and batches run on
-        the model's threads.
+        the model's threads. With `may_decode` such a thread decodes small images itself: a hand-over costs more than that.
 
         Returns:
             A function that cancels the request. Call it at any time, any number of times.
@@ -90,7 +92,7 @@ class Classifier:
             if self.quotas is not None:
                 self.quotas.take(query.principal, query.size_bytes)
             request = Request(self, served, query, respond)
-            request.begin(on_transport=on_transport)
+            request.begin(on_transport=on_transport, may_decode=may_decode)
         except BaseException as error:
             if served is not None:
                 if isinstance(error, RequestError):

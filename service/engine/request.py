@@ -80,11 +80,14 @@ class Request:
         self._decode_seconds: float | None = None
         self._cancelled = False
 
-    def begin(self, *, on_transport: bool) -> None:
-        """Queues the request, or has its images decoded first. Raises RequestError if it is refused."""
+    def begin(self, *, on_transport: bool, may_decode: bool = False) -> None:
+        """Queues the request, or has its images decoded first. Raises RequestError if it is refused.
+
+        `may_decode` is as in `Classifier.classify`.
+        """
         served = self._served
         images = raw_images(served, self._items, self._tensor)
-        if images is None and on_transport and served.batcher.inline:
+        if images is None and (served.batcher.inline if on_transport else may_decode):
             start = time.monotonic()
             images = decode_quickly(served, self._items)
             if images is not None:

@@ -109,7 +109,7 @@ class Engine:
             query = query_of(request, self._classifier, _CALLER)
             write = write_with_embeddings if query.hidden else write_response
             respond = partial(send_reply, self._classifier, reply, write, "")
-            reply.cancel = self._classifier.classify(query, respond, on_transport=False)
+            reply.cancel = self._classifier.classify(query, respond, on_transport=False, may_decode=True)
         except BaseException:
             self._ended(reply)
             if self._closed.is_set():

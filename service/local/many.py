@@ -2,9 +2,13 @@
 
     images -> taken and read by threads -> packed into requests -> engine: decoded, batched -> answered -> caller, in order
 
-The engine is kept busy and the requests are large: what is read goes on at once while the engine has fewer requests than threads
-to work on them, else when a request is full. At most WINDOW images are taken and not given back to the caller yet, fewer if they
-are large.
+Threads of one interpreter hinder each other where each does little at a time: whoever opens a small file or decodes a small picture
+gives up the interpreter's lock for microseconds, and has to wait for it if another thread wants it. So small pictures have one
+thread that takes, reads, packs and decodes them, and the others work on whole requests: the model's, and the caller's.
+
+A request goes on when it is full. Before that it does if its images are small and the caller has waited LINGER_SECONDS for more,
+or if they are large and the engine has fewer requests than threads to decode them. At most WINDOW images are taken and not given
+back to the caller yet, fewer if they are large.
 
 A request that fails is asked for again image by image, so that the one at fault gets the error alone. What concerns every image,
 such as an unknown model, ends it all.
@@ -14,7 +18,7 @@ import math
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +26,8 @@ from service.client.connection import client_closed
 from service.client.images import Image
 from service.client.images import item as as_item
 from service.client.messages import CallFailed, Classification, Outcome, filled, rows
+from service.client.packing import Input, Packing
+from service.engine.decoding import INLINE_DECODE_BYTES, INLINE_DECODE_ITEMS
 from service.errors import ConvoyError, QueueFull, UserError
 from service.local.engine import Engine, Reply, call_failed
 from service.pb.convoy.v1 import classifier_pb2 as pb
@@ -33,25 +39,22 @@ WINDOW = 512
 OPEN_BYTES = 64 * 2**20
 """Of files or pixels that are taken and not given back; decoded, of those that are taken."""
 
-REQUEST_ITEMS, REQUEST_BYTES = 64, 2**20
-"""A request is full."""
+REQUEST_ITEMS = INLINE_DECODE_ITEMS
+"""A request is full: as many small pictures are decoded by the thread that submits them."""
+
+SMALL_BYTES = INLINE_DECODE_BYTES // INLINE_DECODE_ITEMS
+"""Of an image, or of each on average."""
+
+LINGER_SECONDS = 0.002
 
 READERS = 16
 SLOW_SECONDS = 0.002
-"""Files are read, and PIL images encoded, by one thread more whenever that has taken so long: each thread has its price."""
+PATIENCE_SECONDS = 0.05
+"""Files are read, and PIL images encoded, by one thread more once that has taken so much longer than SLOW_SECONDS each. A single
+long time means nothing: on a busy machine it is the wait for a processor, or for the interpreter's lock."""
 
 _JOIN_SECONDS = 1.0
 _CONCERN_ALL = {"NOT_FOUND", "UNAUTHENTICATED", "PERMISSION_DENIED", "UNIMPLEMENTED", "CANCELLED"}
-
-
-class _Input(NamedTuple):
-    number: int
-    image: Image
-    item: dict[str, bytes]
-
-    @property
-    def size_bytes(self) -> int:
-        return sum(map(len, self.item.values()))
 
 
 class Many:
@@ -62,7 +65,7 @@ class Many:
         self._engine = engine
         self._images = iter(images)
         # Where the policy has a time limit for those who wait, nobody waits here.
-        self._request = filled(pb.ClassifyRequest(), **fields, timeout_seconds=MAX_TIMEOUT_SECONDS)
+        self._packing = Packing(filled(pb.ClassifyRequest(), **fields, timeout_seconds=MAX_TIMEOUT_SECONDS))
         info = engine.get_model(filled(pb.GetModelRequest(), model=fields["model"], version=fields["version"]))
         self._window = max(1, min(WINDOW, info.limits.max_queue_items // 2, OPEN_BYTES // _item_bytes(info.input)))
         self._full = max(1, min(REQUEST_ITEMS, info.limits.max_request_items, self._window // 4))
@@ -76,11 +79,9 @@ class Many:
         self._taken = 0
         self._given = 0  # back to the caller
         self._open_bytes = 0
-        self._pack: list[_Input] = []
-        self._pack_bytes = 0
         self._requests = 0  # in the engine
         self._replies: set[Reply] = set()
-        self._answered: list[tuple[Sequence[_Input], bytes | BaseException]] = []
+        self._answered: list[tuple[Sequence[Input], bytes | BaseException]] = []
         self._early: dict[int, tuple[Outcome, int]] = {}  # answered before those in front of them, with their bytes
         self._ended = False
         self._error: BaseException | None = None
@@ -91,10 +92,12 @@ class Many:
         self._start_reader()
         while True:
             with self._outcome:
-                self._outcome.wait_for(lambda: self._answered or self._is_due() or self._is_finished())
+                lingered = False
+                while not (lingered or self._answered or self._is_due() or self._is_finished()):
+                    lingered = not self._outcome.wait(LINGER_SECONDS if self._packing else None)
                 answered, self._answered = self._answered, []
-                pack = self._take_pack() if self._is_due() else None
-                if not answered and pack is None:
+                pack = self._take_pack() if self._packing and (lingered or self._is_due()) else None
+                if self._is_finished() and not answered and pack is None:
                     break
             if pack is not None:
                 self._submit(pack)
@@ -125,19 +128,20 @@ class Many:
         reader.start()
 
     def _read(self) -> None:
+        late_seconds = 0.0
         try:
             while (taken := self._take()) is not None:
-                number, image = taken
                 start = time.monotonic()
                 try:
-                    item = as_item(image)
+                    taken.read(as_item(taken.image), kept=False)
                 except UserError as error:
-                    self._done([_Input(number, image, {})], error)
-                else:
-                    slow = time.monotonic() - start > SLOW_SECONDS and len(self._readers) < READERS
-                    self._add(_Input(number, image, item))
-                    if slow:
-                        self._start_reader()
+                    self._done([taken], error)
+                    continue
+                late_seconds = max(0.0, late_seconds + time.monotonic() - start - SLOW_SECONDS)
+                self._add(taken)
+                if late_seconds > PATIENCE_SECONDS and len(self._readers) < READERS:
+                    late_seconds = 0.0
+                    self._start_reader()
         except BaseException as error:  # noqa: BLE001 - the caller gets it, once what came before is answered
             with self._lock:
                 self._ended, self._error = True, self._error or error
@@ -146,7 +150,7 @@ class Many:
                 self._reading -= 1
                 self._outcome.notify_all()
 
-    def _take(self) -> tuple[int, Image] | None:
+    def _take(self) -> Input | None:
         """The next image, once there is room for it; None at the end."""
         with self._taking:
             with self._lock:
@@ -160,48 +164,46 @@ class Many:
                     self._ended = True
                 return None
             with self._lock:
-                number = self._taken
                 self._taken += 1
-        return number, image
+                return Input(self._taken - 1, image)
 
     def _has_room(self) -> bool:
         return self._taken - self._given < self._window and self._open_bytes < OPEN_BYTES
 
-    def _add(self, read: _Input) -> None:
-        size_bytes = read.size_bytes
+    def _add(self, read: Input) -> None:
         with self._lock:
-            self._pack.append(read)
-            self._pack_bytes += size_bytes
-            self._open_bytes += size_bytes
+            first = not self._packing
+            self._packing.add(read)
+            self._open_bytes += read.size_bytes
             pack = self._take_pack() if self._is_due() else None
+            if first and pack is None:
+                self._outcome.notify_all()  # the caller lingers
         if pack is not None:
             self._submit(pack)
 
     # Requests. These are called with the lock held.
 
     def _is_due(self) -> bool:
-        """Whether what is read goes on: the request is full, there will be nothing more, or the engine has little to do."""
-        if not self._pack:
+        """Whether what is read goes on: a request is full, there will be nothing more, or the engine has too little to decode."""
+        packing = self._packing
+        if not packing:
             return False
-        full = len(self._pack) >= self._full or self._pack_bytes >= REQUEST_BYTES
-        return full or self._requests <= self._engine.cpus or not self._reading
+        if packing.has_full(self._full) or not self._reading:
+            return True
+        return packing.waiting_bytes > SMALL_BYTES * packing.waiting_images() and self._requests <= self._engine.cpus
 
     def _is_finished(self) -> bool:
         return not self._reading and self._taken == self._given
 
-    def _take_pack(self) -> list[_Input]:
-        pack, self._pack, self._pack_bytes = self._pack, [], 0
+    def _take_pack(self) -> Sequence[Input]:
         self._requests += 1
-        return pack
+        return self._packing.next_inputs(self._full)
 
     # And these without it.
 
-    def _submit(self, inputs: Sequence[_Input]) -> None:
+    def _submit(self, inputs: Sequence[Input]) -> None:
         """Has images answered in one request, which waits for room in the queue. It is counted already."""
-        request = pb.ClassifyRequest()
-        request.CopyFrom(self._request)
-        for each in inputs:
-            request.items.add(**each.item)
+        request = self._packing.message(inputs).request
         reply = Reply(lambda outcome: self._computed(reply, inputs, outcome))
         with self._lock:
             self._replies.add(reply)
@@ -215,13 +217,13 @@ class Many:
                 self._computed(reply, inputs, refused)
             return
 
-    def _computed(self, reply: Reply, inputs: Sequence[_Input], outcome: bytes | BaseException) -> None:
+    def _computed(self, reply: Reply, inputs: Sequence[Input], outcome: bytes | BaseException) -> None:
         with self._lock:
             self._replies.discard(reply)
             self._requests -= 1
         self._done(inputs, outcome)
 
-    def _done(self, inputs: Sequence[_Input], outcome: bytes | BaseException) -> None:
+    def _done(self, inputs: Sequence[Input], outcome: bytes | BaseException) -> None:
         with self._lock:
             self._answered.append((inputs, outcome))
             self._outcome.notify_all()
@@ -229,8 +231,8 @@ class Many:
     # The caller's side.
 
     def _settled(
-        self, inputs: Sequence[_Input], answer: bytes | BaseException
-    ) -> Iterator[tuple[_Input, Classification | ConvoyError]]:
+        self, inputs: Sequence[Input], answer: bytes | BaseException
+    ) -> Iterator[tuple[Input, Classification | ConvoyError]]:
         """The outcomes of a request; none if its images are asked for again. Raises CallFailed for what concerns all."""
         if isinstance(answer, bytes):
             yield from zip(inputs, rows(pb.ClassifyResponse.FromString(answer)), strict=True)
@@ -255,22 +257,22 @@ class Many:
         if error.code in _CONCERN_ALL or (error.code == "INVALID_ARGUMENT" and not error.field.startswith("items")):
             raise error
 
-    def _submit_again(self, inputs: Sequence[_Input]) -> None:
+    def _submit_again(self, inputs: Sequence[Input]) -> None:
         with self._lock:
             self._requests += 1
         self._submit(inputs)
 
-    def _give_back(self, found: Iterable[tuple[_Input, Classification | ConvoyError]]) -> list[Outcome]:
+    def _give_back(self, found: Iterable[tuple[Input, Classification | ConvoyError]]) -> list[Outcome]:
         """The outcomes that the caller gets now, for which there is room again."""
         ready: list[Outcome] = []
         size_bytes = 0
         for each, answer in found:
-            outcome = Outcome(each.number, each.image, answer)
+            outcome = Outcome(each.index, each.image, answer)
             if not self._ordered:
                 ready.append(outcome)
                 size_bytes += each.size_bytes
             else:
-                self._early[each.number] = outcome, each.size_bytes
+                self._early[each.index] = outcome, each.size_bytes
         while self._given + len(ready) in self._early:
             outcome, freed = self._early.pop(self._given + len(ready))
             ready.append(outcome)

@@ -6,6 +6,7 @@ import multiprocessing
 import pickle
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -354,8 +355,51 @@ def test_files_that_are_slow_to_read_are_read_by_more_threads(
     both: tuple[Client, Local], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(many, "SLOW_SECONDS", 0.0)
+    monkeypatch.setattr(many, "PATIENCE_SECONDS", 0.0)
     (tmp_path / "digit.png").write_bytes(picture())
     names = set()
     paths = (names.add(threading.current_thread()) or tmp_path / "digit.png" for _ in range(300))  # type: ignore[func-returns-value]
     assert len(list(both[1].classify_many(paths, "digits"))) == 300
     assert 1 < len(names) <= many.READERS
+
+
+class SlowPath:
+    """A file that takes a while to open."""
+
+    def __init__(self, path: Path, seconds: float) -> None:
+        self.path, self.seconds = path, seconds
+
+    def __fspath__(self) -> str:
+        time.sleep(self.seconds)
+        return str(self.path)
+
+
+def test_a_long_wait_for_a_file_starts_no_more_threads_by_itself(
+    both: tuple[Client, Local], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(many, "PATIENCE_SECONDS", 60.0)  # in place of less, for a busy machine
+    (tmp_path / "digit.png").write_bytes(picture())
+    names = set()
+
+    def paths() -> Iterator[Any]:
+        for index in range(300):
+            names.add(threading.current_thread())
+            yield SlowPath(tmp_path / "digit.png", 10 * many.SLOW_SECONDS if index % 100 == 50 else 0.0)
+
+    assert len(list(both[1].classify_many(paths(), "digits"))) == 300
+    assert len(names) == 1
+
+
+def test_small_pictures_are_decoded_by_who_submits_them_and_large_ones_are_not(models: Path) -> None:
+    large = picture("RGB", (300, 300))
+    with Local(models / "digits", provider="cpu") as local:
+        before = set(threading.enumerate())
+
+        def decoders() -> list[threading.Thread]:
+            return [thread for thread in set(threading.enumerate()) - before if thread.name.startswith("decode")]
+
+        small = answers(local.classify_many([picture()] * 100))
+        assert small == [local.classify([picture()]).results[0][0].label] * 100
+        assert not decoders()
+        assert answers(local.classify_many([large] * 3)) == [local.classify([large]).results[0][0].label] * 3
+        assert decoders()
