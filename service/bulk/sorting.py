@@ -97,7 +97,8 @@ class Sorter:
         for candidate in (name, f"{stem}-{digest}{suffix}", f"{stem}-{digest}-{secrets.token_hex(4)}{suffix}"):
             target = self.folder / folder / candidate
             placed = name_of(str(target))
-            if placed in self._claimed or not (self._is_same(picture, target) or self._put(picture, target, digest)):
+            beside = target.with_name(f".{digest}.part")
+            if placed in self._claimed or not (self._is_same(picture, target, beside) or self._put(picture, target, beside)):
                 continue
             self._claimed.add(placed)
             if self._how is How.MOVE and source is not None:
@@ -105,8 +106,8 @@ class Sorter:
             return placed
         raise FileExistsError(None, "every name is taken")
 
-    def _put(self, picture: Picture, target: Path, digest: str) -> bool:
-        """False if another file has the name. What a kill leaves half copied, the next run overwrites and removes."""
+    def _put(self, picture: Picture, target: Path, beside: Path) -> bool:
+        """False if another file has the name. What a kill leaves half copied `beside` it, the next run overwrites and removes."""
         if picture.path is not None and self._how is How.LINK:
             with contextlib.suppress(FileExistsError):
                 target.symlink_to(os.path.abspath(picture.path))  # noqa: PTH100 - resolve() follows links
@@ -118,7 +119,6 @@ class Sorter:
             with contextlib.suppress(OSError):  # another file system, or one without hard links: it is copied
                 os.link(picture.path, target)
                 return True
-        beside = target.with_name(f".{digest}.part")
         try:
             if picture.path is None:
                 with beside.open("wb") as file:
@@ -135,8 +135,14 @@ class Sorter:
             with contextlib.suppress(OSError):
                 beside.unlink()
 
-    def _is_same(self, picture: Picture, target: Path) -> bool:
-        """Whether the target is what this would make."""
+    def _is_same(self, picture: Picture, target: Path, beside: Path) -> bool:
+        """Whether the target is what this would make; then nothing is to be `beside` it any more."""
+        same = self._has_content(picture, target)
+        if same:
+            beside.unlink(missing_ok=True)
+        return same
+
+    def _has_content(self, picture: Picture, target: Path) -> bool:
         try:
             if picture.path is None:
                 return target.stat().st_size == len(picture.image or b"") and target.read_bytes() == picture.image

@@ -88,7 +88,7 @@ def classify(photos: Path, output: Path, at: list[str]) -> tuple[float, float]:
 
 
 READ = """
-import resource, sys
+import re, sys
 from pathlib import Path
 from service.bulk.output import Output
 from service.bulk.pictures import LeftOut
@@ -103,7 +103,7 @@ def ask(images):
 rows = Rows(Output(Path(sys.argv[2]), resume=True), None, columns())
 run(pictures([sys.argv[1]], LeftOut()), ask, rows, rows.open())
 rows.close()
-print(rows.classified, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+print(rows.classified, int(re.search("VmHWM: *([0-9]+)", Path("/proc/self/status").read_text().replace("\t", ""))[1]) // 1024)
 """
 
 
@@ -113,7 +113,7 @@ def memory(folder: Path, count: int) -> None:
     flat = folder / "flat"
     flat.mkdir()
     for index in range(count):
-        os.link(few / "0000" / f"{index % 1000}.png", flat / f"{index}.png")
+        os.link(few / "0000" / f"{index % min(1000, count // 100)}.png", flat / f"{index}.png")
     for kind in ("csv", "parquet"):
         for photos in (few, all_of_them, all_of_them, flat):
             command: list[str | Path] = [sys.executable, "-c", READ, photos, folder / f"{photos.name}.{kind}"]

@@ -136,6 +136,10 @@ def test_a_part_that_a_full_disk_cut_off_does_not_stay(photos: Path, monkeypatch
         sort("photos")
     assert any(path.suffix == ".part" for path in Path("into").rglob("*"))
     assert not any(name.endswith(".part") for name in sort("photos"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda *_, **__: None)
+        assert any(name.endswith(".part") for name in sort("photos", into=Path("again")))
+    assert not any(name.endswith(".part") for name in sort("photos", into=Path("again")))
 
 
 @pytest.mark.parametrize(
