@@ -7,7 +7,7 @@ _BYTES = 16
 
 
 class PathSet:
-    """Names by their digests, in buckets: 20 bytes a name, where Python's set takes 150 or more."""
+    """Names by their digests, in buckets: 32 bytes a name, where Python's set takes 150 or more."""
 
     def __init__(self) -> None:
         self._buckets: dict[int, bytearray] = {}
