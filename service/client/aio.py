@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import grpc
 
-from service.client.aio_many import AsyncManyImages, asynchronous, write
+from service.client.aio_many import AsyncManyImages, asynchronous, check_written, write
 from service.client.connection import (
     FOREVER_SECONDS,
     ChannelSettings,
@@ -220,6 +220,7 @@ class AsyncClient:
                         yield at_fault
                 except asyncio.CancelledError:  # asyncio only
                     self._check_open()
+                    check_written(writing)
                     raise
                 except RuntimeError:  # asyncio only
                     self._stubs(connection)  # raises UserError if the stream is continued in another loop

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import grpc
 
 from service.client.connection import ChannelSettings, Connection, Stubs, client_closed, deadline_seconds
-from service.client.flow import Flow
+from service.client.flow import PASSING, Flow
 from service.client.images import Image, item, takes_time
 from service.client.in_flight import Limits, Stream
 from service.client.messages import CallFailed, Outcome, filled, refusal, rows
@@ -135,7 +135,7 @@ class AsyncManyImages(Flow):
             except grpc.RpcError as error:
                 failed = settings.call_failed(error)
             if status_lost(failed):  # asyncio only
-                await self._ask_alone(stream, stubs, settings)
+                failed = await self._ask_alone(stream, stubs, settings) or failed
             async with self._changed:
                 self.broken(stream, failed, time.monotonic())
                 self._changed.notify_all()
@@ -182,6 +182,9 @@ class AsyncManyImages(Flow):
                 return
             async for response in call:
                 await self._received(stream, response)
+        except asyncio.CancelledError:  # asyncio only
+            check_written(writing)
+            raise
         finally:
             writing.cancel()  # asyncio only
             call.cancel()
@@ -207,16 +210,21 @@ class AsyncManyImages(Flow):
                 self.refused(stream, response.index, failed, time.monotonic())
             self._changed.notify_all()
 
-    async def _ask_alone(self, stream: Stream, stubs: Stubs, settings: ChannelSettings) -> None:  # asyncio only
-        """Sends the request that may have broken the RPC as a call of its own, whose status is not lost."""
+    async def _ask_alone(self, stream: Stream, stubs: Stubs, settings: ChannelSettings) -> CallFailed | None:  # asyncio only
+        """Sends the request that may have broken the RPC as a call of its own, whose status is not lost.
+
+        Returns that if there is no server.
+        """
         suspect = self.largest(stream)
         if suspect is None:
-            return
+            return None
         place, request = suspect
         try:
             answer = await stubs.classify(request)  # as long as on a stream
         except grpc.RpcError as error:
             failed = settings.call_failed(error)
+            if failed.code in PASSING:
+                return failed
             async with self._changed:
                 self.refused(stream, place, failed, time.monotonic())
                 self._changed.notify_all()
@@ -224,6 +232,7 @@ class AsyncManyImages(Flow):
             async with self._changed:
                 self.answered(stream, place, rows(answer))
                 self._changed.notify_all()
+        return None
 
     async def next_outcomes(self) -> list[Outcome]:
         """Waits for outcomes; none at the end. Raises what has ended it."""
@@ -272,10 +281,22 @@ async def asynchronous(images: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[
 
 
 async def write(call: Any, messages: AsyncIterator[pb.ClassifyStreamRequest]) -> None:  # asyncio only
-    """Sends the messages of an RPC. gRPC would do it itself, but cancel the RPC, and so lose its status, if that fails."""
+    """Sends the messages of an RPC. gRPC would do it itself, but cancel the RPC, and so lose its status, if that fails.
+
+    Any other error cancels it: who reads from it would wait for ever. See `check_written`.
+    """
     try:
         async for message in messages:
             await call.write(message)
         await call.done_writing()
     except (grpc.RpcError, asyncio.InvalidStateError):
         return  # the RPC has ended; reading from it says why
+    except BaseException:
+        call.cancel()
+        raise
+
+
+def check_written(writing: "asyncio.Task[None]") -> None:  # asyncio only
+    """Raises the error for which `write` has cancelled its RPC, if it has."""
+    if writing.done() and not writing.cancelled() and (error := writing.exception()) is not None:
+        raise error

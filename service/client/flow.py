@@ -12,6 +12,8 @@ What becomes of a request that is not answered:
 
 - RESOURCE_EXHAUSTED with a time to retry: it is sent again, and the stream's window shrinks (congestion.py).
 - UNAVAILABLE, CANCELLED, a stream that breaks: it is sent again, until no server has answered for `wait_seconds`.
+- It was on several streams that broke: one of its images may kill its server. It is sent again in halves, while nothing else is in
+  flight, and an image that breaks streams even so gets the error.
 - INVALID_ARGUMENT of one item: that image gets the error, the others are sent again, in halves.
 - Anything else that may be one image's fault (too large, INTERNAL, DEADLINE_EXCEEDED): halves, and an image alone gets the error.
 - What concerns all images (no such model, no permission, an invalid field) ends everything.
@@ -23,10 +25,10 @@ from collections import deque
 from collections.abc import Sequence
 
 from service.client.congestion import MAX_REQUEST_IMAGES
-from service.client.images import Image
+from service.client.images import MAX_MESSAGE_BYTES, Image
 from service.client.in_flight import STREAM_BYTES, STREAM_REQUESTS, Limits, Stream
 from service.client.messages import CallFailed, Classification, Outcome, RequestTooLarge
-from service.client.packing import Input, Packing
+from service.client.packing import ENVELOPE_BYTES, MAX_BREAKS, Input, Packing
 from service.errors import ConvoyError, UserError
 from service.pb.convoy.v1 import classifier_pb2 as pb
 
@@ -43,7 +45,7 @@ READ_AT_ONCE = 8
 """How many files a reader reads one after the other."""
 
 _CONCERN_ALL = {"NOT_FOUND", "UNAUTHENTICATED", "PERMISSION_DENIED", "UNIMPLEMENTED"}
-_PASSING = {"UNAVAILABLE", "CANCELLED"}
+PASSING = {"UNAVAILABLE", "CANCELLED"}
 _ITEM = re.compile(r"items\[(\d+)\]")
 
 
@@ -65,6 +67,8 @@ class Flow:
         self._ordered = ordered
         self._wait_seconds = wait_seconds
         self._failing_since = math.inf
+        self._suspected: Stream | None = None  # the last request was sent on it, and may kill the server
+        self._largest_bytes = MAX_MESSAGE_BYTES - request.ByteSize() - ENVELOPE_BYTES
         self._unread: deque[Input] = deque()
         self._packing = Packing(request)
         self._taken = 0  # from the source
@@ -98,6 +102,7 @@ class Flow:
         images = self._packing.waiting_images()
         return (
             images == 1
+            or each.size_bytes > self._largest_bytes
             or bytes_before < self._packing.request_bytes <= self._packing.waiting_bytes
             or images in [stream.request_images() for stream in self.streams]
         )
@@ -143,7 +148,10 @@ class Flow:
         if not self._has_unanswered():
             self._failing_since = math.inf  # nobody was asked meanwhile
         self._held_bytes += each.size_bytes
-        self._packing.add(each)
+        if each.size_bytes > self._largest_bytes:
+            self._finish(each, UserError(f"an image of {each.size_bytes} bytes: a request holds at most {MAX_MESSAGE_BYTES}"))
+        else:
+            self._packing.add(each)
 
     # Streams.
 
@@ -177,8 +185,10 @@ class Flow:
         While something is unanswered, images are waited for until a request is full: like Nagle's algorithm, it delays nothing by
         more than a round trip, and a source that is slow is still sent image by image.
         """
-        if not self._packing:
+        if not self._packing or (self._suspected is not None and self._suspected.in_flight):
             return False
+        if self._packing.next_is_suspect():
+            return not any(each.in_flight for each in self.streams)
         if not stream.in_flight:
             return True
         images = stream.request_images()
@@ -196,6 +206,7 @@ class Flow:
 
     def next_message(self, stream: Stream) -> pb.ClassifyStreamRequest:
         """What the stream is to send. To be called once `can_send`."""
+        self._suspected = stream if self._packing.next_is_suspect() else None
         inputs = self._packing.next_inputs(stream.request_images())
         stream.place(inputs)
         return self._packing.message(inputs)
@@ -228,7 +239,7 @@ class Flow:
         if code in _CONCERN_ALL or (code == "INVALID_ARGUMENT" and failed.field and not failed.field.startswith("items")):
             self.fatal = failed
             return
-        if code in _PASSING:
+        if code in PASSING:
             self._packing.send_again(inputs)
             self._fail(stream, failed, now)
             return
@@ -254,9 +265,16 @@ class Flow:
         expired, stream.expired = stream.expired, False
         too_large = self._too_large(stream, failed)
         pack = stream.remove(too_large) if too_large is not None else None
-        for place in sorted(stream.in_flight, reverse=True):
-            self._packing.send_again(stream.in_flight[place].inputs)
+        left = [stream.in_flight[place].inputs for place in sorted(stream.in_flight, reverse=True)]
         stream.in_flight.clear()
+        # A server that says when to come back has not died of a request.
+        died = pack is None and failed.code not in _CONCERN_ALL and not failed.retry_after_seconds
+        alone = len(left) == 1 and not any(each.in_flight for each in self.streams)
+        for inputs in left:
+            if died:
+                self._survived(inputs, failed, alone=alone)
+            else:
+                self._packing.send_again(inputs)
         stream.images = stream.bytes = 0
         stream.rpc += 1  # nothing more is sent on the one that broke
         if pack is not None:
@@ -287,6 +305,18 @@ class Flow:
         stream.answers += 1
         stream.failures = 0
         self._failing_since = math.inf
+
+    def _survived(self, inputs: Sequence[Input], failed: CallFailed, *, alone: bool) -> None:
+        """Has images sent again that were on a stream that broke, `alone` or not; one that breaks all of them gets the error."""
+        for each in inputs:
+            each.breaks += 1
+        if alone and len(inputs) == 1:
+            inputs[0].breaks_alone += 1
+            if inputs[0].breaks_alone >= MAX_BREAKS:
+                message = f"the server was lost {MAX_BREAKS} times when it had this image alone: {failed.message}"
+                self._finish(inputs[0], CallFailed(failed.code, message))
+                return
+        self._packing.send_after_break(inputs)
 
     def _may_have_expired(self, stream: Stream) -> bool:
         """Whether a token that is refused was accepted before. A second one in a row is refused for good."""

@@ -11,10 +11,20 @@ REQUEST_BYTES = 1024 * 1024
 """About what a request of several images has at most."""
 
 
-class Input:
-    """An image on its way, with its item as it is sent. `kept_bytes`: what the caller's own image holds in memory."""
+ENVELOPE_BYTES = 64
+"""At most what protobuf adds to a request of one image, and to its message in a stream."""
 
-    __slots__ = ("image", "index", "item", "kept_bytes", "size_bytes")
+MAX_BREAKS = 3
+"""So many streams break before an image of those that were in flight is suspected."""
+
+
+class Input:
+    """An image on its way, with its item as it is sent. `kept_bytes`: what the caller's own image holds in memory.
+
+    `breaks`: of streams that it was on; `breaks_alone`: when nothing else was in flight.
+    """
+
+    __slots__ = ("breaks", "breaks_alone", "image", "index", "item", "kept_bytes", "size_bytes")
 
     def __init__(self, index: int, image: Image) -> None:
         self.index = index
@@ -22,6 +32,8 @@ class Input:
         self.item: dict[str, bytes] = {}
         self.size_bytes = 0
         self.kept_bytes = 0
+        self.breaks = 0
+        self.breaks_alone = 0
 
     def read(self, item: dict[str, bytes], *, kept: bool) -> None:
         """Takes the item. `kept`: the image is of this size itself, unlike a path."""
@@ -57,6 +69,18 @@ class Packing:
     def send_again(self, inputs: Sequence[Input]) -> None:
         """A request is to be sent again, before all others."""
         self._again.appendleft(inputs)
+
+    def send_after_break(self, inputs: Sequence[Input]) -> None:
+        """A request is to be sent again whose stream has broken: if it is a suspect in two, after the others."""
+        if not _are_suspect(inputs):
+            self.send_again(inputs)
+            return
+        half = (len(inputs) + 1) // 2
+        self._again.extend(part for part in (inputs[:half], inputs[half:]) if part)
+
+    def next_is_suspect(self) -> bool:
+        """Whether the next request may kill its server, and is sent when nothing else is in flight."""
+        return bool(self._again) and _are_suspect(self._again[0])
 
     def send_halves(self, inputs: Sequence[Input]) -> None:
         """A request is to be sent again in two, because one of its images is at fault."""
@@ -95,3 +119,7 @@ class Packing:
         for each in inputs:
             items.add(**each.item)
         return message
+
+
+def _are_suspect(inputs: Iterable[Input]) -> bool:
+    return any(each.breaks >= MAX_BREAKS for each in inputs)

@@ -266,6 +266,65 @@ def test_what_a_stream_that_breaks_leaves_is_sent_again_in_order(code: str) -> N
     assert len(server.finish()) == 16
 
 
+@pytest.mark.parametrize("streams", [1, 3])
+def test_an_image_that_kills_its_server_alone_gets_the_error(streams: int) -> None:
+    server = Server(streams, wait_seconds=30).add(*names(200))
+    server.flow.end()
+    deadly = {b"0", b"77"}
+    kills = 0
+    for _ in range(10_000):
+        server.send()
+        if server.flow.over():
+            break
+        if deadly.intersection(image for _, _, request in server.unanswered for image in request):
+            kills += 1
+            for stream in server.flow.streams:
+                server.break_stream(stream, CallFailed("UNAVAILABLE", "Socket closed"))
+            server.now += 5
+        elif server.unanswered:
+            server.answer()
+        else:
+            server.now += 1
+    assert kills < 30
+    lost = "UNAVAILABLE: the server was lost 3 times when it had this image alone: Socket closed"
+    answers = [said(each.answer) for each in server.flow.outcomes()]
+    assert answers == [lost if name in deadly else name.decode() for name in names(200)]
+
+
+def test_what_may_kill_a_server_is_sent_when_nothing_else_is_in_flight() -> None:
+    server = Server(2).add(*names(8))
+    first, second = server.flow.streams
+    for _ in range(3):
+        assert [b"0", b"1", b"2", b"3"] in server.send(first)
+        server.break_stream(first, CallFailed("CANCELLED", "broken"))
+        server.now += 2
+    assert len(server.send(first)) == 1
+    assert server.send(second) == []
+    server.answer()
+    assert len(server.send()) == 1
+
+
+def test_an_image_is_not_at_fault_when_the_server_says_when_to_come_back() -> None:
+    server = Server().add(b"0")
+    for _ in range(20):
+        server.send()
+        server.break_stream(server.flow.streams[0], LOADING)
+        server.now += 1
+    assert [said(each.answer) for each in server.finish()] == ["0"]
+
+
+def test_an_image_that_no_request_can_hold_gets_the_error() -> None:
+    server = Server().add(b"0", b"1")
+    told = server.flow.add(b"large", {"encoded": bytes(2**31 - 20)})  # pages that nobody touches take no memory
+    assert told, "it is answered, and somebody may wait for outcomes"
+    server.flow.add("file", None)
+    server.flow.read(server.flow.to_read()[0], {"encoded": bytes(2**31 - 1)})
+    answers = [said(each.answer) for each in server.finish()]
+    assert answers[:2] == ["0", "1"]
+    assert all(answer.endswith("a request holds at most 2147483647") for answer in answers[2:])
+    assert server.flow._held_bytes == 0
+
+
 def test_a_server_that_loads_is_waited_for_and_given_up() -> None:
     server = Server(wait_seconds=30).add(b"0")
     server.send()
@@ -412,12 +471,8 @@ def test_an_invalid_time_to_wait_is_refused(wrong: Any) -> None:
         Server(wait_seconds=wrong)
 
 
-EVENTS = st.lists(
-    st.tuples(
-        st.sampled_from(["add", "answer", "full", "loading", "internal", "late", "break", "take", "wait"]), st.integers(0, 63)
-    ),
-    max_size=80,
-)
+WHAT = ["add", "answer", "full", "loading", "internal", "late", "break", "crash", "take", "wait"]
+EVENTS = st.lists(st.tuples(st.sampled_from(WHAT), st.integers(0, 63)), max_size=80)
 
 
 @settings(max_examples=150)
@@ -438,6 +493,9 @@ def test_each_image_gets_exactly_one_outcome(
             server.now += number / 10
         elif event == "break":
             server.break_stream(server.flow.streams[number % streams], LOADING, Limits(8, queue))
+        elif event == "crash":
+            for stream in server.flow.streams:
+                server.break_stream(stream, CallFailed("UNAVAILABLE", "Socket closed"), Limits(8, queue))
         elif server.unanswered:
             at = number % len(server.unanswered)
             several = len(server.unanswered[at][2]) > 1  # alone it would get the error
@@ -453,5 +511,8 @@ def test_each_image_gets_exactly_one_outcome(
     indices = [each.index for each in found]
     assert (indices if ordered else sorted(indices)) == list(range(added))
     for each in found:
+        if "lost 3 times" in said(each.answer):
+            assert sum(event == "crash" for event, _ in events) >= 3
+            continue
         assert said(each.answer) == ("INVALID_ARGUMENT: item 0: no picture" if each.index in at_fault else str(each.index))
     assert (server.flow._held, server.flow._held_bytes, server.flow._packing.waiting_bytes) == (0, 0, 0)
