@@ -135,8 +135,10 @@ class Engine:
 
     def close(self) -> None:
         """Cancels what is not computed yet, waits for what is, and ends every thread and process. A second call does nothing."""
+        if os.getpid() != self._process:
+            return  # before the lock: a thread of the process that was forked may hold it for ever
         with self._lock:
-            if self._closed.is_set() or os.getpid() != self._process:
+            if self._closed.is_set():
                 return
             self._closed.set()
         self._classifier.drain(0)

@@ -14,6 +14,7 @@ A request that fails is asked for again image by image, so that the one at fault
 such as an unknown model, ends it all.
 """
 
+import contextlib
 import math
 import threading
 import time
@@ -84,17 +85,24 @@ class Many:
         self._answered: list[tuple[Sequence[Input], bytes | BaseException]] = []
         self._early: dict[int, tuple[Outcome, int]] = {}  # answered before those in front of them, with their bytes
         self._ended = False
-        self._error: BaseException | None = None
+        self._error: BaseException | None = None  # of the iterable: raised once what came before is answered
+        self._fatal: BaseException | None = None  # raised at once: some image has no outcome
         self._closed = False
 
     def outcomes(self) -> Iterator[Outcome]:
-        """The outcome of each image. Raises CallFailed for what concerns all, and at the end what the images' iterable raised."""
+        """The outcome of each image.
+
+        Raises CallFailed for what concerns all, what goes wrong with an image and is no UserError, and at the end what the images'
+        iterable raised.
+        """
         self._start_reader()
         while True:
             with self._outcome:
                 lingered = False
-                while not (lingered or self._answered or self._is_due() or self._is_finished()):
+                while not (lingered or self._answered or self._is_due() or self._is_finished() or self._fatal):
                     lingered = not self._outcome.wait(LINGER_SECONDS if self._packing else None)
+                if self._fatal is not None:
+                    raise self._fatal
                 answered, self._answered = self._answered, []
                 pack = self._take_pack() if self._packing and (lingered or self._is_due()) else None
                 if self._is_finished() and not answered and pack is None:
@@ -123,9 +131,16 @@ class Many:
     def _start_reader(self) -> None:
         reader = threading.Thread(target=self._read, name="classify-many", daemon=True)
         with self._lock:
-            self._readers.append(reader)
+            if self._reading >= READERS:
+                return
             self._reading += 1
-        reader.start()
+        try:
+            reader.start()
+        except BaseException:
+            with self._lock:
+                self._reading -= 1
+            raise
+        self._readers.append(reader)
 
     def _read(self) -> None:
         late_seconds = 0.0
@@ -139,12 +154,13 @@ class Many:
                     continue
                 late_seconds = max(0.0, late_seconds + time.monotonic() - start - SLOW_SECONDS)
                 self._add(taken)
-                if late_seconds > PATIENCE_SECONDS and len(self._readers) < READERS:
+                if late_seconds > PATIENCE_SECONDS and self._reading < READERS:
                     late_seconds = 0.0
-                    self._start_reader()
-        except BaseException as error:  # noqa: BLE001 - the caller gets it, once what came before is answered
+                    with contextlib.suppress(RuntimeError):  # there may be no more threads; it goes on with those that there are
+                        self._start_reader()
+        except BaseException as error:  # noqa: BLE001 - the caller gets it, and does not wait for ever
             with self._lock:
-                self._ended, self._error = True, self._error or error
+                self._ended, self._fatal = True, self._fatal or error
         finally:
             with self._lock:
                 self._reading -= 1
@@ -159,9 +175,10 @@ class Many:
                     return None
             try:
                 image = next(self._images)
-            except StopIteration:
+            except BaseException as error:  # noqa: BLE001 - the caller gets it, once what came before is answered
                 with self._lock:
                     self._ended = True
+                    self._error = None if isinstance(error, StopIteration) else error
                 return None
             with self._lock:
                 self._taken += 1

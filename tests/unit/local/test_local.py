@@ -3,6 +3,7 @@
 import gc
 import io
 import multiprocessing
+import os
 import pickle
 import shutil
 import threading
@@ -316,6 +317,49 @@ def test_an_error_of_the_images_comes_after_their_outcomes(both: tuple[Client, L
     assert [next(found).index for _ in range(3)] == [0, 1, 2]
     with pytest.raises(OSError, match="the disk is gone"):
         next(found)
+
+
+class Unreadable(os.PathLike[str]):
+    def __fspath__(self) -> str:
+        raise RuntimeError("no such volume")
+
+
+def test_an_error_that_nobody_expects_of_an_image_is_raised(both: tuple[Client, Local]) -> None:
+    for asked in both:
+        with pytest.raises(RuntimeError, match="no such volume"):
+            list(asked.classify_many([picture(), Unreadable(), picture()], "digits"))
+
+
+def test_threads_that_cannot_be_started_are_done_without(
+    both: tuple[Client, Local], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(many, "SLOW_SECONDS", 0.0)
+    monkeypatch.setattr(many, "PATIENCE_SECONDS", 0.0)
+    (tmp_path / "digit.png").write_bytes(picture())
+    allowed = 1
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        nonlocal allowed
+        if thread.name == "classify-many":
+            allowed -= 1
+            if allowed < 0:
+                raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert len(list(both[1].classify_many([tmp_path / "digit.png"] * 100, "digits"))) == 100
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        next(both[1].classify_many([picture()], "digits"))
+
+
+def test_a_forked_process_ends_whoever_held_the_lock(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Local(models / "digits", cpus=1) as local, local._engine._lock, monkeypatch.context() as forked:
+        forked.setattr(local._engine, "_process", -1)
+        closing = threading.Thread(target=local._engine.close, daemon=True)
+        closing.start()
+        closing.join(20)
+        assert not closing.is_alive()
 
 
 def test_an_image_is_answered_before_the_next_one_comes(both: tuple[Client, Local]) -> None:
