@@ -4,7 +4,7 @@ import posixpath
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from service.bulk.archives import is_archive
 from service.bulk.pictures import MAX_PICTURE_BYTES, LeftOut, Picture, name_of, scheme
@@ -17,7 +17,12 @@ _AHEAD_BYTES = 64 << 20
 _SINGLE = ("http", "https")
 """Protocols without folders."""
 
-Fetch = Callable[[], Picture]
+
+class Fetch(NamedTuple):
+    """A picture to be fetched; its name is known before."""
+
+    name: str
+    fetch: Callable[[], Picture]
 
 
 def file_system(url: str) -> tuple[Any, str]:
@@ -45,14 +50,14 @@ def open_remote(url: str) -> IO[bytes]:
 
 
 def remote_sources(url: str, left_out: LeftOut) -> Iterator[str | Fetch]:
-    """What is at a URL: functions that fetch one picture each, and the URLs of archives that were named."""
+    """What is at a URL: its pictures, and the URLs of archives that were named."""
     system, path = file_system(url)
     if scheme(url) in _SINGLE:
         yield url if is_archive(path) else _fetch(system, path, url, None)
         return
     found = sorted(system.glob(path)) if is_glob(path) and not system.exists(path) else [path]
     if not found:
-        yield lambda: Picture(name_of(url), None, "nothing matches")
+        yield Fetch(name_of(url), lambda: Picture(name_of(url), None, "nothing matches"))
     for each in found:
         name = system.unstrip_protocol(each)
         if system.isdir(each):
@@ -98,7 +103,7 @@ def _fetch(system: Any, path: str, name: str, size: int | None) -> Fetch:
             return Picture(name_of(name), None, f"too large: a picture at a URL has at most {MAX_PICTURE_BYTES} bytes")
         return Picture(name_of(name), content)
 
-    return fetch
+    return Fetch(name_of(name), fetch)
 
 
 def read_ahead(pictures: Iterator[Picture | Fetch]) -> Iterator[Picture]:
@@ -113,7 +118,7 @@ def read_ahead(pictures: Iterator[Picture | Fetch]) -> Iterator[Picture]:
                 yield each
                 continue
             pool = pool or ThreadPoolExecutor(_THREADS, "fetch")
-            waiting.append(pool.submit(each))
+            waiting.append(pool.submit(each.fetch))
             while len(waiting) >= _AHEAD_PICTURES or _bytes_of(waiting) > _AHEAD_BYTES:
                 yield waiting.popleft().result()
         while waiting:

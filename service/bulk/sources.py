@@ -1,7 +1,7 @@
 """Everything that `convoy classify` is given, as one iterator of pictures."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from service.bulk.archives import is_archive, members
 from service.bulk.pictures import SUFFIXES, LeftOut, Picture, name_of, path_of, scheme
@@ -10,13 +10,15 @@ from service.bulk.walk import Skip, glob, is_glob, walk
 from service.errors import UserError, first_line
 
 
-def pictures(sources: Iterable[str], left_out: LeftOut, skip: Skip = lambda _: False) -> Iterator[Picture]:
+def pictures(
+    sources: Iterable[str], left_out: LeftOut, skip: Skip = lambda _: False, takes: Callable[[str], bool] = lambda _: True
+) -> Iterator[Picture]:
     """The pictures in files, folders, globs, archives and at URLs, in order, read as they are asked for.
 
     What cannot be read is a Picture with an error. `left_out` counts what folders and archives hold beside pictures; of folders,
-    those for which `skip` is true are not entered.
+    those for which `skip` is true are not entered. Pictures whose name `takes` refuses are not fetched.
     """
-    yield from read_ahead(_unread(sources, left_out, skip))
+    yield from read_ahead(found for found in _unread(sources, left_out, skip) if takes(found.name))
 
 
 def check(source: str) -> None:

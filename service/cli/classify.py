@@ -23,6 +23,7 @@ from service.bulk.lists import read_list
 from service.bulk.output import Output
 from service.bulk.pictures import LeftOut
 from service.bulk.run import Ask, Rows, run
+from service.bulk.shard import Shard, parse_shard
 from service.bulk.sorting import How, Sorter
 from service.bulk.sources import check, is_one_file, pictures
 from service.cli.answer_text import Printed, bar_text, json_text
@@ -43,6 +44,7 @@ class Options:
 
     paths: tuple[str, ...]
     from_file: str | None
+    shard: Shard
     model: str
     model_file: Path | None
     version: str
@@ -52,6 +54,7 @@ class Options:
     as_json: bool
     output: Path | None
     resume: bool
+    allow_errors: bool
     sort_into: Path | None
     sort_mode: str
     min_probability: float | None
@@ -99,6 +102,7 @@ class Options:
             and self.from_file is None
             and not self.writes
             and self.explain is None
+            and self.shard.shards == 1
             and is_one_file(self.paths[0])
         ):
             return self.paths[0]
@@ -121,12 +125,27 @@ def _is_same(path: str, folder: Path) -> bool:
         return False
 
 
+class ShardType(click.ParamType[Shard]):
+    """`I/N`, of `--shard`."""
+
+    name = "shard"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Shard:
+        """Reads a shard, or says what is accepted."""
+        try:
+            return value if isinstance(value, Shard) else parse_shard(str(value))
+        except ValueError as error:
+            self.fail(f"{error}.", param, ctx)
+
+
 @click.command()
 @click.argument("paths", nargs=-1, metavar="PATH...")
 @partial(server_options, model_required=False)
 @click.option("--model-file", type=click.Path(path_type=Path), metavar="FILE",
               help="Classify in this process, without a server: a model.onnx, a model's folder, or a repository.")  # fmt: skip
 @click.option("--from-file", metavar="LIST", help="File with more paths, one a line or with zero bytes between them; - is stdin.")
+@click.option("--shard", type=ShardType(), metavar="I/N", default=Shard(),
+              help="Take a share of the pictures, by their names: N runs, I from 0, take each once.")  # fmt: skip
 @click.option("--output", type=click.Path(path_type=Path), metavar="FILE",
               help="Write a row for each picture: .csv, .jsonl or .parquet (extra `parquet`).")  # fmt: skip
 @click.option(
@@ -134,6 +153,7 @@ def _is_same(path: str, folder: Path) -> bool:
     is_flag=True,
     help="Continue an output that is there: pictures with a row are left out, those with an error tried again.",
 )
+@click.option("--allow-errors", is_flag=True, help="Exit with 0 though pictures cannot be classified: their rows say so.")
 @click.option("--sort-into", type=click.Path(path_type=Path), metavar="DIR", help="Put each picture into DIR/<its label>.")
 @click.option("--sort-mode", type=click.Choice([how.value for how in How]), default=How.COPY.value, show_default=True,
               help="How; what is in an archive or at a URL is copied.")  # fmt: skip
@@ -198,15 +218,16 @@ def _classify_one(client: Any, options: Options, path: str) -> None:
 def _print_all(client: Any, options: Options) -> None:
     info = _described(client, options, options.version)
     printed = Printed(as_json=options.as_json)
-    run(pictures(_sources(options), LeftOut()), _ask(client, options, info, options.top_k or TOP_K_PRINTED), printed)
-    _check(printed.classified, printed.errors)
+    found = pictures(_sources(options), LeftOut(), takes=options.shard.takes)
+    run(found, _ask(client, options, info, options.top_k or TOP_K_PRINTED), printed)
+    _check(options, printed.classified, printed.errors)
 
 
 def _explain_all(client: Any, options: Options, folder: Path) -> None:
     explained = errors = 0
     try:
         for picture, found, path in explain_into(
-            folder, client, pictures(_sources(options), LeftOut()), options.model, options.version
+            folder, client, pictures(_sources(options), LeftOut(), takes=options.shard.takes), options.model, options.version
         ):
             name = picture.path or picture.name
             if isinstance(found, str):
@@ -217,7 +238,7 @@ def _explain_all(client: Any, options: Options, folder: Path) -> None:
                 click.echo(f"{name}  {found.prediction.label}  {found.prediction.probability:.1%}  {path}")
     except CallFailed as error:
         raise unreachable(options.server, error) or UserError(str(error)) from None
-    _check(explained, errors)
+    _check(options, explained, errors)
 
 
 def _classify_into(client: Any, options: Options, output: Output | None) -> None:
@@ -230,10 +251,10 @@ def _classify_into(client: Any, options: Options, output: Output | None) -> None
     rows, left_out, started = Rows(output, sorter, columns), LeftOut(), time.monotonic()
     done = rows.open()
     before, where = len(done), f"; rows in {options.output}" if output is not None else ""
-    total = partial(count, options.paths, skip) if options.from_file is None else lambda: None
+    total = partial(count, options.paths, skip, options.shard.takes) if options.from_file is None else lambda: None
     try:
         with _terminated_as_interrupted(), progress(before, total) as advance:
-            found = pictures(_sources(options), left_out, skip)
+            found = pictures(_sources(options), left_out, skip, options.shard.takes)
             run(found, _ask(client, options, info, columns.asked_top_k), rows, done, advance)
     except BaseException:
         where += "; --resume continues them" if output is not None else ""
@@ -241,7 +262,7 @@ def _classify_into(client: Any, options: Options, output: Output | None) -> None
     finally:
         rows.close()
         summary(rows, before, time.monotonic() - started, left_out, where)
-    _check(rows.classified, rows.errors)
+    _check(options, rows.classified, rows.errors)
 
 
 def _sources(options: Options) -> Iterator[str]:
@@ -275,8 +296,8 @@ def _ask(client: Any, options: Options, info: ModelInfo, top_k: int) -> Ask:
     return ask
 
 
-def _check(classified: int, errors: int) -> None:
-    if errors:
+def _check(options: Options, classified: int, errors: int) -> None:
+    if errors and not options.allow_errors:
         raise UserError(f"{errors} of {classified + errors} images could not be classified")
 
 

@@ -25,6 +25,11 @@ def test_what_is_copied_is_let_through() -> None:
 
 def test_extras_are_those_of_the_project() -> None:
     text = (kit.DEPLOY / "Dockerfile").read_text()
-    named = ",".join(re.findall(r"\.\[([^\]]+)\]", text)).replace("${ENGINE}", "cpu,cuda").split(",")
+    named = (
+        ",".join(re.findall(r"\.\[([^\]]+)\]", text))
+        .replace("${ENGINE}", "cpu,cuda")
+        .replace("${EXTRAS}", "tracing,parquet")
+        .split(",")
+    )
     extras = tomllib.loads((kit.ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert {"cpu", "cuda", "export", "tracing"} == set(named) <= extras.keys()
+    assert {"cpu", "cuda", "export", "parquet", "tracing"} == set(named) <= extras.keys()

@@ -25,6 +25,7 @@ FROM_ELSEWHERE = {
     "Secret/convoy-tls",  # cert-manager's, or the operator's own
     "Secret/convoy-auth",  # the operator's file for --auth
     "Secret/convoy-models-storage",  # the operator's credentials
+    "PersistentVolumeClaim/convoy-pictures",  # the operator's own
     "PersistentVolumeClaim/convoy-models",  # the overlay's, where the Jobs are rendered alone
     "Service/convoy",  # likewise, for the monitoring
 }
@@ -223,8 +224,8 @@ def parsed(container: Object) -> dict[str, Any]:
 
 def arguments(container: Object) -> list[str]:
     """The words after `convoy`, be they given as such or in a shell's line."""
-    if "command" not in container:
-        return list(container["args"])
+    if "command" not in container:  # the kubelet expands variables; those of an indexed Job are the controller's
+        return [word.replace("$(JOB_COMPLETION_INDEX)", "0") for word in container["args"]]
     assert container["command"][:2] == ["sh", "-ec"]
     [line] = [line for line in container["command"][2].replace("\\\n", " ").splitlines() if line.startswith("exec ")]
     words = [word for word in shlex.split(line) if word != "$resume"]

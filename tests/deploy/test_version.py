@@ -49,6 +49,7 @@ def test_another_version_is_written_everywhere(tmp_path: Path) -> None:
         ("overlays/gpu", "7.8.9-cuda"),
         ("overlays/kserve", "7.8.9"),
         ("jobs/train", "7.8.9"),
+        ("jobs/classify", "7.8.9"),
     ):
         images = [container["image"] for _, container in kit.convoy_containers(kit.kustomize(tmp_path / "deploy" / overlay))]
         assert images

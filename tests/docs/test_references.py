@@ -19,7 +19,7 @@ OF_READERS = re.compile(r"(models|run|tour|report|photos|DIR|RUN)/.*|.*[<*].*|\w
 """Paths that are not in the repository: what commands make, what readers have, patterns; and gRPC's methods."""
 READERS_FILES = {
     "serving.toml", "auth.toml", "labels.txt", "model.onnx", "digit.png", "index.html", "metrics.jsonl", "checkpoint.pt",
-    "curves.png", "scores.json", "sitecustomize.py", "config.json", "preprocessor_config.json",
+    "curves.png", "scores.json", "list.txt", "sitecustomize.py", "config.json", "preprocessor_config.json",
 }  # fmt: skip
 OTHERS_FLAGS = {
     "--build-arg", "--target", "--nproc-per-node", "--resolution", "-plaintext", "--set", "--install", "--previous",
