@@ -1,6 +1,8 @@
 """`export.publish`: a model from Python as a new version in a model repository, by what `convoy import` does."""
 
+import functools
 import importlib.metadata
+import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,7 @@ from export.convert.hidden_outputs import HiddenOutputs
 from export.convert.precision import Precision
 from export.data.labelled_pictures import pictures_of_folder
 from export.files import temporary_folder
-from export.importing import conversion
+from export.importing import conversion, recipe_values
 from export.importing.file_metadata import FileMetadata
 from export.importing.labels import labels_in, read_labels_file
 from export.importing.network_input import NetworkInput
@@ -35,8 +37,10 @@ from service.errors import UserError
 
 TRANSFORMS = (
     "accepted are the transform of the evaluation (torchvision, timm, Hugging Face), the name of a preset "
-    f"({', '.join(PRESETS)}), or a file (preprocessor_config.json, timm's config.json)"
+    f"({', '.join(PRESETS)}), a file (preprocessor_config.json, timm's config.json), or the flags of `convoy import` as a dict: "
+    f"{recipe_values.ACCEPTED}"
 )
+_FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial)
 MODELS = (
     "accepted are a torch.nn.Module, a Keras model, an onnx.ModelProto, or the path of an ONNX file, program.pt2 or model.keras"
 )
@@ -66,7 +70,8 @@ def publish(
         repository: the folder of models; created if it is missing.
         transforms: how pictures were prepared in the evaluation: a transform of torchvision or timm, an image processor of Hugging
             Face, the name of a preset, or the path of a preprocessor file. A transform is also run on real pictures, and its pixels
-            must be those that the server makes. None takes what the model's file says.
+            must be those that the server makes. For code of your own, a dict with the values of the flags of `convoy import`:
+            `scale`, `mean`, `std`, `channels`, `resize`, `filter`, `crop`, `alpha`, ... None takes what the model's file says.
         labels: names of the classes, in the order of the scores; a table of them by number, as `id2label`, or numbers by name, as
             `class_to_idx`; or the path of a file. None takes those of the model, or of the data.
         data: a folder of labelled pictures, `DIR/<class>/*.jpg`, on which the accuracy is measured.
@@ -88,7 +93,7 @@ def publish(
     """
     preparation = _Preparation(transforms)
     request = Request(
-        name=name, repository=Path(repository), labels=_labels(labels, model), input_shape=input_shape,
+        name=name, repository=Path(repository), labels=_labels(labels, model), input_shape=input_shape or preparation.size,
         data=None if data is None else Path(data), minimum_accuracy=minimum_accuracy, scores=scores, precision=precision,
         transform=preparation.pixels if preparation.can_run else None,
         command=f"export.publish({type(model).__name__}, transforms={preparation.name})",
@@ -111,8 +116,14 @@ class _Preparation:
 
     def __init__(self, transforms: Any) -> None:
         self.transforms = transforms
-        self.is_named = transforms is None or isinstance(transforms, (str, Path, Recipe))
+        self.is_named = transforms is None or isinstance(transforms, (str, Path, Recipe, Mapping))
         self.name = repr(str(transforms)) if isinstance(transforms, (str, Path)) else type(transforms).__name__
+        self.options = RecipeOptions()
+        if isinstance(transforms, Mapping):
+            self.name, self.options = repr(dict(transforms)), recipe_values.options_of(transforms)
+        elif isinstance(transforms, _FUNCTIONS):
+            name = getattr(transforms, "__name__", self.name)
+            raise UserError(f"transforms: a function ({name}) cannot be translated; {TRANSFORMS}")
         self.recipe: Recipe | None = None
 
     @property
@@ -120,10 +131,16 @@ class _Preparation:
         """Whether there is a transform, whose pixels can be compared."""
         return not self.is_named
 
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) of the crop, if a dict says one."""
+        return None if self.options.crop is None else (self.options.crop, self.options.crop)
+
     def recipe_of(self, network: NetworkInput, found: FileMetadata) -> Recipe:
         """As `pipeline.MakeRecipe`."""
         given = self.transforms
-        self.recipe = RecipeOptions().recipe(network, found) if given is None else self.recipe_for(network)
+        says_flags = given is None or isinstance(given, Mapping)
+        self.recipe = self.options.recipe(network, found) if says_flags else self.recipe_for(network)
         return self.recipe
 
     def recipe_for(self, network: NetworkInput) -> Recipe:
@@ -131,6 +148,8 @@ class _Preparation:
         given, sizes = self.transforms, (network.height, network.width, network.channels)
         if isinstance(given, Recipe):
             return given
+        if isinstance(given, Mapping):
+            return self.options.recipe(network, FileMetadata())
         if isinstance(given, str) and given in PRESETS:
             return preset(given, *sizes)
         if isinstance(given, (str, Path)):

@@ -18,10 +18,11 @@ from export.importing import onnx_graph
 from export.importing.network_input import NetworkInput
 from export.importing.recipe import Recipe
 from export.importing.score_head import ScoreHead
+from export.inspection.layers import IMPORT_PREFIX
 from service.errors import UserError, first_line
 from service.model.contract import INPUT_NAME, LOGITS_NAME
 
-PREFIX = "convoy_"
+PREFIX = IMPORT_PREFIX
 """Of the names of nodes and values around the source's graph."""
 
 _MIN_OPSET = 9
@@ -84,7 +85,7 @@ def wrap(
     wrapped.CopyFrom(model)
     graph = wrapped.graph
     taken = {INPUT_NAME, LOGITS_NAME, *(head.output for head in heads)}
-    names = {name: f"{name}__source" for name in _value_names(wrapped) if name in taken or name.startswith(PREFIX)}
+    names = {name: f"source__{name}" for name in _value_names(wrapped) if name in taken or name.startswith(PREFIX)}
     onnx_graph.rename_values(wrapped, names)
     nodes = _Nodes(graph)
     source_input = names.get(network.name, network.name)

@@ -7,7 +7,7 @@ activations is no layer either: it sets the precision of the layer between them.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import onnx
@@ -19,6 +19,8 @@ Shape = tuple[int | str, ...]
 
 # The normalisation constants of an exported network (`convert.onnx_conversion`): measured, not learned, so no parameters.
 _NORMALISATION = ("mean", "std")
+IMPORT_PREFIX = "convoy_"
+"""Of all names around an imported network (`importing.wrapping`): its normalisation, and constants of its scores."""
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 # Indices of the inputs of a quantised operator that are weights; the others are scales, zero points and activations.
 _QUANTISED_WEIGHTS = {
@@ -68,12 +70,12 @@ def layer_table(model: onnx.ModelProto, has_contract: bool) -> list[Layer]:
 
     Args:
         model: the model.
-        has_contract: whether Convoy exported it; then the constants of its normalisation are no parameters.
+        has_contract: whether Convoy wrote it; then the constants of its normalisation are no parameters.
     """
     model = _without_negative_sides(model)
     single, batch = _with_one_image(model)
     shown, counted = onnx.shape_inference.infer_shapes(model), onnx.shape_inference.infer_shapes(single, data_prop=True)
-    return list(_LayerWalk(batch, _NORMALISATION if has_contract else ()).layers(shown.graph, counted.graph))
+    return list(_LayerWalk(batch, has_contract).layers(shown.graph, counted.graph))
 
 
 def subgraphs(node: onnx.NodeProto) -> list[tuple[str, onnx.GraphProto]]:
@@ -132,9 +134,9 @@ def _with_one_image(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
 class _LayerWalk:
     """Walks a graph and its subgraphs, and counts every weight once."""
 
-    def __init__(self, batch: int, not_parameters: Sequence[str]) -> None:
+    def __init__(self, batch: int, has_contract: bool) -> None:
         self._batch = batch
-        self._not_parameters = frozenset(not_parameters)
+        self._has_contract = has_contract
         self._shapes: dict[str, Shape | None] = {}
         self._single_shapes: dict[str, Shape | None] = {}  # for a batch of one image
         self._tensors: dict[str, TensorProto] = {}
@@ -163,6 +165,7 @@ class _LayerWalk:
                 continue
             if node.op_type in _ROUNDING:
                 continue
+            self._complete(node)
             layer = self._layer(node, weights, within)
             yield layer
             for (name, body), (_, other) in zip(subgraphs(node), subgraphs(same), strict=True):
@@ -185,6 +188,17 @@ class _LayerWalk:
         self._tensors[name] = tensor
         self._shapes[name] = self._single_shapes[name] = tuple(tensor.dims)
         self._roots[name] = (name,)
+
+    def _complete(self, node: onnx.NodeProto) -> None:
+        """Notes the output's shape of a product of two matrices, where shape inference has none: it knows ONNX's own operators."""
+        places = _PRODUCTS.get(node.op_type)
+        for shapes in (self._shapes, self._single_shapes):
+            if places is None or shapes.get(node.output[0]) is not None:
+                continue
+            left, right = (shapes.get(node.input[place]) for place in places)
+            if left is not None and right is not None and len(left) == len(right) == 2:
+                rows, columns = left[_transposes(node, "transA")], right[1 - _transposes(node, "transB")]
+                shapes[node.output[0]] = (rows, columns)
 
     def _is_constant(self, node: onnx.NodeProto) -> bool:
         inputs = [name for name in node.input if name]
@@ -214,7 +228,7 @@ class _LayerWalk:
             if tensor is None:
                 if places is None or place in places:
                     yield name  # it may be computed from weights
-            elif name in self._not_parameters or not tensor.dims:
+            elif not tensor.dims or (self._has_contract and (name in _NORMALISATION or name.startswith(IMPORT_PREFIX))):
                 continue
             elif place in places if places is not None else tensor.data_type in _FLOATS and not node.op_type.startswith("QLinear"):
                 yield name
@@ -250,11 +264,8 @@ class _LayerWalk:
         elements = self._elements(node.input[0] if operator == "ConvTranspose" else node.output[0])
         if left is None or right is None or elements is None:
             return None
-        if operator in _CONVOLUTIONS:
-            length = right[1:]  # (filters, channels / groups, height, width)
-        else:
-            transposed = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
-            length = (left[-2] if transposed else left[-1],)
+        # Of a convolution's weights (filters, channels / groups, height, width), or what a product sums over.
+        length = right[1:] if operator in _CONVOLUTIONS else (left[-2 if _transposes(node, "transA") else -1],)
         if not all(isinstance(side, int) for side in length):
             return None
         return elements * math.prod(side for side in length if isinstance(side, int)) // self._batch
@@ -264,6 +275,10 @@ class _LayerWalk:
         if shape is None or not all(isinstance(side, int) for side in shape):
             return None
         return math.prod(side for side in shape if isinstance(side, int))
+
+
+def _transposes(node: onnx.NodeProto, name: str) -> bool:
+    return any(attribute.name == name and attribute.i for attribute in node.attribute)
 
 
 def _shape(value: onnx.ValueInfoProto) -> Shape | None:

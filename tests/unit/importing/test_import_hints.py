@@ -20,7 +20,7 @@ from export.importing.source import ACCEPTED, read_source
 from export.importing.source_graph import SourceGraph
 from export.importing.understanding import read_graph
 from export.importing.wrapping import WrappedHead
-from export.inspection.model_file import read_model
+from export.inspection.model_file import inspect, read_model
 from service.errors import UserError
 from tests.unit.importing import foreign_graphs as graphs
 from tests.unit.importing.test_import_model import run
@@ -183,6 +183,20 @@ def test_a_label_file_is_explained_once(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=said) as refused:
             read_labels_file(tmp_path / name)
         assert str(refused.value).count("one label a line is accepted") == 1
+
+
+def test_what_an_import_adds_is_no_parameter(tmp_path: Path) -> None:
+    source = graphs.classifier(tmp_path / "net.onnx", end="Sigmoid")
+    renamed = onnx.load(source)
+    for node in renamed.graph.node:
+        node.input[:] = ["convoy_w" if name == "w" else name for name in node.input]
+    next(tensor for tensor in renamed.graph.initializer if tensor.name == "w").name = "convoy_w"
+    onnx.save(renamed, tmp_path / "renamed.onnx")
+    for name in ("net", "renamed"):
+        flags = ("--scale", 255, "--mean", "0.5,0.45,0.4", "--std", "0.25,0.22,0.2")
+        run(tmp_path / f"{name}.onnx", tmp_path / "models", *flags, name=name)
+        before, after = inspect(tmp_path / f"{name}.onnx"), inspect(tmp_path / "models" / name / "1" / "model.onnx")
+        assert (after.parameters, after.macs) == (before.parameters, before.macs)
 
 
 def test_what_is_no_graph_is_told_from_what_was_cut_short(tmp_path: Path) -> None:

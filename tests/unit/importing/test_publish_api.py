@@ -214,7 +214,7 @@ def test_a_model_of_keras_is_compared_with_keras(tmp_path: Path, monkeypatch: py
         (Network, {}, "transforms is missing, and the model does not say how pictures are prepared; accepted are"),
         (Network, {"transforms": "resnet"}, "transforms='resnet': neither a preset nor a file"),
         (Network, {"transforms": "timm"}, "it does not say to what size, and the network takes any; --input-shape H,W (in Python "),
-        (Network, {"transforms": print}, "builtin_function_or_method: print cannot be expressed"),
+        (Network, {"transforms": print}, "transforms: a function (print) cannot be translated"),
         (Network, {"transforms": TRANSFORMS, "labels": 3}, "labels: a list of names"),
         (Network, {"transforms": TRANSFORMS, "labels": [1.5, 2.5, 3.5]}, "labels: a list of names"),
         (Network, {"transforms": TRANSFORMS, "labels": "labels.txt"}, "labels.txt: No such file"),

@@ -218,3 +218,18 @@ def test_local_functions_are_inlined(tmp_path: Path) -> None:
     onnx.save(helper.make_model(graph, opset_imports=opsets, functions=[function], ir_version=10), tmp_path / "m.onnx")
     found = inspect(tmp_path / "m.onnx")
     assert [(layer.operator, layer.parameters, layer.macs) for layer in found.layers] == [("MatMul", 6, 6)]
+
+
+@pytest.mark.parametrize("is_transposed", [True, False])
+def test_a_product_that_shape_inference_does_not_know_has_a_shape(tmp_path: Path, is_transposed: bool) -> None:
+    """Of ONNX Runtime's own operators: 16 numbers an image to 5 scores."""
+    scales = {f"s{at}": np.array(0.1, np.float32) for at in range(3)}
+    zeros = {f"z{at}": np.array(0, np.uint8) for at in range(3)}
+    weights = np.zeros((5, 16) if is_transposed else (16, 5), np.uint8)
+    node = helper.make_node(
+        "QGemm", ["q", "s0", "z0", "w", "s1", "z1", "", "s2", "z2"], ["y"], domain="com.microsoft", transB=int(is_transposed)
+    )
+    nodes = [helper.make_node("QuantizeLinear", ["x", "s0", "z0"], ["q"]), node]
+    found = inspect(save(tmp_path / "m.onnx", nodes, ["N", 16], {"w": weights, **scales, **zeros}))
+    [layer] = [layer for layer in found.layers if layer.operator == "QGemm"]
+    assert (layer.shape, layer.macs, layer.parameters) == (("N", 5), 80, 80)
