@@ -11,6 +11,8 @@ from service.errors import FileUnreadable, UserError
 MAX_MESSAGE_BYTES = 2**31 - 1
 """Protobuf's limit."""
 
+_SMALL_FILE_BYTES = 64 * 1024
+
 _PNG_MODES = {mode: mode for mode in ("1", "L", "LA", "I;16", "I;16B", "P", "RGB", "RGBA")} | {
     "La": "LA", "PA": "RGBA", "RGBa": "RGBA",
 }  # fmt: skip
@@ -150,11 +152,18 @@ def _exif(picture: Picture) -> bytes:
 def read_file(path: str | os.PathLike[str]) -> bytes:
     """A file's bytes. Raises FileUnreadable, also for a file larger than a request can be."""
     try:
-        with io.FileIO(path) as file:  # without a Path and a buffer, half the time of a small picture
-            size = os.fstat(file.fileno()).st_size
+        descriptor = os.open(path, os.O_RDONLY)
+        try:  # without a Path, a file object and a look at the size first, a fraction of the time of a small picture
+            content = os.read(descriptor, _SMALL_FILE_BYTES)
+            if not (more := os.read(descriptor, _SMALL_FILE_BYTES)):
+                return content
+            size = os.fstat(descriptor).st_size
             if size > MAX_MESSAGE_BYTES:
                 raise FileUnreadable(f"{os.fspath(path)}: {size} bytes; a request holds at most {MAX_MESSAGE_BYTES}")
-            return file.readall()
+            with io.FileIO(descriptor, closefd=False) as file:
+                return content + more + file.readall()
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise FileUnreadable(f"{os.fspath(path)}: {error.strerror}") from None
     except ValueError as error:  # a name with a zero byte

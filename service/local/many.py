@@ -170,7 +170,8 @@ class Many:
         """The next image, once there is room for it; None at the end."""
         with self._taking:
             with self._lock:
-                self._room.wait_for(lambda: self._closed or self._has_room())
+                while not (self._closed or self._has_room()):
+                    self._room.wait()
                 if self._closed or self._ended:
                     return None
             try:
