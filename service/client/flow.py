@@ -25,15 +25,16 @@ from collections import deque
 from collections.abc import Sequence
 
 from service.client.congestion import MAX_REQUEST_IMAGES
-from service.client.images import MAX_MESSAGE_BYTES, Image
+from service.client.images import MAX_MESSAGE_BYTES, Image, LargeFile
 from service.client.in_flight import STREAM_BYTES, STREAM_REQUESTS, Limits, Stream
 from service.client.messages import CallFailed, Classification, Outcome, RequestTooLarge
 from service.client.packing import ENVELOPE_BYTES, MAX_BREAKS, Input, Packing
 from service.errors import ConvoyError, UserError
 from service.pb.convoy.v1 import classifier_pb2 as pb
 
-HELD_BYTES = 2 * STREAM_BYTES
-"""Of images that were taken from the source and not given back yet, for each stream."""
+HELD_BYTES = 4 * STREAM_BYTES
+"""Of images that were taken from the source and not given back yet, and of files and the like that were read and are not answered,
+for each stream."""
 
 BACKOFF_SECONDS = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6)
 """Before a stream that follows one without an answer; the last is repeated."""
@@ -43,6 +44,9 @@ MIN_ANSWER_SECONDS = 1.0
 
 READ_AT_ONCE = 8
 """How many files a reader reads one after the other."""
+
+READ_BYTES = 4 * 1024 * 1024
+"""Once a reader has so much, it reads no more of them; a larger file waits for its turn."""
 
 _CONCERN_ALL = {"NOT_FOUND", "UNAUTHENTICATED", "PERMISSION_DENIED", "UNIMPLEMENTED"}
 PASSING = {"UNAVAILABLE", "CANCELLED"}
@@ -75,6 +79,7 @@ class Flow:
         self._reading = 0
         self._held = 0  # taken, and not given back
         self._held_bytes = 0
+        self._unanswered_bytes = 0  # of items that are read, or being read
         self._answered = 0
         self._done: dict[int, tuple[Outcome, int]] = {}  # by index, with the bytes it holds
         self._given = 0  # back to the caller
@@ -88,15 +93,21 @@ class Flow:
         room = sum(2 * stream.largest_window + 2 * MAX_REQUEST_IMAGES for stream in self.streams)
         return self._held < room and self._held_bytes < HELD_BYTES * len(self.streams)
 
-    def add(self, image: Image, item: dict[str, bytes] | None) -> bool:
-        """Takes the next image, with its item, or to be read. Whether anybody waits for it: not if only a request grows."""
+    def add(self, image: Image, item: dict[str, bytes] | None, kept_bytes: int = 0) -> bool:
+        """Takes the next image, with its item, or to be read. Whether anybody waits for it: not if only a request grows.
+
+        `kept_bytes`: what an image that is to be read holds already.
+        """
         each = Input(self._taken, image)
         self._taken += 1
         self._held += 1
         if item is None:
+            each.kept_bytes = each.expected_bytes = kept_bytes
+            self._held_bytes += kept_bytes
             self._unread.append(each)
-            return len(self._unread) % READ_AT_ONCE == 1  # each reader takes as many
+            return kept_bytes > 0 or len(self._unread) % READ_AT_ONCE == 1  # each reader takes as many
         each.read(item, kept=True)
+        self._held_bytes += each.kept_bytes
         bytes_before = self._packing.waiting_bytes
         self._ready(each)
         images = self._packing.waiting_images()
@@ -125,29 +136,46 @@ class Flow:
         if self.over() or (self.exhausted and not self._unread):
             return True
         idle = not self._packing and not self._reading and not any(each.in_flight for each in self.streams)
-        return bool(self._unread) and (idle or self._held_bytes < HELD_BYTES * len(self.streams))
+        return bool(self._unread) and (idle or self._unanswered_bytes < HELD_BYTES * len(self.streams))
 
     def to_read(self) -> list[Input]:
         """The next images for one reader; none at the end. To be called once `can_read`."""
         if self.over():
             return []
-        found = [self._unread.popleft() for _ in range(min(READ_AT_ONCE, len(self._unread)))]
+        found: list[Input] = []
+        size_bytes = 0
+        while self._unread and len(found) < READ_AT_ONCE:
+            size_bytes += self._unread[0].expected_bytes
+            if found and size_bytes > READ_BYTES:
+                break
+            found.append(self._unread.popleft())
+            self._unanswered_bytes += found[-1].expected_bytes
         self._reading += len(found)
         return found
 
-    def read(self, each: Input, item: dict[str, bytes] | ConvoyError) -> None:
-        """What came of reading an image."""
-        self._reading -= 1
-        if isinstance(item, ConvoyError):
-            self._finish(each, item)
-        else:
-            each.read(item, kept=False)
-            self._ready(each)
+    def read(self, inputs: Sequence[Input], items: Sequence[dict[str, bytes] | ConvoyError | LargeFile]) -> None:
+        """What came of reading images. What is a large file, and those without an item, will be read when there is room."""
+        later = list(inputs[len(items) :])
+        for each in inputs:
+            self._reading -= 1
+            self._unanswered_bytes -= each.expected_bytes
+        for each, item in zip(reversed(inputs[: len(items)]), reversed(items), strict=True):
+            if isinstance(item, LargeFile):
+                each.expected_bytes = item.size_bytes
+                later.insert(0, each)
+        self._unread.extendleft(reversed(later))
+        for each, item in zip(inputs, items, strict=False):
+            if isinstance(item, ConvoyError):
+                self._finish(each, item)
+            elif not isinstance(item, LargeFile):
+                each.read(item, kept=False)
+                self._ready(each)
 
     def _ready(self, each: Input) -> None:
         if not self._has_unanswered():
             self._failing_since = math.inf  # nobody was asked meanwhile
-        self._held_bytes += each.size_bytes
+        self._held_bytes += each.own_bytes
+        self._unanswered_bytes += each.size_bytes
         if each.size_bytes > self._largest_bytes:
             self._finish(each, UserError(f"an image of {each.size_bytes} bytes: a request holds at most {MAX_MESSAGE_BYTES}"))
         else:
@@ -353,7 +381,8 @@ class Flow:
 
     def _finish(self, each: Input, answer: Classification | ConvoyError) -> None:
         self._answered += 1
-        self._held_bytes -= each.size_bytes - each.kept_bytes
+        self._held_bytes -= each.own_bytes
+        self._unanswered_bytes -= each.size_bytes
         self._done[each.index] = Outcome(each.index, each.image, answer), each.kept_bytes
 
     # The caller.

@@ -47,6 +47,10 @@ class Picture(Protocol):
     def mode(self) -> str:
         """PIL's pixel format."""
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height."""
+
     def getexif(self) -> Any:
         """EXIF data, which may contain an orientation."""
 
@@ -91,6 +95,14 @@ def _kind(image: Any) -> Any:
         return found
 
 
+def held_bytes(image: Any) -> int:
+    """What the pixels of a PIL image hold in memory, once it is decoded; 0 for images of other kinds."""
+    if _kind(image) is not Picture:
+        return 0
+    width, height = image.size
+    return int(width * height * (1 if image.mode in ("1", "L", "P") else 4))
+
+
 def items(images: Images) -> Iterator[dict[str, bytes]]:
     """For each image the one field of its `Item`: `encoded` or `pixels`. Raises UserError for an image that cannot be sent."""
     return (item(image) for image in _each(images))
@@ -106,13 +118,13 @@ def _each(images: Any) -> Iterable[Image]:
     return each
 
 
-def item(image: Any) -> dict[str, bytes]:
-    """The field of its `Item` for one image. Raises UserError if it cannot be sent."""
+def item(image: Any, most_bytes: int = MAX_MESSAGE_BYTES) -> dict[str, bytes]:
+    """The field of its `Item` for one image. Raises UserError if it cannot be sent, and LargeFile as `read_file`."""
     kind = _kind(image)
     if kind is bytes:
         return {"encoded": image}
     if kind is os.PathLike:
-        return {"encoded": read_file(image)}
+        return {"encoded": read_file(image, most_bytes)}
     if kind is Pixels:
         if image.dtype != "uint8" and str(image.dtype) != "uint8":  # str() of a dtype takes ten microseconds
             raise UserError(f"pixels must be uint8, not {image.dtype}: send the image as decoded, not normalised")
@@ -149,8 +161,19 @@ def _exif(picture: Picture) -> bytes:
     return _EXIF.pack(b"MM\0*", 8, 1, _ORIENTATION, 3, 1, int(turn), 0, 0) if turn in range(2, 9) else b""
 
 
-def read_file(path: str | os.PathLike[str]) -> bytes:
-    """A file's bytes. Raises FileUnreadable, also for a file larger than a request can be."""
+class LargeFile(Exception):
+    """A file of more bytes than asked for. It is no error: it is read once there is room for it."""
+
+    def __init__(self, size_bytes: int) -> None:
+        super().__init__(size_bytes)
+        self.size_bytes = size_bytes
+
+
+def read_file(path: str | os.PathLike[str], most_bytes: int = MAX_MESSAGE_BYTES) -> bytes:
+    """A file's bytes.
+
+    Raises FileUnreadable, also for a file larger than a request can be, and LargeFile for another of more than `most_bytes`.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY)
         try:  # without a Path, a file object and a look at the size first, a fraction of the time of a small picture
@@ -160,6 +183,8 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
             size = os.fstat(descriptor).st_size
             if size > MAX_MESSAGE_BYTES:
                 raise FileUnreadable(f"{os.fspath(path)}: {size} bytes; a request holds at most {MAX_MESSAGE_BYTES}")
+            if size > most_bytes:
+                raise LargeFile(size)
             with io.FileIO(descriptor, closefd=False) as file:
                 return content + more + file.readall()
         finally:

@@ -19,12 +19,16 @@ MAX_BREAKS = 3
 
 
 class Input:
-    """An image on its way, with its item as it is sent. `kept_bytes`: what the caller's own image holds in memory.
+    """An image on its way, with its item as it is sent.
 
-    `breaks`: of streams that it was on; `breaks_alone`: when nothing else was in flight.
+    `kept_bytes`: what the caller's own image holds in memory; `own_bytes`: what the item holds besides; `expected_bytes`: what the
+    item will hold, if it is known before it is read. `breaks`: of streams that it was on; `breaks_alone`: when nothing else was in
+    flight.
     """
 
-    __slots__ = ("breaks", "breaks_alone", "image", "index", "item", "kept_bytes", "size_bytes")
+    __slots__ = (
+        "breaks", "breaks_alone", "expected_bytes", "image", "index", "item", "kept_bytes", "own_bytes", "size_bytes",
+    )  # fmt: skip
 
     def __init__(self, index: int, image: Image) -> None:
         self.index = index
@@ -32,14 +36,19 @@ class Input:
         self.item: dict[str, bytes] = {}
         self.size_bytes = 0
         self.kept_bytes = 0
+        self.own_bytes = 0
+        self.expected_bytes = 0
         self.breaks = 0
         self.breaks_alone = 0
 
     def read(self, item: dict[str, bytes], *, kept: bool) -> None:
-        """Takes the item. `kept`: the image is of this size itself, unlike a path."""
+        """Takes the item. `kept`: the image is the same bytes, or others of this size; unlike a path."""
         self.item = item
         self.size_bytes = sum(map(len, item.values()))
-        self.kept_bytes = self.size_bytes if kept else 0
+        if kept:
+            self.kept_bytes = self.size_bytes
+        if not kept or not isinstance(self.image, bytes):
+            self.own_bytes = self.size_bytes
 
 
 class Packing:

@@ -8,8 +8,8 @@ from typing import Any
 import grpc
 
 from service.client.connection import ChannelSettings, Connection, Stubs, deadline_seconds
-from service.client.flow import Flow
-from service.client.images import Image, item, takes_time
+from service.client.flow import READ_BYTES, Flow
+from service.client.images import MAX_MESSAGE_BYTES, Image, LargeFile, held_bytes, item, takes_time
 from service.client.in_flight import Limits, Stream
 from service.client.messages import CallFailed, Outcome, filled, refusal, rows
 from service.client.packing import Input
@@ -81,7 +81,7 @@ class ManyImages(Flow):
                     if failed is not None:
                         self.unreadable(image, failed)
                         self._changed.notify_all()
-                    elif self.add(image, content):
+                    elif self.add(image, content, held_bytes(image) if content is None else 0):
                         self._changed.notify_all()
                 if content is None and failed is None and not readers:
                     readers = True
@@ -103,9 +103,9 @@ class ManyImages(Flow):
                 return
             contents = _contents(inputs)
             with self._changed:
-                for each, content in zip(inputs, contents, strict=True):
-                    self.read(each, content)
+                self.read(inputs, contents)
                 self._changed.notify_all()
+            del inputs, contents  # it may wait for long
 
     def _converse(self, stream: Stream, settings: ChannelSettings, connection: Connection) -> None:
         """Opens RPCs one after the other until all is answered."""
@@ -171,6 +171,7 @@ class ManyImages(Flow):
                 message = self.next_message(stream) if self.can_send(stream) else None
             if message is not None:
                 yield message
+            message = None  # it may wait for long
 
     def _received(self, stream: Stream, response: pb.ClassifyStreamResponse) -> None:
         failed = None if response.HasField("response") else refusal(response.error)
@@ -203,12 +204,17 @@ class ManyImages(Flow):
             call.cancel()
 
 
-def _contents(inputs: Sequence[Input]) -> list[dict[str, bytes] | UserError]:
-    """The item of each image, or why it has none."""
-    found: list[dict[str, bytes] | UserError] = []
+def _contents(inputs: Sequence[Input]) -> list[dict[str, bytes] | UserError | LargeFile]:
+    """The item of each image, or why it has none; of the first ones alone, if they are large."""
+    found: list[dict[str, bytes] | UserError | LargeFile] = []
+    size_bytes = 0
     for each in inputs:
         try:
-            found.append(item(each.image))
-        except UserError as error:
-            found.append(error)
+            content = item(each.image, MAX_MESSAGE_BYTES if each.expected_bytes else READ_BYTES)
+            size_bytes += sum(map(len, content.values()))
+            found.append(content)
+        except (UserError, LargeFile) as unread:
+            found.append(unread)
+        if size_bytes >= READ_BYTES:
+            break
     return found

@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from service.client import CallFailed, Classification, Outcome, Prediction, RequestTooLarge
 from service.client.flow import BACKOFF_SECONDS, HELD_BYTES, Flow
+from service.client.images import LargeFile, held_bytes
 from service.client.in_flight import STREAM_BYTES, Limits, Stream
 from service.client.packing import REQUEST_BYTES
 from service.errors import ConvoyError, UserError
@@ -189,19 +191,63 @@ def test_files_are_read_as_there_is_room_and_those_that_cannot_be_are_outcomes()
     inputs = flow.to_read()
     assert [each.image for each in inputs] == ["a", "b"]
     flow.add("c", None)
-    flow.read(inputs[1], {"encoded": bytes(HELD_BYTES)})
-    flow.read(inputs[0], UserError("a: none"))
+    flow.read(inputs, [UserError("a: none"), {"encoded": bytes(HELD_BYTES)}])
     assert not flow.can_read(), "until what is read is answered"
     assert [(each.image, said(each.answer)) for each in flow.outcomes()] == [("a", "a: none")]
     stream = flow.streams[0]
     flow.next_message(stream)
     flow.answered(stream, 0, [row(b"b")])
     assert flow.can_read()
-    flow.read(flow.to_read()[0], UserError("c: none"))
+    flow.read(flow.to_read(), [UserError("c: none")])
     flow.end()
     assert flow.finished()
     assert flow.can_read()
     assert flow.to_read() == []
+
+
+def test_large_files_are_read_one_by_one_as_there_is_room_for_their_bytes() -> None:
+    flow = Server().flow
+    for name in "abcdefghij":
+        flow.add(name, None)
+    first = flow.to_read()
+    assert [each.image for each in first] == list("abcdefgh")
+    flow.read(first, [{"encoded": b"a"}, LargeFile(HELD_BYTES), {"encoded": b"c"}, LargeFile(HELD_BYTES // 2)])
+    second = flow.to_read()
+    assert [each.image for each in second] == ["b"], "those before them are read before them"
+    assert not flow.can_read(), "while it is read"
+    flow.read(second, [{"encoded": bytes(HELD_BYTES)}])
+    assert not flow.can_read(), "and until it is answered"
+    flow.end()
+    stream = flow.streams[0]
+    for place in range(3):
+        contents = [item.encoded for item in flow.next_message(stream).request.items]
+        flow.answered(stream, place, [row(b"x") for _ in contents])
+        if len(contents[-1]) > 1:
+            break
+    assert flow.can_read()
+    assert [[each.image for each in flow.to_read()] for _ in range(2)] == [["d"], list("efghij")]
+
+
+def test_a_source_of_pil_images_is_taken_by_their_bytes_and_they_are_read_all_the_same() -> None:
+    flow = Server().flow
+    image: Any = Image.new("RGB", (1000, 1000))
+    taken = 0
+    while flow.has_room():
+        assert flow.add(image, None, held_bytes(image))
+        taken += 1
+    assert taken == -(-HELD_BYTES // 4_000_000)
+    for number in range(taken):
+        assert flow.can_read()
+        inputs = flow.to_read()
+        assert len(inputs) == 1
+        flow.read(inputs, [{"encoded": b"a"} if number % 2 else UserError("broken")])
+    flow.end()
+    stream = flow.streams[0]
+    while not flow.finished():
+        place = stream.placed
+        flow.answered(stream, place, [row(b"a") for _ in flow.next_message(stream).request.items])
+    assert len(flow.outcomes()) == taken
+    assert (flow._held_bytes, flow._unanswered_bytes) == (0, 0)
 
 
 @pytest.mark.parametrize("ordered", [True, False])
@@ -318,7 +364,7 @@ def test_an_image_that_no_request_can_hold_gets_the_error() -> None:
     told = server.flow.add(b"large", {"encoded": bytes(2**31 - 20)})  # pages that nobody touches take no memory
     assert told, "it is answered, and somebody may wait for outcomes"
     server.flow.add("file", None)
-    server.flow.read(server.flow.to_read()[0], {"encoded": bytes(2**31 - 1)})
+    server.flow.read(server.flow.to_read(), [{"encoded": bytes(2**31 - 1)}])
     answers = [said(each.answer) for each in server.finish()]
     assert answers[:2] == ["0", "1"]
     assert all(answer.endswith("a request holds at most 2147483647") for answer in answers[2:])
@@ -515,4 +561,5 @@ def test_each_image_gets_exactly_one_outcome(
             assert sum(event == "crash" for event, _ in events) >= 3
             continue
         assert said(each.answer) == ("INVALID_ARGUMENT: item 0: no picture" if each.index in at_fault else str(each.index))
-    assert (server.flow._held, server.flow._held_bytes, server.flow._packing.waiting_bytes) == (0, 0, 0)
+    assert (server.flow._held, server.flow._held_bytes, server.flow._unanswered_bytes) == (0, 0, 0)
+    assert server.flow._packing.waiting_bytes == 0
