@@ -29,8 +29,11 @@ def flags_not_taken() -> list[tuple[str, ...]]:
         [flag] = [name for name in option.opts if name.startswith("--")] or [""]
         if not flag or flag in TAKEN or flag == "--search-preprocessing":
             continue
+        if isinstance(option, click.Option) and option.is_flag:
+            found.append((flag,))
+            continue
         value = option.type.choices[0] if isinstance(option.type, click.Choice) else VALUES.get(flag, "0.5")
-        found.append((flag, "24" if flag == "--crop" else str(value)))
+        found.append((flag, "24" if flag in ("--crop", "--minimum-accuracy") else str(value)))
     return found
 
 
