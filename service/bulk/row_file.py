@@ -4,6 +4,7 @@ Rows are appended a block at a time, and a block is written whole. So whatever e
 most one that is cut off at its end, which `resume.py` takes away.
 """
 
+import contextlib
 import csv
 import io
 import json
@@ -105,45 +106,51 @@ class RowFile:
         self._descriptor = descriptor
         self._format = rows_format
         self._on_written = on_written
-        self._rows: list[Row] = []
-        self._size = os.lseek(descriptor, 0, os.SEEK_END)
+        self._state: tuple[int, list[Row]] = os.lseek(descriptor, 0, os.SEEK_END), []
+        """The file's whole rows in bytes, and the rows that come next: replaced at once, so that an interruption doubles none."""
         self._due = time.monotonic() + _BLOCK_SECONDS
-        if self._size == 0:
+        if self._state[0] == 0:
             self._append(rows_format.header())
 
     def write(self, row: Row) -> None:
         """Adds a row; a block is written when it is full, or a second after the last."""
-        self._rows.append(row)
-        if len(self._rows) >= _BLOCK_ROWS or time.monotonic() >= self._due:
+        rows = self._state[1]
+        rows.append(row)
+        if len(rows) >= _BLOCK_ROWS or time.monotonic() >= self._due:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what there is. Raises UserError if the disk is full, or fails; the file then ends with a whole row."""
-        rows, self._rows = self._rows, []
-        if rows:
+        """Writes what there is. Raises UserError if the disk is full, or fails; the file then ends with a whole row.
+
+        The rows are then still to be written, and none of them is said to be.
+        """
+        if rows := self._state[1]:
             self._append(self._format.encoded(rows))
         self._due = time.monotonic() + _BLOCK_SECONDS
         self._on_written()
 
     def _append(self, content: bytes) -> None:
-        view = memoryview(content)
+        view, size = memoryview(content), self._state[0]
         try:
+            os.lseek(self._descriptor, size, os.SEEK_SET)
             while view:
                 view = view[os.write(self._descriptor, view) :]
         except OSError as error:
-            os.ftruncate(self._descriptor, self._size)
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._descriptor, size)
             raise UserError(f"{self._path}: {error.strerror}; --resume goes on from here") from None
-        self._size += len(content)
+        self._state = size + len(content), []
 
     def close(self) -> None:
         """Writes the rest; also after an interruption, which may have come in the middle of anything here."""
         if self._descriptor < 0:
             return
         try:
-            os.ftruncate(self._descriptor, self._size)
-            os.lseek(self._descriptor, 0, os.SEEK_END)
+            os.ftruncate(self._descriptor, self._state[0])
             self.flush()
             os.fsync(self._descriptor)
+        except OSError as error:
+            raise UserError(f"{self._path}: {error.strerror}; --resume goes on from here") from None
         finally:
             descriptor, self._descriptor = self._descriptor, -1
             os.close(descriptor)

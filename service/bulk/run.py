@@ -113,7 +113,9 @@ class Rows:
             self.labels[best.label] += 1
             if self._output is not None:
                 self._output.write(self._columns.answered(picture.name, answer, sorted_to))
-            else:
+            if self._sorter is not None and sorted_to is not None:
+                self._sorter.recorded(picture, sorted_to)
+            if self._output is None:
                 self._written()
 
     def failed(self, picture: Picture, error: str) -> None:

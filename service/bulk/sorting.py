@@ -2,11 +2,11 @@
 
 No file is ever overwritten, and none is written outside of DIR. A name that another picture has gets a part of the digest of the
 picture's path. A file that is there with the same content is taken for what an interrupted run has made, unless another row has it.
-A picture that is moved is removed from its old place when its row is written, so that a kill at any moment loses neither.
+A picture that is moved is removed from its old place when its row is written, so that a kill at any moment loses neither. Where an
+earlier run of another mode has put a link to it, the picture takes the link's place.
 """
 
 import contextlib
-import filecmp
 import os
 import secrets
 import shutil
@@ -16,6 +16,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import cast
 
+from service.bulk.moving import copy, holds_bytes_of, linked, remove_moved, replace_link
 from service.bulk.path_set import PathSet
 from service.bulk.pictures import Picture, name_of, path_of, scheme
 from service.bulk.safe_names import folder_names, safe_name
@@ -65,13 +66,17 @@ class Sorter:
         if sorted_to is None:
             return
         self._claimed.add(sorted_to)
-        source = path_of(path)
+        source, target = path_of(path), path_of(sorted_to)
         if self._how is How.MOVE and not scheme(source) and os.path.isfile(source):  # noqa: PTH113
-            self._to_remove.append((source, path_of(sorted_to)))
-            self.written()
+            with contextlib.suppress(OSError):
+                replace_link(source, Path(target), _beside(Path(target), path))
+            remove_moved(source, target)
 
     def place(self, picture: Picture, label: str, probability: float) -> str:
-        """Puts a picture into its folder; its path there, as in the output. Raises UserError if that cannot be."""
+        """Puts a picture into its folder; its path there, as in the output. Raises UserError if that cannot be.
+
+        A picture that is moved is still at its old place, too: see `recorded`.
+        """
         folder = UNSURE if probability < self._min_probability else self._folders.get(label) or safe_name(label)
         try:
             self._make(folder)
@@ -92,17 +97,19 @@ class Sorter:
         source = picture.path
         name = os.path.basename(source) if source is not None else safe_name(picture.name.partition("?")[0].rpartition("/")[2])  # noqa: PTH119
         stem, suffix = os.path.splitext(name)  # noqa: PTH122
-        digest = blake2b(picture.name.encode(), digest_size=6).hexdigest()
+        digest = _digest(picture.name)
         stem = os.fsdecode(os.fsencode(stem)[:200])
         for candidate in (name, f"{stem}-{digest}{suffix}", f"{stem}-{digest}-{secrets.token_hex(4)}{suffix}"):
             target = self.folder / folder / candidate
             placed = name_of(str(target))
-            beside = target.with_name(f".{digest}.part")
-            if placed in self._claimed or not (self._is_same(picture, target, beside) or self._put(picture, target, beside)):
+            beside = _beside(target, picture.name)
+            if placed in self._claimed:
+                continue
+            if self._how is How.MOVE and source is not None:
+                replace_link(source, target, beside)
+            if not (self._is_same(picture, target, beside) or self._put(picture, target, beside)):
                 continue
             self._claimed.add(placed)
-            if self._how is How.MOVE and source is not None:
-                self._to_remove.append((source, str(target)))
             return placed
         raise FileExistsError(None, "every name is taken")
 
@@ -115,21 +122,18 @@ class Sorter:
             return False
         if os.path.lexists(target):
             return False
-        if picture.path is not None and self._how is How.MOVE:
-            with contextlib.suppress(OSError):  # another file system, or one without hard links: it is copied
-                os.link(picture.path, target)
-                return True
+        if picture.path is not None and self._how is How.MOVE and linked(picture.path, target):
+            return True
         try:
             if picture.path is None:
                 with beside.open("wb") as file:
                     file.write(cast(bytes, picture.image))
                     file.flush()
                     os.fsync(file.fileno())
+            elif self._how is How.MOVE:
+                copy(picture.path, beside)
             else:
                 shutil.copy2(picture.path, beside)
-                if self._how is How.MOVE:
-                    with beside.open("rb+") as file:
-                        os.fsync(file.fileno())
             return _renamed(beside, target)
         finally:
             with contextlib.suppress(OSError):
@@ -148,23 +152,29 @@ class Sorter:
                 return target.stat().st_size == len(picture.image or b"") and target.read_bytes() == picture.image
             if self._how is How.LINK:
                 return target.is_symlink() and os.readlink(target) == os.path.abspath(picture.path)  # noqa: PTH100, PTH115
-            return not target.is_symlink() and filecmp.cmp(picture.path, target, shallow=False)
+            return holds_bytes_of(picture.path, str(target))
         except OSError:
             return False
 
+    def recorded(self, picture: Picture, placed: str) -> None:
+        """The output has taken the row of a picture that was put there, and may yet have to write it."""
+        if self._how is How.MOVE and picture.path is not None:
+            self._to_remove.append((picture.path, path_of(placed)))
+
     def written(self) -> None:
-        """The rows of all pictures so far are written: those that are moved are removed from their old place."""
+        """The rows of all pictures that are `recorded` are written: those that are moved are removed from their old place."""
         pairs, self._to_remove = self._to_remove, []
         for source, target in pairs:
-            with contextlib.suppress(OSError):
-                if not _is_same_entry(source, target) and filecmp.cmp(source, target, shallow=False):
-                    os.unlink(source)  # noqa: PTH108
+            remove_moved(source, target)
 
 
-def _is_same_entry(source: str, target: str) -> bool:
-    """Whether two paths are one name of a file, by whatever links, and not two names of it."""
-    (folder, name), (target_folder, target_name) = os.path.split(source), os.path.split(target)
-    return name == target_name and os.path.samefile(folder or ".", target_folder or ".")  # noqa: PTH121
+def _digest(name: str) -> str:
+    return blake2b(name.encode(), digest_size=6).hexdigest()
+
+
+def _beside(target: Path, name: str) -> Path:
+    """Where a picture is made before it has its name."""
+    return target.with_name(f".{_digest(name)}.part")
 
 
 def _renamed(beside: Path, target: Path) -> bool:

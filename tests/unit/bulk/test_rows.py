@@ -159,6 +159,97 @@ def test_a_full_disk_leaves_whole_rows(photos: Path, tmp_path: Path) -> None:
     assert len(read(path)) == 6
 
 
+def moving(tmp_path: Path, *, resume: bool = False) -> tuple[Rows, PathSet]:
+    sorter = Sorter(tmp_path / "sorted", How.MOVE, 0.0)
+    rows = Rows(Output(tmp_path / "rows.csv", resume=resume), sorter, columns(sorting=True))
+    return rows, rows.open()
+
+
+def is_complete(tmp_path: Path, contents: dict[str, bytes]) -> bool:
+    """Whether each of these pictures, and no other, has one row, and is where the row says, and there alone."""
+    found = read(tmp_path / "rows.csv")
+    return Counter(row["path"] for row in found) == Counter(dict.fromkeys(contents, 1)) and all(
+        Path(row["sorted_to"]).read_bytes() == contents[row["path"]] and not Path(row["path"]).exists() for row in found
+    )
+
+
+def test_a_full_disk_leaves_the_pictures_that_have_no_row(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    contents = {str(path): path.read_bytes() for path in photos.glob("[12].png")}
+    rows, done = moving(tmp_path)
+    write = os.write
+
+    def full(descriptor: int, block: memoryview) -> int:
+        if len(block) < 20:
+            raise OSError(28, "No space left on device")
+        return write(descriptor, block[:10])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        patch.setattr(row_file, "_BLOCK_ROWS", 2)
+        with pytest.raises(UserError, match="No space left on device"):
+            run(pictures(list(contents), LeftOut()), ask, rows, done)
+        with pytest.raises(UserError, match="No space left on device; --resume goes on from here"):
+            rows.close()
+    assert {path: Path(path).read_bytes() for path in contents} == contents
+    assert read(tmp_path / "rows.csv") == []
+    rows, done = moving(tmp_path, resume=True)
+    run(pictures(list(contents), LeftOut()), ask, rows, done)
+    rows.close()
+    assert is_complete(tmp_path, contents)
+
+
+def test_a_disk_that_is_full_for_a_moment_loses_no_row(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    contents = {str(path): path.read_bytes() for path in photos.glob("[12].png")}
+    rows, done = moving(tmp_path)
+    monkeypatch.setattr(row_file, "_BLOCK_ROWS", 1)
+
+    def full(descriptor: int, block: memoryview) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with pytest.raises(UserError, match="No space left"):
+            run(pictures(list(contents), LeftOut()), ask, rows, done)
+    rows.close()
+    [row] = read(tmp_path / "rows.csv")
+    assert Path(row["sorted_to"]).read_bytes() == contents[row["path"]]
+    rows, done = moving(tmp_path, resume=True)
+    run(pictures(list(contents), LeftOut()), ask, rows, done)
+    rows.close()
+    assert is_complete(tmp_path, contents)
+
+
+@pytest.mark.parametrize("place", ["before the row", "in the middle of a block", "after the block"])
+def test_an_interruption_anywhere_removes_no_picture_without_a_row_and_doubles_none(
+    place: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contents = {str(path): path.read_bytes() for path in photos.glob("[12].png")}
+    rows, done = moving(tmp_path)
+    with monkeypatch.context() as patch:
+        if place == "before the row":
+            patch.setattr(Output, "write", interrupted)
+        elif place == "in the middle of a block":
+            write = os.write
+            patch.setattr(row_file, "_BLOCK_ROWS", 2)
+            patch.setattr(os, "write", lambda descriptor, block: interrupted(write(descriptor, block[:50])))
+        else:
+            patch.setattr(row_file, "_BLOCK_ROWS", 2)
+            patch.setattr(Sorter, "written", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(pictures(list(contents), LeftOut()), ask, rows, done)
+    rows.close()
+    with_row = {row["path"] for row in read(tmp_path / "rows.csv")}
+    assert all(Path(path).read_bytes() == contents[path] for path in contents if path not in with_row)
+    rows, done = moving(tmp_path, resume=True)
+    run(pictures(list(contents), LeftOut()), ask, rows, done)
+    rows.close()
+    assert is_complete(tmp_path, contents)
+
+
+def interrupted(*_: object) -> int:
+    raise KeyboardInterrupt
+
+
 def test_true_labels_and_further_heads_have_columns_of_their_own() -> None:
     tags = {"name": "tags", "labels": ["cap", "=glasses", "beard"], "activation": "multilabel", "threshold": 0.5}
     made = Columns(info({"name": "person", "labels": LABELS, "activation": "softmax"}, tags), 1)

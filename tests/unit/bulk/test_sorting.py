@@ -36,6 +36,10 @@ def sort(*sources: str | Path, how: How = How.COPY, into: Path = Path("into")) -
     return sorted(str(path.relative_to(into)) for path in into.rglob("*") if not path.is_dir())
 
 
+def no_link(source: str | Path, target: str | Path) -> None:
+    raise OSError(18, "Invalid cross-device link")
+
+
 def without_digests(names: list[str]) -> list[str]:
     return sorted(name[:-17] + name[-4:] if "-" in name else name for name in names)
 
@@ -57,11 +61,8 @@ def test_what_is_sorted_already_stays_as_it_is(how: How, photos: Path) -> None:
 
 
 def test_a_move_to_another_file_system_copies_first(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def link(source: str | Path, target: str | Path) -> None:
-        raise OSError(18, "Invalid cross-device link")
-
     contents = sorted(path.read_bytes() for path in photos.rglob("*.png"))
-    monkeypatch.setattr(os, "link", link)
+    monkeypatch.setattr(os, "link", no_link)
     names = sort("photos", how=How.MOVE)
     assert sorted([*((Path("into") / name).read_bytes() for name in names), b"not a picture"]) == contents
     assert [path.name for path in photos.rglob("*.png")] == ["4.png"]
@@ -77,6 +78,9 @@ def test_a_picture_is_removed_only_when_its_row_is_written(photos: Path) -> None
     again.open(LABELS)
     assert again.place(Picture("photos/a/1.png", "photos/a/1.png"), "ann", 0.9) == placed
     again.written()
+    assert Path("photos/a/1.png").exists(), "no output has its row yet"
+    again.recorded(Picture("photos/a/1.png", "photos/a/1.png"), placed)
+    again.written()
     assert not Path("photos/a/1.png").exists()
     Path("photos/a/1.png").write_bytes(Path(placed).read_bytes())
     last = Sorter(Path("into"), How.MOVE, 0.0)
@@ -86,6 +90,44 @@ def test_a_picture_is_removed_only_when_its_row_is_written(photos: Path) -> None
     Path("photos/a/1.png").write_bytes(b"something new")
     last.claim("photos/a/1.png", placed)
     assert Path("photos/a/1.png").exists()
+
+
+@pytest.mark.parametrize("hard_links", [True, False])
+def test_a_link_is_never_what_is_left_of_a_picture_that_is_moved(
+    hard_links: bool, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not hard_links:
+        monkeypatch.setattr(os, "link", no_link)
+    (photos / "d").mkdir()
+    (photos / "d" / "5.png").symlink_to("../../original")
+    Path("original").write_bytes(content("bob", 0.9, "linked"))
+    contents = {path: path.read_bytes() for path in photos.rglob("*.png")}
+    linking = Sorter(Path("into"), How.LINK, 0.0)
+    linking.open(LABELS)
+    placed = {path: linking.place(Picture(str(path), str(path)), "ann", 0.9) for path in contents}
+    moving = Sorter(Path("into"), How.MOVE, 0.0)
+    moving.open(LABELS)
+    for number, (path, to) in enumerate(placed.items()):
+        picture = Picture(str(path), str(path))
+        if number % 2:  # as if the run that linked was killed before it wrote the row
+            assert moving.place(picture, "ann", 0.9) == to
+            moving.recorded(picture, to)
+        else:
+            moving.claim(str(path), to)
+    moving.written()
+    assert {path: Path(to).read_bytes() for path, to in placed.items()} == contents
+    assert not any(Path(to).is_symlink() for to in placed.values())
+    assert list(photos.rglob("*.png")) == []
+    assert Path("original").exists()
+
+
+def test_a_link_to_something_else_stays_and_so_does_the_picture(photos: Path) -> None:
+    Path("into/ann").mkdir(parents=True)
+    Path("into/ann/1.png").symlink_to(photos / "b" / "1.png")
+    moving = Sorter(Path("into"), How.MOVE, 0.0)
+    moving.claim("photos/a/1.png", "into/ann/1.png")
+    assert Path("photos/a/1.png").read_bytes() == Path("photos/b/1.png").read_bytes()
+    assert Path("into/ann/1.png").is_symlink()
 
 
 def test_the_folder_of_results_is_no_source(photos: Path) -> None:
