@@ -277,6 +277,7 @@ class Server:
             self._trials.close()
             self._admin.close()
             self._classifier.close()
+            self._explainer.close()
             abandon_models = not self._repository.stop()
         self._http.stop()
         if self._access is not None:

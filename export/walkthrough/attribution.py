@@ -13,7 +13,7 @@ from export.inspection.activations import Activations
 from export.inspection.average_pooling import average_pooling
 from export.progress import OnCount, ignore_progress
 from service.model.class_activation import class_activation_map
-from service.model.occlusion import hide, log_odds, mean_falls, patch_side, places_of
+from service.model.occlusion import grid_of, hide, log_odds, mean_falls
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ def occlusion(
         on_count: called with the number of images after each batch.
     """
     height, width = pixels.shape[:2]
-    places = places_of(height, width)
-    hidden = np.concatenate([pixels[np.newaxis], hide(pixels, places)])  # the first is the image itself
+    grid = grid_of(height, width)
+    hidden = np.concatenate([pixels[np.newaxis], hide(pixels, grid.places, grid.patch)])  # the first is the image itself
     batches = []
     done = 0
     for logits in run(hidden):
@@ -74,6 +74,6 @@ def occlusion(
     logits = np.concatenate(batches)
     odds = logits[:, index].astype(np.float64) if is_multilabel else log_odds(logits, index)
     falls = odds[0] - odds[1:]
-    heat = mean_falls(falls, places, height, width)
+    heat = mean_falls(falls, grid, height, width)
     worst = int(falls.argmax()) + 1
-    return Occlusion(heat, patch_side(height, width), len(places), hidden[worst])
+    return Occlusion(heat, grid.patch, len(grid.places), hidden[worst])

@@ -62,9 +62,14 @@ class Answer:
     @property
     def outputs(self) -> dict[str, NDArray[Any]]:
         """The outputs by name, each [n, *shape]; those that config.pbtxt lists, in its shapes, if it has others than the graph."""
-        served = self.served
-        outputs = {spec.name: output for spec, output in zip(served.model.outputs, self._outputs, strict=False)}  # hidden follow
-        return outputs if served.forms is None else served.forms.from_items(outputs)
+        forms = self.served.forms
+        return self.computed if forms is None else forms.from_items(self.computed)
+
+    @property
+    def computed(self) -> dict[str, NDArray[Any]]:
+        """The outputs of the graph by name, each [n, *shape], whatever config.pbtxt lists."""
+        outputs = self.served.model.outputs
+        return {spec.name: output for spec, output in zip(outputs, self._outputs, strict=False)}  # hidden follow
 
     @property
     def hidden(self) -> dict[str, NDArray[Any]]:
@@ -79,7 +84,7 @@ class Answer:
     def best_of_other_heads(self) -> list[Results]:
         """The best labels of each head but the first. Raises `not_finite` if a probability is NaN."""
         model = self.served.model
-        outputs = {spec.name: output for spec, output in zip(model.outputs, self._outputs, strict=False)}
+        outputs = self.computed
         scores = [outputs[head.output] for head in model.heads[1:]]
         if any(np.isnan(each).any() for each in scores):
             raise self.not_finite(f"model {self.served.name!r} gave NaN for this request")

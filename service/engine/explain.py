@@ -4,13 +4,12 @@ The pictures are decoded and classified once. Of a network that ends in global a
 and the heat map is the class activation map. Of others the pictures are classified again with a patch hidden, place after place, in
 batches of some milliseconds, one at a time, and the heat map shows where the answer grew weaker.
 
-All of it goes through the model's queue at the lowest priority, so that it waits for everybody else. It is bounded: a request is as
-dear as the policy's `max_explain_items`, and RUNNING of them are in memory at a time. What is computed here, not by the model, is
-done by the threads that decode.
+All of it goes through the model's queue below the lowest priority that a request may have, so that it waits for everybody else. It
+is bounded: a request is as dear as the policy's `max_explain_items`, and RUNNING of them are in memory at a time. What is computed
+here, not by the model, is done by one thread of its own, a picture or a batch at a time: the threads that decode are for everybody.
 """
 
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -28,7 +27,6 @@ from service.engine.observer import Observation
 from service.engine.query import Query
 from service.engine.request import Request, deadline_after
 from service.engine.served_version import ServedVersion
-from service.engine.top_k import Results
 from service.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -40,10 +38,11 @@ from service.errors import (
     Unimplemented,
     forget_traceback,
 )
+from service.fair_threads import FairThreads
 from service.model.class_activation import class_activation_map, enlarged
 from service.model.contract import ACTIVATIONS_NAME, LOGITS_NAME
-from service.model.occlusion import Place, hide, log_odds, mean_falls, places_of
-from service.model.overlay import overlay
+from service.model.occlusion import Grid, grid_of, hide, log_odds, mean_falls
+from service.model.overlay import drawn_bytes, overlay
 from service.policy import FEWEST_EXPLAIN_ITEMS, Policy
 from service.principal import Principal
 
@@ -54,6 +53,12 @@ RUNNING = 16
 
 _BATCH_SECONDS = 0.02
 """How long a batch of hidden patches may take: so long may it hold up a request of a higher priority."""
+
+_DRAWN_PIXELS = 240
+"""A side of the drawing of a small picture, about."""
+
+_LONGEST_WAIT_SECONDS = 1.0
+"""After which a batch that found the queue full is tried again: so long may a cancelled explanation stay."""
 
 _SHOWN_LABELS = 20
 
@@ -97,6 +102,11 @@ class Explainer:
         self._classifier = classifier
         self._lock = threading.Lock()
         self._running: dict[Principal, int] = {}
+        self.threads = FairThreads(1, "explain")  # started by its first job
+
+    def close(self) -> None:
+        """Ends the thread. Only after the classifier's."""
+        self.threads.close()
 
     def explain(self, query: Query, label: str, respond: Explained) -> Callable[[], None]:
         """Explains the items of a query: calls `respond` exactly once, from another thread. Returns a function that cancels.
@@ -150,14 +160,13 @@ class Explainer:
     def _work(self, served: ServedVersion, query: Query, label: str) -> "_Work":
         """Raises RequestError for what cannot be explained, or is more than the client may send."""
         index = _check(served, query, label)
-        places = _places(served, len(query.items)) if method_of(served) == "occlusion" else []
+        grid = _grid(served, len(query.items)) if method_of(served) == "occlusion" else None
         quotas = self._classifier.quotas
-        if quotas is not None:  # the copies count as if the client had sent them
-            copies = len(query.items) * len(places)
-            quotas.take(query.principal, query.size_bytes + copies * served.model.input.size_bytes)
+        if quotas is not None:
+            quotas.take(query.principal, query.size_bytes + len(query.items) * bytes_of_each(served, grid))
         timeout = query.timeout_seconds or served.policy.default_timeout_seconds
         deadline = deadline_after(query.deadline, timeout) if timeout else query.deadline
-        return _Work(self, self._classifier, served, query._replace(deadline=deadline), index, places)
+        return _Work(self, self._classifier, served, query._replace(deadline=deadline), index, grid)
 
     def _enter(self, principal: Principal) -> None:
         with self._lock:
@@ -203,15 +212,22 @@ def _check(served: ServedVersion, query: Query, label: str) -> int | None:
     return model.labels.index(label)
 
 
-def _places(served: ServedVersion, pictures: int) -> list[Place]:
+def _grid(served: ServedVersion, pictures: int) -> Grid:
     """Where the patch goes on each of so many pictures: as many places as the policy allows."""
-    height, width = served.model.contract.input.height, served.model.contract.input.width
-    return places_of(height, width, math.isqrt((served.policy.max_explain_items - pictures) // pictures))
+    spec = served.model.contract.input
+    return grid_of(spec.height, spec.width, (served.policy.max_explain_items - pictures) // pictures)
+
+
+def bytes_of_each(served: ServedVersion, grid: Grid | None) -> int:
+    """What explaining a picture counts for quotas: its hidden copies and its drawing, as if the client had sent their pixels."""
+    spec = served.model.contract.input
+    copies = 0 if grid is None else len(grid.places)
+    return copies * served.model.input.size_bytes + drawn_bytes(spec.height, spec.width, _DRAWN_PIXELS)
 
 
 @dataclass(eq=False)
 class _Work:
-    """One explanation that is being made. Its steps run one after the other, on threads of the pool.
+    """One explanation that is being made. The first step decodes, on the pool; the others run one after the other on one thread.
 
     It stands in for the classifier towards its requests: these neither release the version nor count failures, which it does once.
     """
@@ -221,20 +237,19 @@ class _Work:
     served: ServedVersion
     query: Query
     index: int | None
-    places: list[Place]
+    grid: Grid | None
 
     def __post_init__(self) -> None:
         self.release: Callable[[ServedVersion], None] = _nothing_to_release
         self.pool = self.classifier.pool
         self.quotas = self.classifier.quotas
         self.respond: Explained
-        self._method: Method = "occlusion" if self.places else "class_activation"
+        self._method: Method = "class_activation" if self.grid is None else "occlusion"
         self._cancelled = False
         self._began = time.monotonic()
         self._cancel_request: Callable[[], None] = _nothing_to_cancel
         self._images: NDArray[Any]
         self._answer: Answer
-        self._best: Results
         self._found: list[Explanation] = []
         self._falls: list[float] = []
 
@@ -259,41 +274,45 @@ class _Work:
     def _answered(self, answer: Answer) -> None:
         answer.check_no_nan(answer.best())
         self._answer = answer
-        if self._method == "class_activation":
-            self._explain_by_activations()
+        if self.grid is None:
+            self._draw_next(self._answer.hidden[ACTIVATIONS_NAME])
         else:
-            self._hide_next()
+            self._hide_next(self.grid)
 
-    def _explain_by_activations(self) -> None:
-        weights = self.served.model.class_weights
-        for item, activations in enumerate(self._answer.hidden[ACTIVATIONS_NAME]):
-            heat = enlarged(class_activation_map(activations, weights, self._index(item)), *self._images.shape[1:3])
-            # A map without negative values says what there is beside its lowest one.
-            self._add(item, heat, heat - max(float(heat.min()), 0.0))
-        self._end(self._answer)
+    def _draw_next(self, activations: NDArray[Any]) -> None:
+        """Explains the next picture by its activations, [n,C,h,w] of all. The one after it has a step of its own."""
+        item = len(self._found)
+        found = class_activation_map(activations[item], self.served.model.class_weights, self._index(item))
+        heat = enlarged(found, *self._images.shape[1:3])
+        # A map without negative values says what there is beside its lowest one.
+        self._add(item, heat, heat - max(float(heat.min()), 0.0))
+        if len(self._found) == len(self._images):
+            self._end(self._answer)
+        else:
+            self._then(partial(self._draw_next, activations))
 
-    def _hide_next(self) -> None:
+    def _hide_next(self, grid: Grid) -> None:
         """Has the next batch of the present picture's copies classified."""
         item, done = len(self._found), len(self._falls)
-        chunk = self.places[done : done + self._batch_items()]
-        self._ask(hide(self._images[item], chunk), self._hidden)
+        chunk = grid.places[done : done + self._batch_items()]
+        self._ask(hide(self._images[item], chunk, grid.patch), partial(self._hidden, grid))
 
-    def _hidden(self, answer: Answer) -> None:
+    def _hidden(self, grid: Grid, answer: Answer) -> None:
         item = len(self._found)
         before, after = self._odds(self._answer, item)[item], self._odds(answer, item)
         self._falls += [float(before - odds) for odds in after]
-        if len(self._falls) == len(self.places):
-            heat = mean_falls(np.array(self._falls), self.places, *self._images.shape[1:3])
+        if len(self._falls) == len(grid.places):
+            heat = mean_falls(np.array(self._falls), grid, *self._images.shape[1:3])
             self._falls = []
             self._add(item, heat, heat)
         if len(self._found) == len(self._images):
             self._end(self._answer)
         else:
-            self._hide_next()
+            self._hide_next(grid)
 
     def _odds(self, answer: Answer, item: int) -> NDArray[np.floating]:
         """The log-odds of the item's label in each row of an answer."""
-        logits, index = answer.outputs[LOGITS_NAME], self._index(item)
+        logits, index = answer.computed[LOGITS_NAME], self._index(item)
         return logits[:, index] if self.served.model.contract.head == "multilabel" else log_odds(logits, index)
 
     def _index(self, item: int) -> int:
@@ -304,7 +323,8 @@ class _Work:
             raise self._answer.not_finite(f"model {self.served.name!r} gave numbers that are not finite for item {item}")
         index = self._index(item)
         probability = float(self._answer.scores[item, index])
-        self._found.append(Explanation(index, probability, self._method, heat, overlay(self._images[item], shown)))
+        drawn = overlay(self._images[item], shown, _DRAWN_PIXELS)
+        self._found.append(Explanation(index, probability, self._method, heat, drawn))
 
     def _batch_items(self) -> int:
         """How many copies are classified at a time: no more than a short batch takes."""
@@ -316,24 +336,45 @@ class _Work:
     def _ask(self, images: NDArray[Any], then: Callable[[Answer], None], *, hidden: bool = False) -> None:
         query = self.query
         asked = Query(
-            query.model, (), priority=self.served.policy.priority_levels, deadline=query.deadline, tensor=images, trace=query.trace,
-            id=query.id, principal=query.principal, hidden=hidden,
+            query.model, (), deadline=query.deadline, tensor=images, trace=query.trace, id=query.id, principal=query.principal,
+            hidden=hidden,
         )  # fmt: skip
+        again = partial(self._ask, images, then, hidden=hidden)
 
-        def done(outcome: Answer | RequestError) -> None:
-            if isinstance(outcome, RequestError):
+        def done(outcome: Answer | RequestError) -> None:  # on whatever thread ran the batch, which has others to run
+            if isinstance(outcome, QueueFull):
+                self._wait(outcome, again)
+            elif isinstance(outcome, RequestError):
                 self._end(outcome)
-                return
-            try:  # on whatever thread ran the batch, which has others to run
-                self.pool.submit(partial(self._step, partial(then, outcome)), (), query.principal)
-            except RequestError as error:
-                self._end(error)
+            else:
+                self._then(partial(then, outcome))
 
-        request = Request(self, self.served, asked, done)
+        request = Request(self, self.served, asked, done, background=True)
         self._cancel_request = request.cancel
         if self._cancelled:  # meanwhile
             request.cancel()
-        request.begin(on_transport=False)
+        try:
+            request.begin(on_transport=False)
+        except QueueFull as error:
+            self._wait(error, again)
+
+    def _wait(self, error: QueueFull, again: Callable[[], None]) -> None:
+        """Tries again after the error's time, until the deadline: others are served first."""
+        forget_traceback(error)
+        left = self.query.deadline - time.monotonic()
+        timer = threading.Timer(max(0.0, min(error.retry_after_seconds, _LONGEST_WAIT_SECONDS, left)), self._then, (again,))
+        timer.daemon = True
+        try:
+            timer.start()
+        except (RuntimeError, MemoryError):  # the system has no thread for it
+            self._end(error)
+
+    def _then(self, step: Callable[[], None]) -> None:
+        """Has the next step run, in its client's turn."""
+        try:
+            self.explainer.threads.submit(self.query.principal, partial(self._step, step))
+        except RequestError as error:
+            self._end(error)
 
     def _step(self, step: Callable[[], None]) -> None:
         try:
@@ -361,7 +402,8 @@ class _Work:
         try:
             self.respond(outcome, self._found)
         finally:
-            del self.respond, self._cancel_request  # they refer back to this
+            del self.respond  # it and the next refer back to this
+            self._cancel_request = _nothing_to_cancel  # the call may be cancelled afterwards, too
             self.explainer.leave(self.query.principal)
             self.classifier.release(self.served)
 

@@ -48,8 +48,13 @@ class Request:
 
     __slots__ = ("_cancelled", "_context", "_decode_seconds", "_entry", "_items", "_respond", "_served", "_tensor", "_top_k")
 
-    def __init__(self, context: RequestContext, served: ServedVersion, query: Query, respond: Respond) -> None:
-        """Raises RequestError for a query that the model's policy, or the client's rights, do not allow."""
+    def __init__(
+        self, context: RequestContext, served: ServedVersion, query: Query, respond: Respond, *, background: bool = False
+    ) -> None:
+        """Raises RequestError for a query that the model's policy, or the client's rights, do not allow.
+
+        `background` is for requests of the server's own: they wait at a level below all that clients may ask for.
+        """
         policy = served.policy
         count = len(query.items) if query.tensor is None else len(query.tensor)
         if not 0 < count <= policy.max_request_items:
@@ -61,6 +66,8 @@ class Request:
         priority = query.priority or policy.default_priority
         if query.principal.first_priority > 1:
             priority = _allowed_priority(query.priority, policy, query.principal.first_priority)
+        if background:
+            priority = policy.priority_levels + 1
         timeout = query.timeout_seconds or policy.default_timeout_seconds
         if served.triton.level_timeouts and not query.timeout_seconds:
             timeout = served.triton.level_timeouts.get(priority, timeout)

@@ -5,13 +5,13 @@ hidden pixels had spoken for it. Works for every network, at the price of a run 
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-PLACES_ALONG = 18
-"""Places of the patch along a side, at most."""
+MOST_PLACES = 324
+"""Places of the patch, at most."""
 
 _PATCH_SHARE = 5
 
@@ -19,30 +19,42 @@ Place = tuple[int, int]
 """The top and left of the patch in pixels; at the edges half of it is outside of the picture, so that these may be negative."""
 
 
-def patch_side(height: int, width: int) -> int:
-    """The side of the patch in pixels: a fifth of the picture's shorter side."""
-    return max(1, round(min(height, width) / _PATCH_SHARE))
+class Grid(NamedTuple):
+    """Where a square patch of so many pixels a side is put, so that every pixel is hidden by one place at least."""
+
+    patch: int
+    places: list[Place]
 
 
-def places_of(height: int, width: int, along: int = PLACES_ALONG) -> list[Place]:
-    """Where the patch is put: at most `along` places a side, evenly spaced, so that every pixel is hidden.
+def grid_of(height: int, width: int, most: int = MOST_PLACES) -> Grid:
+    """At most so many places, evenly spaced, as near to each other as these allow, the same way down and across.
 
-    `along` is 7 or more: with fewer, patches of a fifth leave gaps.
+    The side of the patch is a fifth of the picture's shorter side; more in a picture so long that such patches would leave gaps.
     """
-    patch = patch_side(height, width)
-    return [(top, left) for top in starts(height, patch, along) for left in starts(width, patch, along)]
+    patch = max(1, round(min(height, width) / _PATCH_SHARE))
+    while _count(height, patch, patch) * _count(width, patch, patch) > most:
+        patch += 1
+    stride = next(each for each in range(1, patch + 1) if _count(height, patch, each) * _count(width, patch, each) <= most)
+    return Grid(patch, [(top, left) for top in _starts(height, patch, stride) for left in _starts(width, patch, stride)])
 
 
-def starts(length: int, patch: int, along: int = PLACES_ALONG) -> list[int]:
-    """Starts of the patch along a side, evenly spaced so that every pixel is hidden; at the ends half of the patch is outside."""
-    first, last = -(patch // 2), length - (patch + 1) // 2
-    stride = max(1, -(-(last - first) // (along - 1)))
-    return sorted({*range(first, last, stride), last})
+def _count(length: int, patch: int, stride: int) -> int:
+    first, last = _ends(length, patch)
+    return -(-(last - first) // stride) + 1
 
 
-def hide(pixels: NDArray[Any], places: Sequence[Place]) -> NDArray[Any]:
+def _starts(length: int, patch: int, stride: int) -> list[int]:
+    first, last = _ends(length, patch)
+    return [*range(first, last, stride), last]
+
+
+def _ends(length: int, patch: int) -> Place:
+    """The first and the last start of the patch along a side; in both half of it is outside."""
+    return -(patch // 2), length - (patch + 1) // 2
+
+
+def hide(pixels: NDArray[Any], places: Sequence[Place], patch: int) -> NDArray[Any]:
     """The picture [H,W,C] with the patch on each of the places, [n,H,W,C], in its mean colour."""
-    patch = patch_side(*pixels.shape[:2])
     hidden = np.repeat(pixels[np.newaxis], len(places), axis=0)
     colour = pixels.mean((0, 1))
     if pixels.dtype.kind != "f":
@@ -52,14 +64,14 @@ def hide(pixels: NDArray[Any], places: Sequence[Place]) -> NDArray[Any]:
     return hidden
 
 
-def mean_falls(falls: NDArray[np.floating], places: Sequence[Place], height: int, width: int) -> NDArray[np.float32]:
+def mean_falls(falls: NDArray[np.floating], grid: Grid, height: int, width: int) -> NDArray[np.float32]:
     """The heat map float32[height,width]: the mean of the falls, one a place, over all patches that hid a pixel."""
-    patch = patch_side(height, width)
     total, covered = np.zeros((2, height, width))
-    for fall, place in zip(falls, places, strict=True):
-        total[_window(place, patch)] += fall
-        covered[_window(place, patch)] += 1
-    return (total / np.maximum(covered, 1)).astype(np.float32)
+    for fall, place in zip(falls, grid.places, strict=True):
+        window = _window(place, grid.patch)
+        total[window] += fall
+        covered[window] += 1
+    return (total / covered).astype(np.float32)
 
 
 def log_odds(logits: NDArray[np.floating], index: int) -> NDArray[np.float64]:

@@ -4,9 +4,11 @@ import asyncio
 import io
 import json
 import threading
+import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -20,10 +22,17 @@ from PIL import Image
 from service.cli.classify import classify
 from service.client import AsyncClient, CallFailed, Client, Explanation
 from service.config import ServerConfig
-from service.errors import UserError
+from service.engine.answer import Answer
+from service.engine.entry import Entry
+from service.engine.query import Item, Query
+from service.engine.queue import RequestQueue
+from service.engine.quotas import Quotas
+from service.engine.request import Request
+from service.errors import Cancelled, InvalidRequest, QuotaExceeded, RequestError, UserError
 from service.model.contract import METADATA_KEY, Contract, Origin, own_head
 from service.model.input_spec import InputSpec
 from service.pb.convoy.v1 import classifier_pb2 as pb
+from service.principal import UNIX, UNKNOWN
 from service.server import Server
 from tests.integration.test_foreign import write as write_foreign
 
@@ -85,6 +94,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_model(folder / name / "1" / "model.onnx", hidden=True)
     for name in ("closed", "dear", "off"):
         write_model(folder / name / "1" / "model.onnx", hidden=False)
+    write_model(folder / "listed" / "1" / "model.onnx", hidden=False)
+    (folder / "listed" / "config.pbtxt").write_text(
+        'name: "listed"\nplatform: "onnxruntime_onnx"\nmax_batch_size: 8\n'
+        f'input [{{ name: "image" data_type: TYPE_UINT8 dims: [{SIDE}, {SIDE}, 3] }}]\n'
+        'output [{ name: "probabilities" data_type: TYPE_FP32 dims: [3, 1] reshape { shape: [3] } }]\n'
+    )
     (folder / "many" / "serving.toml").write_text("max_explain_items = 400\n")
     (folder / "dear" / "serving.toml").write_text("max_explain_items = 10000\nmax_batch_size = 1\n")
     (folder / "off" / "serving.toml").write_text("max_explain_items = 0\n")
@@ -190,6 +205,108 @@ def test_an_explanation_ends_with_its_call(server: Server, channel: grpc.Channel
     assert count(server, "convoy_inflight_requests", model="dear") == 0
 
 
+def test_the_logits_need_not_be_listed(client: Client) -> None:
+    """config.pbtxt says which outputs clients see, and in which shapes."""
+    [listed], [closed] = client.explain([photo()], "listed"), client.explain([photo()], "closed")
+    np.testing.assert_allclose(np.asarray(listed.heat), np.asarray(closed.heat), atol=1e-5)
+
+
+class Outcome:
+    """Of one explanation in the server's process."""
+
+    def __init__(self, server: Server, model: str, pictures: int = 1) -> None:
+        self.ended = threading.Event()
+        query = Query(model, [Item(photo(), encoded=True)] * pictures)
+        self.cancel = server._explainer.explain(query, "", self._respond)
+
+    def _respond(self, outcome: Answer | RequestError, found: Sequence[Any]) -> None:
+        self.outcome, self.found = outcome, list(found)
+        self.ended.set()
+
+    def wait(self) -> Answer | RequestError:
+        assert self.ended.wait(30)
+        return self.outcome
+
+
+def test_a_call_may_be_cancelled_after_its_end(server: Server) -> None:
+    explained = Outcome(server, "open")
+    assert isinstance(explained.wait(), Answer)
+    wait_until(lambda: not server._explainer._running)
+    explained.cancel()
+
+
+def test_others_have_their_turn_between_two_pictures(server: Server) -> None:
+    """All drawing is one thread's, one picture at a time: an explanation that is cancelled ends after the one that is drawn."""
+    threads, busy, free = server._explainer.threads, threading.Event(), threading.Event()
+
+    def occupy() -> None:
+        busy.set()
+        free.wait(30)
+
+    threads.submit(UNKNOWN, occupy)
+    assert busy.wait(30)
+    explained = Outcome(server, "many", 8)
+    wait_until(lambda: bool(threads._waiting))
+    threads.submit(UNIX, explained.cancel)
+    free.set()
+    assert isinstance(explained.wait(), Cancelled)
+    assert len(explained.found) == 1
+
+
+def waiting() -> int:
+    """Explanations that wait for room in a queue."""
+    timers = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+    return sum(timer.function.__name__ == "_then" for timer in timers)
+
+
+def test_a_full_queue_is_waited_for(server: Server) -> None:
+    served = server._classifier.acquire("closed", "")
+    filling = Entry(served.policy.max_queue_items)
+    served.batcher.reserve(filling)
+    try:
+        explained, given_up = Outcome(server, "closed"), Outcome(server, "closed")
+        wait_until(lambda: waiting() == 2)
+        given_up.cancel()
+        assert isinstance(given_up.wait(), Cancelled)
+        assert not explained.ended.is_set()
+    finally:
+        served.batcher.release(filling)
+        server._classifier.release(served)
+    assert isinstance(explained.wait(), Answer)
+    assert len(explained.found) == 1
+
+
+def test_whoever_asks_is_served_before_all_explanations(server: Server) -> None:
+    served = server._classifier.acquire("closed", "")
+    images = np.zeros((2, SIDE, SIDE, 3), np.uint8)
+    queue = RequestQueue(100)
+    try:
+        policy = served.policy
+        for background, query in (
+            (True, Query("closed", (), deadline=time.monotonic() + 1, tensor=images)),
+            (False, Query("closed", (), priority=policy.priority_levels, tensor=images)),
+        ):
+            entry = Request(server._classifier, served, query, lambda _: None, background=background)._entry
+            queue.push(entry)
+        assert [part.entry.priority for part in queue.take(100)] == [policy.priority_levels, policy.priority_levels + 1]
+        with pytest.raises(InvalidRequest, match="above the lowest level"):
+            Request(server._classifier, served, query._replace(priority=policy.priority_levels + 1), lambda _: None)
+    finally:
+        server._classifier.release(served)
+
+
+def test_drawings_and_copies_count_for_quotas(server: Server) -> None:
+    limits = SimpleNamespace(requests_per_second=0.0, bytes_per_second=100_000.0, burst_seconds=1.0, queue_items=0)
+    for model in ("open", "closed"):
+        server._classifier.quotas = Quotas(lambda _: limits, lambda: 0.0)
+        try:
+            assert isinstance(Outcome(server, model).wait(), Answer)
+            with pytest.raises(QuotaExceeded):
+                Outcome(server, model)
+        finally:
+            server._classifier.quotas = None
+
+
 @pytest.fixture
 def channel(server: Server) -> Iterator[grpc.Channel]:
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as opened:
@@ -215,7 +332,7 @@ def test_the_page_gets_the_picture(server: Server) -> None:
         listed = {each["name"]: each["versions"][0]["explains"] for each in json.loads(response.read())["models"]}
     assert listed == {
         "open": "class_activation", "many": "class_activation", "closed": "occlusion", "dear": "occlusion", "off": None,
-        "foreign": None,
+        "foreign": None, "listed": "occlusion",
     }  # fmt: skip
 
 
