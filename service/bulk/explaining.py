@@ -1,6 +1,9 @@
 """Pictures of what spoke for each answer, in a folder of their own."""
 
-from collections.abc import Iterator
+import os
+import time
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -9,6 +12,29 @@ from service.bulk.pictures import Picture
 from service.bulk.safe_names import safe_name
 from service.client import CallFailed, Explanation
 from service.errors import UserError
+
+_OF_ONE_PICTURE = ("RESOURCE_EXHAUSTED", "INTERNAL", "DEADLINE_EXCEEDED")
+_RETRY_SECONDS = 0.2
+
+
+class Made:
+    """`folder`, whose pictures are explanations and no sources."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = os.path.realpath(folder)
+        self._holds = lru_cache(1024)(self._is_in)
+
+    def is_target(self, folder: str) -> bool:
+        """Whether this is the folder, or in it."""
+        return self._holds(folder)
+
+    def holds(self, picture: Picture) -> bool:
+        """Whether a picture's file is in the folder."""
+        return picture.path is not None and self._holds(os.path.dirname(picture.path))  # noqa: PTH120
+
+    def _is_in(self, folder: str) -> bool:
+        real = os.path.realpath(folder)
+        return real == self._folder or real.startswith(os.path.join(self._folder, ""))  # noqa: PTH118
 
 
 class Explainer(Protocol):
@@ -19,11 +45,18 @@ class Explainer(Protocol):
 
 
 def explain_into(
-    folder: Path, client: Explainer, found: Iterator[Picture], model: str, version: str
+    folder: Path,
+    client: Explainer,
+    found: Iterator[Picture],
+    model: str,
+    version: str,
+    wait_seconds: float,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[tuple[Picture, Explanation | str, Path]]:
     """Writes `folder`/NAME.png for each picture, never over a file that is there.
 
-    Yields the picture, its explanation, or why there is none, and the file.
+    Yields the picture, its explanation, or why there is none, and the file. A picture that finds the server busy or restarting is
+    sent again, for `wait_seconds`.
 
     Raises:
         UserError: the folder cannot be made or written.
@@ -36,15 +69,40 @@ def explain_into(
                 yield picture, picture.error, folder
                 continue
             try:
-                [explanation] = client.explain([picture.image], model, version=version)
+                explanation = _explained(client, picture.image, model, version, wait_seconds, sleep)
             except (CallFailed, UserError) as error:
-                if isinstance(error, CallFailed) and not (error.code == "INVALID_ARGUMENT" and error.field.startswith("items[0].")):
+                if isinstance(error, CallFailed) and not _is_of_the_picture(error):
                     raise
                 yield picture, reason(error, picture.name, picture.path or picture.name), folder
                 continue
             yield picture, explanation, _write(folder, picture.name, explanation.overlay)
     except OSError as error:
         raise UserError(f"{str(folder)!r} cannot be written: {error.strerror}") from None
+
+
+def _explained(
+    client: Explainer, image: str | bytes, model: str, version: str, wait_seconds: float, sleep: Callable[[float], None]
+) -> Explanation:
+    waited = 0.0
+    while True:
+        try:
+            [explanation] = client.explain([image], model, version=version)
+        except CallFailed as error:
+            is_busy = error.code == "UNAVAILABLE" or (error.code == "RESOURCE_EXHAUSTED" and error.retry_after_seconds > 0)
+            if not is_busy or waited >= wait_seconds:
+                raise
+            pause = min(error.retry_after_seconds or _RETRY_SECONDS, wait_seconds - waited)
+            waited += pause
+            sleep(pause)
+        else:
+            return explanation
+
+
+def _is_of_the_picture(error: CallFailed) -> bool:
+    """Whether others may still be explained. An invalid field that is not the picture is the same for all."""
+    if error.code == "INVALID_ARGUMENT":
+        return error.field.startswith("items[0].")
+    return error.code in _OF_ONE_PICTURE
 
 
 def _write(folder: Path, name: str, content: bytes) -> Path:

@@ -18,10 +18,10 @@ import click
 
 from service.bulk.columns import Columns
 from service.bulk.counting import count
-from service.bulk.explaining import explain_into
+from service.bulk.explaining import Made, explain_into
 from service.bulk.lists import read_list
 from service.bulk.output import Output
-from service.bulk.pictures import LeftOut
+from service.bulk.pictures import LeftOut, path_of, scheme
 from service.bulk.run import Ask, Rows, run
 from service.bulk.shard import Shard, parse_shard
 from service.bulk.sorting import How, Sorter
@@ -93,6 +93,8 @@ class Options:
                 raise UserError(
                     f"--sort-into {self.sort_into} is to be classified itself: choose another folder, which may be in it"
                 )
+            if self.explain is not None and not scheme(path) and Made(self.explain).is_target(path_of(path)):
+                raise UserError(f"{path} is what --explain {self.explain} writes: choose another folder, which may be in a PATH")
 
     @property
     def one_file(self) -> str | None:
@@ -224,11 +226,16 @@ def _print_all(client: Any, options: Options) -> None:
 
 
 def _explain_all(client: Any, options: Options, folder: Path) -> None:
+    _described(client, options, options.version)
     explained = errors = 0
+    made = Made(folder)
+    sources = (
+        picture
+        for picture in pictures(_sources(options), LeftOut(), made.is_target, options.shard.takes)
+        if not made.holds(picture)
+    )
     try:
-        for picture, found, path in explain_into(
-            folder, client, pictures(_sources(options), LeftOut(), takes=options.shard.takes), options.model, options.version
-        ):
+        for picture, found, path in explain_into(folder, client, sources, options.model, options.version, options.timeout):
             name = picture.path or picture.name
             if isinstance(found, str):
                 errors += 1

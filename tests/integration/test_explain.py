@@ -195,13 +195,16 @@ def test_an_explanation_ends_with_its_call(server: Server, channel: grpc.Channel
     explain = channel.unary_unary(
         "/convoy.v1.Classifier/Explain", pb.ExplainRequest.SerializeToString, pb.ExplainResponse.FromString
     )
-    request = pb.ExplainRequest(model="dear", items=[pb.Item(encoded=photo())])
+    request = pb.ExplainRequest(model="dear", items=[pb.Item(encoded=photo())] * 150)
+    wait_until(lambda: not server._explainer._running)
+    cancelled = count(server, "convoy_rejections_total", model="dear", reason="cancelled")
+    before = count(server, "convoy_batch_items_sum", model="dear")
     call = explain.future(request)
-    wait_until(lambda: count(server, "convoy_batch_items_sum", model="dear") > 2)
+    wait_until(lambda: count(server, "convoy_batch_items_sum", model="dear") > before + 150)
     call.cancel()
     wait_until(lambda: not server._explainer._running)
-    assert count(server, "convoy_batch_items_sum", model="dear") < 9_000
-    wait_until(lambda: count(server, "convoy_rejections_total", model="dear", reason="cancelled") == 1)
+    assert count(server, "convoy_batch_items_sum", model="dear") < before + 9_000
+    wait_until(lambda: count(server, "convoy_rejections_total", model="dear", reason="cancelled") == cancelled + 1)
     assert count(server, "convoy_inflight_requests", model="dear") == 0
 
 
@@ -350,7 +353,8 @@ def test_embeddings_are_for_those_who_ask(client: Client) -> None:
 
 
 def test_the_command_writes_a_picture_for_each(server: Server, tmp_path: Path) -> None:
-    folder, out = tmp_path / "photos", tmp_path / "why"
+    folder = tmp_path / "photos"
+    out = folder / "why"
     for name in ("a/1.png", "b/1.png", "b/broken.png"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b"no picture" if "broken" in name else photo())
@@ -368,6 +372,9 @@ def test_the_command_writes_a_picture_for_each(server: Server, tmp_path: Path) -
     assert len(list(out.iterdir())) == 4, "nothing is written over"
     refused = CliRunner().invoke(classify, [*words, "--top-k", "2"], standalone_mode=False)
     assert "leave out --top-k" in str(refused.exception)
+    for path in (out, next(out.iterdir())):
+        itself = CliRunner().invoke(classify, [str(path), *words[1:]], standalone_mode=False)
+        assert "choose another folder" in str(itself.exception)
     absent = CliRunner().invoke(classify, [*words[:2], "absent", *words[3:]], standalone_mode=False)
     assert isinstance(absent.exception, UserError)
     assert "NOT_FOUND" in str(absent.exception)
