@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterator
 from typing import IO, Any, cast
 
+from service.bulk.path_set import PathSet
 from service.bulk.pictures import MAX_PICTURE_BYTES, LeftOut, Picture, name_of
 
 TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
@@ -22,6 +23,9 @@ SUFFIXES = (*TAR, *ZIP)
 
 _ENCRYPTED = 1
 _SKIP_BYTES = 1 << 20
+_END = bytes(tarfile.BLOCKSIZE)
+"""What stands where a header would be after a tar's last member."""
+
 _BROKEN = (
     OSError, EOFError, ValueError, RuntimeError, LookupError, OverflowError, struct.error, zlib.error, lzma.LZMAError,
     tarfile.TarError, zipfile.BadZipFile,
@@ -48,8 +52,9 @@ def members(file: IO[bytes], name: str, left_out: LeftOut) -> Iterator[Picture]:
 
 def _zip_members(file: IO[bytes], name: str, left_out: LeftOut) -> Iterator[Picture]:
     with zipfile.ZipFile(file) as archive:
+        seen = PathSet()
         for member in archive.infolist():
-            if member.is_dir() or not _takes(member.filename, left_out):
+            if member.is_dir() or not _takes(member.filename, left_out, seen):
                 continue
             picture = name_of(f"{name}/{member.filename}")
             if member.flag_bits & _ENCRYPTED:
@@ -66,10 +71,11 @@ def _zip_members(file: IO[bytes], name: str, left_out: LeftOut) -> Iterator[Pict
 
 
 def _tar_members(file: IO[bytes], name: str, left_out: LeftOut) -> Iterator[Picture]:
-    with _decompressed(file, name) as content, tarfile.TarFile(fileobj=cast(IO[bytes], _Forward(content))) as archive:
+    with _decompressed(file, name) as content, tarfile.TarFile(fileobj=cast(IO[bytes], forward := _Forward(content))) as archive:
+        seen = PathSet()
         while (member := archive.next()) is not None:
             archive.members.clear()  # type: ignore[attr-defined]  # it would keep them all
-            if member.isdir() or not _takes(member.name, left_out):
+            if member.isdir() or not _takes(member.name, left_out, seen):
                 continue
             picture = name_of(f"{name}/{member.name}")
             if not member.isfile():
@@ -78,14 +84,21 @@ def _tar_members(file: IO[bytes], name: str, left_out: LeftOut) -> Iterator[Pict
                 yield _too_large(picture, member.size)
             else:
                 yield Picture(picture, cast(IO[bytes], archive.extractfile(member)).read())
+        if forward.last != _END or content.read(len(_END)).strip(b"\0"):  # tarfile ends as quietly at a header that is damaged
+            raise ValueError("a header is damaged, or its end is missing")
 
 
-def _takes(name: str, left_out: LeftOut) -> bool:
+def _takes(name: str, left_out: LeftOut, seen: PathSet) -> bool:
     folder, _, last = name.rpartition("/")
     if folder and any((part.startswith(".") and part.strip(".")) or part == "__MACOSX" for part in folder.split("/")):
         left_out.counts["hidden"] += 1
         return False
-    return left_out.takes(last)
+    if not left_out.takes(last):
+        return False
+    if not seen.add("/".join(part for part in name.split("/") if part not in ("", "."))):
+        left_out.counts["later ones of the same name in an archive"] += 1
+        return False
+    return True
 
 
 def _too_large(picture: str, size: int) -> Picture:
@@ -119,6 +132,8 @@ class _Forward:
         self._file = file
         self._at = 0
         self._last = b""
+        self.last = b""
+        """What the last read has given."""
         self._back = 0
 
     def tell(self) -> int:
@@ -140,8 +155,10 @@ class _Forward:
             raise ValueError(f"a header says that it has {size} bytes")
         if self._back and size:
             self._back = 0
-            return self._last + self._read(size - 1)
-        return self._read(size)
+            self.last = self._last + self._read(size - 1)
+        else:
+            self.last = self._read(size)
+        return self.last
 
     def _read(self, size: int) -> bytes:
         content: bytes = self._file.read(size)

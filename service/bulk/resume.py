@@ -6,6 +6,7 @@ is kept is written to a file beside it, which then takes its place: a kill here 
 
 import contextlib
 import csv
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -14,8 +15,11 @@ from typing import IO, Any
 
 from service.bulk.columns import ERROR, MODEL, PATH, SORTED_TO, VERSION, Columns
 from service.bulk.path_set import PathSet
-from service.bulk.row_file import Format, cell, lock
+from service.bulk.row_file import Csv, Format, cell, lock
 from service.errors import UserError
+
+_MAX_FIELD = 2**31 - 1
+_LINE_BEGINS = b'{"path": "'
 
 OnDone = Callable[[str, str | None], None]
 """Called with the path and the `sorted_to` of a picture that is done."""
@@ -105,40 +109,64 @@ def _repaired(path: Path, columns: Columns, rows_format: Format, read: Read) -> 
 
 
 def read_csv(file: IO[bytes], columns: Columns | None = None) -> Lines:
-    """The rows of a CSV file; without `columns` all values are strings."""
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - 1))
-    whole = file.read() in (b"\n", b"")
-    file.seek(0)
-    reader = csv.reader((line.decode("utf-8", "surrogateescape") for line in file), strict=True)
+    """The rows of a CSV file; without `columns` all values are strings. Raises UserError for a row that is broken."""
+    csv.field_size_limit(_MAX_FIELD)
+    lines: list[str] = []
+    reader = csv.reader(_noted(file, lines), strict=True)
     names: list[str] = []
     kinds: dict[str, type] = {}
-    number, last = 0, None
+    for number in itertools.count(1):
+        lines.clear()
+        try:
+            values = next(reader, None)
+        except csv.Error as error:
+            if not _is_row("".join(lines) + '"'):  # all that a kill leaves is quotes that are not closed
+                raise _broken(number, str(error)) from None
+            values = []
+        if values is None:
+            return
+        whole = bool(values) and lines[-1].endswith("\n")
+        if number == 1 and columns is not None:
+            if values != list(map(cell, columns.names)) if whole else not _begins(columns, "".join(lines)):
+                raise _other_columns(values, columns)
+            names, kinds = columns.names, dict(zip(columns.names, columns.types, strict=True))
+        elif number == 1:
+            names = values
+        if whole and number > 1:
+            yield number, _typed(number, names, values, kinds)
+        elif not whole:
+            if any(_is_row(line, len(names)) for line in lines[1:] if line.endswith("\n")):
+                raise _broken(number, "its quotes are not closed")
+            yield number, None
+
+
+def _begins(columns: Columns, text: str) -> bool:
+    """Whether the line of names begins so."""
+    return Csv(columns.names).header().startswith(text.encode("utf-8", "surrogateescape"))
+
+
+def _noted(file: IO[bytes], lines: list[str]) -> Iterator[str]:
+    for line in file:
+        lines.append(line.decode("utf-8", "surrogateescape"))
+        yield lines[-1]
+
+
+def _is_row(text: str, count: int = 0) -> bool:
+    """Whether text is a row; with a `count`, one of as many values."""
     try:
-        for number, values in enumerate(reader, 1):
-            if number == 1:
-                names = values
-                if columns is not None and names == [cell(name) for name in columns.names]:
-                    names, kinds = columns.names, dict(zip(columns.names, columns.types, strict=True))
-                elif columns is not None and whole:
-                    raise _other_columns(names, columns)
-            if last is not None:
-                yield number - 1, _typed(names, last, kinds)
-            last = values if number > 1 else None
-    except csv.Error:  # the file ends within quotes
-        if last is not None:
-            yield number, _typed(names, last, kinds)
-        yield number + 1, None
-        return
-    if not whole:
-        yield number, None
-    elif last is not None:
-        yield number, _typed(names, last, kinds)
+        rows = list(csv.reader([text], strict=True))
+    except csv.Error:
+        return False
+    return len(rows) == 1 and count in (0, len(rows[0]))
 
 
-def _typed(names: list[str], values: list[str], kinds: dict[str, type]) -> dict[str, Any]:
+def _broken(number: int, why: str) -> UserError:
+    return UserError(f"--resume: row {number} of the output is broken ({why}): mend it or take it away, or choose another --output")
+
+
+def _typed(number: int, names: list[str], values: list[str], kinds: dict[str, type]) -> dict[str, Any]:
     if len(values) != len(names):
-        raise UserError(f"--resume: a row has {len(values)} values instead of {len(names)}: {','.join(values)[:200]}")
+        raise _broken(number, f"it has {len(values)} values instead of {len(names)}")
     row: dict[str, Any] = {}
     for name, value in zip(names, values, strict=True):
         kind = kinds.get(name, str)
@@ -146,15 +174,20 @@ def _typed(names: list[str], values: list[str], kinds: dict[str, type]) -> dict[
             row[name] = value.split("|") if value else []
         elif not value:
             row[name] = None
+        elif kind is float:
+            try:
+                row[name] = float(value)
+            except ValueError:
+                raise _broken(number, f"{value[:100]!r} is no number") from None
         else:
-            row[name] = float(value) if kind is float else value
+            row[name] = value
     return row
 
 
 def read_json_lines(file: IO[bytes], columns: Columns | None = None) -> Lines:  # noqa: ARG001 - as read_csv
     """The rows of a file of JSON lines."""
     for number, line in enumerate(file, 1):
-        if not line.endswith(b"\n"):
+        if not line.endswith(b"\n") and line.startswith(_LINE_BEGINS[: len(line)]):
             yield number, None
             return
         try:

@@ -137,6 +137,51 @@ def test_a_run_of_something_else_is_not_continued(kind: str, photos: Path, tmp_p
     assert other.read_bytes() == b"something,else\n1,2\n"
 
 
+@pytest.mark.parametrize(
+    ("broken", "says"),
+    [
+        ('"note"before,', "',' expected after '\"'"),
+        ('"note,', "',' expected after '\"'|its quotes are not closed"),
+        ('one,two\n', "it has 2 values instead of 6"),
+        ('x,ann,high,people,1,\n', "'high' is no number"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("quoted_after", [True, False])
+def test_a_broken_row_in_the_middle_is_said_and_no_row_is_lost(
+    broken: str, says: str, quoted_after: bool, photos: Path, tmp_path: Path
+) -> None:
+    if not quoted_after:
+        (photos / 'ü,"\r\n.png').unlink()
+    path = tmp_path / "rows.csv"
+    classify(photos, path)
+    header, first, rest = path.read_text().split("\n", 2)
+    written = f"{header}\n{first}\n{broken}{rest}"
+    path.write_text(written, newline="")
+    with pytest.raises(UserError, match=f"--resume: row 3 of the output is broken .*({says})"):
+        classify(photos, path, resume=True)
+    assert path.read_bytes().decode() == written
+    assert {each.name for each in tmp_path.iterdir()} == {"photos", "rows.csv"}
+
+
+def test_a_value_may_be_as_long_as_it_is(photos: Path, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    classify(photos, path)
+    with path.open("a") as file:
+        file.write(f"{'x' * 200_000},ann,0.9,people,1,\n")
+    classify(photos, path, resume=True)
+    assert len(path.read_text().splitlines()) > 6
+    assert f"\n{'x' * 200_000}," in path.read_text()
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_line_of_something_else_is_not_taken_for_a_row_that_a_kill_cut_off(kind: str, photos: Path, tmp_path: Path) -> None:
+    path = tmp_path / f"rows.{kind}"
+    path.write_text("notes of mine")
+    with pytest.raises(UserError, match="--resume"):
+        classify(photos, path, resume=True)
+    assert path.read_text() == "notes of mine"
+
+
 def test_two_at_a_time_do_not_write_the_same_output(photos: Path, tmp_path: Path) -> None:
     first = Output(tmp_path / "rows.csv", resume=False)
     first.open(columns(), lambda *_: None, lambda: None)

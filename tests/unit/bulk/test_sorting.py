@@ -121,6 +121,16 @@ def test_a_link_is_never_what_is_left_of_a_picture_that_is_moved(
     assert Path("original").exists()
 
 
+def test_of_a_link_that_is_moved_the_picture_comes_and_the_link_goes(photos: Path) -> None:
+    (photos / "d").mkdir()
+    (photos / "d" / "5.png").symlink_to("../../original")
+    Path("original").write_bytes(content("bob"))
+    assert sort("photos/d", how=How.MOVE) == ["bob/5.png"]
+    assert not Path("into/bob/5.png").is_symlink()
+    assert Path("into/bob/5.png").read_bytes() == Path("original").read_bytes() == content("bob")
+    assert list((photos / "d").iterdir()) == []
+
+
 def test_a_link_to_something_else_stays_and_so_does_the_picture(photos: Path) -> None:
     Path("into/ann").mkdir(parents=True)
     Path("into/ann/1.png").symlink_to(photos / "b" / "1.png")

@@ -173,6 +173,39 @@ def test_an_archive_that_breaks_off_gives_what_is_before_and_an_error(folder: Pa
         assert error, name
 
 
+@pytest.mark.parametrize("damage", ["header", "zeros", "end"])
+def test_a_tar_whose_rest_cannot_be_found_is_an_error(damage: str, folder: Path) -> None:
+    tar_of(folder / "whole.tar", "w:", {f"{index}.png": b"x" * 512 for index in range(10)})
+    content = bytearray((folder / "whole.tar").read_bytes())
+    if damage == "end":
+        del content[10 * 1024 :]
+    else:
+        content[5 * 1024 : 5 * 1024 + 512] = bytes(512) if damage == "zeros" else b"x" * 512
+    (folder / "bad.tar").write_bytes(content)
+    *good, last = pictures(["bad.tar"], LeftOut())
+    assert len(good) == (10 if damage == "end" else 5)
+    assert last.error == "the archive cannot be read to its end: a header is damaged, or its end is missing"
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_of_members_of_one_name_the_first_is_taken_and_the_others_are_counted(kind: str, folder: Path) -> None:
+    path = folder / f"twice.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("1.png", b"first")
+            archive.writestr("./1.png", b"second")
+            archive.writestr("2.png", b"third")
+    else:
+        with tarfile.open(path, "w") as tar:
+            for name, content in (("1.png", b"first"), ("./1.png", b"second"), ("2.png", b"third")):
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    left_out = LeftOut()
+    assert [picture.image for picture in pictures([str(path)], left_out)] == [b"first", b"third"]
+    assert str(left_out) == "1 later ones of the same name in an archive"
+
+
 def test_members_that_are_encrypted_broken_or_too_large_are_errors_of_their_own(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
