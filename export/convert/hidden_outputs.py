@@ -1,6 +1,7 @@
 """Adds outputs to a graph that a server computes only for those who ask: for class activation maps, and embeddings.
 
-What is added is a value that the network computes anyway: an answer without it copies nothing and takes no longer.
+What is added is a value that the network computes anyway. An answer without it holds none of it, but ONNX Runtime runs the added
+Cast all the same and fuses nothing across the value, which is some percent of a small network's time.
 """
 
 from dataclasses import dataclass

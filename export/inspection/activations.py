@@ -119,11 +119,12 @@ class Activations:
         extended = copy.deepcopy(self._model)
         existing = {output.name for output in extended.graph.output}
         wanted = [name for name in self._computed if name in self._producers]
-        # Weights computed from others, such as dequantised ones, of the layers that show their weights.
+        # Weights computed from others, such as dequantised ones, of the layers that show their weights, and constant factors.
         for output in self._table:
             node = self._producers[output]
-            if node.op_type in WEIGHTED:
-                wanted += [name for name in node.input[1:] if name in self._producers and name not in self._computed]
+            if node.op_type in (*WEIGHTED, "Mul", "Div"):
+                constants = node.input[1:] if node.op_type in WEIGHTED else node.input
+                wanted += [name for name in constants if name in self._producers and name not in self._computed]
         extended.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(wanted) if name not in existing)
         values = OpenGraph(extended.SerializeToString(), threads).run(image)
         return {extended.graph.input[0].name: image, **values}

@@ -197,6 +197,12 @@ def _check(served: ServedVersion, query: Query, label: str) -> int | None:
     policy, model = served.policy, served.model
     if not policy.max_explain_items:
         raise Unimplemented(f"model {served.name!r} does not explain its answers (max_explain_items = 0 in its serving.toml)")
+    if model.input.is_picture_file:
+        raise InvalidRequest(
+            f"answers of model {served.name!r} are not explained: its graph decodes picture files by itself, and nothing says "
+            "which pixels it makes of them. A model that takes pixels, exported or imported by Convoy, is explained",
+            "items[0]",
+        )
     if not model.has_contract:
         raise tensors_only(served, "items[0]")
     most = most_pictures(policy)

@@ -35,6 +35,7 @@ from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.principal import UNIX, UNKNOWN
 from service.server import Server
 from tests.integration.test_foreign import write as write_foreign
+from tests.unit.model.foreign_graphs import save_picture_file_classifier
 
 SIDE, PLACES = 32, 8
 WEIGHTS = np.array([[4, -1, 0], [0, 3, 0], [-1, 0, 5]], np.float32)
@@ -104,6 +105,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "dear" / "serving.toml").write_text("max_explain_items = 10000\nmax_batch_size = 1\n")
     (folder / "off" / "serving.toml").write_text("max_explain_items = 0\n")
     write_foreign(folder / "foreign" / "1" / "model.onnx")
+    save_picture_file_classifier(folder / "decodes" / "1" / "model.onnx")
     return folder
 
 
@@ -183,6 +185,9 @@ def test_what_cannot_be_explained_is_refused(client: Client) -> None:
         with pytest.raises(CallFailed, match=message) as refused:
             client.explain([photo()] * pictures, model, label)
         assert (refused.value.code, refused.value.field) == (code, field)
+    with pytest.raises(CallFailed, match="its graph decodes picture files by itself") as refused:
+        client.explain([photo()], "decodes")
+    assert (refused.value.code, refused.value.field) == ("INVALID_ARGUMENT", "items[0]")
     with pytest.raises(CallFailed, match="item 1") as refused:
         client.explain([photo(), b"no picture"], "closed")
     assert (refused.value.code, refused.value.field) == ("INVALID_ARGUMENT", "items[1].encoded")
@@ -335,7 +340,7 @@ def test_the_page_gets_the_picture(server: Server) -> None:
         listed = {each["name"]: each["versions"][0]["explains"] for each in json.loads(response.read())["models"]}
     assert listed == {
         "open": "class_activation", "many": "class_activation", "closed": "occlusion", "dear": "occlusion", "off": None,
-        "foreign": None, "listed": "occlusion",
+        "foreign": None, "listed": "occlusion", "decodes": None,
     }  # fmt: skip
 
 
