@@ -17,9 +17,9 @@ def remove_moved(source: str, target: str) -> None:
 
 
 def is_moved(source: str, target: str) -> bool:
-    """Whether what is at `source` is what was moved to `target`. False if either cannot be read."""
+    """Whether `target` is what is at `source`: the file, a link to it, or one with its bytes. False if either cannot be read."""
     try:
-        return _is_same_entry(source, target) or holds_bytes_of(source, target)
+        return os.path.samefile(source, target) or holds_bytes_of(source, target)  # noqa: PTH121
     except OSError:
         return False
 

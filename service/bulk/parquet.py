@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from service.bulk.columns import Columns
+from service.bulk.columns import MODEL, VERSION, Columns
 from service.bulk.row_file import JsonLines
 from service.errors import UserError, first_line
 
@@ -69,10 +69,26 @@ def unpack(path: Path) -> None:
             lines.flush()
             os.fsync(lines.fileno())
         beside.replace(partial)
-    except (OSError, arrow.ArrowException) as error:
+    except (OSError, TypeError, ValueError, arrow.ArrowException) as error:  # of a value that JSON has not, such as a time
         with contextlib.suppress(OSError):
             beside.unlink()
         raise UserError(f"--resume: {path}: {_reason(error)}") from None
+
+
+def model_of(path: Path) -> tuple[str, str] | None:
+    """The model and the version of its rows; None without a row. Raises UserError for a file that cannot be read."""
+    arrow = pyarrow()
+    try:
+        with arrow.parquet.ParquetFile(path) as file:
+            if not {MODEL, VERSION} <= set(file.schema_arrow.names):
+                raise UserError(f"--resume: {path} is no output: it has no columns {MODEL} and {VERSION}")
+            for batch in file.iter_batches(_GROUP_ROWS, columns=[MODEL, VERSION]):
+                for row in batch.to_pylist():
+                    if row[MODEL] and row[VERSION]:
+                        return str(row[MODEL]), str(row[VERSION])
+    except (OSError, arrow.ArrowException) as error:
+        raise UserError(f"--resume: {path}: {_reason(error)}") from None
+    return None
 
 
 def _rows(file: Any) -> Iterator[list[dict[str, Any]]]:

@@ -74,6 +74,21 @@ def name_of(path: str) -> str:
     return "file://" + urllib.parse.quote_from_bytes(os.fsencode(whole))
 
 
+def key_of(name: str) -> str:
+    """What the names of one picture have in common, however it is given: the absolute path, without `.` and empty parts.
+
+    `..` stays as it is: behind a link it may lead elsewhere.
+    """
+    path = path_of(name)
+    if scheme(path):
+        return path
+    if not path.startswith("/"):
+        path = f"{os.getcwd()}/{path}"  # noqa: PTH109
+    if "//" in path or "/." in path:
+        path = "/" + "/".join(part for part in path.split("/") if part not in ("", "."))
+    return path
+
+
 def path_of(source: str) -> str:
     """The path in a file:// URL; any other source as it is."""
     if scheme(source) != "file":

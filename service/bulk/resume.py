@@ -1,7 +1,8 @@
 """`--resume`: what an earlier run has written, made ready to be continued.
 
-Rows with an error are taken away, so that their pictures are tried again and end as one row; so is a row that a kill cut off. What
-is kept is written to a file beside it, which then takes its place: a kill here loses nothing.
+Pictures with an error are tried again. A row with an error stays until its picture has a later row: the run takes the former away
+when it ends, or the next one when it begins, and with it a row that a kill cut off. What is kept is written to a file beside it,
+which then takes its place: a kill here loses nothing.
 """
 
 import contextlib
@@ -15,14 +16,15 @@ from typing import IO, Any
 
 from service.bulk.columns import ERROR, MODEL, PATH, SORTED_TO, VERSION, Columns
 from service.bulk.path_set import PathSet
+from service.bulk.pictures import key_of
 from service.bulk.row_file import Csv, Format, cell, lock
 from service.errors import UserError
 
 _MAX_FIELD = 2**31 - 1
 _LINE_BEGINS = b'{"path": "'
 
-OnDone = Callable[[str, str | None], None]
-"""Called with the path and the `sorted_to` of a picture that is done."""
+OnDone = Callable[[str, str | None], bool]
+"""Called with the path and the `sorted_to` of a picture that has a row without error; whether it is done."""
 
 Lines = Iterator[tuple[int, dict[str, Any] | None]]
 """Rows and their lines' numbers; None for one that is cut off, or a line that holds no row of these columns."""
@@ -31,8 +33,8 @@ Read = Callable[[IO[bytes]], Lines]
 """`read_csv` or `read_json_lines` of the run's columns."""
 
 
-def reopen(path: Path, columns: Columns, rows_format: Format, read: Read, on_done: OnDone) -> tuple[int, PathSet]:
-    """The file, locked and ready for rows, and the pictures that are done. Raises UserError if it is of another run."""
+def reopen(path: Path, columns: Columns, rows_format: Format, read: Read, on_done: OnDone) -> tuple[int, "Earlier"]:
+    """The file, locked and ready for rows, and what it has. Raises UserError if it is of another run."""
     try:
         descriptor = os.open(path, os.O_RDWR | getattr(os, "O_CLOEXEC", 0))
     except OSError as error:
@@ -41,19 +43,48 @@ def reopen(path: Path, columns: Columns, rows_format: Format, read: Read, on_don
         lock(descriptor, path)
         if not os.path.samestat(os.fstat(descriptor), path.stat()):
             raise UserError(f"--output {path}: another `convoy classify` is writing it")
-        done, repair = PathSet(), False
-        for row in _rows(path, columns, read):
-            if row is not None and not row[ERROR] and done.add(row[PATH]):
-                on_done(row[PATH], row.get(SORTED_TO))
-            else:
-                repair = True
-        repaired = _repaired(path, columns, rows_format, read) if repair else descriptor
+        rows = Earlier()
+        repair = False
+        for number, row in enumerate(_rows(path, columns, read)):
+            repair |= not rows.add(number, row, on_done)
+        repaired = _repaired(path, columns, rows_format, read, rows) if repair else descriptor
     except BaseException:
         os.close(descriptor)
         raise
     if repaired != descriptor:
         os.close(descriptor)  # with its lock, which kept others away until the new file had its own
-    return repaired, done
+    return repaired, rows
+
+
+class Earlier:
+    """The pictures that have rows, by their keys (`key_of`): `done`, and `failed`, which have a row with an error."""
+
+    def __init__(self) -> None:
+        self.done = PathSet()
+        self.failed = PathSet()
+        self._rows = PathSet()
+        self._last: dict[str, int] = {}
+
+    def add(self, number: int, row: dict[str, Any] | None, on_done: OnDone) -> bool:
+        """Takes note of a row. False if it is to be taken away, or one before it."""
+        if row is None or not self._rows.add(repr(row)):
+            return False
+        key = key_of(row[PATH])
+        replaces = key in self.failed
+        if replaces:
+            self._last[key] = number
+        if row[ERROR]:
+            self.failed.add(key)
+        elif on_done(row[PATH], row.get(SORTED_TO)):
+            self.done.add(key)
+        return not replaces
+
+    def kept(self, rows: Iterator[dict[str, Any] | None]) -> Iterator[dict[str, Any]]:
+        """Of the same rows, those that stay: each once, and one with an error only if its picture has no later one."""
+        again = PathSet()
+        for number, row in enumerate(rows):
+            if row is not None and again.add(repr(row)) and not (row[ERROR] and self._last.get(key_of(row[PATH]), 0) > number):
+                yield row
 
 
 def _rows(path: Path, columns: Columns, read: Read) -> Iterator[dict[str, Any] | None]:
@@ -84,18 +115,16 @@ def _other_columns(names: list[str], columns: Columns) -> UserError:
     )
 
 
-def _repaired(path: Path, columns: Columns, rows_format: Format, read: Read) -> int:
-    """The file anew, locked, without rows of errors, repeated rows, and what is cut off."""
+def _repaired(path: Path, columns: Columns, rows_format: Format, read: Read, rows: Earlier) -> int:
+    """The file anew, locked, with the rows that stay."""
     beside = path.with_name(f"{path.name}.repaired")
     repaired = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0), 0o666)
     try:
         lock(repaired, path)
-        done = PathSet()
         with open(repaired, "wb", closefd=False) as file:
             file.write(rows_format.header())
-            for row in _rows(path, columns, read):
-                if row is not None and not row[ERROR] and done.add(row[PATH]):
-                    file.write(rows_format.encoded([list(row.values())]))
+            for row in rows.kept(_rows(path, columns, read)):
+                file.write(rows_format.encoded([list(row.values())]))
         os.fsync(repaired)
         os.replace(beside, path)  # noqa: PTH105
     except BaseException as error:

@@ -8,7 +8,7 @@ from typing import Protocol
 from service.bulk.columns import Columns, reason
 from service.bulk.output import Output
 from service.bulk.path_set import PathSet
-from service.bulk.pictures import Picture
+from service.bulk.pictures import Picture, key_of
 from service.bulk.sorting import Sorter
 from service.client import Classification, Outcome
 from service.errors import ConvoyError, UserError
@@ -34,7 +34,7 @@ def run(
     done: PathSet | None = None,
     on_picture: Callable[[], None] = lambda: None,
 ) -> None:
-    """Classifies the pictures that are not `done`, each name once; with None all of them. Raises what `classify_many` raises.
+    """Classifies the pictures whose `key_of` is not `done`, each once; with None all of them. Raises what `classify_many` raises.
 
     `on_picture` is called for each answer.
     """
@@ -43,7 +43,7 @@ def run(
     def images() -> Iterator[str | bytes]:
         index = 0
         for picture in pictures:
-            if done is not None and not done.add(picture.name):
+            if done is not None and not done.add(key_of(picture.name)):
                 continue
             if picture.image is None:
                 recorder.failed(picture, picture.error)
@@ -68,12 +68,19 @@ def run(
 
 
 class Rows:
-    """Records rows in a file, pictures in folders, or both; and counts."""
+    """Records rows in a file, pictures in folders, or both; and counts. Without a file, errors are what there is to `say`."""
 
-    def __init__(self, output: Output | None, sorter: Sorter | None, columns: Columns) -> None:
+    def __init__(
+        self,
+        output: Output | None,
+        sorter: Sorter | None,
+        columns: Columns,
+        say: Callable[[Picture, str], None] = lambda *_: None,
+    ) -> None:
         self._output = output
         self._sorter = sorter
         self._columns = columns
+        self._say = say
         self._lock = threading.Lock()
         self._closed = False
         self.classified = 0
@@ -81,7 +88,7 @@ class Rows:
         self.labels: Counter[str] = Counter()
 
     def open(self) -> PathSet:
-        """Opens the output; the names of the pictures that are done already."""
+        """Opens the output; the keys of the pictures that are done already."""
         if self._sorter is not None:
             self._sorter.open(self._columns.labels)
         if self._output is None:
@@ -90,9 +97,8 @@ class Rows:
         self._written()
         return done
 
-    def _claim(self, path: str, sorted_to: str | None) -> None:
-        if self._sorter is not None:
-            self._sorter.claim(path, sorted_to)
+    def _claim(self, path: str, sorted_to: str | None) -> bool:
+        return self._sorter is None or self._sorter.claim(path, sorted_to)
 
     def _written(self) -> None:
         if self._sorter is not None:
@@ -129,6 +135,8 @@ class Rows:
         self.errors += 1
         if self._output is not None:
             self._output.write(self._columns.failed(picture.name, error))
+        else:
+            self._say(picture, error)
 
     def close(self) -> None:
         """Writes the rest; also after an interruption."""

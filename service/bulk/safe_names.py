@@ -34,9 +34,10 @@ def folder_names(labels: Sequence[str], reserved: str) -> dict[str, str]:
         if label in folders:
             continue
         name = safe_name(label)
-        number = 2
-        while (folder := name if number == 2 else f"{name}_{number - 1}").casefold() in taken:
+        folder, number = name, 1
+        while folder.casefold() in taken:
             number += 1
+            folder = f"{name}_{number}"
         taken.add(folder.casefold())
         folders[label] = folder
     return folders

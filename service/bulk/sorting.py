@@ -12,11 +12,12 @@ import secrets
 import shutil
 from collections.abc import Sequence
 from enum import StrEnum
+from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import cast
 
-from service.bulk.moving import copy, holds_bytes_of, linked, remove_moved, replace_link
+from service.bulk.moving import copy, holds_bytes_of, is_moved, linked, remove_moved, replace_link
 from service.bulk.path_set import PathSet
 from service.bulk.pictures import Picture, name_of, path_of, scheme
 from service.bulk.safe_names import folder_names, safe_name
@@ -61,16 +62,28 @@ class Sorter:
         except OSError:
             return False
 
-    def claim(self, path: str, sorted_to: str | None) -> None:
-        """Takes note of an earlier run's row, and removes a picture that the run was stopped before removing."""
+    def holds(self, path: str) -> bool:
+        """Whether a path leads into DIR, or is DIR."""
+        folder, name = os.path.split(path.rstrip("/"))
+        here = os.getcwd()  # noqa: PTH109
+        return f"{_real(here, folder)}/{name}/".startswith(f"{_real(here, str(self.folder))}/")
+
+    def claim(self, path: str, sorted_to: str | None) -> bool:
+        """Takes note of an earlier run's row, and removes a picture that the run was stopped before removing.
+
+        False if the picture was moved, and another one has come in its old place.
+        """
         if sorted_to is None:
-            return
+            return True
         self._claimed.add(sorted_to)
         source, target = path_of(path), path_of(sorted_to)
         if self._how is How.MOVE and not scheme(source) and os.path.isfile(source):  # noqa: PTH113
             with contextlib.suppress(OSError):
                 replace_link(source, Path(target), _beside(Path(target), path))
+            if not is_moved(source, target):
+                return False
             remove_moved(source, target)
+        return True
 
     def place(self, picture: Picture, label: str, probability: float) -> str:
         """Puts a picture into its folder; its path there, as in the output. Raises UserError if that cannot be.
@@ -95,7 +108,7 @@ class Sorter:
 
     def _place(self, picture: Picture, folder: str) -> str:
         source = picture.path
-        name = os.path.basename(source) if source is not None else safe_name(picture.name.partition("?")[0].rpartition("/")[2])  # noqa: PTH119
+        name = os.path.basename(source) if source is not None else _last_name(picture.name)  # noqa: PTH119
         stem, suffix = os.path.splitext(name)  # noqa: PTH122
         digest = _digest(picture.name)
         stem = os.fsdecode(os.fsencode(stem)[:200])
@@ -166,6 +179,18 @@ class Sorter:
         pairs, self._to_remove = self._to_remove, []
         for source, target in pairs:
             remove_moved(source, target)
+
+
+@lru_cache(1000)
+def _real(here: str, folder: str) -> str:
+    return os.path.realpath(os.path.join(here, folder)).rstrip("/")  # noqa: PTH118
+
+
+def _last_name(name: str) -> str:
+    """Of a picture in an archive or at a URL, whose query is no part of it."""
+    if scheme(name) in ("http", "https"):
+        name = name.partition("?")[0]
+    return safe_name(name.rpartition("/")[2])
 
 
 def _digest(name: str) -> str:

@@ -22,7 +22,9 @@ def pictures(
 
 
 def check(source: str) -> None:
-    """Raises UserError for a URL whose package is not installed."""
+    """Raises UserError for a URL whose package is not installed, and for an empty path."""
+    if not source:
+        raise UserError("a PATH is empty: give a picture, a folder, a glob, an archive or a URL")
     if scheme(source) not in ("", "file"):
         file_system(source)
 
@@ -48,7 +50,7 @@ def _at_path(source: str, left_out: LeftOut, skip: Skip) -> Iterator[Picture]:
         yield from walk(source, left_out, skip)
     elif is_glob(source) and not os.path.lexists(source):
         matched = False
-        for path in glob(source):
+        for path in glob(source, skip):
             matched = True
             yield from _at_match(path, left_out, skip)
         if not matched:

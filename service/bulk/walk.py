@@ -6,6 +6,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator
+from enum import Enum
 from typing import IO
 
 from service.bulk.pictures import LeftOut, Picture, name_of
@@ -21,31 +22,57 @@ Skip = Callable[[str], bool]
 
 def walk(root: str, left_out: LeftOut, skip: Skip) -> Iterator[Picture]:
     """The pictures in a folder and those below it. Links to folders are followed, but not to a folder that they are in."""
+    for met, path, name in _descend(root, root if root.endswith("/") else f"{root}/", skip):
+        if met is _Met.FILE:
+            if left_out.takes(name):
+                yield Picture(name_of(path), path)
+        elif met is _Met.ERROR:
+            yield Picture(name_of(path), None, name)
+        elif met is not _Met.FOLDER:
+            left_out.counts[met.value] += 1
+
+
+class _Met(Enum):
+    """What a descent into folders meets; what has no picture in it by the name that it is counted under."""
+
+    FOLDER = ""
+    FILE = "file"
+    ERROR = "error"
+    HIDDEN = "hidden"
+    LOOP = "links to a folder that they are in"
+
+
+def _descend(root: str, base: str, skip: Skip) -> Iterator[tuple[_Met, str, str]]:
+    """What is in a folder and in those below it: its path and its name; of an error, the folder's path and what is wrong.
+
+    `base` is what stands in front of a name in `root`. Of a FOLDER the path is that of names in it, too.
+    """
     stack: list[tuple[str, _Names, _Identity]] = []
-    enter = root
-    while enter or stack:
-        if enter:
+    entering: tuple[str, str] | None = root, base
+    while entering or stack:
+        if entering:
+            path, base = entering
+            entering = None
             try:
-                here, names = _identity(enter), sorted_names(enter)
+                here, names = _identity(path), sorted_names(path)
             except OSError as error:
-                yield Picture(name_of(enter), None, error.strerror or str(error))
+                yield _Met.ERROR, path, error.strerror or str(error)
             else:
                 if any(here == above for *_, above in stack):
-                    left_out.counts["links to a folder that they are in"] += 1
+                    yield _Met.LOOP, path, ""
                 else:
-                    stack.append((enter, names, here))
-            enter = ""
+                    stack.append((base, names, here))
+                    yield _Met.FOLDER, base, ""
             continue
-        folder, names, _ = stack[-1]
+        base, names, _ = stack[-1]
         for name, is_folder in names:
-            path = f"{folder}{name}" if folder.endswith("/") else f"{folder}/{name}"
+            path = base + name
             if not is_folder:
-                if left_out.takes(name):
-                    yield Picture(name_of(path), path)
+                yield _Met.FILE, path, name
             elif name.startswith("."):
-                left_out.counts["hidden"] += 1
+                yield _Met.HIDDEN, path, name
             elif not skip(path):
-                enter = path
+                entering = path, f"{path}/"
                 break
         else:
             stack.pop()
@@ -101,26 +128,34 @@ def is_glob(source: str) -> bool:
     return _MAGIC.search(source) is not None
 
 
-def glob(pattern: str) -> Iterator[str]:
-    """The paths that match, folder by folder; `**` is any number of folders. As in a shell, * does not match a hidden name."""
+def glob(pattern: str, skip: Skip = lambda _: False) -> Iterator[str]:
+    """The paths that match, folder by folder; `**` is any number of folders. As in a shell, * does not match a hidden name.
+
+    No sign of the pattern matches a folder that `skip` names, nor does a name after one; a name before the first sign may.
+    """
     parts = [part for part in pattern.split("/") if part]
     parts = [part for at, part in enumerate(parts) if part != "**" or at == 0 or parts[at - 1] != "**"]
-    yield from _matches("/" if pattern.startswith("/") else "", parts)
+    at = next((at for at, part in enumerate(parts) if is_glob(part)), len(parts))
+    base = ("/" if pattern.startswith("/") else "") + "".join(f"{part}/" for part in parts[:at])
+    if at < len(parts):
+        yield from _matches(base, parts[at:], skip)
+    elif os.path.lexists(pattern):
+        yield base.rstrip("/") or "/"
 
 
-def _matches(base: str, parts: list[str]) -> Iterator[str]:
+def _matches(base: str, parts: list[str], skip: Skip) -> Iterator[str]:
     """`base` is empty or ends in a slash, as long as there are parts."""
     if not parts:
         yield base or "."
         return
     part, rest = parts[0], parts[1:]
     if part == "**":
-        for folder in _folders(base) if rest else [base]:
-            yield from _matches(folder, rest)
+        for folder in _folders(base, skip) if rest else [base]:
+            yield from _matches(folder, rest, skip)
         return
     if not is_glob(part):
-        if rest or os.path.lexists(base + part):
-            yield from _matches(f"{base}{part}/" if rest else base + part, rest)
+        if os.path.lexists(base + part) and not skip(base + part):
+            yield from _matches(f"{base}{part}/" if rest else base + part, rest, skip)
         return
     try:
         names = sorted_names(base or ".")
@@ -128,30 +163,13 @@ def _matches(base: str, parts: list[str]) -> Iterator[str]:
         return
     matches = re.compile(fnmatch.translate(part)).match
     for name, is_folder in names:
-        if matches(name) and (part.startswith(".") or not name.startswith(".")):
+        if matches(name) and (part.startswith(".") or not name.startswith(".")) and not (is_folder and skip(base + name)):
             if not rest:
                 yield base + name
             elif is_folder:
-                yield from _matches(f"{base}{name}/", rest)
+                yield from _matches(f"{base}{name}/", rest, skip)
 
 
-def _folders(base: str) -> Iterator[str]:
+def _folders(base: str, skip: Skip) -> Iterator[str]:
     """`base` and all folders below it that are not hidden, each with a slash at its end."""
-    stack: list[tuple[str, _Names, _Identity]] = []
-    enter: str | None = base
-    while enter is not None or stack:
-        if enter is not None:
-            try:
-                here, names = _identity(enter or "."), sorted_names(enter or ".")
-            except OSError:
-                names = iter(())
-            else:
-                if not any(here == above for *_, above in stack):
-                    yield enter
-                    stack.append((enter, names, here))
-            enter = None
-            continue
-        folder, names, _ = stack[-1]
-        enter = next((f"{folder}{name}/" for name, is_folder in names if is_folder and not name.startswith(".")), None)
-        if enter is None:
-            stack.pop()
+    return (path for met, path, _ in _descend(base or ".", base, skip) if met is _Met.FOLDER)

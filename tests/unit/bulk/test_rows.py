@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from service.bulk import row_file
 from service.bulk.columns import Columns, reason
 from service.bulk.output import Output
 from service.bulk.path_set import PathSet
-from service.bulk.pictures import LeftOut, path_of
+from service.bulk.pictures import LeftOut, key_of, path_of
 from service.bulk.run import Rows, run
 from service.bulk.sorting import How, Sorter
 from service.bulk.sources import pictures
@@ -182,11 +183,54 @@ def test_a_line_of_something_else_is_not_taken_for_a_row_that_a_kill_cut_off(kin
     assert path.read_text() == "notes of mine"
 
 
+@KINDS
+def test_a_refused_run_leaves_nothing_beside_the_output(kind: str, photos: Path, tmp_path: Path) -> None:
+    path = tmp_path / f"rows.{kind}"
+    classify(photos, path)
+    with pytest.raises(UserError, match="has other columns than this run"):
+        classify(photos, path, resume=True, of=columns(top_k=2))
+    Output(path, resume=True)  # as if the server was then found not to have the model
+    assert {each.name for each in tmp_path.iterdir()} == {"photos", path.name}
+
+
+def test_a_parquet_file_of_other_values_is_refused(photos: Path, tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    row = {"path": "x", "label": datetime.now(tz=UTC), "probability": 1.0, "model": "people", "version": "1", "error": None}
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), path)
+    with pytest.raises(UserError, match=r"--resume: .*not JSON serializable"):
+        classify(photos, path, resume=True)
+    pyarrow.parquet.write_table(pyarrow.table({"x": [1]}), path)
+    with pytest.raises(UserError, match="is no output: it has no columns model and version"):
+        classify(photos, path, resume=True)
+    assert {each.name for each in tmp_path.iterdir()} == {"photos", path.name}
+
+
+@KINDS
+def test_an_output_may_be_a_link(kind: str, photos: Path, tmp_path: Path) -> None:
+    path, real = tmp_path / f"rows.{kind}", tmp_path / "elsewhere"
+    real.mkdir()
+    path.symlink_to(f"elsewhere/real.{kind}")
+    classify(photos, path)
+    (photos / "3.png").write_bytes(content("bob"))
+    classify(photos, path, resume=True)
+    assert path.is_symlink()
+    assert len(read(path)) == 6
+    assert [each.name for each in real.iterdir()] == [f"real.{kind}"]
+
+
+def test_without_a_file_of_rows_errors_are_said(photos: Path) -> None:
+    said: dict[str, str] = {}
+    rows = Rows(None, None, columns(), lambda picture, error: said.update({picture.name: error}))
+    run(pictures([str(photos)], LeftOut()), ask, rows, rows.open())
+    rows.close()
+    assert said == {str(photos / "3.png"): "not an image", str(photos / "gone.png"): "No such file or directory"}
+
+
 def test_two_at_a_time_do_not_write_the_same_output(photos: Path, tmp_path: Path) -> None:
     first = Output(tmp_path / "rows.csv", resume=False)
-    first.open(columns(), lambda *_: None, lambda: None)
+    first.open(columns(), lambda *_: True, lambda: None)
     with pytest.raises(UserError, match="another `convoy classify` is writing it"):
-        Output(tmp_path / "rows.csv", resume=True).open(columns(), lambda *_: None, lambda: None)
+        Output(tmp_path / "rows.csv", resume=True).open(columns(), lambda *_: True, lambda: None)
     first.close()
 
 
@@ -295,6 +339,71 @@ def interrupted(*_: object) -> int:
     raise KeyboardInterrupt
 
 
+@KINDS
+def test_a_row_with_an_error_stays_until_its_picture_has_another(kind: str, photos: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "5.png").write_bytes(b"not a picture")
+    path = tmp_path / f"rows.{kind}"
+    classify(photos, path)
+    before = read(path)
+    classify(other, path, resume=True)
+    assert read(path)[: len(before)] == before, "3.png and gone.png are not among the sources of this run"
+    assert len(read(path)) == len(before) + 1
+    (other / "5.png").write_bytes(content("bob"))
+    classify(other, path, resume=True)
+    assert read(path)[: len(before)] == before
+    [last] = read(path)[len(before) :]
+    assert (last["path"], last["label"], last["error"]) == (str(other / "5.png"), "bob", None)
+
+
+@KINDS
+def test_a_kill_between_two_rows_of_a_picture_loses_neither_for_good(kind: str, photos: Path, tmp_path: Path) -> None:
+    path = tmp_path / f"rows.{kind}"
+    partial = tmp_path / "rows.parquet.partial" if kind == "parquet" else path
+    lines = tmp_path / ("lines.csv" if kind == "csv" else "lines.jsonl")
+    classify(photos / "3.png", lines)
+    (photos / "3.png").write_bytes(content("bob"))
+    (tmp_path / "new").mkdir()
+    new = tmp_path / "new" / lines.name
+    classify(photos / "3.png", new)
+    added = new.read_bytes().partition(b"\n")[2] if kind == "csv" else new.read_bytes()
+    partial.write_bytes(lines.read_bytes() + added)
+    assert classify(photos / "3.png", path, resume=True).classified == 0
+    assert [(row["label"], row["error"]) for row in read(path)] == [("bob", None)]
+
+
+def test_a_picture_is_done_however_its_path_is_spelled(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "rows.csv"
+    for number, spelled in enumerate(["photos", "./photos", str(photos), "photos/", "././/photos", f"file://{photos}"]):
+        output = Output(path, resume=True)
+        rows = Rows(output, None, columns())
+        run(pictures([spelled, "photos/1.png", str(photos / "1.png")], LeftOut()), ask, rows, rows.open())
+        rows.close()
+        assert rows.classified == (0 if number else 4), spelled
+    assert len(read(path)) == 6
+
+
+@pytest.mark.parametrize("name", ["a/../b.png", "photos.zip/../a.png", "..png", "a/..b/c.png"])
+def test_a_picture_elsewhere_is_another(name: str) -> None:
+    assert key_of(name) == f"{Path.cwd()}/{name}"
+
+
+def test_a_new_picture_in_the_place_of_one_that_was_moved_is_classified(photos: Path, tmp_path: Path) -> None:
+    path = photos / "1.png"
+    contents = [content(label, 0.9, str(number)) for number, label in enumerate(["ann", "ann", "bob"])]
+    for picture in contents:
+        path.write_bytes(picture)
+        rows, done = moving(tmp_path, resume=True)
+        run(pictures([str(path)], LeftOut()), ask, rows, done)
+        rows.close()
+        assert not path.exists()
+    found = read(tmp_path / "rows.csv")
+    assert [row["path"] for row in found] == [str(path)] * 3
+    assert [Path(row["sorted_to"]).read_bytes() for row in found] == contents
+
+
 def test_true_labels_and_further_heads_have_columns_of_their_own() -> None:
     tags = {"name": "tags", "labels": ["cap", "=glasses", "beard"], "activation": "multilabel", "threshold": 0.5}
     made = Columns(info({"name": "person", "labels": LABELS, "activation": "softmax"}, tags), 1)
@@ -320,7 +429,7 @@ def test_no_cell_of_a_csv_is_a_formula(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     made = Columns(info({"name": "person", "labels": ["=1+1", "-1", "@x"], "activation": "softmax"}), 3)
     output = Output(Path("rows.csv"), resume=False)
-    output.open(made, lambda *_: None, lambda: None)
+    output.open(made, lambda *_: True, lambda: None)
     best = [[Prediction("=1+1", 0, 0.5), Prediction("-1", 1, 0.4), Prediction("@x", 2, 0.1)]]
     output.write(made.answered("./=x.png", Classification("people", "1", best, {})))
     output.close()

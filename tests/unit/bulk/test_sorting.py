@@ -147,6 +147,30 @@ def test_the_folder_of_results_is_no_source(photos: Path) -> None:
     assert without_digests(first).count("ann/1.png") == 3
 
 
+@pytest.mark.parametrize(
+    "pattern", ["photos/*", "photos/**", "photos/**/*.png", "photos/*/*.png", "photos/*/ann/*", "**/ann/*.png", "*/sorted/*/1.png"]
+)
+def test_no_sign_of_a_glob_matches_the_folder_of_results(pattern: str, photos: Path) -> None:
+    into = photos / "sorted"
+    first = sort("photos", into=into)
+    assert sort(pattern, into=into) == first
+    sorter = Sorter(into, How.COPY, 0.5)
+    found = [picture.name for picture in pictures([pattern], LeftOut(), sorter.is_target)]
+    assert not any("sorted" in name for name in found if "*" not in name)
+    named = [picture.name for picture in pictures(["photos/sorted/ann/*.png"], LeftOut(), sorter.is_target)]
+    assert len(named) == 3, "one that is named is meant"
+
+
+def test_what_a_list_has_of_the_folder_of_results_is_known(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(photos)
+    sorter = Sorter(photos / "sorted", How.COPY, 0.5)
+    sorter.open(LABELS)
+    inside = ["photos/sorted", "./photos/sorted/", "photos/sorted/ann/1.png", str(photos / "sorted/x.png"), "link/sorted/ann/1.png"]
+    assert [path for path in inside if not sorter.holds(path)] == []
+    outside = ["photos", "photos/a/1.png", "photos/sorted-not/1.png", "sorted/1.png", ".", "/", "none/1.png"]
+    assert [path for path in outside if sorter.holds(path)] == []
+
+
 def test_nothing_is_written_outside_of_the_folder(photos: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -163,6 +187,7 @@ def test_nothing_is_written_outside_of_the_folder(photos: Path, tmp_path: Path) 
     assert sorter.place(member, "bob", 0.9) == "into/bob/evil.png"
     assert sorter.place(Picture("https://host/a%2F..%2Fb.png?size=1/../2", b"y"), "bob", 0.9) == "into/bob/a%2F..%2Fb.png"
     assert sorter.place(Picture("https://host/..", b"z"), "bob", 0.9) == "into/bob/_"
+    assert sorter.place(Picture("photos.zip/what?.png", b"w"), "bob", 0.9) == "into/bob/what_.png"
 
 
 def test_a_file_that_cannot_be_written_is_an_error_of_its_picture(photos: Path) -> None:

@@ -288,3 +288,5 @@ def test_what_a_url_needs_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="https:// needs fsspec: install Convoy's extra 'remote'"):
         check("https://example.org/cat.png")
     check("file:///cat.png")
+    with pytest.raises(UserError, match="a PATH is empty"):
+        check("")
