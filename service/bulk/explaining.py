@@ -11,6 +11,7 @@ from service.bulk.columns import reason
 from service.bulk.pictures import Picture
 from service.bulk.safe_names import safe_name
 from service.client import CallFailed, Explanation
+from service.client.messages import item_at_fault
 from service.errors import UserError
 
 _OF_ONE_PICTURE = ("RESOURCE_EXHAUSTED", "INTERNAL", "DEADLINE_EXCEEDED")
@@ -101,7 +102,7 @@ def _explained(
 def _is_of_the_picture(error: CallFailed) -> bool:
     """Whether others may still be explained. An invalid field that is not the picture is the same for all."""
     if error.code == "INVALID_ARGUMENT":
-        return error.field.startswith("items[0].")
+        return item_at_fault(error) is not None
     return error.code in _OF_ONE_PICTURE
 
 

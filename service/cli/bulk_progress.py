@@ -52,7 +52,7 @@ def summary(rows: Rows, done: int, seconds: float, left_out: LeftOut, where: str
     """Prints what came of a run: counts, speed, the most frequent labels, what was left out."""
     count = rows.classified + rows.errors
     text = f"{count:,} picture{'s' if count != 1 else ''} in {seconds:,.1f} s ({count / max(seconds, 1e-9):,.0f} images/s): "
-    text += f"{rows.classified:,} classified, {rows.errors:,} errors"
+    text += f"{rows.classified:,} classified, {rows.errors:,} error{'' if rows.errors == 1 else 's'}"
     if done:
         text += f"; {done:,} were done before"
     click.echo(f"{text}{where}", err=True)

@@ -31,11 +31,11 @@ from service.cli.bulk_progress import progress, summary
 from service.cli.connection import read_token, server_options, unreachable
 from service.cli.parameters import FiniteFloat
 from service.client import CallFailed, Client, ModelInfo, RequestTooLarge
+from service.client.messages import item_at_fault
 from service.errors import UserError
 
 TOP_K_PRINTED, TOP_K_ROWS = 5, 1
 _LOADING_SECONDS = 0.5
-_ITEM = re.compile(r"items\[(\d+)\]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -329,6 +329,6 @@ def _explained(error: CallFailed, options: Options, path: str) -> UserError:
     """The error as the user sees it: with the file's path where the server named the item."""
     if isinstance(error, RequestTooLarge):
         return UserError(f"{path}: too large: {error.message}")
-    if error.message.startswith("item ") and _ITEM.match(error.field):  # an error of the model alone names a field, too
+    if item_at_fault(error) is not None:
         return UserError(f"{path}: {re.sub(r'^item [0-9]+: ', '', error.message)}")
     return unreachable(options.server, error) or UserError(str(error))

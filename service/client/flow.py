@@ -20,14 +20,13 @@ What becomes of a request that is not answered:
 """
 
 import math
-import re
 from collections import deque
 from collections.abc import Sequence
 
 from service.client.congestion import MAX_REQUEST_IMAGES
 from service.client.images import MAX_MESSAGE_BYTES, Image, LargeFile
 from service.client.in_flight import STREAM_BYTES, STREAM_REQUESTS, Limits, Stream
-from service.client.messages import CallFailed, Classification, Outcome, RequestTooLarge
+from service.client.messages import CallFailed, Classification, Outcome, RequestTooLarge, concerns_all, item_at_fault, of_one_item
 from service.client.packing import ENVELOPE_BYTES, MAX_BREAKS, Input, Packing
 from service.errors import ConvoyError, UserError
 from service.pb.convoy.v1 import classifier_pb2 as pb
@@ -48,9 +47,7 @@ READ_AT_ONCE = 8
 READ_BYTES = 4 * 1024 * 1024
 """Once a reader has so much, it reads no more of them; a larger file waits for its turn."""
 
-_CONCERN_ALL = {"NOT_FOUND", "UNAUTHENTICATED", "PERMISSION_DENIED", "UNIMPLEMENTED"}
 PASSING = {"UNAVAILABLE", "CANCELLED"}
-_ITEM = re.compile(r"items\[(\d+)\]")
 
 
 class Flow:
@@ -264,7 +261,7 @@ class Flow:
             stream.rpc += 1  # the next RPC may have another token
             self._packing.send_again(inputs)
             return
-        if code in _CONCERN_ALL or (code == "INVALID_ARGUMENT" and failed.field and not failed.field.startswith("items")):
+        if concerns_all(failed):
             self.fatal = failed
             return
         if code in PASSING:
@@ -272,14 +269,13 @@ class Flow:
             self._fail(stream, failed, now)
             return
         self._heard(stream)
-        item = _ITEM.match(failed.field)
+        at = item_at_fault(failed)
         if code == "RESOURCE_EXHAUSTED" and failed.retry_after_seconds > 0:
             stream.window.pushed_back(pack.sent)
             stream.paused_until = now + failed.retry_after_seconds
             self._packing.send_again(inputs)
-        elif item is not None and int(item[1]) < len(inputs):
-            at = int(item[1])
-            self._finish(inputs[at], _of_one_item(failed))
+        elif at is not None and at < len(inputs):
+            self._finish(inputs[at], of_one_item(failed))
             self._packing.send_halves([*inputs[:at], *inputs[at + 1 :]])
         else:
             if code == "DEADLINE_EXCEEDED":
@@ -296,7 +292,7 @@ class Flow:
         left = [stream.in_flight[place].inputs for place in sorted(stream.in_flight, reverse=True)]
         stream.in_flight.clear()
         # A server that says when to come back has not died of a request.
-        died = pack is None and failed.code not in _CONCERN_ALL and not failed.retry_after_seconds
+        died = pack is None and not concerns_all(failed) and not failed.retry_after_seconds
         alone = len(left) == 1 and not any(each.in_flight for each in self.streams)
         for inputs in left:
             if died:
@@ -310,7 +306,7 @@ class Flow:
             self._halve(pack.inputs, failed)
         elif failed.code == "UNAUTHENTICATED" and (expired or self._may_have_expired(stream)):
             pass  # the next RPC may have another token
-        elif failed.code in _CONCERN_ALL or failed.code == "INVALID_ARGUMENT":
+        elif concerns_all(failed) or failed.code == "INVALID_ARGUMENT":
             self.fatal = failed
         elif not self.over():
             self._fail(stream, failed, now)
@@ -407,12 +403,3 @@ class Flow:
                 if error is not None:
                     raise error
         return [outcome for outcome, _ in found]
-
-
-def _of_one_item(failed: CallFailed) -> CallFailed:
-    """The error of an image as if it had been alone in its request."""
-    number = _ITEM.match(failed.field)
-    if number is None or number[1] == "0":
-        return failed
-    message = failed.message.replace(f"item {number[1]}:", "item 0:", 1)
-    return CallFailed(failed.code, message, _ITEM.sub("items[0]", failed.field), failed.retry_after_seconds)

@@ -18,6 +18,8 @@ _OVERHEAD_BYTES = 16
 """At most what protobuf adds to an item, and to a request in a stream's message."""
 
 _TOO_LARGE = re.compile(r"larger than max \((\d+) vs\. (\d+)\)")
+_CONCERNS_ALL = {"NOT_FOUND", "UNAUTHENTICATED", "PERMISSION_DENIED", "UNIMPLEMENTED"}
+_ITEM = re.compile(r"items\[(\d+)\]")
 _CODES = {code.value[0]: code.name for code in grpc.StatusCode}
 _Request = TypeVar("_Request", pb.ClassifyRequest, pb.ExplainRequest, pb.GetModelRequest)
 _WithItems = TypeVar("_WithItems", pb.ClassifyRequest, pb.ExplainRequest)
@@ -334,3 +336,25 @@ def call_failed(error: Any) -> CallFailed:
         if detail.Unpack(bad_request) and bad_request.field_violations:
             at_fault = bad_request.field_violations[0].field
     return CallFailed(code, message, at_fault, int(trailing.get("grpc-retry-pushback-ms", 0)) / 1000)
+
+
+def concerns_all(failed: CallFailed) -> bool:
+    """Whether any other request to the model would be refused as this one was."""
+    if failed.code in _CONCERNS_ALL:
+        return True
+    return failed.code == "INVALID_ARGUMENT" and failed.field not in ("", "items") and item_at_fault(failed) is None
+
+
+def item_at_fault(failed: CallFailed) -> int | None:
+    """The number of the item that a request was refused for. An error of the model alone names the field of an item, too."""
+    number = _ITEM.match(failed.field)
+    return int(number[1]) if number is not None and failed.message.startswith(f"item {number[1]}") else None
+
+
+def of_one_item(failed: CallFailed) -> CallFailed:
+    """The error of an item as if it had been alone in its request."""
+    number = item_at_fault(failed)
+    if not number:
+        return failed
+    message = failed.message.replace(f"item {number}", "item 0", 1)
+    return CallFailed(failed.code, message, _ITEM.sub("items[0]", failed.field), failed.retry_after_seconds)

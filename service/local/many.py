@@ -26,7 +26,7 @@ import numpy as np
 from service.client.connection import client_closed
 from service.client.images import Image
 from service.client.images import item as as_item
-from service.client.messages import CallFailed, Classification, Outcome, filled, rows
+from service.client.messages import CallFailed, Classification, Outcome, concerns_all, filled, rows
 from service.client.packing import Input, Packing
 from service.engine.decoding import INLINE_DECODE_BYTES, INLINE_DECODE_ITEMS
 from service.errors import ConvoyError, QueueFull, UserError
@@ -55,7 +55,6 @@ PATIENCE_SECONDS = 0.05
 long time means nothing: on a busy machine it is the wait for a processor, or for the interpreter's lock."""
 
 _JOIN_SECONDS = 1.0
-_CONCERN_ALL = {"NOT_FOUND", "UNAUTHENTICATED", "PERMISSION_DENIED", "UNIMPLEMENTED", "CANCELLED"}
 
 
 class Many:
@@ -272,7 +271,7 @@ class Many:
         """Raises an error that every image would have."""
         if self._engine.closed:
             raise client_closed()
-        if error.code in _CONCERN_ALL or (error.code == "INVALID_ARGUMENT" and not error.field.startswith("items")):
+        if concerns_all(error) or error.code == "CANCELLED":
             raise error
 
     def _submit_again(self, inputs: Sequence[Input]) -> None:

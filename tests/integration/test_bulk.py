@@ -170,7 +170,7 @@ def test_an_interrupted_run_leaves_a_file_to_read_and_to_continue(
 
 def test_a_model_file_answers_without_a_server(photos: Path, model_file: Path) -> None:
     ended = convoy_here("classify", "photos", "--model-file", model_file, "--output", "rows.csv", "--sort-into", "sorted")
-    assert f"{COUNT} classified, 1 errors" in ended.stderr
+    assert f"{COUNT} classified, 1 error" in ended.stderr
     one = convoy_here("classify", "photos/1/1.png", "--model-file", model_file, "--json")
     with Path("rows.csv").open(newline="") as file:
         [row] = [row for row in csv.DictReader(file) if row["path"] == "photos/1/1.png"]

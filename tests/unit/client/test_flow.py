@@ -441,6 +441,7 @@ def test_only_time_with_something_to_send_counts_towards_giving_up() -> None:
         CallFailed("UNAUTHENTICATED", "who?"),
         CallFailed("PERMISSION_DENIED", "no"),
         CallFailed("INVALID_ARGUMENT", "99 is no priority", "priority"),
+        CallFailed("INVALID_ARGUMENT", "the model takes no pictures", "items[0].encoded"),
     ],
 )
 def test_what_concerns_all_images_ends_everything(failed: CallFailed) -> None:
