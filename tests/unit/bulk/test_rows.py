@@ -478,9 +478,12 @@ def test_a_run_that_is_killed_again_and_again_ends_with_one_row_a_picture(kind: 
         name.write_bytes(picture)
     for stop in (1, COUNT // 3, COUNT):
         program: list[str | Path] = [sys.executable, "-m", "tests.unit.bulk.test_rows", photos, path, into]
-        with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as running:
+        with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
+            assert running.stdin is not None
             assert running.stdout is not None
             for line in running.stdout:
+                running.stdin.write("\n")
+                running.stdin.flush()
                 if stop < COUNT and int(line) >= stop:
                     running.kill()
                     break
@@ -499,6 +502,7 @@ def slowly(images: Iterator[str | bytes]) -> Iterator[Outcome]:
         yield outcome
         sys.stdout.write(f"{outcome.index}\n")
         sys.stdout.flush()
+        sys.stdin.readline()  # not further than one picture ahead of who kills it
 
 
 def main(photos: str, path: str, into: str) -> None:
