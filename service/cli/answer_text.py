@@ -26,7 +26,12 @@ class Printed:
     def failed(self, picture: Picture, error: str) -> None:
         """Prints an error."""
         self.errors += 1
-        click.echo(f"convoy: {picture.path or picture.name}: {error}", err=True)
+        print_error(picture, error)
+
+
+def print_error(picture: Picture, error: str) -> None:
+    """A line on stderr."""
+    click.echo(f"convoy: {picture.path or picture.name}: {error}", err=True)
 
 
 def json_text(name: str, answer: Classification) -> str:

@@ -2,13 +2,12 @@
 
 import contextlib
 import importlib
-import itertools
 import re
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,7 @@ from service.bulk.run import Ask, Rows, run
 from service.bulk.shard import Shard, parse_shard
 from service.bulk.sorting import How, Sorter
 from service.bulk.sources import check, is_one_file, pictures
-from service.cli.answer_text import Printed, bar_text, json_text
+from service.cli.answer_text import Printed, bar_text, json_text, print_error
 from service.cli.bulk_progress import progress, summary
 from service.cli.connection import read_token, server_options, unreachable
 from service.cli.parameters import FiniteFloat
@@ -255,13 +254,14 @@ def _classify_into(client: Any, options: Options, output: Output | None) -> None
     columns = Columns(info, options.top_k or TOP_K_ROWS, sorting=options.sort_into is not None)
     sorter = Sorter(options.sort_into, How(options.sort_mode), options.min_probability or 0.0) if options.sort_into else None
     skip = sorter.is_target if sorter is not None else lambda _: False
-    rows, left_out, started = Rows(output, sorter, columns), LeftOut(), time.monotonic()
+    rows, left_out, started = Rows(output, sorter, columns, print_error), LeftOut(), time.monotonic()
     done = rows.open()
     before, where = len(done), f"; rows in {options.output}" if output is not None else ""
     total = partial(count, options.paths, skip, options.shard.takes) if options.from_file is None else lambda: None
     try:
         with _terminated_as_interrupted(), progress(before, total) as advance:
-            found = pictures(_sources(options), left_out, skip, options.shard.takes)
+            sources = _sources(options, sorter.holds if sorter is not None else lambda _: False, left_out)
+            found = pictures(sources, left_out, skip, options.shard.takes)
             run(found, _ask(client, options, info, columns.asked_top_k), rows, done, advance)
     except BaseException:
         where += "; --resume continues them" if output is not None else ""
@@ -272,8 +272,16 @@ def _classify_into(client: Any, options: Options, output: Output | None) -> None
     _check(options, rows.classified, rows.errors)
 
 
-def _sources(options: Options) -> Iterator[str]:
-    return itertools.chain(options.paths, read_list(options.from_file) if options.from_file is not None else ())
+def _sources(
+    options: Options, is_result: Callable[[str], bool] = lambda _: False, left_out: LeftOut | None = None
+) -> Iterator[str]:
+    """The paths of the command line, then those of the list: it may be all that a search has found, results among them."""
+    yield from options.paths
+    for path in read_list(options.from_file) if options.from_file is not None else ():
+        if not is_result(path_of(path)):
+            yield path
+        elif left_out is not None:
+            left_out.counts["in the folder of --sort-into"] += 1
 
 
 def _described(client: Any, options: Options, version: str) -> ModelInfo:
