@@ -22,7 +22,11 @@ Skip = Callable[[str], bool]
 
 def walk(root: str, left_out: LeftOut, skip: Skip) -> Iterator[Picture]:
     """The pictures in a folder and those below it. Links to folders are followed, but not to a folder that they are in."""
-    for met, path, name in _descend(root, root if root.endswith("/") else f"{root}/", skip):
+
+    def on_other() -> None:
+        left_out.counts["pipes, sockets and devices"] += 1
+
+    for met, path, name in _descend(root, root if root.endswith("/") else f"{root}/", skip, on_other):
         if met is _Met.FILE:
             if left_out.takes(name):
                 yield Picture(name_of(path), path)
@@ -42,7 +46,7 @@ class _Met(Enum):
     LOOP = "links to a folder that they are in"
 
 
-def _descend(root: str, base: str, skip: Skip) -> Iterator[tuple[_Met, str, str]]:
+def _descend(root: str, base: str, skip: Skip, on_other: Callable[[], None] = lambda: None) -> Iterator[tuple[_Met, str, str]]:
     """What is in a folder and in those below it: its path and its name; of an error, the folder's path and what is wrong.
 
     `base` is what stands in front of a name in `root`. Of a FOLDER the path is that of names in it, too.
@@ -54,7 +58,7 @@ def _descend(root: str, base: str, skip: Skip) -> Iterator[tuple[_Met, str, str]
             path, base = entering
             entering = None
             try:
-                here, names = _identity(path), sorted_names(path)
+                here, names = _identity(path), sorted_names(path, on_other)
             except OSError as error:
                 yield _Met.ERROR, path, error.strerror or str(error)
             else:
@@ -83,15 +87,19 @@ def _identity(folder: str) -> _Identity:
     return status.st_dev, status.st_ino
 
 
-def sorted_names(folder: str) -> _Names:
+def sorted_names(folder: str, on_other: Callable[[], None] = lambda: None) -> _Names:
     """The names in a folder, sorted, and whether each is a folder. Raises OSError at once if it cannot be read.
 
+    Pipes, sockets and devices are left out, and `on_other` is called for each: who reads a pipe may wait for ever.
     Of a folder of very many, sorted parts are in a temporary file, so that a million names take no more memory than 50,000.
     """
     parts: list[_Names] = []
     names: list[tuple[str, bool]] = []
     with os.scandir(folder) as entries:
         for entry in entries:
+            if _is_endless(entry):
+                on_other()
+                continue
             names.append((entry.name, _is_folder(entry)))
             if len(names) == _NAMES_IN_MEMORY:
                 parts.append(_in_file(sorted(names)))
@@ -105,6 +113,16 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
         return entry.is_dir()
     except OSError:  # a link that leads nowhere or to itself: reading it says so
         return False
+
+
+def _is_endless(entry: "os.DirEntry[str]") -> bool:
+    try:
+        if entry.is_file() or entry.is_dir():  # without a system call, unless it is a link
+            return False
+        entry.stat()
+    except OSError:  # as in _is_folder
+        return False
+    return True
 
 
 def _in_file(names: list[tuple[str, bool]]) -> _Names:

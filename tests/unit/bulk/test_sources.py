@@ -73,6 +73,16 @@ def test_links_are_followed_and_their_loops_end(folder: Path) -> None:
     assert len(list(walk.glob("**/*.png"))) < 20
 
 
+def test_a_pipe_is_no_picture(folder: Path) -> None:
+    os.mkfifo(folder / "b" / "q.png")
+    (folder / "b" / "r.png").symlink_to("q.png")
+    (folder / "b" / "s.png").symlink_to("nowhere")
+    left_out = LeftOut()
+    assert names("b", left_out=left_out) == ["b/1.png", "b/2.JPG", "b/deep/3.webp", "b/s.png"]
+    assert left_out.counts["pipes, sockets and devices"] == 2
+    assert names("b/[q-s].png") == ["b/s.png"]
+
+
 def test_what_is_not_there_is_an_error_of_its_own(folder: Path) -> None:
     assert errors("none", "x*.png", "a.png") == {"none": "", "x*.png": "nothing matches", "a.png": ""}, "its reader says so"
     assert errors("none.tar") == {"none.tar": "No such file or directory"}
