@@ -75,11 +75,11 @@ class Options:
             if given:
                 raise UserError(f"--model-file asks no server: leave out --{given[0].replace('_', '-')}")
         if self.explain is not None:
-            others = ("model_file", "output", "resume", "sort_into", "as_json", "top_k")
+            others = ("output", "resume", "sort_into", "as_json", "top_k")
             given = [name for name in others if _is_given(ctx, name)]
             if given:
                 name = given[0].removeprefix("as_").replace("_", "-")
-                raise UserError(f"--explain asks a server for pictures of its own and writes those alone: leave out --{name}")
+                raise UserError(f"--explain writes pictures of its own alone: leave out --{name}")
         if self.resume and self.output is None:
             raise UserError("--resume continues the rows of --output: give their file")
         if self.as_json and self.output is not None:
@@ -225,7 +225,7 @@ def _print_all(client: Any, options: Options) -> None:
 
 
 def _explain_all(client: Any, options: Options, folder: Path) -> None:
-    _described(client, options, options.version)
+    info = _described(client, options, options.version)
     explained = errors = 0
     made = Made(folder)
     sources = (
@@ -234,7 +234,7 @@ def _explain_all(client: Any, options: Options, folder: Path) -> None:
         if not made.holds(picture)
     )
     try:
-        for picture, found, path in explain_into(folder, client, sources, options.model, options.version, options.timeout):
+        for picture, found, path in explain_into(folder, client, sources, info.model, options.version, options.timeout):
             name = picture.path or picture.name
             if isinstance(found, str):
                 errors += 1

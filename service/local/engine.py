@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry
 from service.client.connection import client_closed
 from service.client.messages import CallFailed
 from service.engine.classifier import Classifier
+from service.engine.explain import Explainer
 from service.engine.reply import send_reply
 from service.engine.repository import Repository
 from service.errors import InvalidRequest, QueueFull, RequestError, Unavailable, UserError, forget_traceback
@@ -33,11 +34,13 @@ from service.observability.trace_context import TraceContext
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.principal import UNKNOWN, Principal
 from service.rpc.classify import query_of, write_response, write_with_embeddings
+from service.rpc.explain import query_of as explain_query_of
+from service.rpc.explain import send_explanations
 from service.rpc.model_info import ModelInfoServicer
 from service.rpc.status import status_of
 
 Done = Callable[[bytes | BaseException], object]
-"""Takes the one outcome of a request, from any thread: a serialised `ClassifyResponse`, or why there is none."""
+"""Takes the one outcome of a request, from any thread: a serialised response, or why there is none."""
 
 
 class _Caller(NamedTuple):
@@ -73,6 +76,7 @@ class Engine:
                 models.repository, provider, metrics, cpus=self.cpus, load_seconds=threading.TIMEOUT_MAX, only=models.only
             )
             self._classifier = Classifier(self.repository, metrics, self.cpus)
+            self._explainer = Explainer(self._classifier)
             self._info = ModelInfoServicer(self.repository)
             _engines.add(self)
             try:
@@ -96,7 +100,7 @@ class Engine:
             raise UserError(f"which model? There are {', '.join(sorted(names))} (give model=)")
         return names[0]
 
-    def submit(self, request: pb.ClassifyRequest, reply: "Reply") -> None:
+    def submit(self, request: pb.ClassifyRequest | pb.ExplainRequest, reply: "Reply") -> None:
         """Has a request answered, to `reply`.
 
         Raises RequestError if it is refused, and CallFailed or UserError if there is no engine any more; `reply` gets nothing then.
@@ -106,15 +110,25 @@ class Engine:
         with self._lock:
             self._running.add(reply)
         try:
-            query = query_of(request, self._classifier, _CALLER)
-            write = write_with_embeddings if query.hidden else write_response
-            respond = partial(send_reply, self._classifier, reply, write, "")
-            reply.cancel = self._classifier.classify(query, respond, on_transport=False, may_decode=True)
+            begin: Callable[..., Callable[[], None]] = self._classify if isinstance(request, pb.ClassifyRequest) else self._explain
+            reply.cancel = begin(request, reply)
+            if self._closed.is_set():  # meanwhile, and `close` had nothing to cancel
+                reply.cancel()
         except BaseException:
             self._ended(reply)
             if self._closed.is_set():
                 raise client_closed() from None
             raise
+
+    def _classify(self, request: pb.ClassifyRequest, reply: "Reply") -> Callable[[], None]:
+        query = query_of(request, self._classifier, _CALLER)
+        write = write_with_embeddings if query.hidden else write_response
+        respond = partial(send_reply, self._classifier, reply, write, "")
+        return self._classifier.classify(query, respond, on_transport=False, may_decode=True)
+
+    def _explain(self, request: pb.ExplainRequest, reply: "Reply") -> Callable[[], None]:
+        respond = partial(send_explanations, self._classifier, reply, "")
+        return self._explainer.explain(explain_query_of(request, _CALLER), request.label, respond)
 
     def wait(self, seconds: float) -> None:
         """Waits, as for room in the queue, at most until `close`."""
@@ -147,6 +161,7 @@ class Engine:
         for reply in running:
             reply.cancel()
         self._classifier.close()
+        self._explainer.close()
         self.repository.wait_until_idle(threading.TIMEOUT_MAX)
         self.repository.stop()
         self.repository.wait_until_closed()

@@ -8,21 +8,25 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, NoReturn
 
+from service.client.connection import client_closed
 from service.client.images import Image, Images
 from service.client.messages import (
     CallFailed,
     Classification,
+    Explanation,
     ModelInfo,
     ModelStatus,
     Outcome,
     classification,
     classify_request,
+    explain_request,
+    explanations,
     filled,
     model_info,
     model_statuses,
 )
 from service.client.stream import IN_FLIGHT
-from service.errors import QueueFull, RequestError, UserError
+from service.errors import QueueFull, RequestError, Unavailable, UserError
 from service.local.engine import Engine, Reply, call_failed, close_later
 from service.local.many import Many
 from service.local.stream import Stream
@@ -93,6 +97,20 @@ class Local:
             images, model=self._name(model), version=version, top_k=top_k, priority=priority, timeout_seconds=timeout_seconds,
             embeddings=embeddings,
         )  # fmt: skip
+        return classification(pb.ClassifyResponse.FromString(self._answer(request)))
+
+    def explain(
+        self, images: Images, model: str = "", label: str | None = None, *, version: str = "", timeout_seconds: float = 0.0
+    ) -> list[Explanation]:
+        """Says which pixels of each image spoke for a label. Arguments and errors are those of `Client.explain`.
+
+        `model` may be left out where there is one: then give `label` by its name.
+        """
+        fields = {"model": self._name(model), "label": label or "", "version": version, "timeout_seconds": timeout_seconds}
+        return explanations(pb.ExplainResponse.FromString(self._answer(explain_request(images, **fields))))
+
+    def _answer(self, request: pb.ClassifyRequest | pb.ExplainRequest) -> bytes:
+        """The serialised response. Raises CallFailed, and UserError where there is no engine."""
         outcomes: SimpleQueue[bytes | BaseException] = SimpleQueue()
         outcome: bytes | BaseException
         for attempt in range(1, _ATTEMPTS + 1):
@@ -109,9 +127,11 @@ class Local:
             if not isinstance(outcome, QueueFull) or attempt == _ATTEMPTS:
                 break
             self._engine.wait(outcome.retry_after_seconds)
+        if isinstance(outcome, Unavailable) and self._engine.closed:
+            raise client_closed() from None
         if isinstance(outcome, BaseException):
             raise call_failed(outcome) from None
-        return classification(pb.ClassifyResponse.FromString(outcome))
+        return outcome
 
     def classify_stream(
         self,

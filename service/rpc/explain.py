@@ -8,10 +8,11 @@ from service.engine.answer import Answer
 from service.engine.classifier import Classifier
 from service.engine.explain import Explainer, Explanation
 from service.engine.query import Item, Query
+from service.engine.reply import Responder
 from service.errors import InvalidRequest, RequestError
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.rpc.call import Method, Unary, UnaryCall
-from service.rpc.classify import MAX_ID_CHARACTERS, SERVICE
+from service.rpc.classify import MAX_ID_CHARACTERS, SERVICE, Caller
 
 METHODS = {
     "class_activation": pb.Explanation.METHOD_CLASS_ACTIVATION, "occlusion": pb.Explanation.METHOD_OCCLUSION,
@@ -31,28 +32,41 @@ class ExplainServicer:
         return [Unary(f"/{SERVICE}/Explain", pb.ExplainRequest, self._explain)]
 
     def _explain(self, request: pb.ExplainRequest, call: UnaryCall) -> None:
-        if len(request.id) > MAX_ID_CHARACTERS:
-            raise InvalidRequest(f"the id has more than {MAX_ID_CHARACTERS} characters", "id")
-        query = Query(
-            request.model, [_item(item, at) for at, item in enumerate(request.items)], request.version,
-            timeout_seconds=request.timeout_seconds, deadline=call.deadline, trace=call.trace, id=request.id,
-            principal=call.principal,
-        )  # fmt: skip
-        call.on_cancelled(self._explainer.explain(query, request.label, partial(self._respond, call, request.id)))
+        respond = partial(send_explanations, self._classifier, call, request.id)
+        call.on_cancelled(self._explainer.explain(query_of(request, call), request.label, respond))
 
-    def _respond(self, call: UnaryCall, request_id: str, outcome: Answer | RequestError, found: Sequence[Explanation]) -> None:
-        if isinstance(outcome, RequestError):
-            call.fail(outcome)
-            return
-        start = time.monotonic()
-        try:
-            payload = _response(outcome, found, request_id).SerializeToString()
-        except Exception as error:  # noqa: BLE001 - as in send_reply
-            self._classifier.record_encoding_failure(outcome, error)
-            call.fail(error)
-            return
-        if call.reply(payload):
-            outcome.delivered(outcome.best(), time.monotonic() - start)
+
+def query_of(request: pb.ExplainRequest, call: Caller) -> Query:
+    """The query of a request. Raises RequestError for one that has no form."""
+    if len(request.id) > MAX_ID_CHARACTERS:
+        raise InvalidRequest(f"the id has more than {MAX_ID_CHARACTERS} characters", "id")
+    return Query(
+        request.model, [_item(item, at) for at, item in enumerate(request.items)], request.version,
+        timeout_seconds=request.timeout_seconds, deadline=call.deadline, trace=call.trace, id=request.id,
+        principal=call.principal,
+    )  # fmt: skip
+
+
+def send_explanations(
+    classifier: Classifier,
+    responder: Responder[bytes],
+    request_id: str,
+    outcome: Answer | RequestError,
+    found: Sequence[Explanation],
+) -> None:
+    """Sends what came of a request: an `ExplainResponse`, or its error."""
+    if isinstance(outcome, RequestError):
+        responder.fail(outcome)
+        return
+    start = time.monotonic()
+    try:
+        payload = _response(outcome, found, request_id).SerializeToString()
+    except Exception as error:  # noqa: BLE001 - as in send_reply
+        classifier.record_encoding_failure(outcome, error)
+        responder.fail(error)
+        return
+    if responder.reply(payload):
+        outcome.delivered(outcome.best(), time.monotonic() - start)
 
 
 def _item(item: pb.Item, at: int) -> Item:

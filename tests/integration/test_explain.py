@@ -357,6 +357,16 @@ def test_embeddings_are_for_those_who_ask(client: Client) -> None:
     assert (refused.value.code, refused.value.field) == ("INVALID_ARGUMENT", "embeddings")
 
 
+def test_the_command_needs_no_server(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "1.png").write_bytes(photo())
+    words = [str(tmp_path / "1.png"), "--model-file", str(models / "open"), "--explain", str(tmp_path / "why")]
+    done = CliRunner().invoke(classify, words, standalone_mode=False)
+    assert done.exception is None
+    assert "1.png  red  " in done.stdout
+    [written] = (tmp_path / "why").iterdir()
+    assert written.read_bytes().startswith(b"\x89PNG")
+
+
 def test_the_command_writes_a_picture_for_each(server: Server, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     out = folder / "why"

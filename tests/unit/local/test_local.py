@@ -18,13 +18,15 @@ import pytest
 from PIL import Image
 
 from service import Local
-from service.client import CallFailed, Classification, Client, Outcome
+from service.client import CallFailed, Classification, Client, Explanation, Outcome
 from service.config import ServerConfig
 from service.errors import UserError
 from service.local import many
 from service.local.many import WINDOW
 from service.server import Server
 from tests.conftest import put
+from tests.integration.test_explain import photo
+from tests.integration.test_explain import write_model as write_colors
 from tests.integration.test_foreign import write
 from tests.integration.test_heads import write_model
 
@@ -39,13 +41,14 @@ def picture(mode: str = "L", size: tuple[int, int] = (28, 28)) -> bytes:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory, model_file: Path) -> Path:
-    """A repository: digits in two versions, a model with two heads, one of another origin, and one that does not load."""
+    """A repository: digits in two versions; two heads; activations and embeddings; another origin; what does not load."""
     folder = tmp_path_factory.mktemp("local") / "models"
     for version in (1, 2):
         put(model_file, folder, "digits", version)
     policy = ("versions = 'all'", "max_request_items = 8", "max_image_pixels = 1_000_000", "aliases = {stable = 1}")
     (folder / "digits" / "serving.toml").write_text("\n".join(policy))
     write_model(folder / "two" / "1" / "model.onnx")
+    write_colors(folder / "colors" / "1" / "model.onnx", hidden=True)
     write(folder / "foreign" / "1" / "model.onnx")
     (folder / "broken" / "1").mkdir(parents=True)
     (folder / "broken" / "1" / "model.onnx").write_bytes(b"no model")
@@ -79,6 +82,18 @@ REQUESTS: dict[str, Ask] = {
     "the metadata of a foreign model": lambda asked: replace(asked.model("foreign"), preferred_batch_items=[]),
     "the models": lambda asked: asked.models(),
     "a stream": lambda asked: sorted(asked.classify_stream([[picture()], [b"none"], PIXELS, [], [PIXELS[0]] * 9], "digits")),
+    "class activation": lambda asked: asked.explain([photo(), photo()], "colors"),
+    "occlusion": lambda asked: asked.explain([picture(), PIXELS[0]], "digits"),
+    "an explanation of another label": lambda asked: asked.explain(PIXELS[:1], "digits", "7", version="1"),
+    "a label that is none": lambda asked: asked.explain([picture()], "digits", "10"),
+    "a label that is no text": lambda asked: asked.explain([picture()], "digits", 7),  # type: ignore[arg-type]
+    "an explanation of no picture": lambda asked: asked.explain([picture(), b"no picture"], "digits"),
+    "explanations of nothing": lambda asked: asked.explain([], "digits"),
+    "too many explanations": lambda asked: asked.explain([picture()] * 5, "digits"),
+    "an explanation of a foreign model": lambda asked: asked.explain([picture()], "foreign"),
+    "an explanation of no model": lambda asked: asked.explain([picture()], "cats"),
+    "no time to explain": lambda asked: asked.explain([picture()], "digits", timeout_seconds=1e-9),
+    "an explanation of floats": lambda asked: asked.explain([np.zeros((28, 28, 1))], "digits"),
     "no picture": lambda asked: asked.classify([picture(), b"no picture"], "digits"),
     "a broken picture": lambda asked: asked.classify([picture()[:90]], "digits"),
     "no items": lambda asked: asked.classify([], "digits"),
@@ -101,6 +116,19 @@ REQUESTS: dict[str, Ask] = {
 }
 
 
+class Close:
+    """Numbers that equal others of the same shape which differ by less than `within`."""
+
+    def __init__(self, values: Any, within: float) -> None:
+        self._values, self._within = np.asarray(values, np.float32), within
+
+    def __eq__(self, other: object) -> bool:
+        assert isinstance(other, Close)
+        return self._values.shape == other._values.shape and bool(np.abs(self._values - other._values).max() < self._within)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 def outcome(ask: Ask, asked: Client | Local) -> Any:
     """What is returned or raised, comparable, without what is measured."""
     try:
@@ -114,6 +142,10 @@ def comparable(value: Any) -> Any:
         return [comparable(each) for each in value]
     if isinstance(value, Classification):
         return replace(value, phases=dict.fromkeys(value.phases, 0.0))
+    if isinstance(value, Explanation):
+        overlay = Image.open(io.BytesIO(value.overlay))
+        # Hidden copies are computed in batches of any size, which differ in the last bits.
+        return value.prediction, value.method, Close(value.heat, 1e-4), overlay.mode, Close(overlay, 2)
     if isinstance(value, CallFailed):
         return type(value), value.code, value.message, value.field, value.retry_after_seconds
     return (type(value), str(value)) if isinstance(value, UserError) else value
@@ -128,7 +160,7 @@ def test_every_request_has_the_same_outcome_as_over_grpc(both: tuple[Client, Loc
 
 def test_the_model_may_be_left_out_where_there_is_one(both: tuple[Client, Local], models: Path) -> None:
     _, repository = both
-    with pytest.raises(UserError, match="which model\\? There are digits, foreign, two"):
+    with pytest.raises(UserError, match="which model\\? There are colors, digits, foreign, two"):
         repository.classify(PIXELS)
     with Local(models / "digits", cpus=1) as local:
         assert comparable(local.classify(PIXELS)) == comparable(repository.classify(PIXELS, "digits"))
@@ -181,6 +213,7 @@ def test_nothing_is_left_of_one_that_is_closed_or_forgotten(models: Path) -> Non
     before = set(threading.enumerate())
     with Local(models / "digits", cpus=1) as local:
         local.classify([picture()])
+        assert local.explain([picture()])[0].method == "occlusion"
         assert set(threading.enumerate()) > before
     assert set(threading.enumerate()) == before
     with pytest.raises(CallFailed, match="CANCELLED: the client is closed"):
@@ -223,6 +256,21 @@ def test_closing_cancels_what_others_wait_for(slow_file: Path, tmp_path: Path) -
             threading.Thread(target=local.close).start()
         codes.add(answer.code if isinstance(answer, CallFailed) else "OK")
     assert codes == {"OK", "CANCELLED"}
+
+
+def test_closing_cancels_an_explanation_that_another_waits_for(models: Path, tmp_path: Path) -> None:
+    shutil.copy(models / "digits" / "1" / "model.onnx", tmp_path)
+    (tmp_path / "serving.toml").write_text("max_explain_items = 10_000\nmax_batch_size = 1\n")
+    local = Local(tmp_path / "model.onnx", cpus=1)
+    found: list[Any] = []
+    asking = threading.Thread(target=lambda: found.append(outcome(lambda _: local.explain([picture()] * 100), local)))
+    asking.start()
+    until = time.monotonic() + 60
+    while not local._engine._explainer._running and time.monotonic() < until:
+        time.sleep(0.01)
+    local.close()
+    asking.join(60)
+    assert [each[1] for each in found] == ["CANCELLED"]
 
 
 def test_it_cannot_be_pickled_and_says_what_to_do(both: tuple[Client, Local]) -> None:
