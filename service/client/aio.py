@@ -137,7 +137,7 @@ class AsyncClient:
             CallFailed: the server refused or failed, or cannot be reached.
         """
         fields = {"model": model, "version": version, "top_k": top_k, "priority": priority, "timeout_seconds": timeout_seconds}
-        fields |= {"embeddings": True} if embeddings else {}
+        fields["embeddings"] = embeddings
         return classification(
             await self._call(self._stubs().classify, await _request(images, fields, classify_request), timeout_seconds)
         )
@@ -172,6 +172,7 @@ class AsyncClient:
         priority: int = 0,
         timeout_seconds: float = 0.0,
         in_flight: int = IN_FLIGHT,
+        embeddings: bool = False,
     ) -> AsyncGenerator[tuple[int, Classification | CallFailed], None]:
         """Classifies any number of requests over one stream, and reports what became of each: the lower layer of `classify_many`.
 
@@ -190,6 +191,7 @@ class AsyncClient:
             priority: as for `classify`.
             timeout_seconds: the server's time limit for each request; 0 sets none.
             in_flight: how many requests may be unanswered.
+            embeddings: as for `classify`.
 
         Yields:
             The number of a request, from 0, and its answer, or the CallFailed it was refused with; in the order of completion.
@@ -199,6 +201,7 @@ class AsyncClient:
             CallFailed: the stream could not be opened, or broke for another reason.
         """
         fields = {"model": model, "version": version, "top_k": top_k, "priority": priority, "timeout_seconds": timeout_seconds}
+        fields["embeddings"] = embeddings
         connection = next(self._turns)
         self._stubs(connection)  # raises before anything is taken from `requests`
         feed = AsyncFeed(requests, fields, in_flight)
@@ -265,6 +268,7 @@ class AsyncClient:
         priority: int = 0,
         ordered: bool = True,
         wait_seconds: float = 60.0,
+        embeddings: bool = False,
     ) -> AsyncGenerator[Outcome, None]:
         """Classifies any number of images, each of which gets exactly one outcome, as fast as the servers can.
 
@@ -282,6 +286,7 @@ class AsyncClient:
             priority: as for `classify`.
             ordered: in the order of the images; otherwise as they are ready, which holds back nothing behind a slow one.
             wait_seconds: how long to wait for a server that loads, restarts or cannot be reached, while there is something to send.
+            embeddings: as for `classify`.
 
         Yields:
             The outcome of each image: an answer, or the error of this image alone.
@@ -292,7 +297,7 @@ class AsyncClient:
             BaseException: what `images` raised; those before it are answered first.
         """
         # Where the model has a time limit for those who wait, nobody waits here: how long an image is in the queue is our choice.
-        fields = {"top_k": top_k, "priority": priority, "timeout_seconds": FOREVER_SECONDS}
+        fields = {"top_k": top_k, "priority": priority, "timeout_seconds": FOREVER_SECONDS, "embeddings": embeddings}
         request = filled(pb.ClassifyRequest(), model=model, version=version, **fields)
         many = AsyncManyImages(
             images, request, self._to_each, ordered=ordered, wait_seconds=wait_seconds, timeout_seconds=self._timeout_seconds

@@ -128,7 +128,7 @@ class Client:
             CallFailed: the server refused or failed, or cannot be reached.
         """
         fields = {"model": model, "version": version, "top_k": top_k, "priority": priority, "timeout_seconds": timeout_seconds}
-        fields |= {"embeddings": True} if embeddings else {}
+        fields["embeddings"] = embeddings
         return classification(self._call(self._stubs().classify, _request(images, fields, classify_request), timeout_seconds))
 
     def explain(
@@ -161,6 +161,7 @@ class Client:
         priority: int = 0,
         timeout_seconds: float = 0.0,
         in_flight: int = IN_FLIGHT,
+        embeddings: bool = False,
     ) -> Generator[tuple[int, Classification | CallFailed], None, None]:
         """Classifies any number of requests over one stream, and reports what became of each: the lower layer of `classify_many`.
 
@@ -179,6 +180,7 @@ class Client:
             priority: as for `classify`.
             timeout_seconds: the server's time limit for each request; 0 sets none.
             in_flight: how many requests may be unanswered.
+            embeddings: as for `classify`.
 
         Yields:
             The number of a request, from 0, and its answer, or the CallFailed it was refused with; in the order of completion.
@@ -188,6 +190,7 @@ class Client:
             CallFailed: the stream could not be opened, or broke for another reason.
         """
         fields = {"model": model, "version": version, "top_k": top_k, "priority": priority, "timeout_seconds": timeout_seconds}
+        fields["embeddings"] = embeddings
         connection = next(self._turns)
         self._stubs(connection)  # raises before anything is taken from `requests`
         feed = Feed(requests, fields, in_flight)
@@ -232,6 +235,7 @@ class Client:
         priority: int = 0,
         ordered: bool = True,
         wait_seconds: float = 60.0,
+        embeddings: bool = False,
     ) -> Generator[Outcome, None, None]:
         """Classifies any number of images, each of which gets exactly one outcome, as fast as the servers can.
 
@@ -249,6 +253,7 @@ class Client:
             priority: as for `classify`.
             ordered: in the order of the images; otherwise as they are ready, which holds back nothing behind a slow one.
             wait_seconds: how long to wait for a server that loads, restarts or cannot be reached, while there is something to send.
+            embeddings: as for `classify`.
 
         Yields:
             The outcome of each image: an answer, or the error of this image alone.
@@ -259,7 +264,7 @@ class Client:
             BaseException: what `images` raised; those before it are answered first.
         """
         # Where the model has a time limit for those who wait, nobody waits here: how long an image is in the queue is our choice.
-        fields = {"top_k": top_k, "priority": priority, "timeout_seconds": FOREVER_SECONDS}
+        fields = {"top_k": top_k, "priority": priority, "timeout_seconds": FOREVER_SECONDS, "embeddings": embeddings}
         request = filled(pb.ClassifyRequest(), model=model, version=version, **fields)
         many = ManyImages(
             images, request, self._to_each, ordered=ordered, wait_seconds=wait_seconds, timeout_seconds=self._timeout_seconds

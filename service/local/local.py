@@ -143,12 +143,13 @@ class Local:
         priority: int = 0,
         timeout_seconds: float = 0.0,
         in_flight: int = IN_FLIGHT,
+        embeddings: bool = False,
     ) -> Generator[tuple[int, Classification | CallFailed], None, None]:
         """Classifies any number of requests, `in_flight` at a time. Arguments and what it yields are those of `Client`.
 
         A request that finds the queue full waits until there is room.
         """
-        fields = {"model": self._name(model), "version": version, "top_k": top_k, "priority": priority}
+        fields = {"model": self._name(model), "version": version, "top_k": top_k, "priority": priority, "embeddings": embeddings}
         stream = Stream(self._engine, requests, fields | {"timeout_seconds": timeout_seconds}, in_flight)
         try:
             yield from stream.answers()
@@ -165,12 +166,13 @@ class Local:
         priority: int = 0,
         ordered: bool = True,
         wait_seconds: float = 60.0,  # noqa: ARG002 - as `Client`; there is no server to wait for
+        embeddings: bool = False,
     ) -> Generator[Outcome, None, None]:
         """Classifies any number of images, each with one outcome. Arguments and what it yields are those of `Client`.
 
         Images are taken, files read and decoded ahead of the model, so far as memory for some hundred images allows.
         """
-        fields = {"model": self._name(model), "version": version, "top_k": top_k, "priority": priority}
+        fields = {"model": self._name(model), "version": version, "top_k": top_k, "priority": priority, "embeddings": embeddings}
         many = Many(self._engine, images, fields, ordered=ordered)
         try:
             yield from many.outcomes()

@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
+from service import Local
 from service.cli.classify import classify
 from service.client import AsyncClient, CallFailed, Client, Explanation
 from service.config import ServerConfig
@@ -355,6 +356,28 @@ def test_embeddings_are_for_those_who_ask(client: Client) -> None:
     with pytest.raises(CallFailed, match="gives no embeddings: export or import it with --embeddings") as refused:
         client.classify(images, "closed", embeddings=True)
     assert (refused.value.code, refused.value.field) == ("INVALID_ARGUMENT", "embeddings")
+
+
+def test_each_of_many_images_has_its_embedding(server: Server, models: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (100, SIDE, SIDE, 3)).astype(np.uint8)
+    images[7] = 0
+    batches = [images[:40], images[40:]]
+
+    async def over_asyncio() -> tuple[list[Any], dict[int, Any]]:
+        async with AsyncClient(f"127.0.0.1:{server.grpc_port}") as client:
+            many = [each.answer async for each in client.classify_many(images, "open", embeddings=True)]
+            return many, {number: answer async for number, answer in client.classify_stream(batches, "open", embeddings=True)}
+
+    found: list[tuple[list[Any], dict[int, Any]]] = [asyncio.run(over_asyncio())]
+    with Client(f"127.0.0.1:{server.grpc_port}") as client, Local(models / "open", cpus=1) as local:
+        for asked in (client, local):
+            answered: list[Any] = [each.answer for each in asked.classify_many(images, "open", embeddings=True)]
+            found.append((answered, dict(asked.classify_stream(batches, "open", embeddings=True))))
+            assert [each.answer.embeddings for each in asked.classify_many(images[:2], "open")] == [[], []]  # type: ignore[union-attr]
+    for many, streamed in found:
+        for answers in (many, [streamed[0], streamed[1]]):
+            rows = np.concatenate([each.embeddings for each in answers])
+            np.testing.assert_allclose(rows, images.mean((1, 2)) / 255, rtol=1e-5)
 
 
 def test_the_command_needs_no_server(models: Path, tmp_path: Path) -> None:

@@ -82,6 +82,13 @@ REQUESTS: dict[str, Ask] = {
     "the metadata of a foreign model": lambda asked: replace(asked.model("foreign"), preferred_batch_items=[]),
     "the models": lambda asked: asked.models(),
     "a stream": lambda asked: sorted(asked.classify_stream([[picture()], [b"none"], PIXELS, [], [PIXELS[0]] * 9], "digits")),
+    "embeddings": lambda asked: asked.classify([photo()], "colors", embeddings=True),
+    "embeddings in a stream": lambda asked: list(asked.classify_stream([[photo()]], "colors", embeddings=True)),
+    "embeddings of many": lambda asked: [each.answer for each in asked.classify_many([photo()], "colors", embeddings=True)],
+    "no embeddings": lambda asked: asked.classify([picture()], "digits", embeddings=True),
+    "no embeddings in a stream": lambda asked: list(asked.classify_stream([[picture()]], "digits", embeddings=True)),
+    "no embeddings of many": lambda asked: list(asked.classify_many([picture()], "digits", embeddings=True)),
+    "embeddings that are no truth": lambda asked: asked.classify([picture()], "digits", embeddings="yes"),  # type: ignore[arg-type]
     "class activation": lambda asked: asked.explain([photo(), photo()], "colors"),
     "occlusion": lambda asked: asked.explain([picture(), PIXELS[0]], "digits"),
     "an explanation of another label": lambda asked: asked.explain(PIXELS[:1], "digits", "7", version="1"),
