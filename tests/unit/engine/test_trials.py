@@ -314,7 +314,7 @@ def test_large_trials_and_large_refusals_at_the_same_time_are_all_answered(hones
 @pytest.mark.parametrize("labels", ["few", "many"])
 def test_a_process_that_hangs_is_replaced(labels: str, honest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trial_client.stop()
-    monkeypatch.setattr(client, "DEAF_SECONDS", 1)
+    monkeypatch.setattr(client, "DEAF_SECONDS", 3)
     monkeypatch.setattr(client, "EXIT_SECONDS", 0.1)
     monkeypatch.setattr(trials, "LATE_SECONDS", 0.5)
     process = stop_reading()
