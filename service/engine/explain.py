@@ -388,7 +388,7 @@ class _Work:
             step()
         except Exception as error:
             if not isinstance(error, RequestError):
-                log.exception("model %s: an answer could not be explained", self.served.name)
+                log.exception("model %s version %d: an answer could not be explained", self.served.name, self.served.version)
                 error = ModelFailed("the request failed inside the server")
             self._end(error)
 

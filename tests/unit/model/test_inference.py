@@ -98,7 +98,7 @@ def test_batches_are_no_larger_than_the_model_can_run(measure: Measure, caplog: 
         node("MatMul", "x weight", "before"), node("Add", "before zero", "product"),
     ]  # fmt: skip
     assert list(measure(nodes, {"table": np.zeros(8, np.float32)})) == [1, 2, 4]
-    assert "model: batches of 8 items failed; the largest batch is now 4" in caplog.text
+    assert "model.onnx: batches of 8 items failed; the largest batch is now 4" in caplog.text
 
 
 def test_a_slow_model_is_not_measured_in_batches_that_are_no_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

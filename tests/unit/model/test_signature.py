@@ -55,7 +55,7 @@ def test_outputs_that_are_not_tensors_of_numbers_are_left_out(tmp_path: Path, ca
     classifier = helper.make_node("LinearClassifier", ["x"], ["label", "scores"], domain="ai.onnx.ml", **attributes)
     both = write(tmp_path / "both.onnx", [classifier], {"label": TensorProto.STRING, "scores": FLOAT})
     assert [output.name for output in load_model(both, "cpu", 1).outputs] == ["scores"]
-    assert "model: outputs that are not tensors of numbers are not served: tensor(string) 'label'" in caplog.text
+    assert "both.onnx: outputs that are not tensors of numbers are not served: tensor(string) 'label'" in caplog.text
     with pytest.raises(InvalidModel, match=r"the graph gives tensor\(string\) 'label'; tensors of numbers are accepted"):
         load_model(write(tmp_path / "label.onnx", [classifier], {"label": TensorProto.STRING}), "cpu", 1)
 
