@@ -87,7 +87,7 @@ def test_an_answer_is_explained_until_the_next_one(page: Page, digits: Dataset) 
     expect(page.locator("#why-text")).to_contain_text(f"Red spoke for “{digits.labels[digits.test.labels[0]]}”")
     assert (
         page.evaluate("document.getElementById('overlay').decode().then(() => document.getElementById('overlay').naturalWidth)")
-        == 476
+        == 9 * 28
     )
     expect(page.locator("#explain")).to_be_hidden()
     send(page, "other.png", digits.test.encoded(1))
