@@ -1,9 +1,7 @@
 """Pictures of what spoke for each answer, in a folder of their own."""
 
-import os
 import time
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -16,26 +14,6 @@ from service.errors import UserError
 
 _OF_ONE_PICTURE = ("RESOURCE_EXHAUSTED", "INTERNAL", "DEADLINE_EXCEEDED")
 _RETRY_SECONDS = 0.2
-
-
-class Made:
-    """`folder`, whose pictures are explanations and no sources."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = os.path.realpath(folder)
-        self._holds = lru_cache(1024)(self._is_in)
-
-    def is_target(self, folder: str) -> bool:
-        """Whether this is the folder, or in it."""
-        return self._holds(folder)
-
-    def holds(self, picture: Picture) -> bool:
-        """Whether a picture's file is in the folder."""
-        return picture.path is not None and self._holds(os.path.dirname(picture.path))  # noqa: PTH120
-
-    def _is_in(self, folder: str) -> bool:
-        real = os.path.realpath(folder)
-        return real == self._folder or real.startswith(os.path.join(self._folder, ""))  # noqa: PTH118
 
 
 class Explainer(Protocol):

@@ -12,7 +12,6 @@ import secrets
 import shutil
 from collections.abc import Sequence
 from enum import StrEnum
-from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import cast
@@ -20,6 +19,7 @@ from typing import cast
 from service.bulk.moving import copy, holds_bytes_of, is_moved, linked, remove_moved, replace_link
 from service.bulk.path_set import PathSet
 from service.bulk.pictures import Picture, name_of, path_of, scheme
+from service.bulk.results_folder import ResultsFolder
 from service.bulk.safe_names import folder_names, safe_name
 from service.errors import UserError
 
@@ -40,6 +40,7 @@ class Sorter:
 
     def __init__(self, folder: Path, how: How, min_probability: float) -> None:
         self.folder = folder
+        self.results = ResultsFolder(folder)
         self._how = how
         self._min_probability = min_probability
         self._folders: dict[str, str] = {}
@@ -54,19 +55,6 @@ class Sorter:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--sort-into {self.folder}: {error.strerror}") from None
-
-    def is_target(self, folder: str) -> bool:
-        """Whether this is DIR, whose pictures are results and no sources."""
-        try:
-            return os.path.samefile(folder, self.folder)  # noqa: PTH121
-        except OSError:
-            return False
-
-    def holds(self, path: str) -> bool:
-        """Whether a path leads into DIR, or is DIR."""
-        folder, name = os.path.split(path.rstrip("/"))
-        here = os.getcwd()  # noqa: PTH109
-        return f"{_real(here, folder)}/{name}/".startswith(f"{_real(here, str(self.folder))}/")
 
     def claim(self, path: str, sorted_to: str | None) -> bool:
         """Takes note of an earlier run's row, and removes a picture that the run was stopped before removing.
@@ -179,11 +167,6 @@ class Sorter:
         pairs, self._to_remove = self._to_remove, []
         for source, target in pairs:
             remove_moved(source, target)
-
-
-@lru_cache(1000)
-def _real(here: str, folder: str) -> str:
-    return os.path.realpath(os.path.join(here, folder)).rstrip("/")  # noqa: PTH118
 
 
 def _last_name(name: str) -> str:

@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib
-import re
 import signal
 import sys
 import threading
@@ -15,12 +14,13 @@ from typing import Any
 
 import click
 
-from service.bulk.columns import Columns
+from service.bulk.columns import Columns, reason
 from service.bulk.counting import count
-from service.bulk.explaining import Made, explain_into
+from service.bulk.explaining import explain_into
 from service.bulk.lists import read_list
 from service.bulk.output import Output
 from service.bulk.pictures import LeftOut, path_of, scheme
+from service.bulk.results_folder import ResultsFolder
 from service.bulk.run import Ask, Rows, run
 from service.bulk.shard import Shard, parse_shard
 from service.bulk.sorting import How, Sorter
@@ -88,11 +88,11 @@ class Options:
             raise UserError("--sort-mode and --min-probability say how pictures are sorted: give --sort-into DIR")
         for path in self.paths:
             check(path)
-            if self.sort_into is not None and _is_same(path, self.sort_into):
+            if self.sort_into is not None and ResultsFolder(self.sort_into).is_it(path):
                 raise UserError(
                     f"--sort-into {self.sort_into} is to be classified itself: choose another folder, which may be in it"
                 )
-            if self.explain is not None and not scheme(path) and Made(self.explain).is_target(path_of(path)):
+            if self.explain is not None and not scheme(path) and ResultsFolder(self.explain).holds(path_of(path)):
                 raise UserError(f"{path} is what --explain {self.explain} writes: choose another folder, which may be in a PATH")
 
     @property
@@ -117,13 +117,6 @@ class Options:
 
 def _is_given(ctx: click.Context, name: str) -> bool:
     return ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
-
-
-def _is_same(path: str, folder: Path) -> bool:
-    try:
-        return folder.samefile(path)
-    except (OSError, ValueError):
-        return False
 
 
 class ShardType(click.ParamType[Shard]):
@@ -227,21 +220,18 @@ def _print_all(client: Any, options: Options) -> None:
 def _explain_all(client: Any, options: Options, folder: Path) -> None:
     info = _described(client, options, options.version)
     explained = errors = 0
-    made = Made(folder)
-    sources = (
-        picture
-        for picture in pictures(_sources(options), LeftOut(), made.is_target, options.shard.takes)
-        if not made.holds(picture)
-    )
+    results = ResultsFolder(folder)
+    found = pictures(_sources(options), LeftOut(), results.is_it, options.shard.takes)
+    sources = (picture for picture in found if picture.path is None or not results.holds(picture.path))
     try:
-        for picture, found, path in explain_into(folder, client, sources, info.model, options.version, options.timeout):
+        for picture, explanation, path in explain_into(folder, client, sources, info.model, options.version, options.timeout):
             name = picture.path or picture.name
-            if isinstance(found, str):
+            if isinstance(explanation, str):
                 errors += 1
-                click.echo(f"convoy: {name}: {found}", err=True)
+                click.echo(f"convoy: {name}: {explanation}", err=True)
             else:
                 explained += 1
-                click.echo(f"{name}  {found.prediction.label}  {found.prediction.probability:.1%}  {path}")
+                click.echo(f"{name}  {explanation.prediction.label}  {explanation.prediction.probability:.1%}  {path}")
     except CallFailed as error:
         raise unreachable(options.server, error) or UserError(str(error)) from None
     _check(options, explained, errors)
@@ -253,14 +243,14 @@ def _classify_into(client: Any, options: Options, output: Output | None) -> None
     info = _described(client, options, earlier[1] if earlier is not None else options.version)
     columns = Columns(info, options.top_k or TOP_K_ROWS, sorting=options.sort_into is not None)
     sorter = Sorter(options.sort_into, How(options.sort_mode), options.min_probability or 0.0) if options.sort_into else None
-    skip = sorter.is_target if sorter is not None else lambda _: False
+    skip = sorter.results.is_it if sorter is not None else lambda _: False
     rows, left_out, started = Rows(output, sorter, columns, print_error), LeftOut(), time.monotonic()
     done = rows.open()
     before, where = len(done), f"; rows in {options.output}" if output is not None else ""
     total = partial(count, options.paths, skip, options.shard.takes) if options.from_file is None else lambda: None
     try:
         with _terminated_as_interrupted(), progress(before, total) as advance:
-            sources = _sources(options, sorter.holds if sorter is not None else lambda _: False, left_out)
+            sources = _sources(options, sorter.results.holds if sorter is not None else lambda _: False, left_out)
             found = pictures(sources, left_out, skip, options.shard.takes)
             run(found, _ask(client, options, info, columns.asked_top_k), rows, done, advance)
     except BaseException:
@@ -335,8 +325,6 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 def _explained(error: CallFailed, options: Options, path: str) -> UserError:
     """The error as the user sees it: with the file's path where the server named the item."""
-    if isinstance(error, RequestTooLarge):
-        return UserError(f"{path}: too large: {error.message}")
-    if item_at_fault(error) is not None:
-        return UserError(f"{path}: {re.sub(r'^item [0-9]+: ', '', error.message)}")
+    if isinstance(error, RequestTooLarge) or item_at_fault(error) is not None:
+        return UserError(f"{path}: {reason(error)}")
     return unreachable(options.server, error) or UserError(str(error))

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from service.bulk.explaining import Made, explain_into
+from service.bulk.explaining import explain_into
 from service.bulk.pictures import LeftOut, Picture
+from service.bulk.results_folder import ResultsFolder
 from service.bulk.sources import pictures
 from service.client import CallFailed, Explanation, Prediction, RequestTooLarge
 
@@ -80,7 +81,7 @@ def test_explanations_are_no_sources(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "photos" / "link").symlink_to(out)
-    made = Made(out)
+    results = ResultsFolder(out)
     for source in (f"{tmp_path}/photos", f"{tmp_path}/photos/**/*.png", f"{tmp_path}/photos/*"):
-        found = [each.name for each in pictures([source], LeftOut(), made.is_target) if not made.holds(each)]
+        found = [each.name for each in pictures([source], LeftOut(), results.is_it) if not results.holds(each.path or "")]
         assert found == [f"{tmp_path}/photos/a.png", f"{tmp_path}/photos/why2/d.png"]

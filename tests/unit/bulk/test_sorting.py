@@ -31,7 +31,7 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def sort(*sources: str | Path, how: How = How.COPY, into: Path = Path("into")) -> list[str]:
     sorter = Sorter(into, how, 0.5)
     rows = Rows(None, sorter, columns())
-    run(pictures(map(str, sources), LeftOut(), sorter.is_target), ask, rows, rows.open())
+    run(pictures(map(str, sources), LeftOut(), sorter.results.is_it), ask, rows, rows.open())
     rows.close()
     return sorted(str(path.relative_to(into)) for path in into.rglob("*") if not path.is_dir())
 
@@ -155,9 +155,9 @@ def test_no_sign_of_a_glob_matches_the_folder_of_results(pattern: str, photos: P
     first = sort("photos", into=into)
     assert sort(pattern, into=into) == first
     sorter = Sorter(into, How.COPY, 0.5)
-    found = [picture.name for picture in pictures([pattern], LeftOut(), sorter.is_target)]
+    found = [picture.name for picture in pictures([pattern], LeftOut(), sorter.results.is_it)]
     assert not any("sorted" in name for name in found if "*" not in name)
-    named = [picture.name for picture in pictures(["photos/sorted/ann/*.png"], LeftOut(), sorter.is_target)]
+    named = [picture.name for picture in pictures(["photos/sorted/ann/*.png"], LeftOut(), sorter.results.is_it)]
     assert len(named) == 3, "one that is named is meant"
 
 
@@ -166,9 +166,9 @@ def test_what_a_list_has_of_the_folder_of_results_is_known(photos: Path, tmp_pat
     sorter = Sorter(photos / "sorted", How.COPY, 0.5)
     sorter.open(LABELS)
     inside = ["photos/sorted", "./photos/sorted/", "photos/sorted/ann/1.png", str(photos / "sorted/x.png"), "link/sorted/ann/1.png"]
-    assert [path for path in inside if not sorter.holds(path)] == []
+    assert [path for path in inside if not sorter.results.holds(path)] == []
     outside = ["photos", "photos/a/1.png", "photos/sorted-not/1.png", "sorted/1.png", ".", "/", "none/1.png"]
-    assert [path for path in outside if sorter.holds(path)] == []
+    assert [path for path in outside if sorter.results.holds(path)] == []
 
 
 def test_nothing_is_written_outside_of_the_folder(photos: Path, tmp_path: Path) -> None:
