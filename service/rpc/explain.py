@@ -6,7 +6,8 @@ from functools import partial
 
 from service.engine.answer import Answer
 from service.engine.classifier import Classifier
-from service.engine.explain import Explainer, Explanation
+from service.engine.explain import Explainer
+from service.engine.explanation import Explanation
 from service.engine.query import Item, Query
 from service.engine.reply import Responder
 from service.errors import InvalidRequest, RequestError
