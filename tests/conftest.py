@@ -256,10 +256,14 @@ def full_disk(most_bytes: int = 10) -> Iterator[None]:
     """No file can grow beyond so many bytes in this process, nor in those that it starts."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with pytest.MonkeyPatch.context() as patch:
+        # The bytecode of what is imported meanwhile would be cut off, and never be imported again (python/cpython#126606).
+        patch.setattr(sys, "dont_write_bytecode", True)
+        patch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 Spawn = Callable[..., ServerProcess]

@@ -25,6 +25,7 @@ from service.bulk.sorting import How, Sorter
 from service.bulk.sources import pictures
 from service.client import CallFailed, Classification, Outcome, Prediction, RequestTooLarge
 from service.errors import FileUnreadable, UserError
+from tests.conftest import full_disk
 from tests.unit.bulk.answers import LABELS, ask, columns, content, info
 
 KINDS = pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
@@ -235,14 +236,9 @@ def test_two_at_a_time_do_not_write_the_same_output(photos: Path, tmp_path: Path
 
 
 def test_a_full_disk_leaves_whole_rows(photos: Path, tmp_path: Path) -> None:
-    script = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300)); "
-        "from pathlib import Path; from tests.unit.bulk.test_rows import classify; classify(Path(sys.argv[1]), Path(sys.argv[2]))"
-    )
     path = tmp_path / "rows.jsonl"
-    ended = subprocess.run([sys.executable, "-c", script, photos, path], capture_output=True, text=True, check=False)
-    assert "File too large; --resume goes on from here" in ended.stderr
+    with full_disk(300), pytest.raises(UserError, match="File too large; --resume goes on from here"):
+        classify(photos, path)
     assert path.stat().st_size <= 300
     classify(photos, path, resume=True)
     assert len(read(path)) == 6
