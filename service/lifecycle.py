@@ -14,12 +14,12 @@ from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from service import listeners
 from service.config import FOREIGN_SHARED_MEMORY, ServerConfig
 from service.errors import UserError
-from service.process_exit import exit_at_once
-from service.ready_file import ReadyFile
-from service.unix_socket import UnixSocket
+from service.process.process_exit import exit_at_once
+from service.process.ready_file import ReadyFile
+from service.sockets import listeners
+from service.sockets.unix_socket import UnixSocket
 
 if TYPE_CHECKING:
     from service.model.trusted_keys import TrustedKeys

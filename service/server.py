@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 
-from service import message_limits
 from service.access.authenticator import Authenticator
+from service.access.exposure import control_allowed, log_exposure, open_access
 from service.config import ServerConfig
 from service.control import Control, ControlPlaces, ForbiddenControl
+from service.engine import message_limits
 from service.engine.classifier import Classifier
 from service.engine.decoding_processes import DecodingProcesses
 from service.engine.explain import Explainer
@@ -34,8 +35,6 @@ from service.engine.quotas import Quotas
 from service.engine.repository import Repository
 from service.engine.trial import TryVersion
 from service.engine.trials import Trials
-from service.exposure import control_allowed, log_exposure, open_access
-from service.grpc_transport import create_transport
 from service.http import gate as http_gate
 from service.http.page import Page
 from service.http.rest import Rest
@@ -46,11 +45,12 @@ from service.model.session import check_provider
 from service.observability.metrics import Metrics
 from service.open_inference.metadata import ServerMetadata
 from service.open_inference.shared_memory import SharedMemory
-from service.process_exit import before_exit, exit_at_once
-from service.ready_file import ReadyFile
+from service.process.process_exit import before_exit, exit_at_once
+from service.process.ready_file import ReadyFile
 from service.rpc import channelz, classify, explain, health, model_info, open_inference, open_inference_admin, reflection
 from service.rpc import gate as rpc_gate
 from service.rpc.call import Method
+from service.rpc.grpc_transport import create_transport
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter
 
-from service import audit
+from service.access import audit
 from service.access.auth_file import AuthFile, Group, parse_auth_file
 from service.access.grant import Grant
 from service.errors import Refused, UserError
-from service.principal import Principal
-from service.vital_thread import vital_thread
+from service.process.vital_thread import vital_thread
+from service.requests.principal import Principal
 
 if TYPE_CHECKING:
     from service.access.jwks import KeySource

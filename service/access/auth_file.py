@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from service.errors import UserError
-from service.loopback import is_loopback
+from service.sockets.loopback import is_loopback
 
 TOKEN_PREFIX = "convoy_"  # noqa: S105 - lets programs that look for leaked secrets find it
 TOKEN_BYTES = 32

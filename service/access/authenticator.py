@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from service.access.access import Access, Rules
 from service.access.grant import Grant
 from service.errors import Refused, Unauthenticated
-from service.principal import Principal
+from service.requests.principal import Principal
 
 MAX_REMEMBERED = 10_000
 MAX_TOKEN_CHARACTERS = 16 * 1024

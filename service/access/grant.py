@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from service.access.rights import ADMIN, Right, need_of
 from service.errors import PermissionDenied, Refused, Unauthenticated
-from service.principal import Principal
+from service.requests.principal import Principal
 
 _MAX_REMEMBERED_CHARACTERS = 256
 """A longer name is no model's, and is not kept: ten thousand grants may be remembered."""

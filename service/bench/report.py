@@ -11,7 +11,7 @@ from rich.table import Table
 from service.bench.load import NOT_SENT, Load, Outcome
 from service.bench.server_metrics import Snapshot, quantile
 from service.errors import UserError
-from service.phases import PHASES
+from service.requests.phases import PHASES
 
 PERCENTILES = (50.0, 90.0, 99.0, 99.9)
 _BUSY_CORES = 0.9

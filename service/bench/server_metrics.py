@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.errors import UserError
-from service.loopback import is_loopback
-from service.phases import PHASES
+from service.requests.phases import PHASES
+from service.sockets.loopback import is_loopback
 
 _TIMEOUT_SECONDS = 10.0
 

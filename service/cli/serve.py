@@ -4,12 +4,12 @@ from typing import Any
 
 import click
 
-from service import audit
+from service.access import audit
 from service.cli.config_options import NO_CONTROL, ServeCommand, parameters
 from service.config import ServerConfig
 from service.lifecycle import raise_file_limit
-from service.logs import set_up_logging
-from service.malloc import limit_freed_memory
+from service.process.logs import set_up_logging
+from service.process.malloc import limit_freed_memory
 
 
 @click.command(cls=ServeCommand, params=[*parameters(ServerConfig), NO_CONTROL])

@@ -19,8 +19,8 @@ from service.client.http_proxy import http_proxy
 from service.client.images import read_file
 from service.client.messages import CallFailed, call_failed
 from service.errors import UserError
-from service.loopback import is_loopback
 from service.pb.convoy.v1 import classifier_pb2 as pb
+from service.sockets.loopback import is_loopback
 
 MAX_RETRIED_BYTES = 1024 * 1024
 """gRPC retries requests up to this size. No server's `--max-message-bytes` is below it: a request refused as too large, which has

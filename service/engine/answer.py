@@ -11,7 +11,7 @@ from service.engine.served_version import ServedVersion
 from service.engine.top_k import Results, best_labels
 from service.errors import InvalidRequest, ModelFailed, RequestError
 from service.observability.trace_context import TraceContext
-from service.phases import Phases
+from service.requests.phases import Phases
 
 log = logging.getLogger(__name__)
 

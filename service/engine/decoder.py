@@ -23,10 +23,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from service.errors import InvalidRequest
-from service.malloc import limit_freed_memory
 from service.model.input_spec import InputSpec
 from service.model.picture_cost import bytes_needed, bytes_to_open
 from service.model.preprocessing import open_image, to_pixels
+from service.process.malloc import limit_freed_memory
 
 QUESTION = struct.Struct(">dQIQ")
 """Seconds, the most pixels that are accepted, the bytes of the JSON, the bytes of the file."""

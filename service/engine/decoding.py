@@ -18,14 +18,14 @@ from service.engine.decoding_processes import DecodingProcesses
 from service.engine.query import Item
 from service.engine.served_version import ServedVersion
 from service.errors import InvalidRequest, QueueFull
-from service.fair_threads import FairThreads
 from service.import_advice import import_advice
 from service.model.input_spec import InputSpec
 from service.model.picture_cost import CHEAP_BYTES, DEAR, decoding_steps, resizes_cheaply
 from service.model.preprocessing import open_image, to_pixels
 from service.model.resizing import resized_pixels
 from service.model.signature import TensorSpec, picture_files
-from service.principal import UNKNOWN, Principal
+from service.requests.fair_threads import FairThreads
+from service.requests.principal import UNKNOWN, Principal
 
 INLINE_DECODE_ITEMS = 32
 INLINE_DECODE_BYTES = 64 * 1024

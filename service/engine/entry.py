@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from service.errors import RequestError
 from service.observability.trace_context import TraceContext
-from service.principal import UNKNOWN, Principal
+from service.requests.principal import UNKNOWN, Principal
 
 
 class State(Enum):

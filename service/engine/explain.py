@@ -21,12 +21,12 @@ from service.engine.query import Query
 from service.engine.request import deadline_after
 from service.engine.served_version import ServedVersion
 from service.errors import InvalidRequest, QueueFull, RequestError, Unimplemented
-from service.fair_threads import FairThreads
 from service.model.contract import ACTIVATIONS_NAME
 from service.model.occlusion import Grid, grid_of
 from service.model.overlay import drawn_bytes
 from service.policy import FEWEST_EXPLAIN_ITEMS, Policy
-from service.principal import Principal
+from service.requests.fair_threads import FairThreads
+from service.requests.principal import Principal
 
 RUNNING = 16
 """Explanations that are being made at a time, of all models; of one client half as many. Each holds its pictures and a batch."""

@@ -18,12 +18,12 @@ from service.engine.query import Query
 from service.engine.request import Request
 from service.engine.served_version import ServedVersion
 from service.errors import Cancelled, DeadlineExceeded, ModelFailed, QueueFull, RequestError, Unavailable, forget_traceback
-from service.fair_threads import FairThreads
 from service.model.class_activation import class_activation_map, enlarged
 from service.model.contract import ACTIVATIONS_NAME, LOGITS_NAME
 from service.model.occlusion import Grid, hide, log_odds, mean_falls
 from service.model.overlay import overlay
-from service.principal import Principal
+from service.requests.fair_threads import FairThreads
+from service.requests.principal import Principal
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
-from service.vital_thread import vital_thread
+from service.process.vital_thread import vital_thread
 
 log = logging.getLogger(__name__)
 

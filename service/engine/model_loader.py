@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from service import audit
+from service.access import audit
 from service.engine.instances import load_instances, start_batcher
 from service.engine.registry import Registry
 from service.engine.served_version import Fingerprint, ServedVersion
@@ -29,7 +29,6 @@ from service.errors import (
     UserError,
     short_reason,
 )
-from service.malloc import return_freed_memory
 from service.model.files import file_state
 from service.model.providers import Provider
 from service.model.repository_layout import MODEL_FILE, labels_path, model_path, version_labels_path, version_numbers
@@ -37,6 +36,7 @@ from service.model.session import ProviderUnavailable, fell_back
 from service.observability.metrics import Metrics
 from service.observability.trace_context import TraceContext
 from service.policy import Policy
+from service.process.malloc import return_freed_memory
 from service.triton.config_file import CONFIG_FILE
 from service.triton.labels import declared_labels, label_paths
 from service.triton.model_config import TritonSettings

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from service.engine.served_version import ServedVersion
 from service.observability.trace_context import TraceContext
-from service.principal import UNKNOWN, Principal
+from service.requests.principal import UNKNOWN, Principal
 
 MANY_ITEMS = 512
 """A request with more items is checked against its model's limit before they are read."""

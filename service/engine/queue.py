@@ -22,7 +22,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from service.engine.entry import QUEUED, RUNNING, Entry
-from service.principal import Principal
+from service.requests.principal import Principal
 
 
 class Part(NamedTuple):

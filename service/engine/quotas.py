@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from service.errors import QuotaExceeded
-from service.principal import Principal
+from service.requests.principal import Principal
 
 MAX_PRINCIPALS = 10_000
 

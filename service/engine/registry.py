@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-from service import audit
+from service.access import audit
 from service.engine.served_version import ServedVersion
 from service.errors import RequestError
 from service.observability.metrics import Metrics

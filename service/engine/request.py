@@ -23,8 +23,8 @@ from service.errors import (
     Unavailable,
     forget_traceback,
 )
-from service.phases import Phases
 from service.policy import MAX_TIMEOUT_SECONDS, Policy
+from service.requests.phases import Phases
 
 log = logging.getLogger(__name__)
 

@@ -37,7 +37,7 @@ from service.engine.batch_latencies import BatchLatencies
 from service.engine.entry import QUEUED, Entry
 from service.engine.queue import Part, RequestQueue
 from service.errors import DeadlineExceeded, QueueFull, QuotaExceeded
-from service.principal import Principal
+from service.requests.principal import Principal
 
 INLINE_SECONDS = 0.001
 INLINE_SECONDS_MULTI_ITEM = 0.0003

@@ -4,11 +4,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from service.engine.batcher import Batcher
-from service.malloc import return_freed_memory
 from service.model.inference import Model
 from service.model.session import free_unused_memory
 from service.observability.request_metrics import ModelMetrics
 from service.policy import Policy
+from service.process.malloc import return_freed_memory
 from service.triton.model_config import NO_TRITON, TritonSettings
 from service.triton.tensors import TensorForms
 

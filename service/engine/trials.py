@@ -23,8 +23,8 @@ from service.engine.trial import APPROVED, MEMORY, Approval, Ended, Trial, Trial
 from service.engine.trial_client import trial_client
 from service.engine.trial_memory import SHARE_OF_FREE, TrialMemory
 from service.errors import FilesChanged, GoldenMismatch, InvalidModel, LoadError, PassingFailure
-from service.memory_limit import free_memory_bytes
 from service.model.model_files import Expected
+from service.process.memory_limit import free_memory_bytes
 
 LATE_SECONDS = 30.0
 """A trial that is not answered so long after its time is over never will be."""

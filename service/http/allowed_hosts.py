@@ -24,10 +24,10 @@ import socket
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from service import listeners
 from service.errors import UserError
 from service.http.responses import error_response
-from service.loopback import is_loopback
+from service.sockets import listeners
+from service.sockets.loopback import is_loopback
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment

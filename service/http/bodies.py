@@ -8,8 +8,8 @@ from typing import Any
 
 from werkzeug.wrappers import Request, Response
 
-from service.byte_budget import Holding
 from service.errors import InvalidRequest, TooLarge
+from service.requests.byte_budget import Holding
 
 JSON_LENGTH = "Inference-Header-Content-Length"
 """The header with the bytes of JSON in a body; binary tensors follow it. 0 says that the body is the input alone, without JSON."""

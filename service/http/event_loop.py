@@ -23,14 +23,14 @@ from typing import TYPE_CHECKING, Any
 
 from werkzeug.http import http_date
 
-from service.byte_budget import UNLIMITED, ByteBudget
 from service.errors import Unavailable
 from service.http.certificates import PEER_CERTIFICATE
 from service.http.http1 import PROBES, Connection
 from service.http.places import Places, who
 from service.http.responses import error_response
 from service.http.wsgi import Headers, Reply, call, connection_environ, to_reply
-from service.thread_pool import ThreadPool
+from service.process.thread_pool import ThreadPool
+from service.requests.byte_budget import UNLIMITED, ByteBudget
 from service.tls_files import TlsFiles
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """What a JSON text would become in memory, counted before Python makes objects of it."""
 
-from service.byte_budget import Holding
 from service.errors import TooLarge
+from service.requests.byte_budget import Holding
 
 VALUE_BYTES = 48
 """A number with its place in a list, and in the array that it goes to."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from service.http.gate import grant_of
-from service.principal import UNIX, UNKNOWN, Principal, of_address
+from service.requests.principal import UNIX, UNKNOWN, Principal, of_address
 
 
 def principal_of(environ: Mapping[str, Any]) -> Principal:

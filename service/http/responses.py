@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.wrappers import Response
 
-from service.byte_budget import out_of_memory
 from service.errors import (
     ByErrorClass,
     Cancelled,
@@ -33,6 +32,7 @@ from service.errors import (
     forget_traceback,
 )
 from service.http.gate import count_refusal
+from service.requests.byte_budget import out_of_memory
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment

@@ -15,8 +15,7 @@ import numpy as np
 from werkzeug.routing import Map, Rule
 from werkzeug.wrappers import Request, Response
 
-from service import audit
-from service.byte_budget import UNLIMITED, ByteBudget, Holding
+from service.access import audit
 from service.control import (
     NO_CUDA,
     NO_LOG_SETTINGS,
@@ -59,6 +58,7 @@ from service.open_inference.tensors import (
     elements_to_bytes,
     write_to_memory,
 )
+from service.requests.byte_budget import UNLIMITED, ByteBudget, Holding
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment

@@ -15,8 +15,6 @@ from werkzeug.exceptions import HTTPException, NotFound
 from werkzeug.routing import Map, Rule
 from werkzeug.wrappers import Response
 
-from service import listeners
-from service.byte_budget import UNLIMITED, ByteBudget
 from service.config import ServerConfig
 from service.errors import RequestError
 from service.http.allowed_hosts import AllowedHosts
@@ -28,9 +26,11 @@ from service.http.origins import AllowedOrigins
 from service.http.proxy import behind_proxy, checked_root_path, trusts
 from service.http.responses import error_response, missing_security_headers, response_to_error
 from service.http.wsgi import Headers, Reply, call
+from service.process.vital_thread import vital_thread
+from service.requests.byte_budget import UNLIMITED, ByteBudget
+from service.sockets import listeners
+from service.sockets.unix_socket import UnixSocket
 from service.tls_files import tls_files
-from service.unix_socket import UnixSocket
-from service.vital_thread import vital_thread
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment

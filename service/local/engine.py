@@ -32,7 +32,7 @@ from service.model.session import check_provider
 from service.observability.metrics import Metrics
 from service.observability.trace_context import TraceContext
 from service.pb.convoy.v1 import classifier_pb2 as pb
-from service.principal import UNKNOWN, Principal
+from service.requests.principal import UNKNOWN, Principal
 from service.rpc.classify import query_of, write_response, write_with_embeddings
 from service.rpc.explain import query_of as explain_query_of
 from service.rpc.explain import send_explanations

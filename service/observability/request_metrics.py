@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 
 from service.observability.histogram import BUFFER_SIZE, CountAndSum, Histogram, add_to_total, take_all
 from service.observability.trace_context import TraceContext
-from service.phases import PHASES, Phases
+from service.requests.phases import PHASES, Phases
 
 RPC_CODE_NAMES = (
     "OK", "CANCELLED", "DEADLINE_EXCEEDED", "FAILED_PRECONDITION", "INTERNAL", "INVALID_ARGUMENT", "NOT_FOUND",

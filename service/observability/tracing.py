@@ -35,9 +35,9 @@ from opentelemetry.trace import (
 
 from service import convoy_version
 from service.errors import RequestError, UserError
-from service.loopback import is_loopback
 from service.observability.trace_context import TraceContext
-from service.phases import Phases
+from service.requests.phases import Phases
+from service.sockets.loopback import is_loopback
 
 log = logging.getLogger(__name__)
 

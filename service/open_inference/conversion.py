@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from service.engine.answer import Answer
 from service.engine.classifier import Classifier
+from service.engine.message_limits import largest_request_bytes
 from service.engine.query import Item, Query
 from service.engine.request import wrong_count
 from service.engine.served_version import ServedVersion
 from service.engine.top_k import best_labels
 from service.errors import InvalidRequest, RequestError
-from service.message_limits import largest_request_bytes
 from service.model.signature import TensorSpec
 from service.observability.trace_context import TraceContext
 from service.open_inference.parameters import RequestedOutput, parse_schedule
@@ -34,7 +34,7 @@ from service.open_inference.tensors import (
     describe_tensor,
     elements_from_memory,
 )
-from service.principal import UNKNOWN, Principal
+from service.requests.principal import UNKNOWN, Principal
 
 _FIELDS = {"priority": "parameters[priority]", "timeout_seconds": "parameters[timeout]"}
 

@@ -16,6 +16,7 @@ from typing import Any
 import grpc
 
 from service.errors import InvalidRequest
+from service.process.vital_thread import vital_thread
 from service.rpc.arrivals import Arrivals
 from service.rpc.call import (
     NEVER,
@@ -33,7 +34,6 @@ from service.rpc.message_parsing import MessageParser, Parsed, in_pool
 from service.rpc.status import Metadata, Status
 from service.rpc.transport import MAX_METADATA_ENTRIES, TOO_MUCH_METADATA, Options
 from service.rpc.turns import ROUND_SECONDS, Turns
-from service.vital_thread import vital_thread
 
 log = logging.getLogger(__name__)
 

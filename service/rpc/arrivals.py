@@ -13,10 +13,10 @@ import math
 import time
 from typing import Any
 
-from service.byte_budget import RETRY_SECONDS, out_of_memory
 from service.errors import DeadlineExceeded, RequestError, Unavailable
-from service.malloc import return_freed_memory
-from service.memory_limit import MemoryLimit
+from service.process.malloc import return_freed_memory
+from service.process.memory_limit import MemoryLimit
+from service.requests.byte_budget import RETRY_SECONDS, out_of_memory
 from service.rpc.call import Call
 
 CHECK_SECONDS = 0.02

@@ -28,10 +28,10 @@ from typing import Any, Literal, Protocol
 from google.protobuf.message import Message
 
 from service.access.grant import Grant
-from service.byte_budget import UNLIMITED, ByteBudget, Holding
 from service.errors import Cancelled, ConvoyError, DeadlineExceeded, Refused, forget_traceback
 from service.observability.trace_context import HEADER, TraceContext, trace_context
-from service.principal import Principal
+from service.requests.byte_budget import UNLIMITED, ByteBudget, Holding
+from service.requests.principal import Principal
 from service.rpc.message_cost import default_max_fields
 from service.rpc.status import OK, Metadata, Status, status_of
 

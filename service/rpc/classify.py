@@ -16,7 +16,7 @@ from service.errors import InvalidRequest, QueueFull, Unavailable
 from service.model.contract import EMBEDDING_NAME
 from service.observability.trace_context import TraceContext
 from service.pb.convoy.v1 import classifier_pb2 as pb
-from service.principal import Principal
+from service.requests.principal import Principal
 from service.rpc.call import Method, Receiver, Stream, StreamCall, Unary, UnaryCall
 from service.rpc.message_cost import max_fields
 from service.rpc.open_streams import OpenStreams

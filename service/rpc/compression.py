@@ -6,8 +6,8 @@ is told to leave that to us (`transport.py`). It does not say of a message wheth
 
 import zlib
 
-from service.byte_budget import ByteBudget
 from service.errors import TooLarge
+from service.requests.byte_budget import ByteBudget
 
 FIRST_BYTES = frozenset({b"\x1f", b"\x78"})
 """Of gzip, which no protobuf message begins with, and of zlib, which one might: with its field 15."""

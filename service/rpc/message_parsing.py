@@ -16,9 +16,9 @@ from typing import NamedTuple
 from google.protobuf.message import DecodeError, Message
 
 from service.access.rights import need_of
-from service.byte_budget import RETRY_SECONDS, ByteBudget, out_of_memory
 from service.errors import Cancelled, ConvoyError, InvalidRequest, RequestError, TooLarge, TooManyBytes, forget_traceback
-from service.fair_threads import FairThreads
+from service.requests.byte_budget import RETRY_SECONDS, ByteBudget, out_of_memory
+from service.requests.fair_threads import FairThreads
 from service.rpc.call import Call, Method
 from service.rpc.compression import FIRST_BYTES, unfold
 from service.rpc.message_cost import LARGE_MESSAGE_BYTES, Layout, count, layout_of

@@ -13,7 +13,7 @@ from typing import Any
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
 
-from service import audit
+from service.access import audit
 from service.control import (
     MAX_CALLS,
     NO_CUDA,
@@ -29,9 +29,9 @@ from service.errors import Unavailable, Unimplemented
 from service.open_inference.metadata import ServerMetadata
 from service.open_inference.shared_memory import SharedMemory
 from service.pb.inference import open_inference_pb2 as pb
+from service.process.thread_pool import ThreadPool
 from service.rpc.call import Method, Unary, UnaryCall
 from service.rpc.open_inference import SERVICE
-from service.thread_pool import ThreadPool
 
 _WHAT = {
     "RepositoryModelLoad": "load",

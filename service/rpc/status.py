@@ -15,7 +15,6 @@ from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import BadRequest, RetryInfo
 from google.rpc.status_pb2 import Status as StatusProto
 
-from service.byte_budget import out_of_memory
 from service.errors import (
     ByErrorClass,
     Cancelled,
@@ -36,6 +35,7 @@ from service.errors import (
     Unavailable,
     Unimplemented,
 )
+from service.requests.byte_budget import out_of_memory
 
 _MAX_MESSAGE_BYTES = 1000
 """Trailers of over 8 KiB may end the call with another code; they hold the message percent-encoded, and twice in Base64."""

@@ -11,17 +11,17 @@ from urllib.parse import quote
 
 import grpc
 
-from service import listeners
-from service.byte_budget import UNLIMITED, ByteBudget
 from service.errors import UserError
-from service.memory_limit import MemoryLimit, memory_limit_bytes
-from service.principal import Peers, Principal
+from service.process.memory_limit import MemoryLimit, memory_limit_bytes
+from service.requests.byte_budget import UNLIMITED, ByteBudget
+from service.requests.principal import Peers, Principal
 from service.rpc.call import Method, OnIdle, RpcObserver
 from service.rpc.gate import Gate
 from service.rpc.status import Metadata
 from service.rpc.tls import Renewals, server_credentials
+from service.sockets import listeners
+from service.sockets.unix_socket import UnixSocket
 from service.tls_files import Tls
-from service.unix_socket import UnixSocket
 
 MAX_METADATA_ENTRIES = 100
 """Of a call. HPACK lets a client name thousands in 16 KiB, each a byte, and Python makes four kilobytes of one."""
@@ -58,7 +58,7 @@ PrincipalOf = Callable[[str | bytes, Metadata], Principal]
 class Options:
     """Options of any transport.
 
-    `hosts` are names and addresses; see `listeners.py`. Port 0 takes a free one. `unix_socket` is served beside the port.
+    `hosts` are names and addresses; see `sockets/listeners.py`. Port 0 takes a free one. `unix_socket` is served beside the port.
     `max_message_bytes` bounds a message from a client. Replies are compressed with `compression`. With
     `shared_port` other processes of this user may serve on the same port: the kernel spreads connections over them. `renewed_tls`
     returns a new certificate to replace `tls`, once, or None. `arguments` are C core's channel arguments, such as

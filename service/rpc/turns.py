@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from service.principal import Principal
+from service.requests.principal import Principal
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ from service.model.contract import Head
 from service.open_inference.tensors import DATATYPES
 from service.pb.convoy.v1 import classifier_pb2
 from service.pb.inference import open_inference_pb2
-from service.phases import Phases
+from service.requests.phases import Phases
 
 _ONE_BYTE = [bytes([number]) for number in range(128)]
 

@@ -26,20 +26,21 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 from werkzeug.wrappers import Response
 
-from service import listeners, message_limits
 from service.access.authenticator import Authenticator
+from service.access.exposure import open_access
 from service.config import ServerConfig
 from service.control import Call, ControlPlaces, NamedLocks, calls_after_refusal, calls_to_replay, subject
+from service.engine import message_limits
 from service.engine.trials import Trials
 from service.errors import ConvoyError, DeadlineExceeded, LoadError, Unavailable, UserError
-from service.exposure import open_access
 from service.http.certificates import PEER_CERTIFICATE
 from service.http.gate import Gate
 from service.http.server import ROUTE, HttpMetrics, HttpServer
 from service.lifecycle import StopOnSignals, check_config, trusted_keys
-from service.process_exit import before_exit
-from service.ready_file import ReadyFile
-from service.vital_thread import vital_thread
+from service.process.process_exit import before_exit
+from service.process.ready_file import ReadyFile
+from service.process.vital_thread import vital_thread
+from service.sockets import listeners
 from service.workers.aggregated_metrics import cumulative, merge, without_unserved_versions
 from service.workers.forwarding import Forwarder
 from service.workers.heartbeat import LIMIT_SECONDS, TICK_SECONDS

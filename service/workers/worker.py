@@ -25,16 +25,16 @@ from typing import TYPE_CHECKING, Any
 
 from werkzeug.wrappers import Response
 
-from service import audit
+from service.access import audit
 from service.config import ServerConfig
 from service.control import Call
 from service.errors import ConvoyError, DeadlineExceeded, Unavailable
 from service.http.event_loop import HTTP_FLUSH_SECONDS
 from service.http.server import ROUTE
 from service.lifecycle import StopEvent
-from service.logs import set_up_logging
-from service.malloc import limit_freed_memory
-from service.process_exit import exit_at_once
+from service.process.logs import set_up_logging
+from service.process.malloc import limit_freed_memory
+from service.process.process_exit import exit_at_once
 from service.workers.ipc import IpcClosed, IpcConnection
 from service.workers.process import WorkerStatus
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from service.observability.metrics import Metrics
 from service.observability.trace_context import HEADER, trace_context
 from service.pb.convoy.v1 import classifier_pb2 as pb
-from service.phases import Phases
+from service.requests.phases import Phases
 from tests.benchmarks import h2load
 from tests.benchmarks.transport import check, make_repository, measure, serving
 

@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 import pytest
 
-from service.audit import REFUSALS_A_SECOND, AuditLog
+from service.access.audit import REFUSALS_A_SECOND, AuditLog
 from service.pb.inference import open_inference_pb2 as oip
 from tests.conftest import Spawn, convoy, full_disk
 from tests.integration.access_file import bearer, metadata, write_auth_file

@@ -17,10 +17,10 @@ from google.protobuf.wrappers_pb2 import BytesValue
 from google.rpc.error_details_pb2 import RetryInfo
 from grpc_status import rpc_status
 
-from service.byte_budget import ByteBudget
-from service.memory_limit import MemoryLimit
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.pb.inference import open_inference_pb2 as oip
+from service.process.memory_limit import MemoryLimit
+from service.requests.byte_budget import ByteBudget
 from service.rpc.transport import MAX_METADATA_ENTRIES, Options
 from service.server import Server
 from tests.benchmarks.leaks import half_a_call

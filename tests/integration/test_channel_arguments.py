@@ -13,7 +13,7 @@ from google.protobuf.wrappers_pb2 import BytesValue
 from grpc_channelz.v1 import channelz, channelz_pb2
 
 from service.config import ServerConfig
-from service.grpc_transport import create_transport
+from service.rpc.grpc_transport import create_transport
 from service.rpc.health import HealthServicer
 from service.rpc.transport import Transport
 from tests.integration.http2 import ACK, DATA, PING, Frame, Http2

@@ -14,7 +14,7 @@ import grpc
 import pytest
 from google.protobuf.wrappers_pb2 import BytesValue
 
-from service.byte_budget import ByteBudget
+from service.requests.byte_budget import ByteBudget
 from service.rpc import message_parsing
 from service.rpc.aio_server import AioServer
 from service.rpc.compression import unfold
@@ -81,7 +81,7 @@ def test_a_refused_message_of_a_call_that_has_ended_is_freed(
 STOPPING = """
 import gzip, math, sys, threading, time
 import grpc
-from service.byte_budget import ByteBudget
+from service.requests.byte_budget import ByteBudget
 from service.rpc import message_parsing
 from service.rpc.aio_server import AioServer
 from service.rpc.completion_queue import CompletionQueueServer

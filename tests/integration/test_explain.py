@@ -33,7 +33,7 @@ from service.errors import Cancelled, InvalidRequest, QuotaExceeded, RequestErro
 from service.model.contract import METADATA_KEY, Contract, Origin, own_head
 from service.model.input_spec import InputSpec
 from service.pb.convoy.v1 import classifier_pb2 as pb
-from service.principal import UNIX, UNKNOWN
+from service.requests.principal import UNIX, UNKNOWN
 from service.server import Server
 from tests.integration.test_foreign import write as write_foreign
 from tests.unit.model.foreign_graphs import save_picture_file_classifier

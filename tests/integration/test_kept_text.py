@@ -14,7 +14,7 @@ import grpc
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
 
-from service import audit
+from service.access import audit
 from service.access.rights import GRPC, HTTP
 from service.rpc.call import Unary
 from service.server import Server

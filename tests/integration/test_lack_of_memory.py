@@ -97,7 +97,7 @@ LACKING_POLL = """
 import math, threading
 from types import SimpleNamespace
 from grpc._cython import cygrpc
-from service.logs import set_up_logging
+from service.process.logs import set_up_logging
 from service.rpc import completion_queue
 from service.rpc.transport import Options
 from tests.integration.transport_service import RecordingObserver, Service

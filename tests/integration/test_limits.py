@@ -20,8 +20,8 @@ from onnx import TensorProto, helper, numpy_helper
 from prometheus_client import CollectorRegistry
 
 from export.data.datasets import Dataset
-from service import message_limits
 from service.client import CallFailed, Client
+from service.engine import message_limits
 from service.engine.answer import Answer
 from service.engine.classifier import Classifier
 from service.engine.query import Item, Query

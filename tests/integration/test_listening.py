@@ -20,8 +20,8 @@ from service.client import Client
 from service.config import ServerConfig
 from service.errors import UserError
 from service.lifecycle import check_config
-from service.listeners import url_host
 from service.server import Server
+from service.sockets.listeners import url_host
 from tests.conftest import Serve, Spawn, convoy
 from tests.program import convoy_here, one_line
 

@@ -18,8 +18,8 @@ from export.data.datasets import Dataset
 from service.client import CallFailed, Client
 from service.config import ServerConfig
 from service.errors import UserError
-from service.logs import set_up_logging
 from service.pb.convoy.v1 import classifier_pb2 as pb
+from service.process.logs import set_up_logging
 from service.server import Server
 from tests.conftest import SLOW_SECONDS, Serve, Spawn, put
 from tests.program import convoy_here, one_line

@@ -11,7 +11,7 @@ import json, os, shutil, sys, threading, time
 from pathlib import Path
 from prometheus_client import CollectorRegistry
 from service.engine.repository import Repository
-from service.malloc import limit_freed_memory
+from service.process.malloc import limit_freed_memory
 from service.observability.metrics import Metrics
 
 limit_freed_memory()

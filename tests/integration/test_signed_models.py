@@ -11,9 +11,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from export.data.datasets import Dataset
-from service import message_limits
 from service.client import Client
-from service.engine import version_files
+from service.engine import message_limits, version_files
 from service.errors import FilesChanged
 from service.model import model_files
 from service.model.model_files import read_model

@@ -18,7 +18,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from service import errors
-from service.principal import Principal
+from service.requests.principal import Principal
 from service.rpc.aio_server import AioServer
 from service.rpc.c_core import unavailable_reason
 from service.rpc.call import Method, Stream, StreamCall, Unary, UnaryCall

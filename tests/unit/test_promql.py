@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry
 
 from service.http.server import INFER, HttpMetrics
 from service.observability.metrics import Metrics
-from service.phases import Phases
+from service.requests.phases import Phases
 from tests.promql import DEPLOY, NO_GPU_HERE, alerts, panels, rules, selectors, variables
 
 OF_THE_TARGET = {"namespace", "pod", "job", "instance"}

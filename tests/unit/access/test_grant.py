@@ -7,7 +7,7 @@ import pytest
 
 from service.access.grant import Grant
 from service.errors import PermissionDenied
-from service.principal import Principal
+from service.requests.principal import Principal
 
 
 class Counter:

@@ -16,7 +16,7 @@ from service.errors import QueueFull, Unavailable
 from service.model.input_spec import InputSpec
 from service.model.preprocessing import encode_png
 from service.model.signature import TensorSpec
-from service.principal import Principal
+from service.requests.principal import Principal
 from tests.lack_of_threads import no_more_threads
 
 

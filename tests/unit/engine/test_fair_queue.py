@@ -12,7 +12,7 @@ from service.engine.entry import Entry
 from service.engine.queue import RequestQueue
 from service.engine.scheduling import Scheduler
 from service.errors import QueueFull
-from service.principal import Principal
+from service.requests.principal import Principal
 
 A, B, C, D = (Principal("address", name) for name in "abcd")
 

@@ -8,7 +8,7 @@ from service.engine.entry import Entry
 from service.engine.quotas import MAX_PRINCIPALS, Quotas
 from service.engine.scheduling import Scheduler
 from service.errors import QuotaExceeded
-from service.principal import Principal
+from service.requests.principal import Principal
 
 A, B = (Principal("token", name, "group") for name in "ab")
 

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 from werkzeug.wrappers import Response
 
-from service import listeners
-from service.byte_budget import ByteBudget
 from service.http import event_loop
 from service.http.event_loop import EventLoopServer
 from service.http.http1 import UNCOUNTED_BYTES, Connection
+from service.requests.byte_budget import ByteBudget
+from service.sockets import listeners
 from tests.lack_of_threads import no_more_threads
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.byte_budget import ByteBudget, Holding
 from service.errors import TooLarge, TooManyBytes
 from service.http.json_cost import json_cost, take_json
+from service.requests.byte_budget import ByteBudget, Holding
 
 PARSER_BYTES = 5000
 """The parser's own objects."""

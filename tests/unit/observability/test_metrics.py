@@ -1,7 +1,7 @@
 import math
 
 from service.observability.request_metrics import ModelMetrics
-from service.phases import Phases
+from service.requests.phases import Phases
 
 
 def test_an_item_whose_score_is_nan_is_an_item_and_no_prediction() -> None:

@@ -17,7 +17,7 @@ from grpc._cython import cygrpc  # type: ignore[attr-defined]  # noqa: TID251 - 
 
 from service.client.connection import ChannelSettings
 from service.config import ServerConfig
-from service.grpc_transport import create_transport
+from service.rpc.grpc_transport import create_transport
 
 ROOT = Path(__file__).resolve().parents[3]
 NAME = re.compile(r"grpc\.[a-z0-9_.]+")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from service.errors import DeadlineExceeded, TooManyBytes, Unavailable
-from service.memory_limit import MemoryLimit
+from service.process.memory_limit import MemoryLimit
 from service.rpc.arrivals import SHORT_OF_MEMORY, VERY_SHORT, YOUNG_SECONDS, Arrivals
 
 PLENTY, NOTHING = MemoryLimit(2**62), MemoryLimit(1)

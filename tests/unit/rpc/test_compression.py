@@ -7,9 +7,9 @@ import pytest
 from werkzeug.test import EnvironBuilder
 from werkzeug.wrappers import Request
 
-from service.byte_budget import ByteBudget, Holding
 from service.errors import TooLarge, TooManyBytes
 from service.http.bodies import read_body
+from service.requests.byte_budget import ByteBudget, Holding
 from service.rpc.compression import unfold
 
 CONTENT = random.Random(0).randbytes(50_000)

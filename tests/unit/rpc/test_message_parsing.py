@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 from google.protobuf.message import Message
 
-from service.byte_budget import ByteBudget
 from service.errors import Cancelled, InvalidRequest, TooLarge, TooManyBytes, Unavailable
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.pb.inference import open_inference_pb2 as oip
-from service.principal import UNKNOWN, Principal
+from service.requests.byte_budget import ByteBudget
+from service.requests.principal import UNKNOWN, Principal
 from service.rpc import message_parsing
 from service.rpc.call import NEVER, Unary, UnaryCall
 from service.rpc.message_parsing import MAX_OPEN_BYTES, THREADS, MessageParser, Parsed, in_pool
@@ -280,7 +280,7 @@ def test_a_message_that_cannot_be_passed_on_fails_its_call(parser: MessageParser
 
 LACKING = """
 import resource
-from service.byte_budget import ByteBudget
+from service.requests.byte_budget import ByteBudget
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.rpc.call import Unary
 from service.rpc.message_parsing import MessageParser

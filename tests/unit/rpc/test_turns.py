@@ -3,7 +3,7 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.principal import Principal
+from service.requests.principal import Principal
 from service.rpc.turns import SHARED_SECONDS, Turns
 
 A, B, C = (Principal("address", name) for name in "abc")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.pb.inference import open_inference_pb2 as oip
-from service.phases import Phases
+from service.requests.phases import Phases
 from service.rpc.wire import (
     ClassifyResponseWriter,
     ModelInferResponseWriter,

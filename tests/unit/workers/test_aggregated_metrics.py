@@ -5,7 +5,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from service.observability.metrics import Metrics
-from service.phases import Phases
+from service.requests.phases import Phases
 from service.workers.aggregated_metrics import NOT_SUMMED, cumulative, merge, without_unserved_versions
 
 SUMMED = {

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from service.memory_limit import free_memory_bytes, memory_limit_bytes
+from service.process.memory_limit import free_memory_bytes, memory_limit_bytes
 
 MACHINE = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from service.errors import UserError
-from service.unix_socket import UnixSocket
+from service.sockets.unix_socket import UnixSocket
 
 
 def test_a_path_that_became_a_folder_is_one_clear_error_and_leaves_no_file(tmp_path: Path) -> None:

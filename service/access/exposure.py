@@ -8,10 +8,10 @@ import logging
 
 from prometheus_client import CollectorRegistry
 
-from service import listeners
 from service.access.access import Access
 from service.config import ServerConfig
-from service.loopback import is_loopback
+from service.sockets import listeners
+from service.sockets.loopback import is_loopback
 
 log = logging.getLogger(__name__)
 

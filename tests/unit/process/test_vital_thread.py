@@ -5,7 +5,7 @@ import sys
 
 _DIES = """
 import logging, threading
-from service.vital_thread import vital_thread
+from service.process.vital_thread import vital_thread
 
 logging.basicConfig()
 

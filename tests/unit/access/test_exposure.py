@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
+from service.access.exposure import control_allowed, listens_beyond_loopback, open_access
 from service.config import ServerConfig
 from service.errors import UserError
-from service.exposure import control_allowed, listens_beyond_loopback, open_access
 from tests.integration.access_file import NAMES, write_auth_file
 
 HERE = (("127.0.0.1",), ("127.8.8.8", "::1"), ("localhost",), ("[::1]",), ("::ffff:127.0.0.1",))

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from service.malloc import limit_freed_memory, return_freed_memory
+from service.process.malloc import limit_freed_memory, return_freed_memory
 
 
 class _Libc:
@@ -38,7 +38,7 @@ def test_settings_of_malloc_in_the_environment_hold(monkeypatch: pytest.MonkeyPa
 _FREED_IN_PIECES = """
 import ctypes
 from pathlib import Path
-from service.malloc import return_freed_memory
+from service.process.malloc import return_freed_memory
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p

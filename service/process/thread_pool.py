@@ -12,7 +12,7 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from service.errors import Unavailable
-from service.vital_thread import vital_thread
+from service.process.vital_thread import vital_thread
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from service.errors import Unavailable
-from service.thread_pool import ThreadPool
+from service.process.thread_pool import ThreadPool
 from tests.lack_of_threads import no_more_threads
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from service.principal import MAX_REMEMBERED_PEERS, UNIX, UNKNOWN, Peers, Principal, of_address
+from service.requests.principal import MAX_REMEMBERED_PEERS, UNIX, UNKNOWN, Peers, Principal, of_address
 
 
 @pytest.mark.parametrize(

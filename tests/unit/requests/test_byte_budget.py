@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from service.byte_budget import ByteBudget, Holding
 from service.config import ServerConfig
+from service.engine.message_limits import byte_budget
 from service.errors import TooLarge, TooManyBytes
-from service.memory_limit import memory_limit_bytes
-from service.message_limits import byte_budget
+from service.process.memory_limit import memory_limit_bytes
+from service.requests.byte_budget import ByteBudget, Holding
 
 
 def test_what_does_not_fit_is_not_taken() -> None:

@@ -6,7 +6,7 @@ from service.access.auth_file import check_key_source
 from service.bench.server_metrics import may_carry_token
 from service.client import Client
 from service.errors import UserError
-from service.loopback import is_loopback
+from service.sockets.loopback import is_loopback
 
 HERE = ["127.0.0.1", "127.8.9.10", "::1", "::1%lo", "localhost", "LocalHost"]
 ELSEWHERE = [

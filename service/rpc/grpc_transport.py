@@ -3,19 +3,19 @@
 import logging
 from collections.abc import Sequence
 
-from service.byte_budget import UNLIMITED, ByteBudget
 from service.config import ServerConfig
 from service.errors import UserError
-from service.memory_limit import MemoryLimit, memory_limit_bytes
-from service.principal import Peers
+from service.process.memory_limit import MemoryLimit, memory_limit_bytes
+from service.requests.byte_budget import UNLIMITED, ByteBudget
+from service.requests.principal import Peers
 from service.rpc.aio_server import AioServer
 from service.rpc.c_core import unavailable_reason
 from service.rpc.call import Method, OnIdle, RpcObserver
 from service.rpc.completion_queue import CompletionQueueServer
 from service.rpc.gate import Gate
 from service.rpc.transport import Options, Transport
+from service.sockets.unix_socket import UnixSocket
 from service.tls_files import tls_files
-from service.unix_socket import UnixSocket
 
 log = logging.getLogger(__name__)
 

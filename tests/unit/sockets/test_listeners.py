@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from service import listeners
 from service.errors import UserError
-from service.listeners import ALL, Address, address_of, bind, resolve
+from service.sockets import listeners
+from service.sockets.listeners import ALL, Address, address_of, bind, resolve
 from tests.integration.test_listening import needs_ipv6
 
 

@@ -1,8 +1,9 @@
 """The size limit of messages: the largest request that a model in the repository accepts.
 
-Other limits: of all messages in flight together in byte_budget.py; of a model's items, pixels and queue in policy.py; of deadlines
-in engine/scheduling.py; of bytes to decode in engine/decoding.py; of unanswered requests of a stream in rpc/request_stream.py; of
-RPCs per gRPC connection in grpc_transport.py; of HTTP requests and connections in http/server.py and http/event_loop.py.
+Other limits: of all messages in flight together in requests/byte_budget.py; of a model's items, pixels and queue in policy.py; of
+deadlines in engine/scheduling.py; of bytes to decode in engine/decoding.py; of unanswered requests of a stream in
+rpc/request_stream.py; of RPCs per gRPC connection in rpc/grpc_transport.py; of HTTP requests and connections in http/server.py and
+http/event_loop.py.
 
 gRPC needs the limit when the port is bound, which is before models are loaded; so the size of their inputs is read from the files,
 without ONNX Runtime: from the contract or, without one, from the graph.
@@ -11,13 +12,13 @@ without ONNX Runtime: from the contract or, without one, from the graph.
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from service.byte_budget import SHARE_OF_MEMORY, ByteBudget
 from service.config import MAX_MESSAGE_BYTES, ServerConfig
 from service.errors import ConvoyError
-from service.memory_limit import memory_limit_bytes
 from service.model.input_size import input_item_bytes
 from service.model.repository_layout import model_names, model_path, version_numbers
 from service.policy import Policy
+from service.process.memory_limit import memory_limit_bytes
+from service.requests.byte_budget import SHARE_OF_MEMORY, ByteBudget
 from service.triton.settings import ModelSettings, declare, read_settings
 
 if TYPE_CHECKING:

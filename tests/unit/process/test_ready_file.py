@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import service
-from service import ready_file
-from service.ready_file import ReadyFile
+from service.process import ready_file
+from service.process.ready_file import ReadyFile
 from tests.conftest import full_disk
 from tests.integration.test_repository import eventually
 
@@ -91,9 +91,9 @@ _EXITS = """
 import logging, os, signal, sys, threading, time
 from pathlib import Path
 from service.lifecycle import StopOnSignals, exit_after
-from service.process_exit import before_exit
-from service.ready_file import ReadyFile
-from service.vital_thread import vital_thread
+from service.process.process_exit import before_exit
+from service.process.ready_file import ReadyFile
+from service.process.vital_thread import vital_thread
 
 def signals():
     StopOnSignals(0)
@@ -140,10 +140,10 @@ def test_a_server_that_exits_at_once_leaves_none(tmp_path: Path, how: str) -> No
 _SIGNALS_ANYWHERE = """
 import os, signal, sys, threading, time
 from pathlib import Path
-from service import process_exit, ready_file
+from service.process import process_exit, ready_file
 from service.lifecycle import StopOnSignals, exit_after
-from service.process_exit import before_exit
-from service.ready_file import ReadyFile
+from service.process.process_exit import before_exit
+from service.process.ready_file import ReadyFile
 
 process_exit._LOG_SECONDS = ready_file._LOCK_SECONDS = 0.02
 ready = ReadyFile(Path(sys.argv[1]))

@@ -4,8 +4,8 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-from service.principal import Principal
-from service.thread_pool import ThreadPool
+from service.process.thread_pool import ThreadPool
+from service.requests.principal import Principal
 
 
 class FairThreads:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from service.errors import UserError
-from service.principal import Principal
+from service.requests.principal import Principal
 
 log = logging.getLogger(__name__)
 

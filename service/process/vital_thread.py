@@ -4,7 +4,7 @@ import logging
 import threading
 from collections.abc import Callable
 
-from service.process_exit import exit_at_once
+from service.process.process_exit import exit_at_once
 
 log = logging.getLogger(__name__)
 
