@@ -10,7 +10,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from numpy.typing import NDArray
 
-MANY_VALUES = 4096
+MANY_VALUES = 128
 """From so many values on this is faster than to take them one by one."""
 
 _FIXED: dict[int, np.dtype[Any]] = {FieldDescriptor.TYPE_FLOAT: np.dtype("<f4"), FieldDescriptor.TYPE_DOUBLE: np.dtype("<f8")}
@@ -39,17 +39,21 @@ def array_of(message: Message, name: str) -> NDArray[Any]:
     return data.view(fixed) if fixed is not None else _varints(data).astype(_VARINTS[field.type])
 
 
-def _varints(data: NDArray[np.uint8]) -> NDArray[np.uint64 | np.uint8]:
-    """The numbers that protobuf wrote with seven bits a byte, the lowest first: uint64[n], or uint8[n] if all are below 128."""
+def _varints(data: NDArray[np.uint8]) -> NDArray[np.unsignedinteger[Any]]:
+    """The numbers that protobuf wrote with seven bits a byte, the lowest first: as few bits each as hold them, of 8, 16 and 64."""
     is_last = data < 128
     if is_last.all():
         return data
     ends = np.flatnonzero(is_last)
-    starts = np.empty_like(ends)
-    starts[0], starts[1:] = 0, ends[:-1] + 1
-    lengths = ends - starts + 1
+    lengths = np.empty_like(ends)
+    lengths[0], lengths[1:] = ends[0] + 1, ends[1:] - ends[:-1]
+    longest = lengths.max()
+    if longest == 2:
+        last = data[ends].astype(np.uint16)
+        return np.where(lengths == 2, last << 7 | data[ends - 1] & np.uint8(127), last)
+    starts = ends - lengths + 1
     numbers = np.zeros(len(ends), np.uint64)
-    for place in range(lengths.max()):
+    for place in range(longest):
         longer = np.flatnonzero(lengths > place)
         numbers[longer] |= (data[starts[longer] + place] & np.uint8(127)).astype(np.uint64) << np.uint64(7 * place)
     return numbers

@@ -98,11 +98,10 @@ def elements_from_values(datatype: str, shape: Sequence[int], values: Sequence[A
         if not fits and dtype.kind in "iu":  # numpy makes floats of integers if some are beyond int64 and others are not
             found = np.asarray(values, object)
             fits = all(type(value) is int for value in found.flat)
-        with np.errstate(over="ignore"):  # values too large for the data type become infinite
-            array = found.astype(dtype) if fits else None
+        array = _cast(found, dtype) if fits else None
     except (ValueError, OverflowError, TypeError):
         array = None
-    if array is None or (dtype.kind in "iu" and not np.array_equal(array, found)):
+    if array is None or (dtype.kind in "iu" and array is not found and not np.array_equal(array, found)):
         raise InvalidRequest(f"not every element of the input can be {datatype}", field)
     if array.ndim > 1 and array.shape != tuple(shape):
         raise InvalidRequest(f"the input's elements are of shape {list(array.shape)}, its shape is {list(shape)}", field)
@@ -112,6 +111,15 @@ def elements_from_values(datatype: str, shape: Sequence[int], values: Sequence[A
         raise InvalidRequest(
             f"shape {list(shape)} is not accepted: it exceeds the size limit of an array", "inputs[0].shape"
         ) from None
+
+
+def _cast(found: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    if found.dtype == dtype:
+        return found
+    if dtype.kind != "f":
+        return found.astype(dtype)
+    with np.errstate(over="ignore"):  # values too large for the data type become infinite
+        return found.astype(dtype)
 
 
 def _flat(values: list[Any]) -> tuple[list[Any], set[type]]:

@@ -1,5 +1,7 @@
 """Packed numbers as arrays, compared with what protobuf gives one by one."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -24,7 +26,17 @@ FIELDS = {
 @given(st.data())
 def test_the_array_has_the_values_of_the_list(field: str, data: st.DataObject) -> None:
     values = data.draw(st.lists(FIELDS[field], min_size=1, max_size=400))
-    contents = InferTensorContents(**{field: values})  # type: ignore[arg-type]
+    check(field, values)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.integers(0, 255), min_size=1, max_size=400))
+def test_the_array_has_the_values_of_pixels(values: list[int]) -> None:
+    check("uint_contents", values)
+
+
+def check(field: str, values: list[Any]) -> None:
+    contents = InferTensorContents(**{field: values})
     for beside in ({}, {"bytes_contents": [b"x" * 300]}, {"int_contents": [1], "fp32_contents": [2.0]}):
         for name, other in beside.items():
             if name != field:
