@@ -11,7 +11,7 @@ SUBSTITUTIONS = (
     (r"\bIterable \| AsyncIterable\b", "Iterable"),
     (r"\bclient\.aio_many\b", "client.sync_many"),
     (r"\bAsyncGenerator\[(.+), None\]", r"Generator[\1, None, None]"),
-    (r"\basynchronous\((\w+)\)", r"\1"),
+    (r"\basynchronous\(([\w.]+)\)", r"\1"),
     (r"\bgrpc\.aio\b", "grpc"),
     ("an `async with`", "a `with`"),
     (r"\basync (?=def|with|for)", ""),

@@ -279,7 +279,8 @@ class AsyncClient:
         request that fails, the images that are not at fault are sent again.
 
         Args:
-            images: any iterable, which need not end.
+            images: any iterable, which need not end. When the next image is asked for, the one before may be closed or overwritten,
+                but a file that was given by its path has to stay until its outcome.
             model: the model's name.
             version: as for `classify`.
             top_k: as for `classify`.
@@ -303,6 +304,7 @@ class AsyncClient:
             images, request, self._to_each, ordered=ordered, wait_seconds=wait_seconds, timeout_seconds=self._timeout_seconds
         )  # fmt: skip
         try:
+            many.start()
             while outcomes := await many.next_outcomes():
                 # sync: yield from outcomes
                 for each in outcomes:  # asyncio only

@@ -14,7 +14,7 @@ import grpc
 
 from service.client.connection import ChannelSettings, Connection, Stubs, client_closed, deadline_seconds
 from service.client.flow import PASSING, READ_BYTES, Flow
-from service.client.images import MAX_MESSAGE_BYTES, Image, LargeFile, held_bytes, item, takes_time
+from service.client.images import MAX_MESSAGE_BYTES, Image, LargeFile, is_path, is_picture, item
 from service.client.in_flight import Limits, Stream
 from service.client.messages import CallFailed, Outcome, filled, refusal, rows
 from service.client.packing import Input
@@ -44,23 +44,32 @@ class AsyncManyImages(Flow):
         wait_seconds: float,
         timeout_seconds: float,
     ) -> None:
-        """`connections`: with the settings of their channels; `timeout_seconds`: of other calls than streams. Raises UserError."""
+        """`connections`: with the settings of their channels; `timeout_seconds`: of other calls than streams. Raises UserError.
+
+        It begins with `start`, and is to be closed whether that works or not.
+        """
         super().__init__(request, len(connections), ordered=ordered, wait_seconds=wait_seconds)
         if isinstance(images, str | bytes) or not isinstance(images, Iterable | AsyncIterable):
             raise UserError(f"images are a list or another iterable, even for one image, not {type(images).__name__}")
+        self._images = images
+        self._connections = connections
         self._timeout_seconds = timeout_seconds
         self._calls: dict[Stream, Any] = {}
         # sync: self._jobs: list[threading.Thread] = []
         # sync: self._changed = threading.Condition()
         self._jobs: list[asyncio.Task[None]] = []  # asyncio only
         self._changed = asyncio.Condition()  # asyncio only
-        self._start(self._take, images)
-        for stream, (settings, connection) in zip(self.streams, connections, strict=True):
+
+    def start(self) -> None:
+        """Begins to take images. Raises RuntimeError if there is no thread for it."""
+        for stream, (settings, connection) in zip(self.streams, self._connections, strict=True):
             self._start(self._converse, stream, settings, connection)
+        self._start(self._take)
 
     def _start(self, job: Callable[..., Any], *arguments: Any) -> None:
-        # sync: self._jobs.append(threading.Thread(target=self._run, args=(job, *arguments), name="classify-many", daemon=True))
-        # sync: self._jobs[-1].start()
+        # sync: thread = threading.Thread(target=self._run, args=(job, *arguments), name="classify-many", daemon=True)
+        # sync: thread.start()
+        # sync: self._jobs.append(thread)
         self._jobs.append(asyncio.create_task(self._run(job, *arguments)))  # asyncio only
 
     async def _run(self, job: Callable[..., Any], *arguments: Any) -> None:
@@ -76,15 +85,20 @@ class AsyncManyImages(Flow):
                 self.fatal = self.fatal or ended
                 self._changed.notify_all()
 
-    async def _take(self, images: Iterable[Image] | AsyncIterable[Image]) -> None:
+    async def _take(self) -> None:
         error: BaseException | None = None
-        readers = False
+        reading = False
         try:
-            async for image in asynchronous(images):
+            async for image in asynchronous(self._images):
                 failed: UserError | None = None
                 content: dict[str, bytes] | None = None
                 try:
-                    content = None if takes_time(image) else item(image)
+                    if not is_path(image):  # the caller may use its memory for the next one
+                        # sync: content = item(image)
+                        content = await asyncio.to_thread(item, image) if is_picture(image) else item(image)  # asyncio only
+                    elif not reading:
+                        self._start_readers()
+                        reading = True
                 except UserError as unusable:
                     failed = unusable
                 async with self._changed:
@@ -94,18 +108,23 @@ class AsyncManyImages(Flow):
                     if failed is not None:
                         self.unreadable(image, failed)
                         self._changed.notify_all()
-                    elif self.add(image, content, held_bytes(image) if content is None else 0):
+                    elif self.add(image, content):
                         self._changed.notify_all()
-                if content is None and failed is None and not readers:
-                    readers = True
-                    for _ in range(READERS):
-                        self._start(self._read_files)
         except BaseException as raised:  # noqa: BLE001 - raised to the caller, once the images before it are answered
             error = raised
         finally:
             async with self._changed:
                 self.end(error)
                 self._changed.notify_all()
+
+    def _start_readers(self) -> None:
+        for number in range(READERS):
+            try:
+                self._start(self._read_files)
+            except RuntimeError:  # there may be no more threads; it goes on with those that there are
+                if number == 0:
+                    raise
+                return
 
     async def _read_files(self) -> None:
         while True:

@@ -90,21 +90,13 @@ class Flow:
         room = sum(2 * stream.largest_window + 2 * MAX_REQUEST_IMAGES for stream in self.streams)
         return self._held < room and self._held_bytes < HELD_BYTES * len(self.streams)
 
-    def add(self, image: Image, item: dict[str, bytes] | None, kept_bytes: int = 0) -> bool:
-        """Takes the next image, with its item, or to be read. Whether anybody waits for it: not if only a request grows.
-
-        `kept_bytes`: what an image that is to be read holds already.
-        """
-        each = Input(self._taken, image)
-        self._taken += 1
-        self._held += 1
+    def add(self, image: Image, item: dict[str, bytes] | None) -> bool:
+        """Takes the next image, with its item, or a path to be read. Whether anybody waits for it: not if only a request grows."""
+        each = self._next_input(image)
         if item is None:
-            each.kept_bytes = each.expected_bytes = kept_bytes
-            self._held_bytes += kept_bytes
             self._unread.append(each)
-            return kept_bytes > 0 or len(self._unread) % READ_AT_ONCE == 1  # each reader takes as many
-        each.read(item, kept=True)
-        self._held_bytes += each.kept_bytes
+            return len(self._unread) % READ_AT_ONCE == 1  # each reader takes as many
+        each.read(item)
         bytes_before = self._packing.waiting_bytes
         self._ready(each)
         images = self._packing.waiting_images()
@@ -117,9 +109,14 @@ class Flow:
 
     def unreadable(self, image: Image, error: ConvoyError) -> None:
         """Takes the next image, which cannot be sent."""
+        self._finish(self._next_input(image), error)
+
+    def _next_input(self, image: Image) -> Input:
+        each = Input(self._taken, image)
         self._taken += 1
         self._held += 1
-        self._finish(Input(self._taken - 1, image), error)
+        self._held_bytes += each.kept_bytes
+        return each
 
     def end(self, error: BaseException | None = None) -> None:
         """The source has no more, or has raised."""
@@ -165,7 +162,7 @@ class Flow:
             if isinstance(item, ConvoyError):
                 self._finish(each, item)
             elif not isinstance(item, LargeFile):
-                each.read(item, kept=False)
+                each.read(item)
                 self._ready(each)
 
     def _ready(self, each: Input) -> None:

@@ -1,6 +1,7 @@
 """Images of every accepted kind (bytes, paths, arrays, PIL images) as items of a request. Imports neither numpy nor Pillow."""
 
 import io
+import math
 import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
@@ -75,9 +76,14 @@ def needs_reading(images: Images) -> bool:
     return not all(isinstance(image, bytes | Pixels) for image in images)
 
 
-def takes_time(image: Any) -> bool:
-    """Whether `item` has to read a file or encode a PIL image."""
-    return _kind(image) in (os.PathLike, Picture)
+def is_path(image: Any) -> bool:
+    """Whether `item` has to read a file."""
+    return _kind(image) is os.PathLike
+
+
+def is_picture(image: Any) -> bool:
+    """Whether `item` has to encode a PIL image."""
+    return _kind(image) is Picture
 
 
 _KINDS: dict[type, Any] = {}
@@ -96,8 +102,13 @@ def _kind(image: Any) -> Any:
 
 
 def held_bytes(image: Any) -> int:
-    """What the pixels of a PIL image hold in memory, once it is decoded; 0 for images of other kinds."""
-    if _kind(image) is not Picture:
+    """What an image holds in memory: of a PIL image its pixels, once it is decoded; of a path, and of what is no image, nothing."""
+    kind = _kind(image)
+    if kind is bytes:
+        return len(image)
+    if kind is Pixels:
+        return math.prod(image.shape)
+    if kind is not Picture:
         return 0
     width, height = image.size
     return int(width * height * (1 if image.mode in ("1", "L", "P") else 4))

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Iterable, Sequence
 
-from service.client.images import Image
+from service.client.images import Image, held_bytes
 from service.client.messages import RequestTooLarge
 from service.pb.convoy.v1 import classifier_pb2 as pb
 
@@ -35,19 +35,17 @@ class Input:
         self.image = image
         self.item: dict[str, bytes] = {}
         self.size_bytes = 0
-        self.kept_bytes = 0
+        self.kept_bytes = held_bytes(image)
         self.own_bytes = 0
         self.expected_bytes = 0
         self.breaks = 0
         self.breaks_alone = 0
 
-    def read(self, item: dict[str, bytes], *, kept: bool) -> None:
-        """Takes the item. `kept`: the image is the same bytes, or others of this size; unlike a path."""
+    def read(self, item: dict[str, bytes]) -> None:
+        """Takes the item."""
         self.item = item
         self.size_bytes = sum(map(len, item.values()))
-        if kept:
-            self.kept_bytes = self.size_bytes
-        if not kept or not isinstance(self.image, bytes):
+        if not isinstance(self.image, bytes):  # which are the item
             self.own_bytes = self.size_bytes
 
 

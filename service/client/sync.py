@@ -246,7 +246,8 @@ class Client:
         request that fails, the images that are not at fault are sent again.
 
         Args:
-            images: any iterable, which need not end.
+            images: any iterable, which need not end. When the next image is asked for, the one before may be closed or overwritten,
+                but a file that was given by its path has to stay until its outcome.
             model: the model's name.
             version: as for `classify`.
             top_k: as for `classify`.
@@ -270,6 +271,7 @@ class Client:
             images, request, self._to_each, ordered=ordered, wait_seconds=wait_seconds, timeout_seconds=self._timeout_seconds
         )  # fmt: skip
         try:
+            many.start()
             while outcomes := many.next_outcomes():
                 yield from outcomes
         finally:

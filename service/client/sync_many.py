@@ -9,7 +9,7 @@ import grpc
 
 from service.client.connection import ChannelSettings, Connection, Stubs, deadline_seconds
 from service.client.flow import READ_BYTES, Flow
-from service.client.images import MAX_MESSAGE_BYTES, Image, LargeFile, held_bytes, item, takes_time
+from service.client.images import MAX_MESSAGE_BYTES, Image, LargeFile, is_path, item
 from service.client.in_flight import Limits, Stream
 from service.client.messages import CallFailed, Outcome, filled, refusal, rows
 from service.client.packing import Input
@@ -36,21 +36,30 @@ class ManyImages(Flow):
         wait_seconds: float,
         timeout_seconds: float,
     ) -> None:
-        """`connections`: with the settings of their channels; `timeout_seconds`: of other calls than streams. Raises UserError."""
+        """`connections`: with the settings of their channels; `timeout_seconds`: of other calls than streams. Raises UserError.
+
+        It begins with `start`, and is to be closed whether that works or not.
+        """
         super().__init__(request, len(connections), ordered=ordered, wait_seconds=wait_seconds)
         if isinstance(images, str | bytes) or not isinstance(images, Iterable):
             raise UserError(f"images are a list or another iterable, even for one image, not {type(images).__name__}")
+        self._images = images
+        self._connections = connections
         self._timeout_seconds = timeout_seconds
         self._calls: dict[Stream, Any] = {}
         self._jobs: list[threading.Thread] = []
         self._changed = threading.Condition()
-        self._start(self._take, images)
-        for stream, (settings, connection) in zip(self.streams, connections, strict=True):
+
+    def start(self) -> None:
+        """Begins to take images. Raises RuntimeError if there is no thread for it."""
+        for stream, (settings, connection) in zip(self.streams, self._connections, strict=True):
             self._start(self._converse, stream, settings, connection)
+        self._start(self._take)
 
     def _start(self, job: Callable[..., Any], *arguments: Any) -> None:
-        self._jobs.append(threading.Thread(target=self._run, args=(job, *arguments), name="classify-many", daemon=True))
-        self._jobs[-1].start()
+        thread = threading.Thread(target=self._run, args=(job, *arguments), name="classify-many", daemon=True)
+        thread.start()
+        self._jobs.append(thread)
 
     def _run(self, job: Callable[..., Any], *arguments: Any) -> None:
         ended: BaseException | None = None
@@ -63,15 +72,19 @@ class ManyImages(Flow):
                 self.fatal = self.fatal or ended
                 self._changed.notify_all()
 
-    def _take(self, images: Iterable[Image]) -> None:
+    def _take(self) -> None:
         error: BaseException | None = None
-        readers = False
+        reading = False
         try:
-            for image in images:
+            for image in self._images:
                 failed: UserError | None = None
                 content: dict[str, bytes] | None = None
                 try:
-                    content = None if takes_time(image) else item(image)
+                    if not is_path(image):  # the caller may use its memory for the next one
+                        content = item(image)
+                    elif not reading:
+                        self._start_readers()
+                        reading = True
                 except UserError as unusable:
                     failed = unusable
                 with self._changed:
@@ -81,18 +94,23 @@ class ManyImages(Flow):
                     if failed is not None:
                         self.unreadable(image, failed)
                         self._changed.notify_all()
-                    elif self.add(image, content, held_bytes(image) if content is None else 0):
+                    elif self.add(image, content):
                         self._changed.notify_all()
-                if content is None and failed is None and not readers:
-                    readers = True
-                    for _ in range(READERS):
-                        self._start(self._read_files)
         except BaseException as raised:  # noqa: BLE001 - raised to the caller, once the images before it are answered
             error = raised
         finally:
             with self._changed:
                 self.end(error)
                 self._changed.notify_all()
+
+    def _start_readers(self) -> None:
+        for number in range(READERS):
+            try:
+                self._start(self._read_files)
+            except RuntimeError:  # there may be no more threads; it goes on with those that there are
+                if number == 0:
+                    raise
+                return
 
     def _read_files(self) -> None:
         while True:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from service.client.connection import client_closed
-from service.client.images import Image
+from service.client.images import Image, is_path
 from service.client.images import item as as_item
 from service.client.messages import CallFailed, Classification, Outcome, concerns_all, filled, rows
 from service.client.packing import Input, Packing
@@ -38,7 +38,7 @@ WINDOW = 512
 """Or half of the model's queue, if that is less: the rest is left to others."""
 
 OPEN_BYTES = 64 * 2**20
-"""Of files or pixels that are taken and not given back; decoded, of those that are taken."""
+"""Of images that are taken and not given back: as the caller has them and as they are read, and again as the model has them."""
 
 REQUEST_ITEMS = INLINE_DECODE_ITEMS
 """A request is full: as many small pictures are decoded by the thread that submits them."""
@@ -51,8 +51,8 @@ LINGER_SECONDS = 0.002
 READERS = 16
 SLOW_SECONDS = 0.002
 PATIENCE_SECONDS = 0.05
-"""Files are read, and PIL images encoded, by one thread more once that has taken so much longer than SLOW_SECONDS each. A single
-long time means nothing: on a busy machine it is the wait for a processor, or for the interpreter's lock."""
+"""Files are read by one thread more once that has taken so much longer than SLOW_SECONDS each. A single long time means nothing: on
+a busy machine it is the wait for a processor, or for the interpreter's lock."""
 
 _JOIN_SECONDS = 1.0
 
@@ -145,14 +145,12 @@ class Many:
         late_seconds = 0.0
         try:
             while (taken := self._take()) is not None:
-                start = time.monotonic()
-                try:
-                    taken.read(as_item(taken.image), kept=False)
-                except UserError as error:
-                    self._done([taken], error)
-                    continue
-                late_seconds = max(0.0, late_seconds + time.monotonic() - start - SLOW_SECONDS)
-                self._add(taken)
+                if is_path(taken.image):
+                    start = time.monotonic()
+                    self._read_item(taken)
+                    late_seconds = max(0.0, late_seconds + time.monotonic() - start - SLOW_SECONDS)
+                if taken.item:
+                    self._add(taken)
                 if late_seconds > PATIENCE_SECONDS and self._reading < READERS:
                     late_seconds = 0.0
                     with contextlib.suppress(RuntimeError):  # there may be no more threads; it goes on with those that there are
@@ -180,9 +178,19 @@ class Many:
                     self._ended = True
                     self._error = None if isinstance(error, StopIteration) else error
                 return None
+            each = Input(self._taken, image)
             with self._lock:
                 self._taken += 1
-                return Input(self._taken - 1, image)
+                self._open_bytes += each.kept_bytes
+            if not is_path(image):  # the caller may use its memory for the next one
+                self._read_item(each)
+            return each
+
+    def _read_item(self, each: Input) -> None:
+        try:
+            each.read(as_item(each.image))
+        except UserError as error:
+            self._done([each], error)
 
     def _has_room(self) -> bool:
         return self._taken - self._given < self._window and self._open_bytes < OPEN_BYTES
@@ -191,7 +199,7 @@ class Many:
         with self._lock:
             first = not self._packing
             self._packing.add(read)
-            self._open_bytes += read.size_bytes
+            self._open_bytes += read.own_bytes
             pack = self._take_pack() if self._is_due() else None
             if first and pack is None:
                 self._outcome.notify_all()  # the caller lingers
@@ -282,22 +290,22 @@ class Many:
     def _give_back(self, found: Iterable[tuple[Input, Classification | ConvoyError]]) -> list[Outcome]:
         """The outcomes that the caller gets now, for which there is room again."""
         ready: list[Outcome] = []
-        size_bytes = 0
+        open_bytes = 0
         for each, answer in found:
             outcome = Outcome(each.index, each.image, answer)
             if not self._ordered:
                 ready.append(outcome)
-                size_bytes += each.size_bytes
+                open_bytes += each.kept_bytes + each.own_bytes
             else:
-                self._early[each.index] = outcome, each.size_bytes
+                self._early[each.index] = outcome, each.kept_bytes + each.own_bytes
         while self._given + len(ready) in self._early:
             outcome, freed = self._early.pop(self._given + len(ready))
             ready.append(outcome)
-            size_bytes += freed
+            open_bytes += freed
         if ready:
             with self._lock:
                 self._given += len(ready)
-                self._open_bytes -= size_bytes
+                self._open_bytes -= open_bytes
                 self._room.notify_all()
         return ready
 

@@ -451,6 +451,51 @@ def test_memory_is_bounded_whoever_is_slow(both: tuple[Client, Local]) -> None:
     assert local.classify([picture()], "digits").results
 
 
+def test_the_pixels_of_images_that_are_taken_and_not_given_back_are_bounded(both: tuple[Client, Local]) -> None:
+    _, local = both
+    taken, too_many = 0, threading.Event()
+
+    def images() -> Iterator[Image.Image]:
+        nonlocal taken
+        while True:
+            taken += 1
+            if taken > 1 + 1 + -(-many.OPEN_BYTES // (900 * 1000 * 4)):  # one is given back, one asked for while there was room
+                too_many.set()
+            yield Image.new("RGB", (900, 1000), (taken % 256, 0, 0))
+
+    found = local.classify_many(images(), "digits")
+    next(found)
+    assert not too_many.wait(0.5)
+    found.close()
+
+
+def test_an_image_may_be_overwritten_once_the_next_is_asked_for(
+    both: tuple[Client, Local], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(many, "SLOW_SECONDS", 0.0)
+    monkeypatch.setattr(many, "PATIENCE_SECONDS", 0.0)
+    (tmp_path / "digit.png").write_bytes(picture())
+    content = np.random.default_rng(0).integers(0, 256, (60, 28, 28, 1), np.uint8)
+    canvas, pixels = Image.new("L", (28, 28)), np.zeros((28, 28, 1), np.uint8)
+
+    def images() -> Iterator[Any]:
+        for each in content:
+            yield from [tmp_path / "digit.png"] * 8  # for which more threads are started
+            canvas.paste(Image.fromarray(each[..., 0]))
+            yield canvas
+            pixels[:] = each
+            yield pixels
+
+    found = [each.answer for each in both[1].classify_many(images(), "digits", top_k=1)]
+    expected = [each.answer for each in both[1].classify_many(list(content), "digits", top_k=1)]
+    for kind in (8, 9):
+        assert best(found[kind::10]) == best(expected)
+
+
+def best(found: Iterable[Any]) -> list[tuple[str, float]]:
+    return [(each.results[0][0].label, round(each.results[0][0].probability, 3)) for each in found]
+
+
 def test_files_that_are_slow_to_read_are_read_by_more_threads(
     both: tuple[Client, Local], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
