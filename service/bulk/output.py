@@ -8,10 +8,11 @@ from typing import IO
 
 from service.bulk import parquet
 from service.bulk.columns import Columns, Row
+from service.bulk.locked_file import exists, open_locked
 from service.bulk.path_set import PathSet
 from service.bulk.pictures import key_of
 from service.bulk.resume import Earlier, Lines, OnDone, model_of, read_csv, read_json_lines, reopen
-from service.bulk.row_file import Csv, Format, JsonLines, RowFile, create, exists
+from service.bulk.row_file import Csv, Format, JsonLines, RowFile
 from service.errors import UserError
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
@@ -36,28 +37,40 @@ class Output:
             raise exists(found[0])
         if not path.parent.is_dir():
             raise UserError(f"--output {path}: no such folder: {path.parent}")
-        self._continues = bool(found)
-        self._packed = False
+        self._resumes = resume
         self._columns: Columns | None = None
+        self._descriptor = -1
         self._file: RowFile | None = None
         self._failed = PathSet()
         self._replaces = False
         self.rows = 0
         self.earlier: tuple[str, str] | None = None
         """The model and the version of the rows that are there."""
-        if self._continues:
-            self._packed = not self.rows_path.exists()
-            self.earlier = parquet.model_of(path) if self._packed else model_of(self.rows_path, self._reader(None))
+        if found:
+            self.earlier = parquet.model_of(path) if self._is_packed() else model_of(self.rows_path, self._reader(None))
 
     def open(self, columns: Columns, on_done: OnDone, on_written: Callable[[], None]) -> PathSet:
-        """Gives the pictures that are done already, by their keys. `on_written` as for RowFile."""
+        """Gives the pictures that are done already, by their keys. `on_written` as for RowFile.
+
+        The rows are locked from here to the end of `close`, so that what another run does in the meantime is of another file.
+        """
         self._columns = columns
-        if self._continues:
-            descriptor, earlier = self._unpacked(columns, on_done) if self._packed else self._reopen(columns, on_done)
-        else:
-            descriptor, earlier = create(self.rows_path), Earlier()
+        self._descriptor = open_locked(self.rows_path, new=not self._resumes)
+        is_packed = self._is_packed()
+        try:
+            if is_packed and not self._resumes:
+                raise exists(self.path)
+            if is_packed:
+                empty, self._descriptor = self._descriptor, parquet.unpack(self.path)
+                os.close(empty)
+            earlier = self._reopen(columns, on_done)
+        except BaseException:
+            if is_packed:
+                self.rows_path.unlink()  # nothing is in it that the whole file has not
+            os.close(self._descriptor)
+            raise
         self._failed = earlier.failed
-        self._file = RowFile(self.rows_path, descriptor, self._format(columns), on_written)
+        self._file = RowFile(self.rows_path, self._descriptor, self._format(columns), on_written)
         return earlier.done
 
     def write(self, row: Row) -> None:
@@ -70,23 +83,29 @@ class Output:
 
     def close(self) -> None:
         """Writes the rest, also after an interruption."""
-        if self._file is not None and self._columns is not None:
-            self._file.close()
+        if self._file is None or self._columns is None:
+            return
+        file, self._file = self._file, None
+        try:
+            file.finish()
             if self._replaces:  # takes away the rows of errors whose pictures have others now
-                os.close(self._reopen(self._columns, lambda *_: True)[0])
+                self._reopen(self._columns, lambda *_: True)
             if self._is_parquet:
                 parquet.finish(self.path, self._columns)
+        finally:
+            os.close(self._descriptor)
 
-    def _unpacked(self, columns: Columns, on_done: OnDone) -> tuple[int, Earlier]:
-        parquet.unpack(self.path)
-        try:
-            return self._reopen(columns, on_done)
-        except BaseException:
-            self.rows_path.unlink()  # nothing is in it that the whole file has not
-            raise
+    def _is_packed(self) -> bool:
+        """Whether the rows of an earlier run are in a whole Parquet file alone."""
+        if not self._is_parquet or not self.path.exists():
+            return False
+        return not self.rows_path.exists() or self.rows_path.stat().st_size == 0
 
-    def _reopen(self, columns: Columns, on_done: OnDone) -> tuple[int, Earlier]:
-        return reopen(self.rows_path, columns, self._format(columns), self._reader(columns), on_done)
+    def _reopen(self, columns: Columns, on_done: OnDone) -> Earlier:
+        self._descriptor, earlier = reopen(
+            self._descriptor, self.rows_path, columns, self._format(columns), self._reader(columns), on_done
+        )
+        return earlier
 
     def _format(self, columns: Columns) -> Format:
         return (Csv if self._is_csv else JsonLines)(columns.names)

@@ -1,18 +1,18 @@
 """Parquet output. A Parquet file can be read only once its end is written, so rows are JSON lines beside it until the run ends.
 
 `FILE.parquet.partial` has the rows so far; when the run ends, also by Ctrl-C, it becomes FILE.parquet and is removed. After a
-kill it is what `--resume` continues. A FILE.parquet that is continued becomes JSON lines again first.
+kill it is what `--resume` continues. A FILE.parquet that is continued becomes JSON lines again first. The lock of the partial rows
+is that of both files. An empty file of them is none: it was made to be locked, and a kill came before the rows.
 """
 
-import contextlib
 import json
 import os
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from service.bulk.columns import MODEL, VERSION, Columns
+from service.bulk.locked_file import rewrite
 from service.bulk.row_file import JsonLines
 from service.errors import UserError, first_line
 
@@ -37,41 +37,37 @@ def partial_of(path: Path) -> Path:
 
 
 def finish(path: Path, columns: Columns) -> None:
-    """Makes the Parquet file of its partial rows. Raises UserError; the rows then stay where they are."""
+    """Makes the Parquet file of its partial rows, which are locked. Raises UserError; the rows then stay where they are."""
     arrow = pyarrow()
     kinds = {str: arrow.string(), float: arrow.float64(), list: arrow.list_(arrow.string())}
     schema = arrow.schema([(name, kinds[kind]) for name, kind in zip(columns.names, columns.types, strict=True)])
-    partial, beside = partial_of(path), path.with_name(f"{path.name}.unfinished")
-    try:
-        with partial.open("rb") as lines, arrow.parquet.ParquetWriter(beside, schema) as writer:
+    partial = partial_of(path)
+
+    def write(file: IO[bytes]) -> None:
+        with partial.open("rb") as lines, arrow.parquet.ParquetWriter(file, schema) as writer:
             while rows := [json.loads(line) for line in islice(lines, _GROUP_ROWS)]:
                 writer.write_table(arrow.Table.from_pylist(rows, schema))
-        with beside.open("rb+") as file:
-            os.fsync(file.fileno())
-        beside.replace(path)
+
+    try:
+        os.close(rewrite(path, partial, write))
         partial.unlink()
     except (OSError, arrow.ArrowException) as error:
-        with contextlib.suppress(OSError):
-            beside.unlink()
         raise UserError(f"{path}: {_reason(error)}; its rows are in {partial}, --resume goes on from there") from None
 
 
-def unpack(path: Path) -> None:
-    """Makes partial rows of a Parquet file, to be continued. Raises UserError for a file that cannot be read."""
+def unpack(path: Path) -> int:
+    """Makes partial rows of a Parquet file, to be continued; their file, locked. Raises UserError for one that cannot be read."""
     arrow = pyarrow()
-    partial = partial_of(path)
-    beside = partial.with_name(f"{partial.name}.unfinished")
-    try:
-        with arrow.parquet.ParquetFile(path) as file, beside.open("wb") as lines:
+
+    def write(lines: IO[bytes]) -> None:
+        with arrow.parquet.ParquetFile(path) as file:
             encode = JsonLines(file.schema_arrow.names).encoded
-            for rows in _rows(file):
-                lines.write(encode([list(row.values()) for row in rows]))
-            lines.flush()
-            os.fsync(lines.fileno())
-        beside.replace(partial)
+            for batch in file.iter_batches(_GROUP_ROWS):
+                lines.write(encode([list(row.values()) for row in batch.to_pylist()]))
+
+    try:
+        return rewrite(partial_of(path), path, write)
     except (OSError, TypeError, ValueError, arrow.ArrowException) as error:  # of a value that JSON has not, such as a time
-        with contextlib.suppress(OSError):
-            beside.unlink()
         raise UserError(f"--resume: {path}: {_reason(error)}") from None
 
 
@@ -89,11 +85,6 @@ def model_of(path: Path) -> tuple[str, str] | None:
     except (OSError, arrow.ArrowException) as error:
         raise UserError(f"--resume: {path}: {_reason(error)}") from None
     return None
-
-
-def _rows(file: Any) -> Iterator[list[dict[str, Any]]]:
-    for batch in file.iter_batches(_GROUP_ROWS):
-        yield batch.to_pylist()
 
 
 def _reason(error: Exception) -> str:

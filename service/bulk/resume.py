@@ -5,7 +5,6 @@ when it ends, or the next one when it begins, and with it a row that a kill cut 
 which then takes its place: a kill here loses nothing.
 """
 
-import contextlib
 import csv
 import itertools
 import json
@@ -15,9 +14,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from service.bulk.columns import ERROR, MODEL, PATH, SORTED_TO, VERSION, Columns
+from service.bulk.locked_file import rewrite
 from service.bulk.path_set import PathSet
 from service.bulk.pictures import key_of
-from service.bulk.row_file import Csv, Format, cell, lock
+from service.bulk.row_file import Csv, Format, cell
 from service.errors import UserError
 
 _MAX_FIELD = 2**31 - 1
@@ -33,26 +33,30 @@ Read = Callable[[IO[bytes]], Lines]
 """`read_csv` or `read_json_lines` of the run's columns."""
 
 
-def reopen(path: Path, columns: Columns, rows_format: Format, read: Read, on_done: OnDone) -> tuple[int, "Earlier"]:
-    """The file, locked and ready for rows, and what it has. Raises UserError if it is of another run."""
+def reopen(
+    descriptor: int, path: Path, columns: Columns, rows_format: Format, read: Read, on_done: OnDone
+) -> tuple[int, "Earlier"]:
+    """A locked file, ready for rows, and what it has. Raises UserError if it is of another run.
+
+    Where rows are to be taken away, it is another file, locked before it takes the place of this one, which is then closed.
+    """
+    rows = Earlier()
+    repair = False
+    for number, row in enumerate(_rows(path, columns, read)):
+        repair |= not rows.add(number, row, on_done)
+    if not repair:
+        return descriptor, rows
+
+    def write(file: IO[bytes]) -> None:
+        file.write(rows_format.header())
+        for row in rows.kept(_rows(path, columns, read)):
+            file.write(rows_format.encoded([list(row.values())]))
+
     try:
-        descriptor = os.open(path, os.O_RDWR | getattr(os, "O_CLOEXEC", 0))
+        repaired = rewrite(path, path, write)
     except OSError as error:
-        raise UserError(f"--output {path}: {error.strerror}") from None
-    try:
-        lock(descriptor, path)
-        if not os.path.samestat(os.fstat(descriptor), path.stat()):
-            raise UserError(f"--output {path}: another `convoy classify` is writing it")
-        rows = Earlier()
-        repair = False
-        for number, row in enumerate(_rows(path, columns, read)):
-            repair |= not rows.add(number, row, on_done)
-        repaired = _repaired(path, columns, rows_format, read, rows) if repair else descriptor
-    except BaseException:
-        os.close(descriptor)
-        raise
-    if repaired != descriptor:
-        os.close(descriptor)  # with its lock, which kept others away until the new file had its own
+        raise UserError(f"--resume: {path}: {error.strerror}") from None
+    os.close(descriptor)
     return repaired, rows
 
 
@@ -113,28 +117,6 @@ def _other_columns(names: list[str], columns: Columns) -> UserError:
         f"--resume: the output has other columns than this run: {', '.join(names)} instead of {', '.join(columns.names)}: "
         "give the same options, or choose another --output"
     )
-
-
-def _repaired(path: Path, columns: Columns, rows_format: Format, read: Read, rows: Earlier) -> int:
-    """The file anew, locked, with the rows that stay."""
-    beside = path.with_name(f"{path.name}.repaired")
-    repaired = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0), 0o666)
-    try:
-        lock(repaired, path)
-        with open(repaired, "wb", closefd=False) as file:
-            file.write(rows_format.header())
-            for row in rows.kept(_rows(path, columns, read)):
-                file.write(rows_format.encoded([list(row.values())]))
-        os.fsync(repaired)
-        os.replace(beside, path)  # noqa: PTH105
-    except BaseException as error:
-        os.close(repaired)
-        with contextlib.suppress(OSError):
-            beside.unlink()
-        if isinstance(error, OSError):
-            raise UserError(f"--resume: {beside}: {error.strerror}") from None
-        raise
-    return repaired
 
 
 def read_csv(file: IO[bytes], columns: Columns | None = None) -> Lines:

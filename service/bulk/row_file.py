@@ -17,11 +17,6 @@ from typing import Any, Literal, Protocol
 from service.bulk.columns import Row
 from service.errors import UserError
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
 _BLOCK_ROWS = 1000
 _BLOCK_SECONDS = 1.0
 _FORMULA = frozenset("=+-@\t\r")
@@ -96,7 +91,7 @@ class JsonLines:
 
 
 class RowFile:
-    """Appends rows to a file that is open and locked (`create`, or `resume.reopen`).
+    """Appends rows to a file that is open, and stays open.
 
     `on_written` is called after rows have been written, when nothing but a failing disk can lose them.
     """
@@ -141,45 +136,11 @@ class RowFile:
             raise UserError(f"{self._path}: {error.strerror}; --resume goes on from here") from None
         self._state = size + len(content), []
 
-    def close(self) -> None:
+    def finish(self) -> None:
         """Writes the rest; also after an interruption, which may have come in the middle of anything here."""
-        if self._descriptor < 0:
-            return
         try:
             os.ftruncate(self._descriptor, self._state[0])
             self.flush()
             os.fsync(self._descriptor)
         except OSError as error:
             raise UserError(f"{self._path}: {error.strerror}; --resume goes on from here") from None
-        finally:
-            descriptor, self._descriptor = self._descriptor, -1
-            os.close(descriptor)
-
-
-def create(path: Path) -> int:
-    """A new file, locked. Raises UserError if it is there or cannot be made."""
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
-    except FileExistsError:
-        raise exists(path) from None
-    except OSError as error:
-        raise UserError(f"--output {path}: {error.strerror}") from None
-    lock(descriptor, path)
-    return descriptor
-
-
-def exists(path: Path) -> UserError:
-    """What to say of an output that is there already."""
-    return UserError(f"--output {path} exists: nothing is overwritten, choose another (or --resume, to continue it)")
-
-
-def lock(descriptor: int, path: Path) -> None:
-    """Raises UserError if another process writes this file."""
-    if fcntl is None:
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"--output {path}: another `convoy classify` is writing it") from None
-    except OSError:
-        return  # a file system without locks

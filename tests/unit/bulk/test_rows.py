@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import stat
 import subprocess
 import sys
 from collections import Counter
@@ -15,7 +16,7 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 
-from service.bulk import row_file
+from service.bulk import parquet, row_file
 from service.bulk.columns import Columns, reason
 from service.bulk.output import Output
 from service.bulk.path_set import PathSet
@@ -233,6 +234,85 @@ def test_two_at_a_time_do_not_write_the_same_output(photos: Path, tmp_path: Path
     with pytest.raises(UserError, match="another `convoy classify` is writing it"):
         Output(tmp_path / "rows.csv", resume=True).open(columns(), lambda *_: True, lambda: None)
     first.close()
+
+
+def opened(path: Path, *, resume: bool = True) -> Output:
+    output = Output(path, resume=resume)
+    output.open(columns(), lambda *_: True, lambda: None)
+    return output
+
+
+def row_of(path: str) -> list:
+    return [path, "ann", 0.9, "people", "1", None]
+
+
+@KINDS
+def test_of_two_that_continue_an_output_at_a_time_one_is_refused(kind: str, photos: Path, tmp_path: Path) -> None:
+    path = tmp_path / f"rows.{kind}"
+    classify(photos, path)
+    before = len(read(path))
+    first, second, new = Output(path, resume=True), Output(path, resume=True), tmp_path / f"new.{kind}"
+    first.open(columns(), lambda *_: True, lambda: None)
+    first.write(row_of("x"))
+    for _ in range(2):
+        with pytest.raises(UserError, match="another `convoy classify` is writing it"):
+            second.open(columns(), lambda *_: True, lambda: None)
+    first.close()
+    assert len(read(path)) == before + 1
+    second.open(columns(), lambda *_: True, lambda: None)
+    second.write(row_of("y"))
+    second.close()
+    assert [row["path"] for row in read(path)][before:] == ["x", "y"]
+    late, later = Output(new, resume=False), Output(new, resume=True)
+    opened(new, resume=False).close()
+    with pytest.raises(UserError, match="nothing is overwritten"):
+        late.open(columns(), lambda *_: True, lambda: None)
+    later.open(columns(), lambda *_: True, lambda: None)
+    later.write(row_of("z"))
+    later.close()
+    assert [row["path"] for row in read(new)] == ["z"]
+    assert {each.name for each in tmp_path.iterdir()} == {"photos", path.name, new.name}
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_parquet_file_that_is_being_made_is_refused(resume: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "rows.parquet"
+    first = opened(path, resume=False)
+    first.write(row_of("x"))
+    finish, refusals = parquet.finish, []
+
+    def finish_slowly(path: Path, made: Columns) -> None:
+        with pytest.raises(UserError, match=r"another|exists") as refused:
+            opened(path, resume=resume)
+        refusals.append(refused)
+        finish(path, made)
+
+    monkeypatch.setattr(parquet, "finish", finish_slowly)
+    first.close()
+    assert len(refusals) == 1
+    assert [row["path"] for row in read(path)] == ["x"]
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_kill_before_a_parquet_file_is_unpacked_loses_none_of_its_rows(photos: Path, tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    classify(photos, path)
+    before = read(path)
+    (tmp_path / "rows.parquet.partial").touch()
+    assert Output(path, resume=True).earlier == ("people", "1")
+    opened(path).close()
+    assert sorted(read(path), key=str) == sorted(before, key=str)
+
+
+@KINDS
+def test_an_output_that_is_continued_keeps_its_permissions(kind: str, photos: Path, tmp_path: Path) -> None:
+    path = tmp_path / f"rows.{kind}"
+    classify(photos, path)
+    path.chmod(0o640)
+    (photos / "3.png").write_bytes(content("bob"))
+    classify(photos, path, resume=True)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert [row["label"] for row in read(path) if row["path"].endswith("3.png")] == ["bob"]
 
 
 def test_a_full_disk_leaves_whole_rows(photos: Path, tmp_path: Path) -> None:
