@@ -9,17 +9,20 @@ from pathlib import Path
 _CHUNK_BYTES = 1 << 16
 
 
-def remove_moved(source: str, target: str) -> None:
-    """Removes `source` if `target` is another name of a regular file with the same bytes; else leaves it."""
+def remove_moved(source: str, target: str) -> bool:
+    """Removes `source` if `target` is another name of a regular file with the same bytes; False if it stays without being it."""
     with contextlib.suppress(OSError):
-        if not _is_same_entry(source, target) and holds_bytes_of(source, target):
+        if _is_same_entry(source, target):
+            return True
+        if holds_bytes_of(source, target):
             os.unlink(source)  # noqa: PTH108
+    return not os.path.lexists(source)
 
 
-def is_moved(source: str, target: str) -> bool:
-    """Whether `target` is what is at `source`: the file, a link to it, or one with its bytes. False if either cannot be read."""
+def is_another(source: str, target: str) -> bool:
+    """Whether what is at `target` is not what is at `source`, nor a link to it or a copy. False if either cannot be read."""
     try:
-        return os.path.samefile(source, target) or holds_bytes_of(source, target)  # noqa: PTH121
+        return not (os.path.samefile(source, target) or holds_bytes_of(source, target))  # noqa: PTH121
     except OSError:
         return False
 

@@ -80,13 +80,14 @@ def key_of(name: str) -> str:
     `..` stays as it is: behind a link it may lead elsewhere.
     """
     path = path_of(name)
-    if scheme(path):
+    return plain(path if scheme(path) or path.startswith("/") else f"{os.getcwd()}/{path}")  # noqa: PTH109
+
+
+def plain(path: str) -> str:
+    """A path without `.` and empty parts; a URL as it is."""
+    if scheme(path) or not ("//" in path or "/." in path or path.startswith("./")):
         return path
-    if not path.startswith("/"):
-        path = f"{os.getcwd()}/{path}"  # noqa: PTH109
-    if "//" in path or "/." in path:
-        path = "/" + "/".join(part for part in path.split("/") if part not in ("", "."))
-    return path
+    return ("/" if path.startswith("/") else "") + "/".join(part for part in path.split("/") if part not in ("", "."))
 
 
 def path_of(source: str) -> str:

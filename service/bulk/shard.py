@@ -1,11 +1,15 @@
 """`--shard I/N`: the pictures of one run of N, which know nothing of each other and have the same sources.
 
-A picture falls to a run by its name alone. So it stays there whatever else is among the sources, and however often it is named.
+A picture falls to a run by its path as it is given, without `.` and empty parts. So it stays there whatever else is among the
+sources, however often it is named, and in whatever folder each run works; but a relative and an absolute path are two.
 """
 
+import os
 import re
 import zlib
 from typing import NamedTuple
+
+from service.bulk.pictures import plain
 
 MOST_SHARDS = 100_000
 """Kubernetes has no larger indexed Jobs."""
@@ -19,9 +23,9 @@ class Shard(NamedTuple):
     number: int = 0
     shards: int = 1
 
-    def takes(self, name: str) -> bool:
-        """Whether a picture of this name is in it."""
-        return self.shards == 1 or zlib.crc32(name.encode()) % self.shards == self.number
+    def takes(self, path: str) -> bool:
+        """Whether the picture at this path, or at this URL, is in it."""
+        return self.shards == 1 or zlib.crc32(os.fsencode(plain(path))) % self.shards == self.number
 
 
 def parse_shard(text: str) -> Shard:

@@ -16,7 +16,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import cast
 
-from service.bulk.moving import copy, holds_bytes_of, is_moved, linked, remove_moved, replace_link
+from service.bulk.moving import copy, holds_bytes_of, is_another, linked, remove_moved, replace_link
 from service.bulk.path_set import PathSet
 from service.bulk.pictures import Picture, name_of, path_of, scheme
 from service.bulk.results_folder import ResultsFolder
@@ -47,6 +47,8 @@ class Sorter:
         self._made: set[str] = set()
         self._claimed = PathSet()
         self._to_remove: list[tuple[str, str]] = []
+        self.not_removed = 0
+        """How many pictures that are to be moved are still at their old place, too, though their rows are written."""
 
     def open(self, labels: Sequence[str]) -> None:
         """Makes DIR. Raises UserError if that cannot be."""
@@ -59,7 +61,7 @@ class Sorter:
     def claim(self, path: str, sorted_to: str | None) -> bool:
         """Takes note of an earlier run's row, and removes a picture that the run was stopped before removing.
 
-        False if the picture was moved, and another one has come in its old place.
+        False if the picture was moved, and another one has come in its old place. If its new place is empty, nobody knows.
         """
         if sorted_to is None:
             return True
@@ -68,9 +70,9 @@ class Sorter:
         if self._how is How.MOVE and not scheme(source) and os.path.isfile(source):  # noqa: PTH113
             with contextlib.suppress(OSError):
                 replace_link(source, Path(target), _beside(Path(target), path))
-            if not is_moved(source, target):
+            if is_another(source, target):
                 return False
-            remove_moved(source, target)
+            self._remove(source, target)
         return True
 
     def place(self, picture: Picture, label: str, probability: float) -> str:
@@ -166,7 +168,10 @@ class Sorter:
         """The rows of all pictures that are `recorded` are written: those that are moved are removed from their old place."""
         pairs, self._to_remove = self._to_remove, []
         for source, target in pairs:
-            remove_moved(source, target)
+            self._remove(source, target)
+
+    def _remove(self, source: str, target: str) -> None:
+        self.not_removed += not remove_moved(source, target)
 
 
 def _last_name(name: str) -> str:

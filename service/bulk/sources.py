@@ -16,9 +16,14 @@ def pictures(
     """The pictures in files, folders, globs, archives and at URLs, in order, read as they are asked for.
 
     What cannot be read is a Picture with an error. `left_out` counts what folders and archives hold beside pictures; of folders,
-    those for which `skip` is true are not entered. Pictures whose name `takes` refuses are not fetched.
+    those for which `skip` is true are not entered. Pictures whose path `takes` refuses are not fetched.
     """
-    yield from read_ahead(found for found in _unread(sources, left_out, skip) if takes(found.name))
+    yield from read_ahead(found for found in _unread(sources, left_out, skip) if takes(_path_of(found)))
+
+
+def _path_of(found: Picture | Fetch) -> str:
+    """As it was given, if it is a file of this machine: its name may be another, which depends on the working folder."""
+    return (isinstance(found, Picture) and found.path) or path_of(found.name)
 
 
 def check(source: str) -> None:

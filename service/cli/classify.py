@@ -86,6 +86,9 @@ class Options:
             raise UserError("--json prints, --output FILE.jsonl writes: give one of them")
         if self.sort_into is None and (self.min_probability is not None or _is_given(ctx, "sort_mode")):
             raise UserError("--sort-mode and --min-probability say how pictures are sorted: give --sort-into DIR")
+        local = [path for path in map(path_of, self.paths) if not scheme(path)]
+        if self.shard.shards > 1 and len({path.startswith("/") for path in local}) > 1:
+            raise UserError("--shard goes by the paths of pictures: give PATHs that are all absolute, or all relative")
         for path in self.paths:
             check(path)
             if self.sort_into is not None and ResultsFolder(self.sort_into).is_it(path):
@@ -259,7 +262,7 @@ def _classify_into(client: Any, options: Options, output: Output | None) -> None
     finally:
         rows.close()
         summary(rows, before, time.monotonic() - started, left_out, where)
-    _check(options, rows.classified, rows.errors)
+    _check(options, rows.classified, rows.errors, sorter.not_removed if sorter is not None else 0)
 
 
 def _sources(
@@ -301,9 +304,14 @@ def _ask(client: Any, options: Options, info: ModelInfo, top_k: int) -> Ask:
     return ask
 
 
-def _check(options: Options, classified: int, errors: int) -> None:
+def _check(options: Options, classified: int, errors: int, not_removed: int = 0) -> None:
+    wrong = []
     if errors and not options.allow_errors:
-        raise UserError(f"{errors} of {classified + errors} images could not be classified")
+        wrong.append(f"{errors} of {classified + errors} images could not be classified")
+    if not_removed:
+        wrong.append(f"{not_removed} of the pictures that are to be moved could not be removed from their old place")
+    if wrong:
+        raise UserError("; ".join(wrong))
 
 
 @contextlib.contextmanager

@@ -168,6 +168,19 @@ def test_an_interrupted_run_leaves_a_file_to_read_and_to_continue(
     assert len(found) == len(set(found)) >= COUNT * 2 // 3
 
 
+def test_pictures_that_cannot_be_removed_end_a_move_with_an_error(photos: Path, model_file: Path) -> None:
+    asked = ["photos/1", "--model-file", str(model_file), "--output", "rows.csv", "--sort-into", "sorted"]
+    assert convoy_here("classify", *asked).returncode == 0
+    count = len(list((photos / "1").iterdir()))
+    Path("sorted").rename("sorted before")
+    ended = convoy_here("classify", *asked, "--sort-mode", "move", "--resume")
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("0 pictures in ")
+    expected = f"convoy: {count} of the pictures that are to be moved could not be removed from their old place"
+    assert ended.stderr.splitlines()[-1] == expected
+    assert len(list((photos / "1").iterdir())) == count
+
+
 def test_a_model_file_answers_without_a_server(photos: Path, model_file: Path) -> None:
     ended = convoy_here("classify", "photos", "--model-file", model_file, "--output", "rows.csv", "--sort-into", "sorted")
     assert f"{COUNT} classified, 1 error" in ended.stderr

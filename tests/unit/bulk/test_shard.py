@@ -1,5 +1,6 @@
 """`--shard`: every picture is in one shard, whatever else is among the sources."""
 
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import fsspec
 import pytest
 
-from service.bulk.pictures import LeftOut
+from service.bulk.pictures import LeftOut, path_of
 from service.bulk.shard import Shard, parse_shard
 from service.bulk.sources import pictures
 from tests.program import convoy_here, one_line
@@ -20,6 +21,33 @@ def test_shards_have_every_picture_once_and_about_as_many_each(tmp_path: Path) -
     assert all(200 < len(shard) < 400 for shard in shards)
     again = pictures(reversed([*paths, "/photos/new.png"]), LeftOut(), takes=Shard(3, 7).takes)
     assert {each.name for each in again} - {"/photos/new.png"} == set(shards[3])
+
+
+def test_a_picture_is_in_one_shard_however_it_is_spelled_and_wherever_the_run_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [*(f"{number}.png" for number in range(40)), "@.png", os.fsdecode(b"caf\xe9.png"), "\udcff.png"]
+    for home in ("a", "b/c"):
+        (tmp_path / home / "photos" / "in").mkdir(parents=True)
+        for name in names:
+            (tmp_path / home / "photos" / "in" / name).touch()
+    shards: list[set[str]] = []
+    for index in range(3):
+        monkeypatch.chdir(tmp_path / ("a" if index % 2 else "b/c"))
+        sources = ["photos", "./photos/in", "photos//in/./*.png", *(f"photos/./in/{name}" for name in names)]
+        found = pictures(sources, LeftOut(), takes=Shard(index, 3).takes)
+        shards.append({Path(path_of(each.name)).name for each in found})
+    assert set.union(*shards) == set(names)
+    assert sum(map(len, shards)) == len(names)
+    assert min(map(len, shards)) > 5
+
+
+def test_relative_and_absolute_paths_are_not_in_one_sharded_run(tmp_path: Path) -> None:
+    given = ["classify", "--model", "digits", "--output", f"{tmp_path}/rows.csv", "photos", "https://host/a.png"]
+    for absolute in ("/photos", "file:///photos"):
+        refused = convoy_here(*given, absolute, "--shard", "0/2")
+        assert "--shard goes by the paths of pictures: give PATHs that are all absolute, or all relative" in one_line(refused)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_shards_are_of_pictures_in_archives_and_of_what_cannot_be_read(tmp_path: Path) -> None:

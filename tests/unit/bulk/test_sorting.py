@@ -121,6 +121,38 @@ def test_a_link_is_never_what_is_left_of_a_picture_that_is_moved(
     assert Path("original").exists()
 
 
+def test_what_cannot_be_removed_from_its_old_place_is_counted(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    sorter = Sorter(Path("into"), How.MOVE, 0.0)
+    rows = Rows(None, sorter, columns())
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", refuse)  # as in a folder that is read-only
+        run(pictures(["photos/a", "photos/b"], LeftOut()), ask, rows, rows.open())
+        rows.close()
+    assert (rows.classified, sorter.not_removed) == (3, 3)
+    assert sum(path.is_file() for path in Path("into").rglob("*")) == 3
+    again = Sorter(Path("into"), How.MOVE, 0.0)
+    again.claim("photos/a/1.png", "into/ann/1.png")
+    assert not Path("photos/a/1.png").exists()
+    again.claim("photos/a/1.png", "into/ann/1.png")  # is where it should be
+    Path("into/ann/1.png").rename("photos/a/1.png")
+    assert sort("photos/a", how=How.MOVE, into=Path("photos/a"))
+    assert again.not_removed == 0
+
+
+def test_a_picture_whose_new_place_is_gone_is_done_and_counted(photos: Path) -> None:
+    sorter = Sorter(Path("into"), How.MOVE, 0.0)
+    assert sorter.claim("photos/a/1.png", "into/ann/1.png")
+    assert Path("photos/a/1.png").exists()
+    assert sorter.not_removed == 1
+    Path("into/ann").mkdir(parents=True)
+    Path("into/ann/1.png").write_bytes(b"something else")
+    assert not sorter.claim("photos/a/1.png", "into/ann/1.png")
+    assert sorter.not_removed == 1
+
+
 def test_of_a_link_that_is_moved_the_picture_comes_and_the_link_goes(photos: Path) -> None:
     (photos / "d").mkdir()
     (photos / "d" / "5.png").symlink_to("../../original")
