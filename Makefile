@@ -13,7 +13,7 @@ ENGINES_LOCK := .ci/engines.lock
 WHEELS := $(VENV)/wheels
 PERF_ANALYZER := $(VENV)/perf_analyzer
 
-.PHONY: help demo test test-system test-slow test-image test-cluster foreign setup clients pixels engines perf-analyzer check check-kit bench \
+.PHONY: help demo test test-system test-slow test-image test-cluster foreign setup compiled pure clients pixels engines perf-analyzer check check-kit bench \
 	format protos sync-client dashboards rules docs version lock clean
 .DEFAULT_GOAL := help
 unexport PYTHONDONTWRITEBYTECODE  # hundreds of the tests' processes start faster when one has compiled the code for all
@@ -34,6 +34,14 @@ test-slow: setup  ## run the soak tests, which take minutes
 	$(BIN)/python -m pytest -m slow
 
 setup: $(VENV)/.ready  ## build .venv from the pinned requirements
+	@$(BIN)/python -c 'import service' 2>/dev/null || $(MAKE) --no-print-directory pure
+
+compiled: setup pure  ## compile the modules of every request in place, with mypyc (needs gcc)
+	CONVOY_COMPILE=1 $(BIN)/python setup.py --quiet build_ext --inplace
+
+pure:  ## remove what `make compiled` made
+	rm -rf build service/compiled.sha256 convoy__mypyc.*.so
+	find service -name '*.so' -delete
 
 # The stamp makes a second run offline work: nothing is asked of a registry while the pins stand.
 $(VENV)/.ready: pyproject.toml $(LOCK)
@@ -164,5 +172,5 @@ lock:  ## renew the pins: the newest versions that pyproject.toml admits, and th
 	.ci/lowest $(VENV)/lock/bin/uv > $(LOWEST_LOCK)
 	rm -rf $(VENV)/lock
 
-clean:  ## remove .venv and caches
+clean: pure  ## remove .venv, caches and compiled modules
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

@@ -1,5 +1,6 @@
 """Convoy's server and client: an ONNX classifier answered over gRPC in batches; or in the own process, by `Local`."""
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -9,6 +10,11 @@ __all__ = ["Local"]
 
 DISTRIBUTION = "convoy-serving"
 """The name of the installed package; `convoy` on PyPI is another project's."""
+
+if os.path.exists(os.path.join(os.path.dirname(__file__), "compiled.sha256")):  # noqa: PTH110, PTH118, PTH120 - pathlib takes longer to import
+    from service.compiled import check_fresh
+
+    check_fresh()
 
 
 def convoy_version() -> str:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 
+from service import compiled
 from service.access.authenticator import Authenticator
 from service.access.exposure import control_allowed, log_exposure, open_access
 from service.config import ServerConfig
@@ -229,8 +230,9 @@ class Server:
         log_exposure(self._config)
         self.ready_file.remove()
         log.info(
-            "listening: gRPC on %s (%s transport%s), %s on %s",
-            " and ".join(self._transport.addresses), self._transport.name, ", TLS" if self._config.tls_cert else "",
+            "listening: gRPC on %s (%s transport, %s%s), %s on %s",
+            " and ".join(self._transport.addresses), self._transport.name, compiled.build(),
+            ", TLS" if self._config.tls_cert else "",
             "HTTPS" if self._config.tls_cert else "HTTP", " and ".join(self._http.addresses),
         )  # fmt: skip
 

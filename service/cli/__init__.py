@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from service import DISTRIBUTION
+from service import DISTRIBUTION, compiled
 from service.errors import ConvoyError
 
 GROUP = "convoy.commands"
@@ -78,7 +78,7 @@ def _uninstalled(name: str, error: ModuleNotFoundError) -> click.Command:
 
 
 @click.group(cls=_Program, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(package_name=DISTRIBUTION, prog_name="convoy")
+@click.version_option(package_name=DISTRIBUTION, prog_name="convoy", message=f"%(prog)s, version %(version)s ({compiled.build()})")
 def program() -> None:
     """Convoy: from labelled images to answers over gRPC.
 

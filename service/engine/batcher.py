@@ -48,6 +48,10 @@ def _ignore(items: int, seconds: float) -> None:
     """In place of `on_batch`."""
 
 
+def _delivered(error: RequestError | None) -> None:
+    """In place of an `on_done` that has been called."""
+
+
 class Batcher:
     """Runs the requests of one model in batches. In the end, `close` it."""
 
@@ -343,7 +347,7 @@ class Batcher:
                 entry.state = DONE
         for entry in ending:
             on_done = entry.on_done
-            del entry.on_done  # it refers back to the entry
+            entry.on_done = _delivered  # the other refers back to the entry
             try:
                 on_done(error)
             except Exception:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from service.engine.answer import Answer, at_fault
@@ -30,6 +31,13 @@ log = logging.getLogger(__name__)
 
 Respond = Callable[[Answer | RequestError], None]
 """Takes the one outcome of a request, from any thread."""
+
+_NO_IMAGES: NDArray[Any] = np.empty(0, np.uint8)
+"""In place of the images of a request that is done."""
+
+
+def _answered(outcome: Answer | RequestError) -> None:
+    """In place of the `respond` of a request that is done."""
 
 
 class RequestContext(Protocol):
@@ -168,13 +176,13 @@ class Request:
     def _done(self, error: RequestError | None) -> None:
         """Responds. Called once, by the thread that brought the request to DONE."""
         entry, served, respond, tensor = self._entry, self._served, self._respond, self._tensor
-        del self._respond
+        self._respond = _answered  # the other refers back to the request
         self._items = ()
         self._tensor = None
         try:
             if error is None:
                 phases = Phases(self._decode_seconds, entry.started - entry.queued_at, entry.finished - entry.started)
-                del entry.images
+                entry.images = _NO_IMAGES
                 respond(Answer(served, entry.outputs, self._top_k, phases, entry.finished, entry.trace, tensor))
             else:
                 if isinstance(error, ModelFailed):

@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Info, PlatformCollector, ProcessCollector
 
-from service import convoy_version
+from service import compiled, convoy_version
 from service.observability.request_metrics import ModelMetrics, RequestMetrics, RpcMetrics
 
 REASONS = ("queue_full", "deadline", "cancelled", "draining", "invalid", "failed", "forbidden", "quota")
@@ -31,7 +31,8 @@ class Metrics:
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         build = Info("convoy_build", "Versions of Convoy and of what it runs on", registry=registry)
-        build.info({"version": convoy_version(), "python": platform.python_version()} | _versions("grpcio", "onnxruntime"))
+        known = {"version": convoy_version(), "build": compiled.build(), "python": platform.python_version()}
+        build.info(known | _versions("grpcio", "onnxruntime"))
 
         self._transport = Gauge("convoy_transport_info", "1 for the gRPC transport in use", ("transport",), registry=registry)
 

@@ -175,7 +175,7 @@ def describe_tensor(datatype: str, shape: Sequence[int]) -> str:
     return f"{datatype} [{', '.join(map(str, shape))}]"
 
 
-def check_dimensions(shape: Sequence[int]) -> None:
+def check_dimensions(shape: Sequence[object]) -> None:
     """Raises InvalidRequest if a shape has more than MAX_DIMENSIONS, or one beyond 64 bits."""
     if len(shape) > MAX_DIMENSIONS:
         raise InvalidRequest(f"the shape has {len(shape)} dimensions; at most {MAX_DIMENSIONS} are accepted", "inputs[0].shape")
@@ -188,7 +188,7 @@ def _wrong_bytes(given: int, datatype: str, shape: Sequence[int], size: int) -> 
     return InvalidRequest(f"the input has {given} bytes; {datatype} of shape {list(shape)} has {size}", "inputs[0].shape")
 
 
-def _count(shape: Sequence[int]) -> int:
+def _count(shape: Sequence[Any]) -> int:
     check_dimensions(shape)
     if not shape or any(isinstance(size, bool) or not isinstance(size, int) or size < 0 for size in shape):
         raise InvalidRequest(

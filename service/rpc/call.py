@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from google.protobuf.message import Message
+from mypy_extensions import mypyc_attr
 
 from service.access.grant import Grant
 from service.errors import Cancelled, ConvoyError, DeadlineExceeded, Refused, forget_traceback
@@ -115,6 +116,7 @@ class Receiver(Protocol):
         """The client will send no more messages, in answer to one `receive()`."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Call(ABC):
     """One RPC in progress. It ends exactly once: by the server's status, or because the client has cancelled."""
 
@@ -217,6 +219,7 @@ class Call(ABC):
         """Ends the call with a status; False if it had ended already."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class UnaryCall(Call):
     """A call that is answered with one message. Transports implement `_send`."""
 
@@ -242,6 +245,7 @@ class UnaryCall(Call):
         """For the transport: sends the message, if there is one, and the status. Called at most once, from any thread."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class StreamCall(Call):
     """A call that is answered with any number of messages. Transports implement `_read`, `_write` and `_close`.
 
@@ -250,7 +254,7 @@ class StreamCall(Call):
     `reading` says whether the transport waits for a message, `asked_at` since when, in `time.monotonic` seconds.
     """
 
-    __slots__ = ("__weakref__", "_lock", "_outgoing", "_status", "asked_at", "holding", "message_bytes", "reading")
+    __slots__ = ("_lock", "_outgoing", "_status", "asked_at", "holding", "message_bytes", "reading")
 
     def __init__(
         self, method: Method, deadline: float, metadata: Metadata, observer: RpcMethodObserver, budget: ByteBudget = UNLIMITED

@@ -119,7 +119,7 @@ class CompletionQueueServer:
         self.addresses: Sequence[str] = ()
         self.last_round = math.inf
         self._options = options
-        self._thread = vital_thread(self._serve, "grpc")
+        self._serving = vital_thread(self._serve, "grpc")
         self._methods = {
             method.path.encode(): (method, options.observer.rpc_method(method.kind, method.service, method.name))
             for method in options.methods
@@ -148,13 +148,13 @@ class CompletionQueueServer:
             self.port, self.addresses = options.listen(self._add_port)
         except BaseException:
             self._server.start()  # C core stops only a server that has started
-            self._thread.start()
+            self._serving.start()
             self.stop(0)
             raise
         self._server.start()
         for _ in range(REQUESTED_CALLS):
             self._request_call()
-        self._thread.start()
+        self._serving.start()
 
     def _add_port(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
         secure = () if credentials is None else (credentials._credentials,)  # type: ignore[attr-defined]
@@ -163,7 +163,7 @@ class CompletionQueueServer:
 
     def stop(self, grace_seconds: float) -> None:
         """See Transport."""
-        if not self._thread.is_alive():
+        if not self._serving.is_alive():
             return
         if self._options.unix_socket is not None:
             self._options.unix_socket.remove()
@@ -171,7 +171,7 @@ class CompletionQueueServer:
         self._server.shutdown(self._queue, self._shut_down)
         if not self._stopped.wait(grace_seconds):
             self._server.cancel_all_calls()
-        self._thread.join()
+        self._serving.join()
         self._server.destroy()  # not on the thread: the last call may end while `cancel_all_calls` runs
 
     def _request_call(self) -> None:

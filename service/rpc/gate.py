@@ -6,7 +6,6 @@ when its client is no longer known.
 
 import threading
 from collections.abc import Mapping, Sequence
-from weakref import WeakSet
 
 from service.access.authenticator import Authenticator
 from service.access.grant import Grant
@@ -16,6 +15,9 @@ from service.rpc.call import Call, StreamCall
 
 AUTHORIZATION = "authorization"
 
+FEW_STREAMS = 64
+"""Streams that have ended are let go of when there are twice as many as were open, and so many more."""
+
 
 class Gate:
     """Asks an Authenticator about every call."""
@@ -23,7 +25,8 @@ class Gate:
     def __init__(self, authenticator: Authenticator) -> None:
         self._authenticator = authenticator
         self._lock = threading.Lock()
-        self._streams: WeakSet[StreamCall] = WeakSet()  # the transport holds a call while it is open
+        self._streams: list[StreamCall] = []  # the open ones, and some that have ended
+        self._most_streams = FEW_STREAMS
         authenticator.access.after_each_look(self._renew_streams)
 
     def admits(self, call: Call) -> bool:
@@ -40,7 +43,10 @@ class Gate:
             return False
         if isinstance(call, StreamCall):
             with self._lock:
-                self._streams.add(call)
+                if len(self._streams) >= self._most_streams:
+                    self._streams = [each for each in self._streams if not each.ended]
+                    self._most_streams = 2 * len(self._streams) + FEW_STREAMS
+                self._streams.append(call)
         return True
 
     def _grant(self, call: Call) -> Grant:
@@ -55,10 +61,8 @@ class Gate:
     def _renew_streams(self) -> None:
         """Ends the streams of clients that are not known any more; others have from now on the rights of the present rules."""
         with self._lock:
-            streams = list(self._streams)
+            streams = self._streams = [each for each in self._streams if not each.ended]
         for call in streams:
-            if call.ended:
-                continue
             try:
                 grant = self._grant(call)
                 grant.require(need_of(call.method.path).right)

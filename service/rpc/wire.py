@@ -7,7 +7,7 @@ classifier.proto and open_inference.proto; tests compare the results with protob
 
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from numpy.typing import NDArray
 
@@ -17,7 +17,16 @@ from service.pb.convoy.v1 import classifier_pb2
 from service.pb.inference import open_inference_pb2
 from service.requests.phases import Phases
 
-_ONE_BYTE = [bytes([number]) for number in range(128)]
+_ONE_BYTE: Final = [bytes([number]) for number in range(128)]
+
+_PROBABILITY: Final = b"\x1d"  # Prediction.probability, 32 bits
+_SCORE: Final = b"\x25"  # Prediction.score, 32 bits
+_PREDICTION: Final = b"\x0a"  # ItemResult.predictions, a message
+_ID: Final = b"\x1a"  # ClassifyResponse.id and ModelInferResponse.id
+_RESULT: Final = b"\x22"  # ClassifyResponse.results, a message
+_PHASES: Final = struct.Struct("<BBBdBd")  # ClassifyResponse.phases with queue_seconds and inference_seconds
+_PHASES_DECODED: Final = struct.Struct("<BBBdBdBd")  # and decode_seconds
+_FLOAT: Final = struct.Struct("<f")
 
 
 def varint(number: int) -> bytes:
@@ -35,22 +44,13 @@ def varint(number: int) -> bytes:
 class ClassifyResponseWriter:
     """Writes the serialised `ClassifyResponse`s of one version of a model with these heads; one without a contract has none."""
 
-    _PROBABILITY = b"\x1d"  # Prediction.probability, 32 bits
-    _SCORE = b"\x25"  # Prediction.score, 32 bits
-    _PREDICTION = b"\x0a"  # ItemResult.predictions, a message
-    _ID = b"\x1a"  # ClassifyResponse.id
-    _RESULT = b"\x22"  # ClassifyResponse.results, a message
-    _PHASES = struct.Struct("<BBBdBd")  # ClassifyResponse.phases with queue_seconds and inference_seconds
-    _PHASES_DECODED = struct.Struct("<BBBdBdBd")  # and decode_seconds
-    _FLOAT = struct.Struct("<f")
-
     def __init__(
         self, model: str, version: str, labels: Sequence[str], heads: Sequence[Head] = (), probabilities: bool = True
     ) -> None:
         """The numbers are `probabilities`, or else scores."""
         threshold = heads[0].threshold if heads else None
         self._head = classifier_pb2.ClassifyResponse(model=model, version=version, threshold=threshold).SerializeToString()
-        self._labels = self._label_fields(labels, self._PROBABILITY if probabilities else self._SCORE)
+        self._labels = self._label_fields(labels, _PROBABILITY if probabilities else _SCORE)
         self._others = heads[1:]
         self.has_other_heads = len(heads) > 1
 
@@ -67,20 +67,20 @@ class ClassifyResponseWriter:
         """
         if others:
             return self._write_heads(request_id, phases, results, others)
-        labels, pack = self._labels, self._FLOAT.pack
+        labels, pack = self._labels, _FLOAT.pack
         parts = [self._head]
         if request_id:
             text = request_id.encode()
-            parts += (self._ID, varint(len(text)), text)
+            parts += (_ID, varint(len(text)), text)
         for predictions in results:
             result = b"".join([labels[index] + pack(value) for index, value in predictions])
             size = len(result)
-            parts += (self._RESULT, _ONE_BYTE[size] if size < 128 else varint(size), result)
+            parts += (_RESULT, _ONE_BYTE[size] if size < 128 else varint(size), result)
         decode, queue, inference = phases
         if decode is None:
-            parts.append(self._PHASES.pack(0x2A, 18, 0x11, queue, 0x19, inference))
+            parts.append(_PHASES.pack(0x2A, 18, 0x11, queue, 0x19, inference))
         else:
-            parts.append(self._PHASES_DECODED.pack(0x2A, 27, 0x09, decode, 0x11, queue, 0x19, inference))
+            parts.append(_PHASES_DECODED.pack(0x2A, 27, 0x09, decode, 0x11, queue, 0x19, inference))
         return b"".join(parts)
 
     def _label_fields(self, labels: Sequence[str], number: bytes) -> list[bytes]:
@@ -88,7 +88,7 @@ class ClassifyResponseWriter:
         fields = []
         for index, label in enumerate(labels):
             prediction = classifier_pb2.Prediction(label=label, index=index).SerializeToString() + number
-            fields.append(self._PREDICTION + varint(len(prediction) + self._FLOAT.size) + prediction)
+            fields.append(_PREDICTION + varint(len(prediction) + _FLOAT.size) + prediction)
         return fields
 
     def _write_heads(
@@ -132,8 +132,6 @@ def classify_stream_response(request_id: str, index: int, response: bytes) -> by
 class ModelInferResponseWriter:
     """Writes the serialised `ModelInferResponse`s of one version of a model, with raw contents."""
 
-    _ID = b"\x1a"  # ModelInferResponse.id
-
     def __init__(self, model: str, version: str) -> None:
         self._head = open_inference_pb2.ModelInferResponse(model_name=model, model_version=version).SerializeToString()
         self._fields: dict[tuple[str, int], tuple[bytes, bytes]] = {}  # by output and number of items: bounded
@@ -144,7 +142,7 @@ class ModelInferResponseWriter:
         contents: list[Any] = []
         if request_id:
             text = request_id.encode()
-            parts += (self._ID, varint(len(text)), text)
+            parts += (_ID, varint(len(text)), text)
         for name, array in outputs.items():
             tensor, content_head = self._fields.get((name, len(array))) or self._make_fields(name, array)
             parts.append(tensor)

@@ -465,7 +465,7 @@ def test_help_teaches(tmp_path: Path) -> None:
     for command in ("train", "export", "serve", "classify", "inspect"):
         assert f"  {command} " in shown.stdout
         assert convoy_here(command, "--help").returncode == 0
-    assert re.fullmatch(r"convoy, version \d+\.\d+\.\d+\n", convoy_here("--version").stdout)
+    assert re.fullmatch(r"convoy, version \d+\.\d+\.\d+ \((compiled|pure Python)\)\n", convoy_here("--version").stdout)
     assert "No such command 'nope'" in one_line(convoy_here("nope"))
 
 

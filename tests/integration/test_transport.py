@@ -326,7 +326,7 @@ def test_the_grace_may_end_while_the_last_call_ends(service: Service, seen: Reco
         def cancel_all_calls(self) -> None:
             self.cancelling = True
             self._core.cancel_all_calls()
-            running._thread.join(20)
+            running._serving.join(20)
             self.cancelling = False
 
     running = CompletionQueueServer(Options(["127.0.0.1"], 0, LIMIT, service.methods(), seen, service.on_idle))
@@ -338,7 +338,7 @@ def test_the_grace_may_end_while_the_last_call_ends(service: Service, seen: Reco
         assert service.kept.wait(10)
         running.stop(0.01)
         assert waiting.code() in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)
-    assert not running._thread.is_alive()
+    assert not running._serving.is_alive()
     assert not watched.cancelling
 
 
