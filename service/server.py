@@ -8,12 +8,13 @@ A `Server` is constructed and then goes through four steps:
                  closes the gRPC port
     close        closes the HTTP port, which has answered probes and scrapes until now, and frees the models
 
-`serve` runs a single server so. One worker of several (`workers/worker.py`) loads its models before it listens, because the kernel
-sends it connections as soon as it shares the port; the HTTP port and the ready file are its supervisor's.
+`serve` runs a single server so. One worker of several (`workers/worker.py`) loads its models before it listens, because
+connections come as soon as it does; the HTTP port and the ready file are its supervisor's.
 """
 
 import gc
 import logging
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -89,6 +90,7 @@ class Server:
         on_change: Callable[[], None] = lambda: None,
         control: Control | None = None,
         try_version: TryVersion | None = None,
+        connections: socket.socket | None = None,
     ) -> None:
         """Checks the settings and builds the parts; binds and loads nothing.
 
@@ -97,6 +99,7 @@ class Server:
             on_change: called from any thread when `not_ready_reason` may have changed.
             control: carries out clients' control requests; `self.control` if not given.
             try_version: tries a version before it is loaded, as `Trials.try_version`; this server does it if not given.
+            connections: brings the connections that a supervisor accepts, so that the gRPC port is not bound.
 
         Raises:
             UserError: a setting is invalid.
@@ -141,6 +144,7 @@ class Server:
         self._transport = create_transport(
             config, methods, metrics, self._classifier.pump, self._max_message_bytes,
             self._budget, None if self._access is None else rpc_gate.Gate(Authenticator(self._access, "grpc")),
+            connections,
         )  # fmt: skip
         metrics.transport_chosen(self._transport.name)
         self._http = HttpServer(

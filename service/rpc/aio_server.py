@@ -90,6 +90,8 @@ class AioServer:
         if server is not None:
             if self._options.unix_socket is not None:
                 self._options.unix_socket.remove()
+            if self._options.connections is not None:
+                self._options.connections.close()
             self._run_on_loop(server.stop(grace_seconds))
             self._server = None
         self._close_loop()
@@ -125,6 +127,8 @@ class AioServer:
         await server.start()
         self._server = server
         self._beat()
+        if options.connections is not None:
+            options.connections.start()
 
     def _beat(self) -> None:
         self._loop.call_later(BEAT_SECONDS, self._beat)

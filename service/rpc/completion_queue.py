@@ -155,6 +155,8 @@ class CompletionQueueServer:
         for _ in range(REQUESTED_CALLS):
             self._request_call()
         self._serving.start()
+        if options.connections is not None:
+            options.connections.start()
 
     def _add_port(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
         secure = () if credentials is None else (credentials._credentials,)  # type: ignore[attr-defined]
@@ -167,6 +169,8 @@ class CompletionQueueServer:
             return
         if self._options.unix_socket is not None:
             self._options.unix_socket.remove()
+        if self._options.connections is not None:
+            self._options.connections.close()
         self._stopping = True
         self._server.shutdown(self._queue, self._shut_down)
         if not self._stopped.wait(grace_seconds):

@@ -1,6 +1,7 @@
 """The gRPC transport that the flags ask for: which one, its TLS files and connection settings."""
 
 import logging
+import socket
 from collections.abc import Sequence
 
 from service.config import ServerConfig
@@ -12,6 +13,7 @@ from service.rpc.aio_server import AioServer
 from service.rpc.c_core import unavailable_reason
 from service.rpc.call import Method, OnIdle, RpcObserver
 from service.rpc.completion_queue import CompletionQueueServer
+from service.rpc.external_connections import ExternalConnections
 from service.rpc.gate import Gate
 from service.rpc.transport import Options, Transport
 from service.sockets.unix_socket import UnixSocket
@@ -31,8 +33,13 @@ def create_transport(
     max_message_bytes: int,
     budget: ByteBudget = UNLIMITED,
     gate: Gate | None = None,
+    connections: socket.socket | None = None,
 ) -> Transport:
-    """The transport, not yet started. Raises UserError for contradictory flags or a transport that does not work here."""
+    """The transport, not yet started. With `connections`, which brings those that another process accepts, it binds no port.
+
+    Raises:
+        UserError: contradictory flags, or a transport that does not work here.
+    """
     transport, tls = _transport_class(config), tls_files(config)
     return transport(
         Options(
@@ -46,6 +53,7 @@ def create_transport(
             renewed_tls=lambda: None if tls is None else tls.renewed(),
             compression=config.compression,
             shared_port=config.workers > 1,
+            connections=None if connections is None else ExternalConnections(connections),
             arguments=_channel_arguments(config),
             budget=budget,
             message_seconds=config.message_seconds,

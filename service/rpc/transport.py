@@ -6,7 +6,7 @@
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 from urllib.parse import quote
 
 import grpc
@@ -16,6 +16,7 @@ from service.process.memory_limit import MemoryLimit, memory_limit_bytes
 from service.requests.byte_budget import UNLIMITED, ByteBudget
 from service.requests.principal import Peers, Principal
 from service.rpc.call import Method, OnIdle, RpcObserver
+from service.rpc.external_connections import ADDRESS, ExternalConnections
 from service.rpc.gate import Gate
 from service.rpc.status import Metadata
 from service.rpc.tls import Renewals, server_credentials
@@ -60,7 +61,8 @@ class Options:
 
     `hosts` are names and addresses; see `sockets/listeners.py`. Port 0 takes a free one. `unix_socket` is served beside the port.
     `max_message_bytes` bounds a message from a client. Replies are compressed with `compression`. With
-    `shared_port` other processes of this user may serve on the same port: the kernel spreads connections over them. `renewed_tls`
+    `shared_port` other processes of this user may serve on the same port: the kernel spreads connections over them. With
+    `connections` no port is bound: another process accepts on it, and they bring what is for this one. `renewed_tls`
     returns a new certificate to replace `tls`, once, or None. `arguments` are C core's channel arguments, such as
     `grpc.max_connection_age_ms`. `principal_of` says who sends a call, on the transport's thread; `gate`, if there is one, whether
     it may. From `budget` the bytes of messages are taken. A unary call's message must come within `message_seconds`, and while
@@ -77,6 +79,7 @@ class Options:
     renewed_tls: Callable[[], Tls | None] = lambda: None
     compression: Literal["none", "deflate", "gzip"] = "none"
     shared_port: bool = False
+    connections: ExternalConnections | None = None
     arguments: Sequence[tuple[str, int]] = ()
     unix_socket: UnixSocket | None = None
     principal_of: PrincipalOf = field(default_factory=lambda: Peers().principal)
@@ -96,13 +99,11 @@ class Options:
         """
         if self.unix_socket is not None:
             self.unix_socket.check()
-        # C core binds its sockets itself. These find out that all of them can be bound, which port is free, and why not.
-        reserved = listeners.bind(self.hosts, self.port, "gRPC", shared=self.shared_port)
-        port: int = reserved[0].getsockname()[1]
-        addresses = [listeners.address_of(each) for each in reserved]
-        for each in reserved:
-            each.close()
-        targets = list(addresses)
+        if self.connections is None:
+            port, addresses = self._free_addresses()
+            targets = list(addresses)
+        else:
+            port, addresses, targets = self.port, [ADDRESS], [ADDRESS]
         if self.unix_socket is not None:
             targets.append("unix:" + quote(os.fsencode(self.unix_socket.bind_path)))
             addresses.append(f"unix:{self.unix_socket.path}")
@@ -115,9 +116,19 @@ class Options:
             self.unix_socket.publish()
         return port, addresses
 
-    def channel_arguments(self) -> list[tuple[str, int]]:
+    def _free_addresses(self) -> tuple[int, list[str]]:
+        """The port, and the addresses that C core can bind it on. It binds them itself, and says less of what is wrong."""
+        reserved = listeners.bind(self.hosts, self.port, "gRPC", shared=self.shared_port)
+        port: int = reserved[0].getsockname()[1]
+        addresses = [listeners.address_of(each) for each in reserved]
+        for each in reserved:
+            each.close()
+        return port, addresses
+
+    def channel_arguments(self) -> list[tuple[str, Any]]:
         """C core's channel arguments for these options."""
         return [
+            *(() if self.connections is None else (self.connections.argument,)),
             # By default two servers on one port would share it silently, each with half of the calls.
             ("grpc.so_reuseport", int(self.shared_port)),
             ("grpc.max_receive_message_length", self.max_message_bytes),

@@ -7,6 +7,7 @@ process group of its own, so that Ctrl-C in a terminal reaches the supervisor al
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 from prometheus_client.core import Metric
 
 from service.config import ServerConfig
+from service.workers.acceptor import WorkerConnections
 from service.workers.heartbeat import LOADING_LIMIT_SECONDS, Heartbeat, ProcessActivity
 from service.workers.ipc import IpcConnection
 
@@ -45,10 +47,11 @@ class WorkerProcess:
         number: which of the workers it is, from 1.
         pid: its process id.
         takes_control: whether it has been sent the control calls to replay, and is to be sent those that follow.
-        listening: whether it has bound the gRPC port.
+        listening: whether it takes connections.
         not_ready_reason: as last reported; empty if requests can be answered.
         metrics: as last reported.
         heartbeat: whether it responds.
+        connections: those that the supervisor has given it.
         exited: set once the process has exited.
     """
 
@@ -70,12 +73,15 @@ class WorkerProcess:
         self._on_report = on_report
         self._report_lock = threading.Lock()
         parent_end, worker_end = Pipe()
-        with worker_end:
+        given, taken = socket.socketpair()
+        self.connections = WorkerConnections(given)
+        with worker_end, taken:
+            descriptors = (worker_end.fileno(), taken.fileno())
             self._process = subprocess.Popen(  # noqa: S603 - our own program
                 # -P and PYTHONPATH: the worker imports what this process imports, and nothing from the working directory.
-                [sys.executable, "-P", "-c", f"from service.workers.worker import main; main({worker_end.fileno()})"],
+                [sys.executable, "-P", "-c", f"from service.workers.worker import main; main{descriptors}"],
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-                pass_fds=[worker_end.fileno()], stdin=subprocess.DEVNULL, process_group=0,
+                pass_fds=descriptors, stdin=subprocess.DEVNULL, process_group=0,
             )  # fmt: skip
         self.pid = self._process.pid
         self.heartbeat = Heartbeat(ProcessActivity(self.pid).look, LOADING_LIMIT_SECONDS)
@@ -105,6 +111,7 @@ class WorkerProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             code = self._process.wait()
+        self.connections.close()
         return f"was killed by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exited with code {code}"
 
     def _handle(self, method: str, *arguments: Any) -> Any:

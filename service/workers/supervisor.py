@@ -1,8 +1,9 @@
 """The parent of several workers: it starts, watches, restarts and drains them, so that they look like one server.
 
-The workers share the gRPC port by SO_REUSEPORT: the kernel gives each connection to one of them, for as long as it lasts. The
-supervisor reserves the port without listening on it, from start to stop, so that another program which wants it fails. The HTTP
-port is the supervisor's own: metrics and probes speak for all workers, and other requests are forwarded to one of them.
+The supervisor has the ports, from start to stop, so that another program which wants one fails. Of the gRPC port it accepts the
+connections and gives each to the worker that has the fewest (`acceptor.py`), for as long as it lasts; where the installed grpcio
+does not take such connections, the workers share the port by SO_REUSEPORT, and the kernel chooses. The HTTP port is the
+supervisor's own: metrics and probes speak for all workers, and other requests are forwarded to one of them.
 
 Each worker has a thread here. It starts a process, has it load the models and listen, and asks every half second whether it
 still responds (`heartbeat.py`) until it exits or hangs; then it starts the next, at once, or after a backoff if the one before
@@ -41,6 +42,7 @@ from service.process.process_exit import before_exit
 from service.process.ready_file import ReadyFile
 from service.process.vital_thread import vital_thread
 from service.sockets import listeners
+from service.workers.acceptor import Acceptor, can_pass_connections
 from service.workers.aggregated_metrics import cumulative, merge, without_unserved_versions
 from service.workers.forwarding import Forwarder
 from service.workers.heartbeat import LIMIT_SECONDS, TICK_SECONDS
@@ -64,6 +66,9 @@ MAX_BACKOFF_SECONDS = 30.0
 BACKOFF_RESET_SECONDS = 60.0
 """The first restart is at once; then the backoff doubles with each. A worker that ran for this long resets it."""
 
+USER_TIMEOUT_SECONDS = 20.0
+"""With `--keepalive-seconds`, for how long a client may acknowledge nothing: what C core sets for its own connections."""
+
 EXIT_SECONDS = 5.0
 """How long a worker may take to exit, beyond the lame-duck and drain times."""
 
@@ -81,6 +86,9 @@ class Supervisor(Collector):
         Gauge("convoy_workers", "Configured workers", registry=self._own_metrics).set(config.workers)
         ready = Gauge("convoy_workers_ready", "Workers that can answer requests", registry=self._own_metrics)
         ready.set_function(lambda: len(self._ready_workers()))
+        self._connections = Gauge(
+            "convoy_worker_connections", "gRPC connections that a worker has", ["worker"], registry=self._own_metrics
+        )
         self._restarts = Counter("convoy_worker_restarts", "Workers started in place of one that ended", registry=self._own_metrics)
         all_metrics = CollectorRegistry()
         all_metrics.register(self)
@@ -109,6 +117,7 @@ class Supervisor(Collector):
             "broadcast": self._broadcast,
             "try_version": SharedTrials(self._trials.try_version).try_version,
         }
+        self._accepts: Future[bool] = Future()
         self._threads = [
             vital_thread(partial(self._keep_running, number), f"supervise-worker-{number}", daemon=False)
             for number in range(1, config.workers + 1)
@@ -118,12 +127,17 @@ class Supervisor(Collector):
         """Reserves the ports and starts the workers. Raises UserError for what the operator can fix."""
         config = self._config
         check_config(config)
-        self._reserved = _reserve_port(config)
+        if not hasattr(socket, "SO_REUSEPORT"):
+            raise UserError("--workers needs SO_REUSEPORT, which this system does not have; --workers 1 does without")
+        self._reserved = listeners.bind(config.host, config.grpc_port, "gRPC")
+        timeout_seconds = USER_TIMEOUT_SECONDS if config.keepalive_seconds else 0.0
+        self._acceptor = Acceptor(self._reserved, self._taking_connections, timeout_seconds)
         try:
             self._http.start()
         except BaseException:
             self._release_port()
             raise
+        threading.Thread(target=self._try_acceptor, name="try-acceptor", daemon=True).start()
         if self._access is not None:
             self._access.start()
         self.ready_file.remove()
@@ -151,6 +165,10 @@ class Supervisor(Collector):
             worker.call("drain", lame_duck_seconds)
         self._trials.close()
         deadline = time.monotonic() + lame_duck_seconds + self._config.drain_seconds + EXIT_SECONDS
+        lame_duck_until = time.monotonic() + lame_duck_seconds
+        for worker in workers:
+            worker.exited.wait(max(0.0, lame_duck_until - time.monotonic()))
+        self._acceptor.stop()
         for worker in workers:
             if not worker.exited.wait(max(0.0, deadline - time.monotonic())):
                 log.warning("worker %d (pid %d) has not exited in time and is killed", worker.number, worker.pid)
@@ -193,6 +211,9 @@ class Supervisor(Collector):
         for worker, report in reports:
             if wait([report], max(0.0, deadline - time.monotonic())).done:
                 _update(worker, report)
+        if self._acceptor.started:
+            for worker in self._workers.values():
+                self._connections.labels(worker.number).set(worker.connections.count(worker.pid))
         with self._lock:
             running = [worker.metrics for worker in self._workers.values()]
             if len(self._ready_workers()) == self._config.workers:
@@ -251,11 +272,14 @@ class Supervisor(Collector):
         return outcome
 
     def _load_and_listen(self, worker: WorkerProcess) -> None:
-        self._await(worker, worker.call("load"))
+        accepts = self._accepts.result()
+        self._await(worker, worker.call("load", accepts))
         with self._replay_lock:  # every control call is either replayed or sent
             listening = worker.call("listen", self._replay)
             worker.takes_control = True
         self._await(worker, listening)
+        if accepts:
+            self._acceptor.start()
         worker.listening = True
         log.info("worker %d (pid %d) is listening", worker.number, worker.pid)
         self._check_ready()
@@ -344,9 +368,26 @@ class Supervisor(Collector):
             if errors:
                 raise errors[0]
 
+    def _try_acceptor(self) -> None:
+        """Decides who accepts connections, while the first worker processes start."""
+        accepts = False
+        try:
+            accepts = can_pass_connections()
+        except Exception:
+            log.exception("trying whether connections can be passed on failed")
+        if not accepts:
+            log.warning("the workers share the gRPC port by SO_REUSEPORT: the kernel spreads connections over them, unevenly")
+            for each in self._reserved:  # the kernel checks the option when the next socket binds
+                each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        self._accepts.set_result(accepts)
+
+    def _taking_connections(self) -> list[WorkerProcess]:
+        """The workers that may be given connections."""
+        return self._ready_workers() or [worker for worker in self._workers.values() if worker.listening]
+
     def _forwarding_workers(self) -> list[WorkerProcess]:
         """Those that HTTP requests may be passed on to. Raises Unavailable if there is none."""
-        workers = self._ready_workers() or [worker for worker in self._workers.values() if worker.listening]
+        workers = self._taking_connections()
         if not workers:
             raise Unavailable(self.not_ready_reason())
         return workers
@@ -373,18 +414,6 @@ def _not_ready_reason(worker: WorkerProcess | None) -> str:
 def _update(worker: WorkerProcess, report: Future[WorkerStatus]) -> None:
     with contextlib.suppress(ConvoyError):
         worker.update(report.result())
-
-
-def _reserve_port(config: ServerConfig) -> list[socket.socket]:
-    """Binds the gRPC port on every address, a free one for 0, without listening. Raises UserError if it is not available."""
-    if not hasattr(socket, "SO_REUSEPORT"):
-        raise UserError("--workers needs SO_REUSEPORT, which this system does not have; --workers 1 does without")
-    # Bound exclusively, so that another server with workers on this port fails as any other does; shared only afterwards. The
-    # kernel checks the options when the next socket binds.
-    reserved = listeners.bind(config.host, config.grpc_port, "gRPC")
-    for each in reserved:
-        each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    return reserved
 
 
 def serve(config: ServerConfig) -> None:

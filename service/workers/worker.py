@@ -3,7 +3,8 @@
 The supervisor calls, over IPC:
 
     load      constructs the server and loads the models; raises UserError for what the operator can fix
-    listen    replays the control calls made before this worker started, then binds the shared port
+    listen    replays the control calls made before this worker started, then takes connections: from the supervisor, or from the
+              port, which it shares
     beat      returns readiness, at once; raises Unavailable if only a new process can help
     report    returns readiness and all metrics
     control   carries out a control call on this worker (`control.py`)
@@ -17,6 +18,7 @@ every worker, and `try_version` to have a version tried before it loads it.
 import io
 import itertools
 import logging
+import socket
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -51,8 +53,9 @@ LAST_REPORT_SECONDS = 5.0
 class Worker:
     """Serves as its supervisor says."""
 
-    def __init__(self, config: ServerConfig, pipe: Connection) -> None:
+    def __init__(self, config: ServerConfig, pipe: Connection, connections: socket.socket) -> None:
         self._config = config
+        self._connections = connections
         self._ipc = IpcConnection(pipe, self._handle, _exit_without_supervisor)
         self._methods: dict[str, Callable[..., Any]] = {
             "load": self._load,
@@ -97,12 +100,14 @@ class Worker:
     def _handle(self, method: str, *arguments: Any) -> Any:
         return self._methods[method](*arguments)
 
-    def _load(self) -> None:
+    def _load(self, accepts: bool) -> None:
+        """`accepts`: whether the supervisor accepts connections and passes them on."""
         from service.server import Server
 
         self._server = Server(
-            self._config, self._send_report, BroadcastControl(self._ipc, self._config.control_seconds), self._try_version
-        )
+            self._config, self._send_report, BroadcastControl(self._ipc, self._config.control_seconds), self._try_version,
+            self._connections if accepts else None,
+        )  # fmt: skip
         self._server.load_models()
 
     def _try_version(self, trial: "Trial") -> "Approval":
@@ -212,11 +217,11 @@ def _exit_without_supervisor() -> None:
     exit_at_once(1)
 
 
-def main(file_descriptor: int) -> None:
-    """Runs a worker; `file_descriptor` is its end of the pipe to the supervisor."""
+def main(file_descriptor: int, connections_descriptor: int) -> None:
+    """Runs a worker; the descriptors are its ends of the pipe to the supervisor, and of the socket that brings connections."""
     limit_freed_memory()
     pipe = Connection(file_descriptor)
     number, config = pipe.recv()
     set_up_logging(config.log_level, config.log_format, number)
     audit.open_log(config.audit_log)
-    Worker(config, pipe).run()
+    Worker(config, pipe, socket.socket(fileno=connections_descriptor)).run()

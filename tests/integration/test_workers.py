@@ -129,6 +129,40 @@ def test_both_workers_answer_and_metrics_are_summed(repository: Path, supervise:
     assert all(0 < share < requests for share in shares), "a share of the connections each; all to one is 1 in 2^39"
 
 
+def test_clients_of_several_connections_use_all_workers_alike(repository: Path, supervise: Supervise, digits: Dataset) -> None:
+    supervisor = supervise(repository)
+    images = [digits.test.encoded(index) for index in range(8)]
+    with contextlib.ExitStack() as clients:
+        total = 0
+        for connections in (2, 4, 8, 16, 64):
+            client = clients.enter_context(Client(f"127.0.0.1:{supervisor.grpc_port}", connections=connections))
+            for _ in range(connections):
+                client.classify(images, "digits")
+            total += connections
+            counts = [worker.connections.count(worker.pid) for worker in supervisor._workers.values()]
+            assert counts == [total // 2] * 2
+        metrics = scrape(supervisor._http.port)
+        assert [metrics["convoy_worker_connections", number] for number in ("1", "2")] == counts
+        answers = [
+            next(family for family in worker.metrics if family.name == "convoy_items").samples[0].value
+            for worker in supervisor._workers.values()
+        ]
+        assert answers == [total // 2 * len(images)] * 2
+
+
+def test_where_grpcio_takes_no_connections_the_kernel_spreads_them(
+    repository: Path, supervise: Supervise, digits: Dataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(supervision, "can_pass_connections", lambda: False)
+    supervisor = supervise(repository)
+    for index in range(20):
+        classify(supervisor.grpc_port, digits.test.encoded(index))
+    metrics = scrape(supervisor._http.port)
+    assert handled(metrics) == 20
+    assert ("convoy_worker_connections", "1") not in metrics
+    assert "the kernel spreads connections over them" in caplog.text
+
+
 def command_line(pid: int) -> bytes:
     return Path(f"/proc/{pid}/cmdline").read_bytes()
 
@@ -250,7 +284,8 @@ def test_all_workers_finish_running_requests(tmp_path: Path, spawn: Spawn, slow_
     asking = [threading.Thread(target=ask if number % 2 else ask_over_http) for number in range(clients)]
     for each in asking:
         each.start()
-    eventually(lambda: scrape(server.http_port)["convoy_inflight_requests", "slow"] == clients - len(answers))
+    # Answers are counted first: those that come during the scrape must not stand for requests that have not arrived.
+    eventually(lambda: clients - len(answers) == scrape(server.http_port)["convoy_inflight_requests", "slow"])
     assert len(answers) < clients, "the models must still be computing"
     server.process.send_signal(signal.SIGTERM)
     eventually(lambda: fetch(server.http_port, "/readyz") == (503, "draining\n"))
