@@ -273,19 +273,19 @@ class StreamCall(Call):
 
         Not to be called again before that.
         """
-        if not self.ended:
+        if not self._end.locked():
             self.asked_at = time.monotonic()
             self._read()
 
     def send(self, payload: bytes, sent: Callable[[], None] | None = None) -> bool:
         """Sends one serialised message; False if the call has ended. `sent` is called when the transport has taken it."""
         with self._lock:
-            if self.ended:
+            if self._end.locked():
                 return False
             self._outgoing.append((payload, sent))
-            first = len(self._outgoing) == 1
-        if first:
-            self._write(payload, more=False)
+            if len(self._outgoing) > 1:
+                return True
+        self._write(payload, more=False)
         return True
 
     def finish(self) -> bool:
@@ -310,18 +310,22 @@ class StreamCall(Call):
         return True
 
     def written(self) -> None:
-        """For the transport: the message given to `_write` is sent, the next may follow."""
+        """For the transport, on its thread: the message given to `_write` is sent, the next may follow."""
+        outgoing = self._outgoing
         with self._lock:
-            _, sent = self._outgoing.popleft()
-            following = self._outgoing[0][0] if self._outgoing else None
-            more = len(self._outgoing) > 1
+            _, sent = outgoing.popleft()
+            left = len(outgoing)
             status = self._status
         if sent is not None:
             sent()
-        if following is not None:
-            self._write(following, more=more)
+        if left:
+            self._write_next(outgoing[0][0], more=left > 1)
         elif status is not None:
             self._close(status)
+
+    def _write_next(self, payload: bytes, *, more: bool) -> None:
+        """For `written`: as `_write`."""
+        self._write(payload, more=more)
 
     @abstractmethod
     def _read(self) -> None:

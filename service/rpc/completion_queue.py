@@ -134,7 +134,7 @@ class CompletionQueueServer:
         self.messages: list[_Message] = []
         self.turns: Turns[_Message] = Turns()
         self._handled_at_once = 0  # messages in this round
-        self._outbox: list[tuple[Any, Sequence[Any], Tag]] = []
+        self.outbox: list[tuple[Any, Sequence[Any], Tag]] = []
         self._stopping = False
         self._stopped = threading.Event()
 
@@ -294,19 +294,19 @@ class CompletionQueueServer:
             call.handle(payload)
         except Exception as error:  # noqa: BLE001 - any error fails its call alone
             _fail_call(call.handle, error)
-        if self._outbox:  # a batch was full and has run, or the request was refused
+        if self.outbox:  # a batch was full and has run, or the request was refused
             self.flush()
 
     def start_sending(self, core: Any, operations: Sequence[Any], tag: Tag) -> None:
         """Starts operations that send; at the end of the round, if this is the transport's thread."""
         if get_ident() == self._ident:
-            self._outbox.append((core, operations, tag))
+            self.outbox.append((core, operations, tag))
         else:
             core.start_server_batch(operations, tag)
 
     def flush(self) -> None:
         """Starts the operations that `start_sending` has collected."""
-        outbox, self._outbox = self._outbox, []
+        outbox, self.outbox = self.outbox, []
         for core, operations, tag in outbox:
             try:
                 core.start_server_batch(operations, tag)
@@ -474,13 +474,14 @@ class _FastStreamCall(StreamCall):
         """Takes the event of one ReceiveMessage."""
         self.reading = False
         payload = event.batch_operations[0].message()
-        if self._receiver is None or self.ended:
+        if self._receiver is None or self._end.locked():
             return
         server = self.server
         server.turns.saw(self.principal)
-        size = len(payload or b"")
-        if server.may_handle_at_once() or not self.budget.take(size):
+        if server.may_handle_at_once() or not self.budget.take(size := len(payload or b"")):
             self.handle(payload)
+            if server.outbox:  # as in `_handle`
+                server.flush()
         else:
             self._waiting_bytes = size
             server.messages.append((self, payload))
@@ -490,15 +491,20 @@ class _FastStreamCall(StreamCall):
         if self._waiting_bytes:
             self.budget.give_back(self._waiting_bytes)
             self._waiting_bytes = 0
-        receiver, method, parser, core = self._receiver, self.method, self.server.parser, self.core
-        if receiver is None or self.ended:
+        receiver = self._receiver
+        if receiver is None or self._end.locked():
             return
         if payload is None:
             half_close(receiver, self)
         elif in_pool(payload):
-            parser.parse_in_pool(self, payload, lambda parsed: core.start_server_batch((), partial(self._parsed, parsed)))
+            self._parse_in_pool(payload)
         else:
-            deliver(method, parser.parse(method, payload), receiver, self)  # type: ignore[arg-type]
+            method = self.method
+            deliver(method, self.server.parser.parse(method, payload), receiver, self)  # type: ignore[arg-type]
+
+    def _parse_in_pool(self, payload: bytes) -> None:
+        core = self.core
+        self.server.parser.parse_in_pool(self, payload, lambda parsed: core.start_server_batch((), partial(self._parsed, parsed)))
 
     def _parsed(self, parsed: Parsed, _: Any) -> None:
         if self._receiver is None:
@@ -533,10 +539,15 @@ class _FastStreamCall(StreamCall):
             flags = cygrpc.WriteFlag.buffer_hint if more else 0
             self.server.start_sending(core, (*self._metadata_once(), cygrpc.SendMessageOperation(payload, flags)), self._wrote)
 
+    def _write_next(self, payload: bytes, *, more: bool) -> None:
+        core = self.core
+        if core is not None:
+            flags = cygrpc.WriteFlag.buffer_hint if more else 0
+            core.start_server_batch((cygrpc.SendMessageOperation(payload, flags),), self._wrote)
+
     def _wrote(self, event: Any) -> None:
         if event.success:
             self.written()
-            self.server.flush()
 
     def _close(self, status: Status) -> None:
         core = self.core

@@ -72,5 +72,7 @@ def deliver(method: Stream, parsed: Parsed, receiver: Receiver, call: StreamCall
     except Exception as error:  # noqa: BLE001 - as in handle_unary
         call.fail(error)
     finally:
-        call.holding.give_back(call.message_bytes)
-        call.budget.give_back(passing_bytes)
+        if call.message_bytes:
+            call.holding.give_back(call.message_bytes)
+        if passing_bytes:
+            call.budget.give_back(passing_bytes)

@@ -42,7 +42,9 @@ class StreamRequest:
 
     def reply(self, payload: bytes) -> bool:
         """Sends the serialised response; False if the stream has ended."""
-        return self._stream.send(self, payload, self._sent)
+        stream = self._stream
+        stream.pending.discard(self)
+        return stream.call.send(payload, self._sent)
 
     def fail(self, error: BaseException) -> bool:
         """Sends the response that says why the request failed; an unexpected error is logged."""
@@ -60,16 +62,23 @@ WriteError = Callable[[str, int, BaseException], bytes]
 
 
 class RequestStream:
-    """The receiver of one stream."""
+    """The receiver of one stream.
+
+    Other threads than the transport's call `finish` and what StreamRequest does: what these do not touch needs no lock.
+
+    Attributes:
+        call: the stream's.
+        pending: requests that have no response yet. Threads take theirs out without a lock: a set is changed in one step.
+    """
 
     def __init__(self, call: StreamCall, start_request: StartRequest, write_error: WriteError) -> None:
         """Begins to read. To be called by the `open` of a `lenient` method."""
-        self._call = call
+        self.call = call
+        self.pending: set[StreamRequest] = set()
         self._start_request = start_request
         self._write_error = write_error
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # held to count a message, so that `finish` knows whether one is unanswered
         self._next_index = 0
-        self._pending: set[StreamRequest] = set()
         self._unanswered = 0
         self._unanswered_bytes = 0
         self._reading = True
@@ -80,19 +89,20 @@ class RequestStream:
 
     def on_message(self, message: Message | RequestError) -> None:
         """See Receiver."""
-        size_bytes = self._call.message_bytes
+        call = self.call
         with self._lock:
             if self._draining:
                 return
-            self._call.message_bytes = 0  # `answered` gives them back
-            request = StreamRequest(self, self._next_index, size_bytes)
-            self._next_index += 1
-            self._pending.add(request)
             self._unanswered += 1
-            self._unanswered_bytes += size_bytes
-            read_on = self._reading = self._may_read()
-        if read_on:
-            self._call.receive()
+        size_bytes = call.message_bytes
+        call.message_bytes = 0  # `answered` gives them back
+        request = StreamRequest(self, self._next_index, size_bytes)
+        self._next_index += 1
+        self.pending.add(request)
+        self._unanswered_bytes += size_bytes
+        self._reading = self._unanswered < UNANSWERED_REQUESTS and self._unanswered_bytes < UNANSWERED_BYTES
+        if self._reading:
+            call.receive()
         if isinstance(message, RequestError):
             request.fail(message)
             return
@@ -103,9 +113,8 @@ class RequestStream:
 
     def on_half_close(self) -> None:
         """See Receiver."""
-        with self._lock:
-            self._half_closed = True
-            self._reading = False
+        self._half_closed = True
+        self._reading = False
         self._end_if_done()
 
     def finish(self) -> None:
@@ -114,49 +123,36 @@ class RequestStream:
             self._draining = True
         self._end_if_done()
 
-    def send(self, request: StreamRequest, payload: bytes, sent: Callable[[], None]) -> bool:
-        """For a request: sends its response; `sent` is called when the transport has taken it."""
-        with self._lock:
-            self._pending.discard(request)
-        return self._call.send(payload, sent)
-
     def error_response(self, request: StreamRequest, error: BaseException) -> bytes:
         """For a request: the response that says why it failed."""
         if not isinstance(error, ConvoyError):
-            log.error("%s: a request of the stream failed", self._call.method.path, exc_info=error)
-        self._call.count_refusal(error)
+            log.error("%s: a request of the stream failed", self.call.method.path, exc_info=error)
+        self.call.count_refusal(error)
         forget_traceback(error)
         return self._write_error(request.id, request.index, error)
 
     def answered(self, size_bytes: int) -> None:
-        """For a request: the transport has taken its response."""
-        self._call.holding.give_back(size_bytes)
-        with self._lock:
-            self._unanswered -= 1
-            self._unanswered_bytes -= size_bytes
-            read_on = not (self._reading or self._half_closed or self._draining) and self._may_read()
-            self._reading |= read_on
-            last = self._unanswered == 0
-        if read_on:
-            self._call.receive()
-        elif last:
+        """For a request, on the transport's thread: the transport has taken its response."""
+        self.call.holding.give_back(size_bytes)
+        self._unanswered -= 1
+        self._unanswered_bytes -= size_bytes
+        if not (self._reading or self._half_closed or self._draining):
+            if self._unanswered < UNANSWERED_REQUESTS and self._unanswered_bytes < UNANSWERED_BYTES:
+                self._reading = True
+                self.call.receive()
+        elif not self._unanswered:
             self._end_if_done()
-
-    def _may_read(self) -> bool:
-        return self._unanswered < UNANSWERED_REQUESTS and self._unanswered_bytes < UNANSWERED_BYTES
 
     def _end_if_done(self) -> None:
         if self._unanswered:
             return
         if self._half_closed:
-            self._call.finish()
+            self.call.finish()
         elif self._draining:
-            self._call.fail(Unavailable("the server is draining; send unanswered requests again on a new stream"))
+            self.call.fail(Unavailable("the server is draining; send unanswered requests again on a new stream"))
 
     def _cancel_all(self) -> None:
-        with self._lock:
-            requests = list(self._pending)
-        for request in requests:
+        for request in list(self.pending):
             request.cancel()
 
 
