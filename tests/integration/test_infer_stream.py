@@ -23,7 +23,7 @@ class Talk:
     def __init__(self, channel: grpc.Channel) -> None:
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         stub: Any = channel.stream_stream(PATH, None, pb.ModelStreamInferResponse.FromString)
-        self.call = stub(iter(self._outbox.get, None), timeout=60)
+        self.call = stub(iter(self._outbox.get, None), timeout=600)
 
     def write(self, request_id: str) -> None:
         tensor = pb.ModelInferRequest.InferInputTensor(name="image", datatype="UINT8", shape=[1, 2, 2, 1])
