@@ -158,7 +158,7 @@ class AsyncClient:
             UserError: as `classify`.
             CallFailed: as `classify`; also for too many images, and for a model that was not exported or imported by Convoy.
         """
-        fields = {"model": model, "label": label or "", "version": version, "timeout_seconds": timeout_seconds}
+        fields = {"model": model, "label": "" if label is None else label, "version": version, "timeout_seconds": timeout_seconds}
         request = await _request(images, fields, explain_request)
         return explanations(await self._call(self._stubs().explain, request, timeout_seconds))
 
@@ -287,6 +287,7 @@ class AsyncClient:
             priority: as for `classify`.
             ordered: in the order of the images; otherwise as they are ready, which holds back nothing behind a slow one.
             wait_seconds: how long to wait for a server that loads, restarts or cannot be reached, while there is something to send.
+                A stream that ends after answers, as by the age of its connection, is opened anew even with 0.
             embeddings: as for `classify`.
 
         Yields:

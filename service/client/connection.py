@@ -52,7 +52,9 @@ _SERVICE_CONFIG = {
     "methodConfig": [
         {
             # Not for streams: gRPC's retries can leave one open for ever, and stream.py knows what to send again.
-            "name": [{"service": "convoy.v1.Classifier", "method": name} for name in ("Classify", "GetModel", "ListModels")],
+            "name": [
+                {"service": "convoy.v1.Classifier", "method": name} for name in ("Classify", "Explain", "GetModel", "ListModels")
+            ],
             "retryPolicy": {
                 "maxAttempts": 4,
                 "initialBackoff": "0.1s",

@@ -22,6 +22,8 @@ What becomes of a request that is not answered:
 import math
 from collections import deque
 from collections.abc import Sequence
+from types import UnionType
+from typing import Any
 
 from service.client.congestion import MAX_REQUEST_IMAGES
 from service.client.images import MAX_MESSAGE_BYTES, Image, LargeFile
@@ -50,13 +52,19 @@ READ_BYTES = 4 * 1024 * 1024
 PASSING = {"UNAVAILABLE", "CANCELLED"}
 
 
+def check_arguments(images: Any, kinds: type | UnionType, wait_seconds: float) -> None:
+    """Raises UserError for images that are no iterable of these kinds, or are one image, and for an invalid time."""
+    if isinstance(images, str | bytes) or not isinstance(images, kinds):
+        raise UserError(f"images are a list or another iterable, even for one image, not {type(images).__name__}")
+    if not isinstance(wait_seconds, int | float) or not wait_seconds >= 0:
+        raise UserError(f"invalid value for wait_seconds: {wait_seconds!r} (give 0 or a positive number)")
+
+
 class Flow:
     """All of one `classify_many`. Times are seconds of any clock that only goes forward."""
 
     def __init__(self, request: pb.ClassifyRequest, streams: int, *, ordered: bool, wait_seconds: float) -> None:
-        """`request`: what all requests have, without items. Raises UserError."""
-        if not isinstance(wait_seconds, int | float) or not wait_seconds >= 0:
-            raise UserError(f"invalid value for wait_seconds: {wait_seconds!r} (give 0 or a positive number)")
+        """`request`: what all requests have, without items."""
         self.streams = [Stream() for _ in range(streams)]
         self.closed = False
         self.exhausted = False  # the source has no more
@@ -284,6 +292,7 @@ class Flow:
     def broken(self, stream: Stream, failed: CallFailed, now: float) -> None:
         """The stream's RPC has ended, or could not begin, with requests unanswered or not."""
         expired, stream.expired = stream.expired, False
+        answered, stream.answered = stream.answered, False
         too_large = self._too_large(stream, failed)
         pack = stream.remove(too_large) if too_large is not None else None
         left = [stream.in_flight[place].inputs for place in sorted(stream.in_flight, reverse=True)]
@@ -301,12 +310,12 @@ class Flow:
         if pack is not None:
             self._heard(stream)
             self._halve(pack.inputs, failed)
-        elif failed.code == "UNAUTHENTICATED" and (expired or self._may_have_expired(stream)):
+        elif expired or (failed.code == "UNAUTHENTICATED" and self._may_have_expired(stream)):
             pass  # the next RPC may have another token
         elif concerns_all(failed) or failed.code == "INVALID_ARGUMENT":
             self.fatal = failed
         elif not self.over():
-            self._fail(stream, failed, now)
+            self._fail(stream, failed, now, answered=answered)
 
     def largest(self, stream: Stream) -> tuple[int, pb.ClassifyRequest] | None:
         """The largest request in flight, and its place: the one to suspect if an RPC broke and it is not known why."""
@@ -324,6 +333,7 @@ class Flow:
 
     def _heard(self, stream: Stream) -> None:
         stream.answers += 1
+        stream.answered = True
         stream.failures = 0
         self._failing_since = math.inf
 
@@ -352,13 +362,16 @@ class Flow:
         """How long a server that is asked now may take to answer."""
         return max(MIN_ANSWER_SECONDS, min(self._failing_since, now) + self._wait_seconds - now)
 
-    def _fail(self, stream: Stream, failed: CallFailed, now: float) -> None:
-        """Waits with the stream; gives up if it is as long as that since any server answered one who has something to send."""
+    def _fail(self, stream: Stream, failed: CallFailed, now: float, *, answered: bool = False) -> None:
+        """Waits with the stream; gives up if it is as long as that since any server answered one who has something to send.
+
+        An RPC that was `answered` until it ended says nothing of the server: only the next one does, even if nobody wants to wait.
+        """
         if self._has_unanswered():
             self._failing_since = min(self._failing_since, now)
         give_up_at = self._failing_since + self._wait_seconds
         backoff_seconds = BACKOFF_SECONDS[min(stream.failures, len(BACKOFF_SECONDS) - 1)]
-        stream.failures += 1
+        stream.failures += not answered
         stream.paused_until = max(stream.paused_until, min(now + max(backoff_seconds, failed.retry_after_seconds), give_up_at))
         if now >= give_up_at and all(each.failures for each in self.streams):
             self.fatal = failed

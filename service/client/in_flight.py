@@ -39,7 +39,8 @@ class Stream:
         self.answers = 0  # since a token was refused
         self.expired = False  # the token of the current RPC
         self.paused_until = 0.0
-        self.failures = 0  # since the last answer
+        self.failures = 0  # since the last answer, of RPCs without any
+        self.answered = False  # something on the current RPC, if there is one
         self.max_items = MAX_REQUEST_IMAGES
         self.largest_request = MAX_REQUEST_IMAGES
         self.largest_window = 1

@@ -80,8 +80,11 @@ class Explanation:
 
     prediction: Prediction
     method: str
-    heat: "memoryview[float]"
+    heat: "memoryview[float]" = field(hash=False)
     overlay: bytes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _explanation, (self.prediction, self.method, self.heat.tobytes(), self.heat.shape, self.overlay)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,14 +237,14 @@ def rows(response: pb.ClassifyResponse) -> list[Classification]:
 def explanations(response: pb.ExplainResponse) -> list[Explanation]:
     """The explanations in a response."""
     return [
-        Explanation(
-            _prediction(each.prediction),
-            _method(each.method),
-            memoryview(each.heat).cast("f", (each.height, each.width)),
-            each.overlay,
-        )
+        _explanation(_prediction(each.prediction), _method(each.method), each.heat, (each.height, each.width), each.overlay)
         for each in response.explanations
     ]
+
+
+def _explanation(prediction: Prediction, method: str, heat: bytes, shape: tuple[int, int], overlay: bytes) -> Explanation:
+    """Also of what `Explanation.__reduce__` says: a memoryview cannot be pickled."""
+    return Explanation(prediction, method, memoryview(heat).cast("f", shape), overlay)
 
 
 def _method(method: pb.Explanation.Method) -> str:

@@ -22,6 +22,13 @@ _STATUS_LOST = "Internal error from Core"
 """All that gRPC's asyncio client reports of an RPC that the server ended while it was written to (grpc/grpc issue 36066)."""
 
 
+def checked_in_flight(in_flight: int) -> int:
+    """How many requests may be unanswered. Raises UserError if it is not a positive integer."""
+    if isinstance(in_flight, int) and in_flight >= 1:
+        return in_flight
+    raise UserError(f"invalid value for in_flight: {in_flight!r} (give a positive integer)")
+
+
 def status_lost(failed: CallFailed) -> bool:
     """Whether gRPC has lost why an RPC broke."""
     return failed.message == _STATUS_LOST
@@ -31,9 +38,7 @@ class Window:
     """The unanswered requests, by number, and those of them that the current RPC has yet to send. At most `in_flight`."""
 
     def __init__(self, in_flight: int) -> None:
-        if not isinstance(in_flight, int) or in_flight < 1:
-            raise UserError(f"invalid value for in_flight: {in_flight!r} (give a positive integer)")
-        self._in_flight = in_flight
+        self._in_flight = checked_in_flight(in_flight)
         self._unanswered: dict[int, pb.ClassifyStreamRequest] = {}
         self._unsent: deque[int] = deque()
         self._added = 0

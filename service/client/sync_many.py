@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 
 from service.client.connection import ChannelSettings, Connection, Stubs, deadline_seconds
-from service.client.flow import READ_BYTES, Flow
+from service.client.flow import READ_BYTES, Flow, check_arguments
 from service.client.images import MAX_MESSAGE_BYTES, Image, LargeFile, is_path, item
 from service.client.in_flight import Limits, Stream
 from service.client.messages import CallFailed, Outcome, filled, refusal, rows
@@ -40,9 +40,8 @@ class ManyImages(Flow):
 
         It begins with `start`, and is to be closed whether that works or not.
         """
+        check_arguments(images, Iterable, wait_seconds)
         super().__init__(request, len(connections), ordered=ordered, wait_seconds=wait_seconds)
-        if isinstance(images, str | bytes) or not isinstance(images, Iterable):
-            raise UserError(f"images are a list or another iterable, even for one image, not {type(images).__name__}")
         self._images = images
         self._connections = connections
         self._timeout_seconds = timeout_seconds

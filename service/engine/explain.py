@@ -78,6 +78,9 @@ class Explainer:
             work.respond = respond if observation is None else _observed(respond, observation)
             self._enter(query.principal)
             try:
+                if classifier.quotas is not None:  # last of what may refuse it: what is counted stays so
+                    size_bytes = query.size_bytes + len(query.items) * bytes_of_each(served, work.grid)
+                    classifier.quotas.take(query.principal, size_bytes)
                 classifier.pool.submit(work.begin, query.items, query.principal)
             except BaseException:
                 self._leave(query.principal)
@@ -109,12 +112,9 @@ class Explainer:
         return outcome, found
 
     def _work(self, served: ServedVersion, query: Query, label: str) -> Work:
-        """Raises RequestError for what cannot be explained, or is more than the client may send."""
+        """Raises RequestError for what cannot be explained."""
         index = _check(served, query, label)
         grid = _grid(served, len(query.items)) if method_of(served) == "occlusion" else None
-        quotas = self._classifier.quotas
-        if quotas is not None:
-            quotas.take(query.principal, query.size_bytes + len(query.items) * bytes_of_each(served, grid))
         timeout = query.timeout_seconds or served.policy.default_timeout_seconds
         deadline = deadline_after(query.deadline, timeout) if timeout else query.deadline
         return Work(self._classifier, served, query._replace(deadline=deadline), index, grid, self.threads, self._leave)

@@ -22,6 +22,7 @@ from service.model.class_activation import class_activation_map, enlarged
 from service.model.contract import ACTIVATIONS_NAME, LOGITS_NAME
 from service.model.occlusion import Grid, hide, log_odds, mean_falls
 from service.model.overlay import overlay
+from service.policy import MAX_TIMEOUT_SECONDS
 from service.requests.fair_threads import FairThreads
 from service.requests.principal import Principal
 
@@ -175,10 +176,10 @@ class Work:
         return max(1, min(short, self.served.policy.max_request_items, own or short))
 
     def _ask(self, images: NDArray[Any], then: Callable[[Answer], None], *, hidden: bool = False) -> None:
-        query = self.query
+        query = self.query  # whose deadline has the model's limit of time already, unless the client has set another
         asked = Query(
-            query.model, (), deadline=query.deadline, tensor=images, trace=query.trace, id=query.id, principal=query.principal,
-            hidden=hidden,
+            query.model, (), timeout_seconds=MAX_TIMEOUT_SECONDS, deadline=query.deadline, tensor=images, trace=query.trace,
+            id=query.id, principal=query.principal, hidden=hidden,
         )  # fmt: skip
         again = partial(self._ask, images, then, hidden=hidden)
 

@@ -24,7 +24,7 @@ from service.engine.classifier import Classifier
 from service.engine.explain import Explainer
 from service.engine.reply import send_reply
 from service.engine.repository import Repository
-from service.errors import InvalidRequest, QueueFull, RequestError, Unavailable, UserError, forget_traceback
+from service.errors import Cancelled, InvalidRequest, QueueFull, RequestError, Unavailable, UserError, forget_traceback
 from service.local.source import source
 from service.model.cpus import cpu_budget
 from service.model.providers import Provider
@@ -129,6 +129,12 @@ class Engine:
     def _explain(self, request: pb.ExplainRequest, reply: "Reply") -> Callable[[], None]:
         respond = partial(send_explanations, self._classifier, reply, "")
         return self._explainer.explain(explain_query_of(request, _CALLER), request.label, respond)
+
+    def call_failed(self, error: BaseException) -> CallFailed:
+        """The error that a client over gRPC gets in place of this one. Raises CallFailed if it is because of `close`."""
+        if self.closed and isinstance(error, Cancelled | Unavailable | CallFailed):
+            raise client_closed()
+        return call_failed(error)
 
     def wait(self, seconds: float) -> None:
         """Waits, as for room in the queue, at most until `close`."""

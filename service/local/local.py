@@ -8,7 +8,7 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, NoReturn
 
-from service.client.connection import client_closed
+from service.client.flow import check_arguments
 from service.client.images import Image, Images
 from service.client.messages import (
     CallFailed,
@@ -26,8 +26,8 @@ from service.client.messages import (
     model_statuses,
 )
 from service.client.stream import IN_FLIGHT
-from service.errors import QueueFull, RequestError, Unavailable, UserError
-from service.local.engine import Engine, Reply, call_failed, close_later
+from service.errors import QueueFull, RequestError, UserError
+from service.local.engine import Engine, Reply, close_later
 from service.local.many import Many
 from service.local.stream import Stream
 from service.model.providers import ONNX_RUNTIME_NAMES, Provider
@@ -106,8 +106,10 @@ class Local:
 
         `model` may be left out where there is one: then give `label` by its name.
         """
-        fields = {"model": self._name(model), "label": label or "", "version": version, "timeout_seconds": timeout_seconds}
-        return explanations(pb.ExplainResponse.FromString(self._answer(explain_request(images, **fields))))
+        request = explain_request(
+            images, model=self._name(model), label="" if label is None else label, version=version, timeout_seconds=timeout_seconds
+        )
+        return explanations(pb.ExplainResponse.FromString(self._answer(request)))
 
     def _answer(self, request: pb.ClassifyRequest | pb.ExplainRequest) -> bytes:
         """The serialised response. Raises CallFailed, and UserError where there is no engine."""
@@ -127,10 +129,8 @@ class Local:
             if not isinstance(outcome, QueueFull) or attempt == _ATTEMPTS:
                 break
             self._engine.wait(outcome.retry_after_seconds)
-        if isinstance(outcome, Unavailable) and self._engine.closed:
-            raise client_closed() from None
         if isinstance(outcome, BaseException):
-            raise call_failed(outcome) from None
+            raise self._engine.call_failed(outcome) from None
         return outcome
 
     def classify_stream(
@@ -165,13 +165,15 @@ class Local:
         top_k: int = 0,
         priority: int = 0,
         ordered: bool = True,
-        wait_seconds: float = 60.0,  # noqa: ARG002 - as `Client`; there is no server to wait for
+        wait_seconds: float = 60.0,
         embeddings: bool = False,
     ) -> Generator[Outcome, None, None]:
         """Classifies any number of images, each with one outcome. Arguments and what it yields are those of `Client`.
 
-        Images are taken, files read and decoded ahead of the model, so far as memory for some hundred images allows.
+        Images are taken, files read and decoded ahead of the model, so far as memory for some hundred images allows. There is no
+        server to wait for, whatever `wait_seconds`.
         """
+        check_arguments(images, Iterable, wait_seconds)
         fields = {"model": self._name(model), "version": version, "top_k": top_k, "priority": priority, "embeddings": embeddings}
         many = Many(self._engine, images, fields, ordered=ordered)
         try:

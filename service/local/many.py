@@ -23,14 +23,13 @@ from typing import Any
 
 import numpy as np
 
-from service.client.connection import client_closed
 from service.client.images import Image, is_path
 from service.client.images import item as as_item
 from service.client.messages import CallFailed, Classification, Outcome, concerns_all, filled, rows
 from service.client.packing import Input, Packing
 from service.engine.decoding import INLINE_DECODE_BYTES, INLINE_DECODE_ITEMS
 from service.errors import ConvoyError, QueueFull, UserError
-from service.local.engine import Engine, Reply, call_failed
+from service.local.engine import Engine, Reply
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.policy import MAX_TIMEOUT_SECONDS
 
@@ -61,14 +60,12 @@ class Many:
     """One `classify_many`. Begins with the first outcome that is asked for; `close` it."""
 
     def __init__(self, engine: Engine, images: Iterable[Image], fields: dict[str, Any], *, ordered: bool) -> None:
-        """Raises UserError for an invalid value, and CallFailed if there is no such model."""
+        """Raises UserError for an invalid value."""
         self._engine = engine
         self._images = iter(images)
         # Where the policy has a time limit for those who wait, nobody waits here.
         self._packing = Packing(filled(pb.ClassifyRequest(), **fields, timeout_seconds=MAX_TIMEOUT_SECONDS))
-        info = engine.get_model(filled(pb.GetModelRequest(), model=fields["model"], version=fields["version"]))
-        self._window = max(1, min(WINDOW, info.limits.max_queue_items // 2, OPEN_BYTES // _item_bytes(info.input)))
-        self._full = max(1, min(REQUEST_ITEMS, info.limits.max_request_items, self._window // 4))
+        self._window, self._full = _limits(engine, filled(pb.GetModelRequest(), model=fields["model"], version=fields["version"]))
         self._ordered = ordered
         self._taking = threading.Lock()
         self._lock = threading.Lock()  # of what follows
@@ -262,9 +259,10 @@ class Many:
         if isinstance(answer, bytes):
             yield from zip(inputs, rows(pb.ClassifyResponse.FromString(answer)), strict=True)
             return
-        error = answer if isinstance(answer, UserError) else call_failed(answer)
+        error = answer if isinstance(answer, UserError) else self._engine.call_failed(answer)
         if isinstance(error, CallFailed):
-            self._check_of_one(error)
+            if concerns_all(error) or error.code == "CANCELLED":
+                raise error
             if isinstance(answer, QueueFull):
                 self._engine.wait(answer.retry_after_seconds)
                 self._submit_again(inputs)
@@ -274,13 +272,6 @@ class Many:
         else:
             for each in inputs:
                 self._submit_again([each])
-
-    def _check_of_one(self, error: CallFailed) -> None:
-        """Raises an error that every image would have."""
-        if self._engine.closed:
-            raise client_closed()
-        if concerns_all(error) or error.code == "CANCELLED":
-            raise error
 
     def _submit_again(self, inputs: Sequence[Input]) -> None:
         with self._lock:
@@ -308,6 +299,16 @@ class Many:
                 self._open_bytes -= open_bytes
                 self._room.notify_all()
         return ready
+
+
+def _limits(engine: Engine, request: pb.GetModelRequest) -> tuple[int, int]:
+    """How many images are taken and not given back, and how many a request has, at most."""
+    try:
+        info = engine.get_model(request)
+    except CallFailed:
+        return 1, 1  # whoever asks for an image gets the error; without one, there is none
+    window = max(1, min(WINDOW, info.limits.max_queue_items // 2, OPEN_BYTES // _item_bytes(info.input)))
+    return window, max(1, min(REQUEST_ITEMS, info.limits.max_request_items, window // 4))
 
 
 def _item_bytes(spec: pb.TensorSpec) -> int:

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 from service.client.images import Images
 from service.client.messages import CallFailed, Classification, classification, classify_request
-from service.errors import QueueFull, RequestError, UserError
-from service.local.engine import Engine, Reply, call_failed
+from service.client.stream import checked_in_flight
+from service.errors import QueueFull, RequestError
+from service.local.engine import Engine, Reply
 from service.pb.convoy.v1 import classifier_pb2 as pb
 
 
@@ -24,17 +25,18 @@ class Stream:
 
     def __init__(self, engine: Engine, requests: Iterable[Images], fields: dict[str, Any], in_flight: int) -> None:
         """Begins to take requests. Raises UserError for an invalid value."""
-        if not isinstance(in_flight, int) or in_flight < 1:
-            raise UserError(f"invalid value for in_flight: {in_flight!r} (give a positive integer)")
         self._engine = engine
-        self._room = threading.Semaphore(in_flight)
+        self._room = threading.Semaphore(checked_in_flight(in_flight))
         self._outcomes: SimpleQueue[tuple[int, bytes | BaseException] | _End] = SimpleQueue()
         self._replies: dict[int, Reply] = {}
         self._closed = threading.Event()
         threading.Thread(target=self._take, args=(requests, fields), name="classify-stream", daemon=True).start()
 
     def answers(self) -> Iterator[tuple[int, Classification | CallFailed]]:
-        """The number of each request and its answer, as they are ready; raises at the end what ended the requests early."""
+        """The number of each request and its answer, as they are ready.
+
+        Raises at the end what ended the requests early, and CallFailed once the engine is closed.
+        """
         answered, end = 0, None
         while end is None or answered < end.requests:
             outcome = self._outcomes.get()
@@ -45,7 +47,10 @@ class Stream:
             self._replies.pop(number, None)
             self._room.release()
             answered += 1
-            yield number, _answer(answer)
+            if isinstance(answer, BaseException):
+                yield number, self._engine.call_failed(answer)
+            else:
+                yield number, classification(pb.ClassifyResponse.FromString(answer))
         if end.error is not None:
             raise end.error
 
@@ -83,7 +88,3 @@ class Stream:
                 self._outcomes.put((number, refused))
             return
         self._outcomes.put((number, CallFailed("CANCELLED", "the stream is closed")))
-
-
-def _answer(outcome: bytes | BaseException) -> Classification | CallFailed:
-    return call_failed(outcome) if isinstance(outcome, BaseException) else classification(pb.ClassifyResponse.FromString(outcome))

@@ -23,13 +23,14 @@ from service import Local
 from service.cli.classify import classify
 from service.client import AsyncClient, CallFailed, Client, Explanation
 from service.config import ServerConfig
+from service.engine import explain
 from service.engine.answer import Answer
 from service.engine.entry import Entry
 from service.engine.query import Item, Query
 from service.engine.queue import RequestQueue
 from service.engine.quotas import Quotas
 from service.engine.request import Request
-from service.errors import Cancelled, InvalidRequest, QuotaExceeded, RequestError, UserError
+from service.errors import Cancelled, InvalidRequest, QueueFull, QuotaExceeded, RequestError, UserError
 from service.model.contract import METADATA_KEY, Contract, Origin, own_head
 from service.model.input_spec import InputSpec
 from service.pb.convoy.v1 import classifier_pb2 as pb
@@ -314,6 +315,21 @@ def test_drawings_and_copies_count_for_quotas(server: Server) -> None:
                 Outcome(server, model)
         finally:
             server._classifier.quotas = None
+    wait_until(lambda: not server._explainer._running)
+
+
+def test_an_explanation_that_finds_no_room_costs_no_quota(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = SimpleNamespace(requests_per_second=0.0, bytes_per_second=100_000.0, burst_seconds=1.0, queue_items=0)
+    monkeypatch.setattr(server._classifier, "quotas", Quotas(lambda _: limits, lambda: 0.0))
+    with monkeypatch.context() as full:
+        full.setattr(explain, "RUNNING", 0)
+        for _ in range(3):
+            with pytest.raises(QueueFull, match="explanations are being made"):
+                Outcome(server, "closed")
+    assert isinstance(Outcome(server, "closed").wait(), Answer)
+    with pytest.raises(QuotaExceeded):
+        Outcome(server, "closed")
+    wait_until(lambda: not server._explainer._running)
 
 
 @pytest.fixture

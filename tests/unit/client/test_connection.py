@@ -1,14 +1,19 @@
 """Addresses, deadlines and PEM files that a client accepts and refuses."""
 
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import trustme
 
 from service.client import Client
 from service.client.connection import ChannelSettings, deadline_seconds
 from service.errors import UserError
+from service.pb.convoy.v1 import classifier_pb2 as pb
 
 
 @pytest.mark.parametrize(
@@ -29,6 +34,40 @@ from service.errors import UserError
 )
 def test_an_address_is_a_target_of_grpc(server: Any, target: str) -> None:
     assert ChannelSettings(server, None, None, None).target == target
+
+
+CALLS: dict[str, Callable[[Client], Any]] = {
+    "Classify": lambda client: client.classify([b""], "m"),
+    "Explain": lambda client: client.explain([b""], "m"),
+    "GetModel": lambda client: client.model("m"),
+    "ListModels": lambda client: client.models(),
+}
+
+
+def test_every_call_is_repeated_that_finds_no_room() -> None:
+    tried: Counter[str] = Counter()
+
+    def handler(method: str) -> Any:
+        def answer(_: bytes, context: grpc.ServicerContext) -> bytes:
+            tried[method] += 1
+            if tried[method] == 1:
+                context.set_trailing_metadata((("grpc-retry-pushback-ms", "1"),))
+                context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
+            return b""
+
+        return grpc.unary_unary_rpc_method_handler(answer)
+
+    methods = [each.name for each in pb.DESCRIPTOR.services_by_name["Classifier"].methods if not each.server_streaming]
+    server = grpc.server(ThreadPoolExecutor(1))
+    handlers = {method: handler(method) for method in methods}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("convoy.v1.Classifier", handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with Client(f"127.0.0.1:{port}") as client:
+        for method in methods:
+            CALLS[method](client)
+    server.stop(None)
+    assert tried == dict.fromkeys(methods, 2)
 
 
 def test_the_earlier_deadline_counts() -> None:

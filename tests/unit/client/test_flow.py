@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from service.client import CallFailed, Classification, Outcome, Prediction, RequestTooLarge
-from service.client.flow import BACKOFF_SECONDS, HELD_BYTES, Flow
+from service.client.flow import BACKOFF_SECONDS, HELD_BYTES, Flow, check_arguments
 from service.client.images import LargeFile
 from service.client.in_flight import STREAM_BYTES, Limits, Stream
 from service.client.packing import REQUEST_BYTES
@@ -399,6 +399,7 @@ def test_a_server_that_is_away_is_not_given_up_while_another_answers() -> None:
     server.answer()
     server.break_stream(there, LOADING)
     assert not server.flow.over(), "only as long since the last answer"
+    server.break_stream(there, LOADING)
     server.now += 10
     server.break_stream(away, LOADING)
     assert server.flow.over()
@@ -497,6 +498,30 @@ def test_requests_that_an_expired_token_has_refused_are_sent_again_on_another_st
     assert server.flow.over(), "the next token is refused too"
 
 
+@pytest.mark.parametrize("how", ["age", "token"])
+def test_a_stream_that_ends_after_answers_gets_a_successor_even_if_nobody_wants_to_wait(how: str) -> None:
+    server = Server(wait_seconds=0).add(*names(200))
+    stream = server.flow.streams[0]
+    ended = CallFailed("UNAVAILABLE", "the server ended the stream")
+    for _ in range(3):
+        server.send()
+        server.answer()
+        if how == "token":
+            server.answer(0, CallFailed("UNAUTHENTICATED", "expired"))
+        server.break_stream(stream, ended)
+        assert not server.flow.over()
+        assert not server.flow.pause_seconds(stream, server.now)
+    server.send()
+    server.break_stream(stream, ended)
+    assert server.flow.over(), "the successor had no answer"
+
+
+def test_a_server_that_is_away_from_the_beginning_is_given_up_at_once_if_nobody_wants_to_wait() -> None:
+    server = Server(wait_seconds=0).add(b"0")
+    server.flow.broken(server.flow.streams[0], CallFailed("UNAVAILABLE", "refused"), 0.0)
+    assert server.flow.over()
+
+
 def test_a_source_that_raises_is_answered_up_to_there() -> None:
     server = Server().add(*names(5))
     server.flow.end(KeyError("source"))
@@ -513,7 +538,7 @@ def test_a_source_that_raises_is_answered_up_to_there() -> None:
 @pytest.mark.parametrize("wrong", [-1, float("nan"), "60", None])
 def test_an_invalid_time_to_wait_is_refused(wrong: Any) -> None:
     with pytest.raises(UserError, match="invalid value for wait_seconds"):
-        Server(wait_seconds=wrong)
+        check_arguments([], Iterable, wrong)
 
 
 WHAT = ["add", "answer", "full", "loading", "internal", "late", "break", "crash", "take", "wait"]

@@ -1,16 +1,19 @@
 """Requests are built, and statuses become CallFailed."""
 
+import copy
 import pickle
+from array import array
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.rpc.error_details_pb2 import BadRequest
 from google.rpc.status_pb2 import Status
 
 from service.client import CallFailed, RequestTooLarge, messages
-from service.client.messages import call_failed, classify_request, filled
+from service.client.messages import call_failed, classification, classify_request, explanations, filled
 from service.errors import UserError
 from service.pb.convoy.v1 import classifier_pb2 as pb
 
@@ -30,6 +33,21 @@ def test_a_status_is_an_error_with_its_field_and_when_to_retry() -> None:
     assert (type(full), full.retry_after_seconds) == (CallFailed, 1.5)
     assert str(call_failed(error("UNAVAILABLE", "... backend unhealthy"))).startswith("UNAVAILABLE: no server is ready")
     assert str(call_failed(grpc.RpcError("odd"))) == "UNKNOWN: odd"
+
+
+def test_an_answer_can_be_pickled_and_copied_and_an_explanation_is_hashable() -> None:
+    prediction = pb.Prediction(label="cat", index=3, probability=0.5, score=7)
+    heat = array("f", [1, -2, 3, 4, 5, 6]).tobytes()
+    sent = pb.ExplainResponse(explanations=[{"prediction": prediction, "height": 2, "width": 3, "heat": heat, "overlay": b"png"}])
+    (explanation,) = explanations(sent)
+    result = pb.ItemResult(
+        predictions=[prediction], embedding=[1, 2], heads=[pb.HeadResult(name="other", predictions=[prediction])]
+    )
+    for answer in (explanation, classification(pb.ClassifyResponse(results=[result]))):
+        for again in (pickle.loads(pickle.dumps(answer)), copy.copy(answer), copy.deepcopy(answer)):
+            assert again == answer
+    assert len({explanation, copy.copy(explanation)}) == 1
+    assert np.asarray(explanation.heat).tolist() == [[1, -2, 3], [4, 5, 6]]
 
 
 def test_a_request_that_is_too_large_is_an_error_of_its_own() -> None:

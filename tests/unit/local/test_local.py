@@ -119,6 +119,15 @@ REQUESTS: dict[str, Ask] = {
     "a file that is not there": lambda asked: asked.classify(["none.png"], "digits"),
     "floats": lambda asked: asked.classify([np.zeros((28, 28, 1))], "digits"),
     "a string": lambda asked: asked.classify("digit.png", "digits"),
+    "many of a path": lambda asked: list(asked.classify_many("digit.png", "digits")),
+    "many of a Path": lambda asked: list(asked.classify_many(Path("digit.png"), "digits")),  # type: ignore[arg-type]
+    "many of a picture": lambda asked: list(asked.classify_many(picture(), "digits")),  # type: ignore[arg-type]
+    "many of a number": lambda asked: list(asked.classify_many(5, "digits")),  # type: ignore[arg-type]
+    "many and no time": lambda asked: list(asked.classify_many([picture()], "digits", wait_seconds=-1)),
+    "many of nothing": lambda asked: list(asked.classify_many([], "cats")),
+    "many that cannot be read": lambda asked: list(asked.classify_many(["none.png"], "cats")),
+    "many without a model": lambda asked: list(asked.classify_many([picture()], "cats")),
+    "many without a version": lambda asked: list(asked.classify_many([picture()] * 9, "digits", version="7")),
     "no room in flight": lambda asked: list(asked.classify_stream([], "digits", in_flight=0)),
 }
 
@@ -163,6 +172,13 @@ def test_every_request_has_the_same_outcome_as_over_grpc(both: tuple[Client, Loc
     client, local = both
     expected = outcome(REQUESTS[request_], client)
     assert outcome(REQUESTS[request_], local) == expected
+
+
+@pytest.mark.parametrize("label", [0, False, [], 7])
+def test_a_label_that_is_no_text_is_refused_also_if_it_is_nothing(both: tuple[Client, Local], label: Any) -> None:
+    for asked in both:
+        with pytest.raises(UserError, match="invalid value for label: "):
+            asked.explain([picture()], "digits", label)
 
 
 def test_the_model_may_be_left_out_where_there_is_one(both: tuple[Client, Local], models: Path) -> None:
@@ -257,12 +273,25 @@ def test_closing_cancels_what_others_wait_for(slow_file: Path, tmp_path: Path) -
     shutil.copy(slow_file, tmp_path)
     (tmp_path / "serving.toml").write_text("max_batch_size = 1\n")
     local = Local(tmp_path / slow_file.name)
-    codes = set()
-    for number, answer in local.classify_stream([np.zeros((1, 2, 2, 1), np.uint8)] * 99, in_flight=64):
-        if number == 0:
-            threading.Thread(target=local.close).start()
-        codes.add(answer.code if isinstance(answer, CallFailed) else "OK")
-    assert codes == {"OK", "CANCELLED"}
+    pixels = np.zeros((1, 2, 2, 1), np.uint8)
+    found: list[Any] = []
+    asking = [threading.Thread(target=lambda: found.append(outcome(lambda _: local.classify(pixels), local))) for _ in range(9)]
+    answers = local.classify_stream([pixels] * 99, in_flight=64)
+    assert isinstance(next(answers)[1], Classification)
+    for each in asking:
+        each.start()
+    until = time.monotonic() + 60
+    while len(local._engine._running) < 60 and time.monotonic() < until:
+        time.sleep(0.01)
+    closing = threading.Thread(target=local.close)
+    closing.start()
+    with pytest.raises(CallFailed, match="CANCELLED: the client is closed"):
+        assert all(isinstance(answer, Classification) for _, answer in answers)
+    for each in [*asking, closing]:
+        each.join(60)
+    said = {each[2] if isinstance(each, tuple) else type(each) for each in found}
+    assert said <= {"the client is closed", Classification}
+    assert len(found) == 9
 
 
 def test_closing_cancels_an_explanation_that_another_waits_for(models: Path, tmp_path: Path) -> None:
@@ -277,7 +306,18 @@ def test_closing_cancels_an_explanation_that_another_waits_for(models: Path, tmp
         time.sleep(0.01)
     local.close()
     asking.join(60)
-    assert [each[1] for each in found] == ["CANCELLED"]
+    assert [each[1:3] for each in found] == [("CANCELLED", "the client is closed")]
+
+
+def test_a_client_may_give_an_explanation_more_time_than_the_model_does(models: Path, tmp_path: Path) -> None:
+    shutil.copy(models / "digits" / "1" / "model.onnx", tmp_path)
+    shutil.copy(models / "colors" / "1" / "model.onnx", tmp_path / "colors.onnx")
+    (tmp_path / "serving.toml").write_text("default_timeout_seconds = 1e-6\n")
+    for file, content in (("model.onnx", picture()), ("colors.onnx", photo())):
+        with Local(tmp_path / file, cpus=1) as local:
+            assert len(local.explain([content], timeout_seconds=300)) == 1
+            with pytest.raises(CallFailed, match="DEADLINE_EXCEEDED"):
+                local.explain([content])
 
 
 def test_it_cannot_be_pickled_and_says_what_to_do(both: tuple[Client, Local]) -> None:
