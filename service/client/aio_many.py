@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 import grpc
 
 from service.client.connection import ChannelSettings, Connection, Stubs, client_closed, deadline_seconds
-from service.client.flow import PASSING, READ_BYTES, Flow, check_arguments
-from service.client.images import MAX_MESSAGE_BYTES, Image, LargeFile, is_path, is_picture, item
+from service.client.flow import PASSING, Flow, check_arguments
+from service.client.images import Image, is_path, is_picture, item
 from service.client.in_flight import Limits, Stream
 from service.client.messages import CallFailed, Outcome, filled, refusal, rows
-from service.client.packing import Input
+from service.client.reading import contents
 from service.client.stream import status_lost
 from service.errors import UserError
 from service.pb.convoy.v1 import classifier_pb2 as pb
@@ -132,12 +132,12 @@ class AsyncManyImages(Flow):
                 inputs = self.to_read()
             if not inputs:
                 return
-            # sync: contents = _contents(inputs)
-            contents = await asyncio.to_thread(_contents, inputs)  # asyncio only
+            # sync: found = contents(inputs)
+            found = await asyncio.to_thread(contents, inputs)  # asyncio only
             async with self._changed:
-                self.read(inputs, contents)
+                self.read(inputs, found)
                 self._changed.notify_all()
-            del inputs, contents  # it may wait for long
+            del inputs, found  # it may wait for long
 
     async def _converse(self, stream: Stream, settings: ChannelSettings, connection: Connection) -> None:
         """Opens RPCs one after the other until all is answered."""
@@ -276,22 +276,6 @@ class AsyncManyImages(Flow):
         for job in self._jobs:  # asyncio only
             job.cancel()
         await asyncio.wait(self._jobs)  # asyncio only
-
-
-def _contents(inputs: Sequence[Input]) -> list[dict[str, bytes] | UserError | LargeFile]:
-    """The item of each image, or why it has none; of the first ones alone, if they are large."""
-    found: list[dict[str, bytes] | UserError | LargeFile] = []
-    size_bytes = 0
-    for each in inputs:
-        try:
-            content = item(each.image, MAX_MESSAGE_BYTES if each.expected_bytes else READ_BYTES)
-            size_bytes += sum(map(len, content.values()))
-            found.append(content)
-        except (UserError, LargeFile) as unread:
-            found.append(unread)
-        if size_bytes >= READ_BYTES:
-            break
-    return found
 
 
 async def asynchronous(images: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:  # asyncio only

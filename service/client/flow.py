@@ -20,7 +20,6 @@ What becomes of a request that is not answered:
 """
 
 import math
-from collections import deque
 from collections.abc import Sequence
 from types import UnionType
 from typing import Any
@@ -30,6 +29,7 @@ from service.client.images import MAX_MESSAGE_BYTES, Image, LargeFile
 from service.client.in_flight import STREAM_BYTES, STREAM_REQUESTS, Limits, Stream
 from service.client.messages import CallFailed, Classification, Outcome, RequestTooLarge, concerns_all, item_at_fault, of_one_item
 from service.client.packing import ENVELOPE_BYTES, MAX_BREAKS, Input, Packing
+from service.client.reading import Unread
 from service.errors import ConvoyError, UserError
 from service.pb.convoy.v1 import classifier_pb2 as pb
 
@@ -42,12 +42,6 @@ BACKOFF_SECONDS = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6)
 
 MIN_ANSWER_SECONDS = 1.0
 """Of the call that begins a stream, however short `wait_seconds`: gRPC tries it again, for most of a second."""
-
-READ_AT_ONCE = 8
-"""How many files a reader reads one after the other."""
-
-READ_BYTES = 4 * 1024 * 1024
-"""Once a reader has so much, it reads no more of them; a larger file waits for its turn."""
 
 PASSING = {"UNAVAILABLE", "CANCELLED"}
 
@@ -78,13 +72,12 @@ class Flow:
         self._failing_since = math.inf
         self._suspected: Stream | None = None  # the last request was sent on it, and may kill the server
         self._largest_bytes = MAX_MESSAGE_BYTES - request.ByteSize() - ENVELOPE_BYTES
-        self._unread: deque[Input] = deque()
+        self._unread = Unread()
         self._packing = Packing(request)
         self._taken = 0  # from the source
-        self._reading = 0
         self._held = 0  # taken, and not given back
         self._held_bytes = 0
-        self._unanswered_bytes = 0  # of items that are read, or being read
+        self._unanswered_bytes = 0  # of items that are read
         self._answered = 0
         self._done: dict[int, tuple[Outcome, int]] = {}  # by index, with the bytes it holds
         self._given = 0  # back to the caller
@@ -102,8 +95,7 @@ class Flow:
         """Takes the next image, with its item, or a path to be read. Whether anybody waits for it: not if only a request grows."""
         each = self._next_input(image)
         if item is None:
-            self._unread.append(each)
-            return len(self._unread) % READ_AT_ONCE == 1  # each reader takes as many
+            return self._unread.add(each)
         each.read(item)
         bytes_before = self._packing.waiting_bytes
         self._ready(each)
@@ -137,40 +129,23 @@ class Flow:
         """Whether `to_read` has something, or there will be nothing more."""
         if self.over() or (self.exhausted and not self._unread):
             return True
-        idle = not self._packing and not self._reading and not any(each.in_flight for each in self.streams)
-        return bool(self._unread) and (idle or self._unanswered_bytes < HELD_BYTES * len(self.streams))
+        unread = self._unread
+        idle = not self._packing and not unread.reading and not any(each.in_flight for each in self.streams)
+        return bool(unread) and (idle or self._unanswered_bytes + unread.reading_bytes < HELD_BYTES * len(self.streams))
 
     def to_read(self) -> list[Input]:
         """The next images for one reader; none at the end. To be called once `can_read`."""
         if self.over():
             return []
-        found: list[Input] = []
-        size_bytes = 0
-        while self._unread and len(found) < READ_AT_ONCE:
-            size_bytes += self._unread[0].expected_bytes
-            if found and size_bytes > READ_BYTES:
-                break
-            found.append(self._unread.popleft())
-            self._unanswered_bytes += found[-1].expected_bytes
-        self._reading += len(found)
-        return found
+        return self._unread.next_inputs()
 
-    def read(self, inputs: Sequence[Input], items: Sequence[dict[str, bytes] | ConvoyError | LargeFile]) -> None:
-        """What came of reading images. What is a large file, and those without an item, will be read when there is room."""
-        later = list(inputs[len(items) :])
-        for each in inputs:
-            self._reading -= 1
-            self._unanswered_bytes -= each.expected_bytes
-        for each, item in zip(reversed(inputs[: len(items)]), reversed(items), strict=True):
-            if isinstance(item, LargeFile):
-                each.expected_bytes = item.size_bytes
-                later.insert(0, each)
-        self._unread.extendleft(reversed(later))
-        for each, item in zip(inputs, items, strict=False):
-            if isinstance(item, ConvoyError):
-                self._finish(each, item)
-            elif not isinstance(item, LargeFile):
-                each.read(item)
+    def read(self, inputs: Sequence[Input], contents: Sequence[dict[str, bytes] | ConvoyError | LargeFile]) -> None:
+        """What came of reading files. What is a large file, and those without contents, will be read when there is room."""
+        for each, content in self._unread.read(inputs, contents):
+            if isinstance(content, ConvoyError):
+                self._finish(each, content)
+            else:
+                each.read(content)
                 self._ready(each)
 
     def _ready(self, each: Input) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 import grpc
 
 from service.client.connection import ChannelSettings, Connection, Stubs, deadline_seconds
-from service.client.flow import READ_BYTES, Flow, check_arguments
-from service.client.images import MAX_MESSAGE_BYTES, Image, LargeFile, is_path, item
+from service.client.flow import Flow, check_arguments
+from service.client.images import Image, is_path, item
 from service.client.in_flight import Limits, Stream
 from service.client.messages import CallFailed, Outcome, filled, refusal, rows
-from service.client.packing import Input
+from service.client.reading import contents
 from service.errors import UserError
 from service.pb.convoy.v1 import classifier_pb2 as pb
 
@@ -118,11 +118,11 @@ class ManyImages(Flow):
                 inputs = self.to_read()
             if not inputs:
                 return
-            contents = _contents(inputs)
+            found = contents(inputs)
             with self._changed:
-                self.read(inputs, contents)
+                self.read(inputs, found)
                 self._changed.notify_all()
-            del inputs, contents  # it may wait for long
+            del inputs, found  # it may wait for long
 
     def _converse(self, stream: Stream, settings: ChannelSettings, connection: Connection) -> None:
         """Opens RPCs one after the other until all is answered."""
@@ -219,19 +219,3 @@ class ManyImages(Flow):
             self._changed.notify_all()
         for call in list(self._calls.values()):
             call.cancel()
-
-
-def _contents(inputs: Sequence[Input]) -> list[dict[str, bytes] | UserError | LargeFile]:
-    """The item of each image, or why it has none; of the first ones alone, if they are large."""
-    found: list[dict[str, bytes] | UserError | LargeFile] = []
-    size_bytes = 0
-    for each in inputs:
-        try:
-            content = item(each.image, MAX_MESSAGE_BYTES if each.expected_bytes else READ_BYTES)
-            size_bytes += sum(map(len, content.values()))
-            found.append(content)
-        except (UserError, LargeFile) as unread:
-            found.append(unread)
-        if size_bytes >= READ_BYTES:
-            break
-    return found
