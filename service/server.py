@@ -45,6 +45,7 @@ from service.lifecycle import StopOnSignals, check_config, exit_after, trusted_k
 from service.model.cpus import cpu_budget
 from service.model.session import check_provider
 from service.observability.metrics import Metrics
+from service.observability.transport_load import ThreadTime, watch_in_background
 from service.open_inference.metadata import ServerMetadata
 from service.open_inference.shared_memory import SharedMemory
 from service.process.process_exit import before_exit, exit_at_once
@@ -91,6 +92,7 @@ class Server:
         control: Control | None = None,
         try_version: TryVersion | None = None,
         connections: socket.socket | None = None,
+        worker: int = 1,
     ) -> None:
         """Checks the settings and builds the parts; binds and loads nothing.
 
@@ -100,6 +102,7 @@ class Server:
             control: carries out clients' control requests; `self.control` if not given.
             try_version: tries a version before it is loaded, as `Trials.try_version`; this server does it if not given.
             connections: brings the connections that a supervisor accepts, so that the gRPC port is not bound.
+            worker: its number among several, for the metrics.
 
         Raises:
             UserError: a setting is invalid.
@@ -147,6 +150,8 @@ class Server:
             connections,
         )  # fmt: skip
         metrics.transport_chosen(self._transport.name)
+        self.transport_seconds = ThreadTime(lambda: self._transport.thread_id)
+        metrics.watch_transport(worker, self.transport_seconds)
         self._http = HttpServer(
             config, metrics.registry, HttpMetrics(metrics.registry), self.not_ready_reason,
             self._http_app(metadata, allowed_control, memory), self._max_message_bytes, self.not_alive_reason,
@@ -365,6 +370,8 @@ def serve(config: ServerConfig) -> None:
     server = Server(config)
     before_exit(server.ready_file.remove_own)
     server.listen()
+    if config.grpc_socket is None:  # several workers have none
+        watch_in_background(server.transport_seconds, cpu_budget())
     failures: list[BaseException] = []
 
     def load_models() -> None:

@@ -261,6 +261,12 @@ def models() -> list[Panel]:
             "{{pod}} ready": f"convoy_workers_ready{{{POD}}}",
             "{{pod}} restarts in 30 minutes": f"increase(convoy_worker_restarts_total{{{POD}}}[30m])",
         }, width=6, about="Of servers with --workers."),
+        lines("Connections of each worker", "short", {"{{pod}} {{worker}}": f"convoy_worker_connections{{{POD}}}"},
+              width=6, about="Of servers with --workers."),
+        lines("gRPC thread", "percentunit", {
+            "{{pod}} {{worker}}": f"sum by (pod, worker) (rate(convoy_transport_busy_seconds_total{{{POD}}}{RATE}))",
+        }, width=6, about="The share of a CPU that the thread which drives gRPC takes. At 1 it is the limit: if CPUs are idle, "
+              "more workers help, and clients with several connections."),
     ]  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Info, PlatformC
 
 from service import compiled, convoy_version
 from service.observability.request_metrics import ModelMetrics, RequestMetrics, RpcMetrics
+from service.observability.transport_load import TransportMetrics
 
 REASONS = ("queue_full", "deadline", "cancelled", "draining", "invalid", "failed", "forbidden", "quota")
 OUTCOMES = ("ready", "golden_mismatch", "invalid", "failed")
@@ -62,6 +63,10 @@ class Metrics:
     def transport_chosen(self, name: str) -> None:
         """The gRPC transport in use: `fast` or `public`."""
         self._transport.labels(name).set(1)
+
+    def watch_transport(self, worker: int, busy_seconds: Callable[[], float]) -> None:
+        """Exposes the CPU time of the transport's thread, which each scrape asks `busy_seconds` for."""
+        self.registry.register(TransportMetrics(worker, busy_seconds))
 
     def rpc_method(self, kind: str, service: str, method: str) -> RpcMetrics:
         """New metrics for a gRPC method."""

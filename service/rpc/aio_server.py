@@ -75,6 +75,11 @@ class AioServer:
         self._waiting = 0  # messages since the last round in which they were handled in turn
         self._timer: asyncio.TimerHandle | None = None
 
+    @property
+    def thread_id(self) -> int | None:
+        """See Transport."""
+        return self._thread.native_id
+
     def start(self) -> None:
         """See Transport."""
         self._thread.start()

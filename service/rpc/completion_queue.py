@@ -138,6 +138,11 @@ class CompletionQueueServer:
         self._stopping = False
         self._stopped = threading.Event()
 
+    @property
+    def thread_id(self) -> int | None:
+        """See Transport."""
+        return self._serving.native_id
+
     def start(self) -> None:
         """See Transport."""
         options = self._options

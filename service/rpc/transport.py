@@ -40,6 +40,10 @@ class Transport(Protocol):
     last_round: float
     """When its thread last went round its loop, in `time.monotonic` seconds; infinite while it does not run."""
 
+    @property
+    def thread_id(self) -> int | None:
+        """The number that the kernel has given its thread; None before it has started."""
+
     def start(self) -> None:
         """Binds the addresses and serves from a thread of its own. Raises UserError if one cannot be bound; then none is."""
 

@@ -53,7 +53,8 @@ LAST_REPORT_SECONDS = 5.0
 class Worker:
     """Serves as its supervisor says."""
 
-    def __init__(self, config: ServerConfig, pipe: Connection, connections: socket.socket) -> None:
+    def __init__(self, number: int, config: ServerConfig, pipe: Connection, connections: socket.socket) -> None:
+        self._number = number
         self._config = config
         self._connections = connections
         self._ipc = IpcConnection(pipe, self._handle, _exit_without_supervisor)
@@ -106,7 +107,7 @@ class Worker:
 
         self._server = Server(
             self._config, self._send_report, BroadcastControl(self._ipc, self._config.control_seconds), self._try_version,
-            self._connections if accepts else None,
+            self._connections if accepts else None, self._number,
         )  # fmt: skip
         self._server.load_models()
 
@@ -224,4 +225,4 @@ def main(file_descriptor: int, connections_descriptor: int) -> None:
     number, config = pipe.recv()
     set_up_logging(config.log_level, config.log_format, number)
     audit.open_log(config.audit_log)
-    Worker(config, pipe, socket.socket(fileno=connections_descriptor)).run()
+    Worker(number, config, pipe, socket.socket(fileno=connections_descriptor)).run()

@@ -120,6 +120,9 @@ def test_both_workers_answer_and_metrics_are_summed(repository: Path, supervise:
     assert sum(predictions) == requests
     assert metrics["convoy_model_loads_total", "digits", "ready"] == 2
     assert [value for key, value in metrics.items() if key[0] == "convoy_model_info"] == [1]
+    busy = {key[1]: value for key, value in metrics.items() if key[0] == "convoy_transport_busy_seconds_total"}
+    assert busy.keys() == {"1", "2"}
+    assert all(busy.values())
     assert (metrics["convoy_workers",], metrics["convoy_workers_ready",]) == (2, 2)
     shares = [
         next(family for family in worker.metrics if family.name == "convoy_items").samples[0].value

@@ -27,6 +27,7 @@ def labels() -> dict[str, set[str]]:
     """The labels of every metric that the code exposes or the rules record, by its name."""
     metrics = Metrics(CollectorRegistry())
     metrics.transport_chosen("fast")
+    metrics.watch_transport(1, lambda: 0.0)
     method = metrics.rpc_method("unary", "convoy.v1.Classifier", "Classify")
     method.started()
     method.handled("OK", 0.001, None)
@@ -47,6 +48,7 @@ def labels() -> dict[str, set[str]]:
         if "record" in rule:
             found[rule["record"]] = {"model", "version", *(["label"] if "predictions" in rule["record"] else [])}
     found |= {"up": set(), "convoy_workers": set(), "convoy_workers_ready": set(), "convoy_worker_restarts_total": set()}
+    found["convoy_worker_connections"] = {"worker"}
     return found
 
 
