@@ -23,6 +23,8 @@ SUFFIXES = (*TAR, *ZIP)
 
 _ENCRYPTED = 1
 _SKIP_BYTES = 1 << 20
+_COUNT_ENDS = 1 << 16
+"""Some programs count from 0 again where a zip has more members than the field of 16 bits can say."""
 _END = bytes(tarfile.BLOCKSIZE)
 """What stands where a header would be after a tar's last member."""
 
@@ -68,6 +70,18 @@ def _zip_members(file: IO[bytes], name: str, left_out: LeftOut) -> Iterator[Pict
                     yield Picture(picture, None, f"cannot be read from the archive: {_reason(error)}")
                 else:
                     yield Picture(picture, content)
+        _check_directory(file, archive)
+
+
+def _check_directory(file: IO[bytes], archive: zipfile.ZipFile) -> None:
+    """Raises ValueError where zipfile reads fewer members than there are, and says nothing."""
+    end = zipfile._EndRecData(file)  # type: ignore[attr-defined]
+    read, said = len(archive.infolist()), end[zipfile._ECD_ENTRIES_TOTAL]  # type: ignore[attr-defined]
+    if (read - said) % _COUNT_ENDS:
+        raise ValueError(f"its directory is damaged: {read} of {said} members are in it")
+    file.seek(0)
+    if archive.start_dir > end[zipfile._ECD_OFFSET] and file.read(4) == b"PK\3\4":  # type: ignore[attr-defined]
+        raise ValueError("another archive stands in front of it")
 
 
 def _tar_members(file: IO[bytes], name: str, left_out: LeftOut) -> Iterator[Picture]:
@@ -84,8 +98,13 @@ def _tar_members(file: IO[bytes], name: str, left_out: LeftOut) -> Iterator[Pict
                 yield _too_large(picture, member.size)
             else:
                 yield Picture(picture, cast(IO[bytes], archive.extractfile(member)).read())
-        if forward.last != _END or content.read(len(_END)).strip(b"\0"):  # tarfile ends as quietly at a header that is damaged
-            raise ValueError("a header is damaged, or its end is missing")
+        if forward.last != _END or not _is_zero(content):  # tarfile ends as quietly at a header that is damaged
+            raise ValueError("a header is damaged, its end is missing, or more stands after its end")
+
+
+def _is_zero(content: Any) -> bool:
+    """Whether zeros alone come to the end of a file."""
+    return not any(chunk.strip(b"\0") for chunk in iter(lambda: content.read(_SKIP_BYTES), b""))
 
 
 def _takes(name: str, left_out: LeftOut, seen: PathSet) -> bool:

@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Protocol
 
 from service.bulk.columns import reason
+from service.bulk.path_set import PathSet
 from service.bulk.pictures import Picture
+from service.bulk.results_folder import ResultsFolder
 from service.bulk.safe_names import safe_name
+from service.bulk.whole_file import beside_of, put
 from service.client import CallFailed, Explanation
 from service.client.messages import item_at_fault
 from service.errors import UserError
@@ -32,7 +35,7 @@ def explain_into(
     wait_seconds: float,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[tuple[Picture, Explanation | str, Path]]:
-    """Writes `folder`/NAME.png for each picture, never over a file that is there.
+    """Writes `folder`/NAME.png for each picture, whole, and never over a file that is there: the next one has a number.
 
     Yields the picture, its explanation, or why there is none, and the file. A picture that finds the server busy or restarting is
     sent again, for `wait_seconds`.
@@ -41,8 +44,9 @@ def explain_into(
         UserError: the folder cannot be made or written.
         CallFailed: what concerns all pictures, such as NOT_FOUND.
     """
+    ResultsFolder(folder).make("--explain")
+    written = PathSet()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for picture in found:
             if picture.image is None:
                 yield picture, picture.error, folder
@@ -54,7 +58,7 @@ def explain_into(
                     raise
                 yield picture, reason(error, picture.name, picture.path or picture.name), folder
                 continue
-            yield picture, explanation, _write(folder, picture.name, explanation.overlay)
+            yield picture, explanation, _write(folder, picture.name, explanation.overlay, written)
     except OSError as error:
         raise UserError(f"{str(folder)!r} cannot be written: {error.strerror}") from None
 
@@ -84,15 +88,14 @@ def _is_of_the_picture(error: CallFailed) -> bool:
     return error.code in _OF_ONE_PICTURE
 
 
-def _write(folder: Path, name: str, content: bytes) -> Path:
+def _write(folder: Path, name: str, content: bytes, written: PathSet) -> Path:
+    """The file, which is there already if an earlier run has written the same; no other picture of this run has it."""
     stem = safe_name(name)
+    beside = beside_of(folder / stem, name)
     number = 1
     while True:
         path = folder / (f"{stem}.png" if number == 1 else f"{stem}_{number}.png")
-        try:
-            with path.open("xb") as file:
-                file.write(content)
-        except FileExistsError:
-            number += 1
-            continue
-        return path
+        if path.name not in written and put(content, path, beside):
+            written.add(path.name)
+            return path
+        number += 1

@@ -1,5 +1,6 @@
 """`--from-file`: paths in a file or on stdin, one a line or with zero bytes between them."""
 
+import codecs
 import os
 import sys
 from collections.abc import Iterator
@@ -36,7 +37,9 @@ def _sources(file: IO[bytes], name: str) -> Iterator[str]:
     read = getattr(file, "read1", file.read)
     separator, rest = b"", b""
     while chunk := read(_CHUNK_BYTES):
-        separator = separator or (b"\0" if b"\0" in chunk else b"\n")
+        if not separator:
+            separator = b"\0" if b"\0" in chunk else b"\n"
+            chunk = chunk.removeprefix(codecs.BOM_UTF8)  # Windows' editors put one in front
         *lines, rest = (rest + chunk).split(separator)
         for line in lines:
             if source := _source(line, separator):

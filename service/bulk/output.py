@@ -35,6 +35,8 @@ class Output:
         found = [each for each in (path, self.rows_path) if each.exists()]
         if found and not resume:
             raise exists(found[0])
+        if not all(each.is_file() for each in found):
+            raise UserError(f"--output {found[0]}: not a regular file")
         if not path.parent.is_dir():
             raise UserError(f"--output {path}: no such folder: {path.parent}")
         self._resumes = resume

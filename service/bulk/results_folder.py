@@ -4,6 +4,8 @@ import os
 from functools import lru_cache
 from pathlib import Path
 
+from service.errors import UserError
+
 
 class ResultsFolder:
     """DIR of `--sort-into` or `--explain`, whether it is there yet or not."""
@@ -20,9 +22,24 @@ class ResultsFolder:
 
     def holds(self, path: str) -> bool:
         """Whether a path leads into DIR, or is DIR."""
-        folder, name = os.path.split(path.rstrip("/"))
-        here = os.getcwd()  # noqa: PTH109
-        return f"{_real(here, folder)}/{name}/".startswith(f"{_real(here, str(self._folder))}/")
+        return self.is_it(path) or f"{resolved(path)}/".startswith(f"{_real(os.getcwd(), str(self._folder))}/")  # noqa: PTH109
+
+    def make(self, option: str) -> None:
+        """Makes DIR, of this option. Raises UserError if that cannot be."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise UserError(f"{option} {self._folder}: is a file: give a folder, which need not exist") from None
+        except OSError as error:
+            raise UserError(f"{option} {self._folder}: {error.strerror}") from None
+
+
+def resolved(path: str) -> str:
+    """A path however it is spelled: absolute and without links, but that it may be one itself."""
+    folder, name = os.path.split(path.rstrip("/"))
+    if name in ("", ".", ".."):
+        return _real(os.getcwd(), path)  # noqa: PTH109
+    return f"{_real(os.getcwd(), folder)}/{name}"  # noqa: PTH109
 
 
 @lru_cache(1000)

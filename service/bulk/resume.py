@@ -5,6 +5,7 @@ when it ends, or the next one when it begins, and with it a row that a kill cut 
 which then takes its place: a kill here loses nothing.
 """
 
+import codecs
 import csv
 import itertools
 import json
@@ -108,8 +109,19 @@ def _check(path: Path, number: int, row: dict[str, Any], columns: Columns) -> No
             f"--resume: {path}, row {number}, is of {row[MODEL]} version {row[VERSION]}; this run is of {columns.model} version "
             f"{columns.version}: choose that with --version, or another --output"
         )
-    if not isinstance(row[PATH], str):
+    if row[PATH] is None:
         raise UserError(f"--resume: {path}, row {number}, has no path")
+    for name, kind in zip(columns.names, columns.types, strict=True):
+        if not _is_of(kind, row[name]):
+            found = json.dumps(row[name], ensure_ascii=False)[:100]
+            raise UserError(f"--resume: {path}, row {number}, is broken: {name} is {found}: mend it, or choose another --output")
+
+
+def _is_of(kind: type, value: Any) -> bool:
+    """Whether a value may stand in a column of this kind."""
+    if kind is list and isinstance(value, list):
+        return all(isinstance(each, str) for each in value)
+    return value is None or type(value) is kind or (kind is float and type(value) is int)
 
 
 def _other_columns(names: list[str], columns: Columns) -> UserError:
@@ -157,7 +169,9 @@ def _begins(columns: Columns, text: str) -> bool:
 
 
 def _noted(file: IO[bytes], lines: list[str]) -> Iterator[str]:
-    for line in file:
+    for number, line in enumerate(file):
+        if number == 0:
+            line = line.removeprefix(codecs.BOM_UTF8)  # Excel puts one in front
         lines.append(line.decode("utf-8", "surrogateescape"))
         yield lines[-1]
 
@@ -215,8 +229,9 @@ def model_of(path: Path, read: Read) -> tuple[str, str] | None:
     try:
         with path.open("rb") as file:
             for _, row in read(file):
-                if row is not None and row.get(MODEL) and row.get(VERSION):
-                    return row[MODEL], row[VERSION]
+                model, version = (row.get(MODEL), row.get(VERSION)) if row is not None else (None, None)
+                if model and version and isinstance(model, str) and isinstance(version, str):
+                    return model, version
     except OSError as error:
         raise UserError(f"--output {path}: {error.strerror}") from None
     return None

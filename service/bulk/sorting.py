@@ -1,7 +1,8 @@
 """`--sort-into DIR`: each picture in the folder of its label.
 
 No file is ever overwritten, and none is written outside of DIR. A name that another picture has gets a part of the digest of the
-picture's path. A file that is there with the same content is taken for what an interrupted run has made, unless another row has it.
+picture's path. A file that is there with the same content is taken for what an interrupted run has made, unless another row of this
+output has it: of two pictures of one name and content, which runs with different outputs sort into one DIR, one file is there.
 A picture that is moved is removed from its old place when its row is written, so that a kill at any moment loses neither. Where an
 earlier run of another mode has put a link to it, the picture takes the link's place.
 """
@@ -12,15 +13,15 @@ import secrets
 import shutil
 from collections.abc import Sequence
 from enum import StrEnum
-from hashlib import blake2b
 from pathlib import Path
 from typing import cast
 
 from service.bulk.moving import copy, holds_bytes_of, is_another, linked, remove_moved, replace_link
 from service.bulk.path_set import PathSet
 from service.bulk.pictures import Picture, name_of, path_of, scheme
-from service.bulk.results_folder import ResultsFolder
+from service.bulk.results_folder import ResultsFolder, resolved
 from service.bulk.safe_names import folder_names, safe_name
+from service.bulk.whole_file import beside_of, digest_of, put, renamed
 from service.errors import UserError
 
 UNSURE = "unsure"
@@ -53,10 +54,7 @@ class Sorter:
     def open(self, labels: Sequence[str]) -> None:
         """Makes DIR. Raises UserError if that cannot be."""
         self._folders = folder_names(labels, UNSURE)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--sort-into {self.folder}: {error.strerror}") from None
+        self.results.make("--sort-into")
 
     def claim(self, path: str, sorted_to: str | None) -> bool:
         """Takes note of an earlier run's row, and removes a picture that the run was stopped before removing.
@@ -65,11 +63,11 @@ class Sorter:
         """
         if sorted_to is None:
             return True
-        self._claimed.add(sorted_to)
         source, target = path_of(path), path_of(sorted_to)
+        self._claimed.add(resolved(target))
         if self._how is How.MOVE and not scheme(source) and os.path.isfile(source):  # noqa: PTH113
             with contextlib.suppress(OSError):
-                replace_link(source, Path(target), _beside(Path(target), path))
+                replace_link(source, Path(target), beside_of(Path(target), path))
             if is_another(source, target):
                 return False
             self._remove(source, target)
@@ -100,62 +98,53 @@ class Sorter:
         source = picture.path
         name = os.path.basename(source) if source is not None else _last_name(picture.name)  # noqa: PTH119
         stem, suffix = os.path.splitext(name)  # noqa: PTH122
-        digest = _digest(picture.name)
+        digest = digest_of(picture.name)
         stem = os.fsdecode(os.fsencode(stem)[:200])
         for candidate in (name, f"{stem}-{digest}{suffix}", f"{stem}-{digest}-{secrets.token_hex(4)}{suffix}"):
             target = self.folder / folder / candidate
-            placed = name_of(str(target))
-            beside = _beside(target, picture.name)
-            if placed in self._claimed:
+            beside = beside_of(target, picture.name)
+            if resolved(str(target)) in self._claimed:
                 continue
             if self._how is How.MOVE and source is not None:
                 replace_link(source, target, beside)
-            if not (self._is_same(picture, target, beside) or self._put(picture, target, beside)):
+            if not self._put(picture, target, beside):
                 continue
-            self._claimed.add(placed)
-            return placed
+            self._claimed.add(resolved(str(target)))
+            return name_of(str(target))
         raise FileExistsError(None, "every name is taken")
 
     def _put(self, picture: Picture, target: Path, beside: Path) -> bool:
         """False if another file has the name. What a kill leaves half copied `beside` it, the next run overwrites and removes."""
-        if picture.path is not None and self._how is How.LINK:
+        if picture.path is None:
+            return put(cast(bytes, picture.image), target, beside)
+        if self._is_there(picture.path, target):
+            beside.unlink(missing_ok=True)
+            return True
+        if self._how is How.LINK:
             with contextlib.suppress(FileExistsError):
                 target.symlink_to(os.path.abspath(picture.path))  # noqa: PTH100 - resolve() follows links
                 return True
             return False
         if os.path.lexists(target):
             return False
-        if picture.path is not None and self._how is How.MOVE and linked(picture.path, target):
+        if self._how is How.MOVE and linked(picture.path, target):
             return True
         try:
-            if picture.path is None:
-                with beside.open("wb") as file:
-                    file.write(cast(bytes, picture.image))
-                    file.flush()
-                    os.fsync(file.fileno())
-            elif self._how is How.MOVE:
+            if self._how is How.MOVE:
                 copy(picture.path, beside)
             else:
                 shutil.copy2(picture.path, beside)
-            return _renamed(beside, target)
+            return renamed(beside, target)
         finally:
             with contextlib.suppress(OSError):
                 beside.unlink()
 
-    def _is_same(self, picture: Picture, target: Path, beside: Path) -> bool:
-        """Whether the target is what this would make; then nothing is to be `beside` it any more."""
-        same = self._has_content(picture, target)
-        if same:
-            beside.unlink(missing_ok=True)
-        return same
-
-    def _has_content(self, picture: Picture, target: Path) -> bool:
+    def _is_there(self, source: str, target: Path) -> bool:
+        """Whether the target is what this would make."""
         try:
-            if picture.path is None:
-                return target.stat().st_size == len(picture.image or b"") and target.read_bytes() == picture.image
             if self._how is How.LINK:
-                return target.is_symlink() and os.readlink(target) == os.path.abspath(picture.path)  # noqa: PTH100, PTH115
-            return holds_bytes_of(picture.path, str(target))
+                return target.is_symlink() and os.readlink(target) == os.path.abspath(source)  # noqa: PTH100, PTH115
+            return holds_bytes_of(source, str(target))
         except OSError:
             return False
 
@@ -179,25 +168,3 @@ def _last_name(name: str) -> str:
     if scheme(name) in ("http", "https"):
         name = name.partition("?")[0]
     return safe_name(name.rpartition("/")[2])
-
-
-def _digest(name: str) -> str:
-    return blake2b(name.encode(), digest_size=6).hexdigest()
-
-
-def _beside(target: Path, name: str) -> Path:
-    """Where a picture is made before it has its name."""
-    return target.with_name(f".{_digest(name)}.part")
-
-
-def _renamed(beside: Path, target: Path) -> bool:
-    """Gives a whole file its name, unless another has it."""
-    try:
-        os.link(beside, target)
-    except FileExistsError:
-        return False
-    except OSError:  # a file system without hard links
-        with target.open("xb"):
-            pass
-        beside.replace(target)
-    return True

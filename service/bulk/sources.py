@@ -7,6 +7,7 @@ from service.bulk.archives import is_archive, members
 from service.bulk.pictures import SUFFIXES, LeftOut, Picture, name_of, path_of, scheme
 from service.bulk.remote import Fetch, file_system, open_remote, read_ahead, remote_sources
 from service.bulk.walk import Skip, glob, is_glob, walk
+from service.client.images import NOT_REGULAR
 from service.errors import UserError, first_line
 
 
@@ -68,6 +69,8 @@ def _at_match(path: str, left_out: LeftOut, skip: Skip) -> Iterator[Picture]:
     if os.path.isdir(path):  # noqa: PTH112
         if not skip(path):
             yield from walk(path, left_out, skip)
+    elif is_archive(path) and os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113 - who opens a pipe waits
+        yield Picture(name_of(path), None, NOT_REGULAR)
     elif is_archive(path):
         try:
             file = open(path, "rb")  # noqa: SIM115, PTH123 - members() closes it

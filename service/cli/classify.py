@@ -30,6 +30,7 @@ from service.cli.bulk_progress import progress, summary
 from service.cli.connection import read_token, server_options, unreachable
 from service.cli.parameters import FiniteFloat
 from service.client import CallFailed, Client, ModelInfo, RequestTooLarge
+from service.client.images import read_file
 from service.client.messages import item_at_fault
 from service.errors import UserError
 
@@ -91,12 +92,9 @@ class Options:
             raise UserError("--shard goes by the paths of pictures: give PATHs that are all absolute, or all relative")
         for path in self.paths:
             check(path)
-            if self.sort_into is not None and ResultsFolder(self.sort_into).is_it(path):
-                raise UserError(
-                    f"--sort-into {self.sort_into} is to be classified itself: choose another folder, which may be in it"
-                )
-            if self.explain is not None and not scheme(path) and ResultsFolder(self.explain).holds(path_of(path)):
-                raise UserError(f"{path} is what --explain {self.explain} writes: choose another folder, which may be in a PATH")
+            for option, folder in (("--sort-into", self.sort_into), ("--explain", self.explain)):
+                if folder is not None and not scheme(path_of(path)) and ResultsFolder(folder).holds(path_of(path)):
+                    raise UserError(f"{path} is in {option} {folder}, or is it: choose another folder, which may be in a PATH")
 
     @property
     def one_file(self) -> str | None:
@@ -206,7 +204,7 @@ def _client(options: Options) -> Any:
 def _classify_one(client: Any, options: Options, path: str) -> None:
     top_k = options.top_k or TOP_K_PRINTED
     try:
-        answer = client.classify([path], model=options.model, version=options.version, top_k=top_k)
+        answer = client.classify([read_file(path)], model=options.model, version=options.version, top_k=top_k)
     except CallFailed as error:
         raise _explained(error, options, path) from None
     click.echo((json_text if options.as_json else bar_text)(path, answer))

@@ -3,6 +3,7 @@
 import io
 import math
 import os
+import stat
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -12,7 +13,10 @@ from service.errors import FileUnreadable, UserError
 MAX_MESSAGE_BYTES = 2**31 - 1
 """Protobuf's limit."""
 
+NOT_REGULAR = "not a regular file"
+
 _SMALL_FILE_BYTES = 64 * 1024
+_NONBLOCK = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
 
 _PNG_MODES = {mode: mode for mode in ("1", "L", "LA", "I;16", "I;16B", "P", "RGB", "RGBA")} | {
     "La": "LA", "PA": "RGBA", "RGBa": "RGBA",
@@ -135,7 +139,7 @@ def item(image: Any, most_bytes: int = MAX_MESSAGE_BYTES) -> dict[str, bytes]:
     if kind is bytes:
         return {"encoded": image}
     if kind is os.PathLike:
-        return {"encoded": read_file(image, most_bytes)}
+        return {"encoded": read_file(image, most_bytes, waits=False)}
     if kind is Pixels:
         if image.dtype != "uint8" and str(image.dtype) != "uint8":  # str() of a dtype takes ten microseconds
             raise UserError(f"pixels must be uint8, not {image.dtype}: send the image as decoded, not normalised")
@@ -180,18 +184,22 @@ class LargeFile(Exception):
         self.size_bytes = size_bytes
 
 
-def read_file(path: str | os.PathLike[str], most_bytes: int = MAX_MESSAGE_BYTES) -> bytes:
-    """A file's bytes.
+def read_file(path: str | os.PathLike[str], most_bytes: int = MAX_MESSAGE_BYTES, *, waits: bool = True) -> bytes:
+    """A file's bytes; what is no regular file is read only by who `waits` for it.
 
     Raises FileUnreadable, also for a file larger than a request can be, and LargeFile for another of more than `most_bytes`.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY if waits else os.O_RDONLY | _NONBLOCK)
         try:  # without a Path, a file object and a look at the size first, a fraction of the time of a small picture
             content = os.read(descriptor, _SMALL_FILE_BYTES)
-            if not (more := os.read(descriptor, _SMALL_FILE_BYTES)):
+            more = content and os.read(descriptor, _SMALL_FILE_BYTES)
+            if content and not more:
                 return content
-            size = os.fstat(descriptor).st_size
+            status = os.fstat(descriptor)
+            if not waits and not stat.S_ISREG(status.st_mode):  # a pipe without a writer looks empty, a device may never end
+                raise FileUnreadable(f"{os.fspath(path)}: {NOT_REGULAR}")
+            size = status.st_size
             if size > MAX_MESSAGE_BYTES:
                 raise FileUnreadable(f"{os.fspath(path)}: {size} bytes; a request holds at most {MAX_MESSAGE_BYTES}")
             if size > most_bytes:
@@ -200,6 +208,8 @@ def read_file(path: str | os.PathLike[str], most_bytes: int = MAX_MESSAGE_BYTES)
                 return content + more + file.readall()
         finally:
             os.close(descriptor)
+    except BlockingIOError:
+        raise FileUnreadable(f"{os.fspath(path)}: {NOT_REGULAR}") from None
     except OSError as error:
         raise FileUnreadable(f"{os.fspath(path)}: {error.strerror}") from None
     except ValueError as error:  # a name with a zero byte

@@ -122,7 +122,13 @@ def test_without_an_output_answers_are_printed_in_order(photos: Path, server: Se
         (["photos", "--model", "digits", "--output", "taken.csv"], "exists: nothing is overwritten"),
         (["photos", "--model", "digits", "--output", "rows.jsonl", "--json"], "--json prints, --output FILE.jsonl writes"),
         (["photos", "--model", "digits", "--min-probability", "0.5"], "give --sort-into DIR"),
-        (["photos", "--model", "digits", "--sort-into", "photos/"], "is to be classified itself"),
+        (
+            ["photos", "--model", "digits", "--sort-into", "photos/"],
+            "is in --sort-into photos, or is it: choose another folder",
+        ),
+        (["file://{here}/photos", "--model", "digits", "--sort-into", "photos"], "is in --sort-into photos, or is it"),
+        (["photos/1", "--model", "digits", "--sort-into", "photos"], "is in --sort-into photos, or is it"),
+        (["photos/1/*.png", "--model", "digits", "--explain", "photos"], "is in --explain photos, or is it"),
         (["s3://bucket/photos", "--model", "digits"], "s3fs"),
         (["photos", "--model-file", "x.onnx", "--server", "127.0.0.1:1"], "--model-file asks no server: leave out --server"),
         (["photos", "--model", "digits", "--server", "127.0.0.1:1", "--output", "rows.csv"], "no server answers at 127.0.0.1:1"),
@@ -132,7 +138,7 @@ def test_without_an_output_answers_are_printed_in_order(photos: Path, server: Se
 def test_what_cannot_be_is_said_in_one_line_and_nothing_is_written(arguments: list[str], says: str, photos: Path) -> None:
     Path("taken.csv").write_text("precious")
     before = sorted(photos.parent.rglob("*"))
-    assert says in one_line(convoy_here("classify", *arguments))
+    assert says in one_line(convoy_here("classify", *(argument.format(here=photos.parent) for argument in arguments)))
     assert sorted(photos.parent.rglob("*")) == before
     assert Path("taken.csv").read_text() == "precious"
 

@@ -8,7 +8,10 @@ from service.bulk.explaining import explain_into
 from service.bulk.pictures import LeftOut, Picture
 from service.bulk.results_folder import ResultsFolder
 from service.bulk.sources import pictures
+from service.bulk.whole_file import beside_of
 from service.client import CallFailed, Explanation, Prediction, RequestTooLarge
+from service.errors import UserError
+from tests.conftest import full_disk
 
 
 class Server:
@@ -73,6 +76,31 @@ def test_it_is_not_waited_for_without_end(tmp_path: Path) -> None:
 def test_what_concerns_all_ends_the_run(failure: CallFailed, tmp_path: Path) -> None:
     with pytest.raises(CallFailed):
         explained(Server(failure), tmp_path)
+
+
+def test_a_second_run_writes_nothing_twice_and_nothing_over_another(tmp_path: Path) -> None:
+    """As after a kill: what it leaves has no name that could be taken for a picture's."""
+    found = [Picture("a/b.jpg", b"1"), Picture("a_b.jpg", b"1"), Picture("c.jpg", b"2")]
+    (tmp_path / "c.jpg.png").write_bytes(b"of mine")
+
+    def run() -> list[str]:
+        return [path.name for *_, path in explain_into(tmp_path, Server(), iter(found), "people", "", 1.0)]
+
+    expected = ["a_b.jpg.png", "a_b.jpg_2.png", "c.jpg_2.png"]
+    assert run() == expected
+    Path(beside_of(tmp_path / "x", "c.jpg")).write_bytes(b"half")
+    assert run() == expected
+    assert {path.name for path in tmp_path.iterdir()} == {*expected, "c.jpg.png"}
+    assert (tmp_path / "c.jpg.png").read_bytes() == b"of mine"
+
+
+def test_a_full_disk_leaves_no_part_of_an_explanation(tmp_path: Path) -> None:
+    with full_disk(3), pytest.raises(UserError, match="cannot be written: File too large"):
+        explained(Server(), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"--explain .*file: is a file: give a folder"):
+        explained(Server(), tmp_path / "file")
 
 
 def test_explanations_are_no_sources(tmp_path: Path) -> None:

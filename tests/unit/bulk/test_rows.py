@@ -185,6 +185,42 @@ def test_a_line_of_something_else_is_not_taken_for_a_row_that_a_kill_cut_off(kin
     assert path.read_text() == "notes of mine"
 
 
+@pytest.mark.parametrize("name", ["path", "label", "probability", "sorted_to", "model", "version", "error"])
+@pytest.mark.parametrize("value", [{}, True, [1], ["x"], 7, "x"])
+def test_a_value_that_a_column_cannot_have_is_said(name: str, value: object, photos: Path, tmp_path: Path) -> None:
+    for suffix in ("jsonl", "parquet.partial"):
+        path = tmp_path / f"rows.{suffix}"
+        row = {"path": "x", "label": "ann", "probability": 0.9, "sorted_to": "y", "model": "people", "version": "1", "error": None}
+        path.write_text(json.dumps(row) + "\n" + json.dumps(row | {name: value}) + "\n")
+        output = Output(tmp_path / f"rows.{suffix.partition('.')[0]}", resume=True)
+        assert output.earlier == ("people", "1")
+        if type(value) is str if name != "probability" else value == 7:
+            if name not in ("model", "version"):
+                output.open(columns(sorting=True), lambda *_: True, lambda: None)
+                output.close()
+        else:
+            with pytest.raises(UserError, match=rf"row 2, is (of|broken: {name} is )"):
+                output.open(columns(sorting=True), lambda *_: True, lambda: None)
+
+
+def test_a_csv_that_excel_has_saved_is_continued(photos: Path, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    classify(photos, path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    (photos / "3.png").write_bytes(content("bob"))
+    assert Output(path, resume=True).earlier == ("people", "1")
+    assert classify(photos, path, resume=True).classified == 1
+    assert len(read(path)) == 6
+
+
+@KINDS
+def test_an_output_is_a_regular_file(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / f"rows.{kind}"
+    os.mkfifo(path)
+    with pytest.raises(UserError, match="not a regular file"):
+        Output(path, resume=True)
+
+
 @KINDS
 def test_a_refused_run_leaves_nothing_beside_the_output(kind: str, photos: Path, tmp_path: Path) -> None:
     path = tmp_path / f"rows.{kind}"

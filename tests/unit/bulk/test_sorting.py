@@ -11,6 +11,7 @@ from service.bulk.run import Rows, run
 from service.bulk.safe_names import folder_names, safe_name
 from service.bulk.sorting import How, Sorter
 from service.bulk.sources import pictures
+from service.bulk.whole_file import beside_of, renamed
 from service.errors import UserError
 from tests.unit.bulk.answers import LABELS, ask, columns, content
 
@@ -201,6 +202,44 @@ def test_what_a_list_has_of_the_folder_of_results_is_known(photos: Path, tmp_pat
     assert [path for path in inside if not sorter.results.holds(path)] == []
     outside = ["photos", "photos/a/1.png", "photos/sorted-not/1.png", "sorted/1.png", ".", "/", "none/1.png"]
     assert [path for path in outside if sorter.results.holds(path)] == []
+    (tmp_path / "to it").symlink_to(photos / "sorted")
+    assert sorter.results.holds("to it")
+    here = Sorter(Path(), How.COPY, 0.5).results
+    assert [path for path in ("/", "..", "photos/../..", "../other") if here.holds(path)] == []
+    assert [path for path in (".", "photos", "photos/..", "photos/a/../..") if not here.holds(path)] == []
+
+
+@pytest.mark.parametrize("spelled", ["{here}/into", "./into", "link/into", "elsewhere/../into"])
+def test_a_place_that_a_row_has_is_not_given_again_however_it_is_spelled(spelled: str, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    first = Sorter(Path("into"), How.COPY, 0.0)
+    first.open(LABELS)
+    placed = first.place(Picture("photos/a/1.png", "photos/a/1.png"), "ann", 0.9)
+    again = Sorter(Path(spelled.format(here=tmp_path)), How.COPY, 0.0)
+    again.open(LABELS)
+    again.claim("photos/a/1.png", placed)
+    twin = again.place(Picture("photos/b/1.png", "photos/b/1.png"), "ann", 0.9)
+    assert not Path(twin).samefile(placed)
+    assert len(list(Path("into/ann").iterdir())) == 2
+
+
+def test_pictures_of_one_relative_path_are_made_in_places_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = beside_of(Path("into/1.png"), "photos/1.png")
+    assert beside_of(Path("into/1.png"), "./photos//1.png") == beside_of(Path("into/1.png"), f"{tmp_path}/photos/1.png") == first
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir("other")
+    assert beside_of(Path("into/1.png"), "photos/1.png") != first
+
+
+def test_without_hard_links_a_name_that_comes_meanwhile_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "link", no_link)
+    beside, target = tmp_path / "beside", tmp_path / "target"
+    beside.write_bytes(b"this")
+    target.write_bytes(b"that")
+    assert not renamed(beside, target)
+    assert target.read_bytes() == b"that"
 
 
 def test_nothing_is_written_outside_of_the_folder(photos: Path, tmp_path: Path) -> None:
@@ -229,7 +268,7 @@ def test_a_file_that_cannot_be_written_is_an_error_of_its_picture(photos: Path) 
     sorter.open(LABELS)
     with pytest.raises(UserError, match="cannot be put into into/ann: File exists"):
         sorter.place(Picture("x", b"x"), "ann", 0.9)
-    with pytest.raises(UserError, match="--sort-into into/ann: File exists"):
+    with pytest.raises(UserError, match="--sort-into into/ann: is a file: give a folder"):
         Sorter(Path("into/ann"), How.COPY, 0.0).open(LABELS)
 
 

@@ -20,6 +20,7 @@ from service.bulk import archives, walk
 from service.bulk.lists import read_list
 from service.bulk.pictures import LeftOut, Picture, name_of, path_of
 from service.bulk.sources import check, is_one_file, pictures
+from service.client.images import item
 from service.errors import FileUnreadable, UserError
 
 
@@ -132,6 +133,8 @@ def test_a_list_has_a_path_a_line_or_zero_bytes_between_them(separator: str, fol
 def test_a_list_comes_from_stdin_too_and_what_is_none_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a.png\n\nb/1.png")))
     assert list(read_list("-")) == ["a.png", "b/1.png"]
+    (folder / "of Windows").write_bytes(b"\xef\xbb\xbfa.png\r\nb/1.png\r\n")
+    assert list(read_list("of Windows")) == ["a.png", "b/1.png"]
     with pytest.raises(FileUnreadable, match="--from-file none: No such file"):
         list(read_list("none"))
     (folder / "long").write_bytes(b"x" * 200_000)
@@ -183,18 +186,60 @@ def test_an_archive_that_breaks_off_gives_what_is_before_and_an_error(folder: Pa
         assert error, name
 
 
-@pytest.mark.parametrize("damage", ["header", "zeros", "end"])
+@pytest.mark.parametrize("damage", ["header", "zeros", "end", "another"])
 def test_a_tar_whose_rest_cannot_be_found_is_an_error(damage: str, folder: Path) -> None:
     tar_of(folder / "whole.tar", "w:", {f"{index}.png": b"x" * 512 for index in range(10)})
     content = bytearray((folder / "whole.tar").read_bytes())
     if damage == "end":
         del content[10 * 1024 :]
+    elif damage == "another":
+        content += (folder / "whole.tar").read_bytes()
     else:
         content[5 * 1024 : 5 * 1024 + 512] = bytes(512) if damage == "zeros" else b"x" * 512
     (folder / "bad.tar").write_bytes(content)
     *good, last = pictures(["bad.tar"], LeftOut())
-    assert len(good) == (10 if damage == "end" else 5)
-    assert last.error == "the archive cannot be read to its end: a header is damaged, or its end is missing"
+    assert len(good) == (10 if damage in ("end", "another") else 5)
+    expected = "the archive cannot be read to its end: a header is damaged, its end is missing, or more stands after its end"
+    assert last.error == expected
+
+
+def zip_of(path: Path, count: int) -> bytearray:
+    with zipfile.ZipFile(path, "w") as archive:
+        for index in range(count):
+            archive.writestr(f"{index}.png", b"picture")
+    return bytearray(path.read_bytes())
+
+
+def test_a_zip_whose_directory_has_not_all_members_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = zip_of(folder / "whole.zip", 10)
+    damaged = whole.copy()
+    entry = damaged.index(b"PK\1\2", damaged.index(b"PK\1\2") + 4)
+    length = damaged.index(b"PK\1\2", entry + 4) - entry
+    damaged[entry + 32 : entry + 34] = struct.pack("<H", 3 * length)  # a comment that takes in three others
+    (folder / "damaged.zip").write_bytes(damaged)
+    *good, last = pictures(["damaged.zip"], LeftOut())
+    assert len(good) == 7
+    assert last.error == "the archive cannot be read to its end: its directory is damaged: 7 of 10 members are in it"
+    (folder / "two.zip").write_bytes(zip_of(folder / "first.zip", 3) + whole)
+    *good, last = pictures(["two.zip"], LeftOut())
+    assert len(good) == 10
+    assert last.error == "the archive cannot be read to its end: another archive stands in front of it"
+    (folder / "program.zip").write_bytes(b"#!/bin/sh\n" + whole)
+    assert len(names("program.zip")) == 10, "one that unpacks itself"
+    many = whole[:-22] + struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 1, 1, *struct.unpack("<2I", whole[-10:-2]), 0)
+    (folder / "many.zip").write_bytes(many)
+    assert list(errors("many.zip").values())[-1].endswith("10 of 1 members are in it")
+    monkeypatch.setattr(archives, "_COUNT_ENDS", 9)  # as 65,536 is for 65,546 members
+    assert len(names("many.zip")) == 10
+
+
+def test_a_pipe_is_not_waited_for(folder: Path) -> None:
+    os.mkfifo("pipe.png")
+    os.mkfifo("pipe.tar")
+    assert errors("pipe.tar") == {"pipe.tar": "not a regular file"}
+    [picture] = pictures(["pipe.png"], LeftOut())
+    with pytest.raises(UserError, match=r"pipe\.png: not a regular file"):
+        item(picture.image)
 
 
 @pytest.mark.parametrize("kind", ["tar", "zip"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from service.client import images
-from service.client.images import read_file
+from service.client.images import item, read_file
 from service.errors import FileUnreadable
 
 
@@ -26,6 +26,21 @@ def test_a_pipe_is_read_to_its_end(tmp_path: Path) -> None:
     writer.start()
     assert read_file(pipe) == content
     writer.join(60)
+
+
+def test_a_picture_that_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    (tmp_path / "link").symlink_to(pipe)
+    for path in (pipe, tmp_path / "link", "/dev/zero", "/dev/null"):
+        with pytest.raises(FileUnreadable, match="not a regular file"):
+            item(path)
+    writer = os.open(pipe, os.O_RDWR)  # which says nothing
+    with pytest.raises(FileUnreadable, match="not a regular file"):
+        item(pipe)
+    os.close(writer)
+    (tmp_path / "empty").touch()
+    assert item(tmp_path / "empty") == {"encoded": b""}
 
 
 def test_what_cannot_be_read_is_refused_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
