@@ -110,19 +110,21 @@ def raw_images(served: ServedVersion, items: Sequence[Item], tensor: NDArray[Any
     if tensor is not None:
         _check_tensor(tensor, spec)
         return tensor
-    for index, item in enumerate(items):
-        if item.encoded:
-            if not served.model.takes_pictures:
-                raise tensors_only(served, f"items[{index}].encoded")
-            return None
+    rows = [data for data, encoded in items if not encoded]
+    if len(rows) < len(items):
+        if not served.model.takes_pictures:
+            index = next(index for index, item in enumerate(items) if item.encoded)
+            raise tensors_only(served, f"items[{index}].encoded")
+        return None
     if spec.dtype != np.uint8 and served.model.has_contract:
         return None  # what a picture becomes is float32, pixels are uint8 all the same
     if not spec.is_image:
         raise tensors_only(served, "items[0].pixels")
-    for index, item in enumerate(items):
-        if len(item.data) != spec.size_bytes:
-            raise _wrong_size(index, item, spec)
-    data = items[0].data if len(items) == 1 else b"".join([item.data for item in items])
+    size = spec.size_bytes
+    for index, data in enumerate(rows):
+        if len(data) != size:
+            raise _wrong_size(index, items[index], spec)
+    data = rows[0] if len(rows) == 1 else b"".join(rows)
     return np.frombuffer(data, spec.item_dtype)
 
 

@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 SMALL_SCORES = 128
 """Up to so many scores Python sorts faster than numpy is called."""
 
+FEW_LABELS = 48
+"""Up to so many labels numpy sorts them all faster than it finds those to sort."""
+
 Results = list[list[tuple[int, float]]]
 """For each item its (label index, score), the highest score first."""
 
@@ -19,8 +22,13 @@ def best_labels(scores: NDArray[Any], top_k: int) -> Results:
         if top_k == 1:
             return [[max(enumerate(row), key=itemgetter(1))] for row in scores.tolist()]
         return [sorted(enumerate(row), key=itemgetter(1), reverse=True)[:top_k] for row in scores.tolist()]
-    order = scores.argmax(axis=1)[:, np.newaxis] if top_k == 1 else _order(scores, top_k)
-    found = np.take_along_axis(scores, order, axis=1)
+    if top_k == 1:
+        order = scores.argmax(axis=1)[:, np.newaxis]
+    elif scores.shape[1] <= FEW_LABELS:
+        order = (-scores).argsort(axis=1, kind="stable")[:, :top_k]
+    else:
+        order = _order(scores, top_k)
+    found = scores[np.arange(len(scores))[:, np.newaxis], order]
     return [list(zip(*pair, strict=True)) for pair in zip(order.tolist(), found.tolist(), strict=True)]
 
 

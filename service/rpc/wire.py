@@ -7,6 +7,7 @@ classifier.proto and open_inference.proto; tests compare the results with protob
 
 import struct
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any, Final
 
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ _SCORE: Final = b"\x25"  # Prediction.score, 32 bits
 _PREDICTION: Final = b"\x0a"  # ItemResult.predictions, a message
 _ID: Final = b"\x1a"  # ClassifyResponse.id and ModelInferResponse.id
 _RESULT: Final = b"\x22"  # ClassifyResponse.results, a message
+_SMALL_RESULT: Final = [_RESULT + size for size in _ONE_BYTE]  # with the sizes below 128
 _PHASES: Final = struct.Struct("<BBBdBd")  # ClassifyResponse.phases with queue_seconds and inference_seconds
 _PHASES_DECODED: Final = struct.Struct("<BBBdBdBd")  # and decode_seconds
 _FLOAT: Final = struct.Struct("<f")
@@ -41,6 +43,12 @@ def varint(number: int) -> bytes:
     return bytes(written)
 
 
+@cache
+def _struct(size: int) -> struct.Struct:
+    """So many bytes, and a number behind them."""
+    return struct.Struct(f"<{size}sf")
+
+
 class ClassifyResponseWriter:
     """Writes the serialised `ClassifyResponse`s of one version of a model with these heads; one without a contract has none."""
 
@@ -51,6 +59,7 @@ class ClassifyResponseWriter:
         threshold = heads[0].threshold if heads else None
         self._head = classifier_pb2.ClassifyResponse(model=model, version=version, threshold=threshold).SerializeToString()
         self._labels = self._label_fields(labels, _PROBABILITY if probabilities else _SCORE)
+        self._packs = [_struct(len(field)).pack for field in self._labels]  # a field and its number, in one step
         self._others = heads[1:]
         self.has_other_heads = len(heads) > 1
 
@@ -67,15 +76,15 @@ class ClassifyResponseWriter:
         """
         if others:
             return self._write_heads(request_id, phases, results, others)
-        labels, pack = self._labels, _FLOAT.pack
+        labels, packs = self._labels, self._packs
         parts = [self._head]
         if request_id:
             text = request_id.encode()
             parts += (_ID, varint(len(text)), text)
         for predictions in results:
-            result = b"".join([labels[index] + pack(value) for index, value in predictions])
+            result = b"".join([packs[index](labels[index], value) for index, value in predictions])
             size = len(result)
-            parts += (_RESULT, _ONE_BYTE[size] if size < 128 else varint(size), result)
+            parts += (_SMALL_RESULT[size] if size < 128 else _RESULT + varint(size), result)
         decode, queue, inference = phases
         if decode is None:
             parts.append(_PHASES.pack(0x2A, 18, 0x11, queue, 0x19, inference))

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from service.engine.top_k import SMALL_SCORES, best_labels
+from service.engine.top_k import FEW_LABELS, SMALL_SCORES, best_labels
 
 FEW = st.sampled_from([0.0, 0.25, 0.5, -math.inf, math.inf, 1.0])  # so that there are equal ones
 SCORES = st.tuples(st.integers(1, 5), st.integers(1, 2 * SMALL_SCORES)).flatmap(
@@ -27,3 +27,11 @@ def test_a_score_that_is_nan_comes_after_all_others() -> None:
     highest = 2 * SMALL_SCORES - 1
     assert best_labels(scores, 3) == [[(index, float(index)) for index in (highest, highest - 1, highest - 2)]]
     assert best_labels(scores, 2 * SMALL_SCORES)[0][-1][0] == 7
+
+
+def test_a_score_that_is_nan_comes_after_all_others_where_labels_are_few() -> None:
+    scores = np.tile(np.arange(FEW_LABELS, dtype=np.float32), (SMALL_SCORES // FEW_LABELS + 1, 1))
+    scores[1, FEW_LABELS - 1] = np.nan
+    best = best_labels(scores, FEW_LABELS)
+    assert [index for index, _ in best[0]] == [*reversed(range(FEW_LABELS))]
+    assert [index for index, _ in best[1]] == [*reversed(range(FEW_LABELS - 1)), FEW_LABELS - 1]
