@@ -48,6 +48,7 @@ from tests.benchmarks.workers import processes
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 CORES = (1, 2, 4, 8, 16, 32, 64)
+CONNECTIONS = (4, 8, 16, 64, 256, 1024)
 SERVER_CORE, CLIENT_CORE = {0}, {1}
 BATCH_SECONDS, WARM_UP_SECONDS = 0.05, 0.5
 CACHE_BYTES = 2 << 20
@@ -112,6 +113,7 @@ def main() -> None:
     by_ratio = {load.name: scaling.overhead_by_ratio(call, load.to_triton) for load, call in busy if load.to_triton}
     for load, call in busy:
         report_scaling(console, call, (by_ratio.get(load.name, by_ratio["small, 64 in flight"]), kind))
+    report_connections(console)
 
 
 class Curve(NamedTuple):
@@ -348,7 +350,10 @@ def validate(
 
 
 def report_scaling(console: Console, call: Call, overheads: tuple[float, float]) -> None:
-    """Prints images a second by cores, with the resource that is used up; for Triton with both estimates of what it adds."""
+    """Prints images a second by cores, with the resource that is used up; for Triton with both estimates of what it adds.
+
+    The rows of a device are for one that takes no time: what the host can feed.
+    """
     table = Table(f"{call.name}: images/s", *(f"{cores} cores" for cores in CORES), box=None)
 
     def add(name: str, *servers: Callable[[int], Rate]) -> None:
@@ -370,12 +375,23 @@ def report_scaling(console: Console, call: Call, overheads: tuple[float, float])
     add("Triton, 1 instance", *triton(lambda _: 1, lambda _: scaling.HANDLER_THREADS))
     add("Triton, an instance a core", *triton(lambda cores: cores, lambda _: scaling.HANDLER_THREADS))
     add("... and a gRPC handler a core", *triton(lambda cores: cores, lambda cores: max(2, cores)))
+    add("a device, 1 worker", lambda cores: scaling.on_device(call, cores))
+    add("a device, fronts and one engine", lambda cores: scaling.split(call, cores, cores))
     most = scaling.convoy(call, CORES[-1], CORES[-1]).calls_per_second
     console.print(table)
     console.print(
         f"Triton adds {overheads[0]:.0f} to {overheads[1]:.0f} us a call. "
         f"Weights read at {CORES[-1]} cores: {most * call.traffic_bytes / 1e9:.1f} GB/s\n"
     )
+
+
+def report_connections(console: Console) -> None:
+    """Prints what share of workers has no connection, and so nothing to do, where each connection goes to any of them."""
+    table = Table("workers without a connection", *(f"{connections} connections" for connections in CONNECTIONS), box=None)
+    for workers in CORES[1:]:
+        shares = (scaling.idle_workers(workers, connections) for connections in CONNECTIONS)
+        table.add_row(f"of {workers}", *(f"{share:.0%}" for share in shares))
+    console.print(table)
 
 
 if __name__ == "__main__":

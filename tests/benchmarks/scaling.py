@@ -25,6 +25,9 @@ HANDLER_THREADS = 2
 SCHEDULER_US = 3.0
 TRITON_CPU = 60 / 76
 
+FRONT_ROUND_US, ENGINE_ROUND_US = 33.0, 33.0
+"""CPU of handing a batch over through shared memory and an eventfd: measured with a prototype, see RESULTS.md."""
+
 
 SHORT = {
     "a worker's thread": "t", "a worker's instance": "i", "instances": "i", "gRPC handlers": "h", "scheduler": "s", "cores": "c",
@@ -139,17 +142,28 @@ def triton(call: Call, cores: int, overhead: float, instances: int, handlers: in
     )
 
 
-def split(call: Call, cores: int, fronts: int, front: float, engine: float, inference_us: float) -> Rate:
-    """Front processes that take a call for `front`, and one engine that takes it for `engine`, inference without.
+def on_device(call: Call, cores: int, device_us: float = 0.0) -> Rate:
+    """Convoy with one worker, whose model computes on a device that takes so many microseconds a call."""
+    return _least((1e6 / call.serial, "a worker's thread"), (1e6 * cores / call.serial, "cores"), (_rate(device_us), "device"))
 
-    `inference_us` is what a call takes of the engine's device. It is no core's: a GPU's.
+
+def split(call: Call, cores: int, fronts: int, device_us: float = 0.0) -> Rate:
+    """The design that was tried as a prototype: front processes that do all but inference, and one engine that has the device.
+
+    What a worker did is done by the fronts. To it come FRONT_ROUND_US and ENGINE_ROUND_US a batch.
     """
+    batch_calls = max(1.0, call.batch / call.items)
+    front, engine = call.serial + FRONT_ROUND_US / batch_calls, ENGINE_ROUND_US / batch_calls
     return _least(
         (1e6 * fronts / front, "fronts"),
         (1e6 / engine, "engine"),
-        (1e6 / inference_us, "device"),
+        (_rate(device_us), "device"),
         (1e6 * cores / (front + engine), "cores"),
     )
+
+
+def _rate(microseconds: float) -> float:
+    return 1e6 / microseconds if microseconds else math.inf
 
 
 def idle_workers(workers: int, connections: int) -> float:
@@ -163,4 +177,4 @@ def parallel_share(speedup: float, threads: int = 2) -> float:
 
 
 def _least(*rates: tuple[float, str]) -> Rate:
-    return Rate(*min(rates, key=lambda rate: rate[0] if not math.isnan(rate[0]) else math.inf))
+    return Rate(*min(rates, key=lambda rate: rate[0]))

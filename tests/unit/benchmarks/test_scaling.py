@@ -68,10 +68,15 @@ def test_two_grpc_handlers_are_the_limit_of_triton_on_many_cores_and_more_of_the
     check(scaling.triton(SMALL, 16, 43.0, 16, 16), 16e6 / 103, "cores")
 
 
-def test_a_split_engine_answers_what_its_fronts_the_engine_or_its_device_allow() -> None:
-    check(scaling.split(SMALL, 8, 2, 50.0, 5.0, 1.0), 40_000, "fronts")
-    check(scaling.split(SMALL, 64, 60, 50.0, 5.0, 1.0), 200_000, "engine")
-    check(scaling.split(SMALL, 64, 60, 50.0, 5.0, 10.0), 100_000, "device")
+def test_a_split_engine_answers_what_its_fronts_the_engine_its_device_or_the_cores_allow() -> None:
+    batch = SMALL.batch
+    front, engine = 50 + scaling.FRONT_ROUND_US / batch, scaling.ENGINE_ROUND_US / batch
+    check(scaling.on_device(SMALL, 8), 20_000, "a worker's thread")
+    check(scaling.on_device(SMALL, 8, 100.0), 10_000, "device")
+    check(scaling.split(SMALL, 8, 2), 2e6 / front, "fronts")
+    check(scaling.split(SMALL, 64, 63), 1e6 / engine, "engine")
+    check(scaling.split(SMALL, 64, 63, 10.0), 100_000, "device")
+    check(scaling.split(SMALL, 1, 2), 1e6 / (front + engine), "cores")
 
 
 def test_amdahls_share_is_found_from_a_speed_up_of_two_threads() -> None:
