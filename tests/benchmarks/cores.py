@@ -386,11 +386,11 @@ def report_scaling(console: Console, call: Call, overheads: tuple[float, float])
 
 
 def report_connections(console: Console) -> None:
-    """Prints what share of workers has no connection, and so nothing to do, where each connection goes to any of them."""
+    """Prints what share of workers has no connection, and so nothing to do, and in brackets what it would be by chance."""
     table = Table("workers without a connection", *(f"{connections} connections" for connections in CONNECTIONS), box=None)
     for workers in CORES[1:]:
-        shares = (scaling.idle_workers(workers, connections) for connections in CONNECTIONS)
-        table.add_row(f"of {workers}", *(f"{share:.0%}" for share in shares))
+        pairs = [[scaling.idle_workers(workers, each, at_random=chance) for chance in (False, True)] for each in CONNECTIONS]
+        table.add_row(f"of {workers}", *(f"{spread:.0%} ({chance:.0%})" for spread, chance in pairs))
     console.print(table)
 
 

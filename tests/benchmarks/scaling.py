@@ -166,9 +166,12 @@ def _rate(microseconds: float) -> float:
     return 1e6 / microseconds if microseconds else math.inf
 
 
-def idle_workers(workers: int, connections: int) -> float:
-    """The share of workers without a connection, where the kernel gives each connection to any of them: they answer nothing."""
-    return (1 - 1 / workers) ** connections
+def idle_workers(workers: int, connections: int, *, at_random: bool = False) -> float:
+    """The share of workers without a connection: they answer nothing.
+
+    The supervisor gives each connection to the worker that has the fewest. `at_random` is what the kernel does by itself.
+    """
+    return (1 - 1 / workers) ** connections if at_random else max(0.0, 1 - connections / workers)
 
 
 def parallel_share(speedup: float, threads: int = 2) -> float:
