@@ -8,6 +8,7 @@ does: all calls come, all messages are handled, then one batch of the model runs
 
 import gc
 import io
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,9 +33,7 @@ from service.rpc.classify import ClassifyServicer
 from service.rpc.dispatch import handle_unary
 from service.rpc.open_inference import InferServicer
 from service.rpc.status import Metadata, Status
-
-SHAPES = ("Classify, pixels", "Classify, PNG", "Open Inference, raw", "Open Inference, typed")
-"""What a call sends: one picture, uint8[28,28,1]."""
+from tests.benchmarks.instructions import SHAPES
 
 _METADATA: Metadata = (("user-agent", "grpc-python/1.85.1 grpc-c/54.0.0 (linux; chttp2)"),)
 _PIXELS: NDArray[np.uint8] = np.random.default_rng(0).integers(0, 256, (28, 28, 1), np.uint8)
@@ -71,9 +70,10 @@ class Calls:
 
     def __init__(self, model: Path) -> None:
         """`model` is `REPOSITORY/digits/1/model.onnx`, of uint8[28,28,1] and ten labels."""
-        metrics = Metrics(CollectorRegistry())
+        self._registry = CollectorRegistry()
+        metrics = Metrics(self._registry)
         # One thread of ONNX Runtime: what is measured is the CPU time of the thread that serves.
-        self._repository = Repository(model.parents[2], "cpu", metrics, cpus=1)
+        self._repository = Repository(model.parents[2], "cpu", metrics, cpus=1, load_seconds=threading.TIMEOUT_MAX)
         reasons = self._repository.load_once(["digits"])
         if reasons:
             raise AssertionError(reasons)
@@ -107,6 +107,10 @@ class Calls:
         self._classifier.drain(0)
         self._classifier.close()
         self._repository.stop()
+
+    def scrape(self) -> None:
+        """Collects the metrics, as a scrape does."""
+        list(self._registry.collect())
 
     def whole(self, shape: str, batch: int, rounds: int) -> None:
         """Calls of a shape, `rounds` of `batch` calls each. Raises AssertionError unless each is answered in its round."""

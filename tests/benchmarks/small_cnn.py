@@ -14,18 +14,22 @@ SIDE = 28
 """Pictures are uint8[28,28,1]."""
 
 
-def write(path: Path) -> None:
-    """Writes the model file; its folder is made."""
+def write(path: Path, filters: int = 32) -> None:
+    """Writes the model file; its folder is made. `filters` are those of the first convolution: 32 as in `article-cnn`."""
     random = np.random.default_rng(0)
 
     def weights(*shape: int) -> np.ndarray:
         return random.normal(0, (2 / np.prod(shape[1:])) ** 0.5, shape).astype(np.float32)
 
-    layers = {"conv1": (32, 1, 3, 3), "conv2": (64, 32, 3, 3), "conv3": (64, 64, 3, 3), "hidden": (64, 576), "output": (10, 64)}
+    wide = 2 * filters
+    layers = {
+        "conv1": (filters, 1, 3, 3), "conv2": (wide, filters, 3, 3), "conv3": (wide, wide, 3, 3), "hidden": (64, 9 * wide),
+        "output": (10, 64),
+    }  # fmt: skip
     constants: dict[str, np.ndarray] = {
         "mean": np.array([[[33.0]]], np.float32),
         "std": np.array([[[78.0]]], np.float32),
-        "flat": np.array([-1, 576], np.int64),
+        "flat": np.array([-1, 9 * wide], np.int64),
         **{f"{name}.weight": weights(*shape) for name, shape in layers.items()},
         **{f"{name}.bias": np.zeros(shape[0], np.float32) for name, shape in layers.items()},
     }
