@@ -116,7 +116,7 @@ def _set_up_process() -> None:
     # gRPC's C core writes lines of its own to stderr, about what we report or survive. Set the variable to see them.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # With its event engine C core reads sockets on threads of its own and wakes ours for each message; without, the thread that
-    # polls reads them itself: a third less CPU for an empty call (tests/benchmarks/RESULTS.md). To be set before gRPC starts.
+    # polls reads them itself: a third less CPU for an empty call (tests/benchmarks/HISTORY.md). To be set before gRPC starts.
     os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")
     # ONNX Runtime would report its use to its makers.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
