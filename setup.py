@@ -42,4 +42,4 @@ else:
 
     os.chdir(ROOT)
     sources = [str(path.relative_to(ROOT)) for path in MODULES]
-    setup(ext_modules=mypycify(sources, group_name="convoy"), cmdclass={"build_ext": BuildExtensions})
+    setup(ext_modules=mypycify(sources, group_name="convoy", debug_level="0"), cmdclass={"build_ext": BuildExtensions})

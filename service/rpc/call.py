@@ -19,7 +19,7 @@ import logging
 import math
 import threading
 import time
-from abc import ABC, abstractmethod
+from abc import ABCMeta, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -117,7 +117,7 @@ class Receiver(Protocol):
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
-class Call(ABC):
+class Call(metaclass=ABCMeta):
     """One RPC in progress. It ends exactly once: by the server's status, or because the client has cancelled."""
 
     __slots__ = (

@@ -128,7 +128,7 @@ class HealthServicer:
 
     def _watch(self, call: StreamCall) -> Receiver:
         watcher = _Watcher(self, call)
-        self._streams.add(call)
+        self._streams.add(watcher)
         call.receive()
         return watcher
 
@@ -154,6 +154,10 @@ class _Watcher:
 
     def on_half_close(self) -> None:
         """The client sends no more, but goes on receiving."""
+
+    def finish(self) -> None:
+        """See Finishable."""
+        self.call.finish()
 
     def send_if_changed(self) -> None:
         """Sends the status if it differs from the last one sent."""

@@ -6,7 +6,7 @@ from weakref import WeakSet
 
 
 class Finishable(Protocol):
-    """An open stream: its call or its receiver."""
+    """The receiver of an open stream. Not its call: a compiled class has no weak references."""
 
     def finish(self) -> object:
         """Ends the stream, as soon as no request is lost by it."""

@@ -41,9 +41,10 @@ class ReflectionServicer:
         ]
 
     def _open(self, call: StreamCall) -> Receiver:
-        self._streams.add(call)
+        stream = _ReflectionStream(self, call)
+        self._streams.add(stream)
         call.receive()
-        return _ReflectionStream(self, call)
+        return stream
 
     def end_streams(self) -> None:
         """Ends every stream, for a server that stops: it would wait for an idle one for its whole grace."""
@@ -75,4 +76,8 @@ class _ReflectionStream:
         self._call.send(self._servicer.answer(request).SerializeToString(), sent=self._call.receive)
 
     def on_half_close(self) -> None:
+        self._call.finish()
+
+    def finish(self) -> None:
+        """See Finishable."""
         self._call.finish()

@@ -23,7 +23,7 @@ def test_all_the_modules_of_the_list_are_compiled_or_none_is() -> None:
 def test_the_metrics_say_which_build_it_is() -> None:
     registry = CollectorRegistry()
     Metrics(registry)
-    [build] = next(each for each in registry.collect() if each.name == "convoy_build").samples
+    [build] = next(each for each in list(registry.collect()) if each.name == "convoy_build").samples
     assert build.labels["build"] == compiled.build()
 
 
