@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from service.engine.outputs import BatchOutputs
 from service.engine.served_version import ServedVersion
 from service.engine.top_k import Results, best_labels
 from service.errors import InvalidRequest, ModelFailed, RequestError
@@ -23,41 +24,60 @@ class Answer:
 
     Attributes:
         served: the version that answered.
-        scores: floating[n,K], a score for each label: probabilities if the model gives some.
         top_k: how many labels an item gets, 1 to K.
         phases: seconds in each phase before encoding.
+        items: n.
         finished: when inference ended, in `time.monotonic` seconds.
         trace: the client's trace, if it sent one.
         tensor: the request's input, if it came as a tensor.
     """
 
-    __slots__ = ("_outputs", "_wanted", "finished", "phases", "scores", "served", "tensor", "top_k", "trace")
+    __slots__ = (
+        "_batch",
+        "_scores",
+        "_start",
+        "_stop",
+        "_wanted",
+        "finished",
+        "items",
+        "phases",
+        "served",
+        "tensor",
+        "top_k",
+        "trace",
+    )
 
     def __init__(
         self,
         served: ServedVersion,
-        outputs: Sequence[NDArray[Any]],
+        batch: BatchOutputs,
+        start: int,
+        stop: int,
         top_k: int,
         phases: Phases,
         finished: float,
         trace: TraceContext | None,
         tensor: NDArray[Any] | None = None,
     ) -> None:
-        scores = outputs[0]
-        if scores.ndim != 2:
-            scores = scores.reshape(len(scores), -1)
-        convert = served.model.to_probabilities
-        if convert is not None:
-            scores = convert(scores)
+        """The request's rows are `start` to `stop` of the batch."""
         self.served = served
-        self.scores = scores
-        self._wanted = top_k or DEFAULT_TOP_K
-        self.top_k = min(self._wanted, scores.shape[1])
+        self._batch = batch
+        self._start = start
+        self._stop = stop
+        self.items = stop - start
+        self._scores = scores = batch.scores(served.model.to_probabilities)
+        self._wanted = wanted = top_k or DEFAULT_TOP_K
+        labels = scores.shape[1]
+        self.top_k = wanted if wanted < labels else labels
         self.phases = phases
         self.finished = finished
         self.trace = trace
         self.tensor = tensor
-        self._outputs = outputs
+
+    @property
+    def scores(self) -> NDArray[Any]:
+        """floating[n,K], a score for each label: probabilities if the model gives some."""
+        return self._scores[self._start : self._stop]
 
     @property
     def outputs(self) -> dict[str, NDArray[Any]]:
@@ -69,17 +89,29 @@ class Answer:
     def computed(self) -> dict[str, NDArray[Any]]:
         """The outputs of the graph by name, each [n, *shape], whatever config.pbtxt lists."""
         outputs = self.served.model.outputs
-        return {spec.name: output for spec, output in zip(outputs, self._outputs, strict=False)}  # hidden follow
+        return {spec.name: output for spec, output in zip(outputs, self._parts(), strict=False)}  # hidden follow
 
     @property
     def hidden(self) -> dict[str, NDArray[Any]]:
         """The hidden outputs by name, each [n, *shape], of a query that asked for them."""
         model = self.served.model
-        return dict(zip(model.hidden, self._outputs[len(model.outputs) :], strict=True))
+        return dict(zip(model.hidden, self._parts()[len(model.outputs) :], strict=True))
+
+    def content(self, name: str) -> bytes:
+        """The bytes of one of `outputs`."""
+        served = self.served
+        if served.forms is not None:
+            return self.outputs[name].tobytes()
+        return self._batch.content(served.model.output_places[name], self._start, self._stop)
+
+    def _parts(self) -> Sequence[NDArray[Any]]:
+        return self._batch.part(self._start, self._stop)
 
     def best(self) -> Results:
         """For each item its `top_k` labels as (index, score), best first, equal scores by index."""
-        return best_labels(self.scores, self.top_k)
+        top_k = self.top_k
+        best = self._batch.best(self._scores, top_k)[self._start : self._stop]
+        return best if len(best[0]) == top_k else [item[:top_k] for item in best]
 
     def best_of_other_heads(self) -> list[Results]:
         """The best labels of each head but the first. Raises `not_finite` if a probability is NaN."""
@@ -92,8 +124,9 @@ class Answer:
 
     def check_no_nan(self, best: Results) -> None:
         """Raises `not_finite` if a score is NaN, which has no place in the order that `best` gave."""
-        if any(item[0][1] != item[0][1] for item in best) or (
-            not self.served.model.nan_is_in_all_scores and np.isnan(self.scores).any()
+        if self._batch.has_nan(self._scores) and (
+            any(item[0][1] != item[0][1] for item in best)
+            or (not self.served.model.nan_is_in_all_scores and np.isnan(self.scores).any())
         ):
             raise self.not_finite(f"model {self.served.name!r} gave NaN for this request")
 

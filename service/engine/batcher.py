@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from service.engine.entry import DONE, Entry, OnDone
 from service.engine.instance_threads import InstanceThreads
+from service.engine.outputs import BatchOutputs
 from service.engine.queue import Part
 from service.engine.scheduling import Batch, Scheduler
 from service.errors import Cancelled, DeadlineExceeded, ModelFailed, RequestError, first_line
@@ -277,18 +278,20 @@ class Batcher:
             return
         end = self._clock()
         self._observe(parts, len(outputs[0]), start, end)
-        offset = 0
+        batch = BatchOutputs(outputs)
+        row = 0
         complete = []
         for part in parts:
             entry, first, last = part
-            rows = outputs if len(parts) == 1 else [output[offset : offset + last - first] for output in outputs]
-            offset += last - first
-            if last - first == entry.items:
-                entry.outputs = rows
+            items = last - first
+            if items == entry.items:
+                entry.outputs = batch
+                entry.row = row
                 entry.finished = end
                 complete.append(entry)
-            elif self._add_part(part, rows, end):
+            elif self._add_part(part, batch.part(row, row + items), end):
                 complete.append(entry)
+            row += items
         self._end(complete, None)
 
     def _observe(self, parts: list[Part], items: int, start: float, end: float) -> None:
@@ -316,9 +319,11 @@ class Batcher:
         """Copies the outputs for a part of an entry; True if the entry is complete. Other instances may run other parts of it."""
         entry, first, last = part
         with self._lock:
-            if not entry.outputs:
-                entry.outputs = [np.empty((entry.items, *output.shape[1:]), output.dtype) for output in rows]
-            for output, values in zip(entry.outputs, rows, strict=False):  # hidden ones, in a batch with others that want them
+            if entry.outputs is None:
+                entry.outputs = BatchOutputs([np.empty((entry.items, *output.shape[1:]), output.dtype) for output in rows])
+            for output, values in zip(
+                entry.outputs.arrays, rows, strict=False
+            ):  # hidden ones, in a batch with others that want them
                 output[first:last] = values
             entry.remaining -= last - first
             entry.finished = max(entry.finished, end)

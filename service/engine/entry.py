@@ -19,12 +19,13 @@ batcher's lock. So exactly one thread brings it to DONE, and that thread deliver
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
 from numpy.typing import NDArray
 
+from service.engine.outputs import BatchOutputs
 from service.errors import RequestError
 from service.observability.trace_context import TraceContext
 from service.requests.principal import UNKNOWN, Principal
@@ -65,7 +66,7 @@ class Entry:
         taken: items that batches have taken so far.
         arrival: a number that is unique in its queue and grows.
         images: [n, *shape], one row an item; set when it is queued.
-        outputs: an array [n, *shape] for each of the model's outputs, complete when it is done without an error.
+        outputs: those of its batch, of which its own are the rows from `row` on; complete when it is done without an error.
         remaining: items whose outputs are missing.
         queued_at, started, finished: when it was queued, its first batch began, its last batch ended; 0 before that.
         trace: the client's trace, if it sent one.
@@ -76,7 +77,7 @@ class Entry:
 
     __slots__ = (
         "arrival", "deadline", "finished", "images", "items", "most_held", "on_done", "outputs", "principal", "priority",
-        "queued_at", "remaining", "started", "state", "taken", "trace", "turn",
+        "queued_at", "remaining", "row", "started", "state", "taken", "trace", "turn",
     )  # fmt: skip
     hidden = False
     arrival: int
@@ -99,7 +100,8 @@ class Entry:
         self.principal = principal
         self.most_held = 0
         self.taken = 0
-        self.outputs: Sequence[NDArray[Any]] = ()
+        self.outputs: BatchOutputs | None = None
+        self.row = 0
         self.queued_at = self.started = self.finished = 0.0
 
 

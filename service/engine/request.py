@@ -181,9 +181,11 @@ class Request:
         self._tensor = None
         try:
             if error is None:
-                phases = Phases(self._decode_seconds, entry.started - entry.queued_at, entry.finished - entry.started)
+                outputs, row, finished = entry.outputs, entry.row, entry.finished
+                assert outputs is not None, "an entry that is complete has its outputs"  # noqa: S101 - for the type checker
+                phases = Phases(self._decode_seconds, entry.started - entry.queued_at, finished - entry.started)
                 entry.images = _NO_IMAGES
-                respond(Answer(served, entry.outputs, self._top_k, phases, entry.finished, entry.trace, tensor))
+                respond(Answer(served, outputs, row, row + entry.items, self._top_k, phases, finished, entry.trace, tensor))
             else:
                 if isinstance(error, ModelFailed):
                     error = at_fault(error, served, tensor)

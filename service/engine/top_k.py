@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-SMALL_SCORES = 128
+SMALL_SCORES = 32
 """Up to so many scores Python sorts faster than numpy is called."""
 
 FEW_LABELS = 48
@@ -23,13 +23,10 @@ def best_labels(scores: NDArray[Any], top_k: int) -> Results:
             return [[max(enumerate(row), key=itemgetter(1))] for row in scores.tolist()]
         return [sorted(enumerate(row), key=itemgetter(1), reverse=True)[:top_k] for row in scores.tolist()]
     if top_k == 1:
-        order = scores.argmax(axis=1)[:, np.newaxis]
-    elif scores.shape[1] <= FEW_LABELS:
-        order = (-scores).argsort(axis=1, kind="stable")[:, :top_k]
-    else:
-        order = _order(scores, top_k)
+        return [[pair] for pair in zip(scores.argmax(axis=1).tolist(), scores.max(axis=1).tolist())]  # noqa: B905 - equally long
+    order = (-scores).argsort(axis=1, kind="stable")[:, :top_k] if scores.shape[1] <= FEW_LABELS else _order(scores, top_k)
     found = scores[np.arange(len(scores))[:, np.newaxis], order]
-    return [list(zip(*pair, strict=True)) for pair in zip(order.tolist(), found.tolist(), strict=True)]
+    return [*map(list, map(zip, order.tolist(), found.tolist()))]
 
 
 def _order(scores: NDArray[Any], top_k: int) -> NDArray[np.intp]:

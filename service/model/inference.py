@@ -41,6 +41,7 @@ class Model:
 
     Attributes:
         input: what it takes.
+        output_places: the places of `outputs` by name.
         outputs: what it gives. The first holds the scores, K numbers an item. With a contract these are probabilities, the
             second holds the logits, and those after it the probabilities of further heads.
         labels: the names of the K classes; of two, K may be 1.
@@ -76,6 +77,7 @@ class Model:
     ) -> None:
         self.input = signature.input
         self.outputs = signature.outputs
+        self.output_places = {spec.name: place for place, spec in enumerate(signature.outputs)}
         self.labels = labels
         self.output_labels = _output_labels(contract) if inferred is None else inferred.output_labels
         self.score_kind = None if inferred is None else inferred.kind

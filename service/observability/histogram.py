@@ -59,16 +59,29 @@ class Histogram:
         """The value, which was observed before, belongs to this trace. Any thread may call this too."""
         self._exemplar_buffer.append((value, trace_id, time.time()))
 
-    def flush(self) -> None:
-        """Counts the buffered values."""
-        exemplars = take_all(self._exemplar_buffer)  # first: the value of each has been observed by then
-        values = np.array(take_all(self._buffer), np.float64)
-        self._counts += np.bincount(np.searchsorted(self._bounds, values), minlength=len(self._counts))
-        self._sum += float(values.sum())
+    def take_exemplars(self) -> list[tuple[float, str, float]]:
+        """Those that were added since the last time, to be kept once their values are counted: all of them have been observed."""
+        return take_all(self._exemplar_buffer)
+
+    def keep_exemplars(self, exemplars: list[tuple[float, str, float]]) -> None:
+        """Has the latest of each bucket go with it."""
         if exemplars:
             buckets = np.searchsorted(self._bounds, [value for value, _, _ in exemplars]).tolist()
             for bucket, (value, trace_id, seconds) in dict(zip(buckets, exemplars, strict=True)).items():
                 self._exemplars[bucket] = Exemplar({"trace_id": trace_id}, value, seconds)
+
+    def flush(self) -> None:
+        """Counts the buffered values."""
+        exemplars = self.take_exemplars()  # first
+        self.add(take_all(self._buffer))
+        self.keep_exemplars(exemplars)
+
+    def add(self, values: list[float]) -> None:
+        """Counts many values at once."""
+        if values:
+            array = np.array(values, np.float64)
+            self._counts += np.bincount(np.searchsorted(self._bounds, array), minlength=len(self._counts))
+            self._sum += float(array.sum())
 
     def total(self) -> CountAndSum:
         """Count and sum of the values that have been flushed."""

@@ -52,10 +52,6 @@ class Statistics(NamedTuple):
     last_batch: float
 
 
-_NO_LABEL = -1
-"""For an item whose scores are NaN."""
-
-
 class ModelMetrics:
     """The metrics of one version of a model."""
 
@@ -68,7 +64,9 @@ class ModelMetrics:
         self._phases = self._decode, self._queue, self._inference, self._encode = tuple(Histogram(_SECONDS) for _ in PHASES)
         self._batch_items = Histogram(_ITEMS)
         self._confidence = Histogram(_CONFIDENCE)
-        self._best_labels: list[int] = []
+        self._answered: list[Phases] = []
+        self._encode_seconds: list[float] = []
+        self._best: list[tuple[int, float]] = []  # of each item: label index and probability
         self._names = [*labels[:MAX_LABELS], *[OTHER_LABEL] * (len(labels) - MAX_LABELS)]
         self._predictions = dict.fromkeys(self._names, 0)
         self._items = 0
@@ -110,25 +108,16 @@ class ModelMetrics:
         trace: TraceContext | None = None,
     ) -> None:
         """A request was answered. `results` has each item's (label index, probability) pairs, best first."""
-        decode, queue, inference = phases
-        if decode is not None:
-            self._decode.observe(decode)
-        self._queue.observe(queue)
-        self._inference.observe(inference)
-        self._encode.observe(encode_seconds)
+        self._answered.append(phases)
+        self._encode_seconds.append(encode_seconds)
+        best = self._best
         for result in results:
-            best, probability = result[0]
-            if probability != probability:
-                self._best_labels.append(_NO_LABEL)  # NaN is not a prediction, and would make the sum NaN for good
-                continue
-            self._best_labels.append(best)
-            if self.probabilities:
-                self._confidence.observe(probability)
+            best.append(result[0])
         if trace is not None and trace.sampled:
             for histogram, seconds in zip(self._phases, (*phases, encode_seconds), strict=True):
                 if seconds is not None:
                     histogram.add_exemplar(seconds, trace.trace_id)
-        if len(self._best_labels) >= BUFFER_SIZE:
+        if len(best) >= BUFFER_SIZE:
             with self._lock:
                 self._flush()
 
@@ -145,12 +134,23 @@ class ModelMetrics:
     def _flush(self) -> None:
         for items, seconds in take_all(self._new_batches):
             add_to_total(self._batches, items, seconds)
-        for histogram in (*self._phases, self._batch_items, self._confidence):
-            histogram.flush()
-        for best, count in Counter(take_all(self._best_labels)).items():
-            self._items += count
-            if best != _NO_LABEL:
-                self._predictions[self._names[best]] += count
+        exemplars = [histogram.take_exemplars() for histogram in self._phases]  # first
+        answered = take_all(self._answered)
+        self._decode.add([phases.decode_seconds for phases in answered if phases.decode_seconds is not None])
+        self._queue.add([phases.queue_seconds for phases in answered])
+        self._inference.add([phases.inference_seconds for phases in answered])
+        best = take_all(self._best)
+        self._items += len(best)
+        # NaN is not a prediction, and would make the sum NaN for good.
+        best = [each for each in best if each[1] == each[1]]
+        for label, count in Counter([label for label, _ in best]).items():
+            self._predictions[self._names[label]] += count
+        if self.probabilities:
+            self._confidence.add([probability for _, probability in best])
+        self._encode.add(take_all(self._encode_seconds))
+        self._batch_items.flush()
+        for histogram, latest in zip(self._phases, exemplars, strict=True):
+            histogram.keep_exemplars(latest)
 
     def add_to(self, families: "_ModelFamilies") -> None:
         """Adds the totals so far to the families."""

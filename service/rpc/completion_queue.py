@@ -87,7 +87,7 @@ from service.rpc.dispatch import deliver, half_close, handle_parsed, handle_unar
 from service.rpc.gate import certificate_names
 from service.rpc.message_cost import LARGE_MESSAGE_BYTES
 from service.rpc.message_parsing import MessageParser, Parsed, in_pool
-from service.rpc.status import Metadata, Status
+from service.rpc.status import OK, Metadata, Status
 from service.rpc.transport import MAX_METADATA_ENTRIES, TOO_MUCH_METADATA, Options
 from service.rpc.turns import ROUND_SECONDS, Turns
 
@@ -447,12 +447,10 @@ class _FastUnaryCall(UnaryCall):
         core = self.core
         if core is None:
             return
-        operations = [
-            cygrpc.SendInitialMetadataOperation(self.initial_metadata, 0),
-            cygrpc.SendStatusFromServerOperation(status.trailing, status.number, status.message.encode(), 0),
-        ]
-        if payload is not None:
-            operations.append(cygrpc.SendMessageOperation(payload, 0))
+        metadata = self.initial_metadata
+        first = cygrpc.SendInitialMetadataOperation(metadata, 0) if metadata else _SEND_NO_METADATA
+        last = _SEND_OK if status is OK else _send_status(status)
+        operations = (first, last) if payload is None else (first, cygrpc.SendMessageOperation(payload, 0), last)
         self.server.start_sending(core, operations, _ignore)
 
 
@@ -581,6 +579,11 @@ _Message = tuple[_FastUnaryCall | _FastStreamCall, Any]
 
 def _is_large(message: bytes) -> bool:
     return len(message) >= LARGE_MESSAGE_BYTES or message[:1] in FIRST_BYTES
+
+
+_SEND_NO_METADATA = cygrpc.SendInitialMetadataOperation(_NO_METADATA, 0)
+_SEND_OK = cygrpc.SendStatusFromServerOperation(_NO_METADATA, grpc.StatusCode.OK.value[0], b"", 0)
+"""Shared by all calls: an operation that sends no metadata and no text holds nothing of its call."""
 
 
 def _send_status(status: Status) -> Any:

@@ -190,11 +190,11 @@ def _write(answer: Answer, _: Results, form: _ReplyForm) -> bytes:
         if final:
             response.parameters["triton_final_response"].bool_param = True
         return response.SerializeToString()
-    outputs = answer.outputs
     writer: ModelInferResponseWriter | None = served.cache.get(ModelInferResponseWriter)
     if writer is None:
-        writer = served.cache[ModelInferResponseWriter] = ModelInferResponseWriter(served.name, str(served.version))
-    return writer.write(request_id, {output.name: outputs[output.name] for output in requested} if requested else outputs)
+        writer = ModelInferResponseWriter(served.name, str(served.version), list(answer.outputs))
+        served.cache[ModelInferResponseWriter] = writer
+    return writer.write(request_id, answer, [output.name for output in requested] if requested else writer.names)
 
 
 def _write_in_stream(answer: Answer, best: Results, form: _ReplyForm) -> bytes:

@@ -8,7 +8,7 @@ classifier.proto and open_inference.proto; tests compare the results with protob
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from numpy.typing import NDArray
 
@@ -138,34 +138,56 @@ def classify_stream_response(request_id: str, index: int, response: bytes) -> by
     return b"".join(parts)
 
 
-class ModelInferResponseWriter:
-    """Writes the serialised `ModelInferResponse`s of one version of a model, with raw contents."""
+class Outputs(Protocol):
+    """What a request is answered with."""
 
-    def __init__(self, model: str, version: str) -> None:
+    @property
+    def items(self) -> int:
+        """Of the request."""
+
+    @property
+    def outputs(self) -> Mapping[str, NDArray[Any]]:
+        """By name, [n, *shape]."""
+
+    def content(self, name: str) -> bytes:
+        """The bytes of one of them."""
+
+
+class ModelInferResponseWriter:
+    """Writes the serialised `ModelInferResponse`s of one version of a model, with raw contents.
+
+    Attributes:
+        names: of all outputs that are given.
+    """
+
+    def __init__(self, model: str, version: str, names: Sequence[str]) -> None:
+        self.names = names
         self._head = open_inference_pb2.ModelInferResponse(model_name=model, model_version=version).SerializeToString()
         self._fields: dict[tuple[str, int], tuple[bytes, bytes]] = {}  # by output and number of items: bounded
 
-    def write(self, request_id: str, outputs: Mapping[str, NDArray[Any]]) -> bytes:
-        """One response with these outputs, [n, *shape] by name."""
-        parts: list[Any] = [self._head]
-        contents: list[Any] = []
+    def write(self, request_id: str, answer: Outputs, names: Sequence[str]) -> bytes:
+        """One response with the outputs of these names."""
+        items = answer.items
+        fields = self._fields
+        parts: list[bytes] = [self._head]
+        contents: list[bytes] = []
         if request_id:
             text = request_id.encode()
             parts += (_ID, varint(len(text)), text)
-        for name, array in outputs.items():
-            tensor, content_head = self._fields.get((name, len(array))) or self._make_fields(name, array)
+        for name in names:
+            tensor, content_head = fields.get((name, items)) or self._make_fields(name, items, answer.outputs[name])
             parts.append(tensor)
-            contents += (content_head, array.tobytes())
+            contents += (content_head, answer.content(name))
         return b"".join(parts + contents)
 
-    def _make_fields(self, name: str, array: NDArray[Any]) -> tuple[bytes, bytes]:
+    def _make_fields(self, name: str, items: int, array: NDArray[Any]) -> tuple[bytes, bytes]:
         """The `outputs` field for an array of this shape, and the bytes before its elements in `raw_output_contents`."""
         tensor = open_inference_pb2.ModelInferResponse.InferOutputTensor(
             name=name, datatype=DATATYPES[array.dtype], shape=array.shape
         )
         content = open_inference_pb2.ModelInferResponse(raw_output_contents=[bytes(array.nbytes)]).SerializeToString()
         fields = open_inference_pb2.ModelInferResponse(outputs=[tensor]).SerializeToString(), content[: len(content) - array.nbytes]
-        self._fields[name, len(array)] = fields
+        self._fields[name, items] = fields
         return fields
 
 

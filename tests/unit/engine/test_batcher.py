@@ -69,7 +69,8 @@ class Asked:
 
     @property
     def outputs(self) -> Sequence[NDArray[np.float32]]:
-        return self.entry.outputs
+        entry = self.entry
+        return [] if entry.outputs is None else entry.outputs.part(entry.row, entry.row + entry.items)
 
     def done(self, error: RequestError | None) -> None:
         self.error = error

@@ -7,6 +7,7 @@ import pytest
 
 from service.engine.answer import Answer
 from service.engine.classifier import Classifier
+from service.engine.outputs import BatchOutputs
 from service.engine.query import Query
 from service.engine.reply import reply_to, send_reply
 from service.errors import NotFound, QueueFull
@@ -32,7 +33,8 @@ def classifier(metrics: Mock, repository: Mock) -> Classifier:
 
 def test_a_reply_that_was_not_sent_counts_neither_as_answered_nor_as_failed(classifier: Classifier, metrics: Mock) -> None:
     served = served_version()
-    answer = Answer(served, [np.array([[0.25, 0.75]], np.float32)], 1, Phases(None, 0.1, 0.2), 1.0, None)
+    outputs = BatchOutputs([np.array([[0.25, 0.75]], np.float32)])
+    answer = Answer(served, outputs, 0, 1, 1, Phases(None, 0.1, 0.2), 1.0, None)
     responder = Mock()
     responder.reply.return_value = False
     send_reply(classifier, responder, lambda *_: b"reply", None, answer)

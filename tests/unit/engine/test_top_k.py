@@ -30,7 +30,7 @@ def test_a_score_that_is_nan_comes_after_all_others() -> None:
 
 
 def test_a_score_that_is_nan_comes_after_all_others_where_labels_are_few() -> None:
-    scores = np.tile(np.arange(FEW_LABELS, dtype=np.float32), (SMALL_SCORES // FEW_LABELS + 1, 1))
+    scores = np.tile(np.arange(FEW_LABELS, dtype=np.float32), (SMALL_SCORES // FEW_LABELS + 2, 1))
     scores[1, FEW_LABELS - 1] = np.nan
     best = best_labels(scores, FEW_LABELS)
     assert [index for index, _ in best[0]] == [*reversed(range(FEW_LABELS))]

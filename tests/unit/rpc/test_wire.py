@@ -1,6 +1,7 @@
 """Responses put together from bytes, compared with protobuf's own serialisation."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from hypothesis import given, settings
@@ -51,11 +52,19 @@ def test_a_classify_response(
     assert math.copysign(1, parsed.phases.queue_seconds) == 1
 
 
+class Outputs(NamedTuple):
+    items: int
+    outputs: dict[str, np.ndarray]
+
+    def content(self, name: str) -> bytes:
+        return self.outputs[name].tobytes()
+
+
 @given(st.text(max_size=5), st.integers(1, 300), st.sampled_from(["", "an id"]))
 def test_a_model_infer_response(name: str, items: int, request_id: str) -> None:
     scores, features = np.random.default_rng(0).random((items, 3), np.float32), np.zeros((items, 2, 2), np.int16)
     outputs: dict[str, np.ndarray] = {"scores": scores, "features": features}
-    writer = ModelInferResponseWriter(name, "12")
+    writer = ModelInferResponseWriter(name, "12", list(outputs))
     expected = oip.ModelInferResponse(
         model_name=name,
         model_version="12",
@@ -66,8 +75,9 @@ def test_a_model_infer_response(name: str, items: int, request_id: str) -> None:
         ],
         raw_output_contents=[scores.tobytes(), features.tobytes()],
     ).SerializeToString()
-    assert writer.write(request_id, outputs) == expected
-    assert writer.write(request_id, outputs) == expected
+    answer = Outputs(items, outputs)
+    assert writer.write(request_id, answer, writer.names) == expected
+    assert writer.write(request_id, answer, writer.names) == expected
 
 
 @given(st.text(max_size=60), st.integers(0, 2**31 - 1), st.text(max_size=300))
