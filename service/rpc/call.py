@@ -80,13 +80,24 @@ class _Method:
         return self.path.split("/")[2]
 
 
+class Shortcut(Protocol):
+    """Handles messages that need not be parsed, see known_messages.py."""
+
+    def handle(self, payload: bytes, call: "UnaryCall", /) -> bool:
+        """Handles a message as the method would; False if it has to be parsed."""
+
+    def learn(self, payload: bytes, message: Any, /) -> None:
+        """Takes a message that was parsed, and that the method has accepted."""
+
+
 @dataclass(frozen=True)
 class Unary(_Method):
-    """One message in, one message out."""
+    """One message in, one message out. Messages of clients that need no rights are handled by the `shortcut`, if it can."""
 
     handle: "Callable[[Any, UnaryCall], None]"
     kind: Literal["unary"] = "unary"
     max_fields: Callable[[], int] = default_max_fields
+    shortcut: Shortcut | None = None
 
 
 @dataclass(frozen=True)

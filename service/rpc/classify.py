@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from service.observability.trace_context import TraceContext
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.requests.principal import Principal
 from service.rpc.call import Method, Receiver, Stream, StreamCall, Unary, UnaryCall
+from service.rpc.known_messages import KnownMessages
 from service.rpc.message_cost import max_fields
 from service.rpc.open_streams import OpenStreams
 from service.rpc.request_stream import RequestStream, StreamRequest
@@ -58,7 +59,7 @@ class ClassifyServicer:
             return max_fields(self._classifier.max_request_items())
 
         return [
-            Unary(f"/{SERVICE}/Classify", pb.ClassifyRequest, self._classify, max_fields=fields),
+            Unary(f"/{SERVICE}/Classify", pb.ClassifyRequest, self._classify, max_fields=fields, shortcut=_Shortcut(self)),
             Stream(f"/{SERVICE}/ClassifyStream", pb.ClassifyStreamRequest, self._open, "bidi_stream", True, fields),
         ]
 
@@ -67,10 +68,13 @@ class ClassifyServicer:
         self._streams.finish_all()
 
     def _classify(self, request: pb.ClassifyRequest, call: UnaryCall) -> None:
-        query = query_of(request, self._classifier, call)
+        self.answer(query_of(request, self._classifier, call), call)
+
+    def answer(self, query: Query, call: UnaryCall) -> None:
+        """Has a query answered to a call. Raises RequestError if it is refused."""
         # Of the request, which holds the images, only the id is kept.
         write = write_with_embeddings if query.hidden else write_response
-        respond = partial(send_reply, self._classifier, call, write, request.id)
+        respond = partial(send_reply, self._classifier, call, write, query.id)
         call.on_cancelled(self._classifier.classify(query, respond))
 
     def _open(self, call: StreamCall) -> Receiver:
@@ -87,6 +91,48 @@ class ClassifyServicer:
         stream = RequestStream(call, start, _error_response)
         self._streams.add(stream)
         return stream
+
+
+class _Facts(NamedTuple):
+    """What a request of one raw item says but for its pixels."""
+
+    model: str
+    version: str
+    top_k: int
+    priority: int
+    timeout_seconds: float
+
+
+class _Shortcut:
+    """Requests of one raw item that have no id."""
+
+    def __init__(self, servicer: ClassifyServicer) -> None:
+        self._servicer = servicer
+        self._known: KnownMessages[pb.ClassifyRequest, _Facts] = KnownMessages(pb.ClassifyRequest, _pixels_of, _facts_of)
+        self.learn = self._known.learn
+
+    def handle(self, payload: bytes, call: UnaryCall) -> bool:
+        """See Shortcut."""
+        known = self._known.find(payload)
+        if known is None:
+            return False
+        (model, version, top_k, priority, timeout), start, stop = known
+        items = (Item(payload[start:stop], False),)
+        self._servicer.answer(
+            Query(model, items, version, top_k, priority, timeout, call.deadline, None, None, call.trace, "", call.principal),
+            call,
+        )
+        return True
+
+
+def _pixels_of(request: pb.ClassifyRequest) -> bytes:
+    return request.items[0].pixels if request.items else b""
+
+
+def _facts_of(request: pb.ClassifyRequest) -> _Facts | None:
+    if len(request.items) != 1 or request.id or request.embeddings:
+        return None
+    return _Facts(request.model, request.version, request.top_k, request.priority, request.timeout_seconds)
 
 
 def query_of(request: pb.ClassifyRequest, classifier: Classifier, call: Caller) -> Query:

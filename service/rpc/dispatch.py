@@ -8,10 +8,15 @@ from service.rpc.message_parsing import Parsed, parse
 def handle_unary(method: Unary, payload: bytes, call: UnaryCall) -> None:
     """Parses a unary call's small message, whose bytes it holds, and passes it to its handler; an exception fails the call."""
     try:
+        shortcut = method.shortcut if call.grant is None else None
+        if shortcut is not None and shortcut.handle(payload, call):
+            return
         message = parse(method, payload)
         if call.grant is not None:
             call.grant.require_message(method.path, message)
         method.handle(message, call)
+        if shortcut is not None:
+            shortcut.learn(payload, message)
     except Exception as error:  # noqa: BLE001 - any error fails this call alone
         call.fail(error)
 

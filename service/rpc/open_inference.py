@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from service.engine.answer import Answer
 from service.engine.classifier import Classifier
 from service.engine.query import MANY_ITEMS
@@ -27,6 +29,7 @@ from service.open_inference.parameters import (
 from service.open_inference.shared_memory import SharedMemory
 from service.open_inference.tensors import (
     BYTES,
+    DTYPES,
     MAX_DIMENSIONS,
     Elements,
     InputTensor,
@@ -39,6 +42,7 @@ from service.open_inference.tensors import (
 )
 from service.pb.inference import open_inference_pb2 as pb
 from service.rpc.call import Call, Method, Receiver, Stream, StreamCall, Unary, UnaryCall
+from service.rpc.known_messages import KnownMessages
 from service.rpc.message_cost import max_fields
 from service.rpc.open_streams import OpenStreams
 from service.rpc.request_stream import RequestStream, StreamRequest
@@ -69,7 +73,7 @@ class InferServicer:
             return max_fields(self._classifier.max_request_items())
 
         return [
-            Unary(f"/{SERVICE}/ModelInfer", pb.ModelInferRequest, self._infer, max_fields=fields),
+            Unary(f"/{SERVICE}/ModelInfer", pb.ModelInferRequest, self._infer, max_fields=fields, shortcut=_Shortcut(self)),
             Stream(f"/{SERVICE}/ModelStreamInfer", pb.ModelInferRequest, self._open, "bidi_stream", True, fields),
         ]
 
@@ -105,13 +109,20 @@ class InferServicer:
         parameters = _parameters(request.parameters) if request.parameters else {}
         final = bool(parameters.get(WANTS_FINAL_RESPONSE, False))
         # Of the request, which holds the tensor, only the id is kept.
-        reply_form = _ReplyForm(request.id, requested, typed, final)
+        form = _ReplyForm(request.id, requested, typed, final)
+        return self.ask(request.model_name, request.model_version, tensor, parameters, form, call, responder, write)
+
+    def ask(
+        self, model: str, version: str, tensor: InputTensor, parameters: Mapping[str, Any], form: "_ReplyForm", call: Call,
+        responder: Responder[bytes], write: Write[bytes],
+    ) -> Callable[[], None]:  # fmt: skip
+        """As `start`, of a request that has been read."""
         query = make_query(
-            request.model_name, request.model_version, tensor, requested, parameters, call.deadline, call.trace, request.id,
-            self._ignore_unknown, call.principal,
+            model, version, tensor, form.requested, parameters, call.deadline, call.trace, form.request_id, self._ignore_unknown,
+            call.principal,
         )  # fmt: skip
         try:
-            return self._classifier.classify(query, partial(_send_reply, self._classifier, responder, write, reply_form))
+            return self._classifier.classify(query, partial(_send_reply, self._classifier, responder, write, form))
         except RequestError as error:
             raise rename_error_field(error) from None
 
@@ -159,6 +170,66 @@ class InferServicer:
             else RequestedOutput(output.name)
             for index, output in enumerate(request.outputs)
         ]
+
+
+class _Facts(NamedTuple):
+    """What a request says but for its elements."""
+
+    model: str
+    version: str
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    requested: tuple[RequestedOutput, ...]
+    typed: bool
+
+
+class _Shortcut:
+    """Requests without id and parameters, with one tensor of numbers: raw, or typed ones that have all the same number of bytes."""
+
+    def __init__(self, servicer: InferServicer) -> None:
+        self._servicer = servicer
+        self._known: KnownMessages[pb.ModelInferRequest, _Facts] = KnownMessages(pb.ModelInferRequest, _elements_of, _facts_of)
+        self.learn = self._known.learn
+
+    def handle(self, payload: bytes, call: UnaryCall) -> bool:
+        """See Shortcut."""
+        known = self._known.find(payload)
+        if known is None:
+            return False
+        (model, version, name, datatype, shape, requested, typed), start, _ = known
+        dtype = DTYPES[datatype]
+        elements = np.ndarray(shape, dtype, payload, start)
+        if start % dtype.itemsize:  # ONNX Runtime reads where the array lies
+            elements = elements.copy()
+        tensor = InputTensor(name, datatype, shape, elements)
+        form = _ReplyForm("", requested, typed, False)
+        call.on_cancelled(self._servicer.ask(model, version, tensor, {}, form, call, call, _write))
+        return True
+
+
+def _elements_of(request: pb.ModelInferRequest) -> bytes:
+    if request.raw_input_contents:
+        return request.raw_input_contents[0]
+    [tensor] = request.inputs
+    field = _CONTENTS.get(tensor.datatype, "")
+    if field not in ("fp32_contents", "fp64_contents") or not getattr(tensor.contents, field):
+        return b""
+    return array_of(tensor.contents, field).tobytes()
+
+
+def _facts_of(request: pb.ModelInferRequest) -> _Facts | None:
+    if len(request.inputs) != 1 or request.id or request.parameters:
+        return None
+    tensor = request.inputs[0]
+    if tensor.parameters or tensor.datatype not in DTYPES or any(output.parameters for output in request.outputs):
+        return None
+    shape = tuple(tensor.shape)
+    if math.prod(shape) * DTYPES[tensor.datatype].itemsize != len(_elements_of(request)):
+        return None
+    requested = tuple(RequestedOutput(output.name) for output in request.outputs)
+    typed = not request.raw_input_contents
+    return _Facts(request.model_name, request.model_version, tensor.name, tensor.datatype, shape, requested, typed)
 
 
 def _names_memory(request: pb.ModelInferRequest) -> bool:
