@@ -208,27 +208,31 @@ class _Shortcut:
         return True
 
 
+_FIXED_SIZE = {"FP32", "FP64"}
+"""Data types whose typed contents have a fixed number of bytes each."""
+
+
 def _elements_of(request: pb.ModelInferRequest) -> bytes:
     if request.raw_input_contents:
         return request.raw_input_contents[0]
     [tensor] = request.inputs
-    field = _CONTENTS.get(tensor.datatype, "")
-    if field not in ("fp32_contents", "fp64_contents") or not getattr(tensor.contents, field):
-        return b""
-    return array_of(tensor.contents, field).tobytes()
+    field = _CONTENTS[tensor.datatype]
+    return array_of(tensor.contents, field).tobytes() if getattr(tensor.contents, field) else b""
 
 
 def _facts_of(request: pb.ModelInferRequest) -> _Facts | None:
     if len(request.inputs) != 1 or request.id or request.parameters:
         return None
     tensor = request.inputs[0]
-    if tensor.parameters or tensor.datatype not in DTYPES or any(output.parameters for output in request.outputs):
+    typed = not request.raw_input_contents
+    if tensor.datatype not in (_FIXED_SIZE if typed else DTYPES):
+        return None
+    if tensor.parameters or any(output.parameters for output in request.outputs):
         return None
     shape = tuple(tensor.shape)
     if math.prod(shape) * DTYPES[tensor.datatype].itemsize != len(_elements_of(request)):
         return None
     requested = tuple(RequestedOutput(output.name) for output in request.outputs)
-    typed = not request.raw_input_contents
     return _Facts(request.model_name, request.model_version, tensor.name, tensor.datatype, shape, requested, typed)
 
 
