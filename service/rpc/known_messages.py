@@ -14,6 +14,9 @@ from google.protobuf.message import DecodeError, Message
 MIN_CONTENT_BYTES = 64
 """Shorter contents might be found by chance at another place of the message."""
 
+MAX_AROUND_BYTES = 1024
+"""A message with more around its content is not remembered: what is kept is bounded. Real clients send tens of bytes."""
+
 MAX_KNOWN = 256
 """Lengths of messages that are remembered. Beyond them everything is forgotten, and learned again."""
 
@@ -64,7 +67,7 @@ class KnownMessages(Generic[M, T]):
         content = self._content_of(message)
         size = len(content)
         start = payload.find(content)
-        if size < MIN_CONTENT_BYTES or start < 0:
+        if size < MIN_CONTENT_BYTES or start < 0 or length - size > MAX_AROUND_BYTES:
             return
         head, tail = payload[:start], payload[start + size :]
         if self._is_content(head, tail, size, facts):

@@ -87,6 +87,16 @@ def test_what_is_not_to_be_learned_is_not(known: Known) -> None:
         assert known.find(payload) is None
 
 
+def test_what_has_much_beside_its_content_is_not_remembered(known: Known) -> None:
+    pixels = np.random.default_rng(0).bytes(SIZE)
+    unknown_field = b"\xba\x3e"  # of number 999, as are those of a newer client
+    little, much = (message(pixels) + unknown_field + bytes([0x80 | size & 127, size >> 7]) + bytes(size) for size in (900, 1100))
+    learn(known, little)
+    learn(known, much)
+    assert known.find(little) is not None
+    assert known.find(much) is None
+
+
 def test_however_many_kinds_there_are_few_are_remembered(known: Known) -> None:
     for size in range(MIN_CONTENT_BYTES, MIN_CONTENT_BYTES + 3 * MAX_KNOWN):
         learn(known, message(np.random.default_rng(0).bytes(size)))
