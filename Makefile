@@ -37,7 +37,7 @@ setup: $(VENV)/.ready  ## build .venv from the pinned requirements
 	@$(BIN)/python -c 'import service' 2>/dev/null || $(MAKE) --no-print-directory pure
 
 compiled: setup pure  ## compile the modules of every request in place, with mypyc (needs gcc)
-	CONVOY_COMPILE=1 $(BIN)/python setup.py --quiet build_ext --inplace
+	CONVOY_COMPILE=1 $(BIN)/python .ci/build_backend.py --quiet build_ext --inplace
 
 pure:  ## remove what `make compiled` made
 	rm -rf build service/compiled.sha256 convoy__mypyc.*.so

@@ -38,8 +38,9 @@ def installed(folder: Path) -> Path:
     """The `convoy` of a new environment that holds the wheel and what it depends on."""
     for name in ("service", "export"):
         shutil.copytree(ROOT / name, folder / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, folder / "source")
+    (folder / "source" / ".ci").mkdir()
+    for name in ("pyproject.toml", ".ci/build_backend.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder / "source" / name)
     pip("wheel", "--no-deps", "--wheel-dir", folder, folder / "source")
     [wheel] = folder.glob("*.whl")
     venv.create(folder / "environment")
