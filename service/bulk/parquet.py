@@ -7,7 +7,8 @@ is that of both files. An empty file of them is none: it was made to be locked, 
 
 import json
 import os
-from itertools import islice
+from collections.abc import Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -62,8 +63,8 @@ def unpack(path: Path) -> int:
     def write(lines: IO[bytes]) -> None:
         with arrow.parquet.ParquetFile(path) as file:
             encode = JsonLines(file.schema_arrow.names).encoded
-            for batch in file.iter_batches(_GROUP_ROWS):
-                lines.write(encode([list(row.values()) for row in batch.to_pylist()]))
+            for rows in _rows(file):
+                lines.write(encode([list(row.values()) for row in rows]))
 
     try:
         return rewrite(partial_of(path), path, write)
@@ -78,13 +79,19 @@ def model_of(path: Path) -> tuple[str, str] | None:
         with arrow.parquet.ParquetFile(path) as file:
             if not {MODEL, VERSION} <= set(file.schema_arrow.names):
                 raise UserError(f"--resume: {path} is no output: it has no columns {MODEL} and {VERSION}")
-            for batch in file.iter_batches(_GROUP_ROWS, columns=[MODEL, VERSION]):
-                for row in batch.to_pylist():
-                    if row[MODEL] and row[VERSION]:
-                        return str(row[MODEL]), str(row[VERSION])
+            for row in chain.from_iterable(_rows(file, [MODEL, VERSION])):
+                if row[MODEL] and row[VERSION]:
+                    return str(row[MODEL]), str(row[VERSION])
     except (OSError, arrow.ArrowException) as error:
         raise UserError(f"--resume: {path}: {_reason(error)}") from None
     return None
+
+
+def _rows(file: Any, columns: list[str] | None = None) -> Iterator[list[dict[str, Any]]]:
+    """Rows, some at a time, of all columns or these."""
+    for group in range(file.num_row_groups):  # pyarrow 19 fails on a file that has none, unless it is told which
+        for batch in file.iter_batches(_GROUP_ROWS, row_groups=[group], columns=columns):
+            yield batch.to_pylist()
 
 
 def _reason(error: Exception) -> str:
