@@ -23,8 +23,8 @@ COMMANDS = {name: EntryPoint(name, f"service.cli.{name}:{name}", GROUP) for name
 EXTRAS = {
     **dict.fromkeys(
         (
-            "cryptography", "grpc_channelz", "grpc_health", "grpc_reflection", "h11", "jwt", "numpy", "onnxruntime", "pydantic",
-            "structlog", "watchfiles", "werkzeug",
+            "cryptography", "grpc_channelz", "grpc_health", "grpc_reflection", "h11", "jwt", "mypy_extensions", "numpy",
+            "onnxruntime", "pydantic", "structlog", "watchfiles", "werkzeug",
         ),
         "cpu",
     ),

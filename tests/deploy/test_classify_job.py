@@ -42,7 +42,7 @@ def test_pods_classify_every_picture_of_the_list_once_though_one_is_killed(
     photos.mkdir()
     results.mkdir()
     paths = [photos / f"{number}.png" for number in range(10 * BLOCK)]
-    first = [path for path in paths if Shard(0, len(PODS)).takes(str(path))][: BLOCK + 2]
+    first = [path for path in paths if Shard(0, len(PODS)).takes(str(path))][: BLOCK + 100]
     paths = sorted({*first, *paths[:40]})
     for number, path in enumerate(paths):
         path.write_bytes(digits.test.encoded(number % 50))
@@ -53,18 +53,21 @@ def test_pods_classify_every_picture_of_the_list_once_though_one_is_killed(
         ended = convoy_here(*arguments(index, tmp_path))
         assert ended.returncode == 0, ended.stderr
 
-    pipe = sorted(first)[-1]
-    picture = pipe.rename(tmp_path / "picture.png")
-    os.mkfifo(pipe)  # whoever reads it waits
+    whole = (photos / "list.txt").rename(tmp_path / "list.txt")
+    os.mkfifo(photos / "list.txt")
     pod = subprocess.Popen(
         [sys.executable, "-m", "service.cli", *arguments(0, tmp_path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        part = wait_for_rows(results)
-        picture.replace(pipe)
+        with (photos / "list.txt").open("w") as pipe:  # the pod waits for the rest of it
+            pipe.writelines(f"{path}\n" for path in listed[:-3])
+            pipe.flush()
+            part = wait_for_rows(results)
+            pod.kill()
     finally:
         pod.kill()
         pod.wait()
+    whole.replace(photos / "list.txt")
     assert not part.with_suffix("").exists(), "it was killed before the end"
     before = part.read_bytes().count(b"\n")
     again = convoy_here(*arguments(0, tmp_path))

@@ -3,11 +3,12 @@
 Run by `make engines`, in an environment of its own that holds the engines; all else is that of the server's.
 """
 
-import os
+import io
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from PIL import Image
 
 from export.data.datasets import Dataset
 from service import Local
@@ -16,26 +17,32 @@ from tests.conftest import digits, known_operators, model_file, run  # noqa: F40
 PICTURES = 10_000
 BROKEN = ("broken.png", "empty.png", "missing.png", "folder.png")
 
+LARGE = 50
+"""Pictures of the second half take longer, so that a worker can be killed before it is done."""
+
 
 class Pictures(NamedTuple):
-    """A list of paths; the label of each, or None of one that cannot be read; and a path in the middle that is a pipe.
-
-    Whoever reads the pipe waits, until `picture` takes its place.
-    """
+    """A list of paths, and the label of each, or None of one that cannot be read."""
 
     list: Path
     labels: dict[str, str | None]
-    pipe: Path
-    picture: Path
 
 
 @pytest.fixture(scope="session")
 def labelled(digits: Dataset, model_file: Path) -> list[tuple[bytes, str]]:  # noqa: F811
-    """Digits, and the label that the model has for each."""
+    """Digits, the last LARGE of them enlarged, and the label that the model has for each."""
     encoded = [digits.test.encoded(index) for index in range(len(digits.test.labels))]
+    encoded += map(enlarged, encoded[:LARGE])
     with Local(model_file, cpus=1) as local:
         answers = [outcome.answer for outcome in local.classify_many(encoded)]
     return [(one, answer.results[0][0].label) for one, answer in zip(encoded, answers, strict=True)]
+
+
+def enlarged(encoded: bytes) -> bytes:
+    image = Image.open(io.BytesIO(encoded))
+    buffer = io.BytesIO()
+    image.resize((20 * image.width, 20 * image.height)).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 @pytest.fixture
@@ -45,7 +52,7 @@ def pictures(tmp_path: Path, labelled: list[tuple[bytes, str]]) -> Pictures:
     folder.mkdir()
     labels: dict[str, str | None] = {}
     for number in range(PICTURES - len(BROKEN)):
-        encoded, label = labelled[number % len(labelled)]
+        encoded, label = labelled[number % (len(labelled) - LARGE)] if number < PICTURES // 2 else labelled[-1 - number % LARGE]
         path = folder / f"{number}.png"
         path.write_bytes(encoded)
         labels[str(path)] = label
@@ -54,8 +61,5 @@ def pictures(tmp_path: Path, labelled: list[tuple[bytes, str]]) -> Pictures:
     (folder / "broken.png").write_text("no picture")
     (folder / "empty.png").touch()
     (folder / "folder.png").mkdir()
-    pipe = folder / f"{PICTURES // 2}.png"
-    picture = pipe.rename(tmp_path / "picture.png")
-    os.mkfifo(pipe)
     (tmp_path / "list.txt").write_text("".join(f"{path}\n" for path in labels))
-    return Pictures(tmp_path / "list.txt", labels, pipe, picture)
+    return Pictures(tmp_path / "list.txt", labels)
