@@ -1,5 +1,6 @@
 """The examples in deploy/jobs, each on a cluster of this machine, of which a worker is killed midway."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -48,13 +49,15 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 def worker_of(driver: "subprocess.Popen[bytes]", rows: Path) -> psutil.Process:
     """Waits for the first rows; a process that holds a model then."""
-    while not any(rows.rglob("*.parquet")):
+    while True:
         assert driver.poll() is None, "it has ended without rows"
+        if any(rows.rglob("*.parquet")):
+            for process in psutil.Process(driver.pid).children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
+                    is_program = any(word.endswith("classify.py") for word in process.cmdline())  # Spark's is a child, too
+                    if not is_program and "onnxruntime" in Path(f"/proc/{process.pid}/maps").read_text():
+                        return process
         time.sleep(0.02)
-    return next(
-        process for process in psutil.Process(driver.pid).children(recursive=True)
-        if any("onnxruntime" in mapped.path for mapped in process.memory_maps())
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("engine", COMMANDS)
