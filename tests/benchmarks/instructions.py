@@ -15,7 +15,8 @@ import platform
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -194,25 +195,28 @@ def _program(folder: Path, points: list[Point]) -> None:
     calls.close()
 
 
+def on_thread_grpc(work: Callable[[], None]) -> None:
+    """Does it on a thread that has the name of the transport's, and raises what it raises."""
+    done: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            work()
+            done.set_result(None)
+        except BaseException as error:  # noqa: BLE001 - raised by who waits
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="grpc").start()
+    done.result()
+
+
 def _main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("points", type=json.loads)
     arguments = parser.parse_args()
     points = [(str(shape), int(batch)) for shape, batch in arguments.points]
-    failures: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            _program(arguments.folder, points)
-        except BaseException as error:  # noqa: BLE001 - the main thread raises it
-            failures.append(error)
-
-    thread = threading.Thread(target=run, name="grpc")
-    thread.start()
-    thread.join()
-    if failures:
-        raise failures[0]
+    on_thread_grpc(lambda: _program(arguments.folder, points))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import shutil
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.benchmarks import instruction_budget
-from tests.benchmarks.instructions import ONNX_RUNTIME, PARTS, SHAPES, Point, count
+from tests.benchmarks.instructions import ONNX_RUNTIME, PARTS, SHAPES, Point, count, on_thread_grpc
 
 CALLS = 1024
 """In a block, about 100 ms: what metrics do every 1,024 calls is in each."""
@@ -46,19 +45,7 @@ def main() -> None:
     if arguments.instructions:
         _count(arguments)
         return
-    failures: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            _measure(arguments)
-        except BaseException as error:  # noqa: BLE001 - the main thread raises it
-            failures.append(error)
-
-    thread = threading.Thread(target=run, name="grpc")
-    thread.start()
-    thread.join()
-    if failures:
-        raise failures[0]
+    on_thread_grpc(lambda: _measure(arguments))
 
 
 def _measure(arguments: argparse.Namespace) -> None:
