@@ -109,7 +109,12 @@ class RequestStream:
         try:
             request.cancel = self._start_request(message, request)
         except Exception as error:  # noqa: BLE001 - any error fails this request alone, and the stream goes on
-            request.fail(error)
+            if self._draining and isinstance(error, Unavailable):
+                # The drain began since this message was counted: it stays unanswered, so that the client sends it again.
+                self.pending.discard(request)
+                self.answered(size_bytes)
+            else:
+                request.fail(error)
 
     def on_half_close(self) -> None:
         """See Receiver."""
