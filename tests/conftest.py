@@ -104,6 +104,12 @@ def repository(tmp_path: Path, model_file: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def settings_taken_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scan takes settings as it finds them, for tests that write them and scan themselves."""
+    monkeypatch.setattr("service.engine.version_files.SETTINGS_SETTLE_SECONDS", -float("inf"))
+
+
 def put(model_file: Path, repository: Path, name: str, version: int) -> Path:
     """Puts a model file into a repository as a whole, as an export would."""
     staging = repository / name / f".staging-{version}"

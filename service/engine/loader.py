@@ -88,7 +88,7 @@ class Loader:
     def scan(self) -> bool:
         """Loads what is new or changed, and unpublishes models whose folder is deleted. Waits until that is done.
 
-        Returns whether to scan again soon: a version waits until its files are no longer written.
+        Returns whether to scan again soon: a version or settings wait until their files are no longer written.
         """
         asked = self._ask_all()
         while unfinished := {name: future for name, future in asked.items() if not future.done()}:
@@ -220,7 +220,7 @@ class Loader:
         return future
 
     def _any_waits(self) -> bool:
-        return any(model.waiting for model in self._known().values())
+        return any(model.waiting or model.settings_wait for model in self._known().values())
 
     def _publish(self, name: str, versions: tuple[ServedVersion, ...], aliases: dict[str, int]) -> bool:
         """Serves these versions of a model; False if the server has stopped. Several models may be published at a time."""

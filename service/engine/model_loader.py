@@ -2,7 +2,7 @@
 
 Which versions. A policy names them, or takes the highest ones that load; a version with an alias is served too. A version that
 cannot be loaded takes no place: a version in memory is served on until another one works or its file is deleted. A version whose
-files are still being written waits (`version_files.py`), unless a request asks for it to be loaded.
+files are still being written waits (`version_files.py`), unless a request asks for it to be loaded; so do changed settings.
 """
 
 import logging
@@ -17,7 +17,7 @@ from service.engine.instances import load_instances, start_batcher
 from service.engine.registry import Registry
 from service.engine.served_version import Fingerprint, ServedVersion
 from service.engine.trial import Trial, TrialsClosed, TryVersion
-from service.engine.version_files import SETTLE_SECONDS, VersionFiles
+from service.engine.version_files import SETTLE_SECONDS, SettingsFiles, VersionFiles
 from service.errors import (
     MAX_REASON_CHARACTERS,
     FilesChanged,
@@ -50,6 +50,9 @@ log = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 30.0
 """What fails for a passing reason is loaded again after so long; and then whenever the time since it first failed has doubled."""
+
+READS_OF_SETTINGS = 5
+"""Settings that change while they are read are read again, so often."""
 
 _WRITTEN = "its files are still being written"
 
@@ -136,6 +139,7 @@ class ModelLoader:
         failures: why versions could not be loaded.
         loading: the version that is being loaded.
         waiting: versions that wait until their files are no longer written.
+        settings_wait: whether changed settings do.
         unloaded: versions that are not loaded again without a request; None unless a request has unloaded the model.
         problem: why its folder cannot be read; empty if it can.
     """
@@ -144,6 +148,7 @@ class ModelLoader:
         self.failures: dict[int, Failure] = {}
         self.loading: int | None = None
         self.waiting: frozenset[int] = frozenset()
+        self.settings_wait = False
         self.unloaded: tuple[int, ...] | None = None
         self.problem = ""
         self._name = name
@@ -151,6 +156,7 @@ class ModelLoader:
         self._files = VersionFiles(whole_folders=surroundings.trusted is not None)
         self._unsettled: set[int] = set()
         self._asked = False
+        self._settings_files = SettingsFiles()
         self._settings = ModelSettings(Policy())
 
     def scan(self) -> None:
@@ -228,16 +234,20 @@ class ModelLoader:
         except OSError as error:
             self._set_problem(f"its folder cannot be read: {error.strerror}")
             return
+        paths = settings_paths(folder, name, self._shared.policies)
+        self.settings_wait = False
         try:
-            settings = read_settings(folder, name, self._shared.policies)
+            settings = self._read_settings(paths, wait=wait and bool(current))
         except UserError as error:
             reason = short_reason(error)
             self._set_problem("" if found else reason)
             self._forget_failures(keep=found[-1:])
             self._set_waiting()
             if found:
-                states = tuple(map(file_state, settings_paths(folder, name, self._shared.policies)))
-                self._fail(found[-1], states, "invalid", reason, what="policy")
+                self._fail(found[-1], self._settings_files.states(paths), "invalid", reason, what="policy")
+            return
+        self.settings_wait = settings is None
+        if settings is None:
             return
         self._set_problem("")
         if self._shared.only is not None:
@@ -271,6 +281,26 @@ class ModelLoader:
                 for served in serving:
                     if served not in (*current.values(), *self._served()):
                         served.close()
+
+    def _read_settings(self, paths: tuple[Path, ...], *, wait: bool) -> ModelSettings | None:
+        """The settings that the files had at one moment; with `wait`, None while they are being written.
+
+        Raises UserError as `read_settings`.
+        """
+        files, read = self._settings_files, partial(read_settings, self._shared.folder, self._name, self._shared.policies)
+        for _ in range(READS_OF_SETTINGS):
+            states = files.states(paths)
+            if wait and not files.are_settled():
+                return None
+            try:
+                settings = read()
+            except UserError:
+                if files.states(paths) == states:
+                    raise
+            else:
+                if files.states(paths) == states:
+                    return settings
+        return read()
 
     def _note(self, settings: ModelSettings) -> None:
         """Takes new settings, for the audit log, and says what of config.pbtxt is not used."""

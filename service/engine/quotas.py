@@ -20,7 +20,7 @@ from service.requests.principal import Principal
 MAX_PRINCIPALS = 10_000
 
 _ROUNDING = 1e-6
-"""Of what is needed, so much may be missing: who comes back at the time that it was told finds as good as enough."""
+"""Of the most that a bucket holds, so much may be missing: who comes back at the time that it was told finds as good as enough."""
 
 
 class Limits(Protocol):
@@ -88,8 +88,8 @@ class Quotas:
             buckets.requests = _filled(buckets.requests, passed, limits.requests_per_second, most_requests)
             buckets.bytes = _filled(buckets.bytes, passed, limits.bytes_per_second, most_bytes)
             wait = max(
-                _wait(buckets.requests, 1.0, limits.requests_per_second),
-                _wait(buckets.bytes, min(float(size_bytes), most_bytes), limits.bytes_per_second),
+                _wait(buckets.requests, 1.0, most_requests, limits.requests_per_second),
+                _wait(buckets.bytes, min(float(size_bytes), most_bytes), most_bytes, limits.bytes_per_second),
             )
             if wait <= 0:
                 buckets.requests -= 1.0
@@ -103,10 +103,10 @@ def _filled(held: float, passed_seconds: float, per_second: float, most: float) 
     return min(most, held + passed_seconds * per_second) if per_second else most
 
 
-def _wait(held: float, needed: float, per_second: float) -> float:
-    """Seconds until a bucket holds what is needed."""
+def _wait(held: float, needed: float, most: float, per_second: float) -> float:
+    """Seconds until a bucket, which holds at most so much, holds what is needed."""
     missing = needed - held
-    return missing / per_second if per_second and missing > _ROUNDING * needed else 0.0
+    return missing / per_second if per_second and missing > _ROUNDING * most else 0.0
 
 
 def _described(limits: Limits) -> str:

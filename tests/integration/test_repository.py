@@ -29,6 +29,8 @@ from service.server import Server
 from tests.conftest import Serve, Spawn, convoy, put
 from tests.integration.test_edges import samples
 
+pytestmark = pytest.mark.usefixtures("settings_taken_at_once")
+
 
 @pytest.fixture
 def transport_name() -> str:

@@ -19,6 +19,8 @@ from tests.conftest import Serve
 from tests.integration.test_repository import eventually
 from tests.unit.triton import configs
 
+pytestmark = pytest.mark.usefixtures("settings_taken_at_once")
+
 SIDE, CLASSES = 4, 10
 WEIGHT = np.random.default_rng(0).normal(size=(3 * SIDE * SIDE, CLASSES)).astype(np.float32)
 SERVICE = "/inference.GRPCInferenceService/"

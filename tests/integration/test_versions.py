@@ -24,6 +24,8 @@ from tests.integration.test_repository import eventually, truncate, wrong_golden
 from tests.integration.test_swaps import ROWS, write_tables
 from tests.lack_of_threads import no_more_threads
 
+pytestmark = pytest.mark.usefixtures("settings_taken_at_once")
+
 
 @pytest.fixture
 def models(repository: Path) -> Iterator[Repository]:

@@ -14,6 +14,8 @@ from service.engine.repository import Repository
 from service.observability.metrics import Metrics
 from tests.unit.model import foreign_graphs as foreign
 
+pytestmark = pytest.mark.usefixtures("settings_taken_at_once")
+
 IN_FILE = ["cat", "dog", "cow", "ant", "bee"]
 
 

@@ -13,6 +13,8 @@ from service.model.model_files import Expected, read_model
 from service.observability.metrics import Metrics
 from tests.unit.model.graphs import FLOAT, PRODUCT, write
 
+pytestmark = pytest.mark.usefixtures("settings_taken_at_once")
+
 
 @pytest.mark.parametrize("patience_seconds", [0.0, 60.0])
 @pytest.mark.parametrize("error", [LoadError, PassingFailure, MemoryError])

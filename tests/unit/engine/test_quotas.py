@@ -1,7 +1,7 @@
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from service.engine.entry import Entry
@@ -99,6 +99,7 @@ def test_what_is_kept_is_bounded() -> None:
     rate=st.floats(0.1, 100), bytes_rate=st.just(0.0) | st.floats(1, 1000), burst=st.floats(0.1, 5),
     steps=st.lists(st.tuples(st.floats(0, 2), st.integers(0, 500)), max_size=40),
 )  # fmt: skip
+@example(rate=1.0, bytes_rate=1.0, burst=1.4359682065705073, steps=[(0.0, 2), (0.0, 0)])  # a request of 0 bytes after a debt
 @settings(deadline=None)
 def test_nobody_gets_more_than_the_rate_and_one_burst_and_the_time_to_retry_is_true(
     rate: float, bytes_rate: float, burst: float, steps: list[tuple[float, int]]
