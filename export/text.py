@@ -21,6 +21,11 @@ def percent_or_dash(fraction: float | None) -> str:
     return "-" if fraction is None else f"{fraction:.1%}"
 
 
+def interval_or_dash(interval: tuple[float, float] | None) -> str:
+    """(0.125, 0.5) as "12.5 to 50.0%", and None as "-"."""
+    return "-" if interval is None else f"{100 * interval[0]:.1f} to {interval[1]:.1%}"
+
+
 def markdown_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]], align: str) -> str:
     """A table in Markdown; `align` has one letter for each column, l or r."""
     rules = ["---:" if side == "r" else "---" for side in align]

@@ -32,7 +32,8 @@ console = Console(highlight=False)
 @click.option("--network", metavar="FILE.py:NAME",
               help="Where the code of the run's network is now, if it is your own and has moved.")  # fmt: skip
 @click.option("--calibration/--no-calibration", default=True, show_default=True,
-              help="Fit a temperature on the validation part, so that the confidence agrees with the accuracy.")  # fmt: skip
+              help="Fit a temperature on the validation part, so that the confidence agrees with the accuracy; not on fewer than "
+                   "50 images, nor where cross-validation shows no gain.")  # fmt: skip
 @click.option("--precision", type=click.Choice(["fp32", "int8", "fp16"]), default="fp32", show_default=True,
               help="Precision of the layers. int8, for CPUs: a quarter of the size; large networks are faster, most of all on CPUs "
                    "with VNNI, small ones may be slower. fp16, for GPUs: half the size; slower than fp32 on a CPU.")  # fmt: skip
@@ -57,11 +58,18 @@ def export(
     from export.convert import pipeline
     from export.convert.hidden_outputs import HiddenOutputs
     from export.data.datasets import reload_dataset
+    from export.data.sample_size import ENOUGH_TO_CHOOSE, enough_to_choose
     from export.training.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(run, network)
     known = (checkpoint.source, checkpoint.settings.seed, checkpoint.input, checkpoint.labels)
     dataset = load_with_progress(console, partial(reload_dataset, *known, data, data_dir))
+    if calibration and not enough_to_choose(len(dataset.validation)):
+        console.print(
+            f"WARNING: no temperature is fitted: {len(dataset.validation)} validation pictures are too few, and {ENOUGH_TO_CHOOSE} "
+            "would do; how sure the model seems says little",
+            soft_wrap=True, markup=False,
+        )  # fmt: skip
     with progress_bar() as on_progress:
         exported = pipeline.export(
             checkpoint, dataset, repository, name or dataset.name, minimum_accuracy / 100, calibration, run, on_progress,

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from export.evaluation.multilabel import MultilabelScores
 from export.evaluation.scores import ClassScore, Scores
-from export.text import first_of, percent_or_dash
+from export.text import first_of, interval_or_dash, percent_or_dash
 
 if TYPE_CHECKING:
     from export.convert.precision_cost import PrecisionComparison
@@ -161,7 +161,7 @@ def _classes(scores: Scores) -> Table:
         title = f"the {_SHOWN_CLASSES} hardest of {len(classes)} classes"
         classes = sorted(classes, key=lambda score: 2.0 if score.recall is None else score.recall)[:_SHOWN_CLASSES]
     table = Table("class", title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
-    for head in ("images", "precision", "recall", "F1"):
+    for head in ("images", "precision", "recall", "95 % interval", "F1"):
         table.add_column(head, justify="right")
     for score in classes:
         table.add_row(Text(score.label), f"{score.items:,}", *_shares(score))
@@ -169,7 +169,8 @@ def _classes(scores: Scores) -> Table:
 
 
 def _shares(score: ClassScore) -> list[str]:
-    return [percent_or_dash(value) for value in (score.precision, score.recall, score.f1)]
+    precision, recall, f1 = map(percent_or_dash, (score.precision, score.recall, score.f1))
+    return [precision, recall, interval_or_dash(score.recall_interval), f1]
 
 
 def _confusion(scores: Scores) -> Table:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
+from export.cli import advice
 from export.cli.dataset_loading import load_with_progress
 from export.cli.output_folder import check_output_folder, create_output_folder, lock_run
 from export.cli.progress_bar import training_bar
@@ -33,15 +34,16 @@ _COLOURS = {1: "gray", 3: "colour"}
 def train(output: Path, resume: bool, tensorboard: bool, **chosen: Any) -> None:
     """Train a network and write a run folder: checkpoint, metrics by epoch, and curves as an image.
 
-    The weights of the epoch with the lowest validation loss are kept. The test part is measured once, at the end. The checkpoint is
-    written after every epoch: after Ctrl-C or a crash it can be exported, or the training continued with --resume.
+    The weights of the epoch with the lowest validation loss are kept, or, of fewer than 50 validation images, those of the last
+    epoch. The test part is measured once, at the end. The checkpoint is written after every epoch: after Ctrl-C or a crash it can
+    be exported, or the training continued with --resume.
     """
     from export.training.distributed import join_group
 
     with join_group() as group:
         console = Console(highlight=False, quiet=group.rank > 0)
         dataset, settings, weights = group.rank_zero_first(partial(_prepare, console, group, output, resume, **chosen))
-        console.print(_describe(settings, group), soft_wrap=True, markup=False)
+        console.print("\n".join([_describe(settings, group), *advice.before_training(dataset)]), soft_wrap=True, markup=False)
         try:
             checkpoint = _train(console, group, dataset, settings, output, resume, tensorboard, weights)
             if group.rank == 0:
@@ -137,7 +139,7 @@ def _report_interruption(console: Console, group: "ProcessGroup", run: Path) -> 
         program = "convoy" if group.size == 1 else "torchrun ... -m service.cli"
         arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
         text = (
-            f"interrupted; {run / CHECKPOINT} holds the best epoch so far, ready to export. To continue:\n"
+            f"interrupted; {run / CHECKPOINT} holds the epoch kept so far, ready to export. To continue:\n"
             f"  {program} {shlex.join(arguments)} --resume"
         )
     else:
@@ -147,16 +149,18 @@ def _report_interruption(console: Console, group: "ProcessGroup", run: Path) -> 
 
 
 def _report_test_accuracy(console: Console, checkpoint: "Checkpoint", dataset: "Dataset", run: Path) -> None:
-    from export.evaluation.scores import accuracy_interval
+    from export.data.sample_size import accuracy_interval
     from export.training.inference import count_correct
 
     correct, items = count_correct(checkpoint, dataset.test), len(dataset.test)
     low, high = accuracy_interval(correct, items)
-    console.print(
+    lines = [
         f"kept epoch {checkpoint.epoch}; test accuracy {correct / items:.2%} ({correct} of {items}; 95 % interval "
-        f"{low:.1%} to {high:.1%})\nwrote {run}; next: {_next_command(run)}",
-        soft_wrap=True, markup=False,
-    )  # fmt: skip
+        f"{low:.1%} to {high:.1%})",
+        *advice.after_test(correct, dataset),
+        f"wrote {run}; next: {_next_command(run)}",
+    ]
+    console.print("\n".join(lines), soft_wrap=True, markup=False)
 
 
 def _next_command(run: Path) -> str:

@@ -5,11 +5,12 @@ After Mitchell et al., "Model Cards for Model Reporting", arXiv:1810.03993. Stat
 
 from export.convert.precision_cost import PrecisionComparison
 from export.convert.quantization import Quantization
+from export.data.sample_size import ENOUGH_TO_CHOOSE, MARGIN, enough_to_choose, items_to_know
 from export.evaluation.calibration import BINS
 from export.evaluation.figures import CONFUSION, MISTAKES, RELIABILITY
 from export.evaluation.gates import Comparison
-from export.evaluation.scores import Scores
-from export.text import escape_markdown, first_of, markdown_table, percent_or_dash
+from export.evaluation.scores import ClassScore, Scores
+from export.text import escape_markdown, first_of, interval_or_dash, markdown_table, percent_or_dash
 from export.training.history import CURVES
 from service.model.contract import Contract, Training
 from service.model.input_spec import InputSpec
@@ -62,6 +63,9 @@ def model_card(
     """
     training, scores = _training(contract), comparison.scores
     used_for = _PART_USE | (_PART_USE_INT8 if contract.precision == "int8" else {})
+    if not enough_to_choose(parts["validation"]):
+        layers = "the layers that stay in float" if contract.precision == "int8" else "nothing"
+        used_for["validation"] = f"{layers}: too few to choose the epoch, which is the last, or a temperature"
     sections = {
         "": _overview(contract, scores, digest, size_bytes),
         "Use": _USE.format(name=contract.name),
@@ -144,10 +148,7 @@ def _quantization(found: Quantization) -> str:
 def _measured(comparison: Comparison, parity: Comparison) -> str:
     scores = comparison.scores
     whose = "" if comparison is parity else "of the fp32 file "
-    rows = [
-        (score.label, f"{score.items:,}", *(percent_or_dash(value) for value in (score.precision, score.recall, score.f1)))
-        for score in scores.classes
-    ]
+    rows = [_class_row(score) for score in scores.classes]
     pairs = [
         f"{escape_markdown(true)} taken for {escape_markdown(answer)} ({count:,})"
         for true, answer, count in scores.confused(_SHOWN_MISTAKES)
@@ -156,14 +157,24 @@ def _measured(comparison: Comparison, parity: Comparison) -> str:
         f"{_accuracy(scores)}, measured through the code that serves it, from the bytes of each file to the label. PyTorch reaches "
         f"{parity.reference_accuracy:.2%} with the same weights; no probability {whose}differs from "
         f"PyTorch's by more than {parity.max_difference:.1e}.\n\n"
-        f"{markdown_table(('class', 'pictures', 'precision', 'recall', 'F1'), rows, 'lrrrr')}"
+        f"{markdown_table(('class', 'pictures', 'precision', 'recall', '95 % interval', 'F1'), rows, 'lrrrrr')}"
         + (f"\n\nMost frequent mistakes: {', '.join(pairs)}." if pairs else "")
     )
 
 
+def _class_row(score: ClassScore) -> tuple[str, ...]:
+    precision, recall, f1 = map(percent_or_dash, (score.precision, score.recall, score.f1))
+    return score.label, f"{score.items:,}", precision, recall, interval_or_dash(score.recall_interval), f1
+
+
 def _calibration(scores: Scores, validation_items: int) -> str:
     error = f"The expected calibration error is {scores.reliability.error:.2%}"
-    if scores.temperature == 1.0:
+    if not enough_to_choose(validation_items):
+        text = (
+            f"{error}. No temperature is applied: {validation_items:,} validation pictures are too few to fit one "
+            f"({ENOUGH_TO_CHOOSE} are enough), and the network's own logits are served"
+        )
+    elif scores.temperature == 1.0:
         text = f"{error}. No temperature is applied: the network's own logits are served"
     else:
         text = (
@@ -185,6 +196,12 @@ def _limits(scores: Scores, data: str) -> str:
         f"The hardest class is {escape_markdown(hardest.label)}: {percent_or_dash(hardest.recall)} of its {hardest.items:,} "
         "test pictures are right.",
     ]
+    low, high = scores.accuracy_interval
+    if high - low > 2 * MARGIN:
+        limits.append(
+            f"{scores.items:,} test pictures say the accuracy only to within {100 * (high - low) / 2:.0f} points; about "
+            f"{items_to_know(scores.correct, scores.items):,} would say it to within {100 * MARGIN:.0f}."
+        )
     few = [escape_markdown(score.label) for score in scores.classes if score.items < _FEW_ITEMS]
     if few:
         limits.append(f"Fewer than {_FEW_ITEMS} test pictures, too few for reliable figures: {first_of(few, _SHOWN_FEW)}.")

@@ -5,7 +5,7 @@ import torch
 from numpy.typing import NDArray
 
 from export.data.datasets import Dataset, Part
-from export.evaluation.calibration import fit_temperature
+from export.evaluation.calibration import choose_temperature
 from export.evaluation.gates import Comparison, compare
 from export.evaluation.measurement import batches, true_classes
 from export.progress import OnCount, ignore_progress
@@ -23,9 +23,9 @@ def compare_with_pytorch(
 
 
 def best_temperature(checkpoint: Checkpoint, dataset: Dataset, on_count: OnCount = ignore_progress) -> float:
-    """The temperature that fits the validation part best, 1 if none does (`calibration.fit_temperature`)."""
+    """The temperature that suits the validation part, 1 if none does or it is too small (`calibration.choose_temperature`)."""
     truth = true_classes(dataset.validation, dataset.labels, checkpoint.labels)
-    return fit_temperature(_logits(checkpoint, dataset.validation, on_count), truth)
+    return choose_temperature(_logits(checkpoint, dataset.validation, on_count), truth)
 
 
 def probabilities(checkpoint: Checkpoint, pixels: NDArray[np.uint8], temperature: float) -> NDArray[np.float32]:

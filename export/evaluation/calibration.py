@@ -8,14 +8,20 @@ and Weinberger, "On Calibration of Modern Neural Networks", arXiv:1706.04599).
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp, softmax
 
+from export.data.sample_size import enough_to_choose
+
 BINS = 15
 """The number of bins that Guo et al. use."""
+
+FOLDS = 5
+"""Of the cross-validation of a temperature."""
 
 _LOG_TEMPERATURES = (-math.log(20), math.log(20))
 
@@ -55,6 +61,24 @@ def reliability(probabilities: NDArray[np.float32], labels: NDArray[np.int64], b
     )
 
 
+def choose_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+    """The temperature of `fit_temperature`, if it can be expected to help; else 1.
+
+    It can where there are pictures enough, and where temperatures that were fitted on four fifths of them lower the cross-entropy
+    of the remaining fifth, over all fifths (cross-validation).
+    """
+    if not enough_to_choose(len(labels)):
+        return 1.0
+    fold = np.random.default_rng(0).permutation(len(labels)) % FOLDS
+    before = after = 0.0
+    for held_out in (fold == number for number in range(FOLDS)):
+        temperature = fit_temperature(logits[~held_out], labels[~held_out])
+        items = int(held_out.sum())
+        before += items * _cross_entropy(logits[held_out], labels[held_out])
+        after += items * _cross_entropy(logits[held_out] / temperature, labels[held_out])
+    return fit_temperature(logits, labels) if after < before else 1.0
+
+
 def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
     """The temperature T that minimises the mean cross-entropy of softmax(logits / T), float32[N,K], on classes int64[N].
 
@@ -64,17 +88,20 @@ def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> f
     scores = logits.astype(np.float64)
     if (scores.argmax(axis=1) == labels).all():
         return 1.0
-    rows = np.arange(len(labels))
 
     def cross_entropy(log_temperature: float) -> float:  # convex in 1/T, so it has one minimum in log T too
-        scaled = scores * math.exp(-log_temperature)
-        return float(np.mean(logsumexp(scaled, axis=1) - scaled[rows, labels]))
+        return _cross_entropy(scores * math.exp(-log_temperature), labels)
 
     found = minimize_scalar(cross_entropy, bounds=_LOG_TEMPERATURES, method="bounded", options={"xatol": 1e-6})
     at_a_bound = min(abs(found.x - bound) for bound in _LOG_TEMPERATURES) < 1e-3
     if at_a_bound or not found.fun < cross_entropy(0.0) - 1e-9:
         return 1.0
     return math.exp(found.x)
+
+
+def _cross_entropy(logits: NDArray[Any], labels: NDArray[np.int64]) -> float:
+    """The mean over the pictures, in nats."""
+    return float(np.mean(logsumexp(logits, axis=1) - logits[np.arange(len(labels)), labels]))
 
 
 def without_temperature(probabilities: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:

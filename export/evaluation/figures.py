@@ -15,7 +15,8 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from export.data.image_files import MAX_PIXELS
-from export.evaluation.scores import Scores, accuracy_interval
+from export.data.sample_size import accuracy_interval
+from export.evaluation.scores import Scores
 from export.files import write_file
 from service.model.input_spec import InputSpec
 from service.model.preprocessing import decode

@@ -6,21 +6,25 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
+from export.data.sample_size import accuracy_interval
 from export.evaluation.calibration import Reliability, reliability, without_temperature
 
 
 @dataclass(frozen=True)
 class ClassScore:
-    """Scores of one class, as fractions. `precision` is None if no answer was this class, `recall` if it has no images."""
+    """Scores of one class, as fractions. `precision` is None if no answer was this class, `recall` if it has no images.
+
+    `recall_interval` is the 95 % confidence interval of `recall`.
+    """
 
     label: str
     items: int
     precision: float | None
     recall: float | None
     f1: float | None
+    recall_interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,9 +86,13 @@ class Scores:
         every = range(len(self.labels))
         fractions = precision_recall_fscore_support(self.truth, self.predictions, labels=every, zero_division=np.nan)[:3]
         items = np.bincount(self.truth, minlength=len(self.labels))
+        right = np.bincount(self.truth[self.predictions == self.truth], minlength=len(self.labels))
+        rows = zip(self.labels, items.tolist(), right.tolist(), *fractions, strict=True)
         return tuple(
-            ClassScore(label, int(count), *(None if math.isnan(value) else float(value) for value in row))
-            for label, count, *row in zip(self.labels, items, *fractions, strict=True)
+            ClassScore(
+                label, count, _defined(precision), _defined(recall), _defined(f1), accuracy_interval(hits, count) if count else None
+            )
+            for label, count, hits, precision, recall, f1 in rows
         )
 
     @cached_property
@@ -138,7 +146,6 @@ class Scores:
         return float(-np.log(np.maximum(of_truth, np.finfo(np.float32).tiny)).mean())
 
 
-def accuracy_interval(correct: int, items: int) -> tuple[float, float]:
-    """The 95 % confidence interval of the fraction `correct / items` (Wilson's score interval)."""
-    interval = binomtest(correct, items).proportion_ci(method="wilson")
-    return float(interval.low), float(interval.high)
+def _defined(fraction: float) -> float | None:
+    """A fraction, None for NaN, as scikit-learn has what is not defined."""
+    return None if math.isnan(fraction) else float(fraction)

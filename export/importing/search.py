@@ -13,7 +13,7 @@ import onnx
 from numpy.typing import NDArray
 
 from export.data.labelled_pictures import LabelledPictures
-from export.evaluation.scores import accuracy_interval
+from export.data.sample_size import accuracy_interval
 from export.importing import onnx_graph, outputs
 from export.importing.network_input import NetworkInput
 from export.importing.pictures import intact_pictures, require_labels

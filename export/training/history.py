@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
 
+from export.data.sample_size import enough_to_choose
 from export.files import write_file, writing
 from service.errors import UserError
 
@@ -38,6 +39,11 @@ def best_epoch(history: Sequence[EpochMetrics]) -> EpochMetrics:
     return min(history, key=lambda epoch: epoch.validation_loss)
 
 
+def kept_epoch(history: Sequence[EpochMetrics], validation_items: int) -> EpochMetrics:
+    """The epoch whose weights are kept: the best, or the last if so few validation pictures must not choose."""
+    return best_epoch(history) if enough_to_choose(validation_items) else history[-1]
+
+
 def write_metrics(history: Sequence[EpochMetrics], run: Path) -> None:
     """Writes `metrics.jsonl`, a line an epoch. It is written whole, so that after a resume it agrees with the checkpoint.
 
@@ -46,8 +52,11 @@ def write_metrics(history: Sequence[EpochMetrics], run: Path) -> None:
     write_file(run / METRICS, "".join(json.dumps(asdict(epoch)) + "\n" for epoch in history).encode())
 
 
-def plot_curves(history: Sequence[EpochMetrics], path: Path) -> None:
-    """Draws loss, accuracy and learning rate by epoch as a PNG. Raises UserError if it cannot be written."""
+def plot_curves(history: Sequence[EpochMetrics], path: Path, kept: EpochMetrics | None = None) -> None:
+    """Draws loss, accuracy and learning rate by epoch as a PNG, and which epoch was kept: by default the best.
+
+    Raises UserError if it cannot be written.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 4), layout="constrained")
@@ -59,8 +68,8 @@ def plot_curves(history: Sequence[EpochMetrics], path: Path) -> None:
         loss.plot(epochs, [getattr(epoch, f"{part}_loss") for epoch in history], **drawn)
         accuracy.plot(epochs, [100 * getattr(epoch, f"{part}_accuracy") for epoch in history], **drawn)
     rate.plot(epochs, [epoch.learning_rate for epoch in history], marker=marker, markersize=3, color="tab:green")
-    best = best_epoch(history)
-    loss.axvline(best.epoch, color="gray", linewidth=0.8, label=f"kept: epoch {best.epoch}")
+    kept = kept or best_epoch(history)
+    loss.axvline(kept.epoch, color="gray", linewidth=0.8, label=f"kept: epoch {kept.epoch}")
     loss.set(title="Cross-entropy loss", xlabel="epoch", ylabel="nats", yscale="log")
     accuracy.set(title="Accuracy", xlabel="epoch", ylabel="percent")
     rate.set(title="Learning rate at the end of the epoch", xlabel="epoch")

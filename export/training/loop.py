@@ -1,6 +1,7 @@
 """A training run: `train` writes `checkpoint.pt`, `metrics.jsonl` (a line an epoch) and `curves.png` to the run's folder.
 
-The weights of the epoch with the lowest validation loss are kept. The test part is not used here: it is measured once, afterwards.
+The weights of the epoch with the lowest validation loss are kept; of the last epoch, where few pictures would say which. The test
+part is not used here: it is measured once, afterwards.
 
 An interrupted run resumes after its last finished epoch and then gives the same weights, bit by bit, as an uninterrupted one. All
 random numbers of an epoch come from the seed and the epoch's number, so the state to save is that of the network, the optimiser,
@@ -24,13 +25,14 @@ from torch.nn import functional
 from export.data.augmentation import augment
 from export.data.datasets import Dataset, Part
 from export.data.image_files import check_memory
+from export.data.sample_size import ENOUGH_TO_CHOOSE, enough_to_choose
 from export.networks import architectures
 from export.networks.speed_net import SpeedNet
 from export.networks.tracing import check_traceable
 from export.training import fine_tuning, optimization
 from export.training.checkpoint import Checkpoint, load_interrupted, save_checkpoint
 from export.training.distributed import ProcessGroup
-from export.training.history import CURVES, EpochMetrics, best_epoch, plot_curves, write_metrics
+from export.training.history import CURVES, EpochMetrics, best_epoch, kept_epoch, plot_curves, write_metrics
 from export.training.inference import batched_logits
 from export.training.memory import keep_freed_memory
 from export.training.normalization import Normalization, evenly_spaced, mean_and_std
@@ -79,7 +81,7 @@ def train(
         on_weights: called with what was loaded of them.
 
     Returns:
-        The checkpoint of the epoch with the lowest validation loss.
+        The checkpoint of the epoch that is kept (`history.kept_epoch`).
 
     Raises:
         UserError: the network does not fit the data or cannot be exported, the settings contradict each other or name weights that
@@ -87,6 +89,8 @@ def train(
             these settings and data.
     """
     group = group or ProcessGroup(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    items = len(dataset.validation)
+    _check_patience(settings, items)
     keep_freed_memory()
     trainer = group.rank_zero_first(lambda: _Trainer(dataset, settings, group, weights, on_weights))
     history: list[EpochMetrics] = []
@@ -97,7 +101,7 @@ def train(
         epoch = trainer.epoch(len(history) + 1, on_step)
         _check_finite(epoch, group)
         history.append(epoch)
-        if best is None or epoch is best_epoch(history):
+        if best is None or epoch is kept_epoch(history, items):
             best = trainer.checkpoint(epoch.epoch)
         if group.rank == 0:
             save_checkpoint(best, run, trainer.state(history))
@@ -106,7 +110,7 @@ def train(
     if best is None:
         raise RuntimeError("a training run of no epochs")
     if group.rank == 0:
-        plot_curves(history, run / CURVES)
+        plot_curves(history, run / CURVES, kept_epoch(history, items))
         save_checkpoint(best, run)  # without state: from here on there is nothing to resume
     best.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return best
@@ -117,6 +121,15 @@ def _finished(history: Sequence[EpochMetrics], settings: Settings) -> bool:
     if len(history) >= settings.epochs:
         return True
     return bool(history and settings.patience) and len(history) - best_epoch(history).epoch >= settings.patience
+
+
+def _check_patience(settings: Settings, validation_items: int) -> None:
+    """Raises UserError if the training is to stop by too few validation pictures."""
+    if settings.patience and not enough_to_choose(validation_items):
+        raise UserError(
+            f"--patience {settings.patience}: {validation_items} validation pictures are too few to say when to stop; with "
+            f"{ENOUGH_TO_CHOOSE} or more they can"
+        )
 
 
 def _check_finite(epoch: EpochMetrics, group: ProcessGroup) -> None:

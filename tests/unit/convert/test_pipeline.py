@@ -47,6 +47,18 @@ def test_the_exported_file_is_the_network_with_its_contract(run: Path, model_fil
     np.testing.assert_allclose(softmax, found[:8], atol=1e-6)
 
 
+def test_a_few_validation_pictures_fit_no_temperature_and_the_card_says_so(
+    run: Path, digits: datasets.Dataset, tmp_path: Path
+) -> None:
+    validation = dataclasses.replace(digits.validation, pixels=digits.validation.pixels[:3], labels=digits.validation.labels[:3])
+    checkpoint = load_checkpoint(run)
+    exported = pipeline.export(checkpoint, dataclasses.replace(digits, validation=validation), tmp_path, "few")
+    assert load_model(exported.path, "cpu", 1).contract.temperature == 1.0
+    card = (exported.path.parent / "README.md").read_text()
+    assert "| validation | 3 | nothing: too few to choose the epoch, which is the last, or a temperature |" in card
+    assert "3 validation pictures are too few to fit one (50 are enough)" in card
+
+
 class Residual(torch.nn.Module):
     """A block with batch normalisation and a skip connection, and a head."""
 

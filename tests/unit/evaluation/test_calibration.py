@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from export.data.sample_size import ENOUGH_TO_CHOOSE
 from export.evaluation import calibration
 from export.evaluation.scores import Scores
 
@@ -47,6 +48,28 @@ def test_a_temperature_that_the_data_do_not_determine_is_one() -> None:
     assert calibration.fit_temperature(-every_one_right, labels) == 1.0, "worse than chance"
     assert calibration.fit_temperature(np.full((4, 3), 7.0, np.float32), labels) == 1.0, "the same for every picture and label"
     assert calibration.fit_temperature(1e30 * every_one_right, labels) == 1.0
+
+
+def test_a_temperature_is_fitted_on_enough_pictures_and_only_where_it_helps_others() -> None:
+    random = np.random.default_rng(0)
+    logits = 4 * random.normal(size=(400, 3)).astype(np.float32)
+    labels = np.where(random.random(400) < 0.5, logits.argmax(axis=1), random.integers(0, 3, 400))
+    assert calibration.choose_temperature(logits, labels) == calibration.fit_temperature(logits, labels) > 2
+    few = slice(ENOUGH_TO_CHOOSE - 1)
+    assert calibration.fit_temperature(logits[few], labels[few]) > 2
+    assert calibration.choose_temperature(logits[few], labels[few]) == 1.0, "too few, whatever they say"
+    fitting = [seed for seed in range(20) if _chance(seed) != (1.0, 1.0)]
+    kept = [seed for seed in fitting if _chance(seed)[1] != 1.0]
+    assert len(kept) < len(fitting) / 2, "logits that are calibrated already: a gain on the same pictures is chance"
+
+
+def _chance(seed: int) -> tuple[float, float]:
+    """Fitted and chosen temperatures of answers that are as sure as they are right."""
+    random = np.random.default_rng(seed)
+    logits = random.normal(size=(60, 3)).astype(np.float32)
+    cumulated = (np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)).cumsum(axis=1)
+    labels = np.minimum((random.random((60, 1)) > cumulated).sum(axis=1), 2)
+    return calibration.fit_temperature(logits, labels), calibration.choose_temperature(logits, labels)
 
 
 def test_probabilities_before_the_temperature() -> None:

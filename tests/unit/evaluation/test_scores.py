@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from export.evaluation.scores import Scores, accuracy_interval
+from export.data.sample_size import accuracy_interval
+from export.evaluation.scores import Scores
 from tests.unit.evaluation.answers import scores_of
 
 
@@ -38,3 +39,5 @@ def test_accuracy_interval_against_published_values() -> None:
     assert accuracy_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
     assert accuracy_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
     assert accuracy_interval(20, 20)[1] == 1.0
+    found = scores_of(truth=[0] * 20 + [1] * 4, answers=[1] * 20 + [1] * 4)
+    assert [score.recall_interval for score in found.classes] == [accuracy_interval(0, 20), accuracy_interval(4, 4), None]

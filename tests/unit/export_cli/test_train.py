@@ -75,7 +75,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_prints_a_command_that_resumes(tmp_path: 
     finally:
         process.kill()
     assert process.returncode == 130
-    assert "holds the best epoch so far" in output
+    assert "holds the epoch kept so far" in output
     assert errors.split("\n") == ["", "convoy: interrupted", ""]  # the first ends the line that ^C was typed on
     assert load_checkpoint(run).epoch >= 1
     said = next(line for line in output.splitlines() if line.startswith("  convoy train "))

@@ -147,6 +147,20 @@ def test_training_stops_after_its_patience(tmp_path: Path, few: datasets.Dataset
     assert min(losses) == losses[kept.epoch - 1]
 
 
+def test_few_validation_pictures_choose_neither_the_epoch_nor_the_end(tmp_path: Path, few: datasets.Dataset) -> None:
+    part = few.validation
+    handful = dataclasses.replace(few, validation=dataclasses.replace(part, pixels=part.pixels[:3], labels=part.labels[:3]))
+    with pytest.raises(UserError, match="--patience 2: 3 validation pictures are too few to say when to stop; with 50 or more"):
+        trained(tmp_path / "none", handful, SETTINGS)
+    settings = dataclasses.replace(SETTINGS, patience=0, learning_rate=0.02, schedule="constant", epochs=4)
+    whole = trained(tmp_path / "whole", handful, settings)
+    losses = [line["validation_loss"] for line in metrics(tmp_path / "whole")]
+    assert (whole.epoch, min(losses) < losses[-1]) == (4, True), "the last, though another did better on three pictures"
+    interrupted(tmp_path / "parts", handful, settings, epochs=2)
+    assert load_checkpoint(tmp_path / "parts").epoch == 2
+    assert torch.equal(weights(trained(tmp_path / "parts", handful, settings, resume=True)), weights(whole))
+
+
 def test_divergence_is_an_error_and_nothing_is_kept(tmp_path: Path, few: datasets.Dataset) -> None:
     settings = Settings("article-cnn", epochs=3, learning_rate=1e30)
     with pytest.raises(UserError, match="the training diverged in epoch 1"):
