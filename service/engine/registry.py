@@ -8,6 +8,7 @@ last request has released it.
 import logging
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 from service.access import audit
@@ -88,7 +89,7 @@ class Registry:
             self._metrics.model_serving(name, *_identity(served))
         if new:
             threads = sum(served.policy.instances * served.model.threads for served in new)
-            self._metrics.watch_model(name, lambda: self._inflight(name), threads)
+            self._metrics.watch_model(name, partial(self._inflight, name), threads)
         retired = [served for served in old if served not in new]
         with self._lock:
             self.served = _without(self.served, name) | ({name: new} if new else {})

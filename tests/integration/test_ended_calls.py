@@ -7,7 +7,7 @@ import math
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
@@ -17,6 +17,7 @@ from google.protobuf.wrappers_pb2 import BytesValue
 from service.requests.byte_budget import ByteBudget
 from service.rpc import message_parsing
 from service.rpc.aio_server import AioServer
+from service.rpc.call import Call
 from service.rpc.compression import unfold
 from service.rpc.message_parsing import Parsed
 from service.rpc.transport import Options, Transport
@@ -124,32 +125,43 @@ def test_a_stop_while_messages_of_ended_calls_are_in_the_pool_is_clean(name: str
     assert (result.returncode, result.stdout) == (0, "False 0\n"), result.stderr
 
 
+class ParseAndCancel:
+    """A transport's parser, which cancels a call's task as soon as it is given its message."""
+
+    def __init__(self, transport: AioServer) -> None:
+        self._parser = transport._parser
+        self._loop = transport._loop
+        self.passed_on = threading.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._parser, name)
+
+    def parse_in_pool(self, call: Call, message: bytes, on_done: Callable[[Parsed], None]) -> None:
+        task: Any = asyncio.current_task()
+
+        def done(parsed: Parsed) -> None:
+            on_done(parsed)
+            task.cancel()  # before it goes on with what it has just been given
+            self.passed_on.set()
+
+        def on_loop(parsed: Parsed) -> None:
+            self._loop.call_soon_threadsafe(done, parsed)
+
+        self._parser.parse_in_pool(call, message, on_loop)
+
+
 @pytest.mark.parametrize("way", PATHS)
 def test_a_call_cancelled_just_as_its_message_is_parsed_gives_the_bytes_back(budget: ByteBudget, way: str) -> None:
     transport = AioServer(
         Options(["127.0.0.1"], 0, 8 * MIB, Service().methods(), RecordingObserver(), lambda: math.inf, budget=budget)
     )
     transport.start()
-    parse_in_pool, loop, passed_on = transport._parser.parse_in_pool, transport._loop, threading.Event()
-
-    def parse_and_cancel(call: Any, message: bytes, on_done: Any) -> None:
-        task: Any = asyncio.current_task()
-
-        def done(parsed: Parsed) -> None:
-            on_done(parsed)
-            task.cancel()  # before it goes on with what it has just been given
-            passed_on.set()
-
-        def on_loop(parsed: Parsed) -> None:
-            loop.call_soon_threadsafe(done, parsed)
-
-        parse_in_pool(call, message, on_loop)
-
-    transport._parser.parse_in_pool = parse_and_cancel  # type: ignore[method-assign]
+    cancelling = ParseAndCancel(transport)
+    transport._parser = cancelling  # type: ignore[assignment]
     try:
         with calls_to(transport, PATHS[way]) as send:
             call = send(LARGE)
-            assert passed_on.wait(20)
+            assert cancelling.passed_on.wait(20)
             call.cancel()
         eventually(lambda: budget.in_flight_bytes == 0)
     finally:

@@ -26,7 +26,7 @@ from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.server import Server
 from tests.conftest import Serve, put
 from tests.refusals import MAX_MESSAGE_BYTES, NO_MESSAGE, REFUSALS, WHEN_DRAINING, Clients, Refusal, make_repository
-from tests.request_states import CheckedState
+from tests.request_states import CheckedState, needs_all_states
 
 pytestmark = pytest.mark.usefixtures("checked_states")
 
@@ -207,6 +207,7 @@ def test_a_request_that_nobody_waits_for_is_not_decoded_to_the_end(server: Serve
     assert decoded <= 1
 
 
+@needs_all_states
 @pytest.mark.parametrize(
     ("kind", "states"),
     [

@@ -24,6 +24,7 @@ from service.model.contract import METADATA_KEY, Contract, Training, own_head
 from service.model.input_spec import InputSpec
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.pb.inference import open_inference_pb2 as oip
+from service.rpc.wire import ClassifyResponseWriter, ModelInferResponseWriter
 from service.server import Server
 from tests.conftest import Serve
 
@@ -38,8 +39,11 @@ REGION_BYTES = 64
 class Surface(ABC):
     """Sends requests of one image each, one after the other, over one connection or stream."""
 
-    writer: str
-    """The function of the server that writes its replies."""
+    writer: str | type
+    """What writes its replies: a function of the server, or a class of which each version keeps one in its cache.
+
+    Those classes may be compiled, and then nothing can be put in place of their methods.
+    """
 
     @abstractmethod
     def ask(self, server: Server, model: str, images: list[bytes], **options: Any) -> Iterator[Outcome]:
@@ -47,7 +51,7 @@ class Surface(ABC):
 
 
 class Classify(Surface):
-    writer = "service.rpc.wire:ClassifyResponseWriter.write"
+    writer = ClassifyResponseWriter
 
     def ask(self, server: Server, model: str, images: list[bytes], **options: Any) -> Iterator[Outcome]:
         with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
@@ -59,7 +63,7 @@ class Classify(Surface):
 
 
 class ClassifyStream(Surface):
-    writer = Classify.writer
+    writer = ClassifyResponseWriter
 
     def ask(self, server: Server, model: str, images: list[bytes], **options: Any) -> Iterator[Outcome]:
         with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
@@ -75,7 +79,7 @@ class ClassifyStream(Surface):
 
 
 class Infer(Surface):
-    writer = "service.rpc.wire:ModelInferResponseWriter.write"
+    writer = ModelInferResponseWriter
 
     def ask(self, server: Server, model: str, images: list[bytes], **options: Any) -> Iterator[Outcome]:
         with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
@@ -89,7 +93,7 @@ class Infer(Surface):
 
 
 class InferStream(Surface):
-    writer = Infer.writer
+    writer = ModelInferResponseWriter
 
     def ask(self, server: Server, model: str, images: list[bytes], **options: Any) -> Iterator[Outcome]:
         with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
@@ -198,6 +202,25 @@ def counted(server: Server, model: str, answered: int, failed: dict[str, int]) -
     assert rejections == failed
 
 
+class FailingOnce:
+    """A key that has the hash of another: the first look-up of the other meets it, and fails.
+
+    A dict of a class of its own would not do: compiled code asks such a one as if it were a dict.
+    """
+
+    def __init__(self, other: type, error: Exception) -> None:
+        self._hash = hash(other)
+        self._errors = [error]
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        if self._errors:
+            raise self._errors.pop()
+        return self is other
+
+
 def fail_once(monkeypatch: pytest.MonkeyPatch, writer: str, error: Exception) -> None:
     """Makes the next call of a function raise."""
     original = pkgutil.resolve_name(writer)
@@ -235,7 +258,10 @@ def test_a_reply_that_cannot_be_written_fails_one_request(
 ) -> None:
     error, code, status, message, reason = ERRORS[name]
     images = [digits.test.encoded(index) for index in range(3)]
-    fail_once(monkeypatch, surface.writer, error)
+    if isinstance(surface.writer, str):
+        fail_once(monkeypatch, surface.writer, error)
+    else:
+        server._repository.served["digits"][0].cache[FailingOnce(surface.writer, error)] = None  # type: ignore[index]
     found = list(surface.ask(server, "digits", images))
     assert sorted(found) == sorted([as_seen_on(surface, code, status, message), OK, OK])
     counted(server, "digits", answered=2, failed={reason: 1})

@@ -15,6 +15,7 @@ from service.pb.inference import open_inference_pb2 as oip
 from service.rpc.classify import query_of
 from service.rpc.open_inference import InferServicer
 from tests.served import served_version
+from tests.unit.rpc.test_message_parsing import ACall
 
 
 def classifier_of(served: ServedVersion) -> tuple[Classifier, Mock]:
@@ -35,7 +36,7 @@ def test_many_items_are_counted_before_anything_is_made_of_them() -> None:
         with pytest.raises(InvalidRequest, match="100000 items; at most 64 are accepted"):
             query_of(many, classifier, Mock())
         with pytest.raises(InvalidRequest, match="100000 items; at most 64 are accepted"):
-            servicer.start(lengths, Mock(), Mock(), Mock())
+            servicer.start(lengths, ACall(), Mock(), Mock())
         assert tracemalloc.get_traced_memory()[1] < 500_000  # the bytes themselves are copied, once
     finally:
         tracemalloc.stop()
@@ -48,4 +49,4 @@ def test_very_many_outputs_are_refused() -> None:
     request = oip.ModelInferRequest(inputs=[tensor], raw_input_contents=[b"1"])
     request.outputs.extend([oip.ModelInferRequest.InferRequestedOutputTensor()] * 1025)
     with pytest.raises(InvalidRequest, match="1025 outputs; at most 1024 are accepted"):
-        InferServicer(classifier, SharedMemory()).start(request, Mock(), Mock(), Mock())
+        InferServicer(classifier, SharedMemory()).start(request, ACall(), Mock(), Mock())
