@@ -1,5 +1,7 @@
 """A layer as a step of the page: its texts, its output as an image or bars, and one value worked out."""
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -78,7 +80,7 @@ def _value_figure(value: NDArray[np.float32], name: str) -> Figure:
 
 
 def _worked_example(layer: LayerActivation, weights: NDArray[np.float32]) -> Example | None:
-    """The largest value of a convolution from its inputs; None for kernels that are too large, and for unusual convolutions."""
+    """The value of a convolution furthest from 0, from its inputs; None for too large kernels, and for unusual convolutions."""
     inputs = layer.inputs[0] if layer.inputs else None
     if inputs is None or weights[0].size > _EXAMPLE_PRODUCTS or inputs.shape[1] != weights.shape[1]:
         return None
@@ -88,18 +90,18 @@ def _worked_example(layer: LayerActivation, weights: NDArray[np.float32]) -> Exa
     if layer.last.op_type != "Conv" or not is_usual:
         return None
     padded = np.pad(inputs[0], ((0, 0), (pads[0], pads[2]), (pads[1], pads[3])))
-    which, row, column = (int(place) for place in np.unravel_index(layer.value[0].argmax(), layer.value[0].shape))
+    which, row, column = (int(place) for place in np.unravel_index(np.abs(layer.value[0]).argmax(), layer.value[0].shape))
     height, width = weights.shape[2:]
     top, left = row * stride[0], column * stride[1]
     patch = padded[:, top : top + height, left : left + width]
     bias = 0.0 if layer.bias is None else float(layer.bias[which])
     result = float((patch * weights[which]).sum()) + bias
-    if not np.isclose(result, layer.value[0, which, row, column], rtol=1e-2, atol=1e-2):
+    if not math.isfinite(result) or not np.isclose(result, layer.value[0, which, row, column], rtol=1e-2, atol=1e-2):
         return None
     colours = _COLOURS if len(patch) == 3 else ("",) * len(patch)
     return Example.sum_of_products(
-        f"The largest value: filter {which}, row {row}, column {column}, all counted from 0. The inputs there, times the filter, "
-        "added up.",
+        f"The value furthest from 0: filter {which}, row {row}, column {column}, all counted from 0. The inputs there, times the "
+        "filter, added up.",
         [
             (f"{'+ ' if at else ''}{colour}", values, weights[which, at])
             for at, (colour, values) in enumerate(zip(colours, patch, strict=True))

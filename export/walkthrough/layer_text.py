@@ -7,6 +7,7 @@ import onnx
 from numpy.typing import NDArray
 
 from export.inspection.activations import LayerActivation
+from export.walkthrough import equations
 from service.model.contract import LOGITS_NAME
 
 _DESCRIPTIONS = {
@@ -94,8 +95,8 @@ def describe_layer(layer: LayerActivation, is_first: bool) -> str:
         return f"The same {layer.value.size:,} values in another shape. Nothing is computed."
     if _pairs_with_zero(layer):
         return (
-            "The network gives one score, z. It is the score of the second class; the first class gets 0. The softmax of the two "
-            "gives the second class 1 / (1 + exp(-z)), the sigmoid of z."
+            "The network gives one score, z. It is the score of the second class; the first class gets 0. So the file gives a "
+            "score for each class, as for more than two."
         )
     if operator in _ARITHMETIC:
         return _arithmetic(layer)
@@ -104,6 +105,15 @@ def describe_layer(layer: LayerActivation, is_first: bool) -> str:
         why = " Without this step all layers together would be one linear function." if is_first else ""
         return f"{_DESCRIPTIONS['Relu']} Here {negative:.0%} were negative.{why}"
     return _DESCRIPTIONS.get(operator, f"The ONNX operator {operator} (onnx.ai/onnx/operators).")
+
+
+def describe_sigmoid(layer: LayerActivation) -> str:
+    """The last layer of a network of one score z, which computes the softmax of 0 and z."""
+    [first, second] = layer.inputs[0].reshape(-1).astype(np.float64).tolist()
+    return (
+        f"The sigmoid of the score z is the probability of the second class: {equations.sigmoid(second - first)}. The first class "
+        "has the rest to 1. The file computes it as the softmax of 0 and z, which is the same."
+    )
 
 
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:

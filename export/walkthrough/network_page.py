@@ -1,5 +1,6 @@
 """The walkthrough of a model: every layer's output for one image, which pixels mattered, and, for a run, one gradient step."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,11 +14,13 @@ from export.walkthrough import feature_maps
 from export.walkthrough.feature_maps import SHOWN_MAPS
 from export.walkthrough.head_layers import HeadLayer, by_head
 from export.walkthrough.layer_steps import layer_step
+from export.walkthrough.layer_text import describe_sigmoid
 from export.walkthrough.network_sections import learning_section, pixels_section
 from export.walkthrough.number_format import percent
 from export.walkthrough.subject import Subject, SubjectSession
 from export.walkthrough.web_page import Bar, Figure, Page, Step
 from service.errors import UserError
+from service.model.contract import PROBABILITIES_NAME
 from service.model.cpus import cpu_budget
 
 _SHOWN_ANSWERS = 5
@@ -59,7 +62,7 @@ def build_page(
     on_progress("computing every layer", 0, 0)
     activations = Activations(subject.model, subject.has_contract, subject.feed(pixels[np.newaxis]), cpu_budget())
     layers = by_head(activations, subject.heads)
-    steps = [_picture_step(subject, pixels), *_layer_steps(layers, labels, on_progress)]
+    steps = [_picture_step(subject, pixels), *_layer_steps(subject, layers, labels, on_progress)]
     sections = [
         pixels_section(
             subject, activations, session, pixels, top, labels, partial(on_progress, "hiding parts of the picture")
@@ -92,13 +95,15 @@ def _picture_step(subject: Subject, pixels: NDArray[np.generic]) -> Step:
     return Step("The picture", "", "", text, value, [figure])
 
 
-def _layer_steps(layers: Sequence[HeadLayer], labels: tuple[str, ...], on_progress: OnProgress) -> list[Step]:
+def _layer_steps(subject: Subject, layers: Sequence[HeadLayer], labels: tuple[str, ...], on_progress: OnProgress) -> list[Step]:
     steps = []
     operators = set()
     for done, (layer, head) in enumerate(layers, start=1):
         on_progress("drawing the layers", done, len(layers))
         step = layer_step(layer, done + 1, layer.last.op_type not in operators, labels if head is None else head.labels or labels)
         steps.append(step if head is None else replace(step, title=f"{step.title} (head {head.name})"))
+        if subject.activation == "sigmoid" and layer.last.op_type == "Softmax" and PROBABILITIES_NAME in layer.last.output:
+            steps[-1] = replace(steps[-1], title="Sigmoid", text=describe_sigmoid(layer))
         operators.add(layer.last.op_type)
     return steps
 
@@ -121,11 +126,18 @@ def _answers(probabilities: NDArray[np.float64], labels: tuple[str, ...]) -> lis
     return [replace(found[0], strong=True), *found[1:]]
 
 
+def _rounded_up(value: float) -> str:
+    """A bound in print, of one digit: what is rounded down bounds nothing."""
+    bound = max(value, 1e-9)
+    power = 10.0 ** math.floor(math.log10(bound))
+    return f"{math.ceil(bound / power) * power:.0e}"
+
+
 def _notes(subject: Subject, activations: Activations, probabilities: NDArray[np.float64]) -> list[str]:
     difference = float(np.abs(subject.probabilities(activations.outputs)[0] - probabilities).max())
     notes = [
         "Shapes are (pictures, channels, rows, columns). Every number of a layer was computed by ONNX Runtime on the network's own "
-        f"graph; reading all layers changed no probability by more than {max(difference, 1e-9):.0e}. Of each layer the first "
+        f"graph; reading all layers changed no probability by more than {_rounded_up(difference)}. Of each layer the first "
         f"{SHOWN_MAPS} maps are shown, on one scale. The pictures are also beside this page as PNG files."
     ]
     if subject.assumed:

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from export.inspection.activations import Activations
 from export.progress import OnCount
-from export.walkthrough import attribution, feature_maps
+from export.walkthrough import attribution, equations, feature_maps
 from export.walkthrough.attribution import Occlusion
 from export.walkthrough.feature_maps import Scale
 from export.walkthrough.number_format import number, percent
@@ -50,19 +50,21 @@ def learning_section(subject: Subject, pixels: NDArray[np.uint8], label: int, is
     name = subject.labels[label]
     aim = f"“{name}” is the right answer" if is_given else f"its own answer, “{name}”, is right (--label says otherwise)"
     before, after = float(step.before[label]), float(step.after[label])
+    loss = equations.negative_logarithm(before, float(np.delete(step.before, label).sum()))
+    estimate = equations.linear_estimate(step.loss_before, rate, step.norm)
     largest = max(layer.gradient for layer in step.layers) or 1.0
     too_long = not (step.losses <= step.loss_before).all()
     warning = " Too long ones make it worse." if too_long else " What they do to other pictures it does not show."
     return Section(
         "learning", "One step of learning",
         [
-            f"Suppose that {aim}. The loss is the negative logarithm of its probability: -log {before:.4g} = "
-            f"{number(step.loss_before)}. Backpropagation computes the gradient of the loss for every weight, from the last layer "
+            f"Suppose that {aim}. The loss is the negative natural logarithm of its probability: {loss}. "
+            "Backpropagation computes the gradient of the loss for every weight, from the last layer "
             "back to the first. A step of gradient descent moves each weight against its gradient, times a learning rate of "
             f"{rate:g}.",
             f"Loss: {number(step.loss_before)} before, {number(step.loss_after)} after; the probability of “{name}” goes from "
             f"{percent(before)} to {percent(after)}. The gradient's norm is {number(step.norm)}: if the loss were a straight line, "
-            f"it would now be {number(step.linear_estimate)}. The curve shows where steps of other lengths end.{warning}",
+            f"it would now be {estimate}. The curve shows where steps of other lengths end.{warning}",
         ],
         curve=Curve.of_losses(step.rates, step.losses, rate, step.loss_before, step.loss_after),
         bars_title="The gradient's norm, layer by layer",

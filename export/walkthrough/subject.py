@@ -226,7 +226,10 @@ def _from_run(run: Path) -> Subject:
         "network": architectures.shown(checkpoint.settings.network),
         "trained on": f"{checkpoint.data}, epoch {checkpoint.epoch} of {checkpoint.settings.epochs}",
     }
-    return Subject(checkpoint.data, to_onnx(checkpoint), checkpoint.input, checkpoint.labels, facts, checkpoint=checkpoint)
+    return Subject(
+        checkpoint.data, to_onnx(checkpoint), checkpoint.input, checkpoint.labels, facts,
+        checkpoint=checkpoint, activation=architectures.activation(checkpoint.network),
+    )  # fmt: skip
 
 
 def _with_contract(path: Path, model: onnx.ModelProto, contract: Contract) -> Subject:

@@ -119,7 +119,7 @@ def _scale_inside(values: NDArray[np.float32]) -> Scale:
 def _convolved_example(steps: TutorialSteps, row: int, column: int) -> Example:
     patch = steps.normalised[0, row - 1 : row + 2, column - 1 : column + 2, 0]
     return Example.sum_of_products(
-        f"Row {row}, column {column}, both counted from 0, the largest value away from the border: the pixels there, times the "
+        f"Row {row}, column {column}, both counted from 0, the highest value away from the border: the pixels there, times the "
         "kernel, added up.",
         [("", patch, LAPLACIAN)], 0.0,
     )  # fmt: skip

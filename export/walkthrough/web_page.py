@@ -70,14 +70,15 @@ class Example:
         """
         exact = sum(float((one.astype(np.float64) * other.astype(np.float64)).sum()) for _, one, other in factors) + bias
         places = min(max(0, 2 - math.floor(math.log10(abs(exact)))), _MOST_DECIMALS) if exact else 0
-        result = f"{exact:.{places}f}"
         for decimals in range(2, _MOST_DECIMALS + 1):
             tables = [(matrix_rows(one, decimals), matrix_rows(other, decimals)) for _, one, other in factors]
-            printed = sum(float((np.array(one, float) * np.array(other, float)).sum()) for one, other in tables)
-            if f"{printed + float(number(bias)):.{places}f}" == result:
+            added = f"{bias:.{decimals + 2}g}"  # four significant digits and more
+            printed = sum(float((np.array(one, float) * np.array(other, float)).sum()) for one, other in tables) + float(added)
+            result = f"{printed:.{places}f}"  # of what is printed, even where no number of decimals gives the exact one
+            if result == f"{exact:.{places}f}":
                 break
         lines = [[(before, one), ("times", other)] for (before, *_), (one, other) in zip(factors, tables, strict=True)]
-        return cls(words, lines, (f"+ bias {number(bias)} " if bias else "") + f"= {result}")
+        return cls(words, lines, (f"+ bias {added} " if bias else "") + f"= {result}")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Models to walk through: untrained networks, int8 files, and files without a contract."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,10 @@ def untrained(text: str, spec: InputSpec, classes: int) -> Checkpoint:
 
 def subject_of(checkpoint: Checkpoint, temperature: float = 1.0) -> subject.Subject:
     """The subject that a file of this checkpoint gives."""
-    return subject.Subject("pictures", to_onnx(checkpoint, temperature), checkpoint.input, checkpoint.labels, {})
+    return subject.Subject(
+        "pictures", to_onnx(checkpoint, temperature), checkpoint.input, checkpoint.labels, {},
+        activation=architectures.activation(checkpoint.network),
+    )  # fmt: skip
 
 
 def normalised(checkpoint: Checkpoint, pixels: np.ndarray) -> torch.Tensor:
@@ -99,3 +103,22 @@ def added_up(example: web_page.Example) -> str:
     products = [[np.array(table, float) for _, table in line] for line in example.lines]
     total = sum(float((one * other).sum()) for one, other in products) + sum(map(float, before.split()[-1:]))
     return f"{before}= {total:.{len(result.partition('.')[2])}f}"
+
+
+def equations(text: str) -> list[str]:
+    """The equations in a text: from the first number, sign or function before an equals sign to the number after it."""
+    found: list[str] = re.findall(r"(?:-?(?:ln|[\d.]|1 / )[^=“”:;?!A-Z]*?) = -?[\d.]+(?:e[-+]\d+)?", text)
+    return [each.rstrip(".") for each in found]
+
+
+def is_true(equation: str) -> bool:
+    """Whether a calculator that is given the left side shows the right side, in the digits that it is printed with."""
+    left, _, right = equation.rpartition(" = ")
+    for word, meaning in (("-ln(", "-log("), ("²", "**2"), (" x ", " * ")):
+        left = left.replace(word, meaning)
+    left = re.sub(r"-ln ([-+.\de]+)", r"-log(\1)", left)
+    assert re.fullmatch(r"[-+*/(). \de]*(log|exp)?[-+*/(). \de]*", left), equation
+    mantissa, _, power = right.partition("e")
+    unit = 10.0 ** (int(power or 0) - len(mantissa.partition(".")[2]))
+    value: float = eval(left, {"log": math.log, "exp": math.exp})
+    return abs(value - float(right)) <= 0.5001 * unit + 1e-15

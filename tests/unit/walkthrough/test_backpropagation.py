@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch.nn import functional
@@ -11,8 +12,10 @@ from export.data import datasets
 from export.training.checkpoint import load_checkpoint
 from export.walkthrough import (
     backpropagation,
+    network_sections,
+    subject,
 )
-from tests.unit.walkthrough.models import COLOUR, normalised, untrained
+from tests.unit.walkthrough.models import COLOUR, equations, is_true, normalised, untrained
 
 
 def test_a_step_is_gradient_descent(run: Path, digits: datasets.Dataset) -> None:
@@ -48,3 +51,19 @@ def test_untrained_weights_have_no_gradient(photo: np.ndarray) -> None:
     assert "whitening" not in names
     assert names[0] == "groups.0.widen"
     assert names[-1] == "linear"
+
+
+@pytest.mark.parametrize("scale", [0.1, 3.0, 30.0, 1000.0])
+def test_the_equations_of_a_step_are_true_however_sure_the_network_is(photo: np.ndarray, scale: float) -> None:
+    found = untrained("twelve-filters", COLOUR, 10)
+    with torch.no_grad():
+        found.network.output.weight.mul_(scale)  # type: ignore[union-attr, operator]
+    run = subject.Subject("pictures", onnx.ModelProto(), found.input, found.labels, {}, checkpoint=found)
+    top = int(found.network(normalised(found, photo)).argmax())
+    for label in (top, (top + 1) % 10):
+        step = backpropagation.gradient_step(found, photo, label, 0.01)
+        assert step.before.sum() == pytest.approx(1, abs=1e-12)
+        text = " ".join(network_sections.learning_section(run, photo, label, True, 0.01).paragraphs)
+        shown = equations(text)
+        assert shown, text
+        assert all(is_true(each) for each in shown), shown
