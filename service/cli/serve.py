@@ -8,6 +8,7 @@ from service.access import audit
 from service.cli.config_options import NO_CONTROL, ServeCommand, parameters
 from service.config import ServerConfig
 from service.lifecycle import raise_file_limit
+from service.process.denormals import flush_denormals
 from service.process.logs import set_up_logging
 from service.process.malloc import limit_freed_memory
 
@@ -23,6 +24,7 @@ def serve(**settings: Any) -> None:
     set_up_logging(config.log_level, config.log_format)
     audit.open_log(config.audit_log)
     limit_freed_memory()
+    flush_denormals()
     raise_file_limit()
     if config.repository.is_dir():
         _start_trial_server(config.workers)

@@ -20,6 +20,7 @@ from service.model.loading import load_model
 from service.model.model_files import Expected, ModelContent, read_model
 from service.model.repository_layout import logged_version
 from service.model.session import is_installed, open_session
+from service.process.denormals import flush_denormals
 from service.triton.warmup import warm_up
 
 MAX_THREADS = 4
@@ -42,6 +43,7 @@ def try_and_reply(trial: Trial, memory_bytes: int, seconds: float, pipe: int, pa
     """Tries a version, writes the outcome to `pipe` as JSON, and exits. Never returns."""
     try:
         _confine(parent)
+        flush_denormals()
         os.dup2(os.open(os.devnull, os.O_RDWR), 2)  # what a crash says is not for the server's log
         limits = resource.getrlimit(resource.RLIMIT_DATA)
         resource.setrlimit(resource.RLIMIT_DATA, (_data_bytes() + memory_bytes, limits[1]))

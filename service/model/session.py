@@ -16,6 +16,7 @@ import functools
 import importlib.machinery
 import importlib.util
 import logging
+import math
 import threading
 import time
 import weakref
@@ -141,6 +142,8 @@ def open_session(content: ModelContent, provider: ProviderName, threads: int, cu
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.spin_duration_us", str(_SPIN_MICROSECONDS))
+    if _denormals_are_zero():
+        options.add_session_config_entry("session.set_denormal_as_zero", "1")
     options.log_severity_level = 4
     needs_extensions = any(domain in content.graph for domain in _EXTENSIONS_DOMAINS)
     if needs_extensions:
@@ -169,6 +172,11 @@ def open_session(content: ModelContent, provider: ProviderName, threads: int, cu
         )
     _open.add(session)
     return session
+
+
+def _denormals_are_zero() -> bool:
+    """Whether this thread takes denormal numbers for zero. ONNX Runtime's threads are told to do the same."""
+    return math.ldexp(1.0, -1040) * 1.0 == 0.0
 
 
 def _provider_options(provider: ProviderName, threads: int, cuda_graphs: bool) -> list[tuple[str, dict[str, str]]]:

@@ -34,6 +34,7 @@ from service.errors import ConvoyError, DeadlineExceeded, Unavailable
 from service.http.event_loop import HTTP_FLUSH_SECONDS
 from service.http.server import ROUTE
 from service.lifecycle import StopEvent
+from service.process.denormals import flush_denormals
 from service.process.logs import set_up_logging
 from service.process.malloc import limit_freed_memory
 from service.process.process_exit import exit_at_once
@@ -221,6 +222,7 @@ def _exit_without_supervisor() -> None:
 def main(file_descriptor: int, connections_descriptor: int) -> None:
     """Runs a worker; the descriptors are its ends of the pipe to the supervisor, and of the socket that brings connections."""
     limit_freed_memory()
+    flush_denormals()
     pipe = Connection(file_descriptor)
     number, config = pipe.recv()
     set_up_logging(config.log_level, config.log_format, number)

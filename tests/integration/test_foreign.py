@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import platform
 import signal
 import time
 import urllib.error
@@ -34,7 +35,7 @@ from service.server import Server
 from tests.conftest import Serve, Spawn
 from tests.integration.test_classify import classify_on, refused
 from tests.integration.test_edges import samples
-from tests.unit.model import foreign_graphs
+from tests.unit.model import foreign_graphs, graphs
 
 
 @pytest.fixture
@@ -390,6 +391,25 @@ def go_round(channel: grpc.Channel, rounds: float, timeout_seconds: float) -> li
     items = np.array([[0, rounds]], np.float32).tobytes()
     request = oip.ModelInferRequest(model_name="loop", inputs=[data], raw_input_contents=[items])
     return list(np.frombuffer(infer(request, timeout=timeout_seconds).raw_output_contents[0], np.float32))
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_server_takes_denormal_numbers_for_zero(workers: str, tmp_path: Path, spawn: Spawn) -> None:
+    graphs.write(
+        tmp_path / "models" / "half" / "1" / "model.onnx", [graphs.node("Mul", "x half", "y")], {"y": FLOAT},
+        {"half": np.float32(0.5)},
+    )  # fmt: skip
+    server = spawn(tmp_path / "models", "--workers", workers)
+    x = oip.ModelInferRequest.InferInputTensor(name="x", datatype="FP32", shape=[1, 4])
+    items = np.array([[2e-38, -2e-38, 4e-38, 1]], np.float32).tobytes()
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        infer = channel.unary_unary(
+            "/inference.GRPCInferenceService/ModelInfer", oip.ModelInferRequest.SerializeToString, oip.ModelInferResponse.FromString
+        )
+        answer = infer(oip.ModelInferRequest(model_name="half", inputs=[x], raw_input_contents=[items]), timeout=30)
+    halves = np.frombuffer(answer.raw_output_contents[0], np.float32)
+    kept = platform.machine() != "x86_64"
+    np.testing.assert_array_equal(halves, np.array([1e-38 * kept, -1e-38 * kept, 2e-38, 0.5], np.float32))
 
 
 def test_a_model_that_never_ends_cannot_keep_the_server(tmp_path: Path, spawn: Spawn) -> None:
