@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+_SHOWN = 12
+
 
 def first_of(words: Sequence[str], most: int) -> str:
     """The first `most` words, and the number of the others: "cat, dog and 3 more"."""
@@ -10,9 +12,12 @@ def first_of(words: Sequence[str], most: int) -> str:
 
 
 def as_text(value: object) -> str:
-    """A setting: 0.004, adam, or 0.485,0.456,0.406."""
+    """A setting: 0.004, adam, yes, or 0.485,0.456,0.406. Of many numbers the first and their number."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, tuple):
-        return ",".join(map(as_text, value))
+        more = f",... ({len(value)})" if len(value) > _SHOWN else ""
+        return ",".join(map(as_text, value[:_SHOWN])) + more
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from export.cli.advice import never_right
 from export.evaluation.multilabel import MultilabelScores
 from export.evaluation.scores import ClassScore, Scores
 from export.text import first_of, interval_or_dash, percent_or_dash
@@ -29,6 +30,7 @@ def as_json(scores: Scores) -> dict[str, object]:
         "correct": scores.correct,
         "accuracy": scores.accuracy,
         "accuracy_interval": scores.accuracy_interval,
+        "balanced_accuracy": scores.balanced_accuracy,
         **({f"top_{_TOP}_accuracy": scores.top_accuracy(_TOP)} if len(scores.labels) > _TOP_FROM else {}),
         "cross_entropy": scores.cross_entropy,
         "temperature": scores.temperature,
@@ -78,18 +80,21 @@ def show_multilabel(scores: MultilabelScores, console: Console) -> None:
 
 
 def headline(scores: Scores) -> str:
-    """Accuracy, calibration and the hardest class, a line each."""
+    """Accuracy, calibration and the hardest class, a line each; of imbalanced classes the balanced accuracy first."""
     low, high = scores.accuracy_interval
     calibration = f"expected calibration error {scores.reliability.error:.2%}"
     if scores.temperature != 1.0:
         calibration += f" with the temperature of {scores.temperature:.3f}, {scores.reliability_before.error:.2%} without"
     hardest = scores.hardest
+    balanced = f"balanced accuracy, the mean over the classes: {scores.balanced_accuracy:.2%}\n" if scores.imbalanced else ""
     top = f"the right label among the first {_TOP}: {scores.top_accuracy(_TOP):.2%}\n" if len(scores.labels) > _TOP_FROM else ""
     return (
+        f"{balanced}"
         f"accuracy as served: {scores.accuracy:.2%} ({scores.correct} of {scores.items}; 95 % interval {low:.1%} to {high:.1%})\n"
         f"{top}"
         f"{calibration}; cross-entropy {scores.cross_entropy:.4f}\n"
         f"hardest class: {hardest.label!r}, {hardest.recall or 0.0:.1%} of {hardest.items} right"
+        + "".join(f"\n{line}" for line in never_right(scores))
     )
 
 
@@ -141,13 +146,18 @@ def show(scores: Scores, console: Console) -> None:
     """Prints the headline, the classes, the confusion matrix if it is small enough, and the most frequent mistakes."""
     console.print(headline(scores), soft_wrap=True, markup=False)
     console.print()
-    console.print(_classes(scores))
+    show_classes(scores, console)
     if len(scores.occurring) <= _SHOWN_CLASSES:
         console.print()
         console.print(_confusion(scores))
     pairs = [f"{true!r} as {answer!r} ({count})" for true, answer, count in scores.confused(_SHOWN_MISTAKES)]
     if pairs:
         console.print(f"\nmost frequent confusions: {', '.join(pairs)}", soft_wrap=True, markup=False)
+
+
+def show_classes(scores: Scores, console: Console) -> None:
+    """Prints a line for each class, or for the hardest."""
+    console.print(_classes(scores))
 
 
 def _shape(shape: tuple[int, ...]) -> str:

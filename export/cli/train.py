@@ -3,6 +3,7 @@
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from export.cli import advice
 from export.cli.dataset_loading import load_with_progress
 from export.cli.output_folder import check_output_folder, create_output_folder, lock_run
 from export.cli.progress_bar import training_bar
-from export.cli.summary import show_loaded
+from export.cli.summary import show_classes, show_loaded
 from export.cli.train_options import OPTION_GROUPS, TrainCommand
 from export.text import as_text
 from export.training import recipes
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from export.training.distributed import ProcessGroup
     from export.training.history import EpochMetrics
     from export.training.pretrained import Weights
+
+_NOTABLE = 0.02
+"""From this difference on between balanced accuracy and accuracy, an epoch's line has both."""
 
 _COLOURS = {1: "gray", 3: "colour"}
 
@@ -43,7 +47,9 @@ def train(output: Path, resume: bool, tensorboard: bool, **chosen: Any) -> None:
     with join_group() as group:
         console = Console(highlight=False, quiet=group.rank > 0)
         dataset, settings, weights = group.rank_zero_first(partial(_prepare, console, group, output, resume, **chosen))
-        console.print("\n".join([_describe(settings, group), *advice.before_training(dataset)]), soft_wrap=True, markup=False)
+        console.print(
+            "\n".join([_describe(settings, group), *advice.before_training(dataset, settings)]), soft_wrap=True, markup=False
+        )
         try:
             checkpoint = _train(console, group, dataset, settings, output, resume, tensorboard, weights)
             if group.rank == 0:
@@ -62,13 +68,14 @@ def _prepare(
     console: Console, group: "ProcessGroup", output: Path, resume: bool, data: str, data_dir: Path | None, network: str,
     image_size: tuple[int, int] | None, resize: str | None, crop: tuple[int, int] | None, crop_pct: float | None,
     filter_name: str | None, fit: str | None, channels: str | None, flip: bool | None, shift_pixels: int | None,
-    weights: Path | None, **chosen: Any,
+    weights: Path | None, class_weights: str | None, **chosen: Any,
 ) -> "tuple[Dataset, recipes.Settings, Weights | None]":  # fmt: skip
     """Checks what can be checked at once, loads the data, which can take minutes, and takes the output folder."""
     from export.data.datasets import DatasetOptions, load_dataset
     from export.data.input_choice import SHORT_FORMS, InputChoice
     from export.networks import architectures
     from export.training.checkpoint import load_interrupted
+    from export.training.class_balance import automatic_weights, given_weights, read_class_weights
     from export.training.pretrained import read_weights
     from service.model.input_spec import InputSpec
 
@@ -77,6 +84,9 @@ def _prepare(
     colours = {"gray": 1, "rgb": 3}[channels] if channels else None
     wanted = InputChoice(image_size, colours, resize or (SHORT_FORMS[fit] if fit else None), filter_name, crop, crop_pct)
     wanted.of(InputSpec(height=32, width=32, channels=3))  # contradictions are said before the data are read
+    if class_weights and chosen["balanced_sampling"]:
+        raise UserError("--class-weights and --balanced-sampling both make up for classes that are rare: one of them is accepted")
+    weight_of = read_class_weights(Path(class_weights)) if class_weights and class_weights != "auto" else None
     code = architectures.code(network)
     read = read_weights(weights) if weights is not None else None
     if resume:
@@ -88,6 +98,11 @@ def _prepare(
     shift = recipes.recipe(network).shift_pixels if shift_pixels is None else shift_pixels
     options = DatasetOptions(wanted, flip, shift)
     dataset = load_with_progress(console, partial(load_dataset, data, chosen["seed"], data_dir, options), to_train=True)
+    if class_weights:
+        labels, classes = dataset.training.labels, dataset.labels
+        chosen["class_weights"] = (
+            automatic_weights(labels, len(classes)) if weight_of is None else given_weights(weight_of, classes)
+        )
     settings = recipes.settings(
         code.network if code else network, len(dataset.training), weights=str(read) if read else None, **chosen
     )
@@ -118,7 +133,7 @@ def _train(
     write = tensorboard_writer(run / "tensorboard") if tensorboard and group.rank == 0 else None
 
     def on_epoch(epoch: "EpochMetrics") -> None:
-        console.print(_epoch_line(epoch, settings.epochs), soft_wrap=True)
+        console.print(_epoch_line(epoch, settings.epochs, dataset.labels), soft_wrap=True)
         if write is not None:
             write(epoch)
 
@@ -149,15 +164,19 @@ def _report_interruption(console: Console, group: "ProcessGroup", run: Path) -> 
 
 
 def _report_test_accuracy(console: Console, checkpoint: "Checkpoint", dataset: "Dataset", run: Path) -> None:
-    from export.data.sample_size import accuracy_interval
-    from export.training.inference import count_correct
+    from scipy.special import softmax
 
-    correct, items = count_correct(checkpoint, dataset.test), len(dataset.test)
-    low, high = accuracy_interval(correct, items)
+    from export.evaluation.scores import Scores
+    from export.training.inference import predict_logits
+
+    scores = Scores(dataset.labels, dataset.test.labels, softmax(predict_logits(checkpoint, dataset.test.pixels), axis=1))
+    low, high = scores.accuracy_interval
+    balanced = f"balanced accuracy {scores.balanced_accuracy:.2%}, " if scores.imbalanced else ""
+    show_classes(scores, console)
     lines = [
-        f"kept epoch {checkpoint.epoch}; test accuracy {correct / items:.2%} ({correct} of {items}; 95 % interval "
-        f"{low:.1%} to {high:.1%})",
-        *advice.after_test(correct, dataset),
+        f"kept epoch {checkpoint.epoch}; test {balanced}accuracy {scores.accuracy:.2%} ({scores.correct} of {scores.items}; 95 % "
+        f"interval {low:.1%} to {high:.1%})",
+        *advice.after_test(scores, dataset),
         f"wrote {run}; next: {_next_command(run)}",
     ]
     console.print("\n".join(lines), soft_wrap=True, markup=False)
@@ -183,10 +202,16 @@ def _describe(settings: recipes.Settings, group: "ProcessGroup") -> str:
     return f"{architectures.shown(settings.network)}: {listed}\n{processes}{precision} on {where}"
 
 
-def _epoch_line(epoch: "EpochMetrics", epochs: int) -> str:
+def _epoch_line(epoch: "EpochMetrics", epochs: int, labels: Sequence[str]) -> str:
+    """The figures of an epoch; where the balanced accuracy is another than the accuracy, it too, and the hardest class."""
+    balanced = ""
+    known = [(recall, labels[index]) for index, recall in enumerate(epoch.validation_recalls) if recall is not None]
+    if known and abs((epoch.validation_balanced_accuracy or 0.0) - epoch.validation_accuracy) >= _NOTABLE:
+        recall, hardest = min(known)
+        balanced = f" (balanced {epoch.validation_balanced_accuracy:.1%}, {hardest!r} {recall:.1%})"
     return (
         f"epoch {epoch.epoch:>{len(str(epochs))}}/{epochs}: loss {epoch.training_loss:.4f}, accuracy "
-        f"{epoch.training_accuracy:.1%}; validation {epoch.validation_loss:.4f}, {epoch.validation_accuracy:.2%}; "
+        f"{epoch.training_accuracy:.1%}; validation {epoch.validation_loss:.4f}, {epoch.validation_accuracy:.2%}{balanced}; "
         f"{epoch.images_per_second:,.0f} images/s, {epoch.seconds:.1f} s"
     )
 

@@ -72,6 +72,11 @@ OPTION_GROUPS: dict[str, tuple[click.Option, ...]] = {
                      help="Share of each label that is spread over all classes: 0.1 makes a network less confident."),
         click.Option(["--ema-decay"], type=FiniteFloat(0, 1, max_open=True), metavar="DECAY", show_default=_RECIPE,
                      help="Measure and keep a moving average of the weights with this decay a step, such as 0.99; 0: no average."),
+        click.Option(["--class-weights"], metavar="auto|FILE", show_default="every image weighs the same",
+                     help="Weights of the classes in the loss: auto, by which rare ones weigh as much as frequent ones, or a CSV "
+                          "file with rows of class,weight."),
+        click.Option(["--balanced-sampling"], is_flag=True,
+                     help="An epoch has as many images of every class: of rare ones each several times, of frequent ones a part."),
         click.Option(["--flip/--no-flip"], default=None, show_default="--flip, except for digits and mnist",
                      help="Mirror half of the training images; turn it off for images of anything that can be read."),
         click.Option(["--shift", "shift_pixels"], type=click.IntRange(0, _LARGEST_SIDE), metavar="PIXELS",

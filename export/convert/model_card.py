@@ -94,14 +94,23 @@ def _overview(contract: Contract, scores: Scores, digest: str, size_bytes: int) 
         ("input", _input(contract.input)),
         ("labels", first_of(contract.labels, _SHOWN_LABELS)),
         ("network", f"{training.network}, {contract.head} head, {contract.precision}, {size_bytes:,} bytes"),
+        *([("balanced accuracy", f"{scores.balanced_accuracy:.2%}, the mean over the classes")] if scores.imbalanced else []),
         ("accuracy", _accuracy(scores)),
         ("calibration error", f"{scores.reliability.error:.2%}"),
         ("digest", f"sha256 {digest}"),
     ]
     return (
         f"A classifier of pictures with {len(contract.labels)} classes: `model.onnx`, written by Convoy. The file holds everything "
-        f"that is needed to serve it.\n\n{markdown_table(('', ''), rows, 'll')}"
+        f"that is needed to serve it.\n\n{_never_right(scores)}{markdown_table(('', ''), rows, 'll')}"
     )
+
+
+def _never_right(scores: Scores) -> str:
+    """What the accuracy hides, before everything else."""
+    if not scores.never_right:
+        return ""
+    found = [f"{escape_markdown(score.label)} ({score.right:,} of {score.items:,} right)" for score in scores.never_right]
+    return f"**Of these classes the model is (nearly) never right: {first_of(found, _SHOWN_FEW)}.**\n\n"
 
 
 def _input(spec: InputSpec) -> str:

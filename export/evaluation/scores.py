@@ -11,6 +11,12 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from export.data.sample_size import accuracy_interval
 from export.evaluation.calibration import Reliability, reliability, without_temperature
 
+IMBALANCED = 3.0
+"""From so many times as many images of one class as of another on, the accuracy is mostly that of the frequent classes."""
+
+NEVER_RIGHT = 0.1
+"""Up to this recall a class is (nearly) never right."""
+
 
 @dataclass(frozen=True)
 class ClassScore:
@@ -25,6 +31,11 @@ class ClassScore:
     recall: float | None
     f1: float | None
     recall_interval: tuple[float, float] | None = None
+
+    @property
+    def right(self) -> int:
+        """How many of its images are right."""
+        return round((self.recall or 0.0) * self.items)
 
 
 @dataclass(frozen=True)
@@ -69,6 +80,23 @@ class Scores:
     def accuracy(self) -> float:
         """Fraction of right answers."""
         return self.correct / self.items
+
+    @cached_property
+    def balanced_accuracy(self) -> float:
+        """Mean recall of the classes with images: the accuracy if each had as many."""
+        recalls = [score.recall for score in self.classes if score.recall is not None]
+        return sum(recalls) / len(recalls)
+
+    @cached_property
+    def imbalanced(self) -> bool:
+        """Whether some classes with images have IMBALANCED times as many as others."""
+        counts = [score.items for score in self.classes if score.items]
+        return max(counts) >= IMBALANCED * min(counts)
+
+    @cached_property
+    def never_right(self) -> tuple[ClassScore, ...]:
+        """The classes with images of which at most NEVER_RIGHT are right."""
+        return tuple(score for score in self.classes if score.recall is not None and score.recall <= NEVER_RIGHT)
 
     def top_accuracy(self, most: int) -> float:
         """Fraction of images whose true class is among the `most` most probable ones."""

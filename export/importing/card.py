@@ -79,6 +79,7 @@ def _row(gate: Gate) -> tuple[str, str, str]:
 
 def _accuracy(scores: Scores) -> str:
     low, high = scores.accuracy_interval
+    balanced = f"The balanced accuracy, the mean over the classes, is {scores.balanced_accuracy:.2%}. " if scores.imbalanced else ""
     classes = sorted((score for score in scores.classes if score.items), key=lambda score: score.recall or 0.0)
     rows = [
         (score.label, f"{score.items:,}", *(percent_or_dash(value) for value in (score.precision, score.recall, score.f1)))
@@ -89,7 +90,7 @@ def _accuracy(scores: Scores) -> str:
         for true, answer, count in scores.confused(_SHOWN_MISTAKES)
     ]
     return (
-        f"{scores.accuracy:.2%} of {scores.items:,} pictures are right (95 % interval {low:.1%} to {high:.1%}), measured "
+        f"{balanced}{scores.accuracy:.2%} of {scores.items:,} pictures are right (95 % interval {low:.1%} to {high:.1%}), measured "
         f"through the code that serves it, from the bytes of each file to the label. The expected calibration error is "
         f"{scores.reliability.error:.2%}.\n\n"
         + markdown_table(("class", "pictures", "precision", "recall", "F1"), rows, "lrrrr")

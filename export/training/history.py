@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +22,9 @@ class EpochMetrics:
     """The figures of one epoch.
 
     Losses are mean cross-entropies in nats, without label smoothing; accuracies are fractions. Those of the training part are taken
-    during the epoch: on augmented images, while the weights change. `learning_rate` is that of the last step.
+    during the epoch: on augmented images, while the weights change. `learning_rate` is that of the last step. Of the
+    validation part there are also the recall of each class, None for one without images, and their mean, the balanced accuracy.
+    With weights of classes, the losses are means with these weights.
     """
 
     epoch: int
@@ -32,6 +35,8 @@ class EpochMetrics:
     images_per_second: float
     learning_rate: float
     seconds: float
+    validation_balanced_accuracy: float | None = None
+    validation_recalls: tuple[float | None, ...] = ()
 
 
 def best_epoch(history: Sequence[EpochMetrics]) -> EpochMetrics:
@@ -67,6 +72,10 @@ def plot_curves(history: Sequence[EpochMetrics], path: Path, kept: EpochMetrics 
         drawn = {"linestyle": style, "marker": marker, "markersize": 3, "label": part}
         loss.plot(epochs, [getattr(epoch, f"{part}_loss") for epoch in history], **drawn)
         accuracy.plot(epochs, [100 * getattr(epoch, f"{part}_accuracy") for epoch in history], **drawn)
+    balanced = [epoch.validation_balanced_accuracy for epoch in history]
+    if any(value is not None for value in balanced):
+        percent = [math.nan if value is None else 100 * value for value in balanced]
+        accuracy.plot(epochs, percent, ":", marker=marker, markersize=3, color="tab:orange", label="validation, balanced")
     rate.plot(epochs, [epoch.learning_rate for epoch in history], marker=marker, markersize=3, color="tab:green")
     kept = kept or best_epoch(history)
     loss.axvline(kept.epoch, color="gray", linewidth=0.8, label=f"kept: epoch {kept.epoch}")
@@ -99,7 +108,7 @@ def tensorboard_writer(folder: Path) -> Callable[[EpochMetrics], None]:
         with writing(folder):
             writer = opened()
             for name, value in vars(epoch).items():
-                if name != "epoch":
+                if name != "epoch" and isinstance(value, float):
                     part, _, figure = name.partition("_")
                     tag = f"{figure}/{part}" if part in ("training", "validation") else name
                     writer.add_scalar(tag, value, epoch.epoch)

@@ -4,7 +4,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from export.data.datasets import Part
 from export.training.checkpoint import Checkpoint
 from export.training.normalization import Normalization
 
@@ -17,11 +16,6 @@ def predict_logits(checkpoint: Checkpoint, pixels: NDArray[np.uint8]) -> NDArray
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
     found: NDArray[np.float32] = batched_logits(checkpoint.network.cpu(), normalize, images).numpy()
     return found
-
-
-def count_correct(checkpoint: Checkpoint, part: Part) -> int:
-    """How many images of a part the network classifies correctly."""
-    return int((predict_logits(checkpoint, part.pixels).argmax(axis=1) == part.labels).sum())
 
 
 @torch.inference_mode()

@@ -31,6 +31,7 @@ from export.networks.speed_net import SpeedNet
 from export.networks.tracing import check_traceable
 from export.training import fine_tuning, optimization
 from export.training.checkpoint import Checkpoint, load_interrupted, save_checkpoint
+from export.training.class_balance import automatic_weights, balanced_order
 from export.training.distributed import ProcessGroup
 from export.training.history import CURVES, EpochMetrics, best_epoch, kept_epoch, plot_curves, write_metrics
 from export.training.inference import batched_logits
@@ -163,6 +164,7 @@ class _Trainer:
             self._images, self._labels = self._images.to(group.device), self._labels.to(group.device)
         self._mean, self._std = self._normalization()
         self._normalize = Normalization(self._mean, self._std, group.device)
+        self._class_weights, self._validation_weights = self._weights_of_classes()
         self._code = architectures.code(settings.network)
         self._network = self._new_network()
         if weights is not None:
@@ -190,6 +192,17 @@ class _Trainer:
         given_mean, given_std = (tuple(255 * value for value in values) for values in (self._settings.mean, self._settings.std))
         return given_mean or mean, given_std or std
 
+    def _weights_of_classes(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """float32[K] for the loss, on the device, and for the validation loss, on the CPU; None where every image weighs the same.
+
+        The epoch is chosen by what is trained for: after balanced sampling by a loss in which all classes weigh the same.
+        """
+        if weights := self._settings.class_weights:
+            return torch.tensor(weights, device=self._group.device), torch.tensor(weights)
+        if self._settings.balanced_sampling:
+            return None, torch.tensor(automatic_weights(self._dataset.validation.labels, len(self._dataset.labels)))
+        return None, None
+
     def _head(self) -> torch.nn.Module:
         return fine_tuning.last_layer(self._network, self._normalize(self._images[:2]))
 
@@ -202,14 +215,14 @@ class _Trainer:
         """One pass over the training part, then the validation part."""
         group, seed = self._group, self._settings.seed
         torch.manual_seed(_seed(seed, number, group.rank))  # for networks with random layers, such as dropout
-        order = torch.randperm(len(self._labels), generator=torch.Generator().manual_seed(_seed(seed, number)))
+        order = self._order(torch.Generator().manual_seed(_seed(seed, number)))
         changes = torch.Generator(self._images.device).manual_seed(_seed(seed, number, 1 + group.rank))
         self._network.train()
         for norm in self._frozen_norms:
             norm.eval()
         start = reported = time.perf_counter()
         seen = 0  # by this process
-        sums = torch.zeros(3, device=group.device, dtype=torch.float64)  # loss, correct, images
+        sums = torch.zeros(4, device=group.device, dtype=torch.float64)  # loss, weights, correct, images
         for step, batch in enumerate(order.tensor_split(self._batches), start=(number - 1) * self._batches + 1):
             rate = self._optimizer.param_groups[0]["lr"]
             sums += self._step(step, batch, changes)
@@ -217,15 +230,23 @@ class _Trainer:
             now = time.perf_counter()
             if now - reported >= _REPORT_SECONDS or step == number * self._batches:  # reading the sums makes a GPU wait
                 reported = now
-                loss, correct, items = sums.tolist()
+                loss, weight, correct, items = sums.tolist()
                 total = self._settings.epochs * self._batches
-                on_step(TrainingProgress(step, total, loss / items, correct / items, seen / (now - start)))
-        loss, correct, items = group.sum(sums).tolist()
+                on_step(TrainingProgress(step, total, loss / weight, correct / items, seen / (now - start)))
+        loss, weight, correct, items = group.sum(sums).tolist()
         seconds = time.perf_counter() - start
-        validation_loss, validation_accuracy = self._validate()
+        validation_loss, validation_accuracy, recalls = self._validate()
+        known = [recall for recall in recalls if recall is not None]
         return EpochMetrics(
-            number, loss / items, correct / items, validation_loss, validation_accuracy, items / seconds, rate, seconds
-        )
+            number, loss / weight, correct / items, validation_loss, validation_accuracy, items / seconds, rate, seconds,
+            sum(known) / len(known), recalls,
+        )  # fmt: skip
+
+    def _order(self, generator: torch.Generator) -> torch.Tensor:
+        """The indices of the images of an epoch, the same on every process."""
+        if self._settings.balanced_sampling:
+            return balanced_order(self._labels.cpu(), generator)
+        return torch.randperm(len(self._labels), generator=generator)
 
     def _step(self, step: int, batch: torch.Tensor, changes: torch.Generator) -> torch.Tensor:
         """One step of the optimiser on this process's shard of a batch of indices, int64[n]; gives the shard's `_sums`."""
@@ -234,7 +255,9 @@ class _Trainer:
         y = self._labels[shard].to(self._group.device)
         with self._autocast:
             logits = self._parallel(x).float()
-        loss = functional.cross_entropy(logits, y, label_smoothing=self._settings.label_smoothing, reduction="sum")
+        loss = functional.cross_entropy(
+            logits, y, self._class_weights, label_smoothing=self._settings.label_smoothing, reduction="sum"
+        )
         # Gradients are averaged over processes, whose shards may differ by an image: this is the mean over the whole batch.
         loss = loss * (self._group.size / len(batch))
         self._optimizer.zero_grad(set_to_none=True)
@@ -243,16 +266,20 @@ class _Trainer:
         self._schedule.step()
         if self._average:
             self._average.update(step)
-        return _sums(logits.detach(), y)
+        return _sums(logits.detach(), y, self._class_weights)
 
-    def _validate(self) -> tuple[float, float]:
-        """Mean loss and accuracy on the validation part, of which each process computes a shard."""
+    def _validate(self) -> tuple[float, float, tuple[float | None, ...]]:
+        """Mean loss, accuracy, and recall of each class on the validation part, of which each process computes a shard."""
         self._group.broadcast_buffers(self._measured)
         images, labels = self._validation
         shard = self._group.shard(torch.arange(len(labels)))
         logits = batched_logits(self._measured, self._normalize, images[shard])
-        loss, correct, items = self._group.sum(_sums(logits, labels[shard]).to(self._group.device)).tolist()
-        return loss / items, correct / items
+        classes, right = len(self._dataset.labels), labels[shard][logits.argmax(1) == labels[shard]]
+        sums = torch.cat([_sums(logits, labels[shard], self._validation_weights), right.bincount(minlength=classes).double()])
+        loss, weight, correct, items, *hits = self._group.sum(sums.to(self._group.device)).tolist()
+        counts = labels.bincount(minlength=classes).tolist()
+        recalls = tuple(hit / count if count else None for hit, count in zip(hits, counts, strict=True))
+        return loss / weight, correct / items, recalls
 
     def checkpoint(self, epoch: int) -> Checkpoint:
         """The current weights, as a network of their own."""
@@ -315,10 +342,12 @@ def _batches_an_epoch(items: int, batch_size: int, processes: int) -> int:
     return batches
 
 
-def _sums(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """float64[3]: the sum of the cross-entropies, the number of correct answers, and the number of images."""
-    loss = functional.cross_entropy(logits, labels, reduction="sum")
-    return torch.stack([loss.double(), (logits.argmax(1) == labels).sum().double(), loss.new_tensor(len(labels)).double()])
+def _sums(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    """float64[4]: the sums of the weighted cross-entropies and of the weights, the numbers of correct answers and of images."""
+    loss = functional.cross_entropy(logits, labels, weights, reduction="sum").double()
+    items = loss.new_tensor(len(labels))
+    weight = items if weights is None else weights[labels].sum().double()
+    return torch.stack([loss, weight, (logits.argmax(1) == labels).sum().double(), items])
 
 
 def _tensors(part: Part) -> tuple[torch.Tensor, torch.Tensor]:

@@ -42,6 +42,8 @@ class Settings:
         head_learning_rate: the highest of the schedule for the last layer; 0: the same as for the others.
         mean: subtracted from pixels of 0 to 1, by channel; empty: the mean of the training images.
         std: what they are then divided by; empty: the standard deviation of the training images.
+        class_weights: of each class in the loss; empty: every image weighs the same.
+        balanced_sampling: an epoch has as many images of every class.
     """
 
     network: str
@@ -61,10 +63,12 @@ class Settings:
     head_learning_rate: float = 0.0
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    class_weights: tuple[float, ...] = ()
+    balanced_sampling: bool = False
 
     def given(self) -> dict[str, object]:
         """All settings by name, without those of this training that are not used."""
-        unused = ("weights", "freeze", "head_learning_rate", "mean", "std")
+        unused = ("weights", "freeze", "head_learning_rate", "mean", "std", "class_weights", "balanced_sampling")
         return {name: value for name, value in asdict(self).items() if value or name not in unused}
 
 

@@ -36,6 +36,14 @@ def test_the_card_describes_the_file_and_a_server_ignores_it(model_file: Path, d
         repository.stop()
 
 
+def test_the_card_leads_with_what_the_accuracy_hides(model_file: Path) -> None:
+    heads = (own_head(("cat", "dog")),)
+    contract = load_model(model_file, "cpu", 1).contract.model_copy(update={"heads": heads})
+    overview = model_card._overview(contract, scores_of([0] * 50 + [1], [0] * 51, labels=("cat", "dog")), "1f", 10)
+    assert "never right: dog (0 of 1 right).**" in overview
+    assert overview.index("never right") < overview.index("| balanced accuracy | 50.00%") < overview.index("| accuracy | 98.04%")
+
+
 def test_the_card_escapes_names(model_file: Path) -> None:
     heads = (own_head(("golden_retriever", "a|b", "owl")),)
     contract = load_model(model_file, "cpu", 1).contract.model_copy(update={"heads": heads})

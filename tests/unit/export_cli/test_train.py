@@ -41,6 +41,8 @@ def test_options_that_contradict_each_other_or_the_data_are_one_line_and_nothing
         "--channels rgb --std 0.5": "--std: 1 numbers for an input of 3 channels, colour; --channels changes it",
         "--mean 123.7,116.3,103.5": "each from 0 to 1, for pixels of 0 to 1.",
         "--std 0": "each from 0 (not itself) to 1, for pixels of 0 to 1.",
+        "--class-weights auto --balanced-sampling": "both make up for classes that are rare: one of them is accepted",
+        f"--class-weights {tmp_path}/none.csv": "No such file or directory",
         "--freeze layer1": "--freeze layer1: no weight has a name that starts so; they start with conv1, ",
     }.items():
         output = tmp_path / "run"

@@ -62,10 +62,10 @@ def test_a_seed_gives_the_same_training_and_the_best_epoch_is_kept(tmp_path: Pat
     "changes",
     [
         {},
-        {"optimizer": "sgd", "learning_rate": 0.02, "ema_decay": 0.0, "weight_decay": 1e-3},
+        {"optimizer": "sgd", "learning_rate": 0.02, "ema_decay": 0.0, "weight_decay": 1e-3, "balanced_sampling": True},
         {
             "optimizer": "adamw", "schedule": "constant", "label_smoothing": 0.1, "freeze": ("conv1",), "head_learning_rate": 1e-3,
-            "mean": (0.5,),
+            "mean": (0.5,), "class_weights": (3.0, *[1.0] * 9),
         },
         {"network": "speed-net:width=32", "optimizer": "sgd", "learning_rate": 0.05},  # norms, whose statistics go on too
     ],
