@@ -70,7 +70,7 @@ class Policy(BaseModel):
         default=1,
         ge=1,
         le=64,
-        description="ONNX Runtime sessions of the model; on the CPU they share the threads.",
+        description="Batches that the model computes at a time; on the CPU they share the threads.",
     )
     provider: Provider | None = Field(
         default=None,

@@ -1,6 +1,6 @@
 """Runs batches, short ones inline on the gRPC thread and others on a thread of an instance, and delivers their outcomes.
 
-A model has one or more instances: ONNX Runtime sessions, which run one batch at a time.
+A model has one or more instances, each of which runs one batch at a time, in an ONNX Runtime session.
 
 The transport's thread calls `pump` when it has no more events waiting, and when `submit` says that a batch is full. `pump` runs a
 batch itself or wakes an instance's thread. An instance's thread takes the next batch by itself for as long as one is due. All other

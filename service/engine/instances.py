@@ -30,7 +30,7 @@ _SMALL_SECONDS = 0.001
 
 
 class Loaded(NamedTuple):
-    """The instances of a model, all alike, seconds a batch by items, and clients' shapes if the graph has others."""
+    """The instances of a model, alike or the same, seconds a batch by items, and clients' shapes if the graph has others."""
 
     instances: tuple[Model, ...]
     measured: dict[int, float]
@@ -50,7 +50,8 @@ def load_instances(
 ) -> Loaded:
     """Loads as many instances of a model as its policy asks for, and measures how long batches take.
 
-    On the CPU the instances share `cpus` threads. Where there are many models already, a small one has a single thread.
+    On the CPU the instances share `cpus` threads. Where there are many models already, a small one has a single thread. Instances
+    with one thread each share a session, and so the memory of the weights.
 
     Args:
         path: the model file, `<model>/<version>/model.onnx`.
@@ -84,11 +85,13 @@ def load_instances(
         first.close()
         first = load(threads)
         measured = first.measure(max_batch_items)
-    instances = (first, *(load(first.threads) for _ in range(policy.instances - 1)))
-    for other in instances[1:]:
+    is_shared = first.provider == "cpu" and first.threads == 1  # it has no threads that runs would have to share
+    others = [] if is_shared else [load(first.threads) for _ in range(policy.instances - 1)]
+    for other in others:
         other.measure(max(measured), thorough=few)  # warms it up
-    for instance in instances:
+    for instance in (first, *others):
         warm_up(instance, path.parents[1], triton.warmup)
+    instances = (first,) * policy.instances if is_shared else (first, *others)
     if labels is not None and first.has_contract:
         log.warning("%s: labels.txt is ignored: the file's contract has the labels", name)
     return Loaded(instances, measured, forms)

@@ -37,7 +37,7 @@ _LONG_BATCH_GAIN = 0.95
 
 
 class Model:
-    """A loaded model. `predict` may be called from any thread, by one at a time.
+    """A loaded model. `predict` may be called from any thread, on a GPU by one at a time.
 
     Attributes:
         input: what it takes.
