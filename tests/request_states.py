@@ -8,12 +8,7 @@ from typing import Any
 
 import pytest
 
-from service.compiled import build
 from service.engine.entry import NEXT_STATES, RECEIVED, Entry, State
-
-needs_all_states = pytest.mark.skipif(
-    build() == "compiled", reason="compiled code writes states unseen; the code of the pure build is the same"
-)
 
 
 class CheckedState:

@@ -106,6 +106,8 @@ def check(container: Container) -> None:
     say(written == "False False True", "nothing but /tmp can be written")
     found = container.python("import importlib.util as u; print([n for n in ('torch', 'onnx', 'pip') if u.find_spec(n)])")
     say(found == "[]", "neither torch, onnx nor pip inside")
+    version = container.run("exec", container.name, "convoy", "--version")
+    say(version.endswith("(compiled)"), version)
     with urllib.request.urlopen(f"http://127.0.0.1:{ports[8002]}/metrics", timeout=10) as response:
         metrics = response.read().decode()
     threads = [line.rpartition(" ")[2] for line in metrics.splitlines() if line.startswith("convoy_ort_threads{")]

@@ -23,6 +23,26 @@ def test_what_is_copied_is_let_through() -> None:
         assert (kit.ROOT / source).exists()
 
 
+def stages() -> dict[str, tuple[str, str]]:
+    """By name, what a stage is built from and its text."""
+    found = re.split(r"^FROM (\S+) AS (\S+)$", (kit.DEPLOY / "Dockerfile").read_text(), flags=re.MULTILINE)[1:]
+    return {name: (base, text) for base, name, text in zip(*[iter(found)] * 3, strict=True)}
+
+
+def test_the_images_are_compiled_and_have_no_compiler() -> None:
+    found = stages()
+    assert re.search(
+        r"^ +CONVOY_COMPILE=1 .*\\\n.* install --no-deps --prefix /opt/application \.$", found["application"][1], re.MULTILINE
+    )
+    for image in ("serve", "export"):
+        name, text = found[image]
+        assert re.search(r"^COPY --from=application /opt/application ", text, re.MULTILINE)
+        while name in found:
+            name, more = found[name]
+            text += more
+        assert "apt-get" not in text
+
+
 def test_extras_are_those_of_the_project() -> None:
     text = (kit.DEPLOY / "Dockerfile").read_text()
     named = (

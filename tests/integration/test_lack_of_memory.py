@@ -14,6 +14,7 @@ from google.protobuf.wrappers_pb2 import BytesValue
 from service.rpc.aio_server import AioServer
 from service.rpc.completion_queue import REQUESTED_CALLS, CompletionQueueServer
 from service.rpc.transport import Options, Transport
+from tests.builds import pure_only
 from tests.integration.transport_service import RecordingObserver, Service
 
 CALLS = REQUESTED_CALLS + 6
@@ -42,20 +43,26 @@ def partial_lacking(lacking: Lacking, function: Callable[..., Any]) -> Callable[
     return call
 
 
-Place = tuple[str, str, Callable[[Any], tuple[Any, str]]]
-PLACES: list[tuple[type[Transport], str, str]] = [
+Place = tuple[type[Transport], str, str]
+REPLACEABLE: list[Place] = [
     (CompletionQueueServer, "_server", "request_call"),
-    (CompletionQueueServer, "parser", "parse"),
-    (CompletionQueueServer, "parser", "parse_in_pool"),
-    (CompletionQueueServer, "budget", "take"),
-    (CompletionQueueServer, "arrivals", "overdue"),
     (AioServer, "_parser", "parse"),
     (AioServer, "_parser", "parse_in_pool"),
     (AioServer, "_arrivals", "overdue"),
 ]
+OF_ITS_CLASS: list[Place] = [
+    (CompletionQueueServer, "parser", "parse"),
+    (CompletionQueueServer, "parser", "parse_in_pool"),
+    (CompletionQueueServer, "budget", "take"),
+    (CompletionQueueServer, "arrivals", "overdue"),
+]
+PLACES = [
+    *REPLACEABLE,
+    *(pytest.param(place, marks=pure_only("what the compiled server has is of its own class")) for place in OF_ITS_CLASS),
+]
 
 
-@pytest.fixture(params=PLACES, ids=lambda place: f"{place[0].name}-{place[1]}.{place[2]}")
+@pytest.fixture(params=PLACES, ids=lambda place: f"{place[0].__name__}-{place[1]}.{place[2]}")
 def started(request: pytest.FixtureRequest) -> Iterator[tuple[Transport, Lacking]]:
     kind, attribute, name = request.param
     service = Service()

@@ -24,9 +24,10 @@ from service.model.input_spec import InputSpec
 from service.model.preprocessing import open_image, to_pixels
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.server import Server
+from tests.builds import pure_only
 from tests.conftest import Serve, put
 from tests.refusals import MAX_MESSAGE_BYTES, NO_MESSAGE, REFUSALS, WHEN_DRAINING, Clients, Refusal, make_repository
-from tests.request_states import CheckedState, needs_all_states
+from tests.request_states import CheckedState
 
 pytestmark = pytest.mark.usefixtures("checked_states")
 
@@ -207,7 +208,7 @@ def test_a_request_that_nobody_waits_for_is_not_decoded_to_the_end(server: Serve
     assert decoded <= 1
 
 
-@needs_all_states
+@pure_only("compiled code writes states unseen")
 @pytest.mark.parametrize(
     ("kind", "states"),
     [

@@ -2,7 +2,11 @@
 
 import hashlib
 import importlib
+import re
+import shutil
+import subprocess
 import tomllib
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import pytest
@@ -38,3 +42,24 @@ def test_a_module_that_has_changed_since_it_was_compiled_is_refused(tmp_path: Pa
     source.unlink()
     with pytest.raises(ImportError, match="has changed"):
         compiled.check_fresh(stamp)
+
+
+def test_make_pure_leaves_nothing_of_a_compiled_build(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    suffix = EXTENSION_SUFFIXES[0]
+    made = [
+        f"service/rpc/wire{suffix}",
+        f"service/old/gone{suffix}",
+        f"convoy__mypyc{suffix}",
+        "service/compiled.sha256",
+        "build/wire.o",
+    ]
+    for name in [*made, "service/rpc/wire.py"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    subprocess.run(["make", "--silent", "pure"], check=True, timeout=30, cwd=tmp_path)
+    assert sorted(str(each.relative_to(tmp_path)) for each in tmp_path.rglob("*") if each.is_file()) == [
+        "Makefile",
+        "service/rpc/wire.py",
+    ]
+    assert re.search("^clean: pure ", (ROOT / "Makefile").read_text(), re.MULTILINE)
