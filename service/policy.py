@@ -15,7 +15,11 @@ from service.model.providers import Provider
 from service.model.repository_layout import MAX_VERSION, is_version
 from service.model.text_files import read_text
 
+_METADATA_KEY = re.compile(r"[a-z0-9_.-]{1,64}")
 _ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}")
+LATEST = "latest"
+"""What requests call the highest version that `versions` asks for."""
+
 _LATEST = re.compile(r"latest:[1-9][0-9]{0,8}")
 
 MAX_TIMEOUT_SECONDS = 1e9
@@ -101,6 +105,27 @@ class Policy(BaseModel):
         "`versions` says.",
         json_schema_extra={"default": "none", "accepted": "a table of names and version numbers"},
     )
+    default: str | int = Field(
+        default=LATEST,
+        description="The version that answers requests that name none: an alias, a number, or the highest that `versions` asks "
+        "for. An alias alone does not change it.",
+        json_schema_extra={"accepted": '`"latest"`, an alias, or a version number, which is served whatever `versions` says'},
+    )
+    traffic: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default={},
+        description="Shares requests that name no version out among several, by weight, such as `stable = 95` and `canary = 5`. A "
+        "version that is not served gets none. What asks for metadata gets that of `default`.",
+        json_schema_extra={
+            "default": "none: all go to `default`",
+            "accepted": "a table of aliases or version numbers, and weights",
+        },
+    )
+    traffic_key: str = Field(
+        default="",
+        description="Keeps requests with the same key at one version while `traffic` is the same: `request-id`, or the name of a "
+        "gRPC metadata key or HTTP header. Requests without the key are shared out at random.",
+        json_schema_extra={"default": "none: at random", "accepted": "`request-id`, or a name such as `x-user`"},
+    )
 
     output: str = Field(
         default="",
@@ -160,12 +185,26 @@ class Policy(BaseModel):
     @classmethod
     def _names(cls, aliases: dict[str, int]) -> dict[str, int]:
         for name in aliases:
-            if not _ALIAS.fullmatch(name) or name == "latest":
+            if not _ALIAS.fullmatch(name) or name == LATEST:
                 raise ValueError(
                     f"invalid alias {name!r}: an alias starts with a letter, has at most 64 letters, digits, '.', '_' and '-', "
-                    "and is not 'latest', which is always the highest version served"
+                    "and is not 'latest', which is the highest version that `versions` asks for"
                 )
         return aliases
+
+    @field_validator("default", mode="before")
+    @classmethod
+    def _name_or_number(cls, default: object) -> object:
+        if not isinstance(default, str) and not (type(default) is int and 1 <= default <= MAX_VERSION):
+            raise ValueError(f'accepted are "{LATEST}", an alias, and a version, 1 to {MAX_VERSION}')
+        return default
+
+    @field_validator("traffic_key")
+    @classmethod
+    def _metadata_key(cls, key: str) -> str:
+        if key and not _METADATA_KEY.fullmatch(key):
+            raise ValueError("accepted are request-id, and names of lower-case letters, digits, '_', '-' and '.', such as x-user")
+        return key
 
     @cached_property
     def latest(self) -> int:
@@ -174,11 +213,14 @@ class Policy(BaseModel):
 
     def named(self, found: Collection[int]) -> set[int]:
         """The versions that are served by number or alias; `found` are the versions in the repository."""
+        others = (self.default, *self.traffic)
+        return self.listed(found) | set(self.aliases.values()) | {int(name) for name in others if _is_number(name)}
+
+    def listed(self, found: Collection[int]) -> set[int]:
+        """Those that `versions` lists, of the versions `found` if it says `all`; none if it says `latest:N`."""
         if self.versions == "all":
-            listed = set(found)
-        else:
-            listed = set() if self.latest else {int(version) for version in self.versions.split(",")}
-        return listed | set(self.aliases.values())
+            return set(found)
+        return set() if self.latest else {int(version) for version in self.versions.split(",")}
 
     @model_validator(mode="after")
     def _consistent(self) -> "Policy":
@@ -186,7 +228,20 @@ class Policy(BaseModel):
             raise ValueError(f"max_request_items ({self.max_request_items}) is above max_queue_items ({self.max_queue_items})")
         if self.default_priority > self.priority_levels:
             raise ValueError(f"default_priority ({self.default_priority}) is above priority_levels ({self.priority_levels})")
+        for key, names in (("default", [self.default]), ("traffic", self.traffic)):
+            for name in names:
+                if name != LATEST and name not in self.aliases and not _is_number(name):
+                    known = ", ".join([repr(LATEST), *map(repr, self.aliases)])
+                    raise ValueError(f"{key}: {name!r} is no alias; accepted are {known} and version numbers")
+        if self.traffic and not any(self.traffic.values()):
+            raise ValueError("traffic: one weight must be above 0")
+        if self.traffic_key and not self.traffic:
+            raise ValueError("traffic_key: there is no traffic to share out")
         return self
+
+
+def _is_number(name: str | int) -> bool:
+    return isinstance(name, int) or is_version(name)
 
 
 def read_policy(path: Path) -> Policy:

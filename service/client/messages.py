@@ -58,12 +58,17 @@ class Classification:
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """The state of one version of a model; `reason` says why it does not serve."""
+    """The state of one version of a model; `reason` says why it does not serve.
+
+    An `IDLE` version lies in the repository, and nothing asks for it. `share` is that of the requests that name no version, 0 to 1.
+    """
 
     model: str
     version: str
-    state: Literal["READY", "LOADING", "UNAVAILABLE"]
+    state: Literal["READY", "LOADING", "UNAVAILABLE", "IDLE"]
     reason: str
+    aliases: list[str] = field(default_factory=list)
+    share: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +107,7 @@ class ModelInfo:
 
     `contract` is None for a model that Convoy did not export. `preferred_batch_items` are the most efficient batch sizes.
     `embedding_size` is 0 for a model that gives no embeddings, `explanation` the method of `explain`, empty if there is none.
+    `shares` are of the requests that name no version, by the version that answers them, 0 to 1.
     """
 
     model: str
@@ -121,6 +127,7 @@ class ModelInfo:
     heads: list[dict[str, Any]] = field(default_factory=list)
     embedding_size: int = 0
     explanation: str = ""
+    shares: dict[str, float] = field(default_factory=dict)
 
 
 class CallFailed(ConvoyError):
@@ -291,13 +298,21 @@ def model_info(response: pb.GetModelResponse) -> ModelInfo:
         heads=[_fields(head) for head in response.heads],
         embedding_size=response.embedding_size,
         explanation=_method(response.explanation),
+        shares=dict(response.shares),
     )
 
 
 def model_statuses(response: pb.ListModelsResponse) -> list[ModelStatus]:
     """The list in a response."""
     return [
-        ModelStatus(each.model, each.version, pb.ModelStatus.State.Name(each.state).removeprefix("STATE_"), each.reason)  # type: ignore[arg-type]
+        ModelStatus(
+            each.model,
+            each.version,
+            pb.ModelStatus.State.Name(each.state).removeprefix("STATE_"),  # type: ignore[arg-type]
+            each.reason,
+            list(each.aliases),
+            each.share,
+        )
         for each in response.models
     ]
 

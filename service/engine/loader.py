@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from service.engine.misplaced_files import MisplacedFiles
 from service.engine.model_loader import ModelLoader, Only, Surroundings, TraceModelBatch, VersionState
 from service.engine.registry import Registry
+from service.engine.routing import Routing
 from service.engine.served_version import ServedVersion
 from service.engine.trial import TryVersion
 from service.engine.turns import Turns
@@ -157,12 +158,17 @@ class Loader:
         with self._publishing:
             self._stopped = True
             for name in list(self._registry.served):
-                self._registry.publish(name, (), {})
+                self._registry.publish(name, ())
         return ended
 
     def index(self) -> list[VersionState]:
         """The state of every version that is served, being loaded, failed or unloaded; by name and version."""
         return sorted(state for model in self._known().values() for state in model.states().values())
+
+    def why_version_not_served(self, name: str, version: str) -> RequestError | None:
+        """The error for a request to a version or alias that is not served yet, of a model that is; None if it is not expected."""
+        model = self._known().get(name)
+        return model.why_version_not_served(version) if model is not None else None
 
     def why_not_served(self, name: str) -> RequestError:
         """The error for a request to a model of which no version is served."""
@@ -222,12 +228,12 @@ class Loader:
     def _any_waits(self) -> bool:
         return any(model.waiting or model.settings_wait for model in self._known().values())
 
-    def _publish(self, name: str, versions: tuple[ServedVersion, ...], aliases: dict[str, int]) -> bool:
+    def _publish(self, name: str, versions: tuple[ServedVersion, ...], routing: Routing) -> bool:
         """Serves these versions of a model; False if the server has stopped. Several models may be published at a time."""
         with self._publishing:
             if self._stopped:
                 return False
-            self._registry.publish(name, versions, aliases)
+            self._registry.publish(name, versions, routing)
             return True
 
     def _result(self, name: str, future: Future[Any], seconds: float | None) -> Any:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from service.access import audit
 from service.engine.instances import load_instances, start_batcher
 from service.engine.registry import Registry
+from service.engine.routing import Routing, make_routing
 from service.engine.served_version import Fingerprint, ServedVersion
 from service.engine.trial import Trial, TrialsClosed, TryVersion
 from service.engine.version_files import SETTLE_SECONDS, SettingsFiles, VersionFiles
@@ -31,11 +32,18 @@ from service.errors import (
 )
 from service.model.files import file_state
 from service.model.providers import Provider
-from service.model.repository_layout import MODEL_FILE, labels_path, model_path, version_labels_path, version_numbers
+from service.model.repository_layout import (
+    MODEL_FILE,
+    is_version,
+    labels_path,
+    model_path,
+    version_labels_path,
+    version_numbers,
+)
 from service.model.session import ProviderUnavailable, fell_back
 from service.observability.metrics import Metrics
 from service.observability.trace_context import TraceContext
-from service.policy import Policy
+from service.policy import LATEST, Policy
 from service.process.malloc import return_freed_memory
 from service.triton.config_file import CONFIG_FILE
 from service.triton.labels import declared_labels, label_paths
@@ -63,12 +71,13 @@ TraceModelBatch = Callable[[str, int, int, list[TraceContext], float, float], No
 class VersionState(NamedTuple):
     """The state of one version. A READY version has a reason if a change of it could not be loaded, a LOADING one if it waits.
 
+    An IDLE version lies in the repository, and nothing asks for it to be served.
     Version 0 stands for a model of which no version is known, and whose folder or settings are at fault.
     """
 
     name: str
     version: int
-    state: Literal["READY", "LOADING", "UNAVAILABLE"]
+    state: Literal["READY", "LOADING", "UNAVAILABLE", "IDLE"]
     reason: str
 
     @property
@@ -98,7 +107,8 @@ class Only(NamedTuple):
 
     def applied(self, settings: ModelSettings) -> ModelSettings:
         """The settings of a model, with this version in place of those that they choose."""
-        policy = settings.policy.model_copy(update={"versions": str(self.version), "aliases": {}})
+        names = {"aliases": {}, "default": LATEST, "traffic": {}, "traffic_key": ""}
+        policy = settings.policy.model_copy(update={"versions": str(self.version), **names})
         triton = settings.triton._replace(model_file=self.file) if self.file else settings.triton
         return settings._replace(policy=policy, triton=triton)
 
@@ -124,7 +134,7 @@ class Surroundings(NamedTuple):
     cpus: int
     trace_batch: TraceModelBatch | None
     policies: Path | None
-    publish: Callable[[str, tuple[ServedVersion, ...], dict[str, int]], bool]
+    publish: Callable[[str, tuple[ServedVersion, ...], Routing], bool]
     try_version: TryVersion | None = None
     trusted: "TrustedKeys | None" = None
     only: Only | None = None
@@ -149,6 +159,8 @@ class ModelLoader:
         self.loading: int | None = None
         self.waiting: frozenset[int] = frozenset()
         self.settings_wait = False
+        self._expected: frozenset[int] = frozenset()  # versions that a policy names and that this scan has yet to come to
+        self._found: tuple[int, ...] = ()
         self.unloaded: tuple[int, ...] | None = None
         self.problem = ""
         self._name = name
@@ -186,12 +198,14 @@ class ModelLoader:
     def gone(self) -> None:
         """Its folder is no longer there."""
         self.unloaded = None
+        self._found = ()
         self._forget()
 
     def states(self) -> dict[int, VersionState]:
         """The state of every version that is served, being loaded, failed or unloaded. Without one, the problem of the model."""
         name, failures, loading = self._name, self.failures, self.loading
-        states = {version: VersionState(name, version, "UNAVAILABLE", failure.reason) for version, failure in failures.items()}
+        states = {version: VersionState(name, version, "IDLE", "") for version in self._found}
+        states |= {version: VersionState(name, version, "UNAVAILABLE", failure.reason) for version, failure in failures.items()}
         states |= {version: VersionState(name, version, "UNAVAILABLE", "unloaded") for version in self.unloaded or ()}
         states |= {version: VersionState(name, version, "LOADING", _WRITTEN) for version in self.waiting}
         if loading is not None:
@@ -214,6 +228,18 @@ class ModelLoader:
             return Unavailable(f"model {name!r} is still being loaded")
         return None
 
+    def why_version_not_served(self, version: str) -> RequestError | None:
+        """The error for a request to a version or alias that will be served; None if it is not expected."""
+        policy = self._settings.policy
+        name = version or str(policy.default)
+        number = policy.aliases.get(name) or (int(name) if is_version(name) else 0)
+        coming = self.waiting | self._expected | ({self.loading} if self.loading is not None else set())
+        if number in self.waiting:
+            return Unavailable(f"version {number} of model {self._name!r} is not loaded yet: {_WRITTEN}")
+        if number in coming or (name == LATEST and coming):
+            return Unavailable(f"version {number or name} of model {self._name!r} is still being loaded")
+        return None
+
     def _served(self) -> tuple[ServedVersion, ...]:
         return self._shared.registry.served.get(self._name, ())
 
@@ -221,7 +247,7 @@ class ModelLoader:
         self._forget_failures()
         self._set_waiting()
         self._set_problem("")
-        self._shared.publish(self._name, (), {})
+        self._shared.publish(self._name, (), Routing({}))
 
     def _refresh(self, *, wait: bool = True) -> None:
         """Brings the model to the versions that its policy asks for. With `wait`, those whose files are being written wait."""
@@ -232,8 +258,10 @@ class ModelLoader:
         try:
             found = version_numbers(folder, name)
         except OSError as error:
+            self._found = ()
             self._set_problem(f"its folder cannot be read: {error.strerror}")
             return
+        self._found = tuple(found) if self._shared.only is None else ()
         paths = settings_paths(folder, name, self._shared.policies)
         self.settings_wait = False
         try:
@@ -255,17 +283,22 @@ class ModelLoader:
         if settings[:2] != self._settings[:2]:
             self._note(settings)
         policy, triton, files_named = settings
-        named = policy.named(found)
+        named, listed = policy.named(found), policy.listed(found)
         serving: list[ServedVersion] = []
+        asked_for: list[int] = []  # by `versions`, of those in `serving`
         published = False
         tried = set()
+        self._expected = frozenset(named)
         try:
             for version in sorted(named.union(found), reverse=True):
                 if version in named or len(serving) < policy.latest:
                     tried.add(version)
                     named_by = files_named if version in named else ""
                     served = self._load_changed(version, settings, current.get(version), named_by, wait)
+                    if served is not None and (version in listed or len(serving) < policy.latest):
+                        asked_for.append(version)
                     serving += [served] if served is not None else []
+                self._expected -= {version}
             if not serving:
                 serving = [
                     served
@@ -275,8 +308,11 @@ class ModelLoader:
             self._forget_failures(keep=tried)
             self._set_waiting(self._unsettled)
             self._files.forget_others()
-            published = self._shared.publish(name, tuple(serving), policy.aliases)
+            before = self._shared.registry.routing(name).latest
+            routing = make_routing(policy, {served.version for served in serving}, asked_for, before)
+            published = self._shared.publish(name, tuple(serving), routing)
         finally:
+            self._expected = frozenset()
             if not published:  # the server has stopped, or something has been raised
                 for served in serving:
                     if served not in (*current.values(), *self._served()):
@@ -328,7 +364,7 @@ class ModelLoader:
             *label_paths(folder / name, triton).values(),
         )
         beside = [*labels, *warmup_files(folder / name, triton.warmup)]
-        keys = policy.model_dump(exclude={"versions", "aliases"})
+        keys = policy.model_dump(exclude={"versions", "aliases", "default", "traffic", "traffic_key"})
         fingerprint = (files, *map(file_state, beside), keys, triton._replace(unused=()))
         if files[0] is None:
             problem = _access_problem(path)

@@ -1,6 +1,6 @@
 """Which versions are served and by which names: acquired and released by requests, swapped by the loader.
 
-`publish` replaces all versions and aliases of a model in one assignment. A request keeps the version that it acquired until it
+`publish` replaces all versions and names of a model in one assignment. A request keeps the version that it acquired until it
 releases it, so running requests finish on the version they started on. A version that was replaced is retired, and closed when its
 last request has released it.
 """
@@ -12,6 +12,7 @@ from functools import partial
 from typing import TypeVar
 
 from service.access import audit
+from service.engine.routing import Routing, Split
 from service.engine.served_version import ServedVersion
 from service.errors import RequestError
 from service.observability.metrics import Metrics
@@ -23,6 +24,8 @@ STUCK_SECONDS = 30.0
 
 LOST_SECONDS = 300.0
 """Nor will a batch on an instance's thread."""
+
+_NOWHERE = Routing({})
 
 T = TypeVar("T")
 
@@ -43,7 +46,8 @@ class Registry:
         self._idle = threading.Condition(self._lock)
         self._idle_waiters = 0
         self.served: dict[str, tuple[ServedVersion, ...]] = {}
-        self._aliases: dict[str, dict[str, int]] = {}
+        self._routing: dict[str, Routing] = {}
+        self._splits: dict[str, Split] = {}
         self._routes: dict[tuple[str, str], ServedVersion] = {}  # by name, and version or alias as requests write it
         self._retiring: tuple[ServedVersion, ...] = ()  # retired, with requests still running
         self._active: tuple[ServedVersion, ...] = ()  # served or retiring
@@ -53,7 +57,7 @@ class Registry:
     def acquire(self, name: str, version: str) -> ServedVersion:
         """The version to answer a request with. Call `release` when the request is done.
 
-        `version` is a number, an alias, or empty or `latest` for the highest version served. Raises what `not_served` makes.
+        `version` is a number, an alias, `latest`, or empty for the one that answers by default. Raises what `not_served` makes.
         """
         with self._lock:
             served = self._routes.get((name, version))
@@ -75,15 +79,24 @@ class Registry:
         if close:
             self._close(served)
 
+    def split(self, name: str, key: str) -> str:
+        """The version for the next request that names none; empty for the default. See `Split.version` for `key`."""
+        split = self._splits.get(name)
+        return "" if split is None else str(split.version(key))
+
+    def routing(self, name: str) -> Routing:
+        """The names of a model's versions, of which some may not be served."""
+        return self._routing.get(name, _NOWHERE)
+
     def aliases(self, name: str) -> dict[str, int]:
         """The aliases of a model whose versions are served, and these versions."""
         versions = {served.version for served in self.served.get(name, ())}
-        return {alias: version for alias, version in self._aliases.get(name, {}).items() if version in versions}
+        return {alias: version for alias, version in self.routing(name).aliases.items() if version in versions}
 
-    def publish(self, name: str, new: tuple[ServedVersion, ...], aliases: dict[str, int]) -> None:
-        """Serves the versions `new` of a model, highest first, under these aliases, and retires its other versions."""
+    def publish(self, name: str, new: tuple[ServedVersion, ...], routing: Routing = _NOWHERE) -> None:
+        """Serves the versions `new` of a model, highest first, under these names, and retires its other versions."""
         old = self.served.get(name, ())
-        if new == old and aliases == self._aliases.get(name, {}):
+        if new == old and routing == self.routing(name):
             return
         for served in new:
             self._metrics.model_serving(name, *_identity(served))
@@ -93,9 +106,10 @@ class Registry:
         retired = [served for served in old if served not in new]
         with self._lock:
             self.served = _without(self.served, name) | ({name: new} if new else {})
-            self._aliases = _without(self._aliases, name) | ({name: aliases} if new else {})
+            self._routing = _without(self._routing, name) | ({name: routing} if new else {})
+            self._splits = _without(self._splits, name) | ({name: Split(routing.traffic)} if new and routing.traffic else {})
             self._routes = {route: served for route, served in self._routes.items() if route[0] != name} | _routes(
-                name, new, aliases
+                name, new, routing
             )
             for served in retired:
                 served.retired = True
@@ -184,14 +198,11 @@ def _without(by_name: dict[str, T], name: str) -> dict[str, T]:
     return {key: value for key, value in by_name.items() if key != name}
 
 
-def _routes(name: str, versions: tuple[ServedVersion, ...], aliases: dict[str, int]) -> dict[tuple[str, str], ServedVersion]:
-    """The names by which requests may ask for the versions, highest first, of a model."""
-    if not versions:
-        return {}
+def _routes(name: str, versions: tuple[ServedVersion, ...], routing: Routing) -> dict[tuple[str, str], ServedVersion]:
+    """What requests may call the versions of a model."""
     numbers = {served.version: served for served in versions}
     routes = {(name, str(version)): served for version, served in numbers.items()}
-    routes |= {(name, alias): numbers[version] for alias, version in aliases.items() if version in numbers}
-    return routes | {(name, ""): versions[0], (name, "latest"): versions[0]}
+    return routes | {(name, each): numbers[version] for each, version in routing.names().items() if version in numbers}
 
 
 def _identity(served: ServedVersion) -> tuple[str, str, str, str, str]:

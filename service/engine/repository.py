@@ -75,6 +75,8 @@ class Repository:
         self.acquire = registry.acquire
         self.release = registry.release
         self.aliases = registry.aliases
+        self.routing = registry.routing
+        self.split = registry.split
         self.pump = registry.pump
         self.flush = registry.flush
         self.wait_until_idle = registry.wait_until_idle
@@ -136,6 +138,10 @@ class Repository:
         served = self.served.get(name)
         if served is None:
             return self._loader.why_not_served(name)
+        expected = self._loader.why_version_not_served(name, version)
+        if expected is not None:
+            return expected
         known = [str(each.version) for each in served]
         known += [f"{alias} (version {number})" for alias, number in sorted(self.aliases(name).items())]
-        return NotFound(f"model {name!r} has no version {version[:64]!r}; served are: {', '.join(known)}")
+        asked = f"no version {version[:64]!r}" if version else "none of the versions that answer by default"
+        return NotFound(f"model {name!r} has {asked}; served are: {', '.join(known)}")

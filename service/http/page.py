@@ -99,6 +99,10 @@ class Page:
     def _models(self, _: Request) -> Response:
         """The served versions, and those that are not served, with the reason."""
         served = self._repository.served
+        idle: dict[str, list[str]] = {}
+        for entry in self._repository.index():
+            if entry.state == "IDLE":
+                idle.setdefault(entry.name, []).append(entry.number)
         return json_response(
             {
                 "convoy": convoy_version(),
@@ -106,6 +110,8 @@ class Page:
                     {
                         "name": name,
                         "aliases": {alias: str(version) for alias, version in self._repository.aliases(name).items()},
+                        "shares": {str(version): share for version, share in self._repository.routing(name).shares().items()},
+                        "idle": idle.get(name, []),
                         "versions": [_version_info(each) for each in versions],
                     }
                     for name, versions in sorted(served.items())
@@ -113,7 +119,7 @@ class Page:
                 "troubles": [
                     entry._asdict() | {"version": entry.number}
                     for entry in self._repository.index()
-                    if entry.state != "READY" or entry.reason
+                    if entry.state not in ("READY", "IDLE") or entry.reason
                 ],
             }
         )

@@ -27,6 +27,8 @@ EXTENSIONS = (
     "binary_tensor_data",
 )
 SHARED_MEMORY = "system_shared_memory"
+_IDLE = "nothing asks for it to be served"  # a state that Triton does not have
+
 PLATFORM = "onnxruntime_onnx"
 
 _PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF", b"II*\0", b"MM\0*", b"P5", b"P6")
@@ -90,6 +92,7 @@ class ServerMetadata:
         parameters = {
             "labels": json.dumps(model.labels, ensure_ascii=False),
             "aliases": json.dumps(self._repository.aliases(name)),
+            "shares": json.dumps(self._repository.routing(name).shares()),
             "provider": model.provider,
             "precision": model.precision,
             "digest": model.digest,
@@ -157,11 +160,12 @@ class ServerMetadata:
         return {"model_stats": [_version_statistics(each, each.metrics.statistics()) for each in found]}
 
     def repository_index(self, *, ready_only: bool) -> list[dict[str, str]]:
-        """Every version that is served, being loaded, failed to load or was unloaded."""
+        """Every version in the repository, and those that were in it and are still served."""
         return [
-            {"name": entry.name, "version": entry.number, "state": entry.state, "reason": entry.reason}
+            {"name": entry.name, "version": entry.number, "state": state, "reason": reason}
             for entry in self._repository.index()
-            if entry.state == "READY" or not ready_only
+            for state, reason in [("UNAVAILABLE", _IDLE) if entry.state == "IDLE" else (entry.state, entry.reason)]
+            if state == "READY" or not ready_only
         ]
 
     def _served(self, name: str, version: str) -> ServedVersion:

@@ -19,6 +19,7 @@ _STATES = {
     "READY": pb.ModelStatus.STATE_READY,
     "LOADING": pb.ModelStatus.STATE_LOADING,
     "UNAVAILABLE": pb.ModelStatus.STATE_UNAVAILABLE,
+    "IDLE": pb.ModelStatus.STATE_IDLE,
 }
 
 
@@ -45,9 +46,17 @@ class ModelInfoServicer:
 
     def list_models(self) -> pb.ListModelsResponse:
         """The state of every version."""
+        routing = self._repository.routing
         return pb.ListModelsResponse(
             models=[
-                pb.ModelStatus(model=entry.name, version=entry.number, state=_STATES[entry.state], reason=entry.reason)
+                pb.ModelStatus(
+                    model=entry.name,
+                    version=entry.number,
+                    state=_STATES[entry.state],
+                    reason=entry.reason,
+                    aliases=[alias for alias, version in routing(entry.name).aliases.items() if version == entry.version],
+                    share=routing(entry.name).shares().get(entry.version, 0.0) if entry.state == "READY" else 0.0,
+                )
                 for entry in self._repository.index()
             ]
         )
@@ -78,6 +87,7 @@ class ModelInfoServicer:
             heads=_heads(model),
             embedding_size=model.hidden[EMBEDDING_NAME].shape[0] if EMBEDDING_NAME in model.hidden else 0,
             explanation=METHODS[method_of(served)],
+            shares={str(version): share for version, share in self._repository.routing(served.name).shares().items()},
         )
 
 

@@ -169,7 +169,7 @@ def check_what_is_told(channel: grpc.Channel) -> None:
     ready = [(model.name, model.version) for model in index if model.state == "READY"]
     assert ready == [("densenet", "1"), ("mobilenet", "1"), ("resnet", "1"), ("resnet", "3"), ("two_heads", "1"), ("yolo_cls", "1")]
     versions = {model.name: model.version for model in index if model.state != "READY"}
-    assert versions == {"ensemble": "", "on_tensorrt": "1", "python": "1"}
+    assert versions == {"ensemble": "", "on_tensorrt": "1", "python": "1", "resnet": "2"}
     reasons = {model.name: model.reason for model in index if model.state != "READY"}
     assert reasons == {
         "ensemble": "ensemble/config.pbtxt: it is an ensemble (`convoy import` makes a model that takes pictures itself), which "
@@ -178,6 +178,7 @@ def check_what_is_told(channel: grpc.Channel) -> None:
         "extra 'gpu' instead of 'cpu'); config.pbtxt names it as an accelerator: provider = \"auto\" in serving.toml takes what "
         "there is",
         "python": "python/config.pbtxt: backend 'python': Convoy serves ONNX models; accepted is onnxruntime",
+        "resnet": "nothing asks for it to be served",
     }
     config = call(channel, "ModelConfig", pb.ModelConfigRequest(name="densenet"), pb.ModelConfigResponse).config
     assert (config.max_batch_size, list(config.input[0].dims), list(config.input[0].reshape.shape)) == (

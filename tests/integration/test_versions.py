@@ -6,11 +6,13 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
+from service.engine import instances, model_loader
 from service.engine.model_loader import VersionState
 from service.engine.repository import Repository
 from service.engine.served_version import ServedVersion
@@ -105,6 +107,55 @@ def test_a_missing_version_is_reported_with_the_policy_file_that_names_it(reposi
     models.scan()
     assert models.index()[1].reason == "digits.toml names it, but there is no model.onnx of it"
     models.stop()
+
+
+def test_a_canary_moves_nobody_and_moving_everybody_loads_nothing(models: Repository, repository: Path, model_file: Path) -> None:
+    put(model_file, repository, "digits", 2)
+    text = 'versions = "1"\n{}\n[aliases]\nstable = 1\n'
+    policy(repository, text.format(""))
+    models.scan()
+    assert versions(models) == [1]
+    assert states(models) == {("digits", 1): "READY", ("digits", 2): "IDLE"}
+    policy(repository, text.format("") + "canary = 2")
+    models.scan()
+    assert versions(models) == [2, 1]
+    assert [answers(models, name) for name in ("", "latest", "stable", "canary")] == [1, 1, 1, 2]
+    before = models.served["digits"]
+    policy(repository, text.format('default = "canary"') + "canary = 2")
+    models.scan()
+    assert [answers(models, name) for name in ("", "latest", "stable", "canary")] == [2, 1, 1, 2]
+    policy(repository, text.format("traffic = {stable = 3, canary = 1}") + "canary = 2")
+    models.scan()
+    assert models.routing("digits").shares() == {1: 0.75, 2: 0.25}
+    assert models.served["digits"] == before
+
+
+def test_an_alias_of_a_version_that_comes_is_to_be_asked_for_again(
+    models: Repository, repository: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models.scan()
+    models.scanned = True
+    coming = put(model_file, repository, "digits", 2)
+    asked = []
+    load = instances.load_instances
+
+    def ask_first(*arguments: Any) -> Any:
+        for name in ("canary", "2"):
+            with pytest.raises(Unavailable, match="version 2 of model 'digits' is still being loaded"):
+                models.acquire("digits", name)
+        asked.append(answers(models, ""))
+        return load(*arguments)
+
+    monkeypatch.setattr(model_loader, "load_instances", ask_first)
+    policy(repository, 'versions = "1"\n[aliases]\ncanary = 2\nnever = 3')
+    models.scan()
+    assert asked == [1]
+    assert answers(models, "canary") == 2
+    coming.unlink()
+    models.scan()
+    for name in ("canary", "never"):
+        with pytest.raises(NotFound, match=f"no version '{name}'"):
+            models.acquire("digits", name)
 
 
 def test_moving_an_alias_loads_nothing_again(models: Repository, repository: Path, model_file: Path) -> None:

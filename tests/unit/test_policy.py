@@ -25,6 +25,11 @@ def test_versions_and_aliases_go_to_the_largest_int64() -> None:
     assert policy.named([1]) == {3, 1764442800, 2**63 - 1}
 
 
+def test_a_version_with_a_share_of_the_requests_is_served() -> None:
+    policy = Policy(versions="1", default=2, aliases={"old": 4}, traffic={"3": 1, "old": 2, "latest": 3})
+    assert policy.named([7]) == {1, 2, 3, 4}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -47,6 +52,21 @@ def test_versions_and_aliases_go_to_the_largest_int64() -> None:
         ("max_batch_size 8", "pets/serving.toml: Expected"),
         ("scores = 'softmax'", "pets/serving.toml: scores: Input should be 'auto', 'logits', 'probabilities'"),
         ("input_shape = [224, 0]", "pets/serving.toml: input_shape.1: .*greater than or equal to 1"),
+        ("default = 'canary'", "pets/serving.toml: default: 'canary' is no alias; accepted are 'latest' and version numbers"),
+        *(
+            (f"default = {bad}", "pets/serving.toml: default: accepted are .*, 1 to 9223372036854775807")
+            for bad in ("0", "1.0", "true")
+        ),
+        (
+            "[aliases]\nnew = 2\n[traffic]\nnew = 5\nold = 95",
+            "serving.toml: traffic: 'old' is no alias; accepted are 'latest', 'new' and",
+        ),
+        ("[traffic]\n1 = -5", "pets/serving.toml: traffic.1: .*greater than or equal to 0"),
+        ("[traffic]\n1 = inf", "pets/serving.toml: traffic.1: "),
+        ("[traffic]\n1 = '5 %'", "pets/serving.toml: traffic.1: Input should be a valid number"),
+        ("[traffic]\n1 = 0\n2 = 0", "pets/serving.toml: traffic: one weight must be above 0"),
+        ("traffic_key = 'x-user'", "pets/serving.toml: traffic_key: there is no traffic"),
+        ("traffic_key = 'X User'\n[traffic]\n1 = 1", "pets/serving.toml: traffic_key: accepted are request-id, and names of"),
         ("labels = ['cat', ' ']", "pets/serving.toml: labels: a name is empty"),
     ],
 )

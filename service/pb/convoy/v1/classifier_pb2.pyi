@@ -184,7 +184,7 @@ class GetModelRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
 
 class GetModelResponse(_message.Message):
-    __slots__ = ("model", "version", "versions", "aliases", "input", "outputs", "labels", "contract", "provider", "precision", "digest", "preferred_batch_items", "limits", "signer", "heads", "embedding_size", "explanation")
+    __slots__ = ("model", "version", "versions", "aliases", "input", "outputs", "labels", "contract", "provider", "precision", "digest", "preferred_batch_items", "limits", "signer", "heads", "embedding_size", "explanation", "shares")
     class AliasesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -192,6 +192,13 @@ class GetModelResponse(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class SharesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
@@ -209,6 +216,7 @@ class GetModelResponse(_message.Message):
     HEADS_FIELD_NUMBER: _ClassVar[int]
     EMBEDDING_SIZE_FIELD_NUMBER: _ClassVar[int]
     EXPLANATION_FIELD_NUMBER: _ClassVar[int]
+    SHARES_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     versions: _containers.RepeatedScalarFieldContainer[str]
@@ -226,7 +234,8 @@ class GetModelResponse(_message.Message):
     heads: _containers.RepeatedCompositeFieldContainer[Head]
     embedding_size: int
     explanation: Explanation.Method
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., versions: _Optional[_Iterable[str]] = ..., aliases: _Optional[_Mapping[str, str]] = ..., input: _Optional[_Union[TensorSpec, _Mapping]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., labels: _Optional[_Iterable[str]] = ..., contract: _Optional[_Union[Contract, _Mapping]] = ..., provider: _Optional[str] = ..., precision: _Optional[str] = ..., digest: _Optional[str] = ..., preferred_batch_items: _Optional[_Iterable[int]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., signer: _Optional[str] = ..., heads: _Optional[_Iterable[_Union[Head, _Mapping]]] = ..., embedding_size: _Optional[int] = ..., explanation: _Optional[_Union[Explanation.Method, str]] = ...) -> None: ...
+    shares: _containers.ScalarMap[str, float]
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., versions: _Optional[_Iterable[str]] = ..., aliases: _Optional[_Mapping[str, str]] = ..., input: _Optional[_Union[TensorSpec, _Mapping]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., labels: _Optional[_Iterable[str]] = ..., contract: _Optional[_Union[Contract, _Mapping]] = ..., provider: _Optional[str] = ..., precision: _Optional[str] = ..., digest: _Optional[str] = ..., preferred_batch_items: _Optional[_Iterable[int]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., signer: _Optional[str] = ..., heads: _Optional[_Iterable[_Union[Head, _Mapping]]] = ..., embedding_size: _Optional[int] = ..., explanation: _Optional[_Union[Explanation.Method, str]] = ..., shares: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class Head(_message.Message):
     __slots__ = ("name", "output", "labels", "activation", "threshold", "scores")
@@ -336,23 +345,29 @@ class ListModelsResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[ModelStatus, _Mapping]]] = ...) -> None: ...
 
 class ModelStatus(_message.Message):
-    __slots__ = ("model", "version", "state", "reason")
+    __slots__ = ("model", "version", "state", "reason", "aliases", "share")
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STATE_UNSPECIFIED: _ClassVar[ModelStatus.State]
         STATE_READY: _ClassVar[ModelStatus.State]
         STATE_LOADING: _ClassVar[ModelStatus.State]
         STATE_UNAVAILABLE: _ClassVar[ModelStatus.State]
+        STATE_IDLE: _ClassVar[ModelStatus.State]
     STATE_UNSPECIFIED: ModelStatus.State
     STATE_READY: ModelStatus.State
     STATE_LOADING: ModelStatus.State
     STATE_UNAVAILABLE: ModelStatus.State
+    STATE_IDLE: ModelStatus.State
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    ALIASES_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     state: ModelStatus.State
     reason: str
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., state: _Optional[_Union[ModelStatus.State, str]] = ..., reason: _Optional[str] = ...) -> None: ...
+    aliases: _containers.RepeatedScalarFieldContainer[str]
+    share: float
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., state: _Optional[_Union[ModelStatus.State, str]] = ..., reason: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ..., share: _Optional[float] = ...) -> None: ...
