@@ -20,6 +20,9 @@ _ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}")
 LATEST = "latest"
 """What requests call the highest version that `versions` asks for."""
 
+REQUEST_ID = "request-id"
+"""The `traffic_key` that is the request's id."""
+
 _LATEST = re.compile(r"latest:[1-9][0-9]{0,8}")
 
 MAX_TIMEOUT_SECONDS = 1e9

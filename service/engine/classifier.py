@@ -42,6 +42,8 @@ class Classifier:
         self.pool = DecodingPool(cpus or cpu_budget(), processes or DecodingProcesses())
         # `Registry.release` and `Registry.pump`: every request goes through them, without a frame of this class.
         self.acquire = repository.acquire
+        self.acquire_for = repository.acquire_for
+        self._splits = repository.splits
         self.release: Callable[[ServedVersion], None] = repository.release
         self.pump = repository.pump
 
@@ -80,7 +82,7 @@ class Classifier:
             query, respond = query._replace(trace=observation.trace), observation.observe(respond)
         served = None
         try:
-            served = self._repository.acquire(query.model, query.version)
+            served = self.acquire_for(query) if self._splits else self.acquire(query.model, query.version)
             if self._draining:
                 raise Unavailable("the server is draining")
             if query.validate is not None:

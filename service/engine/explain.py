@@ -72,7 +72,7 @@ class Explainer:
             query = query._replace(trace=observation.trace)
         served = None
         try:
-            served = classifier.acquire(query.model, query.version)
+            served = classifier.acquire_for(query)
             classifier.check_not_draining()
             work = self._work(served, query, label)
             work.respond = respond if observation is None else _observed(respond, observation)

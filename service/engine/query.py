@@ -1,7 +1,7 @@
 """A classify request in the form that every API makes of it."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
@@ -28,7 +28,7 @@ class Query(NamedTuple):
     in `time.monotonic` seconds, infinite if there is none. `validate` is called with the model before it computes, and may raise
     RequestError, or return the tensor in the shape that the graph has for it, or the items that it stands for. `trace` is the
     client's trace, if it sent one; `id` is the client's name for the request; `principal` is who sent it. `hidden` asks
-    for the model's hidden outputs, too.
+    for the model's hidden outputs, too. `metadata` are the keys, in lower case, and values that came beside it.
     """
 
     model: str
@@ -44,6 +44,7 @@ class Query(NamedTuple):
     id: str = ""
     principal: Principal = UNKNOWN
     hidden: bool = False
+    metadata: Iterable[tuple[str, str | bytes]] = ()
 
     @property
     def size_bytes(self) -> int:

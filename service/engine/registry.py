@@ -12,6 +12,7 @@ from functools import partial
 from typing import TypeVar
 
 from service.access import audit
+from service.engine.query import Query
 from service.engine.routing import Routing, Split
 from service.engine.served_version import ServedVersion
 from service.errors import RequestError
@@ -35,6 +36,7 @@ class Registry:
 
     Attributes:
         served: the served versions by name of the model, the highest first.
+        splits: of the models that share requests out among their versions. Always the same dict.
     """
 
     def __init__(self, metrics: Metrics, on_change: Callable[[], None], not_served: Callable[[str, str], RequestError]) -> None:
@@ -47,7 +49,7 @@ class Registry:
         self._idle_waiters = 0
         self.served: dict[str, tuple[ServedVersion, ...]] = {}
         self._routing: dict[str, Routing] = {}
-        self._splits: dict[str, Split] = {}
+        self.splits: dict[str, Split] = {}
         self._routes: dict[tuple[str, str], ServedVersion] = {}  # by name, and version or alias as requests write it
         self._retiring: tuple[ServedVersion, ...] = ()  # retired, with requests still running
         self._active: tuple[ServedVersion, ...] = ()  # served or retiring
@@ -79,10 +81,17 @@ class Registry:
         if close:
             self._close(served)
 
-    def split(self, name: str, key: str) -> str:
-        """The version for the next request that names none; empty for the default. See `Split.version` for `key`."""
-        split = self._splits.get(name)
-        return "" if split is None else str(split.version(key))
+    def acquire_for(self, query: Query) -> ServedVersion:
+        """The version to answer a query with, as `acquire`. Those that name none are shared out as the model's policy says."""
+        name, version = query.model, query.version
+        if not version and name in self.splits:
+            with self._lock:
+                split = self.splits.get(name)
+                served = self._routes.get((name, str(split.version_for(query)))) if split is not None else None
+                if served is not None:
+                    served.inflight += 1
+                    return served
+        return self.acquire(name, version)
 
     def routing(self, name: str) -> Routing:
         """The names of a model's versions, of which some may not be served."""
@@ -107,7 +116,9 @@ class Registry:
         with self._lock:
             self.served = _without(self.served, name) | ({name: new} if new else {})
             self._routing = _without(self._routing, name) | ({name: routing} if new else {})
-            self._splits = _without(self._splits, name) | ({name: Split(routing.traffic)} if new and routing.traffic else {})
+            self.splits.pop(name, None)
+            if new and routing.traffic:
+                self.splits[name] = Split(routing.traffic, routing.key)
             self._routes = {route: served for route, served in self._routes.items() if route[0] != name} | _routes(
                 name, new, routing
             )

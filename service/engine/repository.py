@@ -76,7 +76,8 @@ class Repository:
         self.release = registry.release
         self.aliases = registry.aliases
         self.routing = registry.routing
-        self.split = registry.split
+        self.splits = registry.splits
+        self.acquire_for = registry.acquire_for
         self.pump = registry.pump
         self.flush = registry.flush
         self.wait_until_idle = registry.wait_until_idle

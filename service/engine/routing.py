@@ -10,7 +10,8 @@ from bisect import bisect_right
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
-from service.policy import LATEST, Policy
+from service.engine.query import Query
+from service.policy import LATEST, REQUEST_ID, Policy
 
 
 class Routing(NamedTuple):
@@ -21,12 +22,14 @@ class Routing(NamedTuple):
         latest: the highest version that `versions` of the policy asks for; 0 if none of those is served.
         default: the version of requests that name none; 0 if that is `latest` and 0.
         traffic: served versions and their weights, among which requests that name no version are shared out, in place of `default`.
+        key: what keeps requests at one version; see `Policy.traffic_key`.
     """
 
     aliases: dict[str, int]
     latest: int = 0
     default: int = 0
     traffic: tuple[tuple[int, float], ...] = ()
+    key: str = ""
 
     def names(self) -> dict[str, int]:
         """Versions by what requests may call them, but for their numbers."""
@@ -44,14 +47,19 @@ class Routing(NamedTuple):
 class Split:
     """Shares requests out among versions by weight."""
 
-    def __init__(self, traffic: Iterable[tuple[int, float]]) -> None:
-        """Of each version the weight, which is positive."""
+    def __init__(self, traffic: Iterable[tuple[int, float]], key: str = "") -> None:
+        """Of each version the weight, which is positive; and the name of what keeps requests at one version."""
         versions, weights = zip(*traffic, strict=True)
         self._versions: tuple[int, ...] = versions
         self._bounds: list[float] = list(itertools.accumulate(weights))
+        self._key = key
 
-    def version(self, key: str) -> int:
-        """The version that answers the next request; always the same one for a key that is not empty, while the weights are."""
+    def version_for(self, query: Query) -> int:
+        """The version that answers a request; the same one for all with the same key, while the weights are the same."""
+        if self._key == REQUEST_ID:
+            key: str | bytes = query.id
+        else:
+            key = next((value for name, value in query.metadata if name == self._key), "") if self._key else ""
         share = _fraction(key) if key else random.random()  # noqa: S311 - no secret
         return self._versions[min(bisect_right(self._bounds, share * self._bounds[-1]), len(self._versions) - 1)]
 
@@ -69,12 +77,11 @@ def make_routing(policy: Policy, served: Collection[int], asked_for: Collection[
         return names[name] if isinstance(name, str) and name in names else int(name)
 
     traffic = tuple((version(name), weight) for name, weight in policy.traffic.items())
-    return Routing(
-        policy.aliases, latest, version(policy.default), tuple(each for each in traffic if each[0] in served and each[1])
-    )
+    traffic = tuple((version, weight) for version, weight in traffic if version in served and weight)
+    return Routing(policy.aliases, latest, version(policy.default), traffic, policy.traffic_key)
 
 
-def _fraction(key: str) -> float:
+def _fraction(key: str | bytes) -> float:
     """A number from 0 to below 1 that looks random, and is the same for the same key in every server."""
-    digest = hashlib.blake2b(key.encode(errors="surrogatepass"), digest_size=7).digest()
+    digest = hashlib.blake2b(key if isinstance(key, bytes) else key.encode(errors="surrogatepass"), digest_size=7).digest()
     return int.from_bytes(digest) / 2**56

@@ -30,7 +30,7 @@ from service.engine.repository import Repository
 from service.engine.served_version import ServedVersion
 from service.engine.top_k import Results
 from service.errors import InvalidRequest
-from service.http.principals import principal_of
+from service.http.principals import metadata_of, principal_of
 from service.http.responses import json_response, response_to_error
 from service.http.server import PAGE_CLASSIFY, PAGE_CLASSIFY_VERSION, PAGE_EXPLAIN, PAGE_EXPLAIN_VERSION, match_route
 from service.model.scores import described
@@ -186,7 +186,12 @@ def _query(request: Request, model: str, version: str) -> Query:
     if not body:
         raise InvalidRequest("the body must be an image file")
     return Query(
-        model=model, version=version, items=[Item(body, encoded=True)], top_k=TOP_K, principal=principal_of(request.environ)
+        model=model,
+        version=version,
+        items=[Item(body, encoded=True)],
+        top_k=TOP_K,
+        principal=principal_of(request.environ),
+        metadata=metadata_of(request),
     )
 
 

@@ -1,7 +1,9 @@
 """Who sends an HTTP request."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+from werkzeug.wrappers import Request
 
 from service.http.gate import grant_of
 from service.requests.principal import UNIX, UNKNOWN, Principal, of_address
@@ -14,6 +16,11 @@ def principal_of(environ: Mapping[str, Any]) -> Principal:
         return grant.principal
     found = of_address(environ.get("REMOTE_ADDR", ""))
     return UNIX if found is UNKNOWN else found
+
+
+def metadata_of(request: Request) -> Iterator[tuple[str, str]]:
+    """The headers as gRPC has metadata, with names in lower case. Can be gone through once; costs nothing if it is not."""
+    return ((name.lower(), value) for name, value in request.headers)
 
 
 def caller_of(environ: Mapping[str, Any]) -> dict[str, Any]:

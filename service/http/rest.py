@@ -34,7 +34,7 @@ from service.errors import InvalidRequest, Unimplemented
 from service.http.bodies import JSON_LENGTH, compress, member, parse_json, read_body, split_body
 from service.http.gate import grant_of
 from service.http.json_cost import take_json
-from service.http.principals import caller_of, principal_of
+from service.http.principals import caller_of, metadata_of, principal_of
 from service.http.responses import json_response, response_to_error
 from service.http.server import INFER, INFER_VERSION, match_route
 from service.observability.trace_context import HEADER, trace_context
@@ -179,7 +179,7 @@ class Rest:
         query = make_query(
             model, version, tensor, [output for output, _ in requested], parameters,
             trace=trace_context(request.headers.get(HEADER, "")), request_id=member(document, "id", str, ""),
-            ignore_unknown=self._ignore_unknown, principal=principal_of(request.environ),
+            ignore_unknown=self._ignore_unknown, principal=principal_of(request.environ), metadata=metadata_of(request),
         )  # fmt: skip
         form = _ReplyForm(request, document.get("id"), requested, bool(parameters.get("binary_data_output", False)))
         return reply_to(self._classifier, query, _write, form)

@@ -37,7 +37,7 @@ from service.rpc.classify import query_of, write_response, write_with_embeddings
 from service.rpc.explain import query_of as explain_query_of
 from service.rpc.explain import send_explanations
 from service.rpc.model_info import ModelInfoServicer
-from service.rpc.status import status_of
+from service.rpc.status import Metadata, status_of
 
 Done = Callable[[bytes | BaseException], object]
 """Takes the one outcome of a request, from any thread: a serialised response, or why there is none."""
@@ -47,6 +47,7 @@ class _Caller(NamedTuple):
     deadline: float = math.inf
     trace: TraceContext | None = None
     principal: Principal = UNKNOWN
+    metadata: Metadata = ()
 
 
 _CALLER = _Caller()

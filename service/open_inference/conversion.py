@@ -5,7 +5,7 @@ the tensors that `select_outputs` takes from the answer. Errors name fields as t
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -50,19 +50,22 @@ def make_query(
     request_id: str = "",
     ignore_unknown: bool = False,
     principal: Principal = UNKNOWN,
+    metadata: Iterable[tuple[str, str | bytes]] = (),
 ) -> Query:
     """The classifier's query for a request.
 
-    `deadline` is in `time.monotonic` seconds, `trace` and `request_id` are the client's, and `principal` is who sent it. The
-    classifier checks the tensor and the requested outputs against the model before it computes. Raises as `parse_schedule`.
+    `deadline` is in `time.monotonic` seconds, `trace` and `request_id` are the client's, `principal` is who sent it, and `metadata`
+    is what came beside it. The classifier checks the tensor and the requested outputs against the model before it computes. Raises
+    as `parse_schedule`.
     """
     priority, timeout_seconds = parse_schedule(parameters, ignore_unknown) if parameters else (0, 0.0)
     elements = tensor.elements
     validate = partial(_check_against_model, tensor, requested)
-    if isinstance(elements, list):
-        items = [Item(element, True) for element in elements]
-        return Query(model, items, version, 1, priority, timeout_seconds, deadline, None, validate, trace, request_id, principal)
-    return Query(model, (), version, 1, priority, timeout_seconds, deadline, elements, validate, trace, request_id, principal)
+    items, array = ([Item(element, True) for element in elements], None) if isinstance(elements, list) else ((), elements)
+    return Query(
+        model, items, version, 1, priority, timeout_seconds, deadline, array, validate, trace, request_id, principal, False,
+        metadata,
+    )  # fmt: skip
 
 
 def rename_error_field(error: RequestError) -> RequestError:

@@ -22,7 +22,7 @@ from service.rpc.known_messages import KnownMessages
 from service.rpc.message_cost import max_fields
 from service.rpc.open_streams import OpenStreams
 from service.rpc.request_stream import RequestStream, StreamRequest
-from service.rpc.status import status_of
+from service.rpc.status import Metadata, status_of
 from service.rpc.wire import ClassifyResponseWriter, classify_stream_response, with_embeddings
 
 SERVICE = "convoy.v1.Classifier"
@@ -43,6 +43,10 @@ class Caller(Protocol):
     @property
     def principal(self) -> Principal:
         """Who calls."""
+
+    @property
+    def metadata(self) -> Metadata:
+        """The client's."""
 
 
 class ClassifyServicer:
@@ -119,7 +123,22 @@ class _Shortcut:
         (model, version, top_k, priority, timeout), start, stop = known
         items = (Item(payload[start:stop], False),)
         self._servicer.answer(
-            Query(model, items, version, top_k, priority, timeout, call.deadline, None, None, call.trace, "", call.principal),
+            Query(
+                model,
+                items,
+                version,
+                top_k,
+                priority,
+                timeout,
+                call.deadline,
+                None,
+                None,
+                call.trace,
+                "",
+                call.principal,
+                False,
+                call.metadata,
+            ),
             call,
         )
         return True
@@ -161,6 +180,7 @@ def query_of(request: pb.ClassifyRequest, classifier: Classifier, call: Caller) 
     return Query(
         request.model, items, request.version, request.top_k, request.priority, request.timeout_seconds, call.deadline,
         None, _require_embeddings if embeddings else None, call.trace, request_id, call.principal, embeddings,
+        call.metadata,
     )  # fmt: skip
 
 

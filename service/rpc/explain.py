@@ -44,7 +44,7 @@ def query_of(request: pb.ExplainRequest, call: Caller) -> Query:
     return Query(
         request.model, [_item(item, at) for at, item in enumerate(request.items)], request.version,
         timeout_seconds=request.timeout_seconds, deadline=call.deadline, trace=call.trace, id=request.id,
-        principal=call.principal,
+        principal=call.principal, metadata=call.metadata,
     )  # fmt: skip
 
 

@@ -119,7 +119,7 @@ class InferServicer:
         """As `start`, of a request that has been read."""
         query = make_query(
             model, version, tensor, form.requested, parameters, call.deadline, call.trace, form.request_id, self._ignore_unknown,
-            call.principal,
+            call.principal, call.metadata,
         )  # fmt: skip
         try:
             return self._classifier.classify(query, partial(_send_reply, self._classifier, responder, write, form))

@@ -23,7 +23,7 @@ def metrics() -> Mock:
 
 @pytest.fixture
 def repository() -> Mock:
-    return Mock()
+    return Mock(splits={})
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from service.engine.query import Query
 from service.engine.routing import Routing, Split, make_routing
 from service.policy import Policy
 
@@ -46,16 +47,31 @@ def test_what_is_not_served_gets_no_share() -> None:
 
 
 def test_requests_are_shared_out_by_weight() -> None:
-    split = Split(((1, 95.0), (2, 5.0)))
-    counts = Counter(split.version("") for _ in range(20_000))
+    split = Split(((1, 95.0), (2, 5.0)), "x-user")
+    counts = Counter(split.version_for(Query("m", ())) for _ in range(20_000))
     assert 700 < counts[2] < 1300, "1000 and 10 standard deviations"
-    counts = Counter(split.version(f"client {number}") for number in range(20_000))
+    counts = Counter(split.version_for(of_user(number)) for number in range(20_000))
     assert 700 < counts[2] < 1300
 
 
 def test_a_key_stays_at_its_version_and_few_move_when_weights_change() -> None:
-    keys = [f"client {number}" for number in range(2000)]
-    before, after = Split(((1, 95.0), (2, 5.0))), Split(((1, 80.0), (2, 20.0)))
-    assert [before.version(key) for key in keys] == [Split(((1, 95.0), (2, 5.0))).version(key) for key in keys]
-    moved = [(before.version(key), after.version(key)) for key in keys if before.version(key) != after.version(key)]
-    assert set(moved) == {(1, 2)}, "none goes back to the old version"
+    queries = [of_user(number) for number in range(2000)]
+    before, after = (Split(((1, stable), (2, 100 - stable)), "x-user") for stable in (95.0, 80.0))
+    assert [before.version_for(query) for query in queries] == [before.version_for(query) for query in queries]
+    assert {(before.version_for(query), after.version_for(query)) for query in queries} == {(1, 1), (1, 2), (2, 2)}, (
+        "none goes back"
+    )
+
+
+def test_the_key_is_the_id_of_a_request_or_what_came_beside_it() -> None:
+    by_id, by_metadata = (Split(((1, 1.0), (2, 1.0)), key) for key in ("request-id", "x-user"))
+    for key in ("", "one", "\udc80"):
+        versions = {by_id.version_for(Query("m", (), id=key)) for _ in range(100)}
+        assert len(versions) == (1 if key else 2), "at random without a key"
+    assert len({by_id.version_for(of_user(1)) for _ in range(100)}) == 2
+    binary, text = (Query("m", (), metadata=(("x", "y"), ("x-user", value))) for value in (b"user 1", "user 1"))
+    assert {by_metadata.version_for(query) for query in [binary, text, of_user(1)] * 30} == {by_metadata.version_for(text)}
+
+
+def of_user(number: int) -> Query:
+    return Query("m", (), metadata=[("x-user", f"user {number}")])
