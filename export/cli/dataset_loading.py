@@ -1,12 +1,13 @@
 """Loading a data set for a command: a progress bar meanwhile, a summary afterwards."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from export.cli.progress_bar import progress_bar
 from export.progress import OnProgress
+from export.text import first_of
 
 if TYPE_CHECKING:
     from export.data.datasets import Dataset
@@ -37,8 +38,18 @@ def _summary(dataset: "Dataset", *, to_train: bool) -> str:
         more = ", ..." if len(dataset.labels) > _SHOWN_LABELS else ""
         lines.append(f"classes: {', '.join(dataset.labels[:_SHOWN_LABELS])}{more}")
     if dataset.skipped:
-        lines.append(f"left out: {len(dataset.skipped)} files")
-        lines += [f"  {line}" for line in dataset.skipped[:_SHOWN_SKIPPED]]
-        if len(dataset.skipped) > _SHOWN_SKIPPED:
-            lines.append(f"  and {len(dataset.skipped) - _SHOWN_SKIPPED} more")
+        lines.append(f"left out: {len(dataset.skipped)} files and folders")
+        reasons = _by_reason(dataset.skipped)
+        lines += [f"  {line}" for line in reasons[:_SHOWN_SKIPPED]]
+        if len(reasons) > _SHOWN_SKIPPED:
+            lines.append(f"  and {len(reasons) - _SHOWN_SKIPPED} more reasons")
     return "\n".join(lines)
+
+
+def _by_reason(skipped: Sequence[str]) -> list[str]:
+    """A line for each reason: `path: reason`, or of several files `path and N more: reason`."""
+    paths: dict[str, list[str]] = {}
+    for line in skipped:
+        path, _, reason = line.partition(": ")
+        paths.setdefault(reason, []).append(path)
+    return [f"{first_of(found, 1)}: {reason}" for reason, found in paths.items()]

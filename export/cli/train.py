@@ -71,7 +71,7 @@ def _prepare(
     weights: Path | None, class_weights: str | None, **chosen: Any,
 ) -> "tuple[Dataset, recipes.Settings, Weights | None]":  # fmt: skip
     """Checks what can be checked at once, loads the data, which can take minutes, and takes the output folder."""
-    from export.data.datasets import DatasetOptions, load_dataset
+    from export.data.datasets import DatasetOptions, known_classes, load_dataset
     from export.data.input_choice import SHORT_FORMS, InputChoice
     from export.networks import architectures
     from export.training.checkpoint import load_interrupted
@@ -88,6 +88,8 @@ def _prepare(
         raise UserError("--class-weights and --balanced-sampling both make up for classes that are rare: one of them is accepted")
     weight_of = read_class_weights(Path(class_weights)) if class_weights and class_weights != "auto" else None
     code = architectures.code(network)
+    if (expected := known_classes(data)) is not None:
+        architectures.check_head(network, expected)
     read = read_weights(weights) if weights is not None else None
     if resume:
         load_interrupted(output)

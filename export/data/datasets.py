@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from export.data.augmentation import Augmentation
 from export.data.cifar10 import load_cifar10
 from export.data.image_files import ImageFile, check_memory, describe, read_pixels, suitable_input
-from export.data.image_folder import list_folder
+from export.data.image_folder import count_classes, list_folder
 from export.data.input_choice import InputChoice
 from export.data.mnist import load_mnist
 from export.data.splits import PARTS, files_digest, split_off_missing, stratified_split
@@ -126,6 +126,13 @@ def load_dataset(
         return _load_digits(seed, options)
     where = (data_dir or Path(source_dir)).expanduser().absolute() if data_dir or source_dir else None
     return _load_published(name, where, seed, options, on_progress)
+
+
+def known_classes(data: str) -> int | None:
+    """The number of classes of a data set or folder, found at once; None if it cannot be told before the data are read."""
+    if data.partition(":")[0] in DATA:
+        return 10
+    return count_classes(Path(data).expanduser().absolute())
 
 
 def reload_dataset(

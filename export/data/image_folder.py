@@ -42,8 +42,8 @@ def list_folder(folder: Path, on_progress: OnProgress) -> Listing:
     """Finds the images of a folder and reads their headers.
 
     Raises:
-        UserError: the folder cannot be read, has fewer than two classes or a class without images, or its parts have different
-            classes.
+        UserError: the folder cannot be read, has fewer than two classes with images, or one with images in some parts alone, or its
+            parts have different classes.
     """
     try:
         parts, skipped = _find_parts(folder)
@@ -66,8 +66,12 @@ def list_folder(folder: Path, on_progress: OnProgress) -> Listing:
             if not isinstance(header, str)
         ]
         skipped += [f"{path}: {header}" for (path, _), header in zip(paths, headers, strict=True) if isinstance(header, str)]
-        _check_no_class_empty(files[part], classes[part], skipped)
-    return Listing(labels, files, skipped)
+    empty = {label for label in range(len(labels)) if all(file.label != label for found in files.values() for file in found)}
+    if len(labels) - len(empty) < 2:
+        empty = set()
+    for part in files:
+        _check_no_class_empty(files[part], classes[part], skipped, empty)
+    return _without_classes(Listing(labels, files, skipped), empty, parts["training"])
 
 
 def _find_parts(folder: Path) -> tuple[dict[str, Path], list[str]]:
@@ -97,6 +101,15 @@ def by_part(named: Iterable[tuple[str, Path]]) -> dict[str, Path]:
     return {part: parts[part] for part in ("training", "validation", "test") if part in parts}
 
 
+def count_classes(folder: Path) -> int | None:
+    """The number of class folders that hold files named like images, found without reading any; None if it cannot be told."""
+    try:
+        training = _find_parts(folder)[0]["training"]
+        return sum(any(images_under(path, (), [])) for path in subfolders(training))
+    except (OSError, UserError):
+        return None
+
+
 def _labels(parts: dict[str, Path], classes: dict[str, list[Path]]) -> tuple[str, ...]:
     """The names of the classes. Raises UserError unless they are two or more, printable, not parts, and the same in every part."""
     folder = parts["training"]
@@ -122,11 +135,26 @@ def _labels(parts: dict[str, Path], classes: dict[str, list[Path]]) -> tuple[str
     return labels
 
 
-def _check_no_class_empty(files: list[ImageFile], folders: list[Path], skipped: list[str]) -> None:
-    empty = sorted(set(range(len(folders))) - {file.label for file in files})
+def _without_classes(listing: Listing, empty: set[int], folder: Path) -> Listing:
+    """The listing without the classes that have no image at all, each named first among what is left out."""
+    if not empty:
+        return listing
+    named = [
+        f"{folder / listing.labels[label]}: a class folder without an image that can be read: no class" for label in sorted(empty)
+    ]
+    kept = [label for label in range(len(listing.labels)) if label not in empty]
+    number = {label: index for index, label in enumerate(kept)}
+    parts = {part: [file._replace(label=number[file.label]) for file in files] for part, files in listing.parts.items()}
+    return Listing(tuple(listing.labels[label] for label in kept), parts, named + listing.skipped)
+
+
+def _check_no_class_empty(files: list[ImageFile], folders: list[Path], skipped: list[str], left_out_too: set[int]) -> None:
+    """Raises UserError if a class that is in other parts has no image in this one."""
+    empty = sorted(set(range(len(folders))) - {file.label for file in files} - left_out_too)
     if not empty:
         return
-    left_out = first_of(skipped, 1) or "nothing"
+    inside = [line for line in skipped if line.startswith(f"{folders[empty[0]]}/")]
+    left_out = first_of(inside or skipped, 1) or "nothing"
     raise UserError(
         f"{folders[empty[0]]}: a class folder without an image that can be read; left out: {left_out}; "
         f"images are files named {', '.join(SUFFIXES)}"

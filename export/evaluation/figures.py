@@ -6,7 +6,6 @@ Uses matplotlib's objects, never its global state, and colours that colour-blind
 import io
 import math
 import unicodedata
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from matplotlib.figure import Figure
 
 from export.data.image_files import MAX_PIXELS
 from export.data.sample_size import accuracy_interval
+from export.evaluation.fonts import Drawn, drawable
 from export.evaluation.scores import Scores
 from export.files import write_file
 from service.model.input_spec import InputSpec
@@ -57,7 +57,8 @@ def draw_confusion(scores: Scores, path: Path) -> None:
     classes = len(scores.occurring)
     counts = scores.confusion
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    names = _shortened([scores.labels[index] for index in scores.occurring], 20)
+    drawn = drawable(scores.labels)
+    names = _shortened([drawn.names[index] for index in scores.occurring], 20)
     numbered, named = classes <= _NUMBERED_CLASSES, classes <= _NAMED_CLASSES
     side = min(max(4.0, 2.2 + 0.52 * classes), 15.0)
     figure = Figure(figsize=(side + 1.2, side), layout="constrained")
@@ -68,8 +69,10 @@ def draw_confusion(scores: Scores, path: Path) -> None:
     if named:
         size = 10 if numbered else 5
         upright = all(len(name) <= 3 for name in names) or classes == 2
-        axes.set_xticks(range(classes), names, fontsize=size, rotation=0 if upright else 90, parse_math=False)
-        axes.set_yticks(range(classes), names, fontsize=size, parse_math=False)
+        axes.set_xticks(
+            range(classes), names, fontsize=size, rotation=0 if upright else 90, parse_math=False, family=drawn.families
+        )
+        axes.set_yticks(range(classes), names, fontsize=size, parse_math=False, family=drawn.families)
     if numbered:
         axes.set_xticks(np.arange(classes - 1) + 0.5, minor=True)
         axes.set_yticks(np.arange(classes - 1) + 0.5, minor=True)
@@ -81,6 +84,7 @@ def draw_confusion(scores: Scores, path: Path) -> None:
             axes.text(answer, true, f"{counts[true, answer]}", ha="center", va="center", color=colour, fontsize=size)
     bar = figure.colorbar(image, ax=axes, shrink=0.8, aspect=30, pad=0.02, ticks=[0, 1, 5, 20, 50, 100], format="%g %%")
     bar.set_label("share of the true class")
+    _note(figure, drawn if named else None)
     _save(figure, path)
 
 
@@ -124,7 +128,8 @@ def draw_reliability(scores: Scores, path: Path) -> None:
 def draw_mistakes(scores: Scores, encoded: Encoded, spec: InputSpec, path: Path) -> None:
     """The most confident mistakes as a PNG: the images as the network sees them, with true label, answer and confidence."""
     chosen = scores.mistakes(_MISTAKES)
-    names = _shortened(scores.labels, 14)
+    drawn = drawable(scores.labels)
+    names = _shortened(drawn.names, 14)
     columns = min(len(chosen), math.ceil(math.sqrt(1.5 * len(chosen))))
     rows = math.ceil(len(chosen) / columns)
     figure = Figure(figsize=(max(1.9 * columns, 2.4), 2.35 * rows + 0.5), layout="constrained")
@@ -135,14 +140,23 @@ def draw_mistakes(scores: Scores, encoded: Encoded, spec: InputSpec, path: Path)
         image = decode(encoded(int(index)), spec, MAX_PIXELS)
         axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         true, answer = names[scores.truth[index]], names[scores.predictions[index]]
-        axes.set_title(f"{answer} ({scores.confidence[index]:.1%})\ntruth: {true}", fontsize=9, parse_math=False)
+        axes.set_title(
+            f"{answer} ({scores.confidence[index]:.1%})\ntruth: {true}", fontsize=9, parse_math=False, family=drawn.families
+        )
     wrong = scores.items - scores.correct
     if wrong > len(chosen):
         title = f"The {len(chosen)} most confident of {wrong:,} mistakes"
     else:
         title = "The one mistake" if wrong == 1 else f"All {wrong} mistakes"
     figure.suptitle(title, fontsize=11)
+    _note(figure, drawn)
     _save(figure, path)
+
+
+def _note(figure: Figure, drawn: Drawn | None) -> None:
+    """Says in the picture what of the names is missing."""
+    if drawn is not None and drawn.note:
+        figure.supxlabel(drawn.note, fontsize=7, color=_GRAY)
 
 
 def _shortened(labels: Sequence[str], most: int) -> list[str]:
@@ -161,8 +175,6 @@ def _cut(label: str, most: int) -> str:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # letters that the font lacks become boxes
-        content = io.BytesIO()
-        figure.savefig(content, dpi=120)
+    content = io.BytesIO()
+    figure.savefig(content, dpi=120)
     write_file(path, content.getvalue())

@@ -92,10 +92,9 @@ def build(text: str, spec: InputSpec, classes: int) -> nn.Module:
     """
     if is_custom(text):
         return custom.build(text, spec, classes)
+    check_head(text, classes)
     name, options = parse(text)
     head = options.pop("head", "softmax")
-    if head == "sigmoid" and classes != 2:
-        raise UserError(f"{name}: head=sigmoid is for two classes, and these data have {classes}")
     built = NETWORKS[name].build(spec, 1 if head == "sigmoid" else classes, **options)
     if head == "softmax":
         return built if isinstance(built, nn.Module) else Network(built)
@@ -103,6 +102,15 @@ def build(text: str, spec: InputSpec, classes: int) -> nn.Module:
     network = Network(layers | {"pair": ZeroLogit()})
     network.head = "sigmoid"
     return network
+
+
+def check_head(text: str, classes: int) -> None:
+    """Raises UserError if a network of Convoy's has a head for another number of classes."""
+    if is_custom(text):
+        return
+    name, options = parse(text)
+    if options.get("head") == "sigmoid" and classes != 2:
+        raise UserError(f"{name}: head=sigmoid is for two classes, and these data have {classes}")
 
 
 def code(text: str) -> custom.Code | None:

@@ -152,6 +152,28 @@ def test_classes_may_be_called_like_parts_or_have_the_same_folders(tmp_path: Pat
     assert datasets.load_dataset(str(tmp_path / "two"), 0).labels == ("large intestine", "stomach", "trainers")
 
 
+def test_an_empty_class_folder_is_named_and_left_out(tmp_path: Path) -> None:
+    root = pets(tmp_path / "pets", {"cat": 4, "fox": 4, "owl": 4})
+    (root / "dog").mkdir()
+    (root / "dog" / "readme.txt").touch()
+    found = datasets.load_dataset(str(root), 0)
+    assert found.labels == ("cat", "fox", "owl")
+    assert found.skipped[0] == f"{root}/dog: a class folder without an image that can be read: no class"
+    labels = np.concatenate([part.labels for part in (found.training, found.validation, found.test)])
+    assert np.bincount(labels).tolist() == [4, 4, 4]
+    assert datasets.known_classes(str(root)) == 3
+    parts = tmp_path / "parts"
+    for part in ("train", "test"):
+        pets(parts / part, {"cat": 4, "owl": 4})
+        (parts / part / "dog").mkdir()
+    assert datasets.load_dataset(str(parts), 0).labels == ("cat", "owl")
+    pets(parts / "train", {"dog": 3})
+    with pytest.raises(UserError, match=f"^{parts}/test/dog: a class folder without an image that can be read"):
+        datasets.load_dataset(str(parts), 0)
+    assert (datasets.known_classes(str(parts)), datasets.known_classes("digits")) == (3, 10)
+    assert datasets.known_classes(str(tmp_path / "none")) is None
+
+
 def test_invalid_folders_are_refused(tmp_path: Path) -> None:
     def refused(path: Path | str, **options: object) -> str:
         with pytest.raises(UserError) as raised:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
+from export.cli.dataset_loading import _by_reason
 from export.cli.output_folder import lock_run
 from export.cli.train import train
 from export.networks.architectures import NETWORKS
@@ -43,6 +44,7 @@ def test_options_that_contradict_each_other_or_the_data_are_one_line_and_nothing
         "--std 0": "each from 0 (not itself) to 1, for pixels of 0 to 1.",
         "--class-weights auto --balanced-sampling": "both make up for classes that are rare: one of them is accepted",
         f"--class-weights {tmp_path}/none.csv": "No such file or directory",
+        "--network article-cnn:head=sigmoid": "article-cnn: head=sigmoid is for two classes, and these data have 10",
         "--freeze layer1": "--freeze layer1: no weight has a name that starts so; they start with conv1, ",
     }.items():
         output = tmp_path / "run"
@@ -51,6 +53,24 @@ def test_options_that_contradict_each_other_or_the_data_are_one_line_and_nothing
         assert done.exit_code, given
         assert message in " ".join(said.split()), given
         assert not output.exists(), given
+
+
+def test_a_head_for_other_classes_is_refused_before_the_data_are_read(tmp_path: Path) -> None:
+    for label in ("cat", "dog", "owl"):
+        (tmp_path / "pets" / label).mkdir(parents=True)
+        (tmp_path / "pets" / label / "1.png").write_bytes(b"not a picture: reading it would be another error")
+    (tmp_path / "pets" / "empty").mkdir()
+    given = ["--data", str(tmp_path / "pets"), "--network", "article-cnn:head=sigmoid", "--output", str(tmp_path / "run")]
+    done = CliRunner().invoke(train, given)
+    assert str(done.exception) == "article-cnn: head=sigmoid is for two classes, and these data have 3"
+
+
+def test_what_is_left_out_is_said_by_reason() -> None:
+    skipped = [f"pets/{number}.heic: a HEIC image, which is not decoded here" for number in range(40)]
+    assert _by_reason([*skipped, "pets/a.txt: not named like an image"]) == [
+        "pets/0.heic and 39 more: a HEIC image, which is not decoded here",
+        "pets/a.txt: not named like an image",
+    ]
 
 
 def test_a_run_has_one_training_at_a_time(tmp_path: Path) -> None:
