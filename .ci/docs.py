@@ -8,7 +8,7 @@ from typing import Literal, get_args, get_origin
 import click
 from pydantic.fields import FieldInfo
 
-from service.cli.config_options import is_list, limits, shown, value_type
+from service.cli.config_options import is_list, limits, shown, value_type, words
 from service.cli.serve import serve
 from service.config import ServerConfig
 from service.policy import Policy
@@ -90,9 +90,10 @@ def accepted(field: FieldInfo) -> str:
     if kind in (int, float):
         low = f"above {within['gt']:.0f}" if "gt" in within else f"{within['ge']:.0f}"
         word = "integer" if kind is int else "number"
+        choices = "".join(f"`{each}`, or " for each in words(field))
         if "le" not in within:
-            return f"{word} from {low}"
-        return f"{word}, {low}{', at most' if 'gt' in within else ' to'} {within['le']:.0f}"
+            return f"{choices}{word} from {low}"
+        return f"{choices}{word}, {low}{', at most' if 'gt' in within else ' to'} {within['le']:.0f}"
     return {bool: "flag", str: "text", Path: "path"}[kind]
 
 

@@ -4,7 +4,7 @@ How one model is served is in policy.py.
 """
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -12,6 +12,8 @@ from service.model.providers import Provider
 
 MAX_MESSAGE_BYTES = 2**31 - 1
 """gRPC's limits are 32-bit signed integers."""
+
+MAX_WORKERS = 256
 
 
 FOREIGN_SHARED_MEMORY = ("triton_python_backend_shm_region_", "sem.", "psm_", "torch_")
@@ -178,11 +180,11 @@ class ServerConfig(BaseModel):
         json_schema_extra={"metavar": "PREFIX"},
     )
 
-    workers: int = Field(
+    workers: Annotated[int, Field(ge=1, le=MAX_WORKERS)] | Literal["auto"] = Field(
         default=1,
-        ge=1,
-        le=256,
-        description="Processes that share the gRPC port; each loads all models and serves a share of the connections.",
+        description="Processes that share the gRPC port; each loads all models and serves a share of the connections. auto: as "
+        "many as there are CPUs if one CPU computes a picture within a millisecond with each of the models, and memory allows it; "
+        "else one. The log says why.",
     )
     worker_start_seconds: float = Field(
         default=600.0,
@@ -317,6 +319,12 @@ class ServerConfig(BaseModel):
         le=1,
         description="Fraction to trace of the requests that carry no trace context; for the others the client decides.",
     )
+
+    @property
+    def worker_count(self) -> int:
+        """How many processes serve; `auto` must have been replaced (`workers/survey.py`)."""
+        assert self.workers != "auto"  # noqa: S101 - for mypy
+        return self.workers
 
     @property
     def control_seconds(self) -> float:

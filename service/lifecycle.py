@@ -65,7 +65,7 @@ def trusted_keys(config: ServerConfig) -> "TrustedKeys | None":
 
 
 def _check_unix_sockets(config: ServerConfig) -> None:
-    if config.grpc_socket is not None and config.workers > 1:
+    if config.grpc_socket is not None and config.worker_count > 1:
         raise UserError("--grpc-socket cannot be used with --workers: processes can share a port but not a unix socket")
     if config.grpc_socket is not None and config.grpc_socket == config.http_socket:
         raise UserError(f"--grpc-socket and --http-socket are both {str(config.grpc_socket)!r}: give two paths")
@@ -105,6 +105,10 @@ class StopEvent:
         self._is_set = True
         with contextlib.suppress(BlockingIOError):  # the pipe is full of earlier bytes
             os.write(self._writer, b"\0")
+
+    def fileno(self) -> int:
+        """A descriptor that can be read from once it is set, for `select`."""
+        return self._reader
 
     def wait(self) -> None:
         """Blocks until it is set."""

@@ -126,7 +126,7 @@ class Server:
         self._registry = metrics.registry
         metrics.watch_bytes(lambda: self._budget.in_flight_bytes)
         self._tracing = _tracing(config)
-        cpus = max(1, cpu_budget() // config.workers)
+        cpus = max(1, cpu_budget() // config.worker_count)
         trace_batch = None if self._tracing is None else self._tracing.batch
         self._trials = Trials(config.load_seconds, config.load_memory)
         self._repository = Repository(
@@ -228,7 +228,7 @@ class Server:
         if self._access is not None:
             self._access.start()
         self._transport.start()
-        if self._config.workers > 1:
+        if self._config.worker_count > 1:
             log_exposure(self._config)
             return
         try:
@@ -314,6 +314,14 @@ class Server:
     def _live(self) -> bool:
         return not self.not_alive_reason()
 
+    def measured_models(self) -> list[tuple[str, str, float, bool]]:
+        """Of each served version: a name for log lines, its provider, seconds an item, whether batches may run on gRPC's thread."""
+        return [
+            (f"{served.name} version {served.version}", served.model.provider, served.batcher.measured()[1], served.batcher.inline)
+            for versions in self._repository.served.values()
+            for served in versions
+        ]
+
     def metrics(self) -> list[Metric]:
         """A snapshot of every metric."""
         return list(self._registry.collect())
@@ -328,7 +336,7 @@ class Server:
         self._warn_of_large_requests()
         if self._repository.ready and not self._draining:
             self.ready_file.write(self.grpc_port, self.http_port, self._http.admin_port)
-            if not self._ready_logged and self._config.workers == 1:
+            if not self._ready_logged and self._config.worker_count == 1:
                 self._ready_logged = True
                 page = f"; the page is {self._http.url}" if self._config.page_offered else ""
                 log.info("ready%s", page)
@@ -364,9 +372,8 @@ class Server:
             )  # fmt: skip
 
 
-def serve(config: ServerConfig) -> None:
+def serve(config: ServerConfig, stop: StopOnSignals) -> None:
     """Serves until SIGTERM or SIGINT, then drains and exits with code 0. A second signal exits at once, with code 1."""
-    stop = StopOnSignals(config.lame_duck_seconds)
     server = Server(config)
     before_exit(server.ready_file.remove_own)
     server.listen()

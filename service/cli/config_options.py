@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import click
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from service.cli.parameters import FiniteFloat
+from service.cli.parameters import FiniteFloat, NumberOrWord
 from service.config import ServerConfig
 
 
@@ -26,15 +27,27 @@ def shown(field: FieldInfo) -> Mapping[str, Any]:
 
 
 def value_type(field: FieldInfo) -> Any:
-    """The type of a field that is set: `int` of `int | None`."""
-    types = [kind for kind in get_args(field.annotation) if kind is not type(None)]
-    is_optional = get_origin(field.annotation) is not Literal and type(None) in get_args(field.annotation)
-    return types[0] if is_optional else field.annotation
+    """The type of a field that is set: `int` of `int | None`, and of an integer or a word."""
+    kinds = [kind for kind in _union(field) if kind is not type(None)]
+    kind = kinds[0] if kinds else field.annotation
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
+
+
+def words(field: FieldInfo) -> list[str]:
+    """The words that a field accepts beside numbers: `auto` of `int | Literal["auto"]`."""
+    return [word for kind in _union(field) if get_origin(kind) is Literal for word in get_args(kind)]
+
+
+def _union(field: FieldInfo) -> tuple[Any, ...]:
+    """The types of a field that has one of several."""
+    return get_args(field.annotation) if get_origin(field.annotation) in (Union, UnionType) else ()
 
 
 def limits(field: FieldInfo) -> dict[str, float]:
     """The range of a number: any of `ge`, `gt`, `le`, `lt`."""
-    return {name: getattr(rule, name) for rule in field.metadata for name in ("ge", "gt", "le", "lt") if hasattr(rule, name)}
+    of_number = [extra for kind in _union(field) for extra in getattr(kind, "__metadata__", ())]
+    rules = [*field.metadata, *(rule for extra in of_number for rule in extra.metadata)]
+    return {name: getattr(rule, name) for rule in rules for name in ("ge", "gt", "le", "lt") if hasattr(rule, name)}
 
 
 def is_list(field: FieldInfo) -> bool:
@@ -72,7 +85,8 @@ def _type(field: FieldInfo) -> click.ParamType[Any]:
     if kind is Path:
         return click.Path(path_type=Path)
     if kind is int:
-        return click.IntRange(within.get("ge"), within.get("le"))  # type: ignore[arg-type]
+        number = click.IntRange(within.get("ge"), within.get("le"))  # type: ignore[arg-type]
+        return NumberOrWord(number, words(field)) if words(field) else number
     if kind is float:
         return FiniteFloat(within.get("gt", within.get("ge")), within.get("le"), min_open="gt" in within)
     return click.STRING

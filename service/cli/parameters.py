@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -22,6 +23,26 @@ class ImageSize(click.ParamType[tuple[int, int]]):
         if not (1 <= height <= self.largest_side and 1 <= width <= self.largest_side):
             self.fail(f"{value!r} is neither N nor HxW, of 1 to {self.largest_side} pixels, such as 224 or 224x160.", param, ctx)
         return height, width
+
+
+class NumberOrWord(click.ParamType[int | str]):
+    """An integer in a range, or one of a few words."""
+
+    def __init__(self, number: click.IntRange, words: Sequence[str]) -> None:
+        self._number = number
+        self._words = words
+        self.name = "|".join([*words, number.name])
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        """Reads a number or a word, or says what is accepted."""
+        if value in self._words:
+            return str(value)
+        try:
+            number: int = self._number.convert(value, param, ctx)
+        except click.BadParameter:
+            accepted = f"{', '.join(self._words)} or an integer from {self._number.min} to {self._number.max}"
+            self.fail(f"{value!r} is not accepted: give {accepted}.", param, ctx)
+        return number
 
 
 class FiniteFloat(click.FloatRange):

@@ -7,7 +7,7 @@ import click
 from service.access import audit
 from service.cli.config_options import NO_CONTROL, ServeCommand, parameters
 from service.config import ServerConfig
-from service.lifecycle import raise_file_limit
+from service.lifecycle import StopOnSignals, raise_file_limit
 from service.process.denormals import flush_denormals
 from service.process.logs import set_up_logging
 from service.process.malloc import limit_freed_memory
@@ -26,13 +26,19 @@ def serve(**settings: Any) -> None:
     limit_freed_memory()
     flush_denormals()
     raise_file_limit()
+    stop = None
+    if config.workers == "auto":
+        from service.workers.survey import with_worker_count
+
+        stop = StopOnSignals(config.lame_duck_seconds)
+        config = with_worker_count(config, stop)
     if config.repository.is_dir():
-        _start_trial_server(config.workers)
-    if config.workers > 1:
+        _start_trial_server(config.worker_count)
+    if config.worker_count > 1:
         from service.workers.supervisor import serve as run
     else:
         from service.server import serve as run
-    run(config)
+    run(config, stop or StopOnSignals(config.lame_duck_seconds))
 
 
 def _start_trial_server(workers: int) -> None:

@@ -64,7 +64,7 @@ def max_message_bytes(repository: Path, policies: Path | None = None, trusted: "
 def byte_budget(config: ServerConfig, max_message_bytes: int) -> ByteBudget:
     """The budget of one of the server's processes for requests in flight, by the flags."""
     limit_bytes = config.max_inflight_bytes or memory_limit_bytes() // SHARE_OF_MEMORY
-    return ByteBudget(max(limit_bytes // config.workers, max_message_bytes))
+    return ByteBudget(max(limit_bytes // config.worker_count, max_message_bytes))
 
 
 def _of_model(repository: Path, name: str, policies: Path | None, trusted: "TrustedKeys | None") -> int:

@@ -83,7 +83,7 @@ class Supervisor(Collector):
         self._on_failure = on_failure
         self._own_metrics = CollectorRegistry()
         ProcessCollector(registry=self._own_metrics)
-        Gauge("convoy_workers", "Configured workers", registry=self._own_metrics).set(config.workers)
+        Gauge("convoy_workers", "Configured workers", registry=self._own_metrics).set(config.worker_count)
         ready = Gauge("convoy_workers_ready", "Workers that can answer requests", registry=self._own_metrics)
         ready.set_function(lambda: len(self._ready_workers()))
         self._connections = Gauge(
@@ -120,7 +120,7 @@ class Supervisor(Collector):
         self._accepts: Future[bool] = Future()
         self._threads = [
             vital_thread(partial(self._keep_running, number), f"supervise-worker-{number}", daemon=False)
-            for number in range(1, config.workers + 1)
+            for number in range(1, config.worker_count + 1)
         ]
 
     def start(self) -> None:
@@ -198,7 +198,7 @@ class Supervisor(Collector):
         if self._stopping.is_set():
             return "draining"
         workers = self._workers
-        reasons = {number: _not_ready_reason(workers.get(number)) for number in range(1, self._config.workers + 1)}
+        reasons = {number: _not_ready_reason(workers.get(number)) for number in range(1, self._config.worker_count + 1)}
         missing = [f"worker {number}: {reason}" for number, reason in reasons.items() if reason]
         if self._was_ready and len(missing) < len(reasons):
             return ""
@@ -216,7 +216,7 @@ class Supervisor(Collector):
                 self._connections.labels(worker.number).set(worker.connections.count(worker.pid))
         with self._lock:
             running = [worker.metrics for worker in self._workers.values()]
-            if len(self._ready_workers()) == self._config.workers:
+            if len(self._ready_workers()) == self._config.worker_count:
                 self._exited_metrics = without_unserved_versions(self._exited_metrics, running)
             return merge([list(self._own_metrics.collect()), *running, self._exited_metrics])
 
@@ -331,13 +331,13 @@ class Supervisor(Collector):
     def _check_ready(self) -> None:
         """Writes the ready file once all workers are ready for the first time."""
         with self._lock:
-            if self._was_ready or self._stopping.is_set() or len(self._ready_workers()) < self._config.workers:
+            if self._was_ready or self._stopping.is_set() or len(self._ready_workers()) < self._config.worker_count:
                 return
             self._was_ready = True
             self.ready_file.write(self.grpc_port, self._http.port, self._http.admin_port)
         log.info(
             "ready: gRPC on %s by %d workers, %s on %s",
-            " and ".join(map(listeners.address_of, self._reserved)), self._config.workers,
+            " and ".join(map(listeners.address_of, self._reserved)), self._config.worker_count,
             "HTTPS" if self._config.tls_cert else "HTTP", " and ".join(self._http.addresses),
         )  # fmt: skip
 
@@ -416,9 +416,8 @@ def _update(worker: WorkerProcess, report: Future[WorkerStatus]) -> None:
         worker.update(report.result())
 
 
-def serve(config: ServerConfig) -> None:
+def serve(config: ServerConfig, stop: StopOnSignals) -> None:
     """Serves until SIGTERM or SIGINT, then drains. A second signal ends this process, and so the workers, at once with code 1."""
-    stop = StopOnSignals(config.lame_duck_seconds)
     supervisor = Supervisor(config, on_failure=stop.set)
     before_exit(supervisor.ready_file.remove_own)
     supervisor.start()

@@ -210,7 +210,9 @@ def test_a_gpu_stays_whatever_else_is_asked_for() -> None:
 
 
 def test_workers_are_probed_by_what_answers_while_they_load() -> None:
-    for arguments, way in (([], "grpc"), (["--workers=1"], "grpc"), (["--workers=2"], "httpGet"), (["--workers=16"], "httpGet")):
+    ways = {"": "grpc", "1": "grpc", "2": "httpGet", "16": "httpGet", "auto": "httpGet"}
+    for value, way in ways.items():
+        arguments = [f"--workers={value}"] if value else []
         container = deployed({"extraArgs": arguments})[1]
         assert all(way in container[f"{probe}Probe"] for probe in ("startup", "liveness", "readiness")), arguments
 
