@@ -1,65 +1,114 @@
-"""What a second worker gives: calls a second and CPU of one and of two workers, in interleaved rounds of one run.
+"""What a second worker gives, and what it takes from a client of one connection: servers of one and of two workers, in pairs.
 
-The load is h2load, as in `transport.py`: 16 connections with four streams each, so that the kernel has connections to spread.
-Client and workers share the cores: with two of them, a second worker can only gain what the first and the client leave idle.
+Both servers run all the time, and each load goes to one and then to the other, in turn first, for as many rounds as asked for. The
+ratios are of the pairs, so that what else the machine does counts less. The load is h2load, as in `transport.py`. Client and
+workers share the cores: with two of them, a second worker can only gain what the first and the client leave idle.
 
-Usage: python -m tests.benchmarks.workers [--rounds 5] [--seconds 2] [--model MODEL.onnx]
+Usage: python -m tests.benchmarks.workers [--rounds 9] [--seconds 0.7] [--model MODEL.onnx]
 """
 
 import argparse
-import os
 import re
+import shutil
 import statistics
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
+from rich.table import Table
 
 from service.pb.convoy.v1 import classifier_pb2 as pb
-from tests.benchmarks import h2load
-from tests.benchmarks.transport import check, cpu_seconds, make_repository, serving
+from tests.benchmarks import h2load, small_cnn
+from tests.benchmarks.transport import check, cpu_seconds, serving
 
-CONNECTIONS, STREAMS = 16, 4
+ONE = pb.Item(pixels=bytes(range(256)) * 3 + bytes(16))
+
+
+class Load(NamedTuple):
+    """Pictures a request, connections, and requests in flight on each."""
+
+    name: str
+    items: int
+    connections: int
+    streams: int
+
+
+LOADS = (
+    Load("64 in flight over 8 connections", 1, 8, 8),
+    Load("32 a request, 4 in flight over 4 connections", 32, 4, 1),
+    Load("64 in flight over 1 connection", 1, 1, 64),
+    Load("32 a request, 4 in flight over 1 connection", 32, 1, 4),
+)
+
+
+class Measured(NamedTuple):
+    """Of one round."""
+
+    calls_per_second: float
+    cpu_microseconds: float
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2.0)
-    parser.add_argument("--model", type=Path, help="a digits model; trained afresh if not given")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--seconds", type=float, default=0.7)
+    parser.add_argument("--model", type=Path, help="a model of 28x28x1 pictures; one with random weights if not given")
     arguments = parser.parse_args()
     h2load.needed()
-    console = Console(highlight=False, soft_wrap=True)
-    request = pb.ClassifyRequest(model="digits", items=[pb.Item(pixels=bytes(range(256)) * 3 + bytes(16))])
-    found: dict[int, list[tuple[float, float, float]]] = {1: [], 2: []}
-    with tempfile.TemporaryDirectory() as folder:
-        repository = make_repository(Path(folder), arguments.model)
-        body = Path(folder) / "body"
-        body.write_bytes(h2load.framed(request))
-        for round_number in range(arguments.rounds):
-            for workers, points in found.items():
-                os.environ["CONVOY_WORKERS"] = str(workers)
-                with serving("Convoy fast", repository, Path(folder)) as (port, pid):
-                    check(port, request, "Convoy")
-                    load(port, pid, body, 0.5)
-                    points.append(load(port, pid, body, arguments.seconds))
-                    console.print(f"round {round_number + 1}  {workers} workers  {points[-1]}", style="dim")
-    for workers, points in found.items():
-        calls, cpu, memory = (statistics.median(column) for column in zip(*points, strict=True))
-        console.print(f"{workers} workers: {calls:,.0f} calls/s, {cpu:.0f} us of CPU a call, {memory:.0f} MB of memory (PSS)")
-    ratios = [two[0] / one[0] for one, two in zip(found[1], found[2], strict=True)]
-    console.print(f"two to one: {statistics.median(ratios):.2f} (rounds: {', '.join(f'{ratio:.2f}' for ratio in ratios)})")
+    console = Console(highlight=False, width=150)
+    table = Table("load", "calls/s: one", "two", "two to one", "CPU us a call: one", "two", "two to one")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        path = folder / "models" / "digits" / "1" / "model.onnx"
+        if arguments.model is None:
+            small_cnn.write(path)
+        else:
+            path.parent.mkdir(parents=True)
+            shutil.copy(arguments.model, path)
+        for each in ("one", "two"):
+            (folder / each).mkdir()
+        with (
+            serving("Convoy fast", folder / "models", folder / "one") as one,
+            serving("Convoy fast", folder / "models", folder / "two", "--workers", "2") as two,
+        ):
+            check(one[0], pb.ClassifyRequest(model="digits", items=[ONE]), "one worker")
+            check(two[0], pb.ClassifyRequest(model="digits", items=[ONE]), "two workers")
+            for load in LOADS:
+                pairs = [run_pair(load, one, two, folder / "body", arguments.seconds, turn) for turn in range(arguments.rounds + 1)]
+                add_row(table, load, pairs[1:])  # the first warms up
+            memory = [sum(map(resident_megabytes, processes(pid))) for _, pid in (one, two)]
+    console.print(table)
+    console.print(f"n = {arguments.rounds}; memory (PSS): {memory[0]:.0f} and {memory[1]:.0f} MB")
 
 
-def load(port: int, pid: int, body: Path, seconds: float) -> tuple[float, float, float]:
-    """Calls a second, CPU microseconds a call of all server processes, and their memory in MB."""
-    before = sum(map(cpu_seconds, processes(pid)))
-    done = h2load.load(port, body, CONNECTIONS, STREAMS, seconds=seconds)
-    cpu = sum(map(cpu_seconds, processes(pid))) - before
-    memory = sum(
-        int(re.findall(r"^Pss: +(\d+)", Path(f"/proc/{each}/smaps_rollup").read_text(), re.M)[0]) for each in processes(pid)
-    )
-    return done.calls_per_second, 1e6 * cpu / done.calls, memory / 1024
+def run_pair(
+    load: Load, one: tuple[int, int], two: tuple[int, int], body: Path, seconds: float, turn: int
+) -> tuple[Measured, Measured]:
+    """Loads both servers, each a port and a pid: in odd turns the second first."""
+    body.write_bytes(h2load.framed(pb.ClassifyRequest(model="digits", items=[ONE] * load.items)))
+    found = {}
+    for port, pid in (two, one) if turn % 2 else (one, two):
+        before = sum(map(cpu_seconds, processes(pid)))
+        done = h2load.load(port, body, load.connections, load.streams, seconds=seconds)
+        cpu = sum(map(cpu_seconds, processes(pid))) - before
+        found[pid] = Measured(done.calls_per_second, 1e6 * cpu / done.calls)
+    return found[one[1]], found[two[1]]
+
+
+def add_row(table: Table, load: Load, pairs: list[tuple[Measured, Measured]]) -> None:
+    cells = [load.name]
+    for field in range(2):
+        ratios = sorted(two[field] / one[field] for one, two in pairs)
+        medians = [statistics.median(pair[which][field] for pair in pairs) for which in range(2)]
+        cells += [f"{median:,.0f}" for median in medians]
+        cells += [f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"]
+    table.add_row(*cells)
+
+
+def resident_megabytes(pid: int) -> float:
+    """Its memory, of what it shares with others its part."""
+    return int(re.findall(r"^Pss: +(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.M)[0]) / 1024
 
 
 def processes(pid: int) -> list[int]:
