@@ -201,18 +201,24 @@ _POLL_RAISES = """
 import sys
 from pathlib import Path
 import grpc
+from grpc._cython import cygrpc
 from service.config import ServerConfig
-from service.pb.convoy.v1 import classifier_pb2 as pb
-from service.rpc import completion_queue
 from service.server import Server
 
-def poll_raises(*_):
-    raise MemoryError  # as `poll` does when a message cannot be allocated
+lacking = False
 
+class Queue(cygrpc.CompletionQueue):
+    def poll(self, deadline=None):
+        if lacking:
+            raise MemoryError  # as it does when a message cannot be allocated
+        return super().poll(deadline)
+
+cygrpc.CompletionQueue = Queue
 server = Server(ServerConfig(repository=Path(sys.argv[1]), grpc_port=0, http_port=0))
 server.start()
-completion_queue.CompletionQueueServer._handle_messages = poll_raises
-grpc.channel_ready_future(grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}")).result(30)
+lacking = True
+channel = grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}")
+call = channel.unary_unary("/convoy.v1.Classifier/Classify").future(b"")
 sys.stdin.read()
 """
 
