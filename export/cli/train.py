@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _NOTABLE = 0.02
 """From this difference on between balanced accuracy and accuracy, an epoch's line has both."""
 
+_NETWORK = "article-cnn"
 _COLOURS = {1: "gray", 3: "colour"}
 
 
@@ -65,16 +66,16 @@ def train(output: Path, resume: bool, tensorboard: bool, **chosen: Any) -> None:
 
 
 def _prepare(
-    console: Console, group: "ProcessGroup", output: Path, resume: bool, data: str, data_dir: Path | None, network: str,
+    console: Console, group: "ProcessGroup", output: Path, resume: bool, data: str, data_dir: Path | None, network: str | None,
     image_size: tuple[int, int] | None, resize: str | None, crop: tuple[int, int] | None, crop_pct: float | None,
     filter_name: str | None, fit: str | None, channels: str | None, flip: bool | None, shift_pixels: int | None,
-    weights: Path | None, class_weights: str | None, **chosen: Any,
+    weights: Path | None, init_from: Path | None, class_weights: str | None, **chosen: Any,
 ) -> "tuple[Dataset, recipes.Settings, Weights | None]":  # fmt: skip
     """Checks what can be checked at once, loads the data, which can take minutes, and takes the output folder."""
     from export.data.datasets import DatasetOptions, known_classes, load_dataset
     from export.data.input_choice import SHORT_FORMS, InputChoice
     from export.networks import architectures
-    from export.training.checkpoint import load_interrupted
+    from export.training.checkpoint import CHECKPOINT, load_checkpoint, load_interrupted
     from export.training.class_balance import automatic_weights, given_weights, read_class_weights
     from export.training.pretrained import read_weights
     from service.model.input_spec import InputSpec
@@ -87,10 +88,15 @@ def _prepare(
     if class_weights and chosen["balanced_sampling"]:
         raise UserError("--class-weights and --balanced-sampling both make up for classes that are rare: one of them is accepted")
     weight_of = read_class_weights(Path(class_weights)) if class_weights and class_weights != "auto" else None
+    if init_from and weights:
+        raise UserError("--init-from and --weights both say what to start from: one of them is accepted")
+    start = load_checkpoint(init_from) if init_from else None
+    network = network or (start.settings.network if start else _NETWORK)
     code = architectures.code(network)
     if (expected := known_classes(data)) is not None:
         architectures.check_head(network, expected)
-    read = read_weights(weights) if weights is not None else None
+    file = init_from / CHECKPOINT if init_from else weights
+    read = read_weights(file) if file else None
     if resume:
         load_interrupted(output)
         if group.rank == 0:
@@ -98,8 +104,10 @@ def _prepare(
     elif group.rank == 0:
         check_output_folder(output, " (or --resume, to continue an interrupted training)")
     shift = recipes.recipe(network).shift_pixels if shift_pixels is None else shift_pixels
-    options = DatasetOptions(wanted, flip, shift)
+    options = DatasetOptions(start.input if start and wanted == InputChoice() else wanted, flip, shift)
     dataset = load_with_progress(console, partial(load_dataset, data, chosen["seed"], data_dir, options), to_train=True)
+    if start:
+        chosen = _continued(start, dataset, chosen)
     if class_weights:
         labels, classes = dataset.training.labels, dataset.labels
         chosen["class_weights"] = (
@@ -113,6 +121,16 @@ def _prepare(
         create_output_folder(output)
         lock_run(output)
     return dataset, settings, read
+
+
+def _continued(start: "Checkpoint", dataset: "Dataset", chosen: dict[str, Any]) -> dict[str, Any]:
+    """The options with the normalisation that a run's weights need. The last layer is no newer than the others for its classes."""
+    for name, values in (("mean", start.mean), ("std", start.std)):
+        if chosen[name] is None:
+            chosen = {**chosen, name: tuple(value / 255 for value in values)}
+    if dataset.labels == start.labels and chosen["head_learning_rate"] is None:
+        chosen = {**chosen, "head_learning_rate": 0.0}
+    return chosen
 
 
 def _check_channels(settings: recipes.Settings, channels: int) -> None:

@@ -21,7 +21,8 @@ OPTION_GROUPS: dict[str, tuple[click.Option, ...]] = {
                      help="A data set by name, or a folder of images: DIR/<class>/*.jpg, or DIR/train/<class>/*.jpg with "
                           "DIR/test and DIR/val beside it. Missing parts are split off the training part."),
         click.Option(["--data-dir"], **DATA_DIR),
-        click.Option(["--network"], default="article-cnn", show_default=True, metavar="NAME[:option=value,...]|FILE.py:NAME",
+        click.Option(["--network"], show_default="article-cnn, or that of --init-from",
+                     metavar="NAME[:option=value,...]|FILE.py:NAME",
                      help="The network to train; see below. FILE.py:NAME, or MODULE:NAME, is a class or function of your own."),
         click.Option(["--image-size"], type=ImageSize(_LARGEST_SIDE), metavar="N|HxW",
                      help="The network's input in pixels.",
@@ -44,10 +45,13 @@ OPTION_GROUPS: dict[str, tuple[click.Option, ...]] = {
         click.Option(["--weights"], type=click.Path(path_type=Path), metavar="FILE",
                      help="A state dict (.pth, .pt, .safetensors), an ONNX file, or the checkpoint.pt of a run: what has the same "
                           "name and shape is loaded, and what is not is shown. The last layer is new where the classes differ."),
+        click.Option(["--init-from"], type=click.Path(path_type=Path), metavar="RUN",
+                     help="Start from a run, finished or not: its weights, and, unless they are given, its network, input, mean "
+                          "and std. If the classes are the same, the training goes on with a tenth of the recipe's rate."),
         click.Option(["--freeze"], multiple=True, metavar="PREFIX",
                      help="Do not train weights whose names start so; may be repeated."),
         click.Option(["--head-learning-rate"], type=FiniteFloat(0, 10, min_open=True), metavar="RATE",
-                     show_default="--learning-rate; with --weights and without --learning-rate ten times that",
+                     show_default="--learning-rate; with weights for other classes and without --learning-rate ten times that",
                      help="The highest of the schedule for the last layer."),
         click.Option(["--mean"], type=ChannelValues({"imagenet": recipes.IMAGENET_MEAN}), metavar="R,G,B|imagenet",
                      show_default="that of the training images",
@@ -62,7 +66,7 @@ OPTION_GROUPS: dict[str, tuple[click.Option, ...]] = {
                      help="Images a step. Another size than the recipe's scales the default learning rate."),
         click.Option(["--optimizer"], type=click.Choice(recipes.OPTIMIZERS), show_default=_RECIPE,
                      help="Adam; AdamW, with weight decay separate from the gradient; SGD with Nesterov momentum."),
-        click.Option(["--learning-rate"], type=FiniteFloat(0, 10, min_open=True), metavar="RATE", show_default=_RECIPE,
+        click.Option(["--learning-rate", "--lr"], type=FiniteFloat(0, 10, min_open=True), metavar="RATE", show_default=_RECIPE,
                      help="The highest of the schedule. Too high, and the loss jumps or diverges; too low, and it falls slowly."),
         click.Option(["--schedule"], type=click.Choice(recipes.SCHEDULES), default="one-cycle", show_default=True,
                      help="one-cycle: up to the learning rate and down to nearly 0 over all epochs; or constant."),

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 from export.cli.dataset_loading import _by_reason
@@ -45,6 +46,8 @@ def test_options_that_contradict_each_other_or_the_data_are_one_line_and_nothing
         "--class-weights auto --balanced-sampling": "both make up for classes that are rare: one of them is accepted",
         f"--class-weights {tmp_path}/none.csv": "No such file or directory",
         "--network article-cnn:head=sigmoid": "article-cnn: head=sigmoid is for two classes, and these data have 10",
+        f"--init-from {tmp_path} --weights {tmp_path}/other.pth": "--init-from and --weights both say what to start from",
+        f"--init-from {tmp_path}": "has no checkpoint.pt: it is not a run of `convoy train`",
         "--freeze layer1": "--freeze layer1: no weight has a name that starts so; they start with conv1, ",
     }.items():
         output = tmp_path / "run"
@@ -71,6 +74,24 @@ def test_what_is_left_out_is_said_by_reason() -> None:
         "pets/0.heic and 39 more: a HEIC image, which is not decoded here",
         "pets/a.txt: not named like an image",
     ]
+
+
+def test_a_finished_run_is_trained_on(tmp_path: Path, run: Path) -> None:
+    begun = load_checkpoint(run)
+    given = ["--data", "digits", "--init-from", str(run), "--epochs", "1", "--lr", "1e-4", "--output"]
+    done = CliRunner().invoke(train, [*given, str(tmp_path / "on")])
+    assert done.exit_code == 0, done.output
+    assert re.search(r"checkpoint\.pt: (\d+) of the network's \1 tensors loaded; 0 of the file not used", done.output)
+    [line] = map(json.loads, (tmp_path / "on" / "metrics.jsonl").read_text().splitlines())
+    assert line["training_accuracy"] > 0.9, "of its first epoch"
+    after = load_checkpoint(tmp_path / "on")
+    assert after.input == begun.input
+    assert (*after.mean, *after.std) == pytest.approx((*begun.mean, *begun.std))
+    assert (after.settings.learning_rate, after.settings.head_learning_rate) == (1e-4, 0.0)
+    assert after.settings.network == begun.settings.network
+    assert "checkpoint.pt (sha256 " in after.settings.weights
+    refused = CliRunner().invoke(train, [*given, str(tmp_path / "on"), "--resume"])
+    assert "is finished: there is nothing to resume" in str(refused.exception)
 
 
 def test_a_run_has_one_training_at_a_time(tmp_path: Path) -> None:
