@@ -38,9 +38,10 @@ def before_training(dataset: "Dataset", settings: "Settings") -> list[str]:
     return lines
 
 
-def after_test(scores: "Scores", dataset: "Dataset") -> list[str]:
+def after_test(scores: "Scores", dataset: "Dataset", settings: "Settings") -> list[str]:
     """Classes that are never right, and how many pictures more would say the accuracy to within MARGIN, if there are too few."""
-    lines = [f"{line}; {_REMEDY}" for line in never_right(scores)]
+    remedy = "" if settings.class_weights or settings.balanced_sampling or not scores.imbalanced else f"; {_REMEDY}"
+    lines = [f"{line}{remedy}" for line in never_right(scores)]
     low, high = scores.accuracy_interval
     if high - low > 2 * MARGIN:
         items = scores.items

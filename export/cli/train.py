@@ -196,7 +196,7 @@ def _report_test_accuracy(console: Console, checkpoint: "Checkpoint", dataset: "
     lines = [
         f"kept epoch {checkpoint.epoch}; test {balanced}accuracy {scores.accuracy:.2%} ({scores.correct} of {scores.items}; 95 % "
         f"interval {low:.1%} to {high:.1%})",
-        *advice.after_test(scores, dataset),
+        *advice.after_test(scores, dataset, checkpoint.settings),
         f"wrote {run}; next: {_next_command(run)}",
     ]
     console.print("\n".join(lines), soft_wrap=True, markup=False)

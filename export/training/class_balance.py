@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn import functional
 
 from export.files import read_file
 from export.text import first_of
@@ -61,6 +62,17 @@ def given_weights(given: Mapping[str, float], names: Sequence[str]) -> tuple[flo
             f"{first_of([repr(name) for name in names], _LISTED)}"
         )
     return tuple(given.get(name, 1.0) for name in names)
+
+
+def summed_loss(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None, smoothing: float) -> torch.Tensor:
+    """The sum of the cross-entropies of logits float32 (n, K), each weighed by the image's class.
+
+    PyTorch's own weights would weigh the share of a smoothed label that every image has of a rare class, too: with a weight of 20
+    that is more than the image's own label, and every answer becomes the rare class.
+    """
+    if weights is None:
+        return functional.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="sum")
+    return functional.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none") @ weights[labels]
 
 
 def balanced_order(labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

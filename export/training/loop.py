@@ -31,7 +31,7 @@ from export.networks.speed_net import SpeedNet
 from export.networks.tracing import check_traceable
 from export.training import fine_tuning, optimization
 from export.training.checkpoint import Checkpoint, load_interrupted, save_checkpoint
-from export.training.class_balance import automatic_weights, balanced_order
+from export.training.class_balance import automatic_weights, balanced_order, summed_loss
 from export.training.distributed import ProcessGroup
 from export.training.history import CURVES, EpochMetrics, best_epoch, kept_epoch, plot_curves, write_metrics
 from export.training.inference import batched_logits
@@ -255,9 +255,7 @@ class _Trainer:
         y = self._labels[shard].to(self._group.device)
         with self._autocast:
             logits = self._parallel(x).float()
-        loss = functional.cross_entropy(
-            logits, y, self._class_weights, label_smoothing=self._settings.label_smoothing, reduction="sum"
-        )
+        loss = summed_loss(logits, y, self._class_weights, self._settings.label_smoothing)
         # Gradients are averaged over processes, whose shards may differ by an image: this is the mean over the whole batch.
         loss = loss * (self._group.size / len(batch))
         self._optimizer.zero_grad(set_to_none=True)

@@ -27,14 +27,14 @@ def answers(dataset: datasets.Dataset, right: int) -> Scores:
 
 def test_few_pictures_are_named_and_how_many_more_would_tell(digits: datasets.Dataset) -> None:
     assert advice.before_training(digits, SETTINGS) == []
-    assert advice.after_test(answers(digits, 350), digits) == []
+    assert advice.after_test(answers(digits, 350), digits, SETTINGS) == []
     few = dataclasses.replace(
         digits, training=first(digits.training, 24), validation=first(digits.validation, 3), test=first(digits.test, 3)
     )
     line = advice.before_training(few, SETTINGS)[0]
     assert line.startswith("WARNING: 3 validation pictures are too few to choose by: the last epoch is kept")
     assert line.endswith("with 50 or more (47 more) they choose both")
-    line = advice.after_test(answers(few, 1), few)[-1]
+    line = advice.after_test(answers(few, 1), few, SETTINGS)[-1]
     assert line.startswith("WARNING: 3 test pictures say the accuracy only to within 37 points; about 370 more would say it to ")
     assert line.endswith("within 5: 3,700 more pictures in all, if they are split as these are")
 
@@ -52,6 +52,9 @@ def test_rare_classes_and_classes_that_are_never_right_are_named(digits: dataset
     never = Scores(("cat", "dog"), labels, np.tile(np.array([0.9, 0.1], np.float32), (100, 1)))
     assert (never.accuracy, never.balanced_accuracy, never.imbalanced) == (0.98, 0.5, True)
     assert advice.never_right(never) == ["WARNING: (nearly) never right: 'dog' (0 of 2 right)"]
+    balanced = dataclasses.replace(SETTINGS, balanced_sampling=True)
+    lines = [advice.after_test(never, digits, settings)[0] for settings in (SETTINGS, balanced)]
+    assert ["--balanced-sampling" in line for line in lines] == [True, False], "advice that was not followed yet"
     said = headline(never).splitlines()
     assert said[0] == "balanced accuracy, the mean over the classes: 50.00%"
     assert said[-1] == "WARNING: (nearly) never right: 'dog' (0 of 2 right)"

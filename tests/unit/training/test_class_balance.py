@@ -1,6 +1,7 @@
 """Weights of classes and balanced sampling: by hand, and in a training."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from export.data import datasets
-from export.training.class_balance import automatic_weights, balanced_order, given_weights, read_class_weights
+from export.training.class_balance import automatic_weights, balanced_order, given_weights, read_class_weights, summed_loss
 from export.training.inference import predict_logits
 from service.errors import UserError
 from tests.unit.training.conftest import SETTINGS, metrics, trained
@@ -33,6 +34,16 @@ def test_a_balanced_epoch_has_as_many_images_of_every_class_and_none_again_befor
     assert taken[:50].max() == 1
     assert sorted(set(taken[50:54].tolist())) == [5, 6]
     assert sorted(set(taken[54:].tolist())) == [2, 3]
+
+
+def test_a_heavy_class_does_not_take_the_labels_of_others() -> None:
+    logits = torch.zeros(3, 2, requires_grad=True)
+    labels, weights = torch.tensor([0, 0, 1]), torch.tensor([0.5, 20.0])
+    [gradient] = torch.autograd.grad(summed_loss(logits, labels, weights, 0.1), logits)
+    assert gradient[:, 0] == pytest.approx([-0.225, -0.225, 9.0]), "0.45 times the weight of the image's own class"
+    plain = summed_loss(logits, labels, None, 0.1)
+    assert plain.item() == pytest.approx(3 * math.log(2))
+    assert summed_loss(logits, labels, torch.ones(2), 0.1).item() == pytest.approx(plain.item())
 
 
 def test_a_file_of_weights(tmp_path: Path) -> None:
