@@ -69,7 +69,7 @@ class AioServer:
         self._arrivals = Arrivals(options.message_seconds, options.memory)
         self._watching = False
         self._parser = MessageParser(options.budget, options.max_message_bytes)
-        self._turns: Turns[Callable[[], None]] = Turns()
+        self._turns: Turns[Callable[[], object]] = Turns()
         self._idle_check_due = False
         self._empty_iterations = 0
         self._waiting = 0  # messages since the last round in which they were handled in turn
@@ -264,7 +264,7 @@ class AioServer:
             self._handle(call, partial(deliver, method, parsed, receiver, call))
             del parsed
 
-    def _handle(self, call: Call, handle: Callable[[], None]) -> None:
+    def _handle(self, call: Call, handle: Callable[[], object]) -> None:
         """Handles a message of a call: at once, or in its turn if several principals call. See turns.py."""
         turns = self._turns
         turns.saw(call.principal)

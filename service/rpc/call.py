@@ -81,10 +81,10 @@ class _Method:
 
 
 class Shortcut(Protocol):
-    """Handles messages that need not be parsed, see known_messages.py."""
+    """Reads messages that need not be parsed, see known_messages.py. Of clients that need no rights alone."""
 
-    def handle(self, payload: bytes, call: "UnaryCall", /) -> bool:
-        """Handles a message as the method would; False if it has to be parsed."""
+    def read(self, payload: bytes, call: "Call", /) -> Any:
+        """What the method takes in place of the message; None if it has to be parsed."""
 
     def learn(self, payload: bytes, message: Any, /) -> None:
         """Takes a message that was parsed, and that the method has accepted."""
@@ -92,7 +92,7 @@ class Shortcut(Protocol):
 
 @dataclass(frozen=True)
 class Unary(_Method):
-    """One message in, one message out. Messages of clients that need no rights are handled by the `shortcut`, if it can."""
+    """One message in, one message out. Its `shortcut` reads messages, if it can."""
 
     handle: "Callable[[Any, UnaryCall], None]"
     kind: Literal["unary"] = "unary"
@@ -105,13 +105,14 @@ class Stream(_Method):
     """A stream of messages in, out, or both.
 
     A message that is refused ends the call, unless the method is `lenient`: then its receiver gets the RequestError in place of the
-    message.
+    message. Its `shortcut` reads messages, if it can.
     """
 
     open: "Callable[[StreamCall], Receiver]"
     kind: Literal["client_stream", "server_stream", "bidi_stream"]
     lenient: bool = False
     max_fields: Callable[[], int] = default_max_fields
+    shortcut: Shortcut | None = None
 
 
 Method = Unary | Stream
@@ -120,8 +121,8 @@ Method = Unary | Stream
 class Receiver(Protocol):
     """Takes the incoming messages of one stream, on the transport's thread."""
 
-    def on_message(self, request: Any) -> None:
-        """One message, in answer to one `receive()`."""
+    def on_message(self, request: Any) -> bool | None:
+        """One message, in answer to one `receive()`. True says that it was accepted, so that a `shortcut` learns from it."""
 
     def on_half_close(self) -> None:
         """The client will send no more messages, in answer to one `receive()`."""

@@ -17,7 +17,7 @@ from service.model.contract import EMBEDDING_NAME
 from service.observability.trace_context import TraceContext
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.requests.principal import Principal
-from service.rpc.call import Method, Receiver, Stream, StreamCall, Unary, UnaryCall
+from service.rpc.call import Call, Method, Receiver, Stream, StreamCall, Unary, UnaryCall
 from service.rpc.known_messages import KnownMessages
 from service.rpc.message_cost import max_fields
 from service.rpc.open_streams import OpenStreams
@@ -63,31 +63,33 @@ class ClassifyServicer:
             return max_fields(self._classifier.max_request_items())
 
         return [
-            Unary(f"/{SERVICE}/Classify", pb.ClassifyRequest, self._classify, max_fields=fields, shortcut=_Shortcut(self)),
-            Stream(f"/{SERVICE}/ClassifyStream", pb.ClassifyStreamRequest, self._open, "bidi_stream", True, fields),
+            Unary(f"/{SERVICE}/Classify", pb.ClassifyRequest, self._classify, max_fields=fields, shortcut=_Shortcut()),
+            Stream(
+                f"/{SERVICE}/ClassifyStream", pb.ClassifyStreamRequest, self._open, "bidi_stream", True, fields, _StreamShortcut()
+            ),
         ]
 
     def end_streams(self) -> None:
         """Ends every stream when the requests read from it are answered, for a server that drains."""
         self._streams.finish_all()
 
-    def _classify(self, request: pb.ClassifyRequest, call: UnaryCall) -> None:
-        self.answer(query_of(request, self._classifier, call), call)
-
-    def answer(self, query: Query, call: UnaryCall) -> None:
-        """Has a query answered to a call. Raises RequestError if it is refused."""
+    def _classify(self, request: pb.ClassifyRequest | Query, call: UnaryCall) -> None:
+        query = request if isinstance(request, Query) else query_of(request, self._classifier, call)
         # Of the request, which holds the images, only the id is kept.
         write = write_with_embeddings if query.hidden else write_response
         respond = partial(send_reply, self._classifier, call, write, query.id)
         call.on_cancelled(self._classifier.classify(query, respond))
 
     def _open(self, call: StreamCall) -> Receiver:
-        def start(message: pb.ClassifyStreamRequest, stream_request: StreamRequest) -> Callable[[], None]:
-            request = message.request
-            stream_request.id = request.id[:MAX_ID_CHARACTERS]
-            if call.grant is not None:
-                call.grant.require_message(call.method.path, message)
-            query = query_of(request, self._classifier, call)
+        def start(message: pb.ClassifyStreamRequest | Query, stream_request: StreamRequest) -> Callable[[], None]:
+            if isinstance(message, Query):
+                query = message
+            else:
+                request = message.request
+                stream_request.id = request.id[:MAX_ID_CHARACTERS]
+                if call.grant is not None:
+                    call.grant.require_message(call.method.path, message)
+                query = query_of(request, self._classifier, call)
             write = _write_embeddings_in_stream if query.hidden else _write_in_stream
             respond = partial(send_reply, self._classifier, stream_request, write, stream_request)
             return self._classifier.classify(query, respond)
@@ -110,38 +112,37 @@ class _Facts(NamedTuple):
 class _Shortcut:
     """Requests of one raw item that have no id."""
 
-    def __init__(self, servicer: ClassifyServicer) -> None:
-        self._servicer = servicer
+    def __init__(self) -> None:
         self._known: KnownMessages[pb.ClassifyRequest, _Facts] = KnownMessages(pb.ClassifyRequest, _pixels_of, _facts_of)
         self.learn = self._known.learn
 
-    def handle(self, payload: bytes, call: UnaryCall) -> bool:
+    def read(self, payload: bytes, call: Call) -> Query | None:
         """See Shortcut."""
-        known = self._known.find(payload)
-        if known is None:
-            return False
-        (model, version, top_k, priority, timeout), start, stop = known
-        items = (Item(payload[start:stop], False),)
-        self._servicer.answer(
-            Query(
-                model,
-                items,
-                version,
-                top_k,
-                priority,
-                timeout,
-                call.deadline,
-                None,
-                None,
-                call.trace,
-                "",
-                call.principal,
-                False,
-                call.metadata,
-            ),
-            call,
+        return _known_query(self._known.find(payload), payload, call)
+
+
+class _StreamShortcut:
+    """The same in a stream."""
+
+    def __init__(self) -> None:
+        self._known: KnownMessages[pb.ClassifyStreamRequest, _Facts] = KnownMessages(
+            pb.ClassifyStreamRequest, lambda message: _pixels_of(message.request), lambda message: _facts_of(message.request)
         )
-        return True
+        self.learn = self._known.learn
+
+    def read(self, payload: bytes, call: Call) -> Query | None:
+        """See Shortcut."""
+        return _known_query(self._known.find(payload), payload, call)
+
+
+def _known_query(known: tuple[_Facts, int, int] | None, payload: bytes, call: Call) -> Query | None:
+    if known is None:
+        return None
+    (model, version, top_k, priority, timeout), start, stop = known
+    return Query(
+        model, (Item(payload[start:stop], False),), version, top_k, priority, timeout, call.deadline, None, None, call.trace, "",
+        call.principal, False, call.metadata,
+    )  # fmt: skip
 
 
 def _pixels_of(request: pb.ClassifyRequest) -> bytes:

@@ -83,7 +83,7 @@ from service.rpc.call import (
     UnaryCall,
 )
 from service.rpc.compression import FIRST_BYTES
-from service.rpc.dispatch import deliver, half_close, handle_parsed, handle_unary, open_stream
+from service.rpc.dispatch import deliver, deliver_small, half_close, handle_parsed, handle_unary, open_stream
 from service.rpc.gate import certificate_names
 from service.rpc.message_cost import LARGE_MESSAGE_BYTES
 from service.rpc.message_parsing import MessageParser, Parsed, in_pool
@@ -501,6 +501,8 @@ class _FastStreamCall(StreamCall):
             half_close(receiver, self)
         elif in_pool(payload):
             self._parse_in_pool(payload)
+        elif not _is_large(payload):
+            deliver_small(self.method, payload, receiver, self)  # type: ignore[arg-type]
         else:
             method = self.method
             deliver(method, self.server.parser.parse(method, payload), receiver, self)  # type: ignore[arg-type]

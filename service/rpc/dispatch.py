@@ -1,6 +1,6 @@
 """Incoming messages passed to their methods, for both transports. An exception fails its call and nothing else."""
 
-from service.errors import RequestError
+from service.errors import RequestError, forget_traceback
 from service.rpc.call import Receiver, Stream, StreamCall, Unary, UnaryCall
 from service.rpc.message_parsing import Parsed, parse
 
@@ -9,7 +9,9 @@ def handle_unary(method: Unary, payload: bytes, call: UnaryCall) -> None:
     """Parses a unary call's small message, whose bytes it holds, and passes it to its handler; an exception fails the call."""
     try:
         shortcut = method.shortcut if call.grant is None else None
-        if shortcut is not None and shortcut.handle(payload, call):
+        known = None if shortcut is None else shortcut.read(payload, call)
+        if known is not None:
+            method.handle(known, call)
             return
         message = parse(method, payload)
         if call.grant is not None:
@@ -60,20 +62,39 @@ def half_close(receiver: Receiver, call: StreamCall) -> None:
         call.fail(error)
 
 
-def deliver(method: Stream, parsed: Parsed, receiver: Receiver, call: StreamCall) -> None:
-    """Passes a stream's next message to its receiver."""
+def deliver_small(method: Stream, payload: bytes, receiver: Receiver, call: StreamCall) -> None:
+    """Parses a stream's next message, which is small and not compressed, unless it is known, and passes it to its receiver."""
+    size = len(payload)
+    if not call.budget.take(size):
+        deliver(method, Parsed(call.budget.refusal()), receiver, call)
+        return
+    shortcut = method.shortcut if call.grant is None else None
+    try:
+        known = None if shortcut is None else shortcut.read(payload, call)
+        message = parse(method, payload) if known is None else known
+    except Exception as error:  # noqa: BLE001 - the receiver is told of it, or the call fails
+        call.budget.give_back(size)
+        forget_traceback(error)
+        deliver(method, Parsed(error), receiver, call)
+        return
+    if deliver(method, Parsed(message, size), receiver, call) and known is None and shortcut is not None:
+        shortcut.learn(payload, message)
+
+
+def deliver(method: Stream, parsed: Parsed, receiver: Receiver, call: StreamCall) -> bool:
+    """Passes a stream's next message to its receiver; True if that has accepted it."""
     outcome, held_bytes, passing_bytes = parsed
     call.holding.add(held_bytes)  # gives them back if the call has ended
     call.message_bytes = held_bytes
     try:
         if call.ended:
-            return
+            return False
         if call.grant is not None:
             call.grant.require_current()
         if isinstance(outcome, Exception) and not (method.lenient and isinstance(outcome, RequestError)):
             call.fail(outcome)
         else:
-            receiver.on_message(outcome)
+            return bool(receiver.on_message(outcome))
     except Exception as error:  # noqa: BLE001 - as in handle_unary
         call.fail(error)
     finally:
@@ -81,3 +102,4 @@ def deliver(method: Stream, parsed: Parsed, receiver: Receiver, call: StreamCall
             call.holding.give_back(call.message_bytes)
         if passing_bytes:
             call.budget.give_back(passing_bytes)
+    return False

@@ -72,20 +72,26 @@ class InferServicer:
         def fields() -> int:
             return max_fields(self._classifier.max_request_items())
 
+        shortcut = _Shortcut()
         return [
-            Unary(f"/{SERVICE}/ModelInfer", pb.ModelInferRequest, self._infer, max_fields=fields, shortcut=_Shortcut(self)),
-            Stream(f"/{SERVICE}/ModelStreamInfer", pb.ModelInferRequest, self._open, "bidi_stream", True, fields),
+            Unary(f"/{SERVICE}/ModelInfer", pb.ModelInferRequest, self._infer, max_fields=fields, shortcut=shortcut),
+            Stream(f"/{SERVICE}/ModelStreamInfer", pb.ModelInferRequest, self._open, "bidi_stream", True, fields, shortcut),
         ]
 
     def end_streams(self) -> None:
         """Ends every stream when the requests read from it are answered, for a server that drains."""
         self._streams.finish_all()
 
-    def _infer(self, request: pb.ModelInferRequest, call: UnaryCall) -> None:
-        call.on_cancelled(self.start(request, call, call, _write))
+    def _infer(self, request: "pb.ModelInferRequest | _Known", call: UnaryCall) -> None:
+        if isinstance(request, _Known):
+            call.on_cancelled(self.ask(*request, call, call, _write))
+        else:
+            call.on_cancelled(self.start(request, call, call, _write))
 
     def _open(self, call: StreamCall) -> Receiver:
-        def start(request: pb.ModelInferRequest, stream_request: StreamRequest) -> Callable[[], None]:
+        def start(request: pb.ModelInferRequest | _Known, stream_request: StreamRequest) -> Callable[[], None]:
+            if isinstance(request, _Known):
+                return self.ask(*request, call, stream_request, _write_in_stream)
             stream_request.id = request.id
             if call.grant is not None:
                 call.grant.require_message(call.method.path, request)
@@ -187,25 +193,22 @@ class _Facts(NamedTuple):
 class _Shortcut:
     """Requests without id and parameters, with one tensor of numbers: raw, or typed ones that have all the same number of bytes."""
 
-    def __init__(self, servicer: InferServicer) -> None:
-        self._servicer = servicer
+    def __init__(self) -> None:
         self._known: KnownMessages[pb.ModelInferRequest, _Facts] = KnownMessages(pb.ModelInferRequest, _elements_of, _facts_of)
         self.learn = self._known.learn
 
-    def handle(self, payload: bytes, call: UnaryCall) -> bool:
+    def read(self, payload: bytes, _call: Call) -> "_Known | None":
         """See Shortcut."""
         known = self._known.find(payload)
         if known is None:
-            return False
+            return None
         (model, version, name, datatype, shape, requested, typed), start, _ = known
         dtype = DTYPES[datatype]
         elements = np.ndarray(shape, dtype, payload, start)
         if start % dtype.itemsize:  # ONNX Runtime reads where the array lies
             elements = elements.copy()
         tensor = InputTensor(name, datatype, shape, elements)
-        form = _ReplyForm("", requested, typed, False)
-        call.on_cancelled(self._servicer.ask(model, version, tensor, {}, form, call, call, _write))
-        return True
+        return _Known(model, version, tensor, {}, _ReplyForm("", requested, typed, False))
 
 
 _FIXED_SIZE = {"FP32", "FP64"}
@@ -248,6 +251,16 @@ class _ReplyForm(NamedTuple):
     requested: Sequence[RequestedOutput]
     typed: bool  # outputs as typed contents, as the input was
     final: bool  # with the parameter triton_final_response
+
+
+class _Known(NamedTuple):
+    """A request that was read without being parsed, as `ask` takes it."""
+
+    model: str
+    version: str
+    tensor: InputTensor
+    parameters: Mapping[str, Any]
+    form: _ReplyForm
 
 
 def _send_reply(

@@ -14,8 +14,6 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from google.protobuf.message import Message
-
 from service.errors import ConvoyError, RequestError, Unavailable, forget_traceback
 from service.rpc.call import StreamCall
 
@@ -87,12 +85,12 @@ class RequestStream:
         call.on_cancelled(self._cancel_all)
         call.receive()
 
-    def on_message(self, message: Message | RequestError) -> None:
+    def on_message(self, message: Any) -> bool:
         """See Receiver."""
         call = self.call
         with self._lock:
             if self._draining:
-                return
+                return False
             self._unanswered += 1
         size_bytes = call.message_bytes
         call.message_bytes = 0  # `answered` gives them back
@@ -105,7 +103,7 @@ class RequestStream:
             call.receive()
         if isinstance(message, RequestError):
             request.fail(message)
-            return
+            return False
         try:
             request.cancel = self._start_request(message, request)
         except Exception as error:  # noqa: BLE001 - any error fails this request alone, and the stream goes on
@@ -115,6 +113,8 @@ class RequestStream:
                 self.answered(size_bytes)
             else:
                 request.fail(error)
+            return False
+        return True
 
     def on_half_close(self) -> None:
         """See Receiver."""

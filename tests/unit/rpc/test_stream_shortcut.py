@@ -1,0 +1,140 @@
+"""Messages of streams that differ from earlier ones in their content alone are not parsed, and mean what parsed ones mean."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from google.protobuf.message import Message
+
+from service.engine.query import Query
+from service.errors import InvalidRequest
+from service.open_inference.shared_memory import SharedMemory
+from service.pb.convoy.v1 import classifier_pb2 as pb
+from service.pb.inference import open_inference_pb2 as oip
+from service.requests.principal import Peers
+from service.rpc.call import NEVER, Receiver, Stream, StreamCall
+from service.rpc.classify import ClassifyServicer
+from service.rpc.dispatch import deliver_small
+from service.rpc.open_inference import InferServicer
+from service.rpc.status import Status
+from tests.integration.transport_service import RecordingMethodObserver, RecordingObserver
+
+SHAPE = (1, 28, 28, 1)
+
+
+class ACall(StreamCall):
+    """A stream without a transport: notes what is sent."""
+
+    def __init__(self, method: Stream) -> None:
+        observer = RecordingMethodObserver(RecordingObserver(), "bidi_stream", method.service, method.name)
+        super().__init__(method, NEVER, (), observer)
+        self.principal = Peers().principal(b"ipv4:127.0.0.1:40404")
+        self.sent: list[bytes] = []
+
+    def peer(self) -> str:
+        return ""
+
+    def certificate_names(self) -> Sequence[str]:
+        return ()
+
+    def _read(self) -> None:
+        pass
+
+    def _write(self, payload: bytes, *, more: bool) -> None:
+        self.sent.append(payload)
+        self.written()
+
+    def _close(self, status: Status) -> None:
+        pass
+
+
+class Queries:
+    """Stands for the classifier: notes what it is asked, and refuses models named so."""
+
+    def __init__(self) -> None:
+        self.asked: list[Query] = []
+
+    def max_request_items(self) -> int:
+        return 32
+
+    def classify(self, query: Query, _: Callable[[Any], None]) -> Callable[[], None]:
+        if query.model == "refused":
+            raise InvalidRequest("no", "model")
+        self.asked.append(query)
+        return lambda: None
+
+
+def fail_to_parse(_: bytes) -> Message:
+    raise AssertionError("a message was parsed")
+
+
+UNPARSED: Any = SimpleNamespace(FromString=fail_to_parse)
+"""In place of a message's class."""
+
+
+def classify_message(pixels: bytes, model: str = "m") -> bytes:
+    request = pb.ClassifyRequest(model=model, items=[pb.Item(pixels=pixels)], top_k=3)
+    return pb.ClassifyStreamRequest(request=request).SerializeToString()
+
+
+def infer_message(pixels: bytes, model: str = "m") -> bytes:
+    tensor = oip.ModelInferRequest.InferInputTensor(name="image", datatype="UINT8", shape=SHAPE)
+    return oip.ModelInferRequest(model_name=model, inputs=[tensor], raw_input_contents=[pixels]).SerializeToString()
+
+
+Write = Callable[..., bytes]
+Opened = tuple[Queries, Stream, Receiver, ACall, Write]
+
+
+@pytest.fixture(params=["ClassifyStream", "ModelStreamInfer"])
+def opened(request: pytest.FixtureRequest) -> Opened:
+    queries: Any = Queries()
+    classify = request.param == "ClassifyStream"
+    servicer = ClassifyServicer(queries) if classify else InferServicer(queries, SharedMemory())
+    method = servicer.methods()[1]
+    assert isinstance(method, Stream)
+    call = ACall(method)
+    return queries, method, method.open(call), call, classify_message if classify else infer_message
+
+
+def pixels(seed: int) -> bytes:
+    return np.random.default_rng(seed).bytes(784)
+
+
+def content_of(query: Query) -> bytes:
+    return query.items[0].data if query.tensor is None else query.tensor.tobytes()
+
+
+def test_the_third_message_is_not_parsed_and_asks_what_it_says(opened: Opened) -> None:
+    queries, method, receiver, call, write = opened
+    for seed in range(2):
+        deliver_small(method, write(pixels(seed)), receiver, call)
+    deliver_small(replace(method, request=UNPARSED), write(pixels(2)), receiver, call)
+    assert [content_of(query) for query in queries.asked] == [pixels(seed) for seed in range(3)]
+    first, last = (query._replace(items=(), tensor=None, validate=None) for query in (queries.asked[0], queries.asked[2]))
+    assert first == last
+    assert not call.sent
+
+
+def test_nothing_is_learned_from_what_is_refused(opened: Opened) -> None:
+    queries, method, receiver, call, write = opened
+    for seed in range(4):
+        deliver_small(method, write(pixels(seed), "refused"), receiver, call)
+    assert len(call.sent) == 4
+    assert method.shortcut is not None
+    assert method.shortcut.read(write(pixels(4), "refused"), call) is None
+    assert not queries.asked
+
+
+def test_bytes_of_known_messages_are_held_until_they_are_answered(opened: Opened) -> None:
+    _, method, receiver, call, write = opened
+    payload = write(pixels(0))
+    before = call.budget.in_flight_bytes
+    for count in range(1, 5):
+        deliver_small(method, payload, receiver, call)
+        assert call.budget.in_flight_bytes - before == count * len(payload)
+    call.cancelled_by_client()
+    assert call.budget.in_flight_bytes == before
