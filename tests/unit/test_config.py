@@ -172,7 +172,7 @@ def write(folder: Path, key: str, value: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("key", [key for key in KEYS if key not in ("default", "traffic", "traffic_key")])  # see test_policy.py
 def test_a_key_of_serving_toml_takes_its_range_and_nothing_outside(key: str, tmp_path: Path) -> None:
     schema = KEYS[key]
     assert schema["description"]
