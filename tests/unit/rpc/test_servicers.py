@@ -20,7 +20,7 @@ from tests.unit.rpc.test_message_parsing import ACall
 
 def classifier_of(served: ServedVersion) -> tuple[Classifier, Mock]:
     """A classifier that has one version, and its repository."""
-    repository = Mock()
+    repository = Mock(splits={})
     repository.acquire.return_value = served
     return Classifier(repository, Mock(spec=Metrics), cpus=1), repository
 
@@ -34,7 +34,7 @@ def test_many_items_are_counted_before_anything_is_made_of_them() -> None:
     tracemalloc.start()
     try:
         with pytest.raises(InvalidRequest, match="100000 items; at most 64 are accepted"):
-            query_of(many, classifier, Mock())
+            query_of(many, classifier, ACall())
         with pytest.raises(InvalidRequest, match="100000 items; at most 64 are accepted"):
             servicer.start(lengths, ACall(), Mock(), Mock())
         assert tracemalloc.get_traced_memory()[1] < 500_000  # the bytes themselves are copied, once

@@ -4,13 +4,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from google.protobuf.message import Message
 
+from service.engine.classifier import Classifier
+from service.engine.observer import RequestObserver
 from service.engine.query import Query
+from service.engine.served_version import ServedVersion
 from service.errors import InvalidRequest
+from service.model.signature import TensorSpec
+from service.observability.metrics import Metrics
 from service.open_inference.shared_memory import SharedMemory
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.pb.inference import open_inference_pb2 as oip
@@ -21,6 +27,7 @@ from service.rpc.dispatch import deliver_small
 from service.rpc.open_inference import InferServicer
 from service.rpc.status import Status
 from tests.integration.transport_service import RecordingMethodObserver, RecordingObserver
+from tests.served import served_version
 
 SHAPE = (1, 28, 28, 1)
 
@@ -51,20 +58,29 @@ class ACall(StreamCall):
         pass
 
 
-class Queries:
-    """Stands for the classifier: notes what it is asked, and refuses models named so."""
+class Queries(RequestObserver):
+    """Notes what a classifier is asked, but for models of the name `refused`."""
 
     def __init__(self) -> None:
+        super().__init__(0.0, None)
         self.asked: list[Query] = []
 
-    def max_request_items(self) -> int:
-        return 32
+    def begin(self, query: Query) -> None:
+        if query.model != "refused":
+            self.asked.append(query)
 
-    def classify(self, query: Query, _: Callable[[Any], None]) -> Callable[[], None]:
-        if query.model == "refused":
+
+def classifier_of(queries: Queries) -> Classifier:
+    """A classifier whose queries all wait: their model has no instance. Those of the model `refused` are."""
+    served = served_version()
+    served.model.input = TensorSpec("image", np.dtype(np.uint8), SHAPE[1:])
+
+    def acquire(model: str, version: str) -> ServedVersion:
+        if model == "refused":
             raise InvalidRequest("no", "model")
-        self.asked.append(query)
-        return lambda: None
+        return served
+
+    return Classifier(Mock(splits={}, acquire=acquire), Mock(spec=Metrics), cpus=1, observer=queries)
 
 
 def fail_to_parse(_: bytes) -> Message:
@@ -91,9 +107,10 @@ Opened = tuple[Queries, Stream, Receiver, ACall, Write]
 
 @pytest.fixture(params=["ClassifyStream", "ModelStreamInfer"])
 def opened(request: pytest.FixtureRequest) -> Opened:
-    queries: Any = Queries()
+    queries = Queries()
+    classifier = classifier_of(queries)
     classify = request.param == "ClassifyStream"
-    servicer = ClassifyServicer(queries) if classify else InferServicer(queries, SharedMemory())
+    servicer = ClassifyServicer(classifier) if classify else InferServicer(classifier, SharedMemory())
     method = servicer.methods()[1]
     assert isinstance(method, Stream)
     call = ACall(method)
