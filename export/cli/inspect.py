@@ -54,11 +54,23 @@ def _layer_table(found: "Inspection") -> Table:
 def _totals(found: "Inspection") -> str:
     uncounted = sum(layer.macs is None for layer in found.layers)
     return (
+        f"{_trained(found)}"
         f"Total params: {found.parameters:,}\nTrainable params: {found.parameters - found.statistics:,}\n"
         f"Non-trainable params: {found.statistics:,}\n"
         f"MACs an image: {found.macs:,}{f', without {uncounted} layers of unknown shape' if uncounted else ''}\n"
         f"{found.size_bytes:,} bytes, {f'sha256 {found.digest}' if found.digest else f'no sha256: {found.problem}'}"
     )
+
+
+def _trained(found: "Inspection") -> str:
+    """The parameters of the network that was trained, with why the file has others; empty if the file does not say."""
+    from export.inspection.folded_norms import why
+
+    trained = found.contract.training.parameters if found.contract and found.contract.training else None
+    if trained is None:
+        return ""
+    reason = why(trained, found.parameters - found.statistics, sum(layer.folds_norm for layer in found.layers))
+    return f"Params of the trained network: {trained:,}{f' ({reason})' if reason else ''}\n"
 
 
 def _facts(contract: "Contract") -> dict[str, str]:

@@ -41,6 +41,7 @@ def build_contract(checkpoint: Checkpoint, dataset: Dataset, name: str, temperat
             data_digest=checkpoint.data_digest,
             network=architectures.shown(checkpoint.settings.network),
             epochs=checkpoint.epoch,
+            parameters=sum(weights.numel() for weights in checkpoint.network.parameters()),
             seed=checkpoint.settings.seed,
             temperature=temperature,
             versions=_versions(),

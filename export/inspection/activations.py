@@ -38,7 +38,8 @@ class LayerActivation:
         inputs: the computed inputs of the last node, likewise.
         weights: of the last node, if it is a convolution or a matrix product with constant weights.
         bias: likewise.
-        parameters: elements of its weights that no earlier layer has.
+        parameters: elements of its weights that no earlier layer has, without running means and variances, which are measured.
+        folds_norm: whether a batch norm is folded into the weights.
     """
 
     name: str
@@ -48,6 +49,7 @@ class LayerActivation:
     weights: NDArray[np.float32] | None
     bias: NDArray[np.float32] | None
     parameters: int
+    folds_norm: bool = False
 
     @property
     def operator(self) -> str:
@@ -179,7 +181,8 @@ class Activations:
             inputs=tuple(self.value(name) for name in self._inputs(last)),
             weights=self.constant(last.input[1]) if has_weights else None,
             bias=self.constant(last.input[2]) if has_weights and len(last.input) > 2 else None,
-            parameters=sum(row.parameters for row in rows),
+            parameters=sum(row.parameters - row.statistics for row in rows),
+            folds_norm=rows[-1].folds_norm,
         )
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import onnx
 from onnx import TensorProto
 
-from export.inspection.layer_names import layer_name
+from export.inspection.layer_names import has_folded_norm, layer_name
 
 Shape = tuple[int | str, ...]
 
@@ -53,6 +53,7 @@ class Layer:
         statistics: how many of them are running means and variances.
         macs: multiply-accumulates for one image, None if they depend on an unknown shape.
         output: name of the first output in the graph.
+        folds_norm: whether a batch norm is folded into its weights.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Layer:
     statistics: int
     macs: int | None
     output: str
+    folds_norm: bool = False
 
 
 def layer_table(model: onnx.ModelProto, has_contract: bool) -> list[Layer]:
@@ -218,6 +220,7 @@ class _LayerWalk:
             statistics=sum(math.prod(self._tensors[root].dims) for root in statistics),
             macs=self._macs(node),
             output=output,
+            folds_norm=bool(weights) and has_folded_norm(node),
         )
 
     def _weights(self, node: onnx.NodeProto) -> Iterator[str]:

@@ -22,7 +22,8 @@ _DESCRIPTIONS = {
     "Tanh": "Every value is mapped between -1 and 1.",
     "Clip": "Values outside a range are replaced by its ends.",
     "BatchNormalization": (
-        "Every map is shifted and scaled by values that training measured and learned, so that all maps have a similar range."
+        "Of every map its running mean is subtracted, and the result divided by its running deviation, both measured in training; "
+        "then it is scaled and shifted by two learned values. So all maps have a similar range."
     ),
     "InstanceNormalization": "Every map is brought to mean 0 and deviation 1, then shifted and scaled by learned values.",
     "LayerNormalization": "The values are brought to mean 0 and deviation 1, then shifted and scaled by learned values.",
@@ -141,7 +142,7 @@ def _convolution(layer: LayerActivation, weights: NDArray[np.float32], is_first:
     filters, channels, height, width = weights.shape
     steps = found.get("strides", [1, 1])
     stride = f", in steps of {steps[0]}" if max(steps) > 1 else ""
-    products = f"{channels * height * width:,} products{' and a bias' if layer.bias is not None else ''}"
+    products = f"{channels * height * width:,} products{_and_bias(layer)}"
     which = f"{filters} filter{'s' if filters > 1 else ''} of {height}x{width} slide{'' if filters > 1 else 's'}"
     if (groups := found.get("group", 1)) > 1:
         return f"{which} over the maps before{stride}, in {groups} separate groups: each output is a sum of {products}."
@@ -153,9 +154,14 @@ def _convolution(layer: LayerActivation, weights: NDArray[np.float32], is_first:
 def _product(layer: LayerActivation, weights: NDArray[np.float32]) -> str:
     outputs = layer.value.shape[-1]
     inputs = weights.size // outputs
-    bias = " and a bias" if layer.bias is not None else ""
     each = f"Each of the {outputs:,} outputs" if outputs > 1 else "The one output"
-    return f"{each} weighs all {inputs:,} inputs: {inputs:,} products{bias}."
+    return f"{each} weighs all {inputs:,} inputs: {inputs:,} products{_and_bias(layer)}."
+
+
+def _and_bias(layer: LayerActivation) -> str:
+    if layer.bias is None:
+        return ""
+    return " and a bias, the export having folded the batch norm that follows into both" if layer.folds_norm else " and a bias"
 
 
 def _pooling(layer: LayerActivation, is_first: bool) -> str:

@@ -6,9 +6,11 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
-from export.inspection.activations import QUANTISATION, Activations
+from export.inspection.activations import QUANTISATION, WEIGHTED, Activations, LayerActivation
+from export.inspection.folded_norms import why
 from export.progress import OnProgress, ignore_progress
 from export.walkthrough import feature_maps
 from export.walkthrough.feature_maps import SHOWN_MAPS
@@ -78,11 +80,43 @@ def build_page(
         "network gets there, layer by layer.",
         picture=Figure("00 picture", feature_maps.picture(photo), f"{image_name}, {photo.shape[1]} x {photo.shape[0]} pixels"),
         steps=steps,
-        facts={**subject.facts, "weights": f"{sum(step.parameters for step in steps):,}"},
+        facts={**subject.facts, **_weights(subject, activations)},
         answers=_answers(probabilities, labels),
         sections=sections,
         notes=[*_head_note(subject, activations, layers), *_notes(subject, activations, probabilities)],
     )
+
+
+def _weights(subject: Subject, activations: Activations) -> dict[str, str]:
+    """The number of weights that were trained, of those in the file, and why they differ."""
+    shown, trained = sum(layer.parameters for layer in activations.layers), subject.trained_parameters
+    if trained is None:
+        return {"weights": f"{shown:,}"}
+    if subject.checkpoint is None:
+        exported, norms = shown, sum(layer.folds_norm for layer in activations.layers)
+    else:
+        foldable = [layer for layer in activations.layers if _can_be_folded(activations, layer)]
+        exported, norms = shown - sum(_folded_away(activations, layer) for layer in foldable), len(foldable)
+    reason = why(trained, exported, norms)
+    return {"trained weights": f"{trained:,}"} | ({"in an exported file": f"{exported:,}: {reason}"} if reason else {})
+
+
+def _before(activations: Activations, layer: LayerActivation) -> onnx.NodeProto | None:
+    return activations.source(layer.last.input[0])
+
+
+def _can_be_folded(activations: Activations, layer: LayerActivation) -> bool:
+    """Whether the export will fold this layer, of a run, into the one before."""
+    before = _before(activations, layer)
+    return layer.last.op_type == "BatchNormalization" and before is not None and before.op_type in WEIGHTED
+
+
+def _folded_away(activations: Activations, layer: LayerActivation) -> int:
+    """How many weights that makes fewer: a scale and a shift for each channel, less the bias that the layer before gets."""
+    before = _before(activations, layer)
+    has_bias = before is not None and len(before.input) > 2
+    channels: int = layer.value.shape[1]
+    return 2 * channels if has_bias else channels
 
 
 def _picture_step(subject: Subject, pixels: NDArray[np.generic]) -> Step:

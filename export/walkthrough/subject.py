@@ -1,7 +1,8 @@
 """The model that a walkthrough shows, as `--model` names it: an ONNX file or the folder of a training run.
 
 The contract of a Convoy file says what image the model takes. For a file without a contract the graph gives size and layout, and
-the user the range of the pixel values (`pixel_scaling`). A run is converted to ONNX in memory, without a temperature.
+the user the range of the pixel values (`pixel_scaling`). A run is converted to ONNX in memory, without a temperature, and with its
+batch norms, which an exported file has folded into other layers.
 """
 
 import importlib.util
@@ -71,6 +72,7 @@ class Subject:
         checkpoint: of a run.
         activation: of the contract's first head, as there.
         heads: its answers; of a file without a contract each output.
+        trained_parameters: elements of the trained network's weights; None if unknown.
     """
 
     name: str
@@ -87,6 +89,7 @@ class Subject:
     activation: Literal["softmax", "sigmoid", "multilabel"] = "softmax"
     file_labels: tuple[str, ...] = ()
     heads: tuple[SubjectHead, ...] = ()
+    trained_parameters: int | None = None
 
     @property
     def assumed(self) -> str:
@@ -227,8 +230,9 @@ def _from_run(run: Path) -> Subject:
         "trained on": f"{checkpoint.data}, epoch {checkpoint.epoch} of {checkpoint.settings.epochs}",
     }
     return Subject(
-        checkpoint.data, to_onnx(checkpoint), checkpoint.input, checkpoint.labels, facts,
+        checkpoint.data, to_onnx(checkpoint, keep_norms=True), checkpoint.input, checkpoint.labels, facts,
         checkpoint=checkpoint, activation=architectures.activation(checkpoint.network),
+        trained_parameters=sum(weights.numel() for weights in checkpoint.network.parameters()),
     )  # fmt: skip
 
 
@@ -255,6 +259,7 @@ def _with_contract(path: Path, model: onnx.ModelProto, contract: Contract) -> Su
     return Subject(
         contract.name, model, contract.input, contract.labels, facts,
         activation=contract.heads[0].activation, heads=tuple(heads),
+        trained_parameters=contract.training.parameters if contract.training else None,
     )  # fmt: skip
 
 

@@ -35,8 +35,9 @@ class Training(Part):
     """Where the weights came from, and how good they are.
 
     `accuracy` is the fraction correct of the test set and `calibration_error` its expected calibration error, both measured on the
-    exported file. `temperature` is the calibration temperature inside the graph; 1 if none was fitted. `data_digest` shows whether
-    the data have changed since. Unknown fields, of a later version, are ignored.
+    exported file. `parameters` counts the weights of the trained network; None where older versions did not write it. The file can
+    have fewer: the export folds batch norms into convolutions. `temperature` is the calibration temperature inside the graph; 1 if
+    none was fitted. `data_digest` shows whether the data have changed since. Unknown fields, of a later version, are ignored.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -45,6 +46,7 @@ class Training(Part):
     data_digest: str = ""
     network: str
     epochs: int = Field(ge=0)
+    parameters: int | None = Field(default=None, ge=0)
     seed: int
     accuracy: float | None = Field(default=None, ge=0, le=1)
     accuracy_interval: tuple[float, float] | None = None

@@ -28,6 +28,9 @@ def test_counts_are_those_of_keras(model_file: Path) -> None:
     assert by_name["pool1", "MaxPool"].shape == ("N", 32, 13, 13)
     assert by_name["output", "Gemm"].macs == 640
     assert isinstance(found.contract, Contract)
+    assert found.contract.training is not None
+    assert found.contract.training.parameters == 93_322
+    assert not any(layer.folds_norm for layer in found.layers)
     assert found.size_bytes == model_file.stat().st_size
 
 
@@ -52,6 +55,7 @@ def test_resnet18_has_its_published_cost_and_names(tmp_path: Path) -> None:
     assert kernels + 513_000 == 11_689_512 - 9_600
     assert 0 <= found.parameters - (kernels + 513_000) <= 4_800
     names = [layer.name for layer in found.layers if layer.operator == "Conv"]
+    assert [layer.operator for layer in found.layers if layer.folds_norm] == ["Conv"] * 20
     assert names[0] == "conv"
     assert "stage2_block1.shortcut.conv" in names
 

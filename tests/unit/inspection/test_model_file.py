@@ -80,3 +80,20 @@ def test_a_graph_that_decodes_a_picture_file_is_known_by_its_input(tmp_path: Pat
 
 def test_a_file_with_a_contract_says_it_there(model_file: Path) -> None:
     assert inspect(model_file).outputs == ()
+
+
+def test_the_parameters_of_the_trained_network_are_shown_beside_those_of_the_file(model_file: Path, tmp_path: Path) -> None:
+    assert "Params of the trained network: 93,322\n" in convoy("inspect", model_file).stdout
+    model = onnx.load(model_file)
+    text = model.metadata_props[0].value
+    model.metadata_props[0].value = text.replace('"parameters":93322,', '"parameters":93400,')
+    next(node for node in model.graph.node if node.op_type == "Conv").metadata_props.add(
+        key="pkg.torch.onnx.name_scopes", value="['', 'network', 'network.norm', '_native_batch_norm_legit_no_training']"
+    )
+    del next(node for node in model.graph.node if node.op_type == "Conv").metadata_props[:-1]
+    onnx.save(model, tmp_path / "folded.onnx")
+    shown = convoy("inspect", tmp_path / "folded.onnx").stdout
+    assert "Params of the trained network: 93,400 (the batch norm is folded into the layer before it: the filters take" in shown
+    model.metadata_props[0].value = text.replace('"parameters":93322,', "")
+    onnx.save(model, tmp_path / "older.onnx")
+    assert "trained network" not in convoy("inspect", tmp_path / "older.onnx").stdout

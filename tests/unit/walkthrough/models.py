@@ -33,6 +33,9 @@ def untrained(text: str, spec: InputSpec, classes: int) -> Checkpoint:
     network = architectures.build(text, spec, classes)
     network.train()
     network(torch.randn(8, spec.channels, spec.height, spec.width))
+    with torch.no_grad():  # equal weights, such as the shifts of fresh norms, would be stored once
+        for weights in network.parameters():
+            weights.add_(0.01 * torch.randn_like(weights))
     labels = tuple(f"kind {index}" for index in range(classes))
     means, stds = (100.0, 110.0, 120.0)[: spec.channels], (50.0, 60.0, 70.0)[: spec.channels]
     return Checkpoint(network.eval(), spec, labels, "pictures", means, stds, Settings(text, 1), 1)
