@@ -69,7 +69,7 @@ def _prepare(
     console: Console, group: "ProcessGroup", output: Path, resume: bool, data: str, data_dir: Path | None, network: str | None,
     image_size: tuple[int, int] | None, resize: str | None, crop: tuple[int, int] | None, crop_pct: float | None,
     filter_name: str | None, fit: str | None, channels: str | None, flip: bool | None, shift_pixels: int | None,
-    weights: Path | None, init_from: Path | None, class_weights: str | None, **chosen: Any,
+    weights: Path | None, init_from: Path | None, class_weights: str | None, recipe: str | None, **chosen: Any,
 ) -> "tuple[Dataset, recipes.Settings, Weights | None]":  # fmt: skip
     """Checks what can be checked at once, loads the data, which can take minutes, and takes the output folder."""
     from export.data.datasets import DatasetOptions, known_classes, load_dataset
@@ -103,8 +103,10 @@ def _prepare(
             lock_run(output)
     elif group.rank == 0:
         check_output_folder(output, " (or --resume, to continue an interrupted training)")
-    shift = recipes.recipe(network).shift_pixels if shift_pixels is None else shift_pixels
-    options = DatasetOptions(start.input if start and wanted == InputChoice() else wanted, flip, shift)
+    base = recipes.recipe(network, recipe)
+    shift = base.shift_pixels if shift_pixels is None else shift_pixels
+    mirror = base.flip if flip is None else flip
+    options = DatasetOptions(start.input if start and wanted == InputChoice() else wanted, mirror, shift)
     dataset = load_with_progress(console, partial(load_dataset, data, chosen["seed"], data_dir, options), to_train=True)
     if start:
         chosen = _continued(start, dataset, chosen)
@@ -114,8 +116,9 @@ def _prepare(
             automatic_weights(labels, len(classes)) if weight_of is None else given_weights(weight_of, classes)
         )
     settings = recipes.settings(
-        code.network if code else network, len(dataset.training), weights=str(read) if read else None, **chosen
-    )
+        code.network if code else network, len(dataset.training), base, dataset.input.channels,
+        weights=str(read) if read else None, **chosen,
+    )  # fmt: skip
     _check_channels(settings, dataset.input.channels)
     if group.rank == 0 and not resume:
         create_output_folder(output)

@@ -60,6 +60,8 @@ OPTION_GROUPS: dict[str, tuple[click.Option, ...]] = {
                      show_default="that of the training images", help="What pixels are divided by after that."),
     ),
     "Training": (
+        click.Option(["--recipe"], type=click.Choice(list(recipes.NAMED)), show_default="the network's own",
+                     help="The defaults of all options below. article: the settings of the articles' Keras code, for any network."),
         click.Option(["--epochs"], type=click.IntRange(1, 100_000), metavar="N", show_default=_RECIPE,
                      help="Passes over the training part."),
         click.Option(["--batch-size"], type=click.IntRange(1, 1_000_000), metavar="N", show_default=_RECIPE,
@@ -68,7 +70,7 @@ OPTION_GROUPS: dict[str, tuple[click.Option, ...]] = {
                      help="Adam; AdamW, with weight decay separate from the gradient; SGD with Nesterov momentum."),
         click.Option(["--learning-rate", "--lr"], type=FiniteFloat(0, 10, min_open=True), metavar="RATE", show_default=_RECIPE,
                      help="The highest of the schedule. Too high, and the loss jumps or diverges; too low, and it falls slowly."),
-        click.Option(["--schedule"], type=click.Choice(recipes.SCHEDULES), default="one-cycle", show_default=True,
+        click.Option(["--schedule"], type=click.Choice(recipes.SCHEDULES), show_default=_RECIPE,
                      help="one-cycle: up to the learning rate and down to nearly 0 over all epochs; or constant."),
         click.Option(["--weight-decay"], type=FiniteFloat(0, 1), metavar="RATE", show_default=_RECIPE,
                      help="Pulls the weights towards 0, against overfitting; norms and biases are left out."),

@@ -83,8 +83,15 @@ class Recipe:
     weight_decay: float = 0.0
     label_smoothing: float = 0.0
     ema_decay: float = 0.0
+    schedule: ScheduleName = "one-cycle"
     shift_pixels: int | None = None
     """How far training images are shifted; None: the data set's default."""
+    flip: bool | None = None
+    """Whether half of the training images are mirrored; None: the data set's default."""
+    is_fixed: bool = False
+    """Whether batch size and learning rate are these, whatever the number of images and the other settings."""
+    only_divides: bool = False
+    """Whether pixels are divided by 255, and that is all."""
 
 
 RECIPES = {
@@ -96,6 +103,11 @@ RECIPES = {
     # Keller Jordan's airbench, arXiv:2404.00498, for batches that two CPU cores like.
     "speed-net": Recipe(12, 256, "sgd", 0.3, weight_decay=1e-3, label_smoothing=0.2, ema_decay=0.99, shift_pixels=2),
 }
+ARTICLE = Recipe(5, 64, "adam", 1e-3, schedule="constant", shift_pixels=0, flip=False, is_fixed=True, only_divides=True)
+"""The settings of the articles' Keras code, with which the tutorials' networks learn what the articles print."""
+NAMED = {"article": ARTICLE}
+"""Recipes for any network, by the value of `--recipe`."""
+
 OTHERS = "article-cnn"
 """The network whose recipe all networks without one take."""
 
@@ -107,29 +119,35 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 """Of pixels of 0 to 1, by channel, as torchvision, timm and most others have them."""
 
 
-def recipe(network: str) -> Recipe:
-    """The recipe of a network given as NAME or NAME:option=value,..."""
+def recipe(network: str, name: str | None = None) -> Recipe:
+    """The recipe of this name, of NAMED; else that of the network, given as NAME or NAME:option=value,..."""
+    if name is not None:
+        return NAMED[name]
     return RECIPES.get(network.partition(":")[0], RECIPES[OTHERS])
 
 
-def settings(network: str, training_items: int, **given: Any) -> Settings:
-    """The network's recipe, with the given values (other than None) in place of its own.
+def settings(network: str, training_items: int, base: Recipe | None = None, channels: int = 1, **given: Any) -> Settings:
+    """The recipe `base`, else that of the network, with the given values (other than None) in place of its own.
 
     Below SMALL_ITEMS training images the default batch size is SMALL_BATCH, so that an epoch still has enough steps. If the batch
     size differs from the recipe's, the default learning rate is scaled: by the square root of the ratio for Adam and AdamW (Malladi
     et al., arXiv:2205.10287), in proportion for SGD (Goyal et al., arXiv:1706.02677). If the optimiser differs from the recipe's,
     the default learning rate is from a recipe with that optimiser. With weights from a file it is for the last layer, and
-    FINE_TUNING of it for the others.
+    FINE_TUNING of it for the others. The rate of a recipe that `is_fixed` is not scaled. `channels` are those of the input.
     """
-    base = recipe(network)
+    base = base or recipe(network)
     given = {name: value for name, value in given.items() if value is not None}
-    chosen = {name: value for name, value in vars(base).items() if name != "shift_pixels"} | given
-    if "batch_size" not in given and training_items < SMALL_ITEMS:
+    chosen = {name: value for name, value in vars(base).items() if name in Settings.__dataclass_fields__} | given
+    if base.only_divides:
+        chosen |= {"mean": given.get("mean") or (0.0,) * channels, "std": given.get("std") or (1.0,) * channels}
+    if "batch_size" not in given and training_items < SMALL_ITEMS and not base.is_fixed:
         chosen["batch_size"] = min(base.batch_size, SMALL_BATCH)
     if "learning_rate" not in given:
         like = base if chosen["optimizer"] == base.optimizer else RECIPES["resnet18" if chosen["optimizer"] == "sgd" else OTHERS]
         ratio = chosen["batch_size"] / like.batch_size
         scale = ratio if chosen["optimizer"] == "sgd" else math.sqrt(ratio)
+        if base.is_fixed and like is base:
+            scale = 1.0
         rate = float(f"{like.learning_rate * scale:.3g}")
         if chosen.get("weights"):
             chosen.setdefault("head_learning_rate", rate)
@@ -145,6 +163,11 @@ def describe() -> str:
     for name, each in RECIPES.items():
         numbers = (each.learning_rate, each.weight_decay, each.label_smoothing, each.ema_decay)
         lines.append(row(name, each.epochs, each.batch_size, each.optimizer, *(f"{number:g}" for number in numbers)))
+    lines.append(
+        f"  The recipe article, for any network: {ARTICLE.optimizer}, a constant learning rate of {ARTICLE.learning_rate:g},\n"
+        f"  batches of {ARTICLE.batch_size}, {ARTICLE.epochs} epochs, pixels divided by 255, neither shifted nor mirrored: the "
+        "settings of the articles' Keras code."
+    )
     lines.append(f"  Other networks: as {OTHERS}. Below {SMALL_ITEMS:,} training images the batch size is {SMALL_BATCH}.")
     lines.append("  The learning rate scales with the batch size: with its square root for Adam, in proportion for SGD.")
     lines.append(f"  With --weights it is the last layer's; that of the others is {FINE_TUNING:g} of it.")

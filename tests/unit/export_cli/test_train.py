@@ -128,3 +128,15 @@ def test_ctrl_c_leaves_a_checkpoint_and_prints_a_command_that_resumes(tmp_path: 
     assert "epoch 1/6" not in resumed.output
     assert "epoch 6/6" in resumed.output
     assert [json.loads(line)["epoch"] for line in (run / "metrics.jsonl").read_text().splitlines()] == list(range(1, 7))
+
+
+def test_one_flag_trains_with_the_settings_of_the_articles(tmp_path: Path) -> None:
+    arguments = ["--data", "digits", "--network", "twelve-filters", "--recipe", "article", "--epochs", "1"]
+    done = CliRunner().invoke(train, [*arguments, "--output", str(tmp_path / "run")])
+    assert done.exit_code == 0, done.output
+    found = load_checkpoint(tmp_path / "run")
+    assert (found.settings.schedule, found.settings.learning_rate, found.settings.batch_size) == ("constant", 1e-3, 64)
+    assert (found.mean, found.std, found.augmentation) == ((0.0,), (255.0,), "not shifted, not mirrored")
+    refused = CliRunner().invoke(train, [*arguments, "--output", str(tmp_path / "other"), "--recipe", "own"])
+    assert refused.exit_code == 2
+    assert "'own' is not 'article'" in refused.output

@@ -8,7 +8,7 @@ from service.model.contract import Contract, Head, Origin
 from service.model.input_spec import InputSpec, Resizing
 
 TRAINING = {
-    "data": "folder", "data_digest": "1f", "network": "n", "epochs": 1, "seed": 0,
+    "data": "folder", "data_digest": "1f", "network": "n", "epochs": 1, "parameters": 7, "seed": 0,
     "accuracy": 0.9, "accuracy_interval": [0.8, 0.95], "temperature": 1.25, "calibration_error": 0.02,
     "versions": {"torch": "2"}, "commit": "abc",
 }  # fmt: skip
