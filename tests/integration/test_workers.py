@@ -335,7 +335,7 @@ def test_the_port_is_reserved_while_the_workers_load(repository: Path, supervise
 
 def test_workers_that_cannot_start_end_the_server_with_one_clear_line(repository: Path, tmp_path: Path) -> None:
     serve: list[str | Path] = ["serve", repository, "--grpc-port", "0", "--http-port", "0", "--workers", "2"]
-    assert "0 is not in the range" in one_line(convoy(*serve[:-1], "0"))
+    assert "'0' is not accepted: give auto or an integer from 1 to 256" in one_line(convoy(*serve[:-1], "0"))
     assert "provider 'cuda' is not in the installed ONNX Runtime" in one_line(convoy(*serve, "--provider", "cuda"))
     assert "no repository folder" in one_line(convoy("serve", tmp_path / "nowhere", *serve[2:]))
     assert "must be PEM files that belong together" in one_line(
