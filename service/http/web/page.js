@@ -45,7 +45,7 @@ function card(model) {
   const aliases = Object.entries(model.aliases).map(([alias, version]) => `${alias} is version ${version}`);
   box.append(make("h3", model.name));
   if (aliases.length) box.append(make("p", aliases.join(", "), "faint"));
-  const shares = Object.entries(model.shares).map(([version, share]) => `version ${version} ${Number((100 * share).toFixed(2))} %`);
+  const shares = Object.entries(model.shares).map(([version, share]) => `${Number((100 * share).toFixed(2))}\u00a0% to version ${version}`);
   if (model.versions.length > 1 && shares.length) box.append(make("p", `requests that name no version: ${shares.join(", ")}`, "faint"));
   if (model.idle.length) box.append(make("p", `in the repository, not served: ${model.idle.join(", ")}`, "faint"));
   model.versions.forEach((version, index) => {
