@@ -25,6 +25,9 @@ REQUEST_ID = "request-id"
 
 _LATEST = re.compile(r"latest:[1-9][0-9]{0,8}")
 
+CHOOSING_KEYS = {"versions", "aliases", "default", "traffic", "traffic_key"}
+"""The keys that say which versions answer. Without any other changed, no version is loaded again."""
+
 MAX_TIMEOUT_SECONDS = 1e9
 """Longest timeout of a request, set by the request or by the policy of its model."""
 

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import hypothesis
@@ -107,7 +108,7 @@ def repository(tmp_path: Path, model_file: Path) -> Path:
 @pytest.fixture
 def settings_taken_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A scan takes settings as it finds them, for tests that write them and scan themselves."""
-    monkeypatch.setattr("service.engine.version_files.SETTINGS_SETTLE_SECONDS", -float("inf"))
+    monkeypatch.setattr("service.engine.settings_files.SETTLE_SECONDS", -float("inf"))
 
 
 def put(model_file: Path, repository: Path, name: str, version: int) -> Path:
@@ -275,6 +276,18 @@ def full_disk(most_bytes: int = 10) -> Iterator[None]:
 Spawn = Callable[..., ServerProcess]
 
 
+def wait_until_ready(process: subprocess.Popen[Any], ready: Path, log: Path) -> dict[str, int]:
+    """What a server's ready file has: its `pid`, `grpc_port` and `http_port`."""
+    deadline = time.monotonic() + 60
+    while not ready.exists():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.02)
+    ports: dict[str, int] = json.loads(ready.read_text())
+    assert ports["pid"] == process.pid
+    return ports
+
+
 @pytest.fixture
 def spawn(tmp_path: Path, transport_name: str) -> Iterator[Spawn]:
     """Starts `convoy serve` processes on free ports, waits until they are ready, and kills what is left at the end."""
@@ -289,13 +302,7 @@ def spawn(tmp_path: Path, transport_name: str) -> Iterator[Spawn]:
                 stderr=output, stdout=output, text=True,
             )  # fmt: skip
         started.append(process)
-        deadline = time.monotonic() + 60
-        while not ready.exists():
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.02)
-        ports = json.loads(ready.read_text())
-        assert ports["pid"] == process.pid
+        ports = wait_until_ready(process, ready, log)
         return ServerProcess(process, ports["grpc_port"], ports["http_port"], log)
 
     yield start

@@ -17,8 +17,9 @@ from service.engine.instances import load_instances, start_batcher
 from service.engine.registry import Registry
 from service.engine.routing import Routing, make_routing
 from service.engine.served_version import Fingerprint, ServedVersion
+from service.engine.settings_files import SettingsFiles
 from service.engine.trial import Trial, TrialsClosed, TryVersion
-from service.engine.version_files import SETTLE_SECONDS, SettingsFiles, VersionFiles
+from service.engine.version_files import SETTLE_SECONDS, VersionFiles
 from service.errors import (
     MAX_REASON_CHARACTERS,
     FilesChanged,
@@ -43,12 +44,12 @@ from service.model.repository_layout import (
 from service.model.session import ProviderUnavailable, fell_back
 from service.observability.metrics import Metrics
 from service.observability.trace_context import TraceContext
-from service.policy import LATEST, Policy
+from service.policy import CHOOSING_KEYS, LATEST, Policy
 from service.process.malloc import return_freed_memory
 from service.triton.config_file import CONFIG_FILE
 from service.triton.labels import declared_labels, label_paths
 from service.triton.model_config import TritonSettings
-from service.triton.settings import ModelSettings, read_settings, settings_paths
+from service.triton.settings import ModelSettings
 from service.triton.warmup import warmup_files
 
 if TYPE_CHECKING:
@@ -58,9 +59,6 @@ log = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 30.0
 """What fails for a passing reason is loaded again after so long; and then whenever the time since it first failed has doubled."""
-
-READS_OF_SETTINGS = 5
-"""Settings that change while they are read are read again, so often."""
 
 _WRITTEN = "its files are still being written"
 
@@ -107,8 +105,8 @@ class Only(NamedTuple):
 
     def applied(self, settings: ModelSettings) -> ModelSettings:
         """The settings of a model, with this version in place of those that they choose."""
-        names = {"aliases": {}, "default": LATEST, "traffic": {}, "traffic_key": ""}
-        policy = settings.policy.model_copy(update={"versions": str(self.version), **names})
+        defaults = {key: Policy.model_fields[key].default for key in CHOOSING_KEYS}
+        policy = settings.policy.model_copy(update={**defaults, "versions": str(self.version)})
         triton = settings.triton._replace(model_file=self.file) if self.file else settings.triton
         return settings._replace(policy=policy, triton=triton)
 
@@ -168,7 +166,7 @@ class ModelLoader:
         self._files = VersionFiles(whole_folders=surroundings.trusted is not None)
         self._unsettled: set[int] = set()
         self._asked = False
-        self._settings_files = SettingsFiles()
+        self._settings_files = SettingsFiles(surroundings.folder, name, surroundings.policies)
         self._settings = ModelSettings(Policy())
 
     def scan(self) -> None:
@@ -262,17 +260,16 @@ class ModelLoader:
             self._set_problem(f"its folder cannot be read: {error.strerror}")
             return
         self._found = tuple(found) if self._shared.only is None else ()
-        paths = settings_paths(folder, name, self._shared.policies)
         self.settings_wait = False
         try:
-            settings = self._read_settings(paths, wait=wait and bool(current))
+            settings = self._settings_files.read(wait=wait and bool(current))
         except UserError as error:
             reason = short_reason(error)
             self._set_problem("" if found else reason)
             self._forget_failures(keep=found[-1:])
             self._set_waiting()
             if found:
-                self._fail(found[-1], self._settings_files.states(paths), "invalid", reason, what="policy")
+                self._fail(found[-1], self._settings_files.states(), "invalid", reason, what="policy")
             return
         self.settings_wait = settings is None
         if settings is None:
@@ -318,26 +315,6 @@ class ModelLoader:
                     if served not in (*current.values(), *self._served()):
                         served.close()
 
-    def _read_settings(self, paths: tuple[Path, ...], *, wait: bool) -> ModelSettings | None:
-        """The settings that the files had at one moment; with `wait`, None while they are being written.
-
-        Raises UserError as `read_settings`.
-        """
-        files, read = self._settings_files, partial(read_settings, self._shared.folder, self._name, self._shared.policies)
-        for _ in range(READS_OF_SETTINGS):
-            states = files.states(paths)
-            if wait and not files.are_settled():
-                return None
-            try:
-                settings = read()
-            except UserError:
-                if files.states(paths) == states:
-                    raise
-            else:
-                if files.states(paths) == states:
-                    return settings
-        return read()
-
     def _note(self, settings: ModelSettings) -> None:
         """Takes new settings, for the audit log, and says what of config.pbtxt is not used."""
         self._settings = settings
@@ -364,7 +341,7 @@ class ModelLoader:
             *label_paths(folder / name, triton).values(),
         )
         beside = [*labels, *warmup_files(folder / name, triton.warmup)]
-        keys = policy.model_dump(exclude={"versions", "aliases", "default", "traffic", "traffic_key"})
+        keys = policy.model_dump(exclude=CHOOSING_KEYS)
         fingerprint = (files, *map(file_state, beside), keys, triton._replace(unused=()))
         if files[0] is None:
             problem = _access_problem(path)

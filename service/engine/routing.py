@@ -78,7 +78,10 @@ def make_routing(policy: Policy, served: Collection[int], asked_for: Collection[
 
     traffic = tuple((version(name), weight) for name, weight in policy.traffic.items())
     traffic = tuple((version, weight) for version, weight in traffic if version in served and weight)
-    return Routing(policy.aliases, latest, version(policy.default), traffic, policy.traffic_key)
+    default = version(policy.default)
+    if traffic and default not in served:
+        default, _ = max(traffic, key=lambda each: each[1])  # what is asked of the model beside requests is answered, as they are
+    return Routing(policy.aliases, latest, default, traffic, policy.traffic_key)
 
 
 def _fraction(key: str | bytes) -> float:

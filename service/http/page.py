@@ -99,8 +99,9 @@ class Page:
     def _models(self, _: Request) -> Response:
         """The served versions, and those that are not served, with the reason."""
         served = self._repository.served
+        index = self._repository.index()
         idle: dict[str, list[str]] = {}
-        for entry in self._repository.index():
+        for entry in index:
             if entry.state == "IDLE":
                 idle.setdefault(entry.name, []).append(entry.number)
         return json_response(
@@ -118,7 +119,7 @@ class Page:
                 ],
                 "troubles": [
                     entry._asdict() | {"version": entry.number}
-                    for entry in self._repository.index()
+                    for entry in index
                     if entry.state not in ("READY", "IDLE") or entry.reason
                 ],
             }

@@ -46,7 +46,6 @@ class ModelInfoServicer:
 
     def list_models(self) -> pb.ListModelsResponse:
         """The state of every version."""
-        routing = self._repository.routing
         return pb.ListModelsResponse(
             models=[
                 pb.ModelStatus(
@@ -54,10 +53,11 @@ class ModelInfoServicer:
                     version=entry.number,
                     state=_STATES[entry.state],
                     reason=entry.reason,
-                    aliases=[alias for alias, version in routing(entry.name).aliases.items() if version == entry.version],
-                    share=routing(entry.name).shares().get(entry.version, 0.0) if entry.state == "READY" else 0.0,
+                    aliases=[alias for alias, version in routing.aliases.items() if version == entry.version],
+                    share=routing.shares().get(entry.version, 0.0) if entry.state == "READY" else 0.0,
                 )
                 for entry in self._repository.index()
+                for routing in [self._repository.routing(entry.name)]
             ]
         )
 

@@ -1,7 +1,6 @@
 """The build at hand gives the answers of pure Python, byte for byte, and says which one it is."""
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -23,6 +22,7 @@ from export.data.datasets import Dataset
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.pb.inference import open_inference_pb2 as oip
 from service.rpc import wire
+from tests.conftest import wait_until_ready
 
 ROOT = Path(__file__).parents[2]
 BUILD = "pure Python" if str(wire.__file__).endswith(".py") else "compiled"
@@ -63,12 +63,7 @@ def serving(folder: Path, repository: Path, files: Path) -> Iterator[Program]:
             stdout=output, stderr=output, cwd=folder, env=environment(folder),
         )  # fmt: skip
     try:
-        deadline = time.monotonic() + 60
-        while not ready.exists():
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.02)
-        ports = json.loads(ready.read_text())
+        ports = wait_until_ready(process, ready, log)
         yield Program(folder, ports["grpc_port"], ports["http_port"], log)
     finally:
         process.terminate()

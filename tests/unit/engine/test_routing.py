@@ -43,6 +43,7 @@ def test_what_is_not_served_gets_no_share() -> None:
     assert routing(policy, [3, 2, 1], [3]).shares() == {1: 0.9, 2: 0.05, 3: 0.05}
     assert routing(policy, [3, 1], [3]).shares() == {1: 90 / 95, 3: 5 / 95}
     assert routing(policy, [4], [4]).shares() == {4: 1.0}, "of those none: the default"
+    assert routing(policy | {"default": 9}, [2, 1], []).default == 1, "while it is not served"
     assert routing({"traffic": {"1": 1, "latest": 3}}, [1], [1]).shares() == {1: 1.0}, "two names of one version"
 
 

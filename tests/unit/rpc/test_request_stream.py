@@ -1,46 +1,18 @@
 """A stream whose server begins to drain while a message is started: the request stays unanswered, and the client sends it again."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import pytest
 
 from service.errors import InvalidRequest, RequestError, Unavailable
 from service.pb.convoy.v1 import classifier_pb2 as pb
-from service.rpc.call import NEVER, Stream, StreamCall
+from service.rpc.call import Stream
 from service.rpc.request_stream import RequestStream, StreamRequest
-from service.rpc.status import Status
-from tests.integration.transport_service import RecordingMethodObserver, RecordingObserver
+from tests.unit.rpc.recorded_stream import RecordedStream
 
 MESSAGE = pb.ClassifyStreamRequest()
 METHOD = Stream("/c.C/ClassifyStream", pb.ClassifyStreamRequest, lambda _: None, "bidi_stream")  # type: ignore[arg-type, return-value]
-
-
-class ACall(StreamCall):
-    """A stream without a transport: notes what is sent, and how it ends."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            METHOD, NEVER, (), RecordingMethodObserver(RecordingObserver(), "bidi_stream", METHOD.service, METHOD.name)
-        )
-        self.sent: list[bytes] = []
-        self.status: Status | None = None
-
-    def peer(self) -> str:
-        return ""
-
-    def certificate_names(self) -> Sequence[str]:
-        return ()
-
-    def _read(self) -> None:
-        pass
-
-    def _write(self, payload: bytes, *, more: bool) -> None:
-        self.sent.append(payload)
-        self.written()
-
-    def _close(self, status: Status) -> None:
-        self.status = status
 
 
 def refuses(
@@ -54,7 +26,7 @@ def refuses(
 @pytest.mark.parametrize("drains", [True, False])
 @pytest.mark.parametrize("error", [Unavailable("the server is draining"), InvalidRequest("no items")])
 def test_what_is_refused_for_the_drain_alone_stays_unanswered(drains: bool, error: RequestError) -> None:
-    call, streams = ACall(), list[RequestStream]()
+    call, streams = RecordedStream(METHOD), list[RequestStream]()
     stream = RequestStream(call, partial(refuses, error, streams), lambda *_: b"an error")
     if drains:
         streams.append(stream)

@@ -1,6 +1,6 @@
 """Messages of streams that differ from earlier ones in their content alone are not parsed, and mean what parsed ones mean."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -20,42 +20,14 @@ from service.observability.metrics import Metrics
 from service.open_inference.shared_memory import SharedMemory
 from service.pb.convoy.v1 import classifier_pb2 as pb
 from service.pb.inference import open_inference_pb2 as oip
-from service.requests.principal import Peers
-from service.rpc.call import NEVER, Receiver, Stream, StreamCall
+from service.rpc.call import Receiver, Stream
 from service.rpc.classify import ClassifyServicer
 from service.rpc.dispatch import deliver_small
 from service.rpc.open_inference import InferServicer
-from service.rpc.status import Status
-from tests.integration.transport_service import RecordingMethodObserver, RecordingObserver
 from tests.served import served_version
+from tests.unit.rpc.recorded_stream import RecordedStream
 
 SHAPE = (1, 28, 28, 1)
-
-
-class ACall(StreamCall):
-    """A stream without a transport: notes what is sent."""
-
-    def __init__(self, method: Stream) -> None:
-        observer = RecordingMethodObserver(RecordingObserver(), "bidi_stream", method.service, method.name)
-        super().__init__(method, NEVER, (), observer)
-        self.principal = Peers().principal(b"ipv4:127.0.0.1:40404")
-        self.sent: list[bytes] = []
-
-    def peer(self) -> str:
-        return ""
-
-    def certificate_names(self) -> Sequence[str]:
-        return ()
-
-    def _read(self) -> None:
-        pass
-
-    def _write(self, payload: bytes, *, more: bool) -> None:
-        self.sent.append(payload)
-        self.written()
-
-    def _close(self, status: Status) -> None:
-        pass
 
 
 class Queries(RequestObserver):
@@ -102,7 +74,7 @@ def infer_message(pixels: bytes, model: str = "m") -> bytes:
 
 
 Write = Callable[..., bytes]
-Opened = tuple[Queries, Stream, Receiver, ACall, Write]
+Opened = tuple[Queries, Stream, Receiver, RecordedStream, Write]
 
 
 @pytest.fixture(params=["ClassifyStream", "ModelStreamInfer"])
@@ -113,7 +85,7 @@ def opened(request: pytest.FixtureRequest) -> Opened:
     servicer = ClassifyServicer(classifier) if classify else InferServicer(classifier, SharedMemory())
     method = servicer.methods()[1]
     assert isinstance(method, Stream)
-    call = ACall(method)
+    call = RecordedStream(method)
     return queries, method, method.open(call), call, classify_message if classify else infer_message
 
 
